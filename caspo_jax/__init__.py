@@ -1,0 +1,1 @@
+"""caspo_jax: confidence-aligned reasoning models in pure JAX (CASPO, CaT, faithful confidence)."""
