@@ -1,0 +1,256 @@
+"""ModelConfig: what a Hugging Face config.json says, or a refusal by name."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from caspo_jax.errors import UserError
+from caspo_jax.models.rope import RopeConfig
+
+# model_type -> (architecture class, has q/k norms)
+ARCHITECTURES = {
+    "qwen2": "Qwen2ForCausalLM",
+    "qwen3": "Qwen3ForCausalLM",
+    "llama": "LlamaForCausalLM",
+}
+DTYPES = ("float32", "bfloat16", "float16")
+# Qwen3 configs may leave head_dim out, and then it is not hidden_size / heads.
+_QWEN3_HEAD_DIM = 128
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelConfig:
+    """Shape and constants of a decoder (Qwen2/2.5, Qwen3, Llama 3.x). Hashable: it is part of the graphdef."""
+
+    model_type: str  # qwen2 | qwen3 | llama
+    vocab_size: int  # V
+    hidden_size: int  # E
+    intermediate_size: int
+    num_layers: int  # L
+    num_heads: int  # H
+    num_kv_heads: int  # G
+    head_dim: int  # D
+    rope: RopeConfig = RopeConfig()
+    rms_norm_eps: float = 1e-6
+    max_position_embeddings: int = 2048
+    tie_word_embeddings: bool = False
+    qkv_bias: bool = False
+    output_bias: bool = False  # bias of the attention's output projection
+    mlp_bias: bool = False
+    initializer_range: float = 0.02
+    dtype: str = "float32"  # the dtype the checkpoint says it is stored in
+    bos_token_id: int | None = None
+    pad_token_id: int | None = None
+    eos_token_ids: tuple[int, ...] = ()  # config.json, generation_config.json and tokenizer, merged
+    generation_json: str | None = None  # generation_config.json as it was, kept on export
+
+    def __post_init__(self):
+        for name in (
+            "vocab_size",
+            "hidden_size",
+            "intermediate_size",
+            "num_layers",
+            "num_heads",
+            "num_kv_heads",
+        ):
+            if getattr(self, name) < 1:
+                raise UserError(f"config: {name} must be at least 1, not {getattr(self, name)}")
+        if self.num_heads % self.num_kv_heads:
+            raise UserError(
+                f"config: num_attention_heads {self.num_heads} is no multiple of num_key_value_heads {self.num_kv_heads}"
+            )
+        if self.head_dim < 2 or self.head_dim % 2:
+            raise UserError(f"config: head_dim must be even, not {self.head_dim}")
+
+    @property
+    def qk_norm(self) -> bool:
+        """Whether queries and keys are RMS-normalised per head (Qwen3)."""
+        return self.model_type == "qwen3"
+
+    @classmethod
+    def from_hf(cls, source: Mapping[str, Any] | str | Path) -> ModelConfig:
+        """Reads a config.json in either dialect; refuses by name what this decoder does not compute.
+
+        Args:
+          source: the parsed dictionary, the path of a config.json, or of the folder that holds one (then
+            generation_config.json beside it is read too).
+
+        Raises:
+          UserError: unknown architecture, rope type, activation, sliding windows in use, quantisation, a missing key.
+        """
+        if isinstance(source, Mapping):
+            return _from_dict(source, "config.json", None)
+        path = Path(source)
+        path = path / "config.json" if path.is_dir() else path
+        config = read_json(path)
+        generation = path.parent / "generation_config.json"
+        text = None
+        if generation.exists():
+            read_json(generation)
+            text = generation.read_text(encoding="utf-8")
+        return _from_dict(config, str(path), text)
+
+    def to_hf(self, dtype: str | None = None) -> dict[str, Any]:
+        """Returns config.json in both dialects at once: transformers 5 reads the one, older readers the other."""
+        rope = self.rope.to_hf()
+        scaling = {key: value for key, value in rope.items() if key != "rope_theta"}
+        eos: int | list[int] | None = list(self.eos_token_ids) or None
+        if len(self.eos_token_ids) == 1:
+            eos = self.eos_token_ids[0]
+        config: dict[str, Any] = {
+            "architectures": [ARCHITECTURES[self.model_type]],
+            "attention_bias": self.qkv_bias,
+            "attention_dropout": 0.0,
+            "bos_token_id": self.bos_token_id,
+            "dtype": dtype or self.dtype,
+            "eos_token_id": eos,
+            "head_dim": self.head_dim,
+            "hidden_act": "silu",
+            "hidden_size": self.hidden_size,
+            "initializer_range": self.initializer_range,
+            "intermediate_size": self.intermediate_size,
+            "max_position_embeddings": self.max_position_embeddings,
+            "model_type": self.model_type,
+            "num_attention_heads": self.num_heads,
+            "num_hidden_layers": self.num_layers,
+            "num_key_value_heads": self.num_kv_heads,
+            "pad_token_id": self.pad_token_id,
+            "rms_norm_eps": self.rms_norm_eps,
+            "rope_parameters": rope,
+            "rope_scaling": None if self.rope.rope_type == "default" else scaling,
+            "rope_theta": self.rope.theta,
+            "tie_word_embeddings": self.tie_word_embeddings,
+            "torch_dtype": dtype or self.dtype,
+            "use_cache": True,
+            "vocab_size": self.vocab_size,
+        }
+        if self.model_type == "llama":
+            config["mlp_bias"] = self.mlp_bias
+        else:
+            config["use_sliding_window"] = False
+            config["sliding_window"] = None
+            config["layer_types"] = ["full_attention"] * self.num_layers
+        if self.model_type == "qwen2":
+            del config["attention_bias"]  # always there in this architecture, and no key of its config
+        return dict(sorted(config.items()))
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Parses a JSON object from a file.
+
+    Raises:
+      UserError: the file is missing, unreadable, no JSON, or no object.
+    """
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{path}: file not found") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: cannot be read ({error})") from error
+    except json.JSONDecodeError as error:
+        raise UserError(f"{path}:{error.lineno}: not valid JSON ({error.msg})") from error
+    if not isinstance(value, dict):
+        raise UserError(f"{path}: expected a JSON object, found {type(value).__name__}")
+    return value
+
+
+def merge_eos(*sources: int | list[int] | tuple[int, ...] | None) -> tuple[int, ...]:
+    """Merges end-of-sequence ids, each given as an id, a list or None, keeping the order of first mention."""
+    ids: list[int] = []
+    for source in sources:
+        for token in source if isinstance(source, list | tuple) else [source]:
+            if token is not None and int(token) not in ids:
+                ids.append(int(token))
+    return tuple(ids)
+
+
+def _from_dict(config: Mapping[str, Any], where: str, generation_json: str | None) -> ModelConfig:
+    model_type = config.get("model_type")
+    architectures = config.get("architectures") or []
+    named = architectures[0] if architectures else model_type
+    if model_type not in ARCHITECTURES or (architectures and named != ARCHITECTURES[model_type]):
+        known = ", ".join(ARCHITECTURES.values())
+        raise UserError(
+            f"{where}: architecture {named!r} (model_type {model_type!r}) is not supported (known: {known})"
+        )
+    if config.get("quantization_config"):
+        method = config["quantization_config"].get("quant_method", "unknown")
+        raise UserError(
+            f"{where}: quantised checkpoints ({method}) are not supported; use the unquantised one"
+        )
+    activation = config.get("hidden_act", "silu")
+    if activation not in ("silu", "swish"):
+        raise UserError(f"{where}: hidden_act {activation!r} is not supported (only silu)")
+    num_layers = _integer(config, "num_hidden_layers", where)
+    _refuse_sliding_windows(config, num_layers, where)
+    hidden, heads = _integer(config, "hidden_size", where), _integer(config, "num_attention_heads", where)
+    head_dim = config.get("head_dim")
+    if head_dim is None:
+        if model_type == "qwen3":
+            head_dim = _QWEN3_HEAD_DIM
+        elif hidden % heads:
+            raise UserError(f"{where}: hidden_size {hidden} is no multiple of num_attention_heads {heads}")
+        else:
+            head_dim = hidden // heads
+    attention_bias = bool(config.get("attention_bias", False))
+    dtype = str(config.get("dtype") or config.get("torch_dtype") or "float32").removeprefix("torch.")
+    if dtype not in DTYPES:
+        raise UserError(f"{where}: dtype {dtype!r} is not supported (known: {', '.join(DTYPES)})")
+    generation = json.loads(generation_json) if generation_json else {}
+    bos = config.get("bos_token_id")
+    pad = config.get("pad_token_id")
+    return ModelConfig(
+        model_type=model_type,
+        vocab_size=_integer(config, "vocab_size", where),
+        hidden_size=hidden,
+        intermediate_size=_integer(config, "intermediate_size", where),
+        num_layers=num_layers,
+        num_heads=heads,
+        num_kv_heads=heads
+        if config.get("num_key_value_heads") is None
+        else _integer(config, "num_key_value_heads", where),
+        head_dim=int(head_dim),
+        rope=RopeConfig.from_hf(config, where),
+        rms_norm_eps=float(config.get("rms_norm_eps", 1e-6)),
+        max_position_embeddings=int(config.get("max_position_embeddings", 2048)),
+        tie_word_embeddings=bool(config.get("tie_word_embeddings", False)),
+        qkv_bias=True if model_type == "qwen2" else attention_bias,
+        output_bias=False if model_type == "qwen2" else attention_bias,
+        mlp_bias=bool(config.get("mlp_bias", False)) if model_type == "llama" else False,
+        initializer_range=float(config.get("initializer_range", 0.02)),
+        dtype=dtype,
+        bos_token_id=generation.get("bos_token_id") if bos is None else bos,
+        pad_token_id=generation.get("pad_token_id") if pad is None else pad,
+        eos_token_ids=merge_eos(config.get("eos_token_id"), generation.get("eos_token_id")),
+        generation_json=generation_json,
+    )
+
+
+def _integer(config: Mapping[str, Any], key: str, where: str) -> int:
+    value = config.get(key)
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise UserError(f"{where}: {key} must be an integer, not {value!r}")
+    return value
+
+
+def _refuse_sliding_windows(config: Mapping[str, Any], num_layers: int, where: str) -> None:
+    """A window that no layer uses (most Qwen configs carry one) is no obstacle; one in use is."""
+    if config.get("model_type") == "llama":
+        return  # this architecture has none, whatever its config carries
+    layer_types = config.get("layer_types")
+    if layer_types is None:
+        window = config.get("sliding_window", 4096) if config.get("use_sliding_window", False) else None
+        slides = window is not None and config.get("max_window_layers", 28) < num_layers
+    else:
+        unknown = sorted(set(layer_types) - {"full_attention", "sliding_attention"})
+        if unknown:
+            raise UserError(f"{where}: layer type {unknown[0]!r} is not supported (only full_attention)")
+        slides = "sliding_attention" in layer_types
+    if slides:
+        raise UserError(
+            f"{where}: sliding-window attention is in use and is not supported (only full attention)"
+        )

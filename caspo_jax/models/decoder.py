@@ -1,0 +1,238 @@
+"""The decoder: Qwen2/2.5, Qwen3 and Llama 3.x in one module, layers stacked and scanned."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax import lax
+
+from caspo_jax.models.attention import attend, precision
+from caspo_jax.models.cache import KVCache
+from caspo_jax.models.config import ModelConfig
+from caspo_jax.models.rope import rotate, rotation
+from caspo_jax.models.weights import Weight, weights
+
+Layer = Mapping[str, jax.Array]  # the weights of one layer, without the stacked axis
+
+
+class Layers(nnx.Module):
+    """The weights of all layers: one parameter per kind, each with a leading axis L."""
+
+
+class Decoder(nnx.Module):
+    """A causal language model: token ids to logits.
+
+    Every parameter is an `nnx.Param` and there is no other state, so `nnx.split(model)` gives (graphdef, params).
+    Layers run under `lax.scan`: compile time does not grow with depth. float32 means full precision in every
+    product on every backend; bfloat16 means bf16 operands with float32 logits, softmax and norms.
+
+    Args:
+      config: shape and constants.
+      dtype: dtype of the computation.
+      param_dtype: dtype of the parameters, `dtype` if None (float32 parameters with bf16 compute are possible).
+      rngs: source of the initial weights: normal(0, initializer_range), norms 1, biases 0.
+
+    Source: Touvron et al. 2023 and the Llama 3 report (arXiv 2407.21783); Qwen2.5 (2412.15115); Qwen3 (2505.09388).
+    """
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        *,
+        dtype: jax.typing.DTypeLike = jnp.float32,
+        param_dtype: jax.typing.DTypeLike | None = None,
+        rngs: nnx.Rngs,
+    ):
+        self.config = config
+        self.dtype = jnp.dtype(dtype)
+        self.layers = Layers()
+        for weight in weights(config):
+            owner = self.layers if weight.stacked else self
+            value = _initial(weight, config, jnp.dtype(param_dtype or dtype), rngs)
+            setattr(owner, weight.name, nnx.Param(value))
+
+    def __call__(
+        self, token_ids: jax.Array, positions: jax.Array | None = None, mask: jax.Array | None = None
+    ) -> jax.Array:
+        """Next-token logits at every position.
+
+        Args:
+          token_ids: [B, T] int32; what stands in padding does not matter.
+          positions: [B, T] int32, by default counting the real tokens of the row from 0.
+          mask: [B, T] bool, the real tokens, on either side; None means all.
+
+        Returns:
+          [B, T, V] float32; entries at padding mean nothing.
+        """
+        return self.unembed(self.hidden_states(token_ids, positions, mask))
+
+    def hidden_states(
+        self,
+        token_ids: jax.Array,
+        positions: jax.Array | None = None,
+        mask: jax.Array | None = None,
+        *,
+        final_norm: bool = True,
+        remat: bool = False,
+    ) -> jax.Array:
+        """Last-layer states [B, T, E], after the final norm, or before it if `final_norm` is False.
+
+        Args:
+          token_ids: [B, T] int32.
+          positions: [B, T] int32 or None.
+          mask: [B, T] bool or None.
+          final_norm: whether to apply the last RMS norm (what the head sees).
+          remat: recompute each layer in the backward pass instead of keeping its activations.
+        """
+        x, _ = self._run(token_ids, positions, mask, keep_kv=False, remat=remat)
+        return self._norm(x, self.final_norm[...]) if final_norm else x
+
+    def unembedding(self) -> jax.Array:
+        """The output matrix [V, E] in the compute dtype: the embedding itself where tied."""
+        head = self.embed if self.config.tie_word_embeddings else self.lm_head
+        return head[...].astype(self.dtype)
+
+    def unembed(self, hidden: jax.Array) -> jax.Array:
+        """Logits [..., V] float32 of final states [..., E]."""
+        return jnp.einsum(
+            "...e,ve->...v",
+            hidden.astype(self.dtype),
+            self.unembedding(),
+            precision=precision(self.dtype),
+            preferred_element_type=jnp.float32,
+        )
+
+    def prefill(self, token_ids: jax.Array, mask: jax.Array, capacity: int) -> tuple[jax.Array, KVCache]:
+        """Reads prompts and returns what decoding starts from.
+
+        Args:
+          token_ids: [R, P] int32.
+          mask: [R, P] bool, real tokens, padding on either side.
+          capacity: columns S >= P of the cache; decoding writes from column P on.
+
+        Returns:
+          Logits after each row's last real token [R, V] float32, and the cache.
+        """
+        columns = token_ids.shape[1]
+        if capacity < columns:
+            raise ValueError(f"capacity {capacity} is smaller than the prompt's {columns} columns")
+        x, (k, v) = self._run(token_ids, None, mask, keep_kv=True, remat=False)
+        last = columns - 1 - jnp.argmax(mask[:, ::-1], axis=1)
+        x = jnp.take_along_axis(x, last[:, None, None], axis=1)[:, 0]
+        logits = self.unembed(self._norm(x, self.final_norm[...]))
+        extra = capacity - columns
+        pad = [(0, 0), (0, 0), (0, extra), (0, 0), (0, 0)]
+        valid = jnp.pad(mask.astype(jnp.bool_), [(0, 0), (0, extra)])
+        return logits, KVCache(k=jnp.pad(k, pad), v=jnp.pad(v, pad), valid=valid)
+
+    def decode_step(
+        self, cache: KVCache, token_ids: jax.Array, positions: jax.Array, column: jax.Array
+    ) -> tuple[jax.Array, KVCache]:
+        """One token a row: writes its keys and values at `column` and returns the next-token logits.
+
+        Args:
+          cache: R rows.
+          token_ids: [R] int32, the tokens to read.
+          positions: [R] int32, their positions in their own sequences (for the rotation).
+          column: scalar int32, the physical column, the same for all rows; it becomes valid in every row.
+
+        Returns:
+          [R, V] float32 logits and the cache.
+        """
+        valid = lax.dynamic_update_slice(cache.valid, jnp.ones((cache.rows, 1), jnp.bool_), (0, column))
+        cos, sin = rotation(self.config.rope, self.config.head_dim, positions[:, None])
+        x = self._embed(token_ids[:, None])
+
+        # The whole cache is carried and updated in place: as a scanned input it would be copied every step.
+        def layer_step(carry, inputs):
+            x, keys, values = carry
+            layer, index = inputs
+            q, k, v = self._qkv(layer, self._norm(x, layer["input_norm"]), cos, sin)
+            keys = lax.dynamic_update_slice(keys, k[None], (index, 0, column, 0, 0))
+            values = lax.dynamic_update_slice(values, v[None], (index, 0, column, 0, 0))
+            layer_keys = lax.dynamic_index_in_dim(keys, index, 0, keepdims=False)
+            layer_values = lax.dynamic_index_in_dim(values, index, 0, keepdims=False)
+            x = self._attention_output(layer, x, attend(q, layer_keys, layer_values, valid[:, None]))
+            return (self._mlp(layer, x), keys, values), None
+
+        steps = (self._stacked(), jnp.arange(self.config.num_layers))
+        (x, keys, values), _ = lax.scan(layer_step, (x, cache.k, cache.v), steps)
+        logits = self.unembed(self._norm(x[:, 0], self.final_norm[...]))
+        return logits, KVCache(k=keys, v=values, valid=valid)
+
+    def _run(
+        self,
+        token_ids: jax.Array,
+        positions: jax.Array | None,
+        mask: jax.Array | None,
+        *,
+        keep_kv: bool,
+        remat: bool,
+    ) -> tuple[jax.Array, Any]:
+        """All layers over whole sequences: states [B, T, E] before the final norm, and k, v [L, B, T, G, D]."""
+        length = token_ids.shape[1]
+        mask = jnp.ones(token_ids.shape, jnp.bool_) if mask is None else mask.astype(jnp.bool_)
+        if positions is None:
+            positions = jnp.maximum(jnp.cumsum(mask, axis=1) - 1, 0)
+        causal = jnp.tril(jnp.ones((length, length), jnp.bool_))
+        visible = causal[None] & mask[:, None, :]
+        cos, sin = rotation(self.config.rope, self.config.head_dim, positions)
+
+        def layer_step(x: jax.Array, layer: Layer):
+            q, k, v = self._qkv(layer, self._norm(x, layer["input_norm"]), cos, sin)
+            x = self._attention_output(layer, x, attend(q, k, v, visible))
+            return self._mlp(layer, x), ((k, v) if keep_kv else None)
+
+        step = jax.checkpoint(layer_step) if remat else layer_step
+        return lax.scan(step, self._embed(token_ids), self._stacked())
+
+    def _stacked(self) -> dict[str, jax.Array]:
+        """The layers' weights by name, [L, ...] each, in the compute dtype."""
+        names = [weight.name for weight in weights(self.config) if weight.stacked]
+        return {name: getattr(self.layers, name)[...].astype(self.dtype) for name in names}
+
+    def _embed(self, token_ids: jax.Array) -> jax.Array:
+        # Clipped: an id out of range may stand in padding, and a NaN there would reach real tokens through 0 * NaN.
+        return jnp.take(self.embed[...], token_ids, axis=0, mode="clip").astype(self.dtype)
+
+    def _norm(self, x: jax.Array, scale: jax.Array) -> jax.Array:
+        """RMS norm over the last axis in float32, returned in the compute dtype."""
+        x = x.astype(jnp.float32)
+        x = x * lax.rsqrt(jnp.mean(jnp.square(x), axis=-1, keepdims=True) + self.config.rms_norm_eps)
+        return (x * scale.astype(jnp.float32)).astype(self.dtype)
+
+    def _linear(self, layer: Layer, name: str, x: jax.Array) -> jax.Array:
+        y = jnp.dot(x, layer[name], precision=precision(self.dtype))
+        bias = layer.get(f"{name}_bias")
+        return y if bias is None else y + bias
+
+    def _qkv(
+        self, layer: Layer, x: jax.Array, cos: jax.Array, sin: jax.Array
+    ) -> tuple[jax.Array, jax.Array, jax.Array]:
+        """Rotated queries [B, T, H, D] and keys [B, T, G, D], and values [B, T, G, D]."""
+        shape = (*x.shape[:-1], -1, self.config.head_dim)
+        q, k, v = (self._linear(layer, name, x).reshape(shape) for name in ("q", "k", "v"))
+        if self.config.qk_norm:
+            q, k = self._norm(q, layer["q_norm"]), self._norm(k, layer["k_norm"])
+        return rotate(q, cos, sin), rotate(k, cos, sin), v
+
+    def _attention_output(self, layer: Layer, x: jax.Array, mixed: jax.Array) -> jax.Array:
+        return x + self._linear(layer, "o", mixed.reshape(*mixed.shape[:-2], -1))
+
+    def _mlp(self, layer: Layer, x: jax.Array) -> jax.Array:
+        hidden = self._norm(x, layer["mlp_norm"])
+        gated = jax.nn.silu(self._linear(layer, "gate", hidden)) * self._linear(layer, "up", hidden)
+        return x + self._linear(layer, "down", gated)
+
+
+def _initial(weight: Weight, config: ModelConfig, dtype: jnp.dtype, rngs: nnx.Rngs) -> jax.Array:
+    shape = (config.num_layers, *weight.shape) if weight.stacked else weight.shape
+    if weight.init == "ones":
+        return jnp.ones(shape, dtype)
+    if weight.init == "zeros":
+        return jnp.zeros(shape, dtype)
+    return (config.initializer_range * jax.random.normal(rngs.params(), shape, jnp.float32)).astype(dtype)

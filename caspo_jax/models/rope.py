@@ -1,0 +1,234 @@
+"""Rotary position embeddings: the published frequency schedules, and the rotation itself."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from caspo_jax.errors import UserError
+
+ROPE_TYPES = ("default", "linear", "llama3", "yarn")
+
+# Keys that each type understands beside `rope_type` and `rope_theta`; the first group is required.
+_REQUIRED: dict[str, tuple[str, ...]] = {
+    "default": (),
+    "linear": ("factor",),
+    "llama3": ("factor", "low_freq_factor", "high_freq_factor"),
+    "yarn": (),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class RopeConfig:
+    """The rope section of a checkpoint's config, whichever dialect it was written in."""
+
+    rope_type: str = "default"
+    theta: float = 10000.0
+    factor: float | None = None
+    original_max_position_embeddings: int | None = None  # llama3, yarn: the context before scaling
+    low_freq_factor: float | None = None  # llama3
+    high_freq_factor: float | None = None  # llama3
+    attention_factor: float | None = None  # yarn: scales cos and sin, given outright
+    mscale: float | None = None  # yarn
+    mscale_all_dim: float | None = None  # yarn
+    beta_fast: float | None = None  # yarn, 32 if None
+    beta_slow: float | None = None  # yarn, 1 if None
+    truncate: bool = True  # yarn: round the ramp's ends to whole dimensions
+
+    @classmethod
+    def from_hf(cls, config: Mapping[str, Any], where: str = "config.json") -> RopeConfig:
+        """Reads `rope_parameters` (transformers 5) or `rope_theta` + `rope_scaling` (hub configs).
+
+        `rope_scaling` wins where both are given and it is not null, as in transformers. The legacy key `type` is
+        read where `rope_type` is missing.
+
+        Args:
+          config: the parsed config.json.
+          where: its name, for messages.
+
+        Raises:
+          UserError: an unknown rope type, a partial rotation, a rope per layer type, a required key missing.
+        """
+        params = dict(config.get("rope_scaling") or config.get("rope_parameters") or {})
+        nested = [key for key, value in params.items() if isinstance(value, Mapping)]
+        if nested == ["full_attention"]:
+            params = dict(params["full_attention"])
+        elif nested:
+            raise UserError(
+                f"{where}: rope parameters per layer type ({', '.join(nested)}) are not supported"
+            )
+        rope_type = params.get("rope_type", params.get("type", "default"))
+        if rope_type not in ROPE_TYPES:
+            raise UserError(
+                f"{where}: rope type {rope_type!r} is not supported (known: {', '.join(ROPE_TYPES)})"
+            )
+        theta = params.get("rope_theta")
+        if theta is None:
+            theta = config.get("rope_theta")
+        if theta is None:  # `rope_scaling` won above but may not hold what `rope_parameters` does
+            theta = (config.get("rope_parameters") or {}).get("rope_theta")
+        partial = params.get("partial_rotary_factor", config.get("partial_rotary_factor"))
+        if partial not in (None, 1, 1.0):
+            raise UserError(f"{where}: partial_rotary_factor {partial} is not supported (only 1.0)")
+        missing = [key for key in _REQUIRED[rope_type] if params.get(key) is None]
+        if missing:
+            raise UserError(f"{where}: rope type {rope_type!r} needs {', '.join(missing)}")
+        context = config.get("max_position_embeddings")
+        original = None
+        if rope_type in ("llama3", "yarn"):
+            original = config.get("original_max_position_embeddings")
+            original = original or params.get("original_max_position_embeddings") or context
+            if original is None:
+                raise UserError(f"{where}: rope type {rope_type!r} needs original_max_position_embeddings")
+        factor = params.get("factor")
+        if rope_type == "yarn" and factor is None:
+            if context is None:
+                raise UserError(f"{where}: rope type 'yarn' needs factor")
+            factor = context / original
+        known = {
+            name: _number(params[name], name, where)
+            for name in (
+                "low_freq_factor",
+                "high_freq_factor",
+                "attention_factor",
+                "mscale",
+                "mscale_all_dim",
+                "beta_fast",
+                "beta_slow",
+            )
+            if params.get(name) is not None
+        }
+        return cls(
+            rope_type=rope_type,
+            theta=_number(10000.0 if theta is None else theta, "rope_theta", where),
+            factor=None if factor is None else _number(factor, "factor", where),
+            original_max_position_embeddings=None if original is None else int(original),
+            truncate=bool(params.get("truncate", True)),
+            **known,
+        )
+
+    def to_hf(self) -> dict[str, Any]:
+        """Returns the `rope_parameters` dictionary of transformers 5; unset keys are left out."""
+        params: dict[str, Any] = {"rope_type": self.rope_type, "rope_theta": self.theta}
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            if field.name not in ("rope_type", "theta", "truncate") and value is not None:
+                params[field.name] = value
+        if not self.truncate:
+            params["truncate"] = False
+        return params
+
+
+def _number(value: Any, name: str, where: str) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise UserError(f"{where}: {name} must be a number, not {value!r}")
+    return float(value)
+
+
+def inverse_frequencies(rope: RopeConfig, head_dim: int) -> tuple[np.ndarray, float]:
+    """Angular step per position of each rotated pair, and the factor on cos and sin.
+
+    default: `f_i = theta^(-2i/D)`; linear: `f_i / factor`; llama3 keeps short wavelengths, divides long ones by
+    `factor` and blends between; yarn blends `f_i` and `f_i / factor` by a ramp over dimensions and scales
+    cos and sin by `0.1 ln(factor) + 1` (or what `attention_factor`, `mscale`, `mscale_all_dim` say).
+    Float32 throughout, as checkpoints were trained: at position 1e5 one ulp of `f_i` already moves the angle.
+
+    Args:
+      rope: the schedule.
+      head_dim: D, even.
+
+    Returns:
+      Float32 frequencies [D/2] in radians a position, and the attention factor.
+
+    Source: Su et al. 2021 (RoPE); Peng et al. 2023, sections 3.2-3.4 (YaRN); Llama 3.1 model card.
+    """
+    exponent = np.arange(0, head_dim, 2, dtype=np.float32) / np.float32(head_dim)
+    wavelengths = np.float32(rope.theta) ** exponent
+    frequencies = (np.float32(1.0) / wavelengths).astype(np.float32)
+    if rope.rope_type == "linear":
+        assert rope.factor is not None
+        return frequencies / np.float32(rope.factor), 1.0
+    if rope.rope_type == "llama3":
+        return _llama3(rope, frequencies), 1.0
+    if rope.rope_type == "yarn":
+        return _yarn(rope, wavelengths, frequencies, head_dim)
+    return frequencies, 1.0
+
+
+def _llama3(rope: RopeConfig, frequencies: np.ndarray) -> np.ndarray:
+    assert rope.factor is not None
+    assert rope.low_freq_factor is not None
+    assert rope.high_freq_factor is not None
+    assert rope.original_max_position_embeddings is not None
+    factor = np.float32(rope.factor)
+    context = np.float32(rope.original_max_position_embeddings)
+    wavelength = np.float32(2 * math.pi) / frequencies
+    blend = (context / wavelength - np.float32(rope.low_freq_factor)) / np.float32(
+        rope.high_freq_factor - rope.low_freq_factor
+    )
+    blended = (1 - blend) * frequencies / factor + blend * frequencies
+    scaled = np.where(wavelength > context / np.float32(rope.low_freq_factor), frequencies / factor, blended)
+    kept = np.where(wavelength < context / np.float32(rope.high_freq_factor), frequencies, scaled)
+    return kept.astype(np.float32)
+
+
+def _yarn(
+    rope: RopeConfig, wavelengths: np.ndarray, frequencies: np.ndarray, head_dim: int
+) -> tuple[np.ndarray, float]:
+    assert rope.factor is not None
+    assert rope.original_max_position_embeddings is not None
+
+    def dimension_of(rotations: float) -> float:
+        """The (fractional) dimension that turns `rotations` times within the original context."""
+        assert rope.original_max_position_embeddings is not None
+        ratio = rope.original_max_position_embeddings / (rotations * 2 * math.pi)
+        return head_dim * math.log(ratio) / (2 * math.log(rope.theta))
+
+    low, high = dimension_of(rope.beta_fast or 32.0), dimension_of(rope.beta_slow or 1.0)
+    if rope.truncate:
+        low, high = math.floor(low), math.ceil(high)
+    low, high = max(low, 0), min(high, head_dim - 1)
+    if low == high:
+        high += 0.001
+    index = np.arange(head_dim // 2, dtype=np.float32)
+    interpolated = np.clip((index - np.float32(low)) / np.float32(high - low), 0, 1)
+    slow = np.float32(1.0) / (np.float32(rope.factor) * wavelengths)
+    blended = slow * interpolated + frequencies * (1 - interpolated)
+
+    def magnitude(mscale: float) -> float:
+        assert rope.factor is not None
+        return 1.0 if rope.factor <= 1 else 0.1 * mscale * math.log(rope.factor) + 1.0
+
+    attention_factor = rope.attention_factor
+    if attention_factor is None:
+        if rope.mscale and rope.mscale_all_dim:
+            attention_factor = magnitude(rope.mscale) / magnitude(rope.mscale_all_dim)
+        else:
+            attention_factor = magnitude(1.0)
+    return blended.astype(np.float32), float(attention_factor)
+
+
+def rotation(rope: RopeConfig, head_dim: int, positions: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Cosines and sines of the rotation at integer positions [...]: two float32 arrays [..., D/2]."""
+    frequencies, factor = inverse_frequencies(rope, head_dim)
+    angles = positions[..., None].astype(jnp.float32) * frequencies
+    return jnp.cos(angles) * factor, jnp.sin(angles) * factor
+
+
+def rotate(x: jax.Array, cos: jax.Array, sin: jax.Array) -> jax.Array:
+    """Rotates the pairs (x_i, x_{i+D/2}) in float32 and returns x's dtype.
+
+    Args:
+      x: [..., heads, D].
+      cos: [..., D/2], one angle a position, shared by the heads.
+      sin: [..., D/2].
+    """
+    first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
+    cos, sin = cos[..., None, :], sin[..., None, :]
+    return jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1).astype(x.dtype)

@@ -1,0 +1,150 @@
+"""Tokenizers: exact bytes of every token, prompts to ids, ids to text."""
+
+from __future__ import annotations
+
+import functools
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from caspo_jax.errors import UserError
+from caspo_jax.models.config import ModelConfig, merge_eos
+from caspo_jax.types import Question
+
+Tokenizer = Any  # a transformers fast tokenizer
+
+
+def load_tokenizer(path: str | Path) -> Tokenizer:
+    """Loads the fast tokenizer of a checkpoint folder.
+
+    Raises:
+      UserError: the folder holds no tokenizer.json, or it cannot be parsed.
+    """
+    from transformers import AutoTokenizer  # takes seconds to import
+
+    if not (Path(path) / "tokenizer.json").is_file():
+        raise UserError(f"{path}: no tokenizer.json in this folder (only fast tokenizers are supported)")
+    try:
+        return AutoTokenizer.from_pretrained(str(path))
+    except Exception as error:  # the tokenizers library raises bare Exception
+        reason = str(error).strip().split("\n")[0]
+        raise UserError(f"{path}/tokenizer.json: cannot be loaded ({reason})") from error
+
+
+@functools.cache
+def _byte_of_character() -> dict[str, int]:
+    """The byte-level alphabet of GPT-2: printable bytes stand for themselves, the others from U+0100 on."""
+    printable = [
+        *range(ord("!"), ord("~") + 1),
+        *range(ord("¡"), ord("¬") + 1),
+        *range(ord("®"), ord("ÿ") + 1),
+    ]
+    table = {chr(byte): byte for byte in printable}
+    for offset, byte in enumerate(byte for byte in range(256) if byte not in printable):
+        table[chr(256 + offset)] = byte
+    return table
+
+
+def token_bytes(tokenizer: Tokenizer, vocab_size: int) -> list[bytes]:
+    """The exact bytes that each token id adds to the text.
+
+    `b"".join(bytes of ids).decode("utf-8", "replace")` is `decode(tokenizer, ids)`. Special tokens, which
+    decoding leaves out, and ids that no token has (a padded vocabulary) are empty. Added tokens that are not special
+    (Qwen3's `<think>`) are text and have bytes.
+
+    Args:
+      tokenizer: a fast tokenizer with a byte-level decoder (or one that joins tokens as they are).
+      vocab_size: V of the model, which may exceed the tokenizer's.
+
+    Raises:
+      UserError: a decoder whose text is no concatenation of token bytes (e.g. sentencepiece's).
+    """
+    backend = tokenizer.backend_tokenizer
+    decoder = (json.loads(backend.to_str()).get("decoder") or {}).get("type")
+    if decoder not in ("ByteLevel", "Fuse"):
+        raise UserError(
+            f"tokenizer decoder {decoder!r} is not supported (only byte-level BPE: 'ByteLevel', or 'Fuse')"
+        )
+    alphabet = _byte_of_character() if decoder == "ByteLevel" else {}
+    added = backend.get_added_tokens_decoder()
+    special = {id for id, token in added.items() if token.special} | set(tokenizer.all_special_ids)
+    result = [b""] * vocab_size
+    for text, id in backend.get_vocab(with_added_tokens=True).items():
+        if id >= vocab_size or id in special:
+            continue
+        if all(character in alphabet for character in text):
+            result[id] = bytes(alphabet[character] for character in text)
+        else:
+            result[id] = text.encode("utf-8")
+    return result
+
+
+def encode_prompt(tokenizer: Tokenizer, question: Question) -> list[int]:
+    """Token ids of a question's prompt.
+
+    `prompt_ids` are used verbatim. `prompt` is encoded as it stands, with the tokenizer's own BOS unless the text
+    already starts with it. `question` goes through the chat template with a generation prompt, or is encoded
+    as `prompt` where there is no template.
+
+    Raises:
+      UserError: the question has none of the three, or encodes to nothing.
+    """
+    if question.prompt_ids is not None:
+        ids = list(question.prompt_ids)
+    elif question.prompt is not None:
+        ids = _encode_text(tokenizer, question.prompt)
+    elif question.question is not None:
+        ids = _encode_question(tokenizer, question.question)
+    else:
+        raise UserError(f"question {question.id!r}: needs one of question, prompt, prompt_ids")
+    if not ids:
+        raise UserError(f"question {question.id!r}: the prompt is empty")
+    return ids
+
+
+def _encode_text(tokenizer: Tokenizer, text: str) -> list[int]:
+    has_bos = tokenizer.bos_token is not None and text.startswith(tokenizer.bos_token)
+    return list(tokenizer.encode(text, add_special_tokens=not has_bos))
+
+
+def _encode_question(tokenizer: Tokenizer, text: str) -> list[int]:
+    if not tokenizer.chat_template:
+        return _encode_text(tokenizer, text)
+    messages = [{"role": "user", "content": text}]
+    rendered = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+    return list(tokenizer.encode(rendered, add_special_tokens=False))
+
+
+def check_prompt_ids(ids: Sequence[int], config: ModelConfig, name: str, new_tokens: int = 0) -> None:
+    """Refuses prompts that the model cannot read.
+
+    Args:
+      ids: the prompt.
+      config: of the model.
+      name: of the question or line, for the message.
+      new_tokens: how many tokens must still fit into the context.
+
+    Raises:
+      UserError: empty, an id outside the vocabulary, or longer than the context.
+    """
+    if not ids:
+        raise UserError(f"{name}: the prompt is empty")
+    for id in ids:
+        if not 0 <= id < config.vocab_size:
+            raise UserError(f"{name}: token id {id} is outside the vocabulary of {config.vocab_size}")
+    if len(ids) + new_tokens > config.max_position_embeddings:
+        raise UserError(
+            f"{name}: {len(ids)} prompt tokens + {new_tokens} new tokens exceed the model's context of "
+            f"{config.max_position_embeddings}"
+        )
+
+
+def decode(tokenizer: Tokenizer, ids: Sequence[int]) -> str:
+    """The text of token ids, special tokens left out and nothing cleaned up."""
+    return tokenizer.decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False)
+
+
+def eos_ids(config: ModelConfig, tokenizer: Tokenizer | None = None) -> tuple[int, ...]:
+    """End-of-sequence ids: those of config.json and generation_config.json, then the tokenizer's."""
+    return merge_eos(config.eos_token_ids, None if tokenizer is None else tokenizer.eos_token_id)
