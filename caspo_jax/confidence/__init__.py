@@ -1,0 +1,39 @@
+"""Logits -> token statistics -> step confidence -> path confidence."""
+
+from caspo_jax.confidence.chunked import (
+    chunked_stats,
+    model_token_stats,
+    token_logprobs,
+    token_logprobs_and_entropy,
+)
+from caspo_jax.confidence.path import (
+    PATH_CONFIDENCES,
+    PathState,
+    path_confidence,
+    path_init,
+    path_update,
+    path_value,
+)
+from caspo_jax.confidence.hidden import rcc
+from caspo_jax.confidence.step import STEP_CONFIDENCES, needed_fields, step_confidence
+from caspo_jax.confidence.token import TOKEN_FIELDS, TokenStats, token_stats
+
+__all__ = [
+    "PATH_CONFIDENCES",
+    "STEP_CONFIDENCES",
+    "TOKEN_FIELDS",
+    "PathState",
+    "TokenStats",
+    "chunked_stats",
+    "model_token_stats",
+    "needed_fields",
+    "path_confidence",
+    "path_init",
+    "path_update",
+    "path_value",
+    "rcc",
+    "step_confidence",
+    "token_logprobs",
+    "token_logprobs_and_entropy",
+    "token_stats",
+]

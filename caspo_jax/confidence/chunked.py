@@ -1,0 +1,238 @@
+"""Log-probs and entropies from hidden states, without ever holding [B, T, V]."""
+
+from __future__ import annotations
+
+import functools
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from caspo_jax.confidence.token import TokenStats, token_stats
+from caspo_jax.errors import UserError
+
+# Logits held at once: 2**23 float32 are 32 MiB, about where CPU matmuls stop gaining from larger chunks.
+CHUNK_LOGITS = 2**23
+
+
+def chunked_stats(
+    hidden: jax.Array,
+    unembedding: jax.Array,
+    targets: jax.Array,
+    chunk: int | None = None,
+) -> tuple[jax.Array, jax.Array]:
+    """Log-prob of each target and entropy of its distribution, straight from the hidden states.
+
+    log p_t = x_{t, y_t} - logsumexp_v x_tv and H_t = logsumexp_v x_tv - sum_v p_tv x_tv with
+    x_t = h_t W^T, computed chunk by chunk over the tokens; the products accumulate in float32 whatever the
+    operands' dtype. The gradients are analytic, d log p = (1[v = y] - p_v) and dH = -p_v (log p_v + H),
+    recomputed chunk by chunk, so that neither pass holds the logits of more than one chunk.
+
+    Args:
+      hidden: [..., T, E] after the final norm.
+      unembedding: [V, E].
+      targets: [..., T] integers in [0, V).
+      chunk: tokens of the T axis at once (default: so many that a chunk holds about 2**23 logits; when
+        everything fits, one chunk, whose logits are then kept for the backward pass).
+
+    Returns:
+      (logprob, entropy), each [..., T] float32, nats; differentiable (reverse mode) in hidden and
+      unembedding.
+
+    Raises:
+      UserError: shapes that do not match, chunk < 1.
+    """
+    _check_shapes(hidden, unembedding, targets, chunk)
+    rows = hidden.reshape(-1, *hidden.shape[-2:])
+    flat_targets = targets.reshape(rows.shape[:2])
+    per_chunk = _chunk_tokens(rows.shape, unembedding.shape[0], chunk)
+    operand = jnp.promote_types(hidden.dtype, unembedding.dtype)
+    logprob, entropy = _stats(rows.astype(operand), unembedding.astype(operand), flat_targets, per_chunk)
+    return logprob.reshape(targets.shape), entropy.reshape(targets.shape)
+
+
+def token_logprobs(
+    model: Any, token_ids: jax.Array, mask: jax.Array | None = None, *, chunk: int | None = None
+) -> jax.Array:
+    """Teacher-forced log-prob of every token but the first; entry t scores token t + 1.
+
+    Args:
+      model: anything with `hidden_states(token_ids, mask=mask) -> [B, T, E]` and `unembedding() -> [V, E]`.
+      token_ids: [B, T] integers.
+      mask: [B, T] bool, real tokens (padding on either side); default all.
+      chunk: see chunked_stats.
+
+    Returns:
+      [B, T-1] float32, nats; 0 where token t or token t + 1 is not real. Works under nnx.value_and_grad.
+    """
+    return token_logprobs_and_entropy(model, token_ids, mask, chunk=chunk)[0]
+
+
+def token_logprobs_and_entropy(
+    model: Any, token_ids: jax.Array, mask: jax.Array | None = None, *, chunk: int | None = None
+) -> tuple[jax.Array, jax.Array]:
+    """As token_logprobs, with the entropy of the distribution that predicted each token: two [B, T-1]."""
+    hidden, targets, real = _shifted(model, token_ids, mask)
+    logprob, entropy = chunked_stats(hidden, model.unembedding(), targets, chunk)
+    return jnp.where(real, logprob[:, :-1], 0.0), jnp.where(real, entropy[:, :-1], 0.0)
+
+
+def model_token_stats(
+    model: Any,
+    token_ids: jax.Array,
+    mask: jax.Array | None = None,
+    fields: tuple[str, ...] | None = None,
+    *,
+    chunk: int | None = None,
+) -> TokenStats:
+    """Teacher-forced TokenStats [B, T-1] of given tokens, chunk by chunk; entry t describes token t + 1.
+
+    For reports that compare every named confidence on given traces; not for differentiation (use
+    token_logprobs). Entries where token t or t + 1 is not real are meaningless: carry the mask.
+    """
+    hidden, targets, _ = _shifted(model, token_ids, mask)
+    unembedding = model.unembedding()
+    per_chunk = _chunk_tokens(hidden.shape, unembedding.shape[0], chunk)
+    operand = jnp.promote_types(hidden.dtype, unembedding.dtype)
+    chunks = (_split(hidden.astype(operand), per_chunk), _split(targets, per_chunk))
+    weight = unembedding.astype(operand)
+    stats = lax.map(lambda piece: token_stats(_logits(piece[0], weight), piece[1], fields), chunks)
+    return jax.tree.map(lambda leaf: _join(leaf, hidden.shape[1])[:, :-1], stats)
+
+
+def _shifted(model, token_ids, mask):
+    token_ids = jnp.asarray(token_ids)
+    if token_ids.ndim != 2 or token_ids.shape[1] < 2:
+        raise UserError(f"token_ids of shape {token_ids.shape}: log-probs need [B, T] with T >= 2")
+    real = jnp.ones(token_ids.shape, bool) if mask is None else jnp.asarray(mask, bool)
+    if real.shape != token_ids.shape:
+        raise UserError(f"mask of shape {real.shape} does not match token_ids of shape {token_ids.shape}")
+    hidden = model.hidden_states(token_ids, mask=real)
+    # The last column predicts nothing; keeping it keeps T as it is, and so the chunks even.
+    targets = jnp.roll(token_ids, -1, axis=1)
+    return hidden, targets, real[:, :-1] & real[:, 1:]
+
+
+def _check_shapes(hidden, unembedding, targets, chunk) -> None:
+    if hidden.ndim < 2 or unembedding.ndim != 2 or hidden.shape[-1] != unembedding.shape[-1]:
+        raise UserError(
+            f"hidden of shape {hidden.shape} and unembedding of shape {unembedding.shape}: "
+            "expected [..., T, E] and [V, E]"
+        )
+    if targets.shape != hidden.shape[:-1]:
+        raise UserError(f"targets of shape {targets.shape} do not match hidden of shape {hidden.shape}")
+    if chunk is not None and chunk < 1:
+        raise UserError(f"chunk = {chunk}: give the number of tokens at once, at least 1")
+
+
+def _chunk_tokens(shape: tuple[int, ...], vocab: int, chunk: int | None) -> int:
+    batch, length = shape[0], max(shape[1], 1)
+    if chunk is None:
+        chunk = max(CHUNK_LOGITS // max(batch * vocab, 1), 1)
+    count = math.ceil(length / min(chunk, length))
+    return math.ceil(length / count)  # the same number of chunks, as even as they come: least padding
+
+
+def _split(x: jax.Array, size: int) -> jax.Array:
+    """[B, T, ...] -> [N, B, size, ...], zero-padded at the end."""
+    batch, length = x.shape[:2]
+    count = max(math.ceil(length / size), 1)
+    x = jnp.pad(x, [(0, 0), (0, count * size - length)] + [(0, 0)] * (x.ndim - 2))
+    return jnp.moveaxis(x.reshape(batch, count, size, *x.shape[2:]), 1, 0)
+
+
+def _join(x: jax.Array, length: int) -> jax.Array:
+    """[N, B, size, ...] -> [B, T, ...]."""
+    count, batch, size = x.shape[:3]
+    return jnp.moveaxis(x, 0, 1).reshape(batch, count * size, *x.shape[3:])[:, :length]
+
+
+def _precision(dtype) -> lax.Precision:
+    # float32 means float32 on every backend: no TF32, no bf16 passes.
+    return lax.Precision.HIGHEST if dtype == jnp.float32 else lax.Precision.DEFAULT
+
+
+def _logits(hidden, unembedding):
+    return jnp.einsum(
+        "bte,ve->btv",
+        hidden,
+        unembedding,
+        preferred_element_type=jnp.float32,
+        precision=_precision(hidden.dtype),
+    )
+
+
+def _forward_chunk(logits, targets):
+    """Logits [B, C, V] -> logprob, entropy, logsumexp, each [B, C]."""
+    top = jnp.max(logits, axis=-1, keepdims=True)
+    z = logits - lax.stop_gradient(top)
+    e = jnp.exp(z)
+    total = jnp.sum(e, axis=-1)
+    log_total = jnp.log(total)
+    entropy = log_total - jnp.sum(jnp.where(e > 0, e * z, 0.0), axis=-1) / total
+    picked = jnp.take_along_axis(z, targets[..., None], axis=-1)[..., 0]
+    return picked - log_total, entropy, top[..., 0] + log_total
+
+
+def _backward_chunk(logits, targets, log_z, entropy, d_logprob, d_entropy):
+    """Gradient [B, C, V] of d_logprob * log p_y + d_entropy * H in the logits."""
+    logp = logits - log_z[..., None]
+    p = jnp.exp(logp)
+    spread = p * (
+        d_logprob[..., None] + d_entropy[..., None] * (jnp.maximum(logp, -1e30) + entropy[..., None])
+    )
+    column = lax.broadcasted_iota(jnp.int32, logits.shape, logits.ndim - 1)
+    return jnp.where(column == targets[..., None], d_logprob[..., None], 0.0) - spread
+
+
+def _gradients(hidden, unembedding, d_logits):
+    """Hidden [B, C, E] and unembedding [V, E] gradients, accumulated in float32."""
+    d_logits = d_logits.astype(hidden.dtype)
+    options = {"preferred_element_type": jnp.float32, "precision": _precision(hidden.dtype)}
+    d_hidden = jnp.einsum("btv,ve->bte", d_logits, unembedding, **options)
+    return d_hidden.astype(hidden.dtype), jnp.einsum("btv,bte->ve", d_logits, hidden, **options)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
+def _stats(hidden, unembedding, targets, per_chunk):
+    return _stats_forward(hidden, unembedding, targets, per_chunk)[0]
+
+
+def _stats_forward(hidden, unembedding, targets, per_chunk):
+    length = hidden.shape[1]
+    if per_chunk >= length:
+        logits = _logits(hidden, unembedding)
+        logprob, entropy, log_z = _forward_chunk(logits, targets)
+    else:
+        logits = None
+
+        def one_chunk(piece):
+            return _forward_chunk(_logits(piece[0], unembedding), piece[1])
+
+        pieces = (_split(hidden, per_chunk), _split(targets, per_chunk))
+        logprob, entropy, log_z = (_join(leaf, length) for leaf in lax.map(one_chunk, pieces))
+    return (logprob, entropy), (hidden, unembedding, targets, logits, log_z, entropy)
+
+
+def _stats_backward(per_chunk, residuals, cotangents):
+    hidden, unembedding, targets, logits, log_z, entropy = residuals
+    per_token = (targets, log_z, entropy, *cotangents)
+    if logits is not None:
+        d_logits = _backward_chunk(logits, *per_token)
+        d_hidden, d_unembedding = _gradients(hidden, unembedding, d_logits)
+        return d_hidden, d_unembedding.astype(unembedding.dtype), None
+
+    def one_chunk(accumulated, piece):
+        h, rest = piece[0], piece[1:]
+        d_h, d_w = _gradients(h, unembedding, _backward_chunk(_logits(h, unembedding), *rest))
+        return accumulated + d_w, d_h
+
+    start = jnp.zeros(unembedding.shape, jnp.float32)
+    pieces = tuple(_split(leaf, per_chunk) for leaf in (hidden, *per_token))
+    d_unembedding, d_hidden = lax.scan(one_chunk, start, pieces)
+    return _join(d_hidden, hidden.shape[1]), d_unembedding.astype(unembedding.dtype), None
+
+
+_stats.defvjp(_stats_forward, _stats_backward)

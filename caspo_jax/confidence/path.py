@@ -1,0 +1,115 @@
+"""Step confidences -> the confidence of a path, at once or one step at a time."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from caspo_jax.errors import UserError
+
+Array = Any  # jax.Array inside jit, np.ndarray on the host
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class PathState:
+    """What every path confidence needs of the steps closed so far; a fork copies it as it is."""
+
+    log_sum: jax.Array  # [...] f32, sum of log step confidences
+    count: jax.Array  # [...] int32, steps closed
+    minimum: jax.Array  # [...] f32, smallest step confidence, +inf before the first step
+    last: jax.Array  # [...] f32, the newest step confidence, NaN before the first step
+
+
+def path_init(shape: tuple[int, ...] = ()) -> PathState:
+    """The state of paths without a closed step."""
+    return PathState(
+        log_sum=jnp.zeros(shape, jnp.float32),
+        count=jnp.zeros(shape, jnp.int32),
+        minimum=jnp.full(shape, jnp.inf, jnp.float32),
+        last=jnp.full(shape, jnp.nan, jnp.float32),
+    )
+
+
+def path_update(state: PathState, confidence: jax.Array, where: jax.Array | bool = True) -> PathState:
+    """Add one closed step to the paths where `where` is true.
+
+    Args:
+      state: PathState [...].
+      confidence: [...] f32, the closed step's confidence; read only where `where` holds.
+      where: [...] bool, the paths that closed a step now.
+    """
+    return PathState(
+        log_sum=state.log_sum + jnp.where(where, jnp.log(confidence), 0.0),
+        count=state.count + jnp.asarray(where, jnp.int32),
+        minimum=jnp.where(where, jnp.minimum(state.minimum, confidence), state.minimum),
+        last=jnp.where(where, confidence, state.last),
+    )
+
+
+_VALUES: dict[str, Callable] = {
+    "geometric": lambda xp, s: xp.exp(s.log_sum / s.count),
+    "product": lambda xp, s: xp.exp(s.log_sum),
+    "min": lambda xp, s: s.minimum,
+    "last": lambda xp, s: s.last,
+}
+
+
+def path_value(name: str, state: PathState) -> jax.Array:
+    """The path confidence `name` of the state [...]; NaN for a path without a closed step."""
+    value = _value(name)(jnp, state)
+    return jnp.where(state.count > 0, value, jnp.nan)
+
+
+def path_confidence(name: str, step_confidences: Array, mask: Array | None = None) -> Array:
+    """Confidence of a path from its steps' confidences c_1..c_n; larger is surer.
+
+    `geometric` (c_1 ... c_n)^(1/n), `product` c_1 ... c_n, `min`, `last`. Equal, to float error, to
+    `path_value` after `path_update` with the same steps in order.
+
+    Args:
+      name: one of PATH_CONFIDENCES.
+      step_confidences: [..., S], non-negative.
+      mask: [..., S] bool, the steps that count (default all); values outside never matter.
+
+    Returns:
+      [...]: jax float32 for jax arrays, NumPy float64 for host arrays; NaN where no step counts.
+    """
+    compute = _value(name)
+    xp = jnp if isinstance(step_confidences, jax.Array) or isinstance(mask, jax.Array) else np
+    c = xp.asarray(step_confidences, np.float64 if xp is np else jnp.float32)
+    keep = xp.ones(c.shape, bool) if mask is None else xp.broadcast_to(xp.asarray(mask, bool), c.shape)
+    position = xp.arange(c.shape[-1])
+    latest = xp.max(xp.where(keep, position, -1), axis=-1, keepdims=True, initial=-1)
+    count = xp.sum(keep, axis=-1)
+    with np.errstate(all="ignore"):  # log 0 and 0 / 0 are meant
+        state = PathState(
+            log_sum=xp.sum(xp.where(keep, xp.log(xp.where(keep, c, 1.0)), 0.0), axis=-1),
+            count=count,
+            minimum=xp.min(xp.where(keep, c, xp.inf), axis=-1, initial=xp.inf),
+            last=xp.sum(xp.where(position == latest, c, 0.0), axis=-1),
+        )
+        value = compute(xp, state)
+    return xp.where(count > 0, value, xp.nan)
+
+
+def _value(name: str) -> Callable:
+    if name not in _VALUES:
+        raise UserError(f"unknown path confidence {name!r}; choose from {', '.join(_VALUES)}")
+    return _VALUES[name]
+
+
+def _named(name: str) -> Callable[..., Array]:
+    def confidence(step_confidences: Array, mask: Array | None = None) -> Array:
+        return path_confidence(name, step_confidences, mask)
+
+    confidence.__name__ = name
+    return confidence
+
+
+PATH_CONFIDENCES: dict[str, Callable[..., Array]] = {name: _named(name) for name in _VALUES}
