@@ -1,0 +1,141 @@
+"""What a user may choose about sampling and the tree search, validated once on the host."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import Any, Literal
+
+from caspo_jax.confidence.path import PATH_CONFIDENCES
+from caspo_jax.confidence.step import STEP_CONFIDENCES
+from caspo_jax.errors import UserError
+
+PruneRule = Literal["path", "last", "relative"]
+Vote = Literal["majority", "confidence", "sequence", "best_path"]
+
+PRUNE_RULES: tuple[PruneRule, ...] = ("path", "last", "relative")
+VOTES: tuple[Vote, ...] = ("majority", "confidence", "sequence", "best_path")
+
+
+def _finite(value: float) -> bool:
+    return isinstance(value, int | float) and math.isfinite(value)
+
+
+def _check(ok: bool, message: str) -> None:
+    if not ok:
+        raise UserError(message)
+
+
+def _at_least(name: str, value: Any, least: int) -> None:
+    _check(
+        isinstance(value, int) and not isinstance(value, bool) and value >= least,
+        f"{name}={value}: give an integer of at least {least}",
+    )
+
+
+def _choice(name: str, value: str, options: Any) -> None:
+    _check(value in options, f"{name}={value!r}: choose from {', '.join(options)}")
+
+
+@dataclasses.dataclass(frozen=True)
+class SampleConfig:
+    """How tokens are drawn and where an output ends.
+
+    The filters act in this order, each on what the one before left: temperature, top_k, top_p, min_p. Ties at a
+    filter's border are kept.
+    """
+
+    max_new_tokens: int = 256
+    temperature: float = 1.0  # 0 is greedy
+    top_k: int = 0  # 0: off
+    top_p: float = 1.0  # 1: off; else the smallest set of most probable tokens whose mass reaches top_p
+    min_p: float = 0.0  # 0: off; else tokens at least min_p times as probable as the most probable one
+    num_samples: int = 1  # outputs a question
+    stop: tuple[str, ...] = ()  # an output ends after the token that completes one of these
+    step_delimiter: str = "\n\n"
+    ignore_eos: bool = False
+
+    def __post_init__(self) -> None:
+        if isinstance(self.stop, str):
+            object.__setattr__(self, "stop", (self.stop,))
+        object.__setattr__(self, "stop", tuple(self.stop))
+        _at_least("max_new_tokens", self.max_new_tokens, 1)
+        _at_least("num_samples", self.num_samples, 1)
+        _at_least("top_k", self.top_k, 0)
+        _check(
+            _finite(self.temperature) and self.temperature >= 0,
+            f"temperature={self.temperature}: give a finite number, 0 or more",
+        )
+        _check(0 < self.top_p <= 1, f"top_p={self.top_p}: give a number in (0, 1]; 1 turns it off")
+        _check(0 <= self.min_p <= 1, f"min_p={self.min_p}: give a number in [0, 1]; 0 turns it off")
+        _check(bool(self.step_delimiter), "step_delimiter is empty: give at least one character")
+        _check(all(self.stop), "stop holds an empty string: remove it")
+        if self.temperature == 0:
+            for name, value, off in (("top_k", self.top_k, 0), ("top_p", self.top_p, 1), ("min_p", self.min_p, 0)):
+                _check(value == off, f"{name}={value} contradicts temperature=0 (greedy): drop one of them")
+            _check(
+                self.num_samples == 1,
+                f"num_samples={self.num_samples} contradicts temperature=0: greedy outputs are all equal",
+            )
+
+
+@dataclasses.dataclass(frozen=True)
+class CatConfig:
+    """The Confidence-aware Thought search of one question (DESIGN section 3, CaT)."""
+
+    num_branches: int = 8  # K, slots a question
+    threshold: float = 0.0  # prune strictly below; 0 never prunes a confidence in (0, 1]
+    expand: int = 2  # most children a node, the original included; 1 never forks
+    num_answers: int | None = None  # stop after so many finished paths (default num_branches)
+    min_live: int = 1  # pruning never leaves fewer live branches
+    token_budget: int | None = None  # stop once so many tokens are decoded over all slots
+    step_confidence: str = "mean_logprob"
+    path_confidence: str = "geometric"
+    sample: SampleConfig = SampleConfig()
+    prune: PruneRule = "last"
+    root_branches: int | None = None  # children of the root (default num_branches); fewer leave slots to fork into
+    vote: Vote = "sequence"
+    gamma: float = 1.0  # exponent of the `confidence` vote
+
+    def __post_init__(self) -> None:
+        _at_least("num_branches", self.num_branches, 1)
+        _at_least("expand", self.expand, 1)
+        _at_least("min_live", self.min_live, 0)
+        _check(self.threshold is not None and not math.isnan(self.threshold), "threshold is not a number")
+        _check(_finite(self.gamma) and self.gamma >= 0, f"gamma={self.gamma}: give a finite number, 0 or more")
+        _choice("step_confidence", self.step_confidence, STEP_CONFIDENCES)
+        _choice("path_confidence", self.path_confidence, PATH_CONFIDENCES)
+        _choice("prune", self.prune, PRUNE_RULES)
+        _choice("vote", self.vote, VOTES)
+        if self.num_answers is not None:
+            _at_least("num_answers", self.num_answers, 1)
+        if self.root_branches is not None:
+            _at_least("root_branches", self.root_branches, 1)
+            _check(
+                self.root_branches <= self.num_branches,
+                f"root_branches={self.root_branches} exceeds num_branches={self.num_branches}: lower it",
+            )
+        if self.token_budget is not None:
+            _check(
+                self.token_budget >= self.roots,
+                f"token_budget={self.token_budget} cannot pay one token for each of {self.roots} branches: raise it",
+            )
+        _check(
+            self.sample.num_samples == 1,
+            f"sample.num_samples={self.sample.num_samples}: a tree search takes num_branches instead; leave it at 1",
+        )
+        if self.sample.temperature == 0 and (self.expand > 1 or self.roots > 1):
+            raise UserError(
+                "temperature=0 cannot fork or branch (all children would be equal): set expand=1 and "
+                "root_branches=1, or raise the temperature"
+            )
+
+    @property
+    def roots(self) -> int:
+        """Children of the root."""
+        return self.num_branches if self.root_branches is None else self.root_branches
+
+    @property
+    def answers(self) -> int:
+        """Finished paths that end the question."""
+        return self.num_branches if self.num_answers is None else self.num_answers

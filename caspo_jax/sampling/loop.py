@@ -1,0 +1,258 @@
+"""`cat_decode`: the tree search as one jitted while_loop. Rule numbers are those of DESIGN section 3, CaT."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from caspo_jax.confidence.path import path_update
+from caspo_jax.confidence.token import token_stats
+from caspo_jax.sampling import state as codes
+from caspo_jax.sampling.automaton import advance, counted_mask, next_step
+from caspo_jax.sampling.policy import Boundary, Policy
+from caspo_jax.sampling.sampler import sample
+from caspo_jax.sampling.state import CatState, fold_in, uniforms
+
+
+def _decode(params: Any, state: CatState, policy: Policy) -> CatState:
+    def unfinished(state: CatState) -> jax.Array:
+        return (
+            ~jnp.all(state.done)  # some question still wants tokens
+            & (state.iteration < state.limit)  # and its segment
+            & (state.iteration < state.history.token.shape[0])  # and its buffers have room
+        )
+
+    return lax.while_loop(unfinished, functools.partial(_iteration, params, policy), state)
+
+
+@functools.partial(jax.jit, static_argnames="policy")
+def cat_decode(params: Any, state: CatState, policy: Policy) -> CatState:
+    """Runs the tree search until every question has ended or `state.limit` iterations were run.
+
+    Pure: arrays in, arrays out, no call to the host. Works with any model function, e.g. one that draws every token
+    from a table of bigrams and has no cache::
+
+        def decode(table, cache, token, position, column):
+            return table[token], cache                          # logits [R, V]
+
+        policy = Policy(decode, lambda cache, *_: cache, Sampler(), NamedStepConfidence("entropy"))
+        automaton = build_automaton([b"a", b"b", b"\\n\\n", b""], "\\n\\n", eos_ids=[3])
+        state = init_state((), table[prompt_token], question_keys, prompt_length, automaton, Knobs.of(config),
+                           num_slots=8, capacity=64)
+        state = cat_decode(table, state, policy)                # state.nodes, state.history: the trees
+
+    Args:
+      params: passed to `policy.decode` as it is.
+      state: from `init_state`, or one that came back with `limit` raised.
+      policy: static; equal policies share one compilation.
+
+    Returns:
+      CatState; `done` [B] says which questions have ended.
+    """
+    return _decode(params, state, policy)
+
+
+cat_decode_donated = functools.partial(jax.jit, static_argnames="policy", donate_argnames="state")(_decode)
+
+
+def _iteration(params: Any, policy: Policy, state: CatState) -> CatState:
+    batch, slots_per = state.slots.live.shape
+    slots, nodes, knobs, column = state.slots, state.nodes, state.knobs, state.iteration
+
+    # One token in every slot; what dead slots draw is never read.
+    flat_logits = state.logits.reshape(batch * slots_per, -1)
+    drawn = jnp.zeros(batch * slots_per) if policy.sampler.greedy else uniforms(slots.key, column).reshape(-1)
+    flat_token = sample(policy.sampler, knobs.sample, flat_logits, drawn)
+    stats = token_stats(flat_logits, flat_token, fields=tuple(state.history.stats))
+    token = flat_token.reshape(batch, slots_per)
+    history = _record(state, token, stats)
+    cursor, reading = advance(state.automaton, slots.cursor, token, column)
+
+    # Rule 1: steps end at the delimiter and where their path ends.
+    at_length = column + 1 >= knobs.max_new_tokens
+    finished = slots.live & (reading.eos | reading.stop | at_length)
+    delimited = slots.live & reading.closes
+    closed = (delimited | finished) & (cursor.first_column >= 0)
+    confidence = lax.cond(
+        jnp.any(closed),
+        lambda: _confidence(policy, history, cursor, reading, column),
+        lambda: jnp.full((batch, slots_per), jnp.nan, jnp.float32),
+    )
+    path = path_update(slots.path, jnp.where(closed, confidence, 1.0), closed)
+    path_confidence = policy.path_confidence(path)
+
+    # Rule 2: finished paths leave their slots.
+    tokens = state.tokens + jnp.sum(slots.live, axis=-1, dtype=jnp.int32)
+    num_finished = state.finished + jnp.sum(finished, axis=-1, dtype=jnp.int32)
+    alive = slots.live & ~finished
+
+    # Rule 3: prune, the worst first, as long as min_live branches remain.
+    view = Boundary(alive, alive & delimited, path.last, path_confidence, path.count, slots.node)
+    score = policy.prune(knobs, view)
+    condemned = view.boundary & (score < knobs.threshold)
+    spare = jnp.sum(alive, axis=-1, dtype=jnp.int32) - knobs.min_live
+    pruned = condemned & (_rank(condemned, score, -slots.node) < spare[:, None])
+    alive = alive & ~pruned
+
+    # Rule 5, before slots are refilled: no branch is made that would never get a token.
+    spent = tokens >= knobs.token_budget
+    answered = num_finished >= knobs.num_answers
+    done = state.done | answered | ~jnp.any(alive, axis=-1) | spent
+
+    # Rule 4: the surest branches at a boundary fork into free slots.
+    view = dataclasses.replace(view, live=alive, boundary=delimited & alive & ~done[:, None])
+    source, child, forked = _forks(policy, knobs, view, free=~alive)
+
+    ended = jnp.where(
+        finished,
+        codes.FINISHED,
+        jnp.where(
+            pruned,
+            codes.PRUNED,
+            jnp.where(delimited, codes.CLOSED, jnp.where(slots.live & done[:, None], codes.EXPIRED, codes.LIVE)),
+        ),
+    )
+    # Where two reasons hold, the earlier in this list is recorded.
+    reason = jnp.select(
+        [finished & reading.eos, finished & reading.stop, finished, pruned, delimited, spent[:, None] & ~answered[:, None]],
+        [codes.EOS, codes.STOP, codes.LENGTH, codes.THRESHOLD, codes.DELIMITER, codes.BUDGET],
+        codes.ANSWERS,
+    )
+    nodes = _close_nodes(
+        nodes, slots, ended, reason, jnp.where(closed, confidence, jnp.nan), path_confidence, column + 1
+    )
+    nodes, node, num_nodes = _open_nodes(state, nodes, view.boundary, source, child, forked, column + 1)
+
+    # Children take over; a fork starts as a copy of its source.
+    take = jax.vmap(lambda x, i: x[i])
+    cursor = next_step(cursor, closed)
+    copied = jax.tree.map(lambda x: jnp.where(forked, take(x, source), x), (cursor, path))
+    parent_key = take(slots.key, source)
+    moved = (view.boundary | forked)[..., None]
+    key = jnp.where(moved, fold_in(parent_key, child), slots.key)
+    token = jnp.where(forked, take(token, source), token)
+    live = (alive & ~done[:, None]) | forked
+
+    cache = lax.cond(jnp.any(forked), lambda c: _fork_rows(policy, c, source, forked), lambda c: c, state.cache)
+    position = jnp.broadcast_to((state.prompt_length + column)[:, None], token.shape).reshape(-1)
+    logits, cache = policy.decode(params, cache, token.reshape(-1), position, state.prompt_columns + column)
+
+    return dataclasses.replace(
+        state,
+        iteration=column + 1,
+        cache=cache,
+        logits=logits.astype(jnp.float32).reshape(state.logits.shape),
+        slots=codes.Slots(live=live, node=node, key=key, cursor=copied[0], path=copied[1]),
+        nodes=nodes,
+        history=history,
+        num_nodes=num_nodes,
+        finished=num_finished,
+        tokens=tokens,
+        done=done,
+    )
+
+
+def _record(state: CatState, token: jax.Array, stats: Any) -> codes.History:
+    history, column = state.history, state.iteration
+
+    def write(array: jax.Array, row: jax.Array) -> jax.Array:
+        return lax.dynamic_update_slice_in_dim(array, row.reshape(1, *token.shape), column, 0)
+
+    return codes.History(
+        token=write(history.token, token),
+        byte_start=write(history.byte_start, state.slots.cursor.position),
+        stats={field: write(array, getattr(stats, field)) for field, array in history.stats.items()},
+    )
+
+
+def _confidence(policy: Policy, history: codes.History, cursor, reading, column: jax.Array) -> jax.Array:
+    """[B, K] confidence of the step that ends now in each slot; garbage where none does."""
+    rows = lambda x: jnp.moveaxis(x, 0, -1).reshape(-1, x.shape[0])  # noqa: E731
+    columns = jnp.arange(history.token.shape[0], dtype=jnp.int32)
+    mask = counted_mask(cursor, reading, jnp.moveaxis(history.byte_start, 0, -1), column, columns)
+    stats = {field: rows(array) for field, array in history.stats.items()}
+    return policy.step_confidence(stats, mask.reshape(-1, mask.shape[-1])).reshape(mask.shape[:-1])
+
+
+def _rank(among: jax.Array, first: jax.Array, then: jax.Array) -> jax.Array:
+    """[B, K] how many of `among` come before each slot, ordered by `first` and then by `then`, both ascending."""
+    a, b = first[:, :, None], first[:, None, :]
+    earlier = (b < a) | ((b == a) & (then[:, None, :] < then[:, :, None]))
+    return jnp.sum(earlier & among[:, None, :], axis=-1, dtype=jnp.int32)
+
+
+def _forks(policy: Policy, knobs: Any, view: Boundary, free: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Which slot each slot's next node descends from: source slot, child rank, and whether it is a fork; [B, K] each.
+
+    The j-th free slot takes the j-th fork, the forks in order of path confidence (ties: the lower node).
+    """
+    batch, slots_per = view.live.shape
+    here = view.boundary
+    wanted = jnp.where(here, policy.fork(knobs, view), 0)
+    a, b = -view.path_confidence[:, :, None], -view.path_confidence[:, None, :]
+    earlier = (b < a) | ((b == a) & (view.node[:, None, :] < view.node[:, :, None]))
+    first = jnp.sum(jnp.where(earlier & here[:, None, :], wanted[:, None, :], 0), axis=-1)  # forks of surer branches
+    turn = jnp.cumsum(free, axis=-1) - free  # which free slot this is
+    mine = (first[:, None, :] <= turn[:, :, None]) & (turn[:, :, None] < (first + wanted)[:, None, :])
+    mine &= here[:, None, :] & free[:, :, None]
+    forked = jnp.any(mine, axis=-1)
+    own = jnp.arange(slots_per)[None]
+    source = jnp.where(forked, jnp.argmax(mine, axis=-1), own)
+    child = jnp.where(forked, 1 + turn - jnp.take_along_axis(first, source, axis=-1), 0)
+    return source, child, forked
+
+
+def _close_nodes(nodes, slots, status, reason, confidence, path_confidence, end) -> codes.Nodes:
+    ends = slots.live & (status != codes.LIVE)
+    index = jnp.where(ends, slots.node, nodes.parent.shape[1])  # past the end: dropped
+    row = jnp.arange(index.shape[0])[:, None]
+
+    def put(array: jax.Array, value: jax.Array) -> jax.Array:
+        return array.at[row, index].set(value, mode="drop")
+
+    return dataclasses.replace(
+        nodes,
+        end=put(nodes.end, end),
+        status=put(nodes.status, status),
+        reason=put(nodes.reason, reason),
+        confidence=put(nodes.confidence, confidence),
+        path_confidence=put(nodes.path_confidence, path_confidence),
+    )
+
+
+def _open_nodes(state: CatState, nodes, going, source, child, forked, start):
+    """New nodes: first the continuations, by the order of their parents, then the forks in the order they were made."""
+    slots = state.slots
+    after = _rank(going, slots.node, slots.node)
+    turn = jnp.cumsum(forked, axis=-1) - forked
+    count = jnp.sum(going, axis=-1, keepdims=True, dtype=jnp.int32)
+    base = state.num_nodes[:, None]
+    node = jnp.where(forked, base + count + turn, jnp.where(going, base + after, slots.node))
+    index = jnp.where(going | forked, node, nodes.parent.shape[1])
+    row = jnp.arange(index.shape[0])[:, None]
+
+    def put(array: jax.Array, value: jax.Array | int) -> jax.Array:
+        return array.at[row, index].set(value, mode="drop")
+
+    nodes = dataclasses.replace(
+        nodes,
+        parent=put(nodes.parent, jnp.take_along_axis(slots.node, source, axis=-1)),
+        rank=put(nodes.rank, child),
+        slot=put(nodes.slot, jnp.broadcast_to(jnp.arange(index.shape[1]), index.shape)),
+        start=put(nodes.start, start),
+        status=put(nodes.status, codes.LIVE),
+    )
+    num_nodes = state.num_nodes + jnp.sum(going | forked, axis=-1, dtype=jnp.int32)
+    return nodes, node, num_nodes
+
+
+def _fork_rows(policy: Policy, cache: Any, source: jax.Array, forked: jax.Array) -> Any:
+    batch, slots_per = forked.shape
+    rows = (jnp.arange(batch)[:, None] * slots_per + source).reshape(-1)
+    destination = jnp.nonzero(forked.reshape(-1), size=batch * slots_per, fill_value=0)[0]
+    return policy.copy_rows(cache, rows[destination], destination, jnp.sum(forked, dtype=jnp.int32))

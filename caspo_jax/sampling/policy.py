@@ -1,0 +1,139 @@
+"""What to prune and what to fork: pure functions that the loop is given."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from caspo_jax.confidence.path import path_value
+from caspo_jax.confidence.step import needed_fields, step_confidence
+from caspo_jax.confidence.token import TokenStats
+from caspo_jax.sampling.config import CatConfig
+from caspo_jax.sampling.sampler import Sampler
+from caspo_jax.sampling.state import Knobs
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Boundary:
+    """What a policy sees at each iteration, after steps were closed and finished slots taken out."""
+
+    live: jax.Array  # [B, K] bool, branches that go on
+    boundary: jax.Array  # [B, K] bool, those that closed a step now
+    step_confidence: jax.Array  # [B, K] f32, of the newest closed step; NaN before the first
+    path_confidence: jax.Array  # [B, K] f32; NaN before the first step
+    steps: jax.Array  # [B, K] int32, steps closed
+    node: jax.Array  # [B, K] int32, the node just closed where `boundary`
+
+
+PruneScore = Callable[[Knobs, Boundary], jax.Array]  # -> [B, K] f32, pruned where strictly below knobs.threshold
+ForkCount = Callable[[Knobs, Boundary], jax.Array]  # -> [B, K] int32, further children wanted at boundaries
+
+
+def score_path(knobs: Knobs, view: Boundary) -> jax.Array:
+    """The path confidence: the paper's cumulative rule."""
+    return view.path_confidence
+
+
+def score_last(knobs: Knobs, view: Boundary) -> jax.Array:
+    """The confidence of the step just closed."""
+    return view.step_confidence
+
+
+def score_relative(knobs: Knobs, view: Boundary) -> jax.Array:
+    """The path confidence divided by the best among the question's live branches that closed a step."""
+    known = view.live & (view.steps > 0)
+    best = jnp.max(jnp.where(known, view.path_confidence, -jnp.inf), axis=-1, keepdims=True)
+    return view.path_confidence / best
+
+
+def score_never(knobs: Knobs, view: Boundary) -> jax.Array:
+    """Never prune."""
+    return jnp.full(view.live.shape, jnp.inf, jnp.float32)
+
+
+def fork_expand(knobs: Knobs, view: Boundary) -> jax.Array:
+    """Up to `expand` children a node, the original included."""
+    return jnp.full(view.live.shape, knobs.expand - 1, jnp.int32)
+
+
+def fork_never(knobs: Knobs, view: Boundary) -> jax.Array:
+    """Never fork."""
+    return jnp.zeros(view.live.shape, jnp.int32)
+
+
+PRUNE_SCORES: dict[str, PruneScore] = {"path": score_path, "last": score_last, "relative": score_relative}
+
+
+@dataclasses.dataclass(frozen=True)
+class NamedStepConfidence:
+    """A step confidence of caspo_jax.confidence by name, as the loop calls it."""
+
+    name: str
+    vocab_size: int | None = None
+
+    @property
+    def fields(self) -> tuple[str, ...]:
+        """TokenStats fields it reads."""
+        return needed_fields(self.name)
+
+    def __call__(self, stats: dict[str, jax.Array], mask: jax.Array) -> jax.Array:
+        """Confidence [...] of the steps with statistics [..., T] and mask [..., T]."""
+        return step_confidence(self.name, TokenStats(**{f: stats[f] for f in self.fields}), mask, self.vocab_size)
+
+
+@dataclasses.dataclass(frozen=True)
+class NamedPathConfidence:
+    """A path confidence of caspo_jax.confidence by name."""
+
+    name: str
+
+    def __call__(self, state: Any) -> jax.Array:
+        """Confidence [...] of paths in PathState [...]; NaN without a step."""
+        return path_value(self.name, state)
+
+
+@dataclasses.dataclass(frozen=True)
+class Policy:
+    """All that `cat_decode` compiles: the model's step and the search's pure functions. Hashable.
+
+    Attributes:
+      decode: (params, cache, token [R] int32, position [R] int32, column scalar int32) -> (logits [R, V] f32, cache).
+        Row b * K + k is slot k of question b. It is called for all rows, dead ones included.
+      copy_rows: (cache, source [R] int32, destination [R] int32, count scalar int32) -> cache, row source[i] copied
+        onto row destination[i] for i < count.
+      sampler: how tokens are drawn.
+      step_confidence: (stats dict of [R, T] f32, mask [R, T] bool) -> [R] f32.
+      path_confidence: PathState [...] -> [...] f32.
+      prune: score that is held against the threshold.
+      fork: how many further children a node at a boundary may get.
+    """
+
+    decode: Callable[..., tuple[jax.Array, Any]]
+    copy_rows: Callable[..., Any]
+    sampler: Sampler
+    step_confidence: Callable[[dict[str, jax.Array], jax.Array], jax.Array]
+    path_confidence: Callable[[Any], jax.Array] = NamedPathConfidence("geometric")
+    prune: PruneScore = score_last
+    fork: ForkCount = fork_expand
+
+
+def make_policy(
+    decode: Callable, copy_rows: Callable, config: CatConfig, vocab_size: int | None = None, strategy: str = "cat"
+) -> Policy:
+    """The policy of a strategy: `cat`, `self_consistency` (never prune, never fork), `explore` (never prune)."""
+    return Policy(
+        decode=decode,
+        copy_rows=copy_rows,
+        sampler=Sampler.of(config.sample),
+        step_confidence=NamedStepConfidence(
+            config.step_confidence, vocab_size if config.step_confidence == "normalised" else None
+        ),
+        path_confidence=NamedPathConfidence(config.path_confidence),
+        prune=PRUNE_SCORES[config.prune] if strategy == "cat" else score_never,
+        fork=fork_never if strategy == "self_consistency" else fork_expand,
+    )

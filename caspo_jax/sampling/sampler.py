@@ -1,0 +1,148 @@
+"""Logits -> tokens: one uniform a row, inverted through the truncated distribution, no sort of the vocabulary."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from caspo_jax.sampling.config import SampleConfig
+
+BLOCK = 256  # the inverse CDF looks at sums of so many tokens first
+TOP_P_CANDIDATES = 64  # top-p looks at so many most probable tokens before it searches all
+
+
+@dataclasses.dataclass(frozen=True)
+class Sampler:
+    """What is compiled: which filters run. Their numbers are dynamic, save top_k, which is a shape."""
+
+    greedy: bool = False
+    top_k: int = 0
+    top_p: bool = False
+    min_p: bool = False
+
+    @classmethod
+    def of(cls, config: SampleConfig) -> Sampler:
+        """The filters that the config switches on."""
+        return cls(config.temperature == 0, config.top_k, config.top_p < 1, config.min_p > 0)
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class SampleKnobs:
+    """The numbers of the filters; changing them compiles nothing."""
+
+    temperature: Any  # scalar f32, > 0
+    top_p: Any  # scalar f32
+    min_p: Any  # scalar f32
+
+    @classmethod
+    def of(cls, config: SampleConfig) -> SampleKnobs:
+        """The numbers of a config."""
+        return cls(*(jnp.asarray(x, jnp.float32) for x in (config.temperature or 1.0, config.top_p, config.min_p)))
+
+
+def sample(sampler: Sampler, knobs: SampleKnobs, logits: jax.Array, uniform: jax.Array) -> jax.Array:
+    """Draws one token a row.
+
+    With weights w_v = exp((x_v - max x) / temperature), the filters keep w_v >= w_min, where w_min is the largest of:
+    the top_k-th weight; the top-p border among what top-k kept; min_p (the largest weight is 1). The token is the
+    first whose cumulative kept weight exceeds uniform * total.
+
+    Args:
+      sampler: which filters run.
+      knobs: their numbers.
+      logits: [R, V] f32.
+      uniform: [R] f32 in [0, 1).
+
+    Returns:
+      [R] int32. Greedy ties go to the lower id.
+    """
+    if sampler.greedy:
+        return jnp.argmax(logits, axis=-1).astype(jnp.int32)
+    scale = 1.0 / knobs.temperature
+    weights = jnp.exp((logits - jnp.max(logits, axis=-1, keepdims=True)) * scale)
+    floor = weight_floor(sampler, knobs, weights)
+    if floor is not None:
+        weights = jnp.where(weights >= floor[:, None], weights, 0.0)
+    return inverse_cdf(weights, uniform)
+
+
+def weight_floor(sampler: Sampler, knobs: SampleKnobs, weights: jax.Array) -> jax.Array | None:
+    """[R] the smallest weight that the filters keep, None without a filter; weights [R, V] in [0, 1], maximum 1."""
+    vocab = weights.shape[-1]
+    floor = None
+    if 0 < sampler.top_k < vocab:
+        floor = lax.top_k(weights, sampler.top_k)[0][:, -1]
+    if sampler.top_p:
+        kept = weights if floor is None else jnp.where(weights >= floor[:, None], weights, 0.0)
+        border = top_p_floor(kept, knobs.top_p)
+        floor = border if floor is None else jnp.maximum(floor, border)
+    if sampler.min_p:
+        floor = jnp.maximum(0.0 if floor is None else floor, knobs.min_p)
+        floor = jnp.broadcast_to(floor, weights.shape[:1])
+    return floor
+
+
+def top_p_floor(weights: jax.Array, top_p: jax.Array) -> jax.Array:
+    """[R] the largest w with sum of the weights >= w at least top_p of all; weights [R, V], non-negative.
+
+    Found among the most probable candidates where their mass suffices; a row where it does not sends all rows through
+    a binary search over float bit patterns (exact, 31 masked sums).
+    """
+    target = top_p * jnp.sum(weights, axis=-1)
+    head = lax.top_k(weights, min(TOP_P_CANDIDATES, weights.shape[-1]))[0]
+    mass = jnp.cumsum(head, axis=-1)
+    enough = mass >= target[:, None]
+    short = ~jnp.any(enough, axis=-1)
+    found = jnp.take_along_axis(head, jnp.argmax(enough, axis=-1)[:, None], axis=-1)[:, 0]
+
+    def search(_) -> jax.Array:
+        # Bit patterns of non-negative floats are ordered as the floats are.
+        def halve(bounds: tuple[jax.Array, jax.Array], _) -> tuple[tuple[jax.Array, jax.Array], None]:
+            low, high = bounds  # low keeps enough mass, high does not
+            middle = low + (high - low) // 2
+            at = lax.bitcast_convert_type(middle, jnp.float32)
+            ok = jnp.sum(jnp.where(weights >= at[:, None], weights, 0.0), axis=-1) >= target
+            return (jnp.where(ok, middle, low), jnp.where(ok, high, middle)), None
+
+        low = jnp.zeros(weights.shape[0], jnp.int32)
+        high = lax.bitcast_convert_type(jnp.max(weights, axis=-1), jnp.int32) + 1
+        (low, _), _ = lax.scan(halve, (low, high), None, length=31)
+        return jnp.where(short, lax.bitcast_convert_type(low, jnp.float32), found)
+
+    if weights.shape[-1] <= TOP_P_CANDIDATES:
+        # Rounding alone can leave the total short of the target: keep everything then.
+        return jnp.where(short, 0.0, found)
+    return lax.cond(jnp.any(short), search, lambda _: found, None)
+
+
+def inverse_cdf(weights: jax.Array, uniform: jax.Array) -> jax.Array:
+    """[R] the first index whose cumulative weight exceeds uniform * total; never one of weight 0.
+
+    Two levels: the block is found by the cumulative block sums, the token inside it, so that a large vocabulary is
+    summed once and scanned never.
+    """
+    rows, vocab = weights.shape
+    if vocab <= 2 * BLOCK:
+        return _first_above(weights, uniform * jnp.sum(weights, axis=-1))
+    blocks = -(-vocab // BLOCK)
+    blocked = jnp.pad(weights, [(0, 0), (0, blocks * BLOCK - vocab)]).reshape(rows, blocks, BLOCK)
+    sums = jnp.sum(blocked, axis=-1)
+    ends = jnp.cumsum(sums, axis=-1)
+    target = uniform * ends[:, -1]
+    block = _first_above(sums, target)
+    start = jnp.where(block > 0, jnp.take_along_axis(ends, jnp.maximum(block - 1, 0)[:, None], axis=-1)[:, 0], 0.0)
+    inside = jnp.take_along_axis(blocked, block[:, None, None], axis=1)[:, 0]
+    return block * BLOCK + _first_above(inside, target - start)
+
+
+def _first_above(weights: jax.Array, target: jax.Array) -> jax.Array:
+    """[R] first index with cumulative weight > target; rounding past the end gives the last positive weight."""
+    size = weights.shape[-1]
+    index = jnp.sum(jnp.cumsum(weights, axis=-1) <= target[:, None], axis=-1)
+    last = size - 1 - jnp.argmax(jnp.flip(weights > 0, axis=-1), axis=-1)
+    return jnp.minimum(index, last).astype(jnp.int32)

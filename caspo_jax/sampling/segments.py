@@ -1,0 +1,110 @@
+"""Steps of finished token sequences on the host, by the same machine that the loop's tables are made from."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from caspo_jax.sampling.automaton import DelimiterMachine
+
+
+class Segment(NamedTuple):
+    """One step: tokens [token_start, token_end), which of them are counted, and bytes [byte_start, byte_end)."""
+
+    token_start: int
+    token_end: int  # delimiter and run included
+    counted: np.ndarray  # [token_end - token_start] bool, tokens that the step confidence looks at
+    byte_start: int
+    byte_end: int  # delimiter excluded
+
+
+@functools.lru_cache(maxsize=64)
+def _machine(delimiter: bytes) -> DelimiterMachine:
+    return DelimiterMachine(delimiter)
+
+
+def segment_bytes(token_bytes: Sequence[bytes], token_ids: Sequence[int], delimiter: str | bytes) -> list[Segment]:
+    """Steps of a token sequence with their byte spans (definition: caspo_jax.sampling.automaton).
+
+    Args:
+      token_bytes: V byte strings, b"" for special tokens.
+      token_ids: T ids.
+      delimiter: the step delimiter.
+    """
+    machine = _machine(delimiter.encode() if isinstance(delimiter, str) else bytes(delimiter))
+    n = len(machine.delimiter)
+    starts: list[int] = []  # byte at which each token starts
+    segments: list[tuple[int, int, int, int, np.ndarray]] = []  # first own token, token_end, bytes, counted from first
+    state = position = content = 0
+    first = -1
+    for column, token in enumerate(token_ids):
+        data = token_bytes[token]
+        scan = machine.scan(state, data)
+        starts.append(position)
+        if scan.extends:
+            first = -1
+        elif first < 0 and data:
+            first, content_start = column, content
+        delimiter_byte = position + scan.close_end - n
+        if scan.close_end and first >= 0 and starts[first] < delimiter_byte:
+            counted = np.array(starts[first:]) < delimiter_byte
+            counted[-1] |= not scan.pure
+            segments.append((first, column + 1, content_start, delimiter_byte, counted))
+            first = -1
+        elif scan.close_end:
+            first = -1
+        if scan.run_end:
+            content = position + scan.run_end
+        state = scan.state
+        position += len(data)
+    if first >= 0:
+        counted = np.ones(len(token_ids) - first, bool)
+        segments.append((first, len(token_ids), content_start, position, counted))
+    return _attach(segments, len(token_ids))
+
+
+def _attach(segments: list[tuple[int, int, int, int, np.ndarray]], length: int) -> list[Segment]:
+    """Gives uncounted tokens between steps to the step before, and those at the start to the first step."""
+    out = []
+    for i, (first, end, byte_start, byte_end, counted) in enumerate(segments):
+        start = first if i else 0
+        token_end = segments[i + 1][0] if i + 1 < len(segments) else length
+        mask = np.zeros(token_end - start, bool)
+        mask[first - start : end - start] = counted
+        out.append(Segment(start, token_end, mask, byte_start, byte_end))
+    return out
+
+
+def segment_tokens(
+    token_bytes: Sequence[bytes], token_ids: Sequence[int], delimiter: str | bytes
+) -> list[tuple[int, int, np.ndarray]]:
+    """Steps of a token sequence: (token_start, token_end, counted [token_end - token_start] bool).
+
+    `token_end` includes the delimiter. The definition is that of caspo_jax.sampling.automaton.
+    """
+    return [(s.token_start, s.token_end, s.counted) for s in segment_bytes(token_bytes, token_ids, delimiter)]
+
+
+def token_text(token_bytes: Sequence[bytes], token_ids: Sequence[int]) -> str:
+    """The text of a token sequence, special tokens left out, invalid UTF-8 replaced."""
+    return b"".join(token_bytes[token] for token in token_ids).decode("utf-8", "replace")
+
+
+def character_spans(data: bytes, segments: Sequence[Segment]) -> list[tuple[int, int]]:
+    """Character spans of the segments in `data.decode("utf-8", "replace")`.
+
+    Exact because a step starts and ends beside the bytes of a delimiter, which are whole characters: decoding the
+    bytes up to such a place gives a prefix of the decoded text.
+    """
+    spans, characters, done = [], 0, 0
+    for segment in segments:
+        marks = []
+        for byte in (segment.byte_start, segment.byte_end):
+            characters += len(data[done:byte].decode("utf-8", "replace"))
+            done = byte
+            marks.append(characters)
+        spans.append((marks[0], marks[1]))
+    return spans

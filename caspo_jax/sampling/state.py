@@ -1,0 +1,246 @@
+"""The arrays of the tree search: slots, nodes, history."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from caspo_jax.confidence.path import PathState, path_init
+from caspo_jax.sampling.automaton import Automaton, Cursor, cursor_init
+from caspo_jax.sampling.config import CatConfig
+from caspo_jax.sampling.sampler import SampleKnobs
+
+NO_PARENT = -1  # parent of a child of the root
+NO_NODE = -1  # node of a slot that was never used
+
+# Status of a node.
+UNUSED, LIVE, CLOSED, PRUNED, FINISHED, EXPIRED = range(6)
+STATUSES = ("unused", "live", "closed", "pruned", "finished", "expired")
+# Why it ended.
+NONE, DELIMITER, EOS, STOP, LENGTH, THRESHOLD, BUDGET, ANSWERS = range(8)
+REASONS = (None, "delimiter", "eos", "stop", "length", "threshold", "budget", "answers")
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Knobs:
+    """The search's numbers; changing them compiles nothing."""
+
+    threshold: Any  # scalar f32, prune strictly below
+    expand: Any  # scalar int32, most children a node
+    num_answers: Any  # scalar int32
+    min_live: Any  # scalar int32
+    token_budget: Any  # scalar int32
+    max_new_tokens: Any  # scalar int32
+    sample: SampleKnobs
+
+    @classmethod
+    def of(cls, config: CatConfig) -> Knobs:
+        """The numbers of a config."""
+        no_limit = np.iinfo(np.int32).max
+        integers = (
+            config.expand,
+            min(config.answers, no_limit),
+            config.min_live,
+            no_limit if config.token_budget is None else min(config.token_budget, no_limit),
+            config.sample.max_new_tokens,
+        )
+        return cls(
+            jnp.asarray(config.threshold, jnp.float32),
+            *(jnp.asarray(i, jnp.int32) for i in integers),
+            sample=SampleKnobs.of(config.sample),
+        )
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Slots:
+    """The K places of each question's branches. A live branch has as many tokens as iterations were run."""
+
+    live: jax.Array  # [B, K] bool
+    node: jax.Array  # [B, K] int32, the branch's open node
+    key: jax.Array  # [B, K, 2] uint32, raw data of the open node's threefry key
+    cursor: Cursor  # [B, K]
+    path: PathState  # [B, K], steps closed so far
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Nodes:
+    """The trees. Tokens of node i: history columns [start, end) of its slot."""
+
+    parent: jax.Array  # [B, N] int32, NO_PARENT: child of the root
+    rank: jax.Array  # [B, N] int32, which child of its parent
+    slot: jax.Array  # [B, N] int32
+    start: jax.Array  # [B, N] int32
+    end: jax.Array  # [B, N] int32, set when the node ends
+    status: jax.Array  # [B, N] int32
+    reason: jax.Array  # [B, N] int32
+    confidence: jax.Array  # [B, N] f32, NaN where the node closed no step
+    path_confidence: jax.Array  # [B, N] f32, of the steps up to here; NaN without any
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class History:
+    """What each slot emitted at each iteration: time first, so that an iteration writes one contiguous row."""
+
+    token: jax.Array  # [T, B, K] int32
+    byte_start: jax.Array  # [T, B, K] int32, byte of the path at which the token starts
+    stats: dict[str, jax.Array]  # TokenStats field -> [T, B, K] f32
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class CatState:
+    """Everything that the loop carries."""
+
+    iteration: jax.Array  # scalar int32, tokens of every live branch
+    limit: jax.Array  # scalar int32, cat_decode returns at this iteration at the latest
+    prompt_columns: jax.Array  # scalar int32, cache columns before the first new token
+    prompt_length: jax.Array  # [B] int32, real prompt tokens: position of the first new token
+    cache: Any  # the model's own pytree, rows b * K + k
+    logits: jax.Array  # [B, K, V] f32, of each slot's next token
+    slots: Slots
+    nodes: Nodes
+    history: History
+    num_nodes: jax.Array  # [B] int32
+    finished: jax.Array  # [B] int32, paths finished
+    tokens: jax.Array  # [B] int32, decoded over all slots
+    done: jax.Array  # [B] bool
+    knobs: Knobs
+    automaton: Automaton
+
+    @property
+    def num_slots(self) -> int:
+        """K."""
+        return self.slots.live.shape[1]
+
+
+def node_capacity(num_slots: int, tokens: int) -> int:
+    """Nodes that K slots can make in so many iterations."""
+    return num_slots * (tokens + 1)
+
+
+def _empty_nodes(shape: tuple[int, int]) -> Nodes:
+    # Distinct buffers: a donated state must not hold one buffer twice.
+    def full(value, dtype=jnp.int32) -> jax.Array:
+        return jnp.full(shape, value, dtype)
+
+    return Nodes(
+        parent=full(NO_PARENT),
+        rank=full(0),
+        slot=full(0),
+        start=full(0),
+        end=full(0),
+        status=full(UNUSED),
+        reason=full(NONE),
+        confidence=full(jnp.nan, jnp.float32),
+        path_confidence=full(jnp.nan, jnp.float32),
+    )
+
+
+def init_state(
+    cache: Any,
+    logits: jax.Array,
+    keys: jax.Array,
+    prompt_length: jax.Array,
+    automaton: Automaton,
+    knobs: Knobs,
+    *,
+    num_slots: int,
+    roots: int | None = None,
+    capacity: int,
+    fields: tuple[str, ...] = ("logprob", "entropy"),
+    prompt_columns: int = 0,
+    real: jax.Array | None = None,
+    first_rank: jax.Array | int = 0,
+) -> CatState:
+    """The state before the first token.
+
+    Args:
+      cache: the model's cache with B * K rows (row b * K + k is slot k of question b).
+      logits: [B, V] f32, next-token logits after each prompt.
+      keys: [B, 2] uint32, raw threefry key data of each question.
+      prompt_length: [B] int32, real tokens of each prompt.
+      automaton: from `build_automaton`.
+      knobs: from `Knobs.of`; max_new_tokens may exceed `capacity` (then `grow_state` before going on).
+      num_slots: K.
+      roots: children of the root, at most K (default K).
+      capacity: T, history columns.
+      fields: TokenStats fields that the histories keep; the step confidence's `needed_fields` among them.
+      prompt_columns: cache columns that the prompts take.
+      real: [B] bool, false for rows that only pad the batch.
+      first_rank: [B] or scalar int32, child rank of the first root child.
+    """
+    batch, vocab = logits.shape
+    roots = num_slots if roots is None else roots
+    shape = (batch, num_slots)
+    real = jnp.ones(batch, bool) if real is None else jnp.asarray(real)
+    slot = jnp.broadcast_to(jnp.arange(num_slots, dtype=jnp.int32), shape)
+    live = (slot < roots) & real[:, None]
+    rank = slot + jnp.broadcast_to(jnp.asarray(first_rank, jnp.int32), (batch,))[:, None]
+    nodes = _empty_nodes((batch, node_capacity(num_slots, capacity)))
+    nodes = dataclasses.replace(
+        nodes,
+        slot=nodes.slot.at[:, :num_slots].set(slot),
+        rank=nodes.rank.at[:, :num_slots].set(rank),
+        status=nodes.status.at[:, :num_slots].set(jnp.where(live, LIVE, UNUSED)),
+    )
+    time = (capacity, *shape)
+    return CatState(
+        iteration=jnp.asarray(0, jnp.int32),
+        limit=jnp.asarray(capacity, jnp.int32),
+        prompt_columns=jnp.asarray(prompt_columns, jnp.int32),
+        prompt_length=jnp.asarray(prompt_length, jnp.int32),
+        cache=cache,
+        logits=jnp.repeat(logits[:, None].astype(jnp.float32), num_slots, axis=1),
+        slots=Slots(
+            live=live,
+            node=jnp.where(live, slot, NO_NODE),
+            key=fold_in(jnp.broadcast_to(jnp.asarray(keys)[:, None], (*shape, 2)), rank),
+            cursor=jax.tree.map(jnp.array, cursor_init(shape)),
+            path=path_init(shape),
+        ),
+        nodes=nodes,
+        history=History(
+            token=jnp.zeros(time, jnp.int32),
+            byte_start=jnp.zeros(time, jnp.int32),
+            stats={field: jnp.zeros(time, jnp.float32) for field in fields},
+        ),
+        num_nodes=jnp.full(batch, roots, jnp.int32),
+        finished=jnp.zeros(batch, jnp.int32),
+        tokens=jnp.zeros(batch, jnp.int32),
+        done=~real,
+        knobs=knobs,
+        automaton=automaton,
+    )
+
+
+def fold_in(keys: jax.Array, data: jax.Array) -> jax.Array:
+    """Raw threefry key data [..., 2] folded with integers [...]: the rows of jax.random.fold_in."""
+    flat = jax.vmap(lambda k, d: jax.random.key_data(jax.random.fold_in(jax.random.wrap_key_data(k, impl="threefry2x32"), d)))
+    return flat(keys.reshape(-1, 2), jnp.broadcast_to(data, keys.shape[:-1]).reshape(-1)).reshape(keys.shape)
+
+
+def uniforms(keys: jax.Array, index: jax.Array) -> jax.Array:
+    """[...] one uniform in [0, 1) a row: that of fold_in(node key [..., 2], token index)."""
+    tokens = fold_in(keys, index)
+    draw = jax.vmap(lambda k: jax.random.uniform(jax.random.wrap_key_data(k, impl="threefry2x32")))
+    return draw(tokens.reshape(-1, 2)).reshape(keys.shape[:-1])
+
+
+def grow_state(state: CatState, capacity: int) -> CatState:
+    """The same state with room for `capacity` tokens a branch (the cache is grown by its owner)."""
+    extra = capacity - state.history.token.shape[0]
+    if extra <= 0:
+        return state
+    history = jax.tree.map(lambda x: jnp.pad(x, [(0, extra), (0, 0), (0, 0)]), state.history)
+    batch, held = state.nodes.parent.shape
+    more = _empty_nodes((batch, node_capacity(state.num_slots, capacity) - held))
+    nodes = jax.tree.map(lambda a, b: jnp.concatenate([a, b], axis=1), state.nodes, more)
+    return dataclasses.replace(state, history=history, nodes=nodes, limit=jnp.asarray(capacity, jnp.int32))
