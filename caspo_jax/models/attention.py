@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+import functools
+
 import jax
 import jax.numpy as jnp
 from jax import lax
 
+from caspo_jax.models.cache import KVCache
+
 # Finite, so that a padded query (which attends to nothing) yields a harmless mean and no NaN.
 _MASKED = -1e30
+# Into how many parts a cache is cut at most, and columns a part at least.
+_MAX_PARTS = 8
+_MIN_PART = 32
 
 
 def precision(dtype: jax.typing.DTypeLike) -> lax.Precision:
@@ -43,3 +50,47 @@ def attend(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array) -> jax.Arr
         preferred_element_type=jnp.float32,
     )
     return mixed.reshape(batch, length, heads, dim).astype(q.dtype)
+
+
+def attend_cache(q: jax.Array, cache: KVCache, layer: jax.Array, column: jax.Array) -> jax.Array:
+    """Attention of one query a row over the valid columns of one layer's cache.
+
+    Only the leading part of the cache that holds `column` is read, in whole parts of the capacity: a search whose
+    buffers are half empty does half the work.
+
+    Args:
+      q: [R, H, D].
+      cache: R rows, S columns.
+      layer: scalar int32.
+      column: scalar int32, the last column written.
+
+    Returns:
+      [R, H, D] in q's dtype.
+    """
+    rows, heads, dim = q.shape
+    groups, capacity = cache.v.shape[2:4]
+    q = q.reshape(rows, groups, heads // groups, dim)
+
+    def over_columns(columns: int, q: jax.Array, cache: KVCache) -> jax.Array:
+        start = (layer, 0, 0, 0, 0)
+        keys = lax.dynamic_slice(cache.k, start, (1, rows, groups, dim, columns))[0]
+        values = lax.dynamic_slice(cache.v, start, (1, rows, groups, columns, dim))[0]
+        scores = jnp.einsum(
+            "rgqd,rgds->rgqs", q, keys, precision=precision(q.dtype), preferred_element_type=jnp.float32
+        )
+        scores = jnp.where(cache.valid[:, None, None, :columns], scores * dim**-0.5, _MASKED)
+        probabilities = jax.nn.softmax(scores, axis=-1).astype(values.dtype)
+        return jnp.einsum(
+            "rgqs,rgsd->rgqd",
+            probabilities,
+            values,
+            precision=precision(values.dtype),
+            preferred_element_type=jnp.float32,
+        ).astype(q.dtype)
+
+    parts = max(1, min(_MAX_PARTS, capacity // _MIN_PART))
+    part = -(-capacity // parts)
+    widths = [min(capacity, part * (i + 1)) for i in range(parts)]
+    branches = [functools.partial(over_columns, width) for width in widths]
+    mixed = lax.switch(column // part, branches, q, cache) if parts > 1 else branches[0](q, cache)
+    return mixed.reshape(rows, heads, dim)

@@ -17,11 +17,12 @@ class KVCache:
     """Keys (rotated when written) and values of R rows over S physical columns.
 
     A column is the loop's iteration, the same for all rows; which columns a row owns is in `valid`, so that a write
-    is one dynamic_update_slice and never a scatter.
+    is one dynamic_update_slice and never a scatter. Heads stand before columns, and keys are stored transposed:
+    both products of a decoding step then read the cache as it lies, without a transposed copy.
     """
 
-    k: jax.Array  # [L, R, S, G, D]
-    v: jax.Array  # [L, R, S, G, D]
+    k: jax.Array  # [L, R, G, D, S], rotated
+    v: jax.Array  # [L, R, G, S, D]
     valid: jax.Array  # [R, S] bool
 
     @property
@@ -37,9 +38,11 @@ class KVCache:
 
 def init_cache(config: ModelConfig, rows: int, capacity: int, dtype: jax.typing.DTypeLike) -> KVCache:
     """An empty cache of `rows` rows and `capacity` columns."""
-    shape = (config.num_layers, rows, capacity, config.num_kv_heads, config.head_dim)
+    lead, dim = (config.num_layers, rows, config.num_kv_heads), config.head_dim
     return KVCache(
-        k=jnp.zeros(shape, dtype), v=jnp.zeros(shape, dtype), valid=jnp.zeros((rows, capacity), jnp.bool_)
+        k=jnp.zeros((*lead, dim, capacity), dtype),
+        v=jnp.zeros((*lead, capacity, dim), dtype),
+        valid=jnp.zeros((rows, capacity), jnp.bool_),
     )
 
 
@@ -82,12 +85,11 @@ def grow(cache: KVCache, capacity: int) -> KVCache:
     extra = capacity - cache.capacity
     if extra <= 0:
         return cache
-    columns = [(0, 0), (0, 0), (0, extra), (0, 0), (0, 0)]
-    return KVCache(
-        k=jnp.pad(cache.k, columns),
-        v=jnp.pad(cache.v, columns),
-        valid=jnp.pad(cache.valid, [(0, 0), (0, extra)]),
-    )
+
+    def pad(array: jax.Array, axis: int) -> jax.Array:
+        return jnp.pad(array, [(0, extra if i == axis else 0) for i in range(array.ndim)])
+
+    return KVCache(k=pad(cache.k, 4), v=pad(cache.v, 3), valid=pad(cache.valid, 1))
 
 
 def take_rows(cache: KVCache, rows: jax.Array) -> KVCache:

@@ -34,7 +34,7 @@ class ModelConfig:
     num_heads: int  # H
     num_kv_heads: int  # G
     head_dim: int  # D
-    rope: RopeConfig = RopeConfig()
+    rope: RopeConfig = dataclasses.field(default_factory=RopeConfig)
     rms_norm_eps: float = 1e-6
     max_position_embeddings: int = 2048
     tie_word_embeddings: bool = False

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
@@ -10,8 +11,8 @@ import jax.numpy as jnp
 from flax import nnx
 from jax import lax
 
-from caspo_jax.models.attention import attend, precision
-from caspo_jax.models.cache import KVCache
+from caspo_jax.models.attention import attend, attend_cache, precision
+from caspo_jax.models.cache import KVCache, grow
 from caspo_jax.models.config import ModelConfig
 from caspo_jax.models.rope import rotate, rotation
 from caspo_jax.models.weights import Weight, weights
@@ -38,6 +39,10 @@ class Decoder(nnx.Module):
 
     Source: Touvron et al. 2023 and the Llama 3 report (arXiv 2407.21783); Qwen2.5 (2412.15115); Qwen3 (2505.09388).
     """
+
+    embed: nnx.Param  # [V, E]
+    final_norm: nnx.Param  # [E]
+    lm_head: nnx.Param  # [V, E], absent where tied
 
     def __init__(
         self,
@@ -124,10 +129,8 @@ class Decoder(nnx.Module):
         last = columns - 1 - jnp.argmax(mask[:, ::-1], axis=1)
         x = jnp.take_along_axis(x, last[:, None, None], axis=1)[:, 0]
         logits = self.unembed(self._norm(x, self.final_norm[...]))
-        extra = capacity - columns
-        pad = [(0, 0), (0, 0), (0, extra), (0, 0), (0, 0)]
-        valid = jnp.pad(mask.astype(jnp.bool_), [(0, 0), (0, extra)])
-        return logits, KVCache(k=jnp.pad(k, pad), v=jnp.pad(v, pad), valid=valid)
+        cache = KVCache(k=k, v=v, valid=mask.astype(jnp.bool_))
+        return logits, grow(cache, capacity)
 
     def decode_step(
         self, cache: KVCache, token_ids: jax.Array, positions: jax.Array, column: jax.Array
@@ -144,25 +147,26 @@ class Decoder(nnx.Module):
           [R, V] float32 logits and the cache.
         """
         valid = lax.dynamic_update_slice(cache.valid, jnp.ones((cache.rows, 1), jnp.bool_), (0, column))
-        cos, sin = rotation(self.config.rope, self.config.head_dim, positions[:, None])
-        x = self._embed(token_ids[:, None])
+        cache = dataclasses.replace(cache, valid=valid)
+        cos, sin = rotation(self.config.rope, self.config.head_dim, positions)
+        x = self._embed(token_ids)
 
         # The whole cache is carried and updated in place: as a scanned input it would be copied every step.
         def layer_step(carry, inputs):
-            x, keys, values = carry
+            x, cache = carry
             layer, index = inputs
             q, k, v = self._qkv(layer, self._norm(x, layer["input_norm"]), cos, sin)
-            keys = lax.dynamic_update_slice(keys, k[None], (index, 0, column, 0, 0))
-            values = lax.dynamic_update_slice(values, v[None], (index, 0, column, 0, 0))
-            layer_keys = lax.dynamic_index_in_dim(keys, index, 0, keepdims=False)
-            layer_values = lax.dynamic_index_in_dim(values, index, 0, keepdims=False)
-            x = self._attention_output(layer, x, attend(q, layer_keys, layer_values, valid[:, None]))
-            return (self._mlp(layer, x), keys, values), None
+            cache = dataclasses.replace(
+                cache,
+                k=lax.dynamic_update_slice(cache.k, k[None, ..., None], (index, 0, 0, 0, column)),
+                v=lax.dynamic_update_slice(cache.v, v[None, :, :, None], (index, 0, 0, column, 0)),
+            )
+            x = self._attention_output(layer, x, attend_cache(q, cache, index, column))
+            return (self._mlp(layer, x), cache), None
 
         steps = (self._stacked(), jnp.arange(self.config.num_layers))
-        (x, keys, values), _ = lax.scan(layer_step, (x, cache.k, cache.v), steps)
-        logits = self.unembed(self._norm(x[:, 0], self.final_norm[...]))
-        return logits, KVCache(k=keys, v=values, valid=valid)
+        (x, cache), _ = lax.scan(layer_step, (x, cache), steps)
+        return self.unembed(self._norm(x, self.final_norm[...])), cache
 
     def _run(
         self,
@@ -173,7 +177,7 @@ class Decoder(nnx.Module):
         keep_kv: bool,
         remat: bool,
     ) -> tuple[jax.Array, Any]:
-        """All layers over whole sequences: states [B, T, E] before the final norm, and k, v [L, B, T, G, D]."""
+        """All layers over whole sequences: states [B, T, E] before the final norm, and the cache's k and v."""
         length = token_ids.shape[1]
         mask = jnp.ones(token_ids.shape, jnp.bool_) if mask is None else mask.astype(jnp.bool_)
         if positions is None:
@@ -185,7 +189,8 @@ class Decoder(nnx.Module):
         def layer_step(x: jax.Array, layer: Layer):
             q, k, v = self._qkv(layer, self._norm(x, layer["input_norm"]), cos, sin)
             x = self._attention_output(layer, x, attend(q, k, v, visible))
-            return self._mlp(layer, x), ((k, v) if keep_kv else None)
+            kv = (k.transpose(0, 2, 3, 1), v.transpose(0, 2, 1, 3)) if keep_kv else None
+            return self._mlp(layer, x), kv
 
         step = jax.checkpoint(layer_step) if remat else layer_step
         return lax.scan(step, self._embed(token_ids), self._stacked())
@@ -213,7 +218,7 @@ class Decoder(nnx.Module):
     def _qkv(
         self, layer: Layer, x: jax.Array, cos: jax.Array, sin: jax.Array
     ) -> tuple[jax.Array, jax.Array, jax.Array]:
-        """Rotated queries [B, T, H, D] and keys [B, T, G, D], and values [B, T, G, D]."""
+        """Rotated queries [..., H, D] and keys [..., G, D], and values [..., G, D], of states [..., E]."""
         shape = (*x.shape[:-1], -1, self.config.head_dim)
         q, k, v = (self._linear(layer, name, x).reshape(shape) for name in ("q", "k", "v"))
         if self.config.qk_norm:
