@@ -1,0 +1,239 @@
+"""Traces to annotated traces: steps, step confidences, verdicts, answer."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from caspo_jax.errors import UserError
+from caspo_jax.steps.segmentation import DEFAULT_DELIMITER, segment
+from caspo_jax.steps.verifiers import Verifier, VerifyItem
+from caspo_jax.types import Question, Step, Trace, Verdict
+
+
+def segment_trace(
+    trace: Trace,
+    token_bytes: Sequence[bytes],
+    *,
+    delimiter: str = DEFAULT_DELIMITER,
+    confidence: str = "entropy",
+    stats: Any = None,
+    vocab_size: int | None = None,
+) -> Trace:
+    """The trace with its steps and their confidences; verdicts unknown.
+
+    Args:
+        trace: with `token_ids`; its `entropy` and `logprob` [T] serve the confidences that need no more.
+        token_bytes: for each id of the vocabulary the bytes it spells.
+        delimiter: text that ends a step.
+        confidence: name of the step confidence; steps stay without one if the trace has no statistics.
+        stats: TokenStats [T] of the emitted tokens, for confidences that need more than `entropy` and
+            `logprob`.
+        vocab_size: needed by `normalised`; default the length of `token_bytes`.
+
+    Raises:
+        UserError: an id outside the vocabulary, a statistics list of another length, a confidence that
+            needs statistics which the trace does not hold.
+    """
+    text, steps, counted = segment(trace.token_ids, token_bytes, delimiter)
+    fields = _statistics(trace, confidence, stats)
+    if fields is not None and steps:
+        masks = np.zeros((len(steps), len(trace.token_ids)), bool)
+        for row, step in enumerate(steps):
+            masks[row, step.token_start : step.token_end] = counted[step.token_start : step.token_end]
+        values = _step_confidences(confidence, fields, masks, vocab_size or len(token_bytes))
+        steps = tuple(
+            dataclasses.replace(step, confidence=_finite(value), entropy=_mean(fields.get("entropy"), mask))
+            for step, value, mask in zip(steps, values, masks)
+        )
+    return dataclasses.replace(trace, text=text, steps=steps)
+
+
+def _statistics(trace: Trace, confidence: str, stats: Any) -> dict[str, np.ndarray] | None:
+    from caspo_jax.confidence import needed_fields
+
+    needed = set(needed_fields(confidence))
+    length = len(trace.token_ids)
+    fields: dict[str, np.ndarray] = {}
+    for name in sorted(needed | {"entropy"}):
+        values = getattr(stats, name, None) if stats is not None else None
+        values = getattr(trace, name, None) if values is None else values
+        if values is None:
+            continue
+        array = np.asarray(values, np.float64)  # null (NaN on disk) becomes NaN
+        if array.shape != (length,):
+            raise UserError(f"trace {trace.id!r}: {name} has shape {array.shape} for {length} token_ids")
+        fields[name] = array
+    missing = needed - set(fields)
+    if not missing:
+        return fields
+    if stats is None and trace.entropy is None and trace.logprob is None:
+        return None  # no statistics at all: a trace from elsewhere
+    raise UserError(
+        f"trace {trace.id!r}: step confidence {confidence!r} needs {', '.join(sorted(missing))} per token: "
+        "give stats=, or choose one that needs entropy or logprob only"
+    )
+
+
+def _step_confidences(
+    name: str, fields: Mapping[str, np.ndarray], masks: np.ndarray, vocab_size: int
+) -> np.ndarray:
+    from caspo_jax.confidence import TokenStats, step_confidence
+
+    stats = TokenStats(**{k: np.broadcast_to(v, masks.shape) for k, v in fields.items()})  # type: ignore[arg-type]
+    return np.asarray(step_confidence(name, stats, masks, vocab_size))
+
+
+def _finite(value: float) -> float | None:
+    return float(value) if np.isfinite(value) else None
+
+
+def _mean(values: np.ndarray | None, mask: np.ndarray) -> float | None:
+    return float(values[mask].mean()) if values is not None and mask.any() else None
+
+
+def step_items(trace: Trace, question: Question | None = None) -> list[tuple[int, VerifyItem]]:
+    """What a verifier is asked about a trace: `(step index, item)` for each finished step.
+
+    A step that the length limit or the budget cut is not finished, and not asked about; one that is empty
+    (a delimiter at the very start) neither.
+    """
+    if question is None:
+        question = Question(
+            id=trace.id,
+            question=trace.question,
+            prompt=trace.prompt,
+            prompt_ids=trace.prompt_ids,
+            gold=trace.gold,
+        )
+    ended = trace.finish_reason in ("eos", "stop")
+    items = []
+    for index, step in enumerate(trace.steps):
+        last = index == len(trace.steps) - 1
+        if not step.text or (last and not ended and not is_closed(trace, step)):
+            continue
+        items.append(
+            (
+                index,
+                VerifyItem(
+                    question=question,
+                    prefix=trace.text[: step.start],
+                    step=step.text,
+                    is_last=last and ended,
+                    prompt_ids=trace.prompt_ids,
+                    prefix_ids=trace.token_ids[: step.token_start],
+                    step_ids=trace.token_ids[step.token_start : step.token_end],
+                    trace_id=trace.id,
+                    step_index=index,
+                ),
+            )
+        )
+    return items
+
+
+def is_closed(trace: Trace, step: Step) -> bool:
+    """Whether the step was finished: a delimiter follows it, or the trace ended with it by EOS or a stop."""
+    return step.end < len(trace.text) or trace.finish_reason in ("eos", "stop")
+
+
+def annotate_traces(
+    traces: Sequence[Trace],
+    token_bytes: Sequence[bytes],
+    *,
+    verifier: Verifier | None = None,
+    questions: Mapping[str, Question] | None = None,
+    delimiter: str = DEFAULT_DELIMITER,
+    confidence: str = "entropy",
+    stats: Sequence[Any] | None = None,
+    vocab_size: int | None = None,
+    extract: Callable[[str], str | None] | None = None,
+    equal: Callable[[str, str], bool] | None = None,
+) -> list[Trace]:
+    """Steps, confidences, verdicts, answers and correctness of traces, in one call of the verifier.
+
+    Args:
+        traces: what was sampled.
+        token_bytes: for each id of the vocabulary the bytes it spells.
+        verifier: judges the steps; None leaves every verdict unknown.
+        questions: by trace id; default, a question made of the trace's own fields.
+        delimiter: text that ends a step.
+        confidence: name of the step confidence.
+        stats: TokenStats [T] of each trace, where the confidence needs more than the trace holds.
+        vocab_size: default the length of `token_bytes`.
+        extract: text -> answer; None keeps the trace's `answer`.
+        equal: (gold, answer) -> bool, sets `correct` where there is a gold; None keeps the trace's.
+
+    Returns:
+        The annotated traces, in order.
+    """
+    annotated = [
+        segment_trace(
+            trace,
+            token_bytes,
+            delimiter=delimiter,
+            confidence=confidence,
+            stats=None if stats is None else stats[i],
+            vocab_size=vocab_size,
+        )
+        for i, trace in enumerate(traces)
+    ]
+    annotated = [_answered(trace, extract, equal) for trace in annotated]
+    return verify_traces(annotated, verifier, questions) if verifier is not None else annotated
+
+
+def _answered(
+    trace: Trace, extract: Callable[[str], str | None] | None, equal: Callable[[str, str], bool] | None
+) -> Trace:
+    answer = extract(trace.text) if extract is not None else trace.answer
+    correct = trace.correct
+    if equal is not None and trace.gold is not None:
+        correct = answer is not None and equal(trace.gold, answer)
+    return dataclasses.replace(trace, answer=answer, correct=correct)
+
+
+def verify_traces(
+    traces: Sequence[Trace], verifier: Verifier, questions: Mapping[str, Question] | None = None
+) -> list[Trace]:
+    """The segmented traces with the verifier's verdict on every finished step."""
+    where: list[tuple[int, int]] = []
+    items: list[VerifyItem] = []
+    for row, trace in enumerate(traces):
+        for index, item in step_items(trace, (questions or {}).get(trace.id)):
+            where.append((row, index))
+            items.append(item)
+    verdicts = verifier.verify(items)
+    if len(verdicts) != len(items):
+        raise ValueError(f"verifier {verifier.name!r} gave {len(verdicts)} verdicts for {len(items)} steps")
+    steps = [
+        [dataclasses.replace(step, verdict="unknown", verifier=verifier.name) for step in trace.steps]
+        for trace in traces
+    ]
+    for (row, index), verdict in zip(where, verdicts):
+        steps[row][index] = dataclasses.replace(steps[row][index], verdict=verdict)
+    return [dataclasses.replace(trace, steps=tuple(row)) for trace, row in zip(traces, steps)]
+
+
+def annotate_trace(trace: Trace, token_bytes: Sequence[bytes], **options: Any) -> Trace:
+    """`annotate_traces` of one trace."""
+    return annotate_traces([trace], token_bytes, **options)[0]
+
+
+def first_wrong_step(trace: Trace) -> int | None:
+    """Index of the first wrong step; None if no step is known to be wrong."""
+    return next((i for i, step in enumerate(trace.steps) if step.verdict == "wrong"), None)
+
+
+def is_flawed_correct(trace: Trace) -> bool | None:
+    """Whether a right answer stands on a wrong step; None unless the answer is known to be right."""
+    return None if trace.correct is not True else first_wrong_step(trace) is not None
+
+
+def prefix_verdict(steps: Sequence[Step]) -> Verdict:
+    """Of the steps before a step: wrong if any is, correct if all are (an empty prefix is), else unknown."""
+    verdicts = {step.verdict for step in steps}
+    if "wrong" in verdicts:
+        return "wrong"
+    return "unknown" if "unknown" in verdicts else "correct"

@@ -1,0 +1,152 @@
+r"""Answers: read out of a text, and compared with the gold."""
+
+from __future__ import annotations
+
+import enum
+import re
+from fractions import Fraction
+
+from caspo_jax.errors import UserError
+
+
+class AnswerKind(enum.StrEnum):
+    """What an answer is, and so how it is read and compared."""
+
+    MATH = "math"  # a mathematical object, compared by math-verify
+    INTEGER = "integer"
+    LETTER = "letter"  # of a choice, A to J
+    YES_NO = "yes_no"  # true/false counts as yes/no
+    STRING = "string"  # compared without case, outer punctuation and runs of white space
+
+
+_MARKER = re.compile(
+    r"(?:####|(?:final\s+)?answer(?:\s+is)?\s*(?:\*\*)?\s*:|(?:final\s+)?answer\s+is)\s*(?:\*\*)?\s*([^\n]*)",
+    re.IGNORECASE,
+)
+_YES = frozenset({"yes", "true"})
+_NO = frozenset({"no", "false"})
+
+
+def last_boxed(text: str) -> str | None:
+    r"""The content of the last `\boxed{...}` (or `\fbox`) whose braces balance; None without one."""
+    for match in reversed(list(re.finditer(r"\\f?boxed\s*\{", text))):
+        depth = 1
+        for at in range(match.end(), len(text)):
+            if text[at] in "{}" and text[at - 1] != "\\":
+                depth += 1 if text[at] == "{" else -1
+                if depth == 0:
+                    return text[match.end() : at].strip()
+    bare = re.findall(r"\\boxed\s+([^\s{}$]+)", text)
+    return bare[-1] if bare else None
+
+
+def marked_answer(text: str) -> str | None:
+    """What follows the last `Answer:`, `the answer is` or `####` on its line; None without one."""
+    found = [match.group(1) for match in _MARKER.finditer(text)]
+    found = [cleaned for raw in found if (cleaned := _trim(raw))]
+    return found[-1] if found else None
+
+
+def _trim(text: str) -> str:
+    text = text.strip().strip("*").strip()
+    text = re.sub(r"^\\\((.*)\\\)[.\s]*$|^\\\[(.*)\\\][.\s]*$", lambda m: m.group(1) or m.group(2), text)
+    text = re.sub(r"^\$+([^$]*)\$+[.\s]*$", r"\1", text).strip()
+    return text[:-1].rstrip() if text.endswith(".") and not text.endswith("..") else text
+
+
+def extract_answer(text: str, kind: AnswerKind | str = AnswerKind.MATH) -> str | None:
+    r"""The final answer that a text gives.
+
+    The last balanced `\boxed{}`, else what follows the last `Answer: X` or `#### X`. Letters, yes/no and
+    integers are then read out of that, or, where nothing marks an answer, out of the last line.
+
+    Returns:
+        The answer (a letter in upper case, `yes`/`no`, an integer's digits), or None.
+    """
+    kind = answer_kind(kind)
+    marked = last_boxed(text)
+    if marked is None:
+        marked = marked_answer(text)
+    if kind in (AnswerKind.MATH, AnswerKind.STRING):
+        return marked or None
+    lines = text.strip().splitlines()
+    source = marked if marked else (lines[-1] if lines else "")
+    return {AnswerKind.INTEGER: _integer, AnswerKind.LETTER: _letter, AnswerKind.YES_NO: _yes_no}[kind](
+        source
+    )
+
+
+def answer_kind(kind: AnswerKind | str) -> AnswerKind:
+    """The kind by its name. Raises UserError for another name."""
+    try:
+        return AnswerKind(kind)
+    except ValueError:
+        raise UserError(f"answer kind {kind!r} is none of {', '.join(AnswerKind)}") from None
+
+
+def _integer(text: str) -> str | None:
+    found = re.findall(
+        r"(?<![\w.])[-−]?\d[\d,]*(?:\.\d+)?(?!\w)", text.replace("{,}", ",").replace("\\$", "")
+    )
+    if not found:
+        return None
+    value = _fraction(found[-1])
+    return str(value) if value is not None and value.denominator == 1 else None
+
+
+def _letter(text: str) -> str | None:
+    text = re.sub(r"\\(?:text|mathrm|textbf|mathbf)\s*\{([^{}]*)\}", r"\1", text)
+    bare = re.fullmatch(r"\W*([A-Ja-j])\W*", text)
+    if bare:
+        return bare.group(1).upper()
+    found = re.findall(r"\(([A-J])\)", text) or re.findall(r"(?<![\w'’])([A-J])(?![\w'’])(?!\s+[a-z])", text)
+    if found:
+        return found[-1]
+    first = re.match(r"\W*([A-J])\b", text)
+    return first.group(1) if first else None
+
+
+def _yes_no(text: str) -> str | None:
+    found = re.findall(r"\b(yes|no|true|false)\b", text, re.IGNORECASE)
+    return None if not found else ("yes" if found[-1].lower() in _YES else "no")
+
+
+def equivalent(gold: str, answer: str, kind: AnswerKind | str = AnswerKind.MATH) -> bool:
+    """Whether an answer is the gold one; the order matters for `math` (math-verify's `verify(gold, answer)`).
+
+    Equal strings and equal plain numbers are decided here; other mathematics by math-verify in a process of its
+    own, so that its time limit holds in any thread. What meets the limit counts as different.
+    """
+    kind = answer_kind(kind)
+    if kind is AnswerKind.LETTER:
+        return _letter(gold) is not None and _letter(gold) == _letter(answer)
+    if kind is AnswerKind.YES_NO:
+        return _yes_no(gold) is not None and _yes_no(gold) == _yes_no(answer)
+    if _plain(gold) == _plain(answer):
+        return True
+    if kind is AnswerKind.STRING:
+        return False
+    a, b = _fraction(gold), _fraction(answer)
+    if a is not None and b is not None:
+        return a == b
+    if kind is AnswerKind.INTEGER:
+        return False
+    from caspo_jax.steps.grading import math_equivalent
+
+    return math_equivalent(gold, answer)
+
+
+def _plain(text: str) -> str:
+    return " ".join(text.strip().strip("$.").split()).casefold()
+
+
+def _fraction(text: str) -> Fraction | None:
+    """A plain number: sign, digits, thousands separators, decimals, one slash; else None."""
+    text = text.strip().rstrip(".").replace("\\$", "").replace("$", "").replace("{,}", ",").replace("\\!", "")
+    text = text.replace("−", "-").replace(" ", "")
+    if re.fullmatch(r"[-+]?\d{1,3}(,\d{3})+(\.\d+)?", text):
+        text = text.replace(",", "")
+    if re.fullmatch(r"[-+]?(\d+(\.\d*)?|\.\d+)", text):
+        return Fraction(text)
+    parts = re.fullmatch(r"([-+]?\d+)/(\d+)", text)
+    return Fraction(int(parts[1]), int(parts[2])) if parts and int(parts[2]) else None

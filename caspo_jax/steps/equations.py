@@ -1,0 +1,218 @@
+"""Every explicit arithmetic equality in ordinary text, evaluated exactly with fractions."""
+
+from __future__ import annotations
+
+import dataclasses
+from fractions import Fraction
+
+from caspo_jax.steps.arithmetic import Unknown, evaluate
+from caspo_jax.steps.lexer import Token, lex
+from caspo_jax.types import Verdict
+
+# Words after which a number starts an expression; after any other word a bare number may be a name ("Day 3").
+_PROSE = frozenset(
+    """
+    add adds also and are as be because being by calculate compute computing costs do earns equals
+    evaluate evaluating finally find finds first gave get gets give gives got had has have he hence i if
+    is it leaves let made make makes means needs next now obtain obtains of or she simplifies simplify
+    since so spend spends sum that the then therefore they thus to total us using was we when where
+    which yields you
+    """.split()  # noqa: SIM905
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Equation:
+    """One stated equality."""
+
+    left: str
+    right: str
+    holds: bool
+
+
+def stated_equations(text: str, *, rounding: bool = True) -> list[Equation]:
+    r"""The arithmetic equalities that a text states, each with whether it holds.
+
+    Found: chains `a = b = c` (each neighbouring pair), `+ - * / ^`, x, ×, ·, ÷ and their LaTeX forms, `\frac`,
+    roots of perfect squares, brackets, decimals, thousands separators, `%` (also `% of`), currency signs, units
+    that are the same on both sides, mixed numbers, `5!`, and GSM8K's `<<16-3-4=9>>`. Left out: whatever holds an
+    unknown symbol, compares units, is taken modulo something, or states no operation at all (`3 = 3`).
+
+    Where notation has two readings (`50%` for 50, `2\frac{1}{2}` as a product, `1/2(3)`), an equality holds if
+    it holds in one.
+
+    Args:
+        text: a step of ordinary text.
+        rounding: accept a decimal that rounds a value with no finite decimal expansion (10/3 = 3.33).
+    """
+    found = []
+    for tokens in lex(text):
+        marks = [i for i, token in enumerate(tokens) if token.kind == "="]
+        for nth, at in enumerate(marks):
+            before = marks[nth - 1] + 1 if nth else 0
+            after = marks[nth + 1] if nth + 1 < len(marks) else len(tokens)
+            left = _left_side(tokens[before:at], whole=nth > 0)
+            right = _right_side(tokens[at + 1 : after], whole=nth + 1 < len(marks))
+            if left is None or right is None:
+                continue
+            equation = _compare(left, right, rounding)
+            if equation is not None:
+                found.append(equation)
+    return found
+
+
+def check_equations(text: str, *, rounding: bool = True) -> Verdict:
+    """Wrong if a stated equality is false, correct if there is one and all hold, unknown if there is none."""
+    found = stated_equations(text, rounding=rounding)
+    if not found:
+        return "unknown"
+    return "correct" if all(equation.holds for equation in found) else "wrong"
+
+
+@dataclasses.dataclass(frozen=True)
+class _Side:
+    tokens: list[Token]
+    labels: frozenset[str]  # units, singular
+
+    @property
+    def operates(self) -> bool:
+        """Whether it states an operation: a bare (signed) number does not."""
+        return any(t.kind in ("op", "frac", "sqrt", "%", "!") for t in self.tokens[1:]) or any(
+            t.kind in ("frac", "sqrt") for t in self.tokens[:1]
+        )
+
+    def __str__(self) -> str:
+        return " ".join(t.text for t in self.tokens)
+
+
+def _is_label(tokens: list[Token], i: int) -> bool:
+    """Whether token i is a unit: one word between a value and an operator, a bracket or the side's end."""
+    if tokens[i].kind != "word" or tokens[i].text.lower() in _PROSE:
+        return False
+    follows_value = i > 0 and (
+        tokens[i - 1].kind in ("num", "%", "unit") or tokens[i - 1].text in (")", "]", "}")
+    )
+    return follows_value and (
+        i + 1 == len(tokens) or tokens[i + 1].kind == "op" or tokens[i + 1].text in (")", "]", "}")
+    )
+
+
+def _split(tokens: list[Token], start: int, stop: int) -> _Side:
+    labels = {_singular(tokens[i].text) for i in range(start, stop) if tokens[i].kind in ("word", "unit")}
+    return _Side([t for t in tokens[start:stop] if t.kind not in ("word", "unit")], frozenset(labels))
+
+
+def _singular(word: str) -> str:
+    word = word.lower()
+    return word[:-1] if len(word) > 2 and word.endswith("s") else word
+
+
+def _usable(tokens: list[Token], i: int) -> bool:
+    return tokens[i].kind in ("num", "op", "frac", "sqrt", "%", "!", "(", ")", "unit") or _is_label(tokens, i)
+
+
+def _left_side(tokens: list[Token], whole: bool) -> _Side | None:
+    """The longest arithmetic ending of what stands before `=`; None if it may belong to something unknown."""
+    start = len(tokens)
+    while start > 0 and _usable(tokens, start - 1):
+        start -= 1
+    start = _drop_open(tokens, start)
+    if start == len(tokens):
+        return None
+    side = _split(tokens, start, len(tokens))
+    if not side.tokens:
+        return None
+    first = side.tokens[0]
+    if start == 0:
+        return None if whole and first.text in tuple("+*/^") else side
+    border = tokens[start - 1]
+    if border.kind == "symbol" or first.text in tuple("+*/^") or first.kind in ("%", "!"):
+        return None
+    prose = border.kind == "stop" or border.kind == "(" or border.text.lower() in _PROSE
+    if border.text == ":" and not side.operates:
+        return None  # a ratio, or the name of what follows
+    if not prose and (first.text == "-" or not side.operates or (side.labels and len(side.tokens) == 1)):
+        return None
+    return side
+
+
+def _drop_open(tokens: list[Token], start: int) -> int:
+    """Past brackets that open here and close only after the side, as in `(since 3 + 4 = 7)`."""
+    while start < len(tokens) and tokens[start].kind == "(":
+        depth = 0
+        for token in tokens[start:]:
+            depth += {"(": 1, ")": -1}.get(token.kind, 0)
+            if depth == 0:
+                return start
+        start += 1
+    return start
+
+
+def _right_side(tokens: list[Token], whole: bool) -> _Side | None:
+    """The longest arithmetic beginning of what stands after `=`; None if it may go on with something unknown."""
+    stop = 0
+    depth = 0
+    while stop < len(tokens) and _usable(tokens, stop):
+        depth += {"(": 1, ")": -1}.get(tokens[stop].kind, 0)
+        if depth < 0:
+            break  # closes a bracket that opened before the equality
+        stop += 1
+    if stop and stop < len(tokens) and depth > 0 and tokens[stop - 1].kind == "(":
+        if tokens[stop].text.lower() in ("mod", "modulo"):
+            return None
+        stop -= 1  # a remark in brackets
+    if stop == 0:
+        return None
+    side = _split(tokens, 0, stop)
+    if not side.tokens or side.tokens[-1].kind == "op":
+        return None
+    if stop == len(tokens):
+        return side
+    border = tokens[stop]
+    if border.kind == "symbol" or (depth < 0 and _continues(tokens, stop)):
+        return None
+    if border.kind == "word":
+        return _Side(side.tokens, side.labels | {_singular(border.text)}) if not side.labels else side
+    return side
+
+
+def _continues(tokens: list[Token], closing: int) -> bool:
+    return closing + 1 < len(tokens) and tokens[closing + 1].kind in ("op", "(", "num")
+
+
+def _compare(left: _Side, right: _Side, rounding: bool) -> Equation | None:
+    if not (left.operates or right.operates):
+        return None
+    if left.labels and right.labels and left.labels != right.labels:
+        return None
+    if len(left.labels) > 1 or len(right.labels) > 1:
+        return None
+    try:
+        a, b = evaluate(left.tokens), evaluate(right.tokens)
+    except Unknown:
+        return None
+    holds = any(x == y for x in a for y in b)
+    if not holds and rounding:
+        holds = any(_rounds(x, right) for x in a) or any(_rounds(y, left) for y in b)
+    return Equation(str(left), str(right), holds)
+
+
+def _rounds(value: Fraction, side: _Side) -> bool:
+    """Whether the side is one decimal that rounds a value without finite decimal expansion."""
+    numbers = [t for t in side.tokens if t.kind == "num"]
+    rest = {t.kind for t in side.tokens} - {"num", "%"}
+    if len(numbers) != 1 or rest or _terminates(value):
+        return False
+    number = numbers[0].text.replace(",", "")
+    digits = len(number.partition(".")[2])
+    scales = (1, 100) if any(t.kind == "%" for t in side.tokens) else (1,)
+    unit = Fraction(1, 10**digits)
+    return any(abs(value * scale - Fraction(number)) < unit for scale in scales) and digits > 0
+
+
+def _terminates(value: Fraction) -> bool:
+    rest = value.denominator
+    for prime in (2, 5):
+        while rest % prime == 0:
+            rest //= prime
+    return rest == 1

@@ -1,0 +1,138 @@
+"""What says whether a step is right: one protocol, and the verifiers that need no model."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from typing import Protocol, runtime_checkable
+
+from caspo_jax.errors import UserError
+from caspo_jax.steps.answers import AnswerKind, equivalent, extract_answer
+from caspo_jax.steps.equations import check_equations
+from caspo_jax.types import VERDICTS, Question, Verdict
+
+
+@dataclasses.dataclass(frozen=True)
+class VerifyItem:
+    """One step to judge, with the state it was sampled from."""
+
+    question: Question
+    prefix: str  # text of the trace before the step, delimiters included
+    step: str  # text of the step, delimiter excluded
+    is_last: bool  # the step ended the trace (EOS or a stop string)
+    prompt_ids: tuple[int, ...] = ()
+    prefix_ids: tuple[int, ...] = ()  # tokens of the steps before, prompt not included
+    step_ids: tuple[int, ...] = ()  # tokens of the step, delimiter included
+    trace_id: str | None = None
+    step_index: int | None = None
+
+
+@runtime_checkable
+class Verifier(Protocol):
+    """Judges steps: does each follow from its question and prefix?"""
+
+    name: str
+
+    def verify(self, items: Sequence[VerifyItem]) -> list[Verdict]:
+        """One verdict an item, in order; `unknown` where it cannot tell."""
+        ...
+
+
+@dataclasses.dataclass(frozen=True)
+class GoldAnswer:
+    """Judges final steps by the answer they give against the question's gold; others are unknown.
+
+    A final step without a readable answer is wrong when `no_answer="wrong"`, else unknown. Raises
+    UserError for a final step whose question has no gold.
+    """
+
+    kind: AnswerKind = AnswerKind.MATH
+    no_answer: Verdict = "unknown"
+    extract: Callable[[str], str | None] | None = None
+    equal: Callable[[str, str], bool] | None = None
+    name: str = "gold"
+
+    def verify(self, items: Sequence[VerifyItem]) -> list[Verdict]:
+        """One verdict an item: unknown unless `is_last`."""
+        return [self._judge(item) if item.is_last else "unknown" for item in items]
+
+    def _judge(self, item: VerifyItem) -> Verdict:
+        gold = item.question.gold
+        if gold is None:
+            raise UserError(
+                f"question {item.question.id!r} has no gold answer: add a 'gold' field or use another verifier"
+            )
+        text = item.prefix + item.step
+        answer = self.extract(text) if self.extract else extract_answer(text, self.kind)
+        if answer is None:
+            return self.no_answer
+        same = self.equal(gold, answer) if self.equal else equivalent(gold, answer, self.kind)
+        return "correct" if same else "wrong"
+
+
+@dataclasses.dataclass(frozen=True)
+class RecordedLabels:
+    """Verdicts that were recorded before, by trace id and step index; unknown where there is none."""
+
+    labels: Mapping[str, Sequence[Verdict]]  # trace id -> verdict of each step
+    name: str = "recorded"
+
+    def __post_init__(self) -> None:
+        for trace, verdicts in self.labels.items():
+            for verdict in verdicts:
+                if verdict not in VERDICTS:
+                    raise UserError(f"label of trace {trace!r}: {verdict!r} is none of {', '.join(VERDICTS)}")
+
+    def verify(self, items: Sequence[VerifyItem]) -> list[Verdict]:
+        """One verdict an item, looked up by `trace_id` and `step_index`."""
+        verdicts: list[Verdict] = []
+        for item in items:
+            known = self.labels.get(item.trace_id or "", ())
+            index = item.step_index
+            verdicts.append(known[index] if index is not None and 0 <= index < len(known) else "unknown")
+        return verdicts
+
+
+@dataclasses.dataclass(frozen=True)
+class StatedEquations:
+    """Evaluates every explicit arithmetic equality in a step, exactly; none means unknown."""
+
+    rounding: bool = True  # accept a decimal that rounds a non-terminating value
+    name: str = "equations"
+
+    def verify(self, items: Sequence[VerifyItem]) -> list[Verdict]:
+        """Wrong if any equality is false, correct if there is one and all hold, else unknown."""
+        return [check_equations(item.step, rounding=self.rounding) for item in items]
+
+
+@dataclasses.dataclass(frozen=True)
+class ExactChecker:
+    """A task's own exact checker: `check(question, prefix, step, is_last) -> verdict`."""
+
+    check: Callable[[Question, str, str, bool], Verdict]
+    name: str = "exact"
+
+    def verify(self, items: Sequence[VerifyItem]) -> list[Verdict]:
+        """One verdict an item, from the checker."""
+        return [self.check(item.question, item.prefix, item.step, item.is_last) for item in items]
+
+
+@dataclasses.dataclass(frozen=True)
+class FirstKnown:
+    """The first of several verifiers that can tell decides each step."""
+
+    verifiers: tuple[Verifier, ...]
+    name: str = "first_known"
+
+    def verify(self, items: Sequence[VerifyItem]) -> list[Verdict]:
+        """One verdict an item; later verifiers see only what is still unknown."""
+        verdicts: list[Verdict] = ["unknown"] * len(items)
+        open_items = list(range(len(items)))
+        for verifier in self.verifiers:
+            if not open_items:
+                break
+            found = verifier.verify([items[i] for i in open_items])
+            for i, verdict in zip(open_items, found):
+                verdicts[i] = verdict
+            open_items = [i for i in open_items if verdicts[i] == "unknown"]
+        return verdicts

@@ -1,0 +1,121 @@
+"""Pair selection by hand-made cases."""
+
+import dataclasses
+
+import pytest
+
+from caspo_jax.errors import UserError
+from caspo_jax.preferences import Candidate, PairConfig, Rival, select_pairs
+from caspo_jax.types import Question
+
+
+def make(text, verdict, confidence, *, question="q", prefix=(), prefix_verdict="correct", ids=None):
+    return Candidate(
+        question=Question(id=question, question="?", gold="1"),
+        prompt="?",
+        prompt_ids=(1, 2),
+        prefix="".join(map(str, prefix)),
+        prefix_ids=tuple(prefix),
+        text=text,
+        token_ids=tuple(text.encode()) if ids is None else ids,
+        verdict=verdict,
+        confidence=confidence,
+        prefix_verdict=prefix_verdict,
+        ends_trace=False,
+        is_last=False,
+        trace_id=f"{question}/{text}",
+        step_index=len(prefix),
+    )
+
+
+WRONG = PairConfig(kinds=("wrong",), tau=0.5)
+
+
+def test_most_confident_wrong_meets_least_confident_correct():
+    pairs, counts = select_pairs(
+        [
+            make("r1", "correct", 0.6),
+            make("w1", "wrong", 0.7),
+            make("r2", "correct", 0.3),
+            make("w2", "wrong", 0.9),
+        ],
+        WRONG,
+    )
+    assert [(p.rejected, p.chosen) for p in pairs] == [("w2", "r2"), ("w1", "r1")]
+    assert counts["pairs_wrong"] == counts["attempts_wrong"] == 2
+    assert pairs[0].chosen_confidence == 0.3
+    assert pairs[0].rejected_verdict == "wrong"
+
+
+def test_aligned_pairs_are_left_out_unless_asked_for():
+    candidates = [make("sure", "correct", 0.9), make("unsure", "wrong", 0.1)]
+    pairs, counts = select_pairs(candidates, WRONG)
+    assert not pairs
+    assert counts["aligned"] == 1
+    pairs, _ = select_pairs(candidates, dataclasses.replace(WRONG, include_aligned=True))
+    assert len(pairs) == 1
+
+
+def test_prefixes_never_mix_and_flawed_ones_are_dropped():
+    candidates = [
+        make("r", "correct", 0.4, prefix=(5,)),
+        make("w", "wrong", 0.8, prefix=(6,)),
+        make("r2", "correct", 0.4, prefix=(7,), prefix_verdict="wrong"),
+        make("w2", "wrong", 0.8, prefix=(7,), prefix_verdict="wrong"),
+        make("r3", "correct", 0.4, prefix=(8,), prefix_verdict="unknown"),
+    ]
+    pairs, counts = select_pairs(candidates, WRONG)
+    assert not pairs
+    assert (counts["flawed_prefix"], counts["unverified_prefix"], counts["wrong_without_correct"]) == (
+        2,
+        1,
+        1,
+    )
+    pairs, _ = select_pairs(candidates, dataclasses.replace(WRONG, allow_flawed_prefix=True))
+    assert [(p.chosen, p.rejected) for p in pairs] == [("r2", "w2")]
+
+
+def test_duplicates_and_contradictions():
+    candidates = [
+        make("r", "correct", 0.4),
+        make("r", "correct", 0.4),
+        make("r", "unknown", 0.4, ids=(1, 1)),
+        make("x", "correct", 0.4),
+        make("x", "wrong", 0.4),
+        make("w", "wrong", 0.8),
+        make("w", "wrong", 0.8),
+        make("u", "unknown", 0.8),
+        make("n", "correct", None),
+    ]
+    pairs, counts = select_pairs(candidates, WRONG)
+    assert [(p.chosen, p.rejected) for p in pairs] == [("r", "w")]
+    assert (counts["duplicate_ids"], counts["duplicate_text"], counts["conflicting_verdict"]) == (2, 1, 2)
+    assert (counts["unknown_verdict"], counts["no_confidence"]) == (1, 1)
+
+
+def rivals(texts):
+    def competitors(candidates, kind):
+        return [Rival(tuple(texts[c.text].encode()), texts[c.text], False, "wrong", None) for c in candidates]
+
+    return competitors
+
+
+def test_low_confidence_correct_steps_meet_their_competitor():
+    config = PairConfig(kinds=("low_confidence_correct",), tau=0.5, max_pairs_per_prefix=1)
+    candidates = [make("a", "correct", 0.4), make("b", "correct", 0.2), make("c", "correct", 0.5)]
+    pairs, counts = select_pairs(candidates, config, competitors=rivals({"a": "z", "b": "a"}))
+    assert [(p.chosen, p.rejected, p.kind) for p in pairs] == [("a", "z", "low_confidence_correct")]
+    assert counts["competitor_known_correct"] == 1
+    assert counts["attempts_low_confidence_correct"] == 2
+
+
+def test_tau_is_the_quantile_of_what_is_left():
+    _, counts = select_pairs(
+        [make(str(i), "correct", i / 10) for i in range(5)], PairConfig(kinds=("wrong",), tau_quantile=0.25)
+    )
+    assert counts["tau"] == pytest.approx(0.1)
+
+
+def test_missing_competitors_are_an_error():
+    with pytest.raises(UserError, match="competitors="):
+        select_pairs([], PairConfig())
