@@ -13,7 +13,7 @@ from caspo_jax.models.cache import KVCache
 # Finite, so that a padded query (which attends to nothing) yields a harmless mean and no NaN.
 _MASKED = -1e30
 # Into how many parts a cache is cut at most, and columns a part at least.
-_MAX_PARTS = 8
+_MAX_PARTS = 4
 _MIN_PART = 32
 
 

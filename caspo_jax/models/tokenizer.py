@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -15,21 +16,34 @@ from caspo_jax.types import Question
 Tokenizer = Any  # a transformers fast tokenizer
 
 
+_FILES = ("tokenizer.json", "tokenizer_config.json", "vocab.json", "tokenizer.model")
+
+
+def find_tokenizer(path: str | Path) -> bool:
+    """Whether a folder holds tokenizer files of any kind."""
+    return any((Path(path) / name).is_file() for name in _FILES)
+
+
 def load_tokenizer(path: str | Path) -> Tokenizer:
     """Loads the fast tokenizer of a checkpoint folder.
 
     Raises:
-      UserError: the folder holds no tokenizer.json, or it cannot be parsed.
+      UserError: the folder holds no tokenizer, one that cannot be parsed, or one with no fast implementation.
     """
+    if not find_tokenizer(path):
+        raise UserError(f"{path}: holds no tokenizer (expected tokenizer.json)")
+    # transformers announces on import that torch is absent, which is how this library is meant to run.
+    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
     from transformers import AutoTokenizer  # takes seconds to import
 
-    if not (Path(path) / "tokenizer.json").is_file():
-        raise UserError(f"{path}: no tokenizer.json in this folder (only fast tokenizers are supported)")
     try:
-        return AutoTokenizer.from_pretrained(str(path))
+        tokenizer = AutoTokenizer.from_pretrained(str(path))
     except Exception as error:  # the tokenizers library raises bare Exception
         reason = str(error).strip().split("\n")[0]
-        raise UserError(f"{path}/tokenizer.json: cannot be loaded ({reason})") from error
+        raise UserError(f"{path}: the tokenizer cannot be loaded ({reason})") from error
+    if not tokenizer.is_fast:
+        raise UserError(f"{path}: only fast tokenizers are supported (tokenizer.json)")
+    return tokenizer
 
 
 @functools.cache
@@ -46,7 +60,7 @@ def _byte_of_character() -> dict[str, int]:
     return table
 
 
-def token_bytes(tokenizer: Tokenizer, vocab_size: int) -> list[bytes]:
+def token_bytes(tokenizer: Tokenizer | None, vocab_size: int) -> list[bytes]:
     """The exact bytes that each token id adds to the text.
 
     `b"".join(bytes of ids).decode("utf-8", "replace")` is `decode(tokenizer, ids)`. Special tokens, which
@@ -54,12 +68,15 @@ def token_bytes(tokenizer: Tokenizer, vocab_size: int) -> list[bytes]:
     (Qwen3's `<think>`) are text and have bytes.
 
     Args:
-      tokenizer: a fast tokenizer with a byte-level decoder (or one that joins tokens as they are).
+      tokenizer: a fast tokenizer with a byte-level decoder (or one that joins tokens as they are); None, as for a
+        checkpoint without tokenizer, gives no token any bytes.
       vocab_size: V of the model, which may exceed the tokenizer's.
 
     Raises:
       UserError: a decoder whose text is no concatenation of token bytes (e.g. sentencepiece's).
     """
+    if tokenizer is None:
+        return [b""] * vocab_size
     backend = tokenizer.backend_tokenizer
     decoder = (json.loads(backend.to_str()).get("decoder") or {}).get("type")
     if decoder not in ("ByteLevel", "Fuse"):
@@ -80,7 +97,7 @@ def token_bytes(tokenizer: Tokenizer, vocab_size: int) -> list[bytes]:
     return result
 
 
-def encode_prompt(tokenizer: Tokenizer, question: Question) -> list[int]:
+def encode_prompt(tokenizer: Tokenizer | None, question: Question) -> list[int]:
     """Token ids of a question's prompt.
 
     `prompt_ids` are used verbatim. `prompt` is encoded as it stands, with the tokenizer's own BOS unless the text
@@ -92,6 +109,8 @@ def encode_prompt(tokenizer: Tokenizer, question: Question) -> list[int]:
     """
     if question.prompt_ids is not None:
         ids = list(question.prompt_ids)
+    elif tokenizer is None:
+        raise UserError(f"question {question.id!r}: the checkpoint has no tokenizer, so give prompt_ids")
     elif question.prompt is not None:
         ids = _encode_text(tokenizer, question.prompt)
     elif question.question is not None:
@@ -140,8 +159,10 @@ def check_prompt_ids(ids: Sequence[int], config: ModelConfig, name: str, new_tok
         )
 
 
-def decode(tokenizer: Tokenizer, ids: Sequence[int]) -> str:
-    """The text of token ids, special tokens left out and nothing cleaned up."""
+def decode(tokenizer: Tokenizer | None, ids: Sequence[int]) -> str:
+    """The text of token ids, special tokens left out and nothing cleaned up; "" without a tokenizer."""
+    if tokenizer is None:
+        return ""
     return tokenizer.decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False)
 
 

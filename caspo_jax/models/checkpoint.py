@@ -1,0 +1,188 @@
+"""Reading safetensors checkpoints strictly: every tensor accounted for, or one clear refusal."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+from safetensors import SafetensorError, safe_open
+
+from caspo_jax.errors import UserError
+from caspo_jax.models.config import ModelConfig, read_json
+from caspo_jax.models.weights import Weight, weights
+
+SINGLE_FILE = "model.safetensors"
+INDEX_FILE = "model.safetensors.index.json"
+_PICKLES = (".bin", ".pt", ".pth", ".ckpt")
+STORED_DTYPES = {"F32": np.float32, "BF16": ml_dtypes.bfloat16, "F16": np.float16, "F64": np.float64}
+
+
+class Checkpoint:
+    """The open safetensors files of a folder, and which of them holds which tensor.
+
+    Use as a context manager; tensors are read one slice at a time, on demand.
+
+    Raises:
+      UserError: no safetensors, a pickle checkpoint, a missing or unreadable shard, an index that does not match.
+    """
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+        self._files = contextlib.ExitStack()
+        self._handle_of: dict[str, Any] = {}  # tensor name -> open file
+        self._file_of: dict[str, Path] = {}
+        try:
+            self._open_all()
+        except BaseException:
+            self._files.close()
+            raise
+
+    def __enter__(self) -> Checkpoint:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self._files.close()
+
+    @property
+    def names(self) -> set[str]:
+        """The names of all tensors."""
+        return set(self._handle_of)
+
+    def file(self, name: str) -> Path:
+        """The file that holds a tensor."""
+        return self._file_of[name]
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """The shape of a tensor, from the header alone."""
+        return tuple(self._handle_of[name].get_slice(name).get_shape())
+
+    def stored_dtype(self, name: str) -> str:
+        """The dtype code of a tensor in its file, e.g. `BF16`."""
+        return self._handle_of[name].get_slice(name).get_dtype()
+
+    def read(self, name: str, index: Sequence[slice] = ()) -> np.ndarray:
+        """A slice of a tensor in the dtype it is stored in; only its bytes are read."""
+        try:
+            return self._handle_of[name].get_slice(name)[tuple(index) or ...]
+        except (SafetensorError, OSError) as error:
+            raise UserError(f"{self.file(name)}: tensor {name!r} cannot be read ({error})") from error
+
+    def _open_all(self) -> None:
+        single, index = self.folder / SINGLE_FILE, self.folder / INDEX_FILE
+        if single.is_file():
+            self._open(single)
+            return
+        if not index.is_file():
+            pickles = sorted(p.name for p in self.folder.iterdir() if p.suffix in _PICKLES)
+            if pickles:
+                raise UserError(
+                    f"{self.folder / pickles[0]}: pickle checkpoints are not read (they can run code); "
+                    "convert it to safetensors"
+                )
+            raise UserError(f"{self.folder}: holds neither {SINGLE_FILE} nor {INDEX_FILE}")
+        weight_map = read_json(index).get("weight_map")
+        if not isinstance(weight_map, dict) or not all(isinstance(name, str) for name in weight_map.values()):
+            raise UserError(f"{index}: weight_map must map tensor names to file names")
+        for name in sorted(set(weight_map.values())):
+            path = self.folder / name
+            if path.suffix != ".safetensors":
+                raise UserError(f"{index}: lists {name!r}, which is no safetensors file")
+            if not path.is_file():
+                raise UserError(f"{path}: shard not found, though {INDEX_FILE} lists it")
+            self._open(path)
+        for name, file in weight_map.items():
+            if name not in self._file_of or self._file_of[name].name != file:
+                raise UserError(
+                    f"{self.folder / file}: tensor {name!r} is missing, though {INDEX_FILE} lists it there"
+                )
+        unlisted = sorted(self.names - set(weight_map))
+        if unlisted:
+            raise UserError(f"{self.file(unlisted[0])}: tensor {unlisted[0]!r} is not listed in {INDEX_FILE}")
+
+    def _open(self, path: Path) -> None:
+        try:
+            handle = self._files.enter_context(safe_open(str(path), framework="numpy"))
+        except (SafetensorError, OSError) as error:
+            raise UserError(f"{path}: not a readable safetensors file ({error})") from error
+        for name in handle.keys():  # noqa: SIM118 (a safe_open handle is no dict)
+            if name in self._handle_of:
+                raise UserError(f"{path}: tensor {name!r} is also in {self.file(name).name}")
+            self._handle_of[name] = handle
+            self._file_of[name] = path
+
+
+def tensor_names(weight: Weight, config: ModelConfig) -> list[str]:
+    """The checkpoint tensors that make up one parameter, in layer order."""
+    return [weight.tensor.format(i) for i in range(config.num_layers)] if weight.stacked else [weight.tensor]
+
+
+def check_tensors(checkpoint: Checkpoint, config: ModelConfig) -> None:
+    """Holds a checkpoint against the config: nothing missing, nothing unmapped, every shape and dtype as it must be.
+
+    Two known redundancies are allowed: rotary frequencies that old exporters stored, and an output matrix in a tied
+    checkpoint if it equals the embedding bit for bit.
+
+    Raises:
+      UserError: naming the first offending tensor and its file.
+    """
+    expected = {name: weight for weight in weights(config) for name in tensor_names(weight, config)}
+    missing = [name for name in expected if name not in checkpoint.names]
+    if missing:
+        more = f" (and {len(missing) - 1} more)" if len(missing) > 1 else ""
+        raise UserError(f"{checkpoint.folder}: tensor {missing[0]!r} is missing{more}")
+    unmapped = sorted(
+        name for name in checkpoint.names - set(expected) if not name.endswith("rotary_emb.inv_freq")
+    )
+    if config.tie_word_embeddings and "lm_head.weight" in unmapped:
+        head, embed = checkpoint.read("lm_head.weight"), checkpoint.read("model.embed_tokens.weight")
+        if head.dtype != embed.dtype or head.tobytes() != embed.tobytes():
+            raise UserError(
+                f"{checkpoint.file('lm_head.weight')}: tensor 'lm_head.weight' differs from the embedding, "
+                "but config.json says tie_word_embeddings"
+            )
+        unmapped.remove("lm_head.weight")
+    if unmapped:
+        more = f" (and {len(unmapped) - 1} more)" if len(unmapped) > 1 else ""
+        raise UserError(
+            f"{checkpoint.file(unmapped[0])}: tensor {unmapped[0]!r} is not part of this model{more}"
+        )
+    for name, weight in expected.items():
+        shape, dtype = checkpoint.shape(name), checkpoint.stored_dtype(name)
+        if shape != weight.tensor_shape:
+            raise UserError(
+                f"{checkpoint.file(name)}: tensor {name!r} has shape {list(shape)}, "
+                f"config.json asks for {list(weight.tensor_shape)}"
+            )
+        if dtype not in STORED_DTYPES:
+            known = ", ".join(STORED_DTYPES)
+            raise UserError(f"{checkpoint.file(name)}: tensor {name!r} is stored as {dtype} (known: {known})")
+
+
+def read_parameter(
+    checkpoint: Checkpoint, weight: Weight, config: ModelConfig, dtype: np.dtype, index: Sequence[slice] = ()
+) -> np.ndarray:
+    """One parameter, or a slice of it, layer by layer into one buffer.
+
+    Args:
+      checkpoint: checked by `check_tensors`.
+      weight: which parameter.
+      config: of the model.
+      dtype: dtype of the result.
+      index: one slice for each dimension of the parameter (the stacked axis first); empty means all.
+    """
+    shape = (config.num_layers, *weight.shape) if weight.stacked else weight.shape
+    spans = [range(size)[part] for size, part in zip(shape, index or [slice(None)] * len(shape), strict=True)]
+    inner = spans[1:] if weight.stacked else spans
+    tensor_index = [slice(span.start, span.stop) for span in inner]
+    tensor_index = tensor_index[::-1] if weight.transposed else tensor_index
+    names = tensor_names(weight, config)
+    buffer = np.empty([len(span) for span in spans], dtype)
+    for row, layer in enumerate(spans[0] if weight.stacked else [0]):
+        tensor = checkpoint.read(names[layer], tensor_index)
+        target = buffer[row] if weight.stacked else buffer
+        target[...] = tensor.T if weight.transposed else tensor
+    return buffer
