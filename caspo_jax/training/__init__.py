@@ -1,0 +1,21 @@
+"""Training: losses, the jitted step, the loop, checkpoints. Pairs in, policy out."""
+
+from caspo_jax.training.config import PRESETS, LossConfig, TrainConfig
+from caspo_jax.training.losses import dpo_loss, pair_losses
+from caspo_jax.training.optimizer import make_optimizer, make_schedule
+from caspo_jax.training.step_logprobs import StepSums, reference_logprobs, step_sums
+from caspo_jax.training.step_loss import step_dpo_loss
+
+__all__ = [
+    "PRESETS",
+    "LossConfig",
+    "StepSums",
+    "TrainConfig",
+    "dpo_loss",
+    "make_optimizer",
+    "make_schedule",
+    "pair_losses",
+    "reference_logprobs",
+    "step_dpo_loss",
+    "step_sums",
+]

@@ -1,0 +1,121 @@
+"""Preference losses on masked log-prob sums: pure functions of `[B]` arrays."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+
+from caspo_jax.training.config import LossConfig
+
+Array = jax.Array
+
+
+def dpo_loss(
+    policy_chosen: Array,
+    policy_rejected: Array,
+    reference_chosen: Array,
+    reference_rejected: Array,
+    beta: float = 0.1,
+    label_smoothing: float = 0.0,
+    weights: Array | None = None,
+) -> tuple[Array, dict[str, Array]]:
+    """Direct preference optimisation on masked log-prob sums.
+
+    `h = (policy_chosen - reference_chosen) - (policy_rejected - reference_rejected)`,
+    `loss = -(1 - s) log sigmoid(beta h) - s log sigmoid(-beta h)` with label smoothing `s`, averaged over the
+    rows with the given weights. A row of weight 0 changes neither value nor gradient, whatever it holds; with
+    no weight at all the loss is 0.
+
+    Args:
+      policy_chosen, policy_rejected: `[B]` sums of the policy's token log-probs over the step, nats.
+      reference_chosen, reference_rejected: `[B]` the same under the reference; no gradient flows into them.
+      beta: inverse temperature of the implicit reward.
+      label_smoothing: probability that a preference is the wrong way round (cDPO), in [0, 0.5).
+      weights: `[B]` non-negative; default all ones.
+
+    Returns:
+      The scalar loss, and a dict of weighted means: `rewards/chosen`, `rewards/rejected`, `rewards/margin`,
+      `rewards/accuracy`, `logps/chosen`, `logps/rejected`.
+
+    Source: Rafailov et al. 2023 (arXiv 2305.18290), eq. 7; label smoothing: Mitchell 2023, cDPO.
+    """
+    config = LossConfig(beta=beta, label_smoothing=label_smoothing)
+    if weights is None:
+        weights = jnp.ones(jnp.shape(policy_chosen), jnp.float32)
+    columns = (policy_chosen, policy_rejected, reference_chosen, reference_rejected)
+    losses, rewards = pair_losses(*drop_rows(weights, *columns), config)
+    means = {**rewards, "logps/chosen": policy_chosen, "logps/rejected": policy_rejected}
+    aux = {name: jax.lax.stop_gradient(weighted_mean(value, weights)) for name, value in means.items()}
+    return weighted_mean(losses, weights), aux
+
+
+def pair_losses(
+    policy_chosen: Array,
+    policy_rejected: Array,
+    reference_chosen: Array,
+    reference_rejected: Array,
+    config: LossConfig,
+) -> tuple[Array, dict[str, Array]]:
+    """The contrastive loss of every pair, unreduced.
+
+    With log-ratios `r = policy - reference`, `h = r_chosen - r_rejected` and the DPO-Positive penalty
+    `P = dpop_lambda * max(0, -r_chosen)`:
+    `sigmoid`: `-(1 - s) log sigmoid(beta (h - P)) - s log sigmoid(-beta (h - P))`;
+    `ipo`: `(h - P - 1 / (2 beta))^2`.
+
+    Args:
+      policy_chosen, policy_rejected, reference_chosen, reference_rejected: `[B]` log-probs of the step, nats
+        (sums, or means over the step's tokens for length-normalised ratios).
+      config: a contrastive `LossConfig`.
+
+    Returns:
+      `[B]` losses, and the `[B]` implicit rewards `beta r`, their margin and whether it is positive.
+
+    Source: DPO arXiv 2305.18290; IPO arXiv 2310.12036, eq. 17; DPO-Positive arXiv 2402.13228, eq. 3.
+    """
+    ratio_chosen = _float32(policy_chosen) - jax.lax.stop_gradient(_float32(reference_chosen))
+    ratio_rejected = _float32(policy_rejected) - jax.lax.stop_gradient(_float32(reference_rejected))
+    h = ratio_chosen - ratio_rejected
+    if config.dpop_lambda:
+        h = h - config.dpop_lambda * jax.nn.relu(-ratio_chosen)
+    if config.loss == "ipo":
+        losses = jnp.square(h - 1 / (2 * config.beta))
+    else:
+        losses = -jax.nn.log_sigmoid(config.beta * h)
+        if config.label_smoothing:
+            wrong_way = -jax.nn.log_sigmoid(-config.beta * h)
+            losses = (1 - config.label_smoothing) * losses + config.label_smoothing * wrong_way
+    margin = config.beta * (ratio_chosen - ratio_rejected)
+    rewards = {
+        "rewards/chosen": config.beta * ratio_chosen,
+        "rewards/rejected": config.beta * ratio_rejected,
+        "rewards/margin": margin,
+        "rewards/accuracy": (margin > 0).astype(jnp.float32),
+    }
+    return losses, {name: jax.lax.stop_gradient(value) for name, value in rewards.items()}
+
+
+def drop_rows(weights: Array, *columns: Array) -> tuple[Array, ...]:
+    """Put 0 where the weight is 0, so that what a padding row holds (even NaN) reaches no sum and no gradient."""
+    return tuple(jnp.where(weights > 0, column, 0) for column in columns)
+
+
+def weighted_sum(values: Array, weights: Array) -> Array:
+    """`sum_b w_b v_b` in float32; rows of weight 0 are left out even where they are not finite."""
+    return jnp.sum(jnp.where(weights > 0, _float32(values), 0) * weights)
+
+
+def weighted_mean(values: Array, weights: Array) -> Array:
+    """`sum_b w_b v_b / sum_b w_b`, and 0 where there is no weight."""
+    return safe_divide(weighted_sum(values, weights), jnp.sum(weights))
+
+
+def safe_divide(numerator: Array, denominator: Array) -> Array:
+    """`numerator / denominator`, and 0 where the denominator is 0."""
+    return jnp.where(denominator > 0, numerator / jnp.where(denominator > 0, denominator, 1), 0)
+
+
+def _float32(values: Array) -> Array:
+    # Half precision is widened, float64 (gradient checks) is kept.
+    values = jnp.asarray(values)
+    return values.astype(jnp.promote_types(jnp.result_type(values), jnp.float32))

@@ -1,0 +1,136 @@
+"""The stages of a round as functions from files to files, each resumable: sample, annotate, pair, train, export.
+
+A stage writes a manifest of its settings and input hashes. Run again with the same ones it goes on where it was
+stopped, or does nothing if it was done; with others it raises UserError unless told to overwrite.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from caspo_jax.errors import UserError
+from caspo_jax.models import eos_ids, load_caspo_json, load_pretrained, save_pretrained, token_bytes
+from caspo_jax.preferences import PairConfig
+from caspo_jax.records import pair_from_record, pair_to_record, trace_from_record, trace_to_record, tree_to_record
+from caspo_jax.sampling import CatConfig, SampleConfig, explore, generate
+from caspo_jax.steps import Verifier, annotate_traces
+from caspo_jax.store import JsonlOutput, Manifest, hash_path, load_records, manifest_path
+from caspo_jax.types import Question, Trace
+
+Progress = Callable[[int, int], None]  # (done, in all)
+Extract = Callable[[str], str | None]
+Equal = Callable[[str, str], bool]
+
+
+@dataclasses.dataclass(frozen=True)
+class Policy:
+    """A policy in memory with where it came from."""
+
+    model: Any
+    tokenizer: Any
+    path: str
+    hash: str
+    settings: Mapping[str, Any]  # its caspo.json
+
+    @classmethod
+    def load(cls, path: str | Path, dtype: str | None = None, mesh: Any = None) -> Policy:
+        """Load a policy folder (or hub id) once, for all the stages that read it."""
+        model, tokenizer = load_pretrained(path, dtype=dtype, mesh=mesh)
+        digest = hash_path(path) if Path(path).exists() else str(path)
+        return cls(model, tokenizer, str(path), digest, load_caspo_json(path))
+
+    @property
+    def token_bytes(self) -> list[bytes]:
+        """The bytes of every token of the vocabulary."""
+        return token_bytes(self.tokenizer, self.model.config.vocab_size)
+
+
+def questions_digest(questions: Sequence[Question]) -> str:
+    """A hash of the questions, for manifests."""
+    import hashlib
+    import json
+
+    from caspo_jax.records import question_to_record
+
+    digest = hashlib.sha256()
+    for question in questions:
+        digest.update(json.dumps(question_to_record(question), sort_keys=True, default=str).encode())
+    return digest.hexdigest()
+
+
+def _open(output: Path, program: str, config: Mapping[str, Any], overwrite: bool) -> JsonlOutput:
+    manifest = Manifest.open(manifest_path(output), program=program, config=config, overwrite=overwrite)
+    return JsonlOutput(output, manifest)
+
+
+def sample_stage(
+    policy: Policy,
+    questions: Sequence[Question],
+    output: str | Path,
+    config: SampleConfig | CatConfig,
+    *,
+    seed: int = 0,
+    batch_size: int = 64,
+    strategy: str | None = None,
+    token_stats: bool = True,
+    trees: str | Path | None = None,
+    overwrite: bool = False,
+    progress: Progress | None = None,
+) -> Path:
+    """Questions to traces, written to `output` a batch of questions at a time.
+
+    Args:
+      policy: who answers.
+      questions: what is asked.
+      output: JSONL of traces.
+      config: a SampleConfig samples independent outputs; a CatConfig explores a tree (forks, no pruning).
+      seed: of the sampling; a question's outputs depend on the seed and its id alone.
+      batch_size: rows decoded together.
+      strategy: name written into the traces; default that of the sampler.
+      token_stats: whether the records keep per-token log-probs and entropies.
+      trees: JSONL for the trees of an exploration.
+      overwrite: start anew if the output was begun with other settings.
+      progress: called with (questions done, questions in all).
+    """
+    output = Path(output)
+    per_question = config.num_samples if isinstance(config, SampleConfig) else config.num_branches
+    settings = {
+        "policy": policy.hash,
+        "dtype": str(policy.model.dtype),
+        "questions": questions_digest(questions),
+        "sampling": dataclasses.asdict(config),
+        "seed": seed,
+        "batch_size": batch_size,
+        "strategy": strategy,
+        "token_stats": token_stats,
+    }
+    written = _open(output, "sample", settings, overwrite)
+    if written.complete:
+        return output
+    tree_output = _open(Path(trees), "trees", settings, overwrite) if trees is not None else None
+    key = jax.random.key(seed)
+    group = max(1, batch_size // per_question) * 8
+    for start in range(0, len(questions), group):
+        # The same questions are decoded together after a restart: matrix products of another shape differ in the last
+        # bits.
+        part = questions[start : start + group]
+        if not all(f"{q.id}/end" in written.done or _last_id(q, per_question) in written.done for q in part):
+            traces, found = _sample(policy, part, config, key, batch_size)
+            traces = [
+                dataclasses.replace(t, policy=policy.hash[:16], seed=seed, strategy=strategy or t.strategy) for t in traces
+            ]
+            if tree_output is not None:
+                tree_output.append([tree_to_record(tree) | {"id": tree.question_id} for tree in found])
+            written.append([trace_to_record(t, token_stats=token_stats) for t in traces])
+        if progress is not None:
+            progress(min(start + group, len(questions)), len(questions))
+    if tree_output is not None:
+        tree_output.finish(questions=len(questions))
+    written.finish(questions=len(questions), traces=len(written.done))
+    return output

@@ -1,0 +1,198 @@
+"""Log-prob and entropy sums over the tokens of a step, without the logits of anything else.
+
+The loss looks at a step's tokens alone, and a step is a small part of its row. So the hidden states of the step
+tokens are moved to the front of their row, and the head runs over columns in chunks, as many as the longest
+step needs: a loop of dynamic trip count, with its own reverse pass. At most `[R, chunk, V]` logits exist.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from caspo_jax.confidence import token_stats
+from caspo_jax.types import PairBatch, StepRows
+
+Array = jax.Array
+
+_HEAD_ELEMENTS = 1 << 25  # logits held at once when no chunk is given (128 MiB of float32)
+_MAX_CHUNK = 32
+
+
+class StepSums(NamedTuple):
+    """What a row's step sums to."""
+
+    logprob: Array  # [R] float32, nats; differentiable
+    entropy: Array  # [R] float32, nats; no gradient
+    tokens: Array  # [R] float32, how many tokens
+
+
+def step_sums(model: Any, rows: StepRows, chunk: int | None = None, remat: bool = False) -> StepSums:
+    """Sums over each row's step of the log-prob of its tokens and of the entropy that they were drawn with.
+
+    `logprob = sum_t m_t log pi(y_t | y_<t)`, `entropy = sum_t m_t H(pi(. | y_<t))`, `tokens = sum_t m_t`. A
+    row's first token has no prediction and counts nowhere. An empty mask sums to 0.
+
+    Args:
+      model: has `hidden_states(token_ids, mask=)` -> `[R, T, E]` and `unembedding()` -> `[V, E]`.
+      rows: `[R, T]` token ids, their mask, and the mask of the step's tokens.
+      chunk: columns of step tokens whose logits are held at once; default: about 2^25 logits, at most 32.
+      remat: recompute each layer's activations in the backward pass instead of keeping them.
+    """
+    options = {"remat": True} if remat else {}
+    hidden = model.hidden_states(rows.token_ids, mask=rows.mask, **options)[:, :-1]
+    unembedding = model.unembedding()
+    targets, step_mask = rows.token_ids[:, 1:], rows.step_mask[:, 1:]
+    if chunk is None:
+        chunk = _HEAD_ELEMENTS // (hidden.shape[0] * unembedding.shape[0])
+    chunk = max(1, min(chunk, _MAX_CHUNK, hidden.shape[1]))
+
+    order = jnp.argsort(~step_mask, axis=1, stable=True)
+    hidden = jnp.take_along_axis(hidden, order[:, :, None], axis=1)
+    targets = jnp.take_along_axis(targets, order, axis=1)
+    kept = jnp.take_along_axis(step_mask, order, axis=1)
+    widen = -hidden.shape[1] % chunk
+    hidden, targets, kept = (
+        jnp.pad(a, ((0, 0), (0, widen)) + ((0, 0),) * (a.ndim - 2)) for a in (hidden, targets, kept)
+    )
+    logprob, entropy = _masked_head(hidden, unembedding, targets, kept, chunk)
+    tokens = jnp.sum(step_mask, axis=1, dtype=jnp.float32)
+    return StepSums(jnp.sum(logprob, axis=1), jax.lax.stop_gradient(jnp.sum(entropy, axis=1)), tokens)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
+def _masked_head(
+    hidden: Array, unembedding: Array, targets: Array, mask: Array, chunk: int
+) -> tuple[Array, Array]:
+    """Log-prob and entropy `[R, S]` of left-packed step tokens; 0 where the mask is False.
+
+    hidden `[R, S, E]`, unembedding `[V, E]`, targets and mask `[R, S]` with every row's True entries first,
+    S a multiple of chunk. The entropy has no gradient.
+    """
+    return _head_forward(hidden, unembedding, targets, mask, chunk)[0]
+
+
+def _head_forward(
+    hidden: Array, unembedding: Array, targets: Array, mask: Array, chunk: int
+) -> tuple[tuple[Array, Array], tuple[Array, ...]]:
+    def body(i: Array, outputs: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
+        logits = _logits(_columns(hidden, i, chunk), unembedding)
+        stats = token_stats(logits, _columns(targets, i, chunk), ("logprob", "entropy", "logsumexp"))
+        keep = _columns(mask, i, chunk)
+        new = (jnp.where(keep, stats.logprob, 0), jnp.where(keep, stats.entropy, 0), stats.logsumexp)
+        return tuple(  # type: ignore[return-value]
+            jax.lax.dynamic_update_slice_in_dim(old, value, i * chunk, axis=1)
+            for old, value in zip(outputs, new)
+        )
+
+    empty = jnp.zeros(targets.shape, jnp.float32)
+    logprob, entropy, logsumexp = jax.lax.fori_loop(0, _trips(mask, chunk), body, (empty, empty, empty))
+    return (logprob, entropy), (hidden, unembedding, targets, mask, logsumexp)
+
+
+def _head_backward(
+    chunk: int, residuals: tuple[Array, ...], cotangents: tuple[Array, Array]
+) -> tuple[Array, Array, None, None]:
+    """d logprob / d logits = onehot(target) - softmax, a chunk at a time."""
+    hidden, unembedding, targets, mask, logsumexp = residuals
+    upstream = jnp.where(mask, cotangents[0], 0)
+
+    def body(i: Array, gradients: tuple[Array, Array]) -> tuple[Array, Array]:
+        d_hidden, d_unembedding = gradients
+        states = _columns(hidden, i, chunk)
+        logits = _logits(states, unembedding)
+        softmax = jnp.exp(logits - _columns(logsumexp, i, chunk)[..., None])
+        ids = jnp.arange(unembedding.shape[0], dtype=targets.dtype)
+        onehot = _columns(targets, i, chunk)[..., None] == ids
+        d_logits = _columns(upstream, i, chunk)[..., None] * (onehot - softmax)
+        d_logits = d_logits.astype(states.dtype)
+        d_states = _einsum("rcv,ve->rce", d_logits, unembedding)
+        d_hidden = jax.lax.dynamic_update_slice_in_dim(
+            d_hidden, d_states.astype(d_hidden.dtype), i * chunk, axis=1
+        )
+        return d_hidden, d_unembedding + _einsum("rcv,rce->ve", d_logits, states)
+
+    zeros = (jnp.zeros_like(hidden), jnp.zeros(unembedding.shape, jnp.float32))
+    d_hidden, d_unembedding = jax.lax.fori_loop(0, _trips(mask, chunk), body, zeros)
+    return d_hidden, d_unembedding.astype(unembedding.dtype), None, None
+
+
+_masked_head.defvjp(_head_forward, _head_backward)
+
+
+def _trips(mask: Array, chunk: int) -> Array:
+    return (jnp.max(jnp.sum(mask, axis=1, dtype=jnp.int32)) + chunk - 1) // chunk
+
+
+def _columns(array: Array, i: Array, chunk: int) -> Array:
+    return jax.lax.dynamic_slice_in_dim(array, i * chunk, chunk, axis=1)
+
+
+def _logits(states: Array, unembedding: Array) -> Array:
+    return _einsum("rce,ve->rcv", states, unembedding)
+
+
+def _einsum(spec: str, left: Array, right: Array) -> Array:
+    # float32 means full precision on every backend; half precision accumulates in float32.
+    precision = jax.lax.Precision.HIGHEST if left.dtype == jnp.float32 else None
+    right = right.astype(left.dtype)
+    return jnp.einsum(spec, left, right, precision=precision, preferred_element_type=jnp.float32)
+
+
+def concatenate_rows(*groups: StepRows) -> StepRows:
+    """Stack groups of rows `[R_i, T_i]` into one `[sum R_i, max T_i]`, padding on the right."""
+    width = max(group.token_ids.shape[1] for group in groups)
+
+    def stack(name: str) -> Array:
+        arrays = [jnp.asarray(getattr(group, name)) for group in groups]
+        return jnp.concatenate([jnp.pad(a, ((0, 0), (0, width - a.shape[1]))) for a in arrays])
+
+    return StepRows(stack("token_ids"), stack("mask"), stack("step_mask"))
+
+
+@functools.partial(jax.jit, static_argnames=("graphdef", "chunk"))
+def _pair_logprobs(
+    graphdef: Any, state: Any, chosen: StepRows, rejected: StepRows, chunk: int | None
+) -> Array:
+    model = nnx.merge(graphdef, state)
+    sums = step_sums(model, concatenate_rows(chosen, rejected), chunk)
+    return sums.logprob.reshape(2, -1)
+
+
+def reference_logprobs(
+    model: Any, batches: Iterable[PairBatch], *, chunk: int | None = None
+) -> list[PairBatch]:
+    """The batches with the reference's log-prob sums of both steps filled in; once a round, before training.
+
+    Runs the same program over the same rows as the loss, so that at the first update the policy's log-ratios are
+    0 (to float32 rounding) and the sigmoid term is log 2.
+
+    Args:
+      model: the frozen reference, usually the policy at the round's start.
+      batches: `PairBatch`es of `[B, T]` rows; their reference fields are ignored and replaced.
+      chunk: as in `step_sums`.
+
+    Returns:
+      New batches whose `reference_chosen`, `reference_rejected` are `[B]` float32 NumPy arrays; 0 for padding.
+    """
+    graphdef, state = nnx.split(model)
+    filled = []
+    for batch in batches:
+        chosen, rejected = np.asarray(_pair_logprobs(graphdef, state, batch.chosen, batch.rejected, chunk))
+        filled.append(
+            PairBatch(
+                chosen=batch.chosen,
+                rejected=batch.rejected,
+                weight=batch.weight,
+                reference_chosen=chosen,  # type: ignore[arg-type]  # NumPy, kept on the host
+                reference_rejected=rejected,  # type: ignore[arg-type]
+                verified=batch.verified,
+            )
+        )
+    return filled

@@ -1,0 +1,106 @@
+"""A tiny decoder, random pair batches, and the loss written again in NumPy float64."""
+
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from caspo_jax.models import Decoder, ModelConfig
+from caspo_jax.training import LossConfig
+from caspo_jax.types import PairBatch, StepRows
+
+VOCAB = 13
+
+
+def tiny_model(seed=0, scale=0.3):
+    config = ModelConfig(
+        model_type="qwen3",
+        vocab_size=VOCAB,
+        hidden_size=16,
+        intermediate_size=24,
+        num_layers=2,
+        num_heads=2,
+        num_kv_heads=1,
+        head_dim=8,
+        initializer_range=scale,
+        tie_word_embeddings=True,
+    )
+    return Decoder(config, rngs=nnx.Rngs(seed))
+
+
+def random_rows(rng, lengths, width, longest_step=4):
+    """Right-padded rows of the given lengths; each row's last 1..longest_step tokens are its step."""
+    count = len(lengths)
+    token_ids = rng.integers(0, VOCAB, (count, width)).astype(np.int32)
+    columns = np.arange(width)
+    mask = columns < np.asarray(lengths)[:, None]
+    starts = np.asarray(lengths) - rng.integers(1, longest_step + 1, count)
+    return StepRows(token_ids, mask, mask & (columns >= starts[:, None]))
+
+
+def random_batch(seed=0, pairs=3, width=12, verified=0, weights=None):
+    rng = np.random.default_rng(seed)
+
+    def lengths(n):
+        return rng.integers(6, width + 1, n)
+
+    return PairBatch(
+        chosen=random_rows(rng, lengths(pairs), width),
+        rejected=random_rows(rng, lengths(pairs), width),
+        weight=np.asarray(weights if weights is not None else np.ones(pairs), np.float32),
+        reference_chosen=rng.normal(-6, 1, pairs).astype(np.float32),
+        reference_rejected=rng.normal(-6, 1, pairs).astype(np.float32),
+        verified=random_rows(rng, lengths(verified), width) if verified else None,
+    )
+
+
+def on_device(batch):
+    import jax
+
+    return jax.tree.map(jnp.asarray, batch)
+
+
+def reference_sums(model, rows):
+    """[R] log-prob, entropy and token sums of each row's step, one unpadded row at a time, in float64."""
+    sums = []
+    for ids, mask, step in zip(*map(np.asarray, (rows.token_ids, rows.mask, rows.step_mask))):
+        ids, step = ids[mask], step[mask]
+        if not len(ids):
+            sums.append((0.0, 0.0, 0.0))
+            continue
+        logits = np.asarray(model(jnp.asarray(ids)[None]), np.float64)[0, :-1]
+        logps = logits - np.log(np.sum(np.exp(logits), axis=-1, keepdims=True))
+        entropy = -np.sum(np.exp(logps) * logps, axis=-1)
+        drawn = np.take_along_axis(logps, ids[1:, None], axis=-1)[:, 0]
+        sums.append((np.sum(drawn[step[1:]]), np.sum(entropy[step[1:]]), np.sum(step[1:])))
+    return np.array(sums).T
+
+
+def reference_loss(model, batch, config: LossConfig):
+    """DESIGN section 3, option by option."""
+    weight = np.asarray(batch.weight, np.float64)
+    chosen, _, chosen_tokens = reference_sums(model, batch.chosen)
+    rejected, _, rejected_tokens = reference_sums(model, batch.rejected)
+    total = 0.0
+    if config.loss in ("sigmoid", "ipo"):
+        ratio_chosen, ratio_rejected = chosen - batch.reference_chosen, rejected - batch.reference_rejected
+        if config.length_normalised:
+            ratio_chosen, ratio_rejected = ratio_chosen / chosen_tokens, ratio_rejected / rejected_tokens
+        h = ratio_chosen - ratio_rejected - config.dpop_lambda * np.maximum(0, -ratio_chosen)
+        if config.loss == "ipo":
+            losses = (h - 1 / (2 * config.beta)) ** 2
+        else:
+            losses = (1 - config.label_smoothing) * np.log1p(np.exp(-config.beta * h))
+            losses += config.label_smoothing * np.log1p(np.exp(config.beta * h))
+        total += np.sum(weight * losses) / np.sum(weight)
+    alpha = config.nll_alpha if config.loss in ("sigmoid", "ipo") else 1.0
+    if alpha:
+        if config.loss == "rft" or (config.loss != "sft" and config.nll_on == "verified"):
+            logprob, _, tokens = reference_sums(model, batch.verified)
+            row_weight = (tokens > 0).astype(float)
+        else:
+            logprob, tokens, row_weight = chosen, chosen_tokens, weight
+        if config.nll_average == "token":
+            total += alpha * np.sum(row_weight * -logprob) / np.sum(row_weight * tokens)
+        else:
+            total += alpha * np.sum(row_weight * -logprob / np.maximum(tokens, 1)) / np.sum(row_weight)
+    return total

@@ -1,0 +1,196 @@
+"""step_dpo_loss: every option against NumPy, gradients, masks, padding, exact partial sums."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from jax.test_util import check_grads
+
+from caspo_jax.errors import UserError
+from caspo_jax.training import LossConfig, reference_logprobs, step_dpo_loss, step_sums
+from caspo_jax.training.step_logprobs import concatenate_rows
+from caspo_jax.types import PairBatch, StepRows
+
+from helpers import VOCAB, on_device, random_batch, reference_loss, reference_sums, tiny_model  # isort: skip
+
+OPTIONS = [
+    {},
+    {"beta": 0.5, "label_smoothing": 0.2},
+    {"loss": "ipo", "beta": 0.3},
+    {"dpop_lambda": 5.0},
+    {"length_normalised": True, "beta": 2.0, "dpop_lambda": 1.0},
+    {"nll_alpha": 0.7},
+    {"nll_alpha": 0.7, "nll_average": "token"},
+    {"nll_alpha": 0.7, "nll_on": "verified", "dpop_lambda": 5.0},
+    {"nll_alpha": 0.7, "nll_on": "verified", "nll_average": "token"},
+    {"loss": "sft"},
+    {"loss": "sft", "nll_average": "token"},
+    {"loss": "rft"},
+    {"loss": "rft", "nll_average": "token"},
+]
+
+
+@pytest.fixture(scope="module")
+def model():
+    return tiny_model()
+
+
+@pytest.fixture(scope="module")
+def batch():
+    return random_batch(seed=1, pairs=4, verified=3, weights=[1, 0.5, 2, 1])
+
+
+@pytest.mark.parametrize("options", OPTIONS, ids=str)
+def test_loss_matches_numpy(model, batch, options):
+    config = LossConfig(**options)
+    loss, aux = step_dpo_loss(model, on_device(batch), config)
+    np.testing.assert_allclose(loss, reference_loss(model, batch, config), rtol=2e-5)
+    assert aux["loss"] == loss
+    assert ("rewards/margin" in aux) == config.contrastive
+
+
+def test_metrics_match_numpy(model, batch):
+    _, aux = step_dpo_loss(model, on_device(batch), LossConfig())
+    logprob, entropy, tokens = reference_sums(model, batch.chosen)
+    weight = batch.weight
+    np.testing.assert_allclose(aux["logps/chosen"], np.average(logprob, weights=weight), rtol=1e-5)
+    np.testing.assert_allclose(
+        aux["logps/chosen_per_token"], np.sum(weight * logprob) / np.sum(weight * tokens), rtol=1e-5
+    )
+    np.testing.assert_allclose(
+        aux["entropy/chosen"], np.sum(weight * entropy) / np.sum(weight * tokens), rtol=1e-5
+    )
+    gap = np.average(logprob - batch.reference_chosen, weights=weight)
+    np.testing.assert_allclose(aux["displacement"], gap, rtol=1e-4)
+    np.testing.assert_allclose(aux["rewards/chosen"], 0.1 * gap, rtol=1e-4)
+    assert aux["tokens"] == batch.chosen.mask.sum() + batch.rejected.mask.sum()
+
+
+@pytest.mark.parametrize("chunk", [1, 3, 32])
+def test_step_sums_and_their_gradient_match_the_whole_logits(model, batch, chunk):
+    rows = on_device(batch.chosen)
+    graphdef, params = nnx.split(model)
+    upstream = jnp.array([1.0, -2.0, 0.5, 0.0])
+
+    def chunked(params):
+        sums = step_sums(nnx.merge(graphdef, params), rows, chunk)
+        return jnp.sum(upstream * sums.logprob)
+
+    def whole(params):
+        logits = nnx.merge(graphdef, params)(rows.token_ids, mask=rows.mask)[:, :-1]
+        logps = jnp.take_along_axis(jax.nn.log_softmax(logits), rows.token_ids[:, 1:, None], axis=-1)[..., 0]
+        return jnp.sum(upstream * jnp.sum(jnp.where(rows.step_mask[:, 1:], logps, 0), axis=1))
+
+    value, grads = jax.jit(jax.value_and_grad(chunked))(params)
+    expected_value, expected = jax.jit(jax.value_and_grad(whole))(params)
+    np.testing.assert_allclose(value, expected_value, rtol=1e-5)
+    for got, want in zip(jax.tree.leaves(grads), jax.tree.leaves(expected)):
+        np.testing.assert_allclose(got, want, atol=2e-5, rtol=2e-4)
+    sums = step_sums(model, rows, chunk)
+    np.testing.assert_allclose(np.stack(sums), reference_sums(model, batch.chosen), rtol=2e-5)
+
+
+@pytest.mark.parametrize("options", [{"dpop_lambda": 5.0, "nll_alpha": 1.0, "nll_on": "verified"}])
+def test_check_grads(model, batch, options):
+    graphdef, params = nnx.split(model)
+    device_batch = on_device(batch)
+    config = LossConfig(**options)
+
+    @jax.jit
+    def loss(params):
+        return step_dpo_loss(nnx.merge(graphdef, params), device_batch, config)[0]
+
+    check_grads(loss, (params,), order=1, modes=["rev"], eps=3e-3, atol=3e-2, rtol=3e-2)
+
+
+def test_value_and_grad_of_a_module(model, batch):
+    device_batch = on_device(batch)
+    (loss, aux), grads = nnx.value_and_grad(
+        lambda m: step_dpo_loss(m, device_batch, LossConfig()), has_aux=True
+    )(model)
+    assert loss == aux["loss"]
+    assert all(np.any(np.asarray(g) != 0) for g in jax.tree.leaves(grads))
+
+
+def test_masking_equals_slicing(model, batch):
+    """Longer rows, other tokens behind the mask, other rows' order: the same loss and gradients."""
+    rng = np.random.default_rng(5)
+
+    def widen(rows):
+        def pad(a):
+            return np.pad(a, ((0, 0), (0, 5)))
+
+        ids = np.where(pad(rows.mask), pad(rows.token_ids), rng.integers(0, VOCAB, (len(rows.mask), 17)))
+        return StepRows(ids.astype(np.int32), pad(rows.mask), pad(rows.step_mask))
+
+    wide = dataclasses.replace(
+        batch, chosen=widen(batch.chosen), rejected=widen(batch.rejected), verified=widen(batch.verified)
+    )
+    config = LossConfig.preset("caspo")
+    grad = nnx.value_and_grad(lambda m, b: step_dpo_loss(m, b, config)[0])
+    loss, grads = grad(model, on_device(batch))
+    wide_loss, wide_grads = grad(model, on_device(wide))
+    np.testing.assert_allclose(loss, wide_loss, rtol=1e-6)
+    for a, b in zip(jax.tree.leaves(grads), jax.tree.leaves(wide_grads)):
+        np.testing.assert_allclose(a, b, atol=1e-6)
+
+
+def test_tokens_outside_the_step_get_no_gradient(model):
+    """The gradient with respect to the head comes from step tokens alone: an empty mask gives none."""
+    batch = on_device(random_batch(seed=2, pairs=2))
+    empty = dataclasses.replace(batch.chosen, step_mask=jnp.zeros_like(batch.chosen.step_mask))
+    batch = dataclasses.replace(batch, chosen=empty, rejected=empty)
+    loss, grads = nnx.value_and_grad(lambda m: step_dpo_loss(m, batch, LossConfig(nll_alpha=1.0))[0])(model)
+    assert np.isfinite(loss)
+    assert all(np.all(np.asarray(g) == 0) for g in jax.tree.leaves(grads))
+
+
+def test_padding_rows_change_nothing(model, batch):
+    def pad(rows):
+        return jax.tree.map(
+            lambda a: jnp.concatenate([jnp.asarray(a), jnp.zeros((2, a.shape[1]), a.dtype)]), rows
+        )
+
+    nan = jnp.full(2, jnp.nan)
+    padded = PairBatch(
+        chosen=pad(batch.chosen),
+        rejected=pad(batch.rejected),
+        weight=jnp.append(batch.weight, jnp.zeros(2)),
+        reference_chosen=jnp.append(batch.reference_chosen, nan),
+        reference_rejected=jnp.append(batch.reference_rejected, nan),
+        verified=pad(batch.verified),
+    )
+    config = LossConfig.preset("caspo")
+    grad = nnx.value_and_grad(lambda m, b: step_dpo_loss(m, b, config), has_aux=True)
+    (loss, aux), grads = grad(model, on_device(batch))
+    (padded_loss, padded_aux), padded_grads = grad(model, padded)
+    np.testing.assert_allclose(loss, padded_loss, rtol=1e-6)
+    for name in aux:
+        np.testing.assert_allclose(aux[name], padded_aux[name], rtol=1e-5, atol=1e-6, err_msg=name)
+    for a, b in zip(jax.tree.leaves(grads), jax.tree.leaves(padded_grads)):
+        np.testing.assert_allclose(a, b, atol=1e-6)
+
+
+def test_reference_logprobs_give_log_two(model, batch):
+    (filled,) = reference_logprobs(model, [batch])
+    np.testing.assert_allclose(filled.reference_chosen, reference_sums(model, batch.chosen)[0], rtol=1e-5)
+    loss, aux = step_dpo_loss(model, on_device(filled), LossConfig())
+    assert abs(float(loss) - np.log(2)) < 1e-6
+    assert abs(float(aux["displacement"])) < 1e-5
+
+
+def test_missing_verified_steps_are_named(model):
+    with pytest.raises(UserError, match="verified"):
+        step_dpo_loss(model, on_device(random_batch()), LossConfig(loss="rft"))
+
+
+def test_concatenate_rows_pads_to_the_widest():
+    a, b = random_batch(width=8).chosen, random_batch(width=11).chosen
+    rows = concatenate_rows(a, b)
+    assert rows.token_ids.shape == (6, 11)
+    np.testing.assert_array_equal(rows.mask[:3, :8], a.mask)
+    assert not np.any(rows.mask[:3, 8:])
+    np.testing.assert_array_equal(rows.step_mask[3:], b.step_mask)
