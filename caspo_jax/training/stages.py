@@ -7,7 +7,8 @@ stopped, or does nothing if it was done; with others it raises UserError unless 
 from __future__ import annotations
 
 import dataclasses
-import time
+import hashlib
+import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,13 +16,17 @@ from typing import Any
 import jax
 
 from caspo_jax.errors import UserError
-from caspo_jax.models import eos_ids, load_caspo_json, load_pretrained, save_pretrained, token_bytes
-from caspo_jax.preferences import PairConfig
-from caspo_jax.records import pair_from_record, pair_to_record, trace_from_record, trace_to_record, tree_to_record
+from caspo_jax.models import load_caspo_json, load_pretrained, token_bytes
+from caspo_jax.records import (
+    question_to_record,
+    trace_from_record,
+    trace_to_record,
+    tree_to_record,
+)
 from caspo_jax.sampling import CatConfig, SampleConfig, explore, generate
 from caspo_jax.steps import Verifier, annotate_traces
 from caspo_jax.store import JsonlOutput, Manifest, hash_path, load_records, manifest_path
-from caspo_jax.types import Question, Trace
+from caspo_jax.types import CatTree, Question, Trace
 
 Progress = Callable[[int, int], None]  # (done, in all)
 Extract = Callable[[str], str | None]
@@ -53,11 +58,6 @@ class Policy:
 
 def questions_digest(questions: Sequence[Question]) -> str:
     """A hash of the questions, for manifests."""
-    import hashlib
-    import json
-
-    from caspo_jax.records import question_to_record
-
     digest = hashlib.sha256()
     for question in questions:
         digest.update(json.dumps(question_to_record(question), sort_keys=True, default=str).encode())
@@ -115,22 +115,114 @@ def sample_stage(
         return output
     tree_output = _open(Path(trees), "trees", settings, overwrite) if trees is not None else None
     key = jax.random.key(seed)
-    group = max(1, batch_size // per_question) * 8
-    for start in range(0, len(questions), group):
-        # The same questions are decoded together after a restart: matrix products of another shape differ in the last
-        # bits.
-        part = questions[start : start + group]
-        if not all(f"{q.id}/end" in written.done or _last_id(q, per_question) in written.done for q in part):
-            traces, found = _sample(policy, part, config, key, batch_size)
+    size = max(1, batch_size // per_question) * 8
+    groups = [questions[i : i + size] for i in range(0, len(questions), size)]
+    for index, group in enumerate(groups):
+        # Groups are fixed: a restart decodes the same questions together, since matrix products of another shape differ
+        # in their last bits. The newest group may be torn, so it is decoded again and only what is missing is added.
+        following = groups[index + 1] if index + 1 < len(groups) else []
+        if not any(_trace_id(q, 0, per_question) in written.done for q in following):
+            traces, found = _sample(policy, group, config, key, batch_size)
             traces = [
-                dataclasses.replace(t, policy=policy.hash[:16], seed=seed, strategy=strategy or t.strategy) for t in traces
+                dataclasses.replace(t, policy=policy.hash[:16], seed=seed, strategy=strategy or t.strategy)
+                for t in traces
             ]
             if tree_output is not None:
                 tree_output.append([tree_to_record(tree) | {"id": tree.question_id} for tree in found])
             written.append([trace_to_record(t, token_stats=token_stats) for t in traces])
         if progress is not None:
-            progress(min(start + group, len(questions)), len(questions))
+            progress(min((index + 1) * size, len(questions)), len(questions))
     if tree_output is not None:
         tree_output.finish(questions=len(questions))
     written.finish(questions=len(questions), traces=len(written.done))
+    return output
+
+
+def _trace_id(question: Question, index: int, per_question: int) -> str:
+    return question.id if per_question == 1 else f"{question.id}/{index}"
+
+
+def _sample(
+    policy: Policy,
+    questions: Sequence[Question],
+    config: SampleConfig | CatConfig,
+    key: jax.Array,
+    batch_size: int,
+) -> tuple[list[Trace], list[CatTree]]:
+    """Traces with ids of their own, in question order, and the trees of an exploration."""
+    if isinstance(config, SampleConfig):
+        n = config.num_samples
+        traces = generate(policy.model, policy.tokenizer, questions, config, key, batch_size=batch_size)
+        return [
+            dataclasses.replace(t, id=_trace_id(questions[i // n], i % n, n)) for i, t in enumerate(traces)
+        ], []
+    results = explore(policy.model, policy.tokenizer, questions, config, key, batch_size=batch_size)
+    traces = [
+        dataclasses.replace(path, id=f"{q.id}/{i}")
+        for q, result in zip(questions, results, strict=True)
+        for i, path in enumerate(result.paths)
+    ]
+    return traces, [result.tree for result in results]
+
+
+def annotate_stage(
+    policy: Policy,
+    traces: str | Path,
+    output: str | Path,
+    verifier: Verifier,
+    *,
+    extract: Extract,
+    equal: Equal,
+    confidence: str = "entropy",
+    delimiter: str = "\n\n",
+    batch_size: int = 256,
+    overwrite: bool = False,
+    progress: Progress | None = None,
+) -> Path:
+    """Traces to traces with steps, confidences, verdicts, answer and correctness.
+
+    Args:
+      policy: whose tokenizer wrote the traces.
+      traces: JSONL of traces.
+      output: JSONL of annotated traces.
+      verifier: judges the steps.
+      extract: text -> answer.
+      equal: (gold, answer) -> bool.
+      confidence: name of the step confidence; it must need no more than the traces' log-probs and entropies.
+      delimiter: what ends a step.
+      batch_size: traces a call of the verifier.
+      overwrite: start anew if the output was begun with other settings.
+      progress: called with (traces done, traces in all).
+    """
+    output = Path(output)
+    loaded = load_records(traces, trace_from_record)
+    if not loaded:
+        raise UserError(f"{traces}: no traces in it")
+    settings = {
+        "traces": hash_path(traces),
+        "verifier": verifier.name,
+        "confidence": confidence,
+        "delimiter": delimiter,
+        "batch_size": batch_size,
+    }
+    written = _open(output, "annotate", settings, overwrite)
+    if written.complete:
+        return output
+    spelled = policy.token_bytes
+    for start in range(0, len(loaded), batch_size):
+        part = loaded[start : start + batch_size]
+        if not {t.id for t in part} <= written.done:
+            done = annotate_traces(
+                part,
+                spelled,
+                verifier=verifier,
+                delimiter=delimiter,
+                confidence=confidence,
+                extract=extract,
+                equal=equal,
+            )
+            written.append([trace_to_record(t) for t in done])
+        if progress is not None:
+            progress(min(start + batch_size, len(loaded)), len(loaded))
+    written.finish(traces=len(loaded))
     return output

@@ -1,0 +1,48 @@
+"""Given outputs to log-probs and entropies of their tokens, by one teacher-forced pass."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from flax import nnx
+
+from caspo_jax.confidence.chunked import token_logprobs_and_entropy
+
+_BUCKET = 64  # row lengths are rounded up to a multiple of this, so that few shapes are compiled
+
+
+@functools.partial(jax.jit, static_argnames="graphdef")
+def _score(graphdef: Any, params: Any, token_ids: jax.Array, mask: jax.Array) -> tuple[jax.Array, jax.Array]:
+    return token_logprobs_and_entropy(nnx.merge(graphdef, params), token_ids, mask)
+
+
+def score_outputs(
+    model: Any, outputs: Sequence[tuple[Sequence[int], Sequence[int]]]
+) -> list[tuple[list[float], list[float]]]:
+    """Log-prob and entropy of every output token.
+
+    Entry t is log p(y_t | prompt, y_<t) and the entropy of that distribution: temperature 1, full vocabulary, nats.
+
+    Args:
+      model: a Decoder.
+      outputs: (prompt ids, output ids) of each row; neither is empty.
+
+    Returns:
+      For each row its log-probs and entropies, aligned with the output ids.
+    """
+    longest = max(len(prompt) + len(output) for prompt, output in outputs)
+    length = -(-longest // _BUCKET) * _BUCKET
+    token_ids = np.zeros((len(outputs), length), np.int32)
+    mask = np.zeros((len(outputs), length), bool)
+    for row, (prompt, output) in enumerate(outputs):
+        whole = [*prompt, *output]
+        token_ids[row, : len(whole)] = whole
+        mask[row, : len(whole)] = True
+    graphdef, params = nnx.split(model)
+    logprob, entropy = (np.asarray(x) for x in _score(graphdef, params, token_ids, mask))
+    spans = [slice(len(p) - 1, len(p) + len(y) - 1) for p, y in outputs]
+    return [(logprob[row, span].tolist(), entropy[row, span].tolist()) for row, span in enumerate(spans)]

@@ -1,0 +1,181 @@
+"""Annotated traces to flat arrays, and the numbers that describe a policy on them."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from caspo_jax import metrics
+from caspo_jax.metrics import Interval
+from caspo_jax.metrics.ranking import Statistic
+from caspo_jax.types import Trace
+
+# Step metrics read one item a step with a known verdict; trace metrics one item a trace.
+STEP_METRICS = (
+    "step_accuracy",
+    "entropy_auroc",
+    "logprob_auroc",
+    "within_prefix_auroc",
+    "within_prefix_logprob_auroc",
+    "within_question_auroc",
+    "entropy_gap",
+    "bias",
+    "ece",
+    "brier",
+    "brier_scaled",
+    "ece_scaled",
+)
+TRACE_METRICS = (
+    "answer_accuracy",
+    "first_error_accuracy",
+    "flawed_correct_rate",
+    "all_steps_right",
+    "mean_entropy",
+    "tokens_per_trace",
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Tables:
+    """Sampled traces of one policy as arrays: S steps with a verdict, N traces."""
+
+    step_question: np.ndarray  # [S] object, question id
+    step_prefix: np.ndarray  # [S] int64, group of steps sampled from one prefix
+    entropy: np.ndarray  # [S] float64, mean token entropy u of the step, nats
+    logprob_confidence: np.ndarray  # [S] float64, exp(mean token log-prob)
+    right: np.ndarray  # [S] float64, 1 where the step is correct
+    question: np.ndarray  # [N] object, question id
+    correct: np.ndarray  # [N] float64, 1 where the answer is right
+    all_right: np.ndarray  # [N] float64, 1 where every step is right
+    until_error: np.ndarray  # [N] float64, steps up to and including the first wrong one
+    right_until_error: np.ndarray  # [N] float64, those of them that are right
+    trace_entropy: np.ndarray  # [N] float64, sum of token entropies, nats
+    tokens: np.ndarray  # [N] float64
+
+    @property
+    def confidence(self) -> np.ndarray:
+        """exp(-u), [S]."""
+        return np.exp(-self.entropy)
+
+
+def tabulate(traces: Sequence[Trace], question_ids: Sequence[str]) -> Tables:
+    """Flatten annotated traces.
+
+    Args:
+      traces: annotated with the `mean_logprob` step confidence, verdicts and answers; per-token entropies present.
+      question_ids: the question of each trace.
+
+    Steps without a verdict, or with no token that counts, are left out of the step arrays.
+    """
+    steps: list[tuple[Any, ...]] = []
+    rows: list[tuple[Any, ...]] = []
+    prefixes: dict[tuple[str, tuple[int, ...]], int] = {}
+    for question_id, trace in zip(question_ids, traces, strict=True):
+        judged = [s for s in trace.steps if s.verdict != "unknown" and s.entropy is not None]
+        for step in judged:
+            prefix = prefixes.setdefault((question_id, trace.token_ids[: step.token_start]), len(prefixes))
+            right = step.verdict == "correct"
+            steps.append((question_id, prefix, step.entropy, step.confidence, right))
+        right_steps = len(list(itertools.takewhile(lambda s: s.verdict == "correct", judged)))
+        entropy = float(np.sum(trace.entropy)) if trace.entropy is not None else np.nan
+        rows.append(
+            (
+                question_id,
+                bool(trace.correct),
+                right_steps == len(judged),
+                min(right_steps + 1, len(judged)),
+                right_steps,
+                entropy,
+                len(trace.token_ids),
+            )
+        )
+    return Tables(*_columns(steps, 5), *_columns(rows, 7))
+
+
+def _columns(rows: list[tuple[Any, ...]], width: int) -> list[np.ndarray]:
+    columns = list(zip(*rows, strict=True)) if rows else [()] * width
+    return [np.array(columns[0], dtype=object), *(np.array(c, np.float64) for c in columns[1:])]
+
+
+def statistics(tables: Tables) -> dict[str, tuple[Statistic, np.ndarray]]:
+    """Every metric as (function of item weights, question id of each item): what the bootstrap needs."""
+    t = tables
+    confidence = t.confidence
+    step: dict[str, Statistic] = {
+        "step_accuracy": metrics.mean_statistic(t.right),
+        "entropy_auroc": metrics.auroc_statistic(confidence, t.right),
+        "logprob_auroc": metrics.auroc_statistic(t.logprob_confidence, t.right),
+        "within_prefix_auroc": metrics.grouped_auroc_statistic(confidence, t.right, t.step_prefix),
+        "within_prefix_logprob_auroc": metrics.grouped_auroc_statistic(
+            t.logprob_confidence, t.right, t.step_prefix
+        ),
+        "within_question_auroc": metrics.grouped_auroc_statistic(confidence, t.right, t.step_question),
+        "entropy_gap": metrics.entropy_gap_statistic(t.entropy, t.right),
+        "bias": metrics.bias_statistic(confidence, t.right),
+        "ece": metrics.ece_statistic(confidence, t.right),
+        "brier": metrics.brier_statistic(confidence, t.right),
+    }
+    scaled = metrics.cross_fitted(confidence, t.right, t.step_question)
+    step["brier_scaled"] = metrics.brier_statistic(scaled, t.right)
+    step["ece_scaled"] = metrics.ece_statistic(scaled, t.right)
+    trace: dict[str, Statistic] = {
+        "answer_accuracy": metrics.mean_statistic(t.correct),
+        "first_error_accuracy": metrics.ratio_statistic(t.right_until_error, t.until_error),
+        "flawed_correct_rate": metrics.ratio_statistic(t.correct * (1 - t.all_right), t.correct),
+        "all_steps_right": metrics.mean_statistic(t.all_right),
+        "mean_entropy": metrics.ratio_statistic(t.trace_entropy, t.tokens),
+        "tokens_per_trace": metrics.mean_statistic(t.tokens),
+    }
+    return {name: (f, t.step_question) for name, f in step.items()} | {
+        name: (f, t.question) for name, f in trace.items()
+    }
+
+
+def values(tables: Tables) -> dict[str, float]:
+    """Every metric on the data."""
+    return {name: float(f(np.ones(len(groups)))) for name, (f, groups) in statistics(tables).items()}
+
+
+def intervals(tables: Tables, draws: int = 1000, seed: int = 0) -> dict[str, Interval]:
+    """95 % bootstrap interval by question of every metric."""
+    return {
+        name: metrics.bootstrap_interval(f, groups, draws=draws, seed=seed)
+        for name, (f, groups) in statistics(tables).items()
+    }
+
+
+def paired(
+    tables: Tables,
+    baseline: Tables,
+    draws: int = 1000,
+    seed: int = 0,
+    ratios: Sequence[str] = ("flawed_correct_rate",),
+) -> dict[str, Interval]:
+    """Differences to a baseline on the same questions, and `NAME_ratio` for the metrics in `ratios`."""
+    ours, theirs = statistics(tables), statistics(baseline)
+    result: dict[str, Interval] = {}
+    for name, (f, groups) in ours.items():
+        g, base_groups = theirs[name]
+        result[name] = metrics.paired_difference(f, g, groups, base_groups, draws=draws, seed=seed)
+        if name in ratios:
+            result[f"{name}_ratio"] = metrics.paired_ratio(f, g, groups, base_groups, draws=draws, seed=seed)
+    return result
+
+
+def difference_record(interval: Interval) -> dict[str, float | None]:
+    """{difference, low, high} as JSON, undefined numbers null."""
+    return {"difference": finite(interval.value), "low": finite(interval.low), "high": finite(interval.high)}
+
+
+def finite(value: float) -> float | None:
+    """A JSON number, or null for NaN and infinities."""
+    return float(value) if np.isfinite(value) else None
+
+
+def records(found: Mapping[str, Interval]) -> dict[str, list[float | None]]:
+    """{metric: [low, high]} as JSON."""
+    return {name: [finite(i.low), finite(i.high)] for name, i in found.items()}

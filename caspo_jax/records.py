@@ -1,0 +1,213 @@
+"""Records on disk: one dict a line, with a `schema` field, for questions, traces, pairs and trees (DESIGN section 6)."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from caspo_jax.errors import UserError
+from caspo_jax.types import VERDICTS, CatTree, Pair, Question, Step, Trace
+
+VERSION = 1
+_QUESTION_FIELDS = ("question", "problem", "instruction")
+_GOLD_FIELDS = ("gold", "answer")
+
+
+def _schema(name: str) -> dict[str, Any]:
+    return {"name": name, "version": VERSION}
+
+
+def check_schema(record: Mapping[str, Any], name: str) -> None:
+    """Refuse a record that says it is something else, or newer than this library."""
+    schema = record.get("schema")
+    if schema is None:
+        return
+    if not isinstance(schema, Mapping) or schema.get("name") != name:
+        raise UserError(f"expected a {name} record, found schema {schema!r}")
+    if not isinstance(schema.get("version"), int) or schema["version"] > VERSION:
+        raise UserError(f"schema version {schema.get('version')!r} is newer than {VERSION}: update caspo_jax")
+
+
+def _tidy(value: float | None) -> float | None:
+    """A float that JSON can hold: NaN and infinities become null."""
+    if value is None or not math.isfinite(value):
+        return None
+    return float(value)
+
+
+def _token_ids(record: Mapping[str, Any], field: str) -> tuple[int, ...]:
+    ids = record[field]
+    if not isinstance(ids, list) or any(type(i) is not int or i < 0 for i in ids):
+        raise UserError(f"`{field}` must be a list of token ids (integers, 0 or more)")
+    return tuple(ids)
+
+
+def _text(record: Mapping[str, Any], field: str) -> str | None:
+    value = record.get(field)
+    if value is not None and not isinstance(value, str):
+        raise UserError(f"`{field}` must be a string, found {type(value).__name__}")
+    return value
+
+
+def question_from_record(
+    record: Mapping[str, Any],
+    *,
+    question_field: str | None = None,
+    gold_field: str | None = None,
+    default_id: str = "",
+) -> Question:
+    """Read a question: `question` (or `problem`, `instruction`), `prompt` or `prompt_ids`; gold in `gold` or `answer`."""
+    prompt_ids = _token_ids(record, "prompt_ids") if record.get("prompt_ids") is not None else None
+    prompt = _text(record, "prompt")
+    if question_field is not None:
+        if question_field not in record:
+            raise UserError(f"no field {question_field!r} (named by --question_field)")
+        question = _text(record, question_field)
+    else:
+        found = [f for f in _QUESTION_FIELDS if record.get(f) is not None]
+        question = _text(record, found[0]) if found else None
+    if question is None and prompt is None and prompt_ids is None:
+        raise UserError(
+            "a question needs one of `question`, `problem`, `instruction`, `prompt`, `prompt_ids`"
+        )
+    if prompt_ids == () or (prompt_ids is None and not (prompt or question or "").strip()):
+        raise UserError("the prompt is empty")
+    gold_fields = (gold_field,) if gold_field is not None else _GOLD_FIELDS
+    gold = next((record[f] for f in gold_fields if record.get(f) is not None), None)
+    if isinstance(gold, (bool, list, dict)):
+        raise UserError(f"the gold answer must be a string or a number, found {type(gold).__name__}")
+    identity = record.get("id", record.get("unique_id", record.get("idx", default_id)))
+    known = {
+        "schema",
+        "id",
+        "prompt_ids",
+        "prompt",
+        *_GOLD_FIELDS,
+        *_QUESTION_FIELDS,
+        question_field,
+        gold_field,
+    }
+    return Question(
+        id=str(identity),
+        question=question,
+        prompt=prompt,
+        prompt_ids=prompt_ids,
+        gold=None if gold is None else str(gold),
+        extra={k: v for k, v in record.items() if k not in known},
+    )
+
+
+def question_to_record(question: Question) -> dict[str, Any]:
+    """The JSON form of a question; absent fields are left out."""
+    record: dict[str, Any] = {"schema": _schema("question"), "id": question.id}
+    for field in ("question", "prompt", "gold"):
+        if getattr(question, field) is not None:
+            record[field] = getattr(question, field)
+    if question.prompt_ids is not None:
+        record["prompt_ids"] = list(question.prompt_ids)
+    return record | dict(question.extra)
+
+
+def trace_to_record(trace: Trace, *, token_stats: bool = True) -> dict[str, Any]:
+    """The JSON form of a trace; `token_stats=False` leaves the per-token lists out."""
+    record: dict[str, Any] = {"schema": _schema("trace")}
+    for field in dataclasses.fields(trace):
+        value = getattr(trace, field.name)
+        if field.name == "steps":
+            value = [_step_to_record(step) for step in value]
+        elif field.name in ("logprob", "entropy"):
+            if not token_stats or value is None:
+                continue
+            value = [_tidy(v) for v in value]
+        elif isinstance(value, tuple):
+            value = list(value)
+        elif isinstance(value, float):
+            value = _tidy(value)
+        record[field.name] = value
+    return record
+
+
+def _step_to_record(step: Step) -> dict[str, Any]:
+    record = {f.name: getattr(step, f.name) for f in dataclasses.fields(step)}
+    return record | {"confidence": _tidy(step.confidence), "entropy": _tidy(step.entropy)}
+
+
+def trace_from_record(record: Mapping[str, Any]) -> Trace:
+    """Read a trace; what it lacks beside ids, text and token ids takes the record's defaults."""
+    check_schema(record, "trace")
+    for field in ("id", "token_ids", "text"):
+        if field not in record:
+            raise UserError(f"a trace needs `{field}`")
+    known = {f.name for f in dataclasses.fields(Trace)}
+    values = {k: v for k, v in record.items() if k in known}
+    values["id"] = str(values["id"])
+    values["text"] = _text(record, "text")
+    values["token_ids"] = _token_ids(record, "token_ids")
+    values["prompt_ids"] = _token_ids(record, "prompt_ids") if "prompt_ids" in record else ()
+    for field in ("question", "gold", "prompt", "answer"):
+        values[field] = _text(record, field)
+    values.setdefault("finish_reason", "eos")
+    values["steps"] = tuple(_step_from_record(step) for step in record.get("steps") or ())
+    for field in ("logprob", "entropy"):
+        if values.get(field) is not None:
+            if len(values[field]) != len(values["token_ids"]):
+                raise UserError(
+                    f"`{field}` has {len(values[field])} entries for {len(values['token_ids'])} token ids"
+                )
+            values[field] = tuple(math.nan if v is None else float(v) for v in values[field])
+    return Trace(**values)
+
+
+def _step_from_record(record: Mapping[str, Any]) -> Step:
+    known = {f.name for f in dataclasses.fields(Step)}
+    missing = {"start", "end", "token_start", "token_end", "text"} - set(record)
+    if missing:
+        raise UserError(f"a step lacks {', '.join(sorted(missing))}")
+    if record.get("verdict", "unknown") not in VERDICTS:
+        raise UserError(f"a verdict is one of {', '.join(VERDICTS)}, found {record['verdict']!r}")
+    return Step(**{k: v for k, v in record.items() if k in known})
+
+
+def pair_to_record(pair: Pair) -> dict[str, Any]:
+    """The JSON form of a pair; `prompt, prefix, chosen, rejected` are the texts that TRL and Step-DPO users expect."""
+    record: dict[str, Any] = {"schema": _schema("pair")}
+    for field in dataclasses.fields(pair):
+        value = getattr(pair, field.name)
+        record[field.name] = list(value) if isinstance(value, tuple) else value
+    return record
+
+
+def pair_from_record(record: Mapping[str, Any]) -> Pair:
+    """Read a pair that this library wrote (token ids included)."""
+    check_schema(record, "pair")
+    known = {f.name: f for f in dataclasses.fields(Pair)}
+    required = [n for n, f in known.items() if f.default is dataclasses.MISSING]
+    missing = [name for name in required if name not in record]
+    if missing:
+        raise UserError(f"a pair lacks {', '.join(missing)}")
+    values = {k: v for k, v in record.items() if k in known}
+    for field in ("prompt_ids", "prefix_ids", "chosen_ids", "rejected_ids"):
+        values[field] = _token_ids(record, field)
+    ends = record["ends_trace"]
+    values["ends_trace"] = tuple(ends) if isinstance(ends, Sequence) else (bool(ends), bool(ends))
+    return Pair(**values)
+
+
+def tree_to_record(tree: CatTree) -> dict[str, Any]:
+    """The JSON form of a CaT tree: nodes as parallel lists."""
+    record: dict[str, Any] = {
+        "schema": _schema("tree"),
+        "question_id": tree.question_id,
+        "prompt_ids": list(tree.prompt_ids),
+        "key": list(tree.key),
+        "threshold": _tidy(tree.threshold),
+    }
+    for field in ("parent", "status", "reason"):
+        record[field] = [getattr(node, field) for node in tree.nodes]
+    for field in ("confidence", "path_confidence"):
+        record[field] = [_tidy(getattr(node, field)) for node in tree.nodes]
+    for field in ("token_ids", "logprob", "entropy"):
+        record[field] = [list(getattr(node, field)) for node in tree.nodes]
+    return record

@@ -1,0 +1,275 @@
+"""Files that survive: atomic writes, JSONL appended in whole lines, manifests that decide what a restart may reuse."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import json
+import os
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+from caspo_jax.errors import UserError
+
+T = TypeVar("T")
+
+_VERSIONED = ("caspo_jax", "jax", "flax", "optax", "transformers", "numpy")
+
+
+def write_text(path: str | Path, text: str) -> None:
+    """Write a file under a temporary name and rename it, so that a reader never sees half of it."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    with open(temporary, "w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+
+
+def write_json(path: str | Path, value: Any) -> None:
+    """Atomic `write_text` of indented JSON; NaN is refused rather than written as invalid JSON."""
+    write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def to_line(record: Mapping[str, Any]) -> str:
+    """One JSONL line."""
+    return json.dumps(record, ensure_ascii=False, allow_nan=False, separators=(",", ":")) + "\n"
+
+
+def write_jsonl(path: str | Path, records: Iterable[Mapping[str, Any]]) -> None:
+    """Atomic write of a whole JSONL file."""
+    write_text(path, "".join(map(to_line, records)))
+
+
+def read_jsonl(path: str | Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Yield (`file:line`, record) of every line.
+
+    Raises:
+      UserError: the file cannot be read, or a line is not a JSON object; names file:line.
+    """
+    path = Path(path)
+    try:
+        file = open(path, "rb")  # noqa: SIM115 - closed below, opened here so that the error names the file
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror}") from error
+    with file:
+        for number, raw in enumerate(file, start=1):
+            where = f"{path}:{number}"
+            if not raw.strip():
+                continue
+            try:
+                record = json.loads(raw.decode("utf-8"))
+            except (UnicodeDecodeError, json.JSONDecodeError) as error:
+                raise UserError(f"{where}: not valid JSON ({error})") from error
+            if not isinstance(record, dict):
+                raise UserError(f"{where}: expected a JSON object, found {type(record).__name__}")
+            yield where, record
+
+
+def load_records(path: str | Path, parse: Callable[[dict[str, Any]], T]) -> list[T]:
+    """Read a JSONL file through `parse`; its errors gain the file:line."""
+    return [parse_at(where, parse, record) for where, record in read_jsonl(path)]
+
+
+def parse_at(where: str, parse: Callable[[dict[str, Any]], T], record: dict[str, Any]) -> T:
+    """`parse(record)`, with `where` in front of what it complains about."""
+    try:
+        return parse(record)
+    except UserError as error:
+        raise UserError(f"{where}: {error}") from error
+    except (TypeError, ValueError, KeyError) as error:
+        raise UserError(f"{where}: malformed record ({type(error).__name__}: {error})") from error
+
+
+def hash_path(path: str | Path) -> str:
+    """SHA-256 of a file, or of a folder's files (names and contents, hidden files and manifests left out)."""
+    path = Path(path)
+    digest = hashlib.sha256()
+    if path.is_file():
+        _update_from_file(digest, path)
+    elif path.is_dir():
+        for file in sorted(p for p in path.rglob("*") if p.is_file()):
+            name = file.relative_to(path).as_posix()
+            if name.startswith(".") or name.endswith("manifest.json"):
+                continue
+            digest.update(name.encode() + b"\0")
+            _update_from_file(digest, file)
+    else:
+        raise UserError(f"no such file or folder: {path}")
+    return digest.hexdigest()
+
+
+def _update_from_file(digest: Any, path: Path) -> None:
+    try:
+        with open(path, "rb") as file:
+            while block := file.read(1 << 20):
+                digest.update(block)
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror}") from error
+
+
+class Manifest:
+    """What made an output: config, seed, input hashes, versions; beside counts and seconds once it is complete."""
+
+    def __init__(self, path: Path, contents: dict[str, Any]):
+        self.path = path
+        self.contents = contents
+        self._started = time.monotonic()
+
+    @classmethod
+    def open(
+        cls,
+        path: str | Path,
+        *,
+        program: str,
+        config: Mapping[str, Any],
+        inputs: Mapping[str, str | Path | None] | None = None,
+        overwrite: bool = False,
+    ) -> Manifest:
+        """Start a manifest, or take up the one that is there.
+
+        Args:
+          path: the manifest's own path.
+          program: the program's name.
+          config: every setting that shapes the output, as plain JSON values.
+          inputs: name -> file or folder whose contents shape the output; hashed.
+          overwrite: forget an earlier run with other settings.
+
+        Raises:
+          UserError: an earlier run had other settings and `overwrite` is off; names the keys that differ.
+        """
+        path = Path(path)
+        wanted = {
+            "program": program,
+            "config": json.loads(json.dumps(dict(config))),
+            "inputs": {name: hash_path(p) for name, p in (inputs or {}).items() if p is not None},
+        }
+        if path.exists() and not overwrite:
+            found = cls._read(path)
+            differing = _differences(wanted, {k: found.get(k) for k in wanted})
+            if differing:
+                raise UserError(
+                    f"{path} was written with other settings ({'; '.join(differing)}): "
+                    "use another output or --overwrite"
+                )
+            return cls(path, found)
+        manifest = cls(
+            path, wanted | {"versions": _versions(), "complete": False, "counts": {}, "seconds": 0.0}
+        )
+        manifest.save()
+        return manifest
+
+    @staticmethod
+    def _read(path: Path) -> dict[str, Any]:
+        try:
+            contents = json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+            raise UserError(f"{path}: unreadable manifest ({error}): remove it or use --overwrite") from error
+        if not isinstance(contents, dict):
+            raise UserError(f"{path}: not a manifest: remove it or use --overwrite")
+        return contents
+
+    @property
+    def complete(self) -> bool:
+        """Did the run that wrote this finish?"""
+        return bool(self.contents.get("complete"))
+
+    def save(self) -> None:
+        """Write the manifest."""
+        write_json(self.path, self.contents)
+
+    def finish(self, **counts: Any) -> None:
+        """Mark the output complete, with what was counted; seconds add up over restarts."""
+        self.contents["counts"] = counts
+        self.contents["seconds"] = round(self.contents["seconds"] + time.monotonic() - self._started, 3)
+        self.contents["complete"] = True
+        self.save()
+
+
+def _versions() -> dict[str, str]:
+    return {name: importlib.metadata.version(name) for name in _VERSIONED}
+
+
+def _differences(wanted: Any, found: Any, prefix: str = "") -> list[str]:
+    if isinstance(wanted, dict) and isinstance(found, dict):
+        return [
+            line
+            for key in sorted(wanted.keys() | found.keys())
+            for line in _differences(wanted.get(key), found.get(key), f"{prefix}{key}.")
+        ]
+    if wanted == found:
+        return []
+    name = prefix.rstrip(".").removeprefix("config.")
+    if name.startswith("inputs."):
+        return [f"{name}: the contents changed"]
+    return [f"{name}: {found!r} then, {wanted!r} now"]
+
+
+class JsonlOutput:
+    """A JSONL file under construction: `FILE.partial` grows by whole lines and becomes `FILE` at the end.
+
+    Opening it again after a kill drops a torn last line and knows which ids are done.
+    """
+
+    def __init__(self, path: str | Path, manifest: Manifest, *, key: str = "id"):
+        self.path = Path(path)
+        self.manifest = manifest
+        self.done: set[str] = set()
+        self._partial = self.path.with_name(self.path.name + ".partial")
+        self._key = key
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        if manifest.complete and self.path.exists():
+            return
+        fresh = not manifest.contents.get("started")
+        if fresh:
+            self._partial.unlink(missing_ok=True)
+            self.path.unlink(missing_ok=True)
+            manifest.contents["started"] = True
+            manifest.save()
+        self._recover()
+
+    @property
+    def complete(self) -> bool:
+        """Is there nothing left to do?"""
+        return self.manifest.complete and self.path.exists()
+
+    def _recover(self) -> None:
+        if self.path.exists():  # killed between the rename and the manifest's last save
+            os.replace(self.path, self._partial)
+        if not self._partial.exists():
+            return
+        data = self._partial.read_bytes()
+        whole = data[: data.rfind(b"\n") + 1]
+        if len(whole) < len(data):
+            with open(self._partial, "r+b") as file:
+                file.truncate(len(whole))
+        for line in whole.splitlines():
+            self.done.add(str(json.loads(line)[self._key]))
+
+    def append(self, records: Sequence[Mapping[str, Any]]) -> None:
+        """Add records that are not there yet, as whole lines, flushed to the disk."""
+        lines = "".join(to_line(r) for r in records if str(r[self._key]) not in self.done)
+        with open(self._partial, "ab") as file:
+            file.write(lines.encode("utf-8"))
+            file.flush()
+            os.fsync(file.fileno())
+        self.done.update(str(r[self._key]) for r in records)
+
+    def finish(self, **counts: Any) -> None:
+        """Give the file its name and complete the manifest."""
+        if not self._partial.exists():
+            self._partial.touch()
+        os.replace(self._partial, self.path)
+        self.manifest.finish(**counts)
+
+
+def manifest_path(output: str | Path) -> Path:
+    """`FILE.manifest.json` beside a file, `DIR/manifest.json` in a folder."""
+    output = Path(output)
+    return (
+        output / "manifest.json" if output.suffix == "" else output.with_name(output.name + ".manifest.json")
+    )

@@ -1,0 +1,65 @@
+"""The arithmetic that both embedded tasks share: operations, ways to write one, and exact checking.
+
+No operation absorbs an error (there is no modulus and no multiplication by zero): a wrong intermediate value
+reaches the answer unless a second mistake cancels it.
+"""
+
+from __future__ import annotations
+
+import random
+import re
+
+OPERATORS = "+-*"
+LARGEST = 999  # values stay in [0, LARGEST] so that a number has at most three digits
+
+NUMBER = r"\d{1,6}"
+_SUM = re.compile(rf"({NUMBER}) ([+*-]) ({NUMBER})")
+
+WORKINGS = ("direct", "shown", "careful")
+
+
+def apply(operator: str, left: int, right: int) -> int:
+    """left (operator) right, over the integers."""
+    if operator == "+":
+        return left + right
+    if operator == "-":
+        return left - right
+    if operator == "*":
+        return left * right
+    raise ValueError(f"unknown operator {operator!r}")
+
+
+def evaluate(text: str) -> int | None:
+    """The value of `N` or `N op N`, or None when the text is neither."""
+    if re.fullmatch(NUMBER, text):
+        return int(text)
+    match = _SUM.fullmatch(text)
+    if match is None:
+        return None
+    return apply(match[2], int(match[1]), int(match[3]))
+
+
+def split_by_tens(operator: str, left: int, right: int) -> str:
+    """The intermediate line of careful working: `58 + 67` is `110 + 15`, `83 - 47` is `40 - 4`."""
+    left_tens, left_ones = left - left % 10, left % 10
+    if operator == "*":
+        return f"{left_tens * right} + {left_ones * right}"
+    right_tens, right_ones = right - right % 10, right % 10
+    tens = apply(operator, left_tens, right_tens)
+    ones = apply(operator, left_ones, right_ones)
+    return f"{tens} + {ones}" if ones >= 0 else f"{tens} - {-ones}"
+
+
+def write_working(operator: str, left: int, right: int, working: str) -> str:
+    """`left op right = ... = value`, with or without the line of tens and ones."""
+    value = apply(operator, left, right)
+    middle = f" = {split_by_tens(operator, left, right)}" if working == "careful" else ""
+    return f"{left} {operator} {right}{middle} = {value}"
+
+
+def random_operation(rng: random.Random, left: int) -> tuple[str, int] | None:
+    """An operation with a constant whose result stays in range, or None if the draw fell outside."""
+    operator = rng.choice("++--*")
+    right = rng.randint(2, 9) if operator == "*" else rng.randint(11, 99)
+    value = apply(operator, left, right)
+    return (operator, right) if 0 <= value <= LARGEST else None

@@ -1,0 +1,105 @@
+"""The second embedded task: a chain of operations on a running number.
+
+`start 37; add 25; times 3; minus 48. end?` is solved one operation a step, in the phrasings of the graph task without
+names: `62`, `37 + 25 = 62`, or with a line of tens and ones, and ends with `answer: N`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import random
+import re
+from collections.abc import Sequence
+
+from caspo_jax.tasks.arithmetic import NUMBER, apply, evaluate, random_operation, write_working
+
+PHRASINGS = ("direct", "shown", "careful")
+
+_WORDS = {"+": "add", "-": "minus", "*": "times"}
+_OPERATORS = {word: operator for operator, word in _WORDS.items()}
+_QUESTION = re.compile(rf"start ({NUMBER})((?:; (?:add|minus|times) {NUMBER})+)\. end\?")
+_OPERATION = re.compile(rf"; (add|minus|times) ({NUMBER})")
+_ANSWER = re.compile(rf"answer: ({NUMBER})")
+
+
+@dataclasses.dataclass(frozen=True)
+class ChainProblem:
+    """A start and the operations to apply to it in turn."""
+
+    start: int
+    operations: tuple[tuple[str, int], ...]
+
+    @property
+    def text(self) -> str:
+        """The question as the policy reads it."""
+        return f"start {self.start}" + "".join(f"; {_WORDS[o]} {n}" for o, n in self.operations) + ". end?"
+
+    @property
+    def answer(self) -> int:
+        """The number at the end."""
+        value = self.start
+        for operator, number in self.operations:
+            value = apply(operator, value, number)
+        return value
+
+
+def parse_problem(text: str) -> ChainProblem | None:
+    """The problem behind a question's text, or None when it is not one of this task."""
+    match = _QUESTION.fullmatch(text.strip())
+    if match is None:
+        return None
+    operations = tuple((_OPERATORS[m[1]], int(m[2])) for m in _OPERATION.finditer(match[2]))
+    return ChainProblem(int(match[1]), operations)
+
+
+def sample_problem(rng: random.Random, *, length: tuple[int, int] = (3, 5)) -> ChainProblem:
+    """Draw a chain of length[0] to length[1] operations whose values stay in range and above zero."""
+    size = rng.randint(*length)
+    start = value = rng.randint(11, 99)
+    operations: list[tuple[str, int]] = []
+    while len(operations) < size:
+        operation = random_operation(rng, value)
+        if operation is not None and apply(operation[0], value, operation[1]) > 0:
+            operations.append(operation)
+            value = apply(operation[0], value, operation[1])
+    return ChainProblem(start, tuple(operations))
+
+
+def write_solution(problem: ChainProblem, rng: random.Random, mix: dict[str, float]) -> list[str]:
+    """A correct solution, a phrasing drawn for each step."""
+    value, steps = problem.start, []
+    for operator, number in problem.operations:
+        phrasing = rng.choices(list(mix), list(mix.values()))[0]
+        result = apply(operator, value, number)
+        steps.append(
+            str(result) if phrasing == "direct" else write_working(operator, value, number, phrasing)
+        )
+        value = result
+    return [*steps, f"answer: {value}"]
+
+
+def stated_value(step: str) -> int | None:
+    """The number that a step arrives at, right or wrong; None if it states none."""
+    match = re.fullmatch(rf"(?:.* = )?({NUMBER})", step.strip())
+    return int(match[1]) if match else None
+
+
+def check_step(problem: ChainProblem, prefix: Sequence[str], step: str) -> bool:
+    """Does the step apply the next operation to the number that the prefix has arrived at, all of it right?"""
+    value, done = problem.start, 0
+    for earlier in prefix:
+        stated = stated_value(earlier)
+        if stated is not None:
+            value, done = stated, done + 1
+    step = step.strip()
+    answer = _ANSWER.fullmatch(step)
+    if answer:
+        return done == len(problem.operations) and int(answer[1]) == value
+    if done >= len(problem.operations):
+        return False
+    operator, number = problem.operations[done]
+    result = apply(operator, value, number)
+    sides = step.split(" = ")
+    if len(sides) > 1 and sides[0] != f"{value} {operator} {number}":
+        return False
+    return sides[-1] == str(result) and all(evaluate(side) == result for side in sides)

@@ -1,0 +1,139 @@
+"""The embedded tasks by name: questions in disjoint splits, writers of training text, exact step checkers."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import random
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+from caspo_jax.errors import UserError
+from caspo_jax.steps.verifiers import VerifyItem
+from caspo_jax.tasks import chain, graph
+from caspo_jax.types import Question, Verdict
+
+SPLITS = ("pretrain", "train", "tune", "test")
+_SHARES = {"pretrain": range(0, 10), "train": range(10, 13), "tune": range(13, 14), "test": range(14, 16)}
+_ANSWER = re.compile(r"answer: (\d+)")
+DELIMITER = "\n\n"
+
+
+@dataclasses.dataclass(frozen=True)
+class Task:
+    """An embedded task.
+
+    Attributes:
+      name: what `--task` takes.
+      sample: draws a problem.
+      parse: question text to problem, None when the text is not of this task.
+      solve: writes a correct solution as a list of steps, phrasings drawn from a mix.
+      check: (problem, steps before, step) -> does the step follow? Exact.
+      mix: how often each phrasing stands in the base policy's training text.
+    """
+
+    name: str
+    sample: Callable[[random.Random], Any]
+    parse: Callable[[str], Any]
+    solve: Callable[[Any, random.Random, dict[str, float]], list[str]]
+    check: Callable[[Any, Sequence[str], str], bool]
+    mix: Mapping[str, float]
+
+    @property
+    def policy_path(self) -> Path:
+        """The folder of the shipped tiny policy."""
+        return Path(__file__).parent / "policies" / self.name
+
+    def problems(self, split: str, seed: int) -> Iterator[Any]:
+        """An endless stream of distinct problems of a split.
+
+        A problem's split is decided by a hash of its text, so splits are disjoint whatever the seeds.
+        """
+        if split not in _SHARES:
+            raise UserError(f"unknown split {split!r}: one of {', '.join(SPLITS)}")
+        rng = random.Random(f"{self.name}/{split}/{seed}")
+        seen: set[str] = set()
+        while True:
+            problem = self.sample(rng)
+            share = hashlib.sha256(problem.text.encode()).digest()[0] % 16
+            if share in _SHARES[split] and problem.text not in seen:
+                seen.add(problem.text)
+                yield problem
+
+    def questions(self, split: str, count: int, seed: int) -> list[Question]:
+        """`count` questions of a split, with gold answers."""
+        stream = self.problems(split, seed)
+        problems = (next(stream) for _ in range(count))
+        return [
+            Question(id=f"{self.name}-{split}-{seed}-{i}", question=p.text, gold=str(p.answer))
+            for i, p in enumerate(problems)
+        ]
+
+    def verifier(self) -> TaskVerifier:
+        """The exact step checker, behind the verifier protocol."""
+        return TaskVerifier(self)
+
+
+@dataclasses.dataclass(frozen=True)
+class TaskVerifier:
+    """Exact verdicts for the steps of an embedded task; `unknown` for a question of another kind."""
+
+    task: Task
+
+    @property
+    def name(self) -> str:
+        """The verifier's name in records."""
+        return f"exact:{self.task.name}"
+
+    def verify(self, items: Sequence[VerifyItem]) -> list[Verdict]:
+        """One verdict an item: local correctness of the step given question and prefix."""
+        return [self._verify(item) for item in items]
+
+    def _verify(self, item: VerifyItem) -> Verdict:
+        problem = self.task.parse(item.question.question or "")
+        if problem is None:
+            return "unknown"
+        prefix = [step for step in item.prefix.split(DELIMITER) if step.strip()]
+        return "correct" if self.task.check(problem, prefix, item.step) else "wrong"
+
+
+TASKS: Mapping[str, Task] = MappingProxyType(
+    {
+        "graph": Task(
+            "graph",
+            graph.sample_problem,
+            graph.parse_problem,
+            graph.write_solution,
+            graph.check_step,
+            MappingProxyType({"direct": 0.55, "shown": 0.2, "careful": 0.15, "first": 0.1}),
+        ),
+        "chain": Task(
+            "chain",
+            chain.sample_problem,
+            chain.parse_problem,
+            chain.write_solution,
+            chain.check_step,
+            MappingProxyType({"direct": 0.5, "shown": 0.3, "careful": 0.2}),
+        ),
+    }
+)
+
+
+def get_task(name: str) -> Task:
+    """The task of that name.
+
+    Raises:
+      UserError: there is none.
+    """
+    if name not in TASKS:
+        raise UserError(f"unknown task {name!r}: one of {', '.join(TASKS)}")
+    return TASKS[name]
+
+
+def extract_answer(text: str) -> str | None:
+    """The number after the last `answer:`, or None."""
+    found = _ANSWER.findall(text)
+    return str(int(found[-1])) if found else None

@@ -1,0 +1,190 @@
+"""What every program shares: flags, loading, errors that read well, exit codes, progress."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+# Before jax starts: training allocates and frees the same large buffers at every step, and handing the pages back to
+# the system each time costs a CPU run a fifth of its speed.
+_MALLOC = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": "17179869184", "MALLOC_TOP_PAD_": "268435456"}
+
+from absl import app, flags, logging  # noqa: E402
+
+from caspo_jax.errors import UserError  # noqa: E402
+
+FLAGS = flags.FLAGS
+
+
+def run(main: Callable[[], None]) -> None:
+    """Run a program: bad input prints one line and exits with 1, an interrupt exits with 130."""
+
+    def guarded(argv: Sequence[str]) -> int:
+        if len(argv) > 1:
+            return _fail(f"unexpected argument {argv[1]!r}: flags are written --name=value")
+        try:
+            main()
+        except UserError as error:
+            return _fail(str(error))
+        except OSError as error:
+            return _fail(f"{error.filename or 'input/output'}: {error.strerror or error}")
+        except KeyboardInterrupt:
+            print("interrupted; run the same command again to go on", file=sys.stderr)
+            return 130
+        return 0
+
+    logging.set_verbosity(logging.WARNING)
+    app.run(guarded)
+
+
+def _fail(message: str) -> int:
+    print(f"error: {' '.join(message.split())}", file=sys.stderr)
+    return 1
+
+
+def tune_malloc() -> None:
+    """Restart the interpreter once with an allocator that keeps large buffers (Linux, CPU runs)."""
+    if sys.platform == "linux" and "MALLOC_TOP_PAD_" not in os.environ and sys.orig_argv:
+        os.environ.update(_MALLOC)
+        os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
+
+
+def define_model_flags(*, required: bool = True) -> None:
+    """Flags of every program that loads a policy."""
+    flags.DEFINE_string("model", None, "policy: a folder in Hugging Face layout (safetensors), or a hub id")
+    flags.DEFINE_enum("dtype", None, ["float32", "bfloat16"], "compute dtype; default: the checkpoint's own")
+    flags.DEFINE_string("mesh", None, "device mesh such as data:2,fsdp:2,tensor:2; default: one device")
+    flags.DEFINE_integer("seed", 0, "seed of everything random", lower_bound=0)
+    flags.DEFINE_bool("overwrite", False, "start anew even if the output was begun with other settings")
+    flags.DEFINE_bool("quiet", False, "no progress bars")
+    if required:
+        flags.mark_flag_as_required("model")
+
+
+def define_decoding_flags(
+    *, num_samples: int = 1, temperature: float = 1.0, max_new_tokens: int = 1024
+) -> None:
+    """Flags of every program that decodes."""
+    flags.DEFINE_integer("batch_size", 64, "rows (questions x samples) decoded together", lower_bound=1)
+    flags.DEFINE_integer("max_new_tokens", max_new_tokens, "most tokens an output may have", lower_bound=1)
+    flags.DEFINE_float("temperature", temperature, "sampling temperature; 0 is greedy")
+    flags.DEFINE_float("top_p", 1.0, "nucleus mass; 1 is off")
+    flags.DEFINE_integer("top_k", 0, "most probable tokens kept; 0 is off")
+    flags.DEFINE_float("min_p", 0.0, "least probability, as a share of the most probable token's; 0 is off")
+    flags.DEFINE_integer("num_samples", num_samples, "outputs a question", lower_bound=1)
+    flags.DEFINE_bool("ignore_eos", False, "go on after end-of-sequence, up to --max_new_tokens")
+    flags.DEFINE_string(
+        "step_delimiter",
+        None,
+        r"what ends a step (escapes such as \n are read); default: the policy's caspo.json, else \n\n",
+    )
+    flags.DEFINE_multi_string("stop", [], "end an output after this string (repeatable)")
+
+
+def define_question_flags() -> None:
+    """Flags of every program that reads questions."""
+    flags.DEFINE_string(
+        "question_field", None, "field of the question, if it is none of question, problem, instruction"
+    )
+    flags.DEFINE_string("gold_field", None, "field of the gold answer, if it is neither gold nor answer")
+
+
+def load_questions(path: str, *, need_gold: bool = False) -> list[Any]:
+    """Read the questions of --input; ids must differ, golds must be there where they are needed."""
+    from caspo_jax.records import question_from_record
+    from caspo_jax.store import parse_at, read_jsonl
+
+    questions, seen = [], {}
+    for number, (where, record) in enumerate(read_jsonl(path)):
+        question = parse_at(
+            where,
+            lambda r, n=number: question_from_record(
+                r, question_field=FLAGS.question_field, gold_field=FLAGS.gold_field, default_id=str(n)
+            ),
+            record,
+        )
+        if question.id in seen:
+            raise UserError(f"{where}: id {question.id!r} was used before, at {seen[question.id]}")
+        if need_gold and question.gold is None:
+            raise UserError(
+                f"{where}: question {question.id!r} has no gold answer (field `gold` or `answer`)"
+            )
+        seen[question.id] = where
+        questions.append(question)
+    if not questions:
+        raise UserError(f"{path}: no questions in it")
+    return questions
+
+
+def load_policy() -> tuple[Any, Any, dict[str, Any]]:
+    """The model and tokenizer of --model, and what its caspo.json says."""
+    from caspo_jax.models import load_caspo_json, load_pretrained
+    from caspo_jax.sharding import make_mesh
+
+    model, tokenizer = load_pretrained(FLAGS.model, dtype=FLAGS.dtype, mesh=make_mesh(FLAGS.mesh))
+    return model, tokenizer, load_caspo_json(FLAGS.model)
+
+
+def step_delimiter(settings: dict[str, Any]) -> str:
+    """The delimiter of a step: the flag, else the policy's own, else two newlines."""
+    if FLAGS.step_delimiter is not None:
+        return FLAGS.step_delimiter.encode("latin-1", "backslashreplace").decode("unicode_escape")
+    return settings.get("step_delimiter", "\n\n")
+
+
+def sample_config(settings: dict[str, Any], **overrides: Any) -> Any:
+    """The decoding flags as a SampleConfig."""
+    from caspo_jax.sampling import SampleConfig
+
+    values = {
+        name: getattr(FLAGS, name)
+        for name in ("max_new_tokens", "temperature", "top_p", "top_k", "min_p", "num_samples", "ignore_eos")
+    }
+    values |= {"step_delimiter": step_delimiter(settings), "stop": tuple(FLAGS.stop)}
+    return SampleConfig(**(values | overrides))
+
+
+class Progress:
+    """A progress bar on stderr; silent when stderr is no terminal or --quiet is given."""
+
+    def __init__(self, total: int, what: str, unit: str = "question", initial: int = 0):
+        import tqdm
+
+        quiet = FLAGS.is_parsed() and "quiet" in FLAGS and FLAGS.quiet
+        self._bar = tqdm.tqdm(
+            total=total,
+            desc=what,
+            unit=f" {unit}s",
+            initial=initial,
+            disable=quiet or not sys.stderr.isatty(),
+        )
+
+    def __enter__(self) -> Progress:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bar.close()
+
+    def update(self, count: int = 1, **shown: Any) -> None:
+        """Advance; `shown` stands behind the bar."""
+        if shown:
+            self._bar.set_postfix(shown, refresh=False)
+        self._bar.update(count)
+
+
+def closing(title: str, rows: dict[str, Any]) -> None:
+    """The closing summary of a program."""
+    print(title)
+    width = max(map(len, rows), default=0)
+    for name, value in rows.items():
+        print(f"  {name:<{width}}  {value:,}" if isinstance(value, int) else f"  {name:<{width}}  {value}")
+
+
+def require_folder(path: str | None, flag: str) -> Path:
+    """The path of an input folder, checked."""
+    if path is None or not Path(path).is_dir():
+        raise UserError(f"--{flag}={path}: no such folder")
+    return Path(path)

@@ -1,0 +1,92 @@
+"""Teacher-forced log-prob and entropy of every token of given outputs.
+
+Input, one JSON object a line: `id`, and `prompt_ids` + `token_ids`, or `prompt` (or `question`) + `text`.
+Output: `{"id", "logprob": [...], "entropy": [...]}`, entry t for the distribution that predicted token t, in nats, at
+temperature 1 over the full vocabulary.
+
+    python -m experiments.score --model=POLICY --input=traces.jsonl --output=scores.jsonl
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from absl import flags
+
+from experiments import common
+
+FLAGS = flags.FLAGS
+
+
+def define_flags() -> None:
+    """The program's flags."""
+    common.define_model_flags()
+    flags.DEFINE_string("input", None, "JSONL of outputs to score", required=True)
+    flags.DEFINE_string("output", None, "JSONL of scores", required=True)
+    flags.DEFINE_integer("batch_size", 16, "outputs scored together", lower_bound=1)
+
+
+def _read(record: dict[str, Any], tokenizer: Any) -> tuple[list[int], list[int]]:
+    """Prompt ids and output ids of a record."""
+    from caspo_jax.errors import UserError
+    from caspo_jax.models import encode_prompt
+    from caspo_jax.records import question_from_record
+
+    question = question_from_record(record)
+    if record.get("token_ids") is not None:
+        ids = record["token_ids"]
+        if not isinstance(ids, list) or any(type(i) is not int or i < 0 for i in ids):
+            raise UserError("`token_ids` must be a list of token ids (integers, 0 or more)")
+    elif isinstance(record.get("text"), str):
+        ids = tokenizer(record["text"], add_special_tokens=False)["input_ids"]
+    else:
+        raise UserError("an output to score needs `token_ids` or `text`")
+    if not ids:
+        raise UserError("there is no token to score")
+    return list(encode_prompt(tokenizer, question)), list(ids)
+
+
+def main() -> None:
+    """Score a file."""
+    from caspo_jax.errors import UserError
+    from caspo_jax.confidence.scoring import score_outputs
+    from caspo_jax.models import check_prompt_ids
+    from caspo_jax.store import JsonlOutput, Manifest, manifest_path, parse_at, read_jsonl
+
+    lines = list(read_jsonl(FLAGS.input))
+    if not lines:
+        raise UserError(f"{FLAGS.input}: nothing in it")
+    model, tokenizer, _ = common.load_policy()
+    ids, outputs = [], []
+    for number, (where, record) in enumerate(lines):
+        prompt, output = parse_at(where, lambda r: _read(r, tokenizer), record)
+        parse_at(
+            where, lambda _: check_prompt_ids(prompt + output, model.config, "prompt_ids + token_ids"), record
+        )
+        ids.append(str(record.get("id", number)))
+        outputs.append((prompt, output))
+    manifest = Manifest.open(
+        manifest_path(FLAGS.output),
+        program="score",
+        config={"dtype": FLAGS.dtype, "batch_size": FLAGS.batch_size},
+        inputs={"model": FLAGS.model, "input": FLAGS.input},
+        overwrite=FLAGS.overwrite,
+    )
+    written = JsonlOutput(FLAGS.output, manifest)
+    with common.Progress(len(ids), "score", unit="output") as progress:
+        for start in range(0, 0 if written.complete else len(ids), FLAGS.batch_size):
+            part = slice(start, start + FLAGS.batch_size)
+            if not set(ids[part]) <= written.done:
+                scores = score_outputs(model, outputs[part])
+                written.append(
+                    [{"id": i, "logprob": lp, "entropy": h} for i, (lp, h) in zip(ids[part], scores)]
+                )
+            progress.update(len(ids[part]))
+    if not written.complete:
+        written.finish(outputs=len(ids))
+    common.closing(f"scores in {FLAGS.output}", {"outputs": len(ids)})
+
+
+if __name__ == "__main__":
+    define_flags()
+    common.run(main)

@@ -1,0 +1,160 @@
+"""Trains the tiny policy of an embedded task from scratch and writes it in Hugging Face layout.
+
+The policies shipped in caspo_jax/tasks/policies were made by
+
+    python -m experiments.train_tiny --task=graph --out_dir=DIR
+    python -m experiments.train_tiny --task=chain --out_dir=DIR
+
+The text is always right; the mistakes are the policy's own. What makes them natural is the mix of phrasings: most
+steps of the text skip the working, and a small decoder often gets those wrong.
+"""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Iterator
+from typing import Any
+
+from absl import flags
+
+from experiments import common
+
+FLAGS = flags.FLAGS
+
+
+def define_flags() -> None:
+    """The program's flags."""
+    flags.DEFINE_string("task", "graph", "embedded task: graph or chain")
+    flags.DEFINE_string("out_dir", None, "where the policy goes", required=True)
+    flags.DEFINE_integer("steps", 3500, "updates")
+    flags.DEFINE_integer("batch_size", 32, "solutions an update")
+    flags.DEFINE_float("learning_rate", 3e-3, "peak rate; cosine to a twentieth")
+    flags.DEFINE_integer("hidden_size", 128, "width")
+    flags.DEFINE_integer("layers", 3, "depth")
+    flags.DEFINE_integer("seed", 0, "seed of weights and text", lower_bound=0)
+    flags.DEFINE_bool("quiet", False, "no progress bar")
+
+
+def _tokenizer(task: Any) -> Any:
+    from caspo_jax.tasks.tokenizer import build_tokenizer
+
+    rng = random.Random(f"{task.name}/tokenizer")
+    corpus = []
+    for problem, _ in zip(task.problems("pretrain", seed=0), range(4000), strict=False):
+        corpus += [problem.text, "\n\n".join(task.solve(problem, rng, dict(task.mix)))]
+    return build_tokenizer(corpus)
+
+
+def _config(tokenizer: Any) -> dict[str, Any]:
+    hidden = FLAGS.hidden_size
+    return {
+        "architectures": ["Qwen3ForCausalLM"],
+        "model_type": "qwen3",
+        "vocab_size": -(-len(tokenizer) // 16) * 16,
+        "hidden_size": hidden,
+        "intermediate_size": 2 * hidden,
+        "num_hidden_layers": FLAGS.layers,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "head_dim": hidden // 4,
+        "hidden_act": "silu",
+        "max_position_embeddings": 512,
+        "rms_norm_eps": 1e-6,
+        "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0},
+        "tie_word_embeddings": True,
+        "attention_bias": False,
+        "attention_dropout": 0.0,
+        "initializer_range": 0.05,
+        "eos_token_id": tokenizer.eos_token_id,
+        "pad_token_id": tokenizer.pad_token_id,
+        "dtype": "float32",
+        "use_cache": True,
+    }
+
+
+def _batches(task: Any, tokenizer: Any) -> Iterator[tuple[Any, Any]]:
+    """Token ids [B, T] and the mask [B, T] of the solution's tokens, rows of like length together."""
+    import numpy as np
+
+    from caspo_jax.models.tokenizer import encode_prompt
+    from caspo_jax.types import Question
+
+    rng = random.Random(f"{task.name}/text/{FLAGS.seed}")
+    stream = task.problems("pretrain", seed=FLAGS.seed + 1)
+    while True:
+        rows = []
+        for problem, _ in zip(stream, range(FLAGS.batch_size * 32), strict=False):
+            prompt = encode_prompt(tokenizer, Question(id="", question=problem.text))
+            text = "\n\n".join(task.solve(problem, rng, dict(task.mix)))
+            rows.append((prompt, [*tokenizer(text)["input_ids"], tokenizer.eos_token_id]))
+        rows.sort(key=lambda row: len(row[0]) + len(row[1]))
+        groups = [rows[i : i + FLAGS.batch_size] for i in range(0, len(rows), FLAGS.batch_size)]
+        rng.shuffle(groups)
+        for group in groups:
+            length = -(-max(len(p) + len(s) for p, s in group) // 32) * 32
+            ids = np.zeros((len(group), length), np.int32)
+            mask = np.zeros((len(group), length), bool)
+            for i, (prompt, solution) in enumerate(group):
+                ids[i, : len(prompt) + len(solution)] = prompt + solution
+                mask[i, len(prompt) : len(prompt) + len(solution)] = True
+            yield ids, mask
+
+
+def main() -> None:
+    """Train and export."""
+    import jax
+    import jax.numpy as jnp
+    import optax
+    from flax import nnx
+
+    from caspo_jax.models import Decoder, ModelConfig
+    from caspo_jax.tasks import get_task
+
+    task = get_task(FLAGS.task)
+    tokenizer = _tokenizer(task)
+    model = Decoder(ModelConfig.from_hf(_config(tokenizer)), rngs=nnx.Rngs(FLAGS.seed))
+    graphdef, params = nnx.split(model)
+    schedule = optax.warmup_cosine_decay_schedule(
+        0.0, FLAGS.learning_rate, 100, FLAGS.steps, FLAGS.learning_rate / 20
+    )
+    optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(schedule, b2=0.98, weight_decay=0.01))
+
+    def loss_fn(params: Any, ids: Any, mask: Any) -> Any:
+        logits = nnx.merge(graphdef, params)(ids[:, :-1])
+        # As one-hot products: gathers have scatter-adds for gradients, which are slow on a CPU.
+        target = jax.nn.one_hot(ids[:, 1:], logits.shape[-1])
+        nll = jax.nn.logsumexp(logits, axis=-1) - jnp.sum(target * logits, axis=-1)
+        return jnp.sum(nll * mask[:, 1:]) / jnp.sum(mask)
+
+    @jax.jit
+    def step(params: Any, state: Any, ids: Any, mask: Any) -> Any:
+        loss, gradient = jax.value_and_grad(loss_fn)(params, ids, mask)
+        updates, state = optimizer.update(gradient, state, params)
+        return optax.apply_updates(params, updates), state, loss
+
+    state = optimizer.init(params)
+    losses, started = [], time.monotonic()
+    with common.Progress(FLAGS.steps, f"train {task.name}", unit="step") as progress:
+        for i, (ids, mask) in zip(range(FLAGS.steps), _batches(task, tokenizer), strict=False):
+            params, state, loss = step(params, state, ids, mask)
+            losses.append(loss)
+            progress.update()
+            if (i + 1) % 250 == 0:
+                mean = float(jnp.mean(jnp.stack(losses[-250:])))
+                print(f"step {i + 1}  loss {mean:.4f}  {time.monotonic() - started:.0f} s", flush=True)
+    from caspo_jax.models import save_pretrained
+
+    save_pretrained(
+        nnx.merge(graphdef, params),
+        tokenizer,
+        FLAGS.out_dir,
+        caspo={"step_delimiter": "\n\n", "task": task.name},
+    )
+    common.closing(f"policy in {FLAGS.out_dir}", {"parameters": sum(p.size for p in jax.tree.leaves(params))})
+
+
+if __name__ == "__main__":
+    common.tune_malloc()
+    define_flags()
+    common.run(main)
