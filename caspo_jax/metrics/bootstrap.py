@@ -1,0 +1,135 @@
+"""Intervals by question: resample questions, never steps."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from caspo_jax.errors import UserError
+from caspo_jax.metrics.arrays import canonical, group_index
+from caspo_jax.metrics.ranking import Statistic
+
+Groups = Sequence[Hashable] | np.ndarray
+
+
+class Interval(NamedTuple):
+    """A value and its percentile bootstrap interval."""
+
+    value: float  # the statistic on the data
+    low: float
+    high: float
+    error: float  # standard deviation over the defined draws
+    undefined: int  # draws on which the statistic was NaN (one verdict only, say); left out
+
+
+def bootstrap_interval(
+    statistic: Statistic,
+    groups: Groups,
+    draws: int = 1000,
+    seed: int = 0,
+    level: float = 0.95,
+) -> Interval:
+    """Percentile interval of a statistic, resampling whole questions with replacement.
+
+    A resample is a multiplicity for every question, given to the statistic as the weight of each of the
+    question's items: `mean_statistic`, `ratio_statistic`, `auroc_statistic`, ... or any function of the
+    weights, such as `lambda w: auroc(confidence, correct, weights=w)`.
+
+    Args:
+      statistic: item weights [n] -> value.
+      groups: [n] question id of every item.
+      draws: resamples.
+      seed: the same seed and the same set of questions give the same resamples for every statistic.
+      level: coverage, in (0, 1).
+
+    Raises:
+      UserError: no items, draws < 1, a level outside (0, 1).
+    """
+    order = canonical(_ids(groups))
+    value, resampled = _resample(statistic, groups, order, _multiplicities(len(order), draws, seed))
+    return _interval(value, resampled, level)
+
+
+def paired_difference(
+    statistic: Statistic,
+    baseline: Statistic,
+    groups: Groups,
+    baseline_groups: Groups | None = None,
+    draws: int = 1000,
+    seed: int = 0,
+    level: float = 0.95,
+) -> Interval:
+    """Interval of statistic - baseline for two policies on the same questions: one resample serves both.
+
+    Args:
+      statistic: item weights [n] -> value, of the policy in question.
+      baseline: item weights [m] -> value, of the policy that it is held against.
+      groups: [n] question id of every item of the first.
+      baseline_groups: [m] the same for the second, default `groups`. A question may have items in one only.
+      draws: resamples.
+      seed: see bootstrap_interval.
+      level: coverage, in (0, 1).
+    """
+    (a, draws_a), (b, draws_b) = _pair(statistic, baseline, groups, baseline_groups, draws, seed)
+    return _interval(a - b, draws_a - draws_b, level)
+
+
+def paired_ratio(
+    statistic: Statistic,
+    baseline: Statistic,
+    groups: Groups,
+    baseline_groups: Groups | None = None,
+    draws: int = 1000,
+    seed: int = 0,
+    level: float = 0.95,
+) -> Interval:
+    """Interval of statistic / baseline, paired as in `paired_difference`; x / 0 is +inf, 0 / 0 undefined."""
+    (a, draws_a), (b, draws_b) = _pair(statistic, baseline, groups, baseline_groups, draws, seed)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return _interval(float(np.float64(a) / np.float64(b)), draws_a / draws_b, level)
+
+
+def _ids(groups: Groups) -> list[Hashable]:
+    return groups.tolist() if isinstance(groups, np.ndarray) else list(groups)
+
+
+def _pair(statistic, baseline, groups, baseline_groups, draws, seed):
+    other = groups if baseline_groups is None else baseline_groups
+    order = canonical([*_ids(groups), *_ids(other)])
+    counts = _multiplicities(len(order), draws, seed)
+    return _resample(statistic, groups, order, counts), _resample(baseline, other, order, counts)
+
+
+def _multiplicities(questions: int, draws: int, seed: int) -> np.ndarray:
+    """How often each question is drawn, [draws, questions]."""
+    if questions == 0:
+        raise UserError("bootstrap: no items; give at least one question")
+    if draws < 1:
+        raise UserError(f"bootstrap: draws = {draws}; give at least 1")
+    rng = np.random.default_rng(seed)
+    counts = np.empty((draws, questions))
+    for row in counts:
+        row[:] = np.bincount(rng.integers(questions, size=questions), minlength=questions)
+    return counts
+
+
+def _resample(statistic, groups, order, counts) -> tuple[float, np.ndarray]:
+    index, _ = group_index(groups, order=order)
+    value = float(statistic(np.ones(index.size)))
+    return value, np.array([statistic(row[index]) for row in counts], dtype=np.float64)
+
+
+def _interval(value: float, resampled: np.ndarray, level: float) -> Interval:
+    if not 0.0 < level < 1.0:
+        raise UserError(f"bootstrap: level = {level}; give a coverage between 0 and 1")
+    defined = resampled[~np.isnan(resampled)]
+    undefined = int(resampled.size - defined.size)
+    if defined.size == 0:
+        return Interval(value, float("nan"), float("nan"), float("nan"), undefined)
+    # Observed draws, no interpolation: a ratio may be infinite on some.
+    tail = 0.5 * (1.0 - level)
+    low, high = np.quantile(defined, [tail, 1.0 - tail], method="inverted_cdf")
+    error = float(defined.std()) if np.isfinite(defined).all() else float("nan")
+    return Interval(value, float(low), float(high), error, undefined)

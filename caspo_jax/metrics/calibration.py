@@ -1,0 +1,124 @@
+"""Does a confidence of 0.8 mean right 8 times in 10? ECE, Brier, bias, reliability."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from caspo_jax.errors import UserError
+from caspo_jax.metrics.arrays import bin_of, forecasts, weight_of
+from caspo_jax.metrics.ranking import Statistic, mean_statistic
+
+
+class Reliability(NamedTuple):
+    """A reliability diagram's bins; empty bins hold NaN."""
+
+    confidence: np.ndarray  # [bins] mean confidence
+    accuracy: np.ndarray  # [bins] share right
+    counts: np.ndarray  # [bins] items
+    edges: np.ndarray  # [bins + 1]
+
+
+def expected_calibration_error(confidence: Any, correct: Any, bins: int = 10, weights: Any = None) -> float:
+    """Mean distance between confidence and accuracy over equal-width bins.
+
+    ECE = sum_b (n_b / n) |mean confidence_b - accuracy_b| over right-closed bins (a, b], 0 in the first.
+
+    Args:
+      confidence: [n] in [0, 1].
+      correct: [n] 0/1.
+      bins: number of bins.
+      weights: [n] non-negative, default ones.
+
+    Returns:
+      A float in [0, 1]; NaN for no items.
+
+    Raises:
+      UserError: a confidence outside [0, 1] (never dropped silently), NaN, lengths that differ.
+
+    Source: Guo et al. 2017.
+    """
+    return ece_statistic(confidence, correct, bins)(weight_of(weights, np.size(correct)))
+
+
+def ece_statistic(confidence: Any, correct: Any, bins: int = 10) -> Statistic:
+    """`expected_calibration_error` as a function of the weights."""
+    index = _checked_bins(confidence, correct, bins)
+    return _binned_gap(confidence, correct, index, bins)
+
+
+def equal_mass_calibration_error(confidence: Any, correct: Any, bins: int = 10, weights: Any = None) -> float:
+    """ECE over bins of (nearly) equal counts: np.array_split of the stable sort, ties kept in one bin.
+
+    Tied confidences go to the bin of the first of them, so that the order of ties cannot matter.
+    Arguments, result and errors as `expected_calibration_error`; with weights the bins stay those of the
+    unweighted items.
+    """
+    return equal_mass_ece_statistic(confidence, correct, bins)(weight_of(weights, np.size(correct)))
+
+
+def equal_mass_ece_statistic(confidence: Any, correct: Any, bins: int = 10) -> Statistic:
+    """`equal_mass_calibration_error` as a function of the weights."""
+    if bins < 1:
+        raise UserError(f"bins = {bins}; give at least 1")
+    score, _ = forecasts(confidence, correct)
+    order = np.argsort(score, kind="stable")
+    label = np.repeat(np.arange(bins), [len(part) for part in np.array_split(order, bins)])
+    first = np.searchsorted(score[order], score, side="left")
+    index = label[first] if score.size else np.zeros(0, dtype=np.int64)
+    return _binned_gap(confidence, correct, index, bins)
+
+
+def brier(confidence: Any, correct: Any, weights: Any = None) -> float:
+    """Mean squared error of the confidence, mean (c - y)^2; NaN for no items."""
+    return brier_statistic(confidence, correct)(weight_of(weights, np.size(correct)))
+
+
+def brier_statistic(confidence: Any, correct: Any) -> Statistic:
+    """`brier` as a function of the weights."""
+    score, verdict = forecasts(confidence, correct)
+    return mean_statistic((score - verdict) ** 2)
+
+
+def bias(confidence: Any, correct: Any, weights: Any = None) -> float:
+    """Mean confidence minus accuracy: positive is overconfident; NaN for no items."""
+    return bias_statistic(confidence, correct)(weight_of(weights, np.size(correct)))
+
+
+def bias_statistic(confidence: Any, correct: Any) -> Statistic:
+    """`bias` as a function of the weights."""
+    score, verdict = forecasts(confidence, correct)
+    return mean_statistic(score - verdict)
+
+
+def reliability(confidence: Any, correct: Any, bins: int = 10) -> Reliability:
+    """The bins behind `expected_calibration_error`, for a diagram."""
+    index = _checked_bins(confidence, correct, bins)
+    score, verdict = forecasts(confidence, correct)
+    count = np.bincount(index, minlength=bins)
+    divisor = np.where(count > 0, count, np.nan)
+    return Reliability(
+        confidence=np.bincount(index, score, bins) / divisor,
+        accuracy=np.bincount(index, verdict, bins) / divisor,
+        counts=count,
+        edges=np.arange(bins + 1) / bins,
+    )
+
+
+def _checked_bins(confidence, correct, bins: int) -> np.ndarray:
+    forecasts(confidence, correct)
+    return bin_of(confidence, bins, right_closed=True)
+
+
+def _binned_gap(confidence, correct, index: np.ndarray, bins: int) -> Statistic:
+    score, verdict = forecasts(confidence, correct)
+    excess = score - verdict
+
+    def statistic(weights: np.ndarray) -> float:
+        total = weights.sum()
+        if total <= 0.0:
+            return float("nan")
+        return float(np.abs(np.bincount(index, weights * excess, bins)).sum() / total)
+
+    return statistic

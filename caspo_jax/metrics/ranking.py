@@ -1,0 +1,170 @@
+"""Does a higher confidence go with a right verdict? AUROC, pooled and within groups."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from caspo_jax.metrics.arrays import group_index, scored, vector, weight_of
+
+Statistic = Callable[[np.ndarray], float]  # item weights [n] -> value; what the bootstrap resamples
+
+
+class GroupedAuroc(NamedTuple):
+    """An AUROC averaged over groups."""
+
+    value: float  # mean over the groups with both verdicts, NaN if there is none
+    groups: int  # how many those are
+
+
+def auroc(confidence: Any, correct: Any, weights: Any = None) -> float:
+    """Probability that a right item is surer than a wrong one, ties counted half.
+
+    P(c+ > c-) + P(c+ = c-) / 2 over pairs of a right and a wrong item, pairs weighted by w+ w-.
+
+    Args:
+      confidence: [n], any real scores.
+      correct: [n] 0/1.
+      weights: [n] non-negative, default ones.
+
+    Returns:
+      A float; NaN if one of the verdicts is missing.
+    """
+    statistic = auroc_statistic(confidence, correct)
+    return statistic(weight_of(weights, np.size(correct)))
+
+
+def auroc_statistic(confidence: Any, correct: Any) -> Statistic:
+    """`auroc` as a function of the weights; sorts once, so that 1,000 resamples are cheap."""
+    score, verdict = scored(confidence, correct)
+    order = np.argsort(score, kind="stable")
+    right = verdict[order] == 1.0
+    starts = _run_starts(score[order])
+
+    def statistic(weights: np.ndarray) -> float:
+        ordered = weights[order]
+        positive = np.where(right, ordered, 0.0)
+        positives = positive.sum()
+        negatives = ordered.sum() - positives
+        if positives <= 0.0 or negatives <= 0.0:
+            return float("nan")
+        positive = np.add.reduceat(positive, starts)
+        negative = np.add.reduceat(np.where(right, 0.0, ordered), starts)
+        below = np.cumsum(negative) - 0.5 * negative
+        return float(positive @ below / (positives * negatives))
+
+    return statistic
+
+
+def grouped_auroc(confidence: Any, correct: Any, groups: Sequence[Hashable] | np.ndarray) -> GroupedAuroc:
+    """AUROC within each group (pairwise concordance, ties half), averaged over groups with both verdicts.
+
+    Args:
+      confidence: [n], any real scores.
+      correct: [n] 0/1.
+      groups: [n] hashable group ids.
+    """
+    values, _ = _concordance(confidence, correct, groups)
+    defined = ~np.isnan(values)
+    return GroupedAuroc(float(values[defined].mean()) if defined.any() else float("nan"), int(defined.sum()))
+
+
+def within_prefix_auroc(
+    confidence: Any, correct: Any, prefixes: Sequence[Hashable] | np.ndarray
+) -> GroupedAuroc:
+    """`grouped_auroc` over the candidates of each prefix: can the confidence tell siblings apart?"""
+    return grouped_auroc(confidence, correct, prefixes)
+
+
+def within_question_auroc(
+    confidence: Any, correct: Any, questions: Sequence[Hashable] | np.ndarray
+) -> GroupedAuroc:
+    """`grouped_auroc` over the items of each question, which takes the question's difficulty out."""
+    return grouped_auroc(confidence, correct, questions)
+
+
+def grouped_auroc_statistic(
+    confidence: Any, correct: Any, groups: Sequence[Hashable] | np.ndarray
+) -> Statistic:
+    """`grouped_auroc` as a function of the weights, which must be constant within each group.
+
+    Resampling by question does that for prefixes and questions alike: a group's own value never changes.
+    """
+    values, first = _concordance(confidence, correct, groups)
+    defined = ~np.isnan(values)
+    values, first = values[defined], first[defined]
+
+    def statistic(weights: np.ndarray) -> float:
+        weight = weights[first]
+        total = weight.sum()
+        return float(weight @ values / total) if total > 0 else float("nan")
+
+    return statistic
+
+
+def entropy_gap(entropy: Any, correct: Any, weights: Any = None) -> float:
+    """Mean entropy of wrong minus right items, nats; NaN if one of the verdicts is missing."""
+    statistic = entropy_gap_statistic(entropy, correct)
+    return statistic(weight_of(weights, np.size(correct)))
+
+
+def entropy_gap_statistic(entropy: Any, correct: Any) -> Statistic:
+    """`entropy_gap` as a function of the weights."""
+    value, verdict = scored(entropy, correct, "entropy")
+
+    def statistic(weights: np.ndarray) -> float:
+        right, wrong = weights * verdict, weights * (1.0 - verdict)
+        if right.sum() <= 0.0 or wrong.sum() <= 0.0:
+            return float("nan")
+        return float(wrong @ value / wrong.sum() - right @ value / right.sum())
+
+    return statistic
+
+
+def mean_statistic(values: Any) -> Statistic:
+    """The weighted mean of the values [n] as a function of the weights."""
+    return ratio_statistic(values, np.ones(np.size(values)))
+
+
+def ratio_statistic(numerator: Any, denominator: Any) -> Statistic:
+    """sum w a / sum w b as a function of the weights w, for rates within a subset; NaN for a zero denominator."""
+    above, below = vector(numerator, "numerator"), vector(denominator, "denominator")
+
+    def statistic(weights: np.ndarray) -> float:
+        total = weights @ below
+        return float(weights @ above / total) if total != 0 else float("nan")
+
+    return statistic
+
+
+def _run_starts(ordered: np.ndarray) -> np.ndarray:
+    """First index of every run of equal values in a sorted array."""
+    if ordered.size == 0:
+        return np.zeros(0, dtype=np.int64)
+    return np.flatnonzero(np.concatenate(([True], ordered[1:] != ordered[:-1])))
+
+
+def _concordance(confidence, correct, groups) -> tuple[np.ndarray, np.ndarray]:
+    """AUROC of every group [g] (NaN with one verdict), and the index of each group's first item."""
+    score, verdict = scored(confidence, correct)
+    index, count = group_index(groups, score.size)
+    if count == 0:
+        return np.zeros(0), np.zeros(0, dtype=np.int64)
+    order = np.lexsort((score, index))
+    group, ordered, right = index[order], score[order], verdict[order]
+    # Runs of items that tie inside one group.
+    new = np.concatenate(([True], (group[1:] != group[:-1]) | (ordered[1:] != ordered[:-1])))
+    run = np.cumsum(new) - 1
+    positive = np.bincount(run, right)
+    negative = np.bincount(run, 1.0 - right)
+    run_group = group[new]
+    positives = np.bincount(run_group, positive, count)
+    negatives = np.bincount(run_group, negative, count)
+    before_group = np.cumsum(negatives) - negatives
+    below = np.cumsum(negative) - 0.5 * negative - before_group[run_group]
+    concordant = np.bincount(run_group, positive * below, count)
+    pairs = positives * negatives
+    values = np.where(pairs > 0, concordant / np.where(pairs > 0, pairs, 1.0), np.nan)
+    return values, order[np.searchsorted(group, np.arange(count))]
