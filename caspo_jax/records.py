@@ -82,6 +82,8 @@ def question_from_record(
     known = {
         "schema",
         "id",
+        "unique_id",
+        "idx",
         "prompt_ids",
         "prompt",
         *_GOLD_FIELDS,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -69,7 +69,12 @@ def define_decoding_flags(
 ) -> None:
     """Flags of every program that decodes."""
     flags.DEFINE_integer("batch_size", 64, "rows (questions x samples) decoded together", lower_bound=1)
-    flags.DEFINE_integer("max_new_tokens", max_new_tokens, "most tokens an output may have", lower_bound=1)
+    flags.DEFINE_integer(
+        "max_new_tokens",
+        None,
+        "most tokens of an output; default: what the context leaves, 1024 at most",
+        lower_bound=1,
+    )
     flags.DEFINE_float("temperature", temperature, "sampling temperature; 0 is greedy")
     flags.DEFINE_float("top_p", 1.0, "nucleus mass; 1 is off")
     flags.DEFINE_integer("top_k", 0, "most probable tokens kept; 0 is off")
@@ -90,6 +95,36 @@ def define_question_flags() -> None:
         "question_field", None, "field of the question, if it is none of question, problem, instruction"
     )
     flags.DEFINE_string("gold_field", None, "field of the gold answer, if it is neither gold nor answer")
+
+
+def define_answer_flags() -> None:
+    """Flags of every program that reads answers out of text."""
+    flags.DEFINE_enum(
+        "answers",
+        None,
+        ["math", "integer", "letter", "yes_no", "string"],
+        "kind of the answers; default: the embedded task's own for its tiny policy, else math",
+    )
+
+
+def define_cat_flags() -> None:
+    """Flags of every program that searches a tree."""
+    flags.DEFINE_integer("num_branches", 8, "slots K of a question's tree", lower_bound=1)
+    flags.DEFINE_integer("root_branches", None, "branches to start with; default: K", lower_bound=1)
+    flags.DEFINE_float(
+        "threshold", None, "prune strictly below this confidence; default: caspo.json, else never"
+    )
+    flags.DEFINE_integer(
+        "expand", 2, "most children a node, the original included; 1 never forks", lower_bound=1
+    )
+    flags.DEFINE_integer("num_answers", None, "finished paths that end a question; default: K", lower_bound=1)
+    flags.DEFINE_integer("min_live", 1, "pruning never leaves fewer live branches", lower_bound=0)
+    flags.DEFINE_integer("token_budget", None, "most tokens a question, over all branches", lower_bound=1)
+    flags.DEFINE_string("confidence", None, "step confidence; default: caspo.json, else mean_logprob")
+    flags.DEFINE_string("path_confidence", "geometric", "geometric, product, min or last")
+    flags.DEFINE_string("prune", "last", "what is held against the threshold: path, last or relative")
+    flags.DEFINE_string("vote", "sequence", "majority, confidence, sequence or best_path")
+    flags.DEFINE_float("gamma", 1.0, "exponent of the confidence vote")
 
 
 def load_questions(path: str, *, need_gold: bool = False) -> list[Any]:
@@ -119,32 +154,70 @@ def load_questions(path: str, *, need_gold: bool = False) -> list[Any]:
     return questions
 
 
-def load_policy() -> tuple[Any, Any, dict[str, Any]]:
-    """The model and tokenizer of --model, and what its caspo.json says."""
-    from caspo_jax.models import load_caspo_json, load_pretrained
+def mesh() -> Any:
+    """The mesh of --mesh."""
     from caspo_jax.sharding import make_mesh
 
-    model, tokenizer = load_pretrained(FLAGS.model, dtype=FLAGS.dtype, mesh=make_mesh(FLAGS.mesh))
-    return model, tokenizer, load_caspo_json(FLAGS.model)
+    return make_mesh(FLAGS.mesh)
 
 
-def step_delimiter(settings: dict[str, Any]) -> str:
+def load_policy() -> Any:
+    """The policy of --model: model, tokenizer, caspo.json."""
+    from caspo_jax.training.stages import Policy
+
+    return Policy.load(FLAGS.model, FLAGS.dtype, mesh())
+
+
+def step_delimiter(settings: Mapping[str, Any]) -> str:
     """The delimiter of a step: the flag, else the policy's own, else two newlines."""
     if FLAGS.step_delimiter is not None:
-        return FLAGS.step_delimiter.encode("latin-1", "backslashreplace").decode("unicode_escape")
+        return FLAGS.step_delimiter.replace("\\n", "\n").replace("\\t", "\t")
     return settings.get("step_delimiter", "\n\n")
 
 
-def sample_config(settings: dict[str, Any], **overrides: Any) -> Any:
-    """The decoding flags as a SampleConfig."""
+def sample_config(policy: Any, questions: Sequence[Any], **overrides: Any) -> Any:
+    """The decoding flags as a SampleConfig; without --max_new_tokens, as many as the context leaves, 1,024 at most."""
+    from caspo_jax.models import encode_prompt
     from caspo_jax.sampling import SampleConfig
 
-    values = {
-        name: getattr(FLAGS, name)
-        for name in ("max_new_tokens", "temperature", "top_p", "top_k", "min_p", "num_samples", "ignore_eos")
-    }
-    values |= {"step_delimiter": step_delimiter(settings), "stop": tuple(FLAGS.stop)}
+    names = ("temperature", "top_p", "top_k", "min_p", "num_samples", "ignore_eos")
+    values = {name: getattr(FLAGS, name) for name in names}
+    values["max_new_tokens"] = FLAGS.max_new_tokens
+    if FLAGS.max_new_tokens is None:
+        longest = max(len(encode_prompt(policy.tokenizer, q)) for q in questions)
+        values["max_new_tokens"] = max(1, min(1024, policy.model.config.max_position_embeddings - longest))
+    values |= {"step_delimiter": step_delimiter(policy.settings), "stop": tuple(FLAGS.stop)}
     return SampleConfig(**(values | overrides))
+
+
+def cat_config(policy: Any, sample: Any) -> Any:
+    """The search flags as a CatConfig; what they leave open comes from the policy's caspo.json."""
+    from caspo_jax.sampling import CatConfig
+
+    names = ("num_branches", "root_branches", "expand", "num_answers", "min_live", "token_budget")
+    values = {name: getattr(FLAGS, name) for name in (*names, "path_confidence", "prune", "vote", "gamma")}
+    threshold, confidence = FLAGS.threshold, FLAGS.confidence
+    values["threshold"] = policy.settings.get("threshold", 0.0) if threshold is None else threshold
+    values["step_confidence"] = confidence or policy.settings.get("confidence", "mean_logprob")
+    return CatConfig(sample=sample, **values)
+
+
+def answer_functions(policy: Any) -> tuple[Callable[[str], str | None], Callable[[str, str], bool]]:
+    """How answers are read and compared: --answers, else the embedded task of a tiny policy, else mathematics."""
+    from caspo_jax.steps import AnswerKind, equivalent, extract_answer
+
+    task = policy.settings.get("task")
+    if FLAGS.answers is None and task is not None:
+        from caspo_jax.tasks import extract_answer as task_answer
+
+        return task_answer, same_text
+    kind = AnswerKind(FLAGS.answers or "math")
+    return (lambda text: extract_answer(text, kind)), (lambda gold, answer: equivalent(gold, answer, kind))
+
+
+def same_text(gold: str, answer: str) -> bool:
+    """Equality of strings: the comparison of the embedded tasks."""
+    return gold == answer
 
 
 class Progress:
@@ -167,6 +240,11 @@ class Progress:
 
     def __exit__(self, *_: object) -> None:
         self._bar.close()
+
+    def reach(self, done: int, total: int) -> None:
+        """Advance to `done` of `total`."""
+        self._bar.total = total
+        self._bar.update(done - self._bar.n)
 
     def update(self, count: int = 1, **shown: Any) -> None:
         """Advance; `shown` stands behind the bar."""

@@ -26,10 +26,10 @@ def define_flags() -> None:
     flags.DEFINE_integer("batch_size", 16, "outputs scored together", lower_bound=1)
 
 
-def _read(record: dict[str, Any], tokenizer: Any) -> tuple[list[int], list[int]]:
+def _read(record: dict[str, Any], tokenizer: Any, config: Any) -> tuple[list[int], list[int]]:
     """Prompt ids and output ids of a record."""
     from caspo_jax.errors import UserError
-    from caspo_jax.models import encode_prompt
+    from caspo_jax.models import check_prompt_ids, encode_prompt
     from caspo_jax.records import question_from_record
 
     question = question_from_record(record)
@@ -43,26 +43,25 @@ def _read(record: dict[str, Any], tokenizer: Any) -> tuple[list[int], list[int]]
         raise UserError("an output to score needs `token_ids` or `text`")
     if not ids:
         raise UserError("there is no token to score")
-    return list(encode_prompt(tokenizer, question)), list(ids)
+    prompt = list(encode_prompt(tokenizer, question))
+    check_prompt_ids([*prompt, *ids], config, "prompt_ids + token_ids")
+    return prompt, list(ids)
 
 
 def main() -> None:
     """Score a file."""
-    from caspo_jax.errors import UserError
     from caspo_jax.confidence.scoring import score_outputs
-    from caspo_jax.models import check_prompt_ids
+    from caspo_jax.errors import UserError
     from caspo_jax.store import JsonlOutput, Manifest, manifest_path, parse_at, read_jsonl
 
     lines = list(read_jsonl(FLAGS.input))
     if not lines:
         raise UserError(f"{FLAGS.input}: nothing in it")
-    model, tokenizer, _ = common.load_policy()
+    policy = common.load_policy()
+    model, tokenizer = policy.model, policy.tokenizer
     ids, outputs = [], []
     for number, (where, record) in enumerate(lines):
-        prompt, output = parse_at(where, lambda r: _read(r, tokenizer), record)
-        parse_at(
-            where, lambda _: check_prompt_ids(prompt + output, model.config, "prompt_ids + token_ids"), record
-        )
+        prompt, output = parse_at(where, lambda r: _read(r, tokenizer, model.config), record)
         ids.append(str(record.get("id", number)))
         outputs.append((prompt, output))
     manifest = Manifest.open(

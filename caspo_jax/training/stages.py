@@ -23,7 +23,8 @@ from caspo_jax.records import (
     trace_to_record,
     tree_to_record,
 )
-from caspo_jax.sampling import CatConfig, SampleConfig, explore, generate
+from caspo_jax.sampling import CatConfig, SampleConfig, cat_search, explore, generate, vote
+from caspo_jax.sampling.votes import same_text
 from caspo_jax.steps import Verifier, annotate_traces
 from caspo_jax.store import JsonlOutput, Manifest, hash_path, load_records, manifest_path
 from caspo_jax.types import CatTree, Question, Trace
@@ -75,26 +76,32 @@ def sample_stage(
     output: str | Path,
     config: SampleConfig | CatConfig,
     *,
+    strategy: str = "sample",
     seed: int = 0,
     batch_size: int = 64,
-    strategy: str | None = None,
     token_stats: bool = True,
     trees: str | Path | None = None,
+    answers: str | Path | None = None,
+    extract: Extract | None = None,
+    equal: Equal | None = None,
     overwrite: bool = False,
     progress: Progress | None = None,
 ) -> Path:
-    """Questions to traces, written to `output` a batch of questions at a time.
+    """Questions to traces, written to `output` a group of questions at a time.
 
     Args:
       policy: who answers.
       questions: what is asked.
-      output: JSONL of traces.
-      config: a SampleConfig samples independent outputs; a CatConfig explores a tree (forks, no pruning).
+      output: JSONL of traces; their ids are the question's, with `/index` where there are several.
+      config: a SampleConfig samples independent outputs, a CatConfig searches a tree.
+      strategy: `greedy`, `sample`, `self_consistency` with a SampleConfig; `cat`, `explore` with a CatConfig.
       seed: of the sampling; a question's outputs depend on the seed and its id alone.
       batch_size: rows decoded together.
-      strategy: name written into the traces; default that of the sampler.
       token_stats: whether the records keep per-token log-probs and entropies.
-      trees: JSONL for the trees of an exploration.
+      trees: JSONL for the search trees.
+      answers: JSONL for one voted answer a question.
+      extract: text -> answer; without it the traces carry none.
+      equal: (gold, answer) -> bool.
       overwrite: start anew if the output was begun with other settings.
       progress: called with (questions done, questions in all).
     """
@@ -105,36 +112,43 @@ def sample_stage(
         "dtype": str(policy.model.dtype),
         "questions": questions_digest(questions),
         "sampling": dataclasses.asdict(config),
+        "strategy": strategy,
         "seed": seed,
         "batch_size": batch_size,
-        "strategy": strategy,
         "token_stats": token_stats,
     }
-    written = _open(output, "sample", settings, overwrite)
-    if written.complete:
+    traces_out = _open(output, "sample", settings, overwrite)
+    side = {
+        name: _open(Path(path), name, settings, overwrite)
+        for name, path in (("trees", trees), ("answers", answers))
+        if path is not None
+    }
+    if traces_out.complete and all(out.complete for out in side.values()):
         return output
-    tree_output = _open(Path(trees), "trees", settings, overwrite) if trees is not None else None
-    key = jax.random.key(seed)
     size = max(1, batch_size // per_question) * 8
     groups = [questions[i : i + size] for i in range(0, len(questions), size)]
+    key = jax.random.key(seed)
     for index, group in enumerate(groups):
         # Groups are fixed: a restart decodes the same questions together, since matrix products of another shape differ
         # in their last bits. The newest group may be torn, so it is decoded again and only what is missing is added.
         following = groups[index + 1] if index + 1 < len(groups) else []
-        if not any(_trace_id(q, 0, per_question) in written.done for q in following):
-            traces, found = _sample(policy, group, config, key, batch_size)
-            traces = [
-                dataclasses.replace(t, policy=policy.hash[:16], seed=seed, strategy=strategy or t.strategy)
-                for t in traces
-            ]
-            if tree_output is not None:
-                tree_output.append([tree_to_record(tree) | {"id": tree.question_id} for tree in found])
-            written.append([trace_to_record(t, token_stats=token_stats) for t in traces])
+        if not any(_trace_id(q, 0, per_question) in traces_out.done for q in following):
+            sampled = _sample(policy, group, config, strategy, key, batch_size, extract, equal)
+            stamp = {"policy": policy.hash[:16], "seed": seed, "strategy": strategy}
+            if "trees" in side:
+                side["trees"].append([tree_to_record(t) | {"id": t.question_id} for t in sampled.trees])
+            if "answers" in side:
+                side["answers"].append(sampled.answers)
+            records = [
+                trace_to_record(dataclasses.replace(t, **stamp), token_stats=token_stats)
+                for t in sampled.traces
+            ]  # type: ignore[arg-type]
+            traces_out.append(records)
         if progress is not None:
             progress(min((index + 1) * size, len(questions)), len(questions))
-    if tree_output is not None:
-        tree_output.finish(questions=len(questions))
-    written.finish(questions=len(questions), traces=len(written.done))
+    for out in (*side.values(), traces_out):
+        if not out.complete:
+            out.finish(questions=len(questions), records=len(out.done))
     return output
 
 
@@ -142,27 +156,65 @@ def _trace_id(question: Question, index: int, per_question: int) -> str:
     return question.id if per_question == 1 else f"{question.id}/{index}"
 
 
+@dataclasses.dataclass(frozen=True)
+class _Sampled:
+    traces: list[Trace]
+    trees: list[CatTree]
+    answers: list[dict[str, Any]]
+
+
 def _sample(
     policy: Policy,
     questions: Sequence[Question],
     config: SampleConfig | CatConfig,
+    strategy: str,
     key: jax.Array,
     batch_size: int,
-) -> tuple[list[Trace], list[CatTree]]:
-    """Traces with ids of their own, in question order, and the trees of an exploration."""
+    extract: Extract | None,
+    equal: Equal | None,
+) -> _Sampled:
+    same = equal or same_text
     if isinstance(config, SampleConfig):
+        flat = generate(policy.model, policy.tokenizer, questions, config, key, batch_size=batch_size)
         n = config.num_samples
-        traces = generate(policy.model, policy.tokenizer, questions, config, key, batch_size=batch_size)
-        return [
-            dataclasses.replace(t, id=_trace_id(questions[i // n], i % n, n)) for i, t in enumerate(traces)
-        ], []
-    results = explore(policy.model, policy.tokenizer, questions, config, key, batch_size=batch_size)
-    traces = [
-        dataclasses.replace(path, id=f"{q.id}/{i}")
-        for q, result in zip(questions, results, strict=True)
-        for i, path in enumerate(result.paths)
-    ]
-    return traces, [result.tree for result in results]
+        paths: list[Sequence[Trace]] = [flat[i : i + n] for i in range(0, len(flat), n)]
+        trees: list[CatTree] = []
+        method, gamma, per_question = "majority", 1.0, n
+        tokens = [sum(len(t.token_ids) for t in group) for group in paths]
+    else:
+        search = explore if strategy == "explore" else cat_search
+        results = search(policy.model, policy.tokenizer, questions, config, key, batch_size=batch_size)
+        paths, trees, tokens = (
+            [r.paths for r in results],
+            [r.tree for r in results],
+            [r.tokens for r in results],
+        )
+        method, gamma, per_question = config.vote, config.gamma, config.num_branches
+    traces, answers = [], []
+    for question, group, spent in zip(questions, paths, tokens, strict=True):
+        named = [
+            _answered(dataclasses.replace(t, id=_trace_id(question, i, per_question)), extract, equal)
+            for i, t in enumerate(group)
+        ]
+        traces += named
+        if extract is None:
+            continue
+        answer, votes = vote(named, method, extract=extract, equivalent=same, gamma=gamma)  # type: ignore[arg-type]
+        right = None if question.gold is None else answer is not None and same(question.gold, answer)
+        answers.append(
+            {"id": question.id, "answer": answer, "correct": right, "tokens": spent, "votes": votes}
+        )
+    return _Sampled(traces, trees, answers)
+
+
+def _answered(trace: Trace, extract: Extract | None, equal: Equal | None) -> Trace:
+    if extract is None:
+        return trace
+    answer = extract(trace.text)
+    correct = None
+    if trace.gold is not None and equal is not None:
+        correct = answer is not None and equal(trace.gold, answer)
+    return dataclasses.replace(trace, answer=answer, correct=correct)
 
 
 def annotate_stage(

@@ -1,0 +1,98 @@
+"""The quickstart's pictures: reliability, entropy of right and wrong steps, accuracy against tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from caspo_jax.evaluation.strategies import Outcome
+from caspo_jax.evaluation.tables import Tables
+from caspo_jax.metrics import reliability
+
+# Okabe-Ito: told apart by colour-blind readers.
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#F0E442")
+MARKERS = "osD^vP*X"
+
+
+def _axes(columns: int, width: float = 4.6, height: float = 3.8) -> tuple[Any, Any]:
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(1, columns, figsize=(width * columns, height), squeeze=False, layout="constrained")
+    for axis in axes[0]:
+        axis.spines[["top", "right"]].set_visible(False)
+    return figure, axes[0]
+
+
+def _save(figure: Any, path: str | Path) -> Path:
+    import matplotlib.pyplot as plt
+
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}")
+    figure.savefig(temporary, format="png", dpi=130)
+    plt.close(figure)
+    temporary.replace(path)
+    return path
+
+
+def plot_reliability(policies: Mapping[str, Tables], path: str | Path) -> Path:
+    """Accuracy of steps against their confidence exp(-u), in ten bins, one panel a policy; bars show where steps lie."""
+    figure, axes = _axes(len(policies))
+    for axis, (name, tables), colour in zip(axes, policies.items(), COLOURS):
+        bins = reliability(tables.confidence, tables.right)
+        filled = bins.counts > 0
+        share = bins.counts / max(bins.counts.sum(), 1)
+        axis.bar((np.arange(len(share)) + 0.5) / len(share), share, width=0.09, color="0.88", label="share of steps")
+        axis.plot([0, 1], [0, 1], color="0.6", linewidth=1, linestyle="--", label="calibrated")
+        axis.plot(bins.confidence[filled], bins.accuracy[filled], marker="o", color=colour, label="accuracy")
+        axis.set(title=name, xlabel="step confidence exp(-u)", ylabel="step accuracy", xlim=(0, 1), ylim=(0, 1.02))
+        axis.legend(frameon=False, loc="upper left", fontsize=8)
+    return _save(figure, path)
+
+
+def plot_entropy(policies: Mapping[str, Tables], path: str | Path) -> Path:
+    """Mean token entropy of right and of wrong steps, one panel a policy, densities."""
+    figure, axes = _axes(len(policies))
+    top = max(float(np.quantile(t.entropy, 0.995)) for t in policies.values()) or 1.0
+    edges = np.linspace(0, top, 41)
+    for axis, (name, tables) in zip(axes, policies.items()):
+        for label, mask, colour in (("right", tables.right == 1, COLOURS[0]), ("wrong", tables.right == 0, COLOURS[1])):
+            if mask.any():
+                values = np.clip(tables.entropy[mask], 0, top)
+                axis.hist(values, edges, density=True, alpha=0.55, color=colour, label=f"{label} ({mask.sum():,} steps)")
+                axis.axvline(values.mean(), color=colour, linewidth=1.5)
+        axis.set(title=name, xlabel="mean token entropy of the step (nats)", ylabel="density", xlim=(0, top))
+        axis.legend(frameon=False, fontsize=8)
+    return _save(figure, path)
+
+
+def plot_strategies(policies: Mapping[str, Mapping[str, Outcome]], path: str | Path) -> Path:
+    """Accuracy against decoded tokens a question for every strategy, 95 % intervals over questions."""
+    figure, axes = _axes(len(policies), width=5.4, height=4.2)
+    for axis, (name, outcomes) in zip(axes, policies.items()):
+        for i, (strategy, outcome) in enumerate(outcomes.items()):
+            mean = outcome.correct.mean()
+            error = 1.96 * outcome.correct.std() / np.sqrt(len(outcome.correct))
+            axis.errorbar(
+                outcome.tokens.mean(),
+                mean,
+                yerr=error,
+                marker=MARKERS[i % len(MARKERS)],
+                color=COLOURS[i % len(COLOURS)],
+                linestyle="none",
+                capsize=2,
+                label=strategy.replace("_", " "),
+            )
+        axis.set(title=name, xlabel="decoded tokens a question", ylabel="answer accuracy")
+        axis.set_xlim(left=0)
+        axis.legend(frameon=False, fontsize=8, loc="lower right")
+    low = min(axis.get_ylim()[0] for axis in axes)
+    high = max(axis.get_ylim()[1] for axis in axes)
+    for axis in axes:
+        axis.set_ylim(low, high)
+    return _save(figure, path)

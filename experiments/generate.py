@@ -1,0 +1,107 @@
+"""Questions to traces.
+
+Input, one JSON object a line: `id` and `question` (or `problem`, `instruction`), `prompt`, or `prompt_ids`; the gold
+answer, if any, in `gold` or `answer`. Output: one trace a line; the strategies that
+vote (self_consistency, cat) also write OUTPUT.answers.jsonl, one answer a question.
+
+    python -m experiments.generate --model=POLICY --input=questions.jsonl --output=traces.jsonl --strategy=greedy
+    python -m experiments.generate --model=POLICY --input=questions.jsonl --output=traces.jsonl \\
+        --strategy=sample --num_samples=8 --temperature=0.7
+    python -m experiments.generate --model=POLICY --input=questions.jsonl --output=answers.jsonl \\
+        --strategy=cat --num_branches=4 --threshold=0.8
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from absl import flags
+
+from experiments import common
+
+FLAGS = flags.FLAGS
+STRATEGIES = ("greedy", "sample", "self_consistency", "cat", "explore")
+
+
+def define_flags() -> None:
+    """The program's flags."""
+    common.define_model_flags()
+    common.define_decoding_flags()
+    common.define_question_flags()
+    common.define_answer_flags()
+    common.define_cat_flags()
+    flags.DEFINE_string("input", None, "JSONL of questions", required=True)
+    flags.DEFINE_string("output", None, "JSONL of traces", required=True)
+    flags.DEFINE_enum(
+        "strategy",
+        "sample",
+        STRATEGIES,
+        "greedy: one output; sample: --num_samples outputs; self_consistency: the same, and the majority answer; "
+        "cat: confidence-aware tree search; explore: tree without pruning, for training data",
+    )
+    flags.DEFINE_bool("token_stats", True, "keep per-token log-probs and entropies in the traces")
+    flags.DEFINE_string("trees", None, "JSONL for the search trees (cat, explore)")
+
+
+def main() -> None:
+    """Generate a file."""
+    from caspo_jax.errors import UserError
+    from caspo_jax.training.stages import Policy, sample_stage
+
+    strategy = FLAGS.strategy
+    searching = strategy in ("cat", "explore")
+    if FLAGS.trees and not searching:
+        raise UserError(f"--trees goes with --strategy=cat or explore, not {strategy}")
+    if searching and FLAGS["num_samples"].present:
+        raise UserError(f"--num_samples does not go with --strategy={strategy}: use --num_branches")
+    if strategy == "greedy":
+        if FLAGS["temperature"].present and FLAGS.temperature != 0:
+            raise UserError(f"--temperature={FLAGS.temperature} contradicts --strategy=greedy")
+        FLAGS.temperature = 0.0
+    questions = common.load_questions(FLAGS.input)
+    policy = Policy.load(FLAGS.model, FLAGS.dtype, common.mesh())
+    sample = common.sample_config(policy, questions, num_samples=1 if searching else FLAGS.num_samples)
+    config: Any = common.cat_config(policy, sample) if searching else sample
+    extract, equal = common.answer_functions(policy)
+    with common.Progress(len(questions), strategy) as progress:
+        sample_stage(
+            policy,
+            questions,
+            FLAGS.output,
+            config,
+            seed=FLAGS.seed,
+            batch_size=FLAGS.batch_size,
+            strategy=strategy,
+            token_stats=FLAGS.token_stats,
+            trees=FLAGS.trees,
+            answers=f"{FLAGS.output}.answers.jsonl" if strategy in ("self_consistency", "cat") else None,
+            extract=extract,
+            equal=equal,
+            overwrite=FLAGS.overwrite,
+            progress=progress.reach,
+        )
+    common.closing(f"{strategy} traces in {FLAGS.output}", summary(Path(FLAGS.output), questions))
+
+
+def summary(output: Path, questions: list[Any]) -> dict[str, Any]:
+    """Counts, tokens and accuracy of a file of traces."""
+    from caspo_jax.records import trace_from_record
+    from caspo_jax.store import load_records
+
+    traces = load_records(output, trace_from_record)
+    judged = [t.correct for t in traces if t.correct is not None]
+    rows: dict[str, Any] = {
+        "questions": len(questions),
+        "traces": len(traces),
+        "tokens": sum(len(t.token_ids) for t in traces),
+        "cut at the limit": sum(t.finish_reason == "length" for t in traces),
+    }
+    if judged:
+        rows["accuracy"] = f"{sum(judged) / len(judged):.3f} of {len(judged):,} with a gold answer"
+    return rows
+
+
+if __name__ == "__main__":
+    define_flags()
+    common.run(main)

@@ -1,0 +1,140 @@
+"""The embedded tasks: writers and checkers agree, checkers catch every kind of mistake, splits are disjoint."""
+
+import itertools
+import random
+import re
+
+import pytest
+
+from caspo_jax.errors import UserError
+from caspo_jax.steps import VerifyItem
+from caspo_jax.tasks import SPLITS, TASKS, extract_answer, get_task
+from caspo_jax.tasks import graph as graph_task
+from caspo_jax.tasks.arithmetic import evaluate, split_by_tens
+from caspo_jax.types import Question
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_written_solutions_check_and_give_the_gold_answer(name):
+    task = get_task(name)
+    rng = random.Random(5)
+    for problem in itertools.islice(task.problems("train", 3), 200):
+        assert task.parse(problem.text) == problem
+        steps = task.solve(problem, rng, dict(task.mix))
+        assert all(task.check(problem, steps[:i], step) for i, step in enumerate(steps))
+        assert extract_answer("\n\n".join(steps)) == str(problem.answer)
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_every_changed_digit_is_caught(name):
+    """One digit changed anywhere in a correct step makes it wrong: no operation absorbs an error."""
+    task = get_task(name)
+    rng = random.Random(7)
+    changed = 0
+    for problem in itertools.islice(task.problems("tune", 1), 60):
+        steps = task.solve(problem, rng, dict(task.mix))
+        for i, step in enumerate(steps):
+            for place in (m.start() for m in re.finditer(r"\d", step)):
+                digit = str((int(step[place]) + rng.randint(1, 9)) % 10)
+                wrong = step[:place] + digit + step[place + 1 :]
+                assert not task.check(problem, steps[:i], wrong), (problem.text, steps[:i], wrong)
+                changed += 1
+    assert changed > 500
+
+
+def test_graph_steps_may_come_in_any_order_that_respects_the_graph():
+    problem = graph_task.parse_problem("a = 47; b = 12; c = a + b; d = a - 11; e = c + d. e?")
+    assert problem is not None
+    assert problem.answer == 95
+    for order in (["c = 59", "d = 36"], ["d = 36", "c = a + b = 47 + 12 = 59"]):
+        assert graph_task.check_step(problem, order[:1], order[1])
+        assert graph_task.check_step(problem, order, "59 + 36 = 95, so e = 95")
+    assert not graph_task.check_step(problem, ["c = 59"], "e = 95")  # d is not established yet
+
+
+def test_graph_verdicts_are_local():
+    problem = graph_task.parse_problem("a = 47; b = 12; c = a + b; e = c + a. e?")
+    assert problem is not None
+    wrong_before = ["c = 60"]
+    assert graph_task.check_step(problem, wrong_before, "e = 107")  # follows from what the prefix states
+    assert not graph_task.check_step(problem, wrong_before, "e = 106")
+    assert graph_task.check_step(problem, ["c = 60", "e = 107"], "answer: 107")
+    assert not graph_task.check_step(problem, ["c = 59", "e = 106"], "answer: 107")
+
+
+@pytest.mark.parametrize(
+    "step",
+    [
+        "c = 59 ",
+        "c = b + a = 47 + 12 = 59",  # not the definition as given
+        "c = a + b = 12 + 47 = 59",  # numbers put in at the wrong places
+        "c = a + b = 47 + 12 = 50 + 8 = 59",  # a false equality on the way
+        "47 + 12 = 59, so d = 59",
+        "a = 47",  # given, nothing new
+        "z = 3",
+        "c = a + b",
+        "nonsense",
+        "answer: 59",
+    ],
+)
+def test_graph_wrong_steps(step):
+    problem = graph_task.parse_problem("a = 47; b = 12; c = a + b; d = c - b. d?")
+    assert problem is not None
+    expected = step == "c = 59 "  # white space around a step does not matter
+    assert graph_task.check_step(problem, [], step) is expected
+
+
+def test_splits_are_disjoint_and_reproducible():
+    task = get_task("graph")
+    seen: dict[str, str] = {}
+    for split in SPLITS:
+        for seed in (0, 1):
+            for question in task.questions(split, 150, seed):
+                assert seen.setdefault(question.question, split) == split
+    assert task.questions("test", 20, 4) == task.questions("test", 20, 4)
+    assert task.questions("test", 20, 4) != task.questions("test", 20, 5)
+
+
+def test_at_least_two_correct_continuations_at_half_of_the_prefixes():
+    task = get_task("graph")
+    rng = random.Random(1)
+    counts = []
+    for problem in itertools.islice(task.problems("test", 0), 100):
+        steps = task.solve(problem, rng, dict(task.mix))
+        for i in range(len(steps)):
+            values = dict(problem.given) | dict(
+                filter(None, (graph_task.stated_value(step) for step in steps[:i]))
+            )
+            ready = [d for d in problem.derived if d.name not in values and all(n in values for n in d.needs)]
+            options = {graph_task.write_step(d, values, p) for d in ready for p in graph_task.PHRASINGS}
+            counts.append(sum(task.check(problem, steps[:i], option) for option in options))
+    assert sum(c >= 2 for c in counts) / len(counts) > 0.5
+
+
+def test_the_verifier_speaks_the_protocol():
+    task = get_task("graph")
+    question = Question(id="q", question="a = 47; b = 12; c = a + b. c?", gold="59")
+    items = [
+        VerifyItem(question, "", "c = 59", False),
+        VerifyItem(question, "c = 59\n\n", "answer: 58", True),
+        VerifyItem(Question(id="x", question="What is love?"), "", "c = 59", False),
+    ]
+    assert task.verifier().verify(items) == ["correct", "wrong", "unknown"]
+
+
+def test_careful_working_adds_up():
+    rng = random.Random(2)
+    for _ in range(300):
+        left, right = rng.randint(100, 500), rng.randint(2, 99)
+        for operator in "+-":
+            assert evaluate(split_by_tens(operator, left, right)) == (
+                left + right if operator == "+" else left - right
+            )
+        assert evaluate(split_by_tens("*", left, right % 8 + 2)) == left * (right % 8 + 2)
+
+
+def test_unknown_names_are_refused():
+    with pytest.raises(UserError, match="graph, chain"):
+        get_task("sudoku")
+    with pytest.raises(UserError, match="pretrain"):
+        get_task("graph").questions("holdout", 1, 0)

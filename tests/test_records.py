@@ -1,0 +1,147 @@
+"""Records: what is written is read back, what is malformed is named."""
+
+import json
+import math
+
+import pytest
+
+from caspo_jax.errors import UserError
+from caspo_jax.records import (
+    pair_from_record,
+    pair_to_record,
+    question_from_record,
+    question_to_record,
+    trace_from_record,
+    trace_to_record,
+    tree_to_record,
+)
+from caspo_jax.types import CatNode, CatTree, Pair, Question, Step, Trace
+
+STEP = Step(0, 5, 0, 3, "a = 1", 0.9, 0.1, "correct", "exact")
+TRACE = Trace(
+    "t",
+    "q?",
+    "1",
+    None,
+    (1, 2),
+    (3, 4, 5),
+    "a = 1",
+    "eos",
+    "1",
+    True,
+    "p",
+    0,
+    "sample",
+    0.5,
+    (STEP,),
+    (-0.1, -0.2, -0.3),
+    (0.5, 0.25, 0.125),
+)
+
+
+def through_json(record):
+    return json.loads(json.dumps(record, allow_nan=False))
+
+
+def test_trace_round_trip():
+    assert trace_from_record(through_json(trace_to_record(TRACE))) == TRACE
+    assert "logprob" not in trace_to_record(TRACE, token_stats=False)
+
+
+def test_missing_numbers_are_null_on_disk():
+    import dataclasses
+
+    trace = dataclasses.replace(TRACE, entropy=(math.nan, 0.25, 0.125), path_confidence=math.nan)
+    record = through_json(trace_to_record(trace))
+    assert record["entropy"][0] is None
+    assert record["path_confidence"] is None
+    assert math.isnan(trace_from_record(record).entropy[0])
+
+
+def test_pair_round_trip():
+    pair = Pair(
+        "i",
+        "wrong",
+        "q",
+        "",
+        "c",
+        "r",
+        (1,),
+        (),
+        (2,),
+        (3,),
+        (True, False),
+        0.5,
+        0.6,
+        "correct",
+        "wrong",
+        "t",
+        0,
+    )
+    assert pair_from_record(through_json(pair_to_record(pair))) == pair
+    record = through_json(pair_to_record(pair))
+    del record["chosen_ids"]
+    with pytest.raises(UserError, match="chosen_ids"):
+        pair_from_record(record)
+
+
+def test_question_fields_and_their_other_names():
+    assert question_from_record({"problem": "p", "answer": 3, "unique_id": "u"}) == Question(
+        "u", "p", gold="3"
+    )
+    assert question_from_record({"id": 7, "instruction": "i", "level": 2}).extra == {"level": 2}
+    named = question_from_record(
+        {"stem": "s", "key": "k"}, question_field="stem", gold_field="key", default_id="0"
+    )
+    assert (named.id, named.question, named.gold) == ("0", "s", "k")
+    question = Question("u", "p", gold="3", prompt_ids=(1, 2))
+    assert question_from_record(through_json(question_to_record(question))) == question
+
+
+@pytest.mark.parametrize(
+    "record, message",
+    [
+        ({"id": "a"}, "needs one of"),
+        ({"question": "  "}, "prompt is empty"),
+        ({"prompt_ids": []}, "prompt is empty"),
+        ({"prompt_ids": [1, -2]}, "prompt_ids"),
+        ({"prompt_ids": "12"}, "prompt_ids"),
+        ({"question": 5}, "must be a string"),
+        ({"question": "q", "gold": ["a"]}, "gold answer"),
+    ],
+)
+def test_bad_questions(record, message):
+    with pytest.raises(UserError, match=message):
+        question_from_record(record)
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"token_ids": [1.5]}, "token_ids"),
+        ({"entropy": [0.1]}, "1 entries for 3"),
+        ({"schema": {"name": "pair", "version": 1}}, "expected a trace"),
+        ({"schema": {"name": "trace", "version": 99}}, "newer"),
+        ({"steps": [{"start": 0}]}, "a step lacks"),
+        ({"text": None, "id": "x"}, None),
+    ],
+)
+def test_bad_traces(change, message):
+    record = through_json(trace_to_record(TRACE)) | change
+    if message is None:
+        del record["text"]
+        message = "needs `text`"
+    with pytest.raises(UserError, match=message):
+        trace_from_record(record)
+
+
+def test_tree_record_has_parallel_lists():
+    nodes = (
+        CatNode(-1, (1, 2), (-0.1, -0.2), (0.3, 0.4), 0.7, 0.7, "closed", None),
+        CatNode(0, (3,), (-0.3,), (0.5,), math.nan, 0.7, "pruned", "threshold"),
+    )
+    record = through_json(tree_to_record(CatTree("q", (9,), nodes, (0, 1), 0.5)))
+    assert record["parent"] == [-1, 0]
+    assert record["confidence"] == [0.7, None]
+    assert record["token_ids"] == [[1, 2], [3]]
+    assert record["reason"] == [None, "threshold"]
