@@ -1,15 +1,19 @@
 """The decode loop, the tree, the policies: model -> traces."""
 
+from caspo_jax.sampling.api import as_questions, cat_search, explore, generate, question_keys
 from caspo_jax.sampling.automaton import Automaton, build_automaton
 from caspo_jax.sampling.config import CatConfig, SampleConfig
 from caspo_jax.sampling.loop import cat_decode
-from caspo_jax.sampling.policy import NamedPathConfidence, NamedStepConfidence, Policy, make_policy
+from caspo_jax.sampling.policy import Boundary, NamedPathConfidence, NamedStepConfidence, Policy, make_policy
 from caspo_jax.sampling.sampler import Sampler
-from caspo_jax.sampling.segments import segment_bytes, segment_tokens
+from caspo_jax.sampling.search import Tree, tree_of
+from caspo_jax.sampling.segments import Segment, character_spans, segment_bytes, segment_tokens, token_text
 from caspo_jax.sampling.state import CatState, Knobs, init_state
+from caspo_jax.sampling.votes import merge_answers, vote
 
 __all__ = [
     "Automaton",
+    "Boundary",
     "CatConfig",
     "CatState",
     "Knobs",
@@ -18,10 +22,22 @@ __all__ = [
     "Policy",
     "SampleConfig",
     "Sampler",
+    "Segment",
+    "Tree",
+    "as_questions",
     "build_automaton",
     "cat_decode",
+    "cat_search",
+    "character_spans",
+    "explore",
+    "generate",
     "init_state",
     "make_policy",
+    "merge_answers",
+    "question_keys",
     "segment_bytes",
     "segment_tokens",
+    "token_text",
+    "tree_of",
+    "vote",
 ]

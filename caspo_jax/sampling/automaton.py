@@ -126,7 +126,9 @@ def _failure(pattern: bytes) -> list[int]:
 
 def _stop_delta(stops: Sequence[bytes]) -> tuple[np.ndarray, np.ndarray]:
     """Aho-Corasick over bytes: next state [Q, 256], and whether a state completes a stop string [Q]."""
-    prefixes = sorted({stop[:i] for stop in stops for i in range(len(stop) + 1)} | {b""}, key=lambda p: (len(p), p))
+    prefixes = sorted(
+        {stop[:i] for stop in stops for i in range(len(stop) + 1)} | {b""}, key=lambda p: (len(p), p)
+    )
     index = {prefix: i for i, prefix in enumerate(prefixes)}
     delta = np.zeros((len(prefixes), 256), np.int32)
     hit = np.array([any(prefix.endswith(stop) for stop in stops) for prefix in prefixes])
@@ -182,13 +184,17 @@ def build_automaton(
         raise UserError("stop holds an empty string: remove it")
     eos = sorted(set(eos_ids))
     if eos and not 0 <= eos[0] <= eos[-1] < len(tokens):
-        raise UserError(f"EOS id {eos[-1] if eos[0] >= 0 else eos[0]} lies outside the vocabulary of {len(tokens)}")
+        raise UserError(
+            f"EOS id {eos[-1] if eos[0] >= 0 else eos[0]} lies outside the vocabulary of {len(tokens)}"
+        )
     data = delimiter.encode() if isinstance(delimiter, str) else bytes(delimiter)
     return _build(tokens, data, encoded, tuple(eos))
 
 
 @functools.lru_cache(maxsize=16)
-def _build(tokens: tuple[bytes, ...], delimiter: bytes, stops: tuple[bytes, ...], eos: tuple[int, ...]) -> Automaton:
+def _build(
+    tokens: tuple[bytes, ...], delimiter: bytes, stops: tuple[bytes, ...], eos: tuple[int, ...]
+) -> Automaton:
     machine = DelimiterMachine(delimiter)
     n, states = len(machine.delimiter), machine.num_states
     table = np.zeros((4, states, len(tokens)), np.int32)  # next_state, extends, close_end, pure
@@ -256,7 +262,9 @@ def cursor_init(shape: tuple[int, ...]) -> Cursor:
     return Cursor(zeros, zeros, zeros, jnp.full(shape, NO_COLUMN, jnp.int32), zeros)
 
 
-def advance(automaton: Automaton, cursor: Cursor, token: jax.Array, column: jax.Array) -> tuple[Cursor, Reading]:
+def advance(
+    automaton: Automaton, cursor: Cursor, token: jax.Array, column: jax.Array
+) -> tuple[Cursor, Reading]:
     """Reads one token on every path.
 
     The cursor that comes back still describes the step that the token closed, if it closed one;
@@ -315,6 +323,10 @@ def counted_mask(
       column: scalar int32, the newest column.
       columns: [T] int32, 0 .. T-1.
     """
-    inside = (columns >= cursor.first_column[..., None]) & (columns <= column) & (cursor.first_column >= 0)[..., None]
+    inside = (
+        (columns >= cursor.first_column[..., None])
+        & (columns <= column)
+        & (cursor.first_column >= 0)[..., None]
+    )
     before = byte_start < reading.delimiter_byte[..., None]
     return inside & (before | ((columns == column) & ~reading.pure[..., None]))

@@ -71,7 +71,11 @@ class SampleConfig:
         _check(bool(self.step_delimiter), "step_delimiter is empty: give at least one character")
         _check(all(self.stop), "stop holds an empty string: remove it")
         if self.temperature == 0:
-            for name, value, off in (("top_k", self.top_k, 0), ("top_p", self.top_p, 1), ("min_p", self.min_p, 0)):
+            for name, value, off in (
+                ("top_k", self.top_k, 0),
+                ("top_p", self.top_p, 1),
+                ("min_p", self.min_p, 0),
+            ):
                 _check(value == off, f"{name}={value} contradicts temperature=0 (greedy): drop one of them")
             _check(
                 self.num_samples == 1,
@@ -93,7 +97,9 @@ class CatConfig:
     path_confidence: str = "geometric"
     sample: SampleConfig = SampleConfig()
     prune: PruneRule = "last"
-    root_branches: int | None = None  # children of the root (default num_branches); fewer leave slots to fork into
+    root_branches: int | None = (
+        None  # children of the root (default num_branches); fewer leave slots to fork into
+    )
     vote: Vote = "sequence"
     gamma: float = 1.0  # exponent of the `confidence` vote
 
@@ -102,7 +108,9 @@ class CatConfig:
         _at_least("expand", self.expand, 1)
         _at_least("min_live", self.min_live, 0)
         _check(self.threshold is not None and not math.isnan(self.threshold), "threshold is not a number")
-        _check(_finite(self.gamma) and self.gamma >= 0, f"gamma={self.gamma}: give a finite number, 0 or more")
+        _check(
+            _finite(self.gamma) and self.gamma >= 0, f"gamma={self.gamma}: give a finite number, 0 or more"
+        )
         _choice("step_confidence", self.step_confidence, STEP_CONFIDENCES)
         _choice("path_confidence", self.path_confidence, PATH_CONFIDENCES)
         _choice("prune", self.prune, PRUNE_RULES)

@@ -13,13 +13,15 @@ from jax import lax
 from caspo_jax.confidence.path import path_update
 from caspo_jax.confidence.token import token_stats
 from caspo_jax.sampling import state as codes
-from caspo_jax.sampling.automaton import advance, counted_mask, next_step
+from caspo_jax.sampling.automaton import Automaton, advance, counted_mask, next_step
 from caspo_jax.sampling.policy import Boundary, Policy
 from caspo_jax.sampling.sampler import sample
-from caspo_jax.sampling.state import CatState, fold_in, uniforms
+from caspo_jax.sampling.state import CatState, Knobs, fold_in, uniforms
 
 
-def _decode(params: Any, state: CatState, policy: Policy) -> CatState:
+def _decode(params: Any, fixed: tuple[Automaton, Knobs], state: CatState, policy: Policy) -> CatState:
+    """The loop itself; `fixed` is what it reads and never changes."""
+
     def unfinished(state: CatState) -> jax.Array:
         return (
             ~jnp.all(state.done)  # some question still wants tokens
@@ -27,7 +29,10 @@ def _decode(params: Any, state: CatState, policy: Policy) -> CatState:
             & (state.iteration < state.history.token.shape[0])  # and its buffers have room
         )
 
-    return lax.while_loop(unfinished, functools.partial(_iteration, params, policy), state)
+    def body(state: CatState) -> CatState:
+        return _iteration(params, policy, *fixed, state)
+
+    return lax.while_loop(unfinished, body, state)
 
 
 @functools.partial(jax.jit, static_argnames="policy")
@@ -54,15 +59,28 @@ def cat_decode(params: Any, state: CatState, policy: Policy) -> CatState:
     Returns:
       CatState; `done` [B] says which questions have ended.
     """
-    return _decode(params, state, policy)
+    return _restore(state, _decode(params, (state.automaton, state.knobs), _strip(state), policy))
 
 
-cat_decode_donated = functools.partial(jax.jit, static_argnames="policy", donate_argnames="state")(_decode)
+def cat_decode_donated(params: Any, state: CatState, policy: Policy) -> CatState:
+    """`cat_decode` that writes into the state's own buffers (automaton and knobs excepted): `state` is used up."""
+    return _restore(state, _donated(params, (state.automaton, state.knobs), _strip(state), policy))
 
 
-def _iteration(params: Any, policy: Policy, state: CatState) -> CatState:
+_donated = jax.jit(_decode, static_argnames="policy", donate_argnames="state")
+
+
+def _strip(state: CatState) -> CatState:
+    return dataclasses.replace(state, automaton=None, knobs=None)
+
+
+def _restore(before: CatState, after: CatState) -> CatState:
+    return dataclasses.replace(after, automaton=before.automaton, knobs=before.knobs)
+
+
+def _iteration(params: Any, policy: Policy, automaton: Automaton, knobs: Knobs, state: CatState) -> CatState:
     batch, slots_per = state.slots.live.shape
-    slots, nodes, knobs, column = state.slots, state.nodes, state.knobs, state.iteration
+    slots, nodes, column = state.slots, state.nodes, state.iteration
 
     # One token in every slot; what dead slots draw is never read.
     flat_logits = state.logits.reshape(batch * slots_per, -1)
@@ -71,7 +89,7 @@ def _iteration(params: Any, policy: Policy, state: CatState) -> CatState:
     stats = token_stats(flat_logits, flat_token, fields=tuple(state.history.stats))
     token = flat_token.reshape(batch, slots_per)
     history = _record(state, token, stats)
-    cursor, reading = advance(state.automaton, slots.cursor, token, column)
+    cursor, reading = advance(automaton, slots.cursor, token, column)
 
     # Rule 1: steps end at the delimiter and where their path ends.
     at_length = column + 1 >= knobs.max_new_tokens
@@ -114,12 +132,21 @@ def _iteration(params: Any, policy: Policy, state: CatState) -> CatState:
         jnp.where(
             pruned,
             codes.PRUNED,
-            jnp.where(delimited, codes.CLOSED, jnp.where(slots.live & done[:, None], codes.EXPIRED, codes.LIVE)),
+            jnp.where(
+                delimited, codes.CLOSED, jnp.where(slots.live & done[:, None], codes.EXPIRED, codes.LIVE)
+            ),
         ),
     )
     # Where two reasons hold, the earlier in this list is recorded.
     reason = jnp.select(
-        [finished & reading.eos, finished & reading.stop, finished, pruned, delimited, spent[:, None] & ~answered[:, None]],
+        [
+            finished & reading.eos,
+            finished & reading.stop,
+            finished,
+            pruned,
+            delimited,
+            spent[:, None] & ~answered[:, None],
+        ],
         [codes.EOS, codes.STOP, codes.LENGTH, codes.THRESHOLD, codes.DELIMITER, codes.BUDGET],
         codes.ANSWERS,
     )
@@ -138,7 +165,9 @@ def _iteration(params: Any, policy: Policy, state: CatState) -> CatState:
     token = jnp.where(forked, take(token, source), token)
     live = (alive & ~done[:, None]) | forked
 
-    cache = lax.cond(jnp.any(forked), lambda c: _fork_rows(policy, c, source, forked), lambda c: c, state.cache)
+    cache = lax.cond(
+        jnp.any(forked), lambda c: _fork_rows(policy, c, source, forked), lambda c: c, state.cache
+    )
     position = jnp.broadcast_to((state.prompt_length + column)[:, None], token.shape).reshape(-1)
     logits, cache = policy.decode(params, cache, token.reshape(-1), position, state.prompt_columns + column)
 
@@ -186,7 +215,9 @@ def _rank(among: jax.Array, first: jax.Array, then: jax.Array) -> jax.Array:
     return jnp.sum(earlier & among[:, None, :], axis=-1, dtype=jnp.int32)
 
 
-def _forks(policy: Policy, knobs: Any, view: Boundary, free: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+def _forks(
+    policy: Policy, knobs: Any, view: Boundary, free: jax.Array
+) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Which slot each slot's next node descends from: source slot, child rank, and whether it is a fork; [B, K] each.
 
     The j-th free slot takes the j-th fork, the forks in order of path confidence (ties: the lower node).
@@ -196,7 +227,9 @@ def _forks(policy: Policy, knobs: Any, view: Boundary, free: jax.Array) -> tuple
     wanted = jnp.where(here, policy.fork(knobs, view), 0)
     a, b = -view.path_confidence[:, :, None], -view.path_confidence[:, None, :]
     earlier = (b < a) | ((b == a) & (view.node[:, None, :] < view.node[:, :, None]))
-    first = jnp.sum(jnp.where(earlier & here[:, None, :], wanted[:, None, :], 0), axis=-1)  # forks of surer branches
+    first = jnp.sum(
+        jnp.where(earlier & here[:, None, :], wanted[:, None, :], 0), axis=-1
+    )  # forks of surer branches
     turn = jnp.cumsum(free, axis=-1) - free  # which free slot this is
     mine = (first[:, None, :] <= turn[:, :, None]) & (turn[:, :, None] < (first + wanted)[:, None, :])
     mine &= here[:, None, :] & free[:, :, None]

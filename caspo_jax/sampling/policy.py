@@ -30,7 +30,9 @@ class Boundary:
     node: jax.Array  # [B, K] int32, the node just closed where `boundary`
 
 
-PruneScore = Callable[[Knobs, Boundary], jax.Array]  # -> [B, K] f32, pruned where strictly below knobs.threshold
+PruneScore = Callable[
+    [Knobs, Boundary], jax.Array
+]  # -> [B, K] f32, pruned where strictly below knobs.threshold
 ForkCount = Callable[[Knobs, Boundary], jax.Array]  # -> [B, K] int32, further children wanted at boundaries
 
 
@@ -83,7 +85,9 @@ class NamedStepConfidence:
 
     def __call__(self, stats: dict[str, jax.Array], mask: jax.Array) -> jax.Array:
         """Confidence [...] of the steps with statistics [..., T] and mask [..., T]."""
-        return step_confidence(self.name, TokenStats(**{f: stats[f] for f in self.fields}), mask, self.vocab_size)
+        return step_confidence(
+            self.name, TokenStats(**{f: stats[f] for f in self.fields}), mask, self.vocab_size
+        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -123,7 +127,11 @@ class Policy:
 
 
 def make_policy(
-    decode: Callable, copy_rows: Callable, config: CatConfig, vocab_size: int | None = None, strategy: str = "cat"
+    decode: Callable,
+    copy_rows: Callable,
+    config: CatConfig,
+    vocab_size: int | None = None,
+    strategy: str = "cat",
 ) -> Policy:
     """The policy of a strategy: `cat`, `self_consistency` (never prune, never fork), `explore` (never prune)."""
     return Policy(

@@ -42,7 +42,9 @@ class SampleKnobs:
     @classmethod
     def of(cls, config: SampleConfig) -> SampleKnobs:
         """The numbers of a config."""
-        return cls(*(jnp.asarray(x, jnp.float32) for x in (config.temperature or 1.0, config.top_p, config.min_p)))
+        return cls(
+            *(jnp.asarray(x, jnp.float32) for x in (config.temperature or 1.0, config.top_p, config.min_p))
+        )
 
 
 def sample(sampler: Sampler, knobs: SampleKnobs, logits: jax.Array, uniform: jax.Array) -> jax.Array:
@@ -135,7 +137,9 @@ def inverse_cdf(weights: jax.Array, uniform: jax.Array) -> jax.Array:
     ends = jnp.cumsum(sums, axis=-1)
     target = uniform * ends[:, -1]
     block = _first_above(sums, target)
-    start = jnp.where(block > 0, jnp.take_along_axis(ends, jnp.maximum(block - 1, 0)[:, None], axis=-1)[:, 0], 0.0)
+    start = jnp.where(
+        block > 0, jnp.take_along_axis(ends, jnp.maximum(block - 1, 0)[:, None], axis=-1)[:, 0], 0.0
+    )
     inside = jnp.take_along_axis(blocked, block[:, None, None], axis=1)[:, 0]
     return block * BLOCK + _first_above(inside, target - start)
 

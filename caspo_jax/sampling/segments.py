@@ -26,7 +26,9 @@ def _machine(delimiter: bytes) -> DelimiterMachine:
     return DelimiterMachine(delimiter)
 
 
-def segment_bytes(token_bytes: Sequence[bytes], token_ids: Sequence[int], delimiter: str | bytes) -> list[Segment]:
+def segment_bytes(
+    token_bytes: Sequence[bytes], token_ids: Sequence[int], delimiter: str | bytes
+) -> list[Segment]:
     """Steps of a token sequence with their byte spans (definition: caspo_jax.sampling.automaton).
 
     Args:
@@ -37,7 +39,9 @@ def segment_bytes(token_bytes: Sequence[bytes], token_ids: Sequence[int], delimi
     machine = _machine(delimiter.encode() if isinstance(delimiter, str) else bytes(delimiter))
     n = len(machine.delimiter)
     starts: list[int] = []  # byte at which each token starts
-    segments: list[tuple[int, int, int, int, np.ndarray]] = []  # first own token, token_end, bytes, counted from first
+    segments: list[
+        tuple[int, int, int, int, np.ndarray]
+    ] = []  # first own token, token_end, bytes, counted from first
     state = position = content = 0
     first = -1
     for column, token in enumerate(token_ids):

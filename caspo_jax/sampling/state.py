@@ -112,8 +112,8 @@ class CatState:
     finished: jax.Array  # [B] int32, paths finished
     tokens: jax.Array  # [B] int32, decoded over all slots
     done: jax.Array  # [B] bool
-    knobs: Knobs
-    automaton: Automaton
+    knobs: Knobs | None  # None only inside the loop, which never changes them
+    automaton: Automaton | None
 
     @property
     def num_slots(self) -> int:
@@ -177,7 +177,7 @@ def init_state(
       real: [B] bool, false for rows that only pad the batch.
       first_rank: [B] or scalar int32, child rank of the first root child.
     """
-    batch, vocab = logits.shape
+    batch = logits.shape[0]
     roots = num_slots if roots is None else roots
     shape = (batch, num_slots)
     real = jnp.ones(batch, bool) if real is None else jnp.asarray(real)
@@ -223,7 +223,11 @@ def init_state(
 
 def fold_in(keys: jax.Array, data: jax.Array) -> jax.Array:
     """Raw threefry key data [..., 2] folded with integers [...]: the rows of jax.random.fold_in."""
-    flat = jax.vmap(lambda k, d: jax.random.key_data(jax.random.fold_in(jax.random.wrap_key_data(k, impl="threefry2x32"), d)))
+    flat = jax.vmap(
+        lambda k, d: jax.random.key_data(
+            jax.random.fold_in(jax.random.wrap_key_data(k, impl="threefry2x32"), d)
+        )
+    )
     return flat(keys.reshape(-1, 2), jnp.broadcast_to(data, keys.shape[:-1]).reshape(-1)).reshape(keys.shape)
 
 

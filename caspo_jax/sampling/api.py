@@ -1,0 +1,265 @@
+"""`generate`, `cat_search`, `explore`: questions in, records out."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import hashlib
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+
+from caspo_jax.confidence.step import needed_fields
+from caspo_jax.errors import UserError
+from caspo_jax.models.tokenizer import check_prompt_ids, encode_prompt, eos_ids, token_bytes
+from caspo_jax.sampling.automaton import build_automaton
+from caspo_jax.sampling.config import CatConfig, SampleConfig
+from caspo_jax.sampling.policy import make_policy
+from caspo_jax.sampling.search import Progress, Tree, Unit, grow_trees, key_data
+from caspo_jax.sampling.state import Knobs, fold_in
+from caspo_jax.sampling.traces import build_trace, build_tree
+from caspo_jax.sampling.votes import Equivalent, Extract, last_line, same_text, vote
+from caspo_jax.types import CatResult, Question, Trace
+
+Questions = Sequence[str | Question]
+
+
+def as_questions(questions: Questions) -> list[Question]:
+    """Strings become records whose id is a hash of the text, so that neither place nor neighbours matter.
+
+    Raises:
+      UserError: a single string, something that is no question, or two different records of one id.
+    """
+    if isinstance(questions, str | Question):
+        raise UserError("questions is one question: give a list of them")
+    records, seen = [], {}
+    for i, item in enumerate(questions):
+        if isinstance(item, str):
+            item = Question(id=hashlib.blake2b(item.encode(), digest_size=8).hexdigest(), question=item)
+        elif not isinstance(item, Question):
+            raise UserError(
+                f"questions[{i}] is a {type(item).__name__}: give a str or a caspo_jax.types.Question"
+            )
+        if seen.setdefault(item.id, item) != item:
+            raise UserError(
+                f"questions[{i}]: id {item.id!r} is taken by another question; ids seed the sampling"
+            )
+        records.append(item)
+    return records
+
+
+def question_hash(question_id: str) -> int:
+    """A stable 32-bit hash of a question's id."""
+    return int.from_bytes(hashlib.blake2b(question_id.encode(), digest_size=4).digest(), "big")
+
+
+def question_keys(key: Any, ids: Sequence[str]) -> np.ndarray:
+    """[B, 2] uint32: fold_in(key, hash of the id), whatever stands beside it."""
+    hashes = np.array([question_hash(i) for i in ids], np.uint32)
+    return np.asarray(fold_in(np.broadcast_to(key_data(key), (len(ids), 2)), hashes))
+
+
+def _vocabulary(tokenizer: Any, vocab_size: int) -> tuple[bytes, ...]:
+    return _cached_vocabulary(_Identity(tokenizer), vocab_size)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Identity:
+    """Hashes any tokenizer by identity, and keeps it alive while cached."""
+
+    value: Any
+
+    def __hash__(self) -> int:
+        return id(self.value)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Identity) and other.value is self.value
+
+
+@functools.lru_cache(maxsize=4)
+def _cached_vocabulary(tokenizer: _Identity, vocab_size: int) -> tuple[bytes, ...]:
+    return tuple(token_bytes(tokenizer.value, vocab_size))
+
+
+@dataclasses.dataclass(frozen=True)
+class _Run:
+    records: list[Question]
+    prompts: list[tuple[int, ...]]
+    keys: list[tuple[int, int]]
+    vocabulary: tuple[bytes, ...]
+    trees: list[Tree]
+
+
+def _run(
+    model: Any,
+    tokenizer: Any,
+    questions: Questions,
+    config: CatConfig,
+    key: Any,
+    strategy: str,
+    repeats: int,
+    batch_size: int | None,
+    progress: Progress | None,
+) -> _Run:
+    records = as_questions(questions)
+    if batch_size is not None and batch_size < 1:
+        raise UserError(f"batch_size={batch_size}: give 1 or more")
+    shape, settings = model.config, config.sample
+    prompts = [tuple(encode_prompt(tokenizer, record)) for record in records]
+    for record, prompt in zip(records, prompts, strict=True):
+        check_prompt_ids(prompt, shape, f"question {record.id!r}", settings.max_new_tokens)
+    vocabulary = _vocabulary(tokenizer, shape.vocab_size)
+    if not records:
+        return _Run([], [], [], vocabulary, [])
+    keys = [(int(a), int(b)) for a, b in question_keys(key, [record.id for record in records])]
+    ends = () if settings.ignore_eos else eos_ids(shape, tokenizer)
+    automaton = build_automaton(vocabulary, settings.step_delimiter, settings.stop, ends)
+    fields = tuple(dict.fromkeys(("logprob", "entropy", *needed_fields(config.step_confidence))))
+    trees = grow_trees(
+        model,
+        [Unit(p, k, rank) for p, k in zip(prompts, keys, strict=True) for rank in range(repeats)],
+        lambda decode, copy: make_policy(decode, copy, config, shape.vocab_size, strategy),
+        Knobs.of(config),
+        automaton,
+        num_slots=config.num_branches,
+        roots=config.roots,
+        max_new_tokens=settings.max_new_tokens,
+        fields=fields,
+        batch_size=batch_size,
+        progress=progress,
+    )
+    for i, tree in enumerate(trees):
+        used = np.concatenate(
+            [tree.stats["entropy"][a:b, k] for k, a, b in zip(tree.slot, tree.start, tree.end)]
+        )
+        if np.isnan(used).any():
+            record = records[i // repeats]
+            raise UserError(
+                f"question {record.id!r}: the model's logits held no finite value or a NaN; check its weights"
+            )
+    return _Run(records, prompts, keys, vocabulary, trees)
+
+
+def generate(
+    model: Any,
+    tokenizer: Any,
+    questions: Questions,
+    config: SampleConfig,
+    key: Any,
+    *,
+    batch_size: int | None = None,
+    step_confidence: str = "entropy",
+    path_confidence: str = "geometric",
+    progress: Progress | None = None,
+) -> list[Trace]:
+    """Samples `config.num_samples` outputs a question.
+
+    Every output is a path of the tree loop that never prunes and never forks; sample i of a question has node key
+    fold_in(question key, i), so it is the path of branch i in `cat_search` until a rule of the search differs.
+
+    Args:
+      model: a Decoder.
+      tokenizer: its tokenizer.
+      questions: strings or Questions.
+      config: how to sample and where outputs end.
+      key: a threefry key; a question's key is fold_in(key, hash of its id).
+      batch_size: outputs on the device at once (default: by memory).
+      step_confidence: name of the confidence that the steps carry.
+      path_confidence: name of the traces' confidence.
+      progress: called with (outputs done, outputs in all).
+
+    Returns:
+      Traces in question order, num_samples in a row for each.
+
+    Raises:
+      UserError: bad questions, prompts or key.
+    """
+    strategy = "greedy" if config.temperature == 0 else "sample"
+    samples = config.num_samples
+    search = CatConfig(
+        num_branches=1,
+        expand=1,
+        step_confidence=step_confidence,
+        path_confidence=path_confidence,
+        sample=dataclasses.replace(config, num_samples=1),
+    )
+    run = _run(model, tokenizer, questions, search, key, "self_consistency", samples, batch_size, progress)
+    traces = []
+    for i, tree in enumerate(run.trees):
+        (node,) = tree.finished()
+        q = i // samples
+        traces.append(
+            build_trace(
+                tree, node, run.records[q], run.prompts[q], run.vocabulary, config.step_delimiter, strategy
+            )
+        )
+    return traces
+
+
+def cat_search(
+    model: Any,
+    tokenizer: Any,
+    questions: Questions,
+    config: CatConfig,
+    key: Any,
+    *,
+    batch_size: int | None = None,
+    extract: Extract = last_line,
+    equivalent: Equivalent = same_text,
+    progress: Progress | None = None,
+    strategy: str = "cat",
+) -> list[CatResult]:
+    """Confidence-aware Thought: a tree of branches that are pruned and forked at step boundaries.
+
+    Args:
+      model: a Decoder.
+      tokenizer: its tokenizer.
+      questions: strings or Questions.
+      config: the search.
+      key: a threefry key; a question's key is fold_in(key, hash of its id).
+      batch_size: slots on the device at once (default: by memory).
+      extract: text -> answer or None, for the vote.
+      equivalent: (answer, answer) -> bool, for the vote.
+      progress: called with (questions done, questions in all).
+      strategy: cat | self_consistency | explore, the policy of the loop.
+
+    Returns:
+      One CatResult a question, in order.
+
+    Raises:
+      UserError: bad questions, prompts or key.
+    """
+    run = _run(model, tokenizer, questions, config, key, strategy, 1, batch_size, progress)
+    results = []
+    for record, prompt, seed, tree in zip(run.records, run.prompts, run.keys, run.trees, strict=True):
+        paths = tuple(
+            build_trace(tree, node, record, prompt, run.vocabulary, config.sample.step_delimiter, strategy)
+            for node in tree.finished()
+        )
+        answers = [extract(path.text) for path in paths]
+        paths = tuple(dataclasses.replace(p, answer=a) for p, a in zip(paths, answers, strict=True))
+        answer, votes = vote(paths, config.vote, extract=extract, equivalent=equivalent, gamma=config.gamma)
+        threshold = config.threshold if strategy == "cat" else None
+        results.append(
+            CatResult(
+                record.id,
+                answer,
+                paths,
+                build_tree(tree, record.id, prompt, seed, threshold),
+                tree.tokens,
+                votes,
+            )
+        )
+    return results
+
+
+def explore(
+    model: Any, tokenizer: Any, questions: Questions, config: CatConfig, key: Any, **options: Any
+) -> list[CatResult]:
+    """The tree for training data: forks into siblings and never prunes, so siblings are candidates of one prefix.
+
+    Set `config.root_branches` below `num_branches`: the slots that this leaves free are forked into. The threshold is
+    not read. Arguments and result are those of `cat_search`.
+    """
+    return cat_search(model, tokenizer, questions, config, key, strategy="explore", **options)

@@ -1,0 +1,294 @@
+"""Runs the loop over many questions: prompts in buckets, bounded segments, finished work taken out in between."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from caspo_jax.errors import UserError
+from caspo_jax.models.cache import KVCache, copy_rows, grow, repeat_rows, take_rows
+from caspo_jax.sampling import state as codes
+from caspo_jax.sampling.automaton import Automaton
+from caspo_jax.sampling.loop import cat_decode_donated
+from caspo_jax.sampling.policy import Policy
+from caspo_jax.sampling.state import CatState, Knobs, grow_state, init_state
+
+PROMPT_BUCKET = 16  # prompts are padded to a multiple of this
+FIRST_SEGMENT = 32  # tokens that the buffers hold at first; they double
+CHECK_EVERY = 32  # iterations between two looks at which questions have ended
+LEAST_ROWS = 256  # batches are not shrunk below this: the compilation would cost more than it saves
+CACHE_BYTES = 1 << 30  # what the default batch size lets the KV cache take
+MOST_ROWS = 2048
+
+Progress = Callable[[int, int], None]  # (questions done, questions in all)
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelDecode:
+    """A Decoder's `decode_step` as the policy's model function."""
+
+    graphdef: Any
+
+    def __call__(self, params, cache, token, position, column):
+        """One token a row (see Policy.decode)."""
+        return nnx.merge(self.graphdef, params).decode_step(cache, token, position, column)
+
+
+@dataclasses.dataclass(frozen=True)
+class Unit:
+    """One tree to grow: a prompt, the key of its question, and which child of the root comes first."""
+
+    prompt_ids: tuple[int, ...]
+    key: tuple[int, int]  # raw threefry key data
+    first_rank: int = 0
+
+
+@dataclasses.dataclass(frozen=True)
+class Tree:
+    """One question's arrays, on the host."""
+
+    parent: np.ndarray  # [N] int32
+    rank: np.ndarray  # [N] int32
+    slot: np.ndarray  # [N] int32
+    start: np.ndarray  # [N] int32
+    end: np.ndarray  # [N] int32
+    status: np.ndarray  # [N] int32
+    reason: np.ndarray  # [N] int32
+    confidence: np.ndarray  # [N] f32
+    path_confidence: np.ndarray  # [N] f32
+    token: np.ndarray  # [T, K] int32
+    stats: dict[str, np.ndarray]  # TokenStats field -> [T, K] f32
+    tokens: int  # decoded over all slots
+
+    def path(self, node: int) -> list[int]:
+        """Nodes from a child of the root down to `node`."""
+        chain = []
+        while node != codes.NO_PARENT:
+            chain.append(node)
+            node = int(self.parent[node])
+        return chain[::-1]
+
+    def finished(self) -> list[int]:
+        """Last nodes of the finished paths, in node order."""
+        return [int(i) for i in np.flatnonzero(self.status == codes.FINISHED)]
+
+
+def key_data(key: Any) -> np.ndarray:
+    """Raw threefry data [2] of a key, typed or raw."""
+    if isinstance(key, jax.Array) and jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
+        key = jax.random.key_data(key)
+    data = np.asarray(key)
+    if data.shape != (2,) or data.dtype != np.uint32:
+        raise UserError(
+            f"key has shape {data.shape} and dtype {data.dtype}: give one threefry key, e.g. jax.random.key(0)"
+        )
+    return data
+
+
+def default_rows(config: Any, columns: int, itemsize: int) -> int:
+    """Slots whose KV cache stays within CACHE_BYTES."""
+    row = 2 * config.num_layers * columns * config.num_kv_heads * config.head_dim * itemsize
+    return int(min(MOST_ROWS, max(1, CACHE_BYTES // row)))
+
+
+def grow_trees(
+    model: Any,
+    units: Sequence[Unit],
+    policy: Callable[[Callable, Callable], Policy],
+    knobs: Knobs,
+    automaton: Automaton,
+    *,
+    num_slots: int,
+    roots: int,
+    max_new_tokens: int,
+    fields: tuple[str, ...],
+    batch_size: int | None = None,
+    progress: Progress | None = None,
+) -> list[Tree]:
+    """Grows one tree a unit and returns them in the units' order.
+
+    Args:
+      model: a Decoder.
+      units: at least one token of prompt each.
+      policy: makes the policy from the model's decode and copy_rows functions.
+      knobs: the search's numbers.
+      automaton: of the model's vocabulary.
+      num_slots: K.
+      roots: children of the root.
+      max_new_tokens: limit of a path.
+      fields: TokenStats fields to keep.
+      batch_size: slots on the device at once (default: what CACHE_BYTES holds).
+      progress: called with (units done, units in all).
+    """
+    graphdef, params = nnx.split(model)
+    search = policy(ModelDecode(graphdef), copy_rows)
+    longest = max(len(unit.prompt_ids) for unit in units)
+    rows = batch_size or default_rows(model.config, longest + max_new_tokens, jnp.dtype(model.dtype).itemsize)
+    size = _bucket(min(max(1, rows // num_slots), len(units)))
+    # Prompts of one length together; the order comes back at the end.
+    order = sorted(range(len(units)), key=lambda i: len(units[i].prompt_ids))
+    trees: list[Tree | None] = [None] * len(units)
+    done = 0
+    for first in range(0, len(units), size):
+        batch = order[first : first + size]
+
+        def report(count: int, before: int = done) -> None:
+            if progress is not None:
+                progress(before + count, len(units))
+
+        run = _Batch(
+            graphdef, params, search, knobs, automaton, num_slots, roots, max_new_tokens, fields, report
+        )
+        for index, tree in zip(batch, run([units[i] for i in batch], size), strict=True):
+            trees[index] = tree
+        done += len(batch)
+    return [tree for tree in trees if tree is not None]
+
+
+def _bucket(count: int) -> int:
+    """The next number of the form 2^k or 3 * 2^k: few shapes, at most a third of padding."""
+    power = 1 << (count - 1).bit_length()
+    return power * 3 // 4 if power >= 4 and power * 3 // 4 >= count else power
+
+
+@functools.partial(jax.jit, static_argnames=("graphdef", "capacity"))
+def _prefill(graphdef: Any, params: Any, token_ids: jax.Array, mask: jax.Array, capacity: int):
+    return nnx.merge(graphdef, params).prefill(token_ids, mask, capacity)
+
+
+_repeat = jax.jit(repeat_rows, static_argnums=1)
+_take_rows = jax.jit(take_rows)
+_grow = jax.jit(grow, static_argnums=1)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Batch:
+    """Runs up to `size` units at once."""
+
+    graphdef: Any
+    params: Any
+    policy: Policy
+    knobs: Knobs
+    automaton: Automaton
+    num_slots: int
+    roots: int
+    max_new_tokens: int
+    fields: tuple[str, ...]
+    report: Callable[[int], None]
+
+    def __call__(self, units: list[Unit], size: int) -> list[Tree]:
+        capacity = min(FIRST_SEGMENT, self.max_new_tokens)
+        state = self._start(units, size, capacity)
+        prompt_columns = int(state.prompt_columns)
+        trees: list[Tree | None] = [None] * len(units)
+        where = np.arange(size)  # which unit each question of the state is
+        where[len(units) :] = -1
+        while True:
+            iteration = int(state.iteration)
+            if iteration == capacity:
+                capacity = min(2 * capacity, self.max_new_tokens)
+                cache = _grow(state.cache, prompt_columns + capacity)
+                state = dataclasses.replace(grow_state(state, capacity), cache=cache)
+            limit = jnp.asarray(min(iteration + CHECK_EVERY, capacity), jnp.int32)
+            state = cat_decode_donated(self.params, dataclasses.replace(state, limit=limit), self.policy)
+            done = np.asarray(state.done)
+            self.report(sum(tree is not None for tree in trees) + int(np.sum(done & (where >= 0))))
+            if done.all():
+                harvest(state, where, trees, where >= 0)
+                return [tree for tree in trees if tree is not None]
+            left = _bucket(int(np.sum(~done)))
+            if left <= len(done) // 2 and left * self.num_slots >= LEAST_ROWS:
+                harvest(state, where, trees, done & (where >= 0))
+                # Ended questions fill up the bucket; they were harvested and stay ended.
+                keep = np.argsort(done, kind="stable")[:left]
+                where = np.where(done[keep], -1, where[keep])
+                state = take_questions(state, jnp.asarray(keep))
+
+    def _start(self, units: list[Unit], size: int, capacity: int) -> CatState:
+        longest = max(len(unit.prompt_ids) for unit in units)
+        columns = -(-longest // PROMPT_BUCKET) * PROMPT_BUCKET
+        prompts = list(dict.fromkeys(unit.prompt_ids for unit in units))
+        index = {prompt: i for i, prompt in enumerate(prompts)}
+        token_ids = np.zeros((_bucket(len(prompts)), columns), np.int32)
+        mask = np.zeros(token_ids.shape, bool)
+        mask[:, 0] = True  # rows that only pad the batch have one token, so that no softmax is empty
+        for i, prompt in enumerate(prompts):
+            token_ids[i, : len(prompt)] = prompt
+            mask[i, : len(prompt)] = True
+        logits, cache = _prefill(self.graphdef, self.params, token_ids, mask, columns + capacity)
+        row = np.array([index[unit.prompt_ids] for unit in units] + [0] * (size - len(units)))
+        if len(prompts) != size or (row != np.arange(size)).any():
+            logits, cache = logits[row], _take_rows(cache, jnp.asarray(row))
+        cache = _repeat(cache, self.num_slots) if self.num_slots > 1 else cache
+        pad = [Unit((0,), (0, 0))] * (size - len(units))
+        return init_state(
+            cache,
+            logits,
+            jnp.asarray(np.array([unit.key for unit in units + pad], np.uint32)),
+            jnp.asarray([len(unit.prompt_ids) for unit in units + pad], jnp.int32),
+            self.automaton,
+            self.knobs,
+            num_slots=self.num_slots,
+            roots=self.roots,
+            capacity=capacity,
+            fields=self.fields,
+            prompt_columns=columns,
+            real=np.arange(size) < len(units),
+            first_rank=jnp.asarray([unit.first_rank for unit in units + pad], jnp.int32),
+        )
+
+
+@jax.jit
+def take_questions(state: CatState, keep: jax.Array) -> CatState:
+    """The state of the questions `keep` [n] alone."""
+    num_slots = state.num_slots
+    rows = (keep[:, None] * num_slots + jnp.arange(num_slots)).reshape(-1)
+    first = lambda x: jnp.take(x, keep, axis=0)  # noqa: E731
+    cache = state.cache
+    return dataclasses.replace(
+        state,
+        prompt_length=first(state.prompt_length),
+        cache=take_rows(cache, rows) if isinstance(cache, KVCache) else cache,
+        logits=first(state.logits),
+        slots=jax.tree.map(first, state.slots),
+        nodes=jax.tree.map(first, state.nodes),
+        history=jax.tree.map(lambda x: jnp.take(x, keep, axis=1), state.history),
+        num_nodes=first(state.num_nodes),
+        finished=first(state.finished),
+        tokens=first(state.tokens),
+        done=first(state.done),
+    )
+
+
+def harvest(state: CatState, where: np.ndarray, trees: list[Tree | None], which: np.ndarray) -> None:
+    """Copies the trees of the questions `which` [B] to the host, question b into `trees[where[b]]`."""
+    columns = int(state.iteration)
+    nodes, history, count, tokens = jax.device_get(
+        (state.nodes, state.history, state.num_nodes, state.tokens)
+    )
+    for b in np.flatnonzero(which):
+        arrays = {f.name: getattr(nodes, f.name)[b, : count[b]] for f in dataclasses.fields(nodes)}
+        trees[where[b]] = Tree(
+            **arrays,
+            token=history.token[:columns, b],
+            stats={name: array[:columns, b] for name, array in history.stats.items()},
+            tokens=int(tokens[b]),
+        )
+
+
+def tree_of(state: CatState, question: int = 0) -> Tree:
+    """One question's tree from a state that `cat_decode` gave back."""
+    trees: list[Tree | None] = [None]
+    where = np.zeros(state.done.shape[0], np.int64)
+    harvest(state, where, trees, np.arange(len(where)) == question)
+    (tree,) = trees
+    if tree is None:
+        raise UserError(f"question {question} lies outside the batch of {len(where)}")
+    return tree

@@ -1,0 +1,109 @@
+"""Votes over answers: merged by equivalence, never by string."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Hashable, Sequence
+
+from caspo_jax.errors import UserError
+from caspo_jax.sampling.config import VOTES, Vote
+from caspo_jax.types import Trace
+
+Extract = Callable[[str], str | None]
+Equivalent = Callable[[str, str], bool]
+
+
+def last_line(text: str) -> str | None:
+    """The last line that is not blank: the answer where no task says better."""
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    return lines[-1] if lines else None
+
+
+def same_text(a: str, b: str) -> bool:
+    """Equality of strings."""
+    return a == b
+
+
+def merge_answers(answers: Sequence[str | None], equivalent: Equivalent = same_text) -> list[int | None]:
+    """Class of each answer: the index of the first answer that is equivalent to it; None for no answer."""
+    known: dict[Hashable, int] = {}
+    leaders: list[int] = []
+    classes: list[int | None] = []
+    for i, answer in enumerate(answers):
+        if answer is None:
+            classes.append(None)
+            continue
+        if answer not in known:
+            found = next((j for j in leaders if equivalent(answers[j] or "", answer)), None)
+            if found is None:
+                leaders.append(i)
+            known[answer] = i if found is None else found
+        classes.append(known[answer])
+    return classes
+
+
+def vote(
+    paths: Sequence[Trace],
+    method: Vote = "sequence",
+    *,
+    extract: Extract = last_line,
+    equivalent: Equivalent = same_text,
+    gamma: float = 1.0,
+) -> tuple[str | None, dict[str, float]]:
+    """The answer of several paths, and the weight of every answer.
+
+    Weights of a path with path confidence c and token log-probs l_t:
+
+    * `majority` 1;
+    * `confidence` c^gamma;
+    * `sequence` exp(sum_t l_t), over *distinct* token sequences: duplicates count once;
+    * `best_path` c of the surest path of each answer alone.
+
+    Equivalent answers add up (for `best_path`, the largest counts); ties go to the answer that came first. `sequence` is
+    normalised so that its weights add up to 1. A path whose `answer` is set keeps it, else `extract` reads its text.
+
+    Args:
+      paths: finished paths; those without an answer, or without the confidence or log-probs needed, weigh nothing.
+      method: majority | confidence | sequence | best_path.
+      extract: text -> answer or None.
+      equivalent: (earlier answer, answer) -> bool.
+      gamma: exponent of `confidence`.
+    """
+    if method not in VOTES:
+        raise UserError(f"vote={method!r}: choose from {', '.join(VOTES)}")
+    answers = [path.answer if path.answer is not None else extract(path.text) for path in paths]
+    classes = merge_answers(answers, equivalent)
+    weights = _weights(paths, method, gamma)
+    totals: dict[int, float] = {}
+    for kind, weight in zip(classes, weights, strict=True):
+        if kind is None or weight is None:
+            continue
+        totals[kind] = (
+            max(totals.get(kind, 0.0), weight) if method == "best_path" else totals.get(kind, 0.0) + weight
+        )
+    if not totals:
+        return None, {}
+    # Insertion order is the order of first appearance among the paths that count: max keeps the first of equals.
+    best = max(totals, key=lambda kind: totals[kind])
+    return answers[best], {str(answers[kind]): weight for kind, weight in totals.items()}
+
+
+def _weights(paths: Sequence[Trace], method: Vote, gamma: float) -> list[float | None]:
+    if method == "majority":
+        return [1.0] * len(paths)
+    if method != "sequence":
+        power = gamma if method == "confidence" else 1.0
+        return [None if path.path_confidence is None else path.path_confidence**power for path in paths]
+    seen: set[tuple[int, ...]] = set()
+    sums: list[float | None] = []
+    for path in paths:
+        new = path.logprob is not None and path.token_ids not in seen
+        seen.add(path.token_ids)
+        sums.append(math.fsum(path.logprob) if new and path.logprob is not None else None)
+    known = [s for s in sums if s is not None]
+    if not known:
+        return sums
+    # Long paths have probabilities below the smallest float: shift before exp.
+    top = max(known)
+    scale = math.fsum(math.exp(s - top) for s in known)
+    return [None if s is None else math.exp(s - top) / scale for s in sums]
