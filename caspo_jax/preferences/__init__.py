@@ -3,7 +3,28 @@
 from caspo_jax.preferences.candidates import Candidate, build_candidates, filter_candidates, question_of
 from caspo_jax.preferences.competitors import CompetitorMaker, GreedyCompetitors, NoCompetitor, Rival
 from caspo_jax.preferences.config import PairConfig
+from caspo_jax.preferences.labelled import labelled_to_trace, labelled_to_traces
+from caspo_jax.preferences.packing import (
+    batch_pairs,
+    batch_rows,
+    count_tokens,
+    length_buckets,
+    pack_pairs,
+    pack_rows,
+    plan_batches,
+    verified_rows,
+)
+from caspo_jax.preferences.readers import (
+    read_step_dpo,
+    read_trl,
+    step_dpo_from_record,
+    to_step_dpo_record,
+    to_trl_record,
+    tokenize_pairs,
+    trl_from_record,
+)
 from caspo_jax.preferences.selection import make_pair, select_pairs
+from caspo_jax.preferences.step_dataset import step_rows, write_step_dataset
 
 __all__ = [
     "Candidate",
@@ -12,9 +33,28 @@ __all__ = [
     "NoCompetitor",
     "PairConfig",
     "Rival",
+    "batch_pairs",
+    "batch_rows",
     "build_candidates",
+    "count_tokens",
     "filter_candidates",
+    "labelled_to_trace",
+    "labelled_to_traces",
+    "length_buckets",
     "make_pair",
+    "pack_pairs",
+    "pack_rows",
+    "plan_batches",
     "question_of",
+    "read_step_dpo",
+    "read_trl",
     "select_pairs",
+    "step_dpo_from_record",
+    "step_rows",
+    "to_step_dpo_record",
+    "to_trl_record",
+    "tokenize_pairs",
+    "trl_from_record",
+    "verified_rows",
+    "write_step_dataset",
 ]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import collections
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import numpy as np
 
@@ -47,24 +46,24 @@ def build_candidates(
     traces: Sequence[Trace],
     *,
     questions: Mapping[str, Question] | None = None,
-    other_ids: Mapping[str, Sequence[int]] | None = None,
+    other_ids: Sequence[Sequence[int] | None] | None = None,
 ) -> tuple[list[Candidate], dict[str, int]]:
     """Every finished step of annotated traces as a candidate, in trace order.
 
     Args:
         traces: with steps and verdicts.
-        questions: question by trace id; default made of the trace's fields, its id the hash of nothing but
-            what was asked (several traces of one question then share it).
-        other_ids: by trace id, for each emitted token the most probable other token.
+        questions: question by trace id; default made of the trace's fields, its id a hash of what was asked
+            (so that all traces of one question share it).
+        other_ids: of each trace (or None), for each emitted token the most probable other token.
 
     Returns:
         The candidates, and counts: `steps` seen, `unfinished` (cut by a limit), `empty` (no text).
     """
     counts: collections.Counter[str] = collections.Counter(steps=0, unfinished=0, empty=0)
     candidates = []
-    for trace in traces:
+    for row, trace in enumerate(traces):
         question = (questions or {}).get(trace.id) or question_of(trace)
-        others = None if other_ids is None else other_ids.get(trace.id)
+        others = None if other_ids is None else other_ids[row]
         for index, step in enumerate(trace.steps):
             counts["steps"] += 1
             if not step.text:
@@ -176,12 +175,3 @@ def _deduplicate(group: Sequence[Candidate], counts: collections.Counter[str]) -
 
 def _has_confidence(candidate: Candidate) -> bool:
     return candidate.confidence is not None and bool(np.isfinite(candidate.confidence))
-
-
-def merge_counts(*parts: Mapping[str, Any]) -> dict[str, Any]:
-    """The parts as one dict, shared names added up."""
-    total: dict[str, Any] = {}
-    for part in parts:
-        for name, value in part.items():
-            total[name] = total.get(name, 0) + value
-    return total

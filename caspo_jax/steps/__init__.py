@@ -13,7 +13,17 @@ from caspo_jax.steps.annotate import (
 )
 from caspo_jax.steps.answers import AnswerKind, equivalent, extract_answer, last_boxed
 from caspo_jax.steps.equations import Equation, check_equations, stated_equations
-from caspo_jax.steps.segmentation import DEFAULT_DELIMITER, decode_with_offsets, segment, segment_text
+from caspo_jax.steps.judge import LocalJudge, load_prompt, parse_verdict
+from caspo_jax.steps.labels import (
+    LabelledSteps,
+    first_error_verdicts,
+    math_shepherd_from_record,
+    prm800k_from_record,
+    processbench_from_record,
+    read_labels,
+)
+from caspo_jax.steps.rollouts import Rollouts
+from caspo_jax.steps.segmentation import DEFAULT_DELIMITER, segment, segment_text
 from caspo_jax.steps.verifiers import (
     ExactChecker,
     FirstKnown,
@@ -31,21 +41,30 @@ __all__ = [
     "ExactChecker",
     "FirstKnown",
     "GoldAnswer",
+    "LabelledSteps",
+    "LocalJudge",
     "RecordedLabels",
+    "Rollouts",
     "StatedEquations",
     "Verifier",
     "VerifyItem",
     "annotate_trace",
     "annotate_traces",
     "check_equations",
-    "decode_with_offsets",
     "equivalent",
     "extract_answer",
+    "first_error_verdicts",
     "first_wrong_step",
     "is_closed",
     "is_flawed_correct",
     "last_boxed",
+    "load_prompt",
+    "math_shepherd_from_record",
+    "parse_verdict",
     "prefix_verdict",
+    "prm800k_from_record",
+    "processbench_from_record",
+    "read_labels",
     "segment",
     "segment_text",
     "segment_trace",

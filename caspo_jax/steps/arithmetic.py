@@ -24,7 +24,7 @@ def evaluate(tokens: Sequence[Token]) -> Values:
     r"""The value of an expression under each of its readings.
 
     Grammar: `sum = term (('+'|'-') term)*`, `term = factor (('*'|'/') factor | bracket)*`,
-    `factor = ['-'|'+'] power`, `power = postfix ['^' factor]`, `postfix = primary ('%' | '!')*`. A percentage is a
+    `factor = ('-'|'+')* power`, `power = postfix ['^' factor]`, `postfix = primary ('%' | '!')*`. A percentage is a
     hundredth or, loosely written, the number itself; added to a value it may also be a share of that value.
 
     Raises:
@@ -60,6 +60,11 @@ class _Parser:
             self.position += 1
             return token.text
         return None
+
+    def enter(self) -> None:
+        self.depth += 1
+        if self.depth > _MOST_DEPTH:
+            raise Unknown("nested too deep")
 
     def sum(self) -> Values:
         values, _ = self.term()
@@ -100,17 +105,20 @@ class _Parser:
             percent = None
 
     def factor(self) -> Values:
-        sign = self.accept("-", "+")
-        if sign is None:
-            return self.power()
-        values = self.factor()
-        return values if sign == "+" else _negated(values)
+        negative = False
+        while sign := self.accept("-", "+"):
+            negative ^= sign == "-"
+        values = self.power()
+        return _negated(values) if negative else values
 
     def power(self) -> Values:
         base = self.postfix()
         if not self.accept("^"):
             return base
-        return _combine(_power, base, self.factor())
+        self.enter()
+        values = _combine(_power, base, self.factor())
+        self.depth -= 1
+        return values
 
     def postfix(self) -> Values:
         values = self.primary()
@@ -128,9 +136,7 @@ class _Parser:
         if token.kind == "num":
             return self.mixed(_number(token))
         if token.kind == "(":
-            self.depth += 1
-            if self.depth > _MOST_DEPTH:
-                raise Unknown("brackets too deep")
+            self.enter()
             values = self.sum()
             closing = self.take()
             if closing.kind != ")" or closing.text != {"(": ")", "[": "]", "{": "}"}[token.text]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from fractions import Fraction
 
 from caspo_jax.steps.arithmetic import Unknown, evaluate
@@ -46,16 +47,19 @@ def stated_equations(text: str, *, rounding: bool = True) -> list[Equation]:
         rounding: accept a decimal that rounds a value with no finite decimal expansion (10/3 = 3.33).
     """
     found = []
-    for tokens in lex(text):
+    for part, tokens in enumerate(lex(text)):
         marks = [i for i, token in enumerate(tokens) if token.kind == "="]
+        linked = False  # the left side was compared with the side before it
         for nth, at in enumerate(marks):
             before = marks[nth - 1] + 1 if nth else 0
             after = marks[nth + 1] if nth + 1 < len(marks) else len(tokens)
             left = _left_side(tokens[before:at], whole=nth > 0)
             right = _right_side(tokens[at + 1 : after], whole=nth + 1 < len(marks))
-            if left is None or right is None:
-                continue
-            equation = _compare(left, right, rounding)
+            equation = None
+            if left is not None and right is not None:
+                chained = linked and len(left.tokens) == at - before
+                equation = _compare(left, right, rounding, trivial=part > 0 or chained)
+            linked = equation is not None
             if equation is not None:
                 found.append(equation)
     return found
@@ -154,12 +158,12 @@ def _right_side(tokens: list[Token], whole: bool) -> _Side | None:
     depth = 0
     while stop < len(tokens) and _usable(tokens, stop):
         depth += {"(": 1, ")": -1}.get(tokens[stop].kind, 0)
-        if depth < 0:
+        if depth < 0 or _is_remark(tokens, stop):
             break  # closes a bracket that opened before the equality
         stop += 1
     if stop and stop < len(tokens) and depth > 0 and tokens[stop - 1].kind == "(":
-        if tokens[stop].text.lower() in ("mod", "modulo"):
-            return None
+        if tokens[stop].kind == "symbol":
+            return None  # a factor with an unknown, or (mod 5)
         stop -= 1  # a remark in brackets
     if stop == 0:
         return None
@@ -176,13 +180,21 @@ def _right_side(tokens: list[Token], whole: bool) -> _Side | None:
     return side
 
 
+def _is_remark(tokens: list[Token], at: int) -> bool:
+    """Whether token `at` opens a bracket with words after a value: `= 4 (15 minutes)`."""
+    if at == 0 or tokens[at].text != "(" or not tokens[at].spaced or tokens[at - 1].kind == "op":
+        return False
+    inside = itertools.takewhile(lambda token: token.kind != ")", tokens[at + 1 :])
+    return any(token.kind in ("word", "unit") for token in inside)
+
+
 def _continues(tokens: list[Token], closing: int) -> bool:
     return closing + 1 < len(tokens) and tokens[closing + 1].kind in ("op", "(", "num")
 
 
-def _compare(left: _Side, right: _Side, rounding: bool) -> Equation | None:
-    if not (left.operates or right.operates):
-        return None
+def _compare(left: _Side, right: _Side, rounding: bool, trivial: bool) -> Equation | None:
+    if not (trivial or left.operates or right.operates):
+        return None  # an annotation or a chain states an equality even so
     if left.labels and right.labels and left.labels != right.labels:
         return None
     if len(left.labels) > 1 or len(right.labels) > 1:
@@ -199,15 +211,24 @@ def _compare(left: _Side, right: _Side, rounding: bool) -> Equation | None:
 
 def _rounds(value: Fraction, side: _Side) -> bool:
     """Whether the side is one decimal that rounds a value without finite decimal expansion."""
-    numbers = [t for t in side.tokens if t.kind == "num"]
-    rest = {t.kind for t in side.tokens} - {"num", "%"}
-    if len(numbers) != 1 or rest or _terminates(value):
+    negative = side.tokens[0].text == "-"
+    tokens = side.tokens[1:] if negative else side.tokens
+    kinds = [t.kind for t in tokens]
+    if kinds not in (["num"], ["num", "%"]) or _terminates(value) or (value < 0) != negative:
         return False
-    number = numbers[0].text.replace(",", "")
+    number = tokens[0].text.replace(",", "")
     digits = len(number.partition(".")[2])
-    scales = (1, 100) if any(t.kind == "%" for t in side.tokens) else (1,)
+    percent = len(kinds) == 2
+    scales = (1, 100) if percent else (1,)
+    return (digits > 0 or percent) and any(
+        _rounded(abs(value) * scale, Fraction(number), digits) for scale in scales
+    )
+
+
+def _rounded(value: Fraction, number: Fraction, digits: int) -> bool:
+    """Rounded to the nearest, or cut off."""
     unit = Fraction(1, 10**digits)
-    return any(abs(value * scale - Fraction(number)) < unit for scale in scales) and digits > 0
+    return 2 * abs(value - number) <= unit or 0 <= value - number < unit
 
 
 def _terminates(value: Fraction) -> bool:

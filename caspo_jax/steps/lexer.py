@@ -11,14 +11,50 @@ _FUNCTIONS = frozenset(
     sec sin sqrt tan
     """.split()  # noqa: SIM905
 )
+_UNITS = frozenset(
+    [
+        "am",
+        "cm",
+        "ft",
+        "gb",
+        "hr",
+        "hrs",
+        "in",
+        "kb",
+        "kg",
+        "km",
+        "kph",
+        "lb",
+        "lbs",
+        "mb",
+        "mg",
+        "min",
+        "mins",
+        "ml",
+        "mm",
+        "mph",
+        "nd",
+        "oz",
+        "pm",
+        "pts",
+        "rd",
+        "sec",
+        "secs",
+        "st",
+        "th",
+        "yd",
+        "yds",
+    ]
+)
 _STYLES = "mathrm|textbf|textit|text|mathbf|mathit|boxed|fbox|operatorname|mbox|displaystyle"
 
 _REPLACED: tuple[tuple[str, str], ...] = (
     (r"\\\\\s*&?\s*=|\n\s*&?\s*=(?![=>])", " = "),  # a chain over several lines
-    (r"\\\\", " \n "),
+    (r"\\\\|\\(?:begin|end)\s*\{[a-zA-Z*]+\}", " \n "),
     (r"\\(?:left|right|big|Big|bigg|Bigg)(?![a-zA-Z])\.?", " "),
+    (r"\{,\}|,\\!", ","),
     (r"\\[,;:!> ]|\\q?quad(?![a-zA-Z])|~|&", " "),
-    (r"\{,\}", ","),
+    (r"(?<=\d)\s*\.\s*\\(?:overline|bar|dot)(?![a-zA-Z])", r" \\overline "),
     (r"\\[$€£]", " "),
     (r"\\%", "%"),
     (r"\\[()\[\]]|\$+|[€£¥]", " "),
@@ -117,9 +153,12 @@ def _classified(tokens: list[Token], i: int) -> Token:
         attached_before = before is not None and not token.spaced and before.kind in ("num", ")", "symbol")
         if token.text == "degrees":
             return dataclasses.replace(token, kind="unit")
-        single = len(token.text) == 1 and token.text not in ("a", "I", "A")
+        article = token.text in ("a", "A", "I") and after is not None and after.kind == "word"
+        article = article and (before is None or before.kind in ("word", "stop"))
+        single = len(token.text) == 1 and not article
         if single or token.text.lower() in _FUNCTIONS or attached_after:
             return dataclasses.replace(token, kind="symbol")
-        if attached_before and before is not None and (before.kind != "num" or len(token.text) < 2):
+        unit = len(token.text) > 3 or token.text.lower() in _UNITS  # `5cm`, not `2xy`
+        if attached_before and before is not None and (before.kind != "num" or not unit):
             return dataclasses.replace(token, kind="symbol")
     return token

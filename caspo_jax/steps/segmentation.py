@@ -7,43 +7,10 @@ from collections.abc import Sequence
 import numpy as np
 
 from caspo_jax.errors import UserError
-from caspo_jax.sampling.segments import segment_bytes
+from caspo_jax.sampling.segments import character_spans, segment_bytes
 from caspo_jax.types import Step
 
 DEFAULT_DELIMITER = "\n\n"
-
-
-def decode_with_offsets(data: bytes) -> tuple[str, np.ndarray]:
-    """UTF-8 text of `data` and the character that each byte belongs to.
-
-    Each maximal invalid subsequence becomes one U+FFFD, as byte-level tokenizers decode it.
-
-    Args:
-        data: N bytes, possibly cut in the middle of a character.
-
-    Returns:
-        The text (C characters), and offsets [N + 1] int64: entry b is the index of the character that
-        holds byte b; entry N is C.
-    """
-    pieces: list[str] = []
-    invalid: list[tuple[int, int]] = []
-    position = 0
-    while position < len(data):
-        try:
-            pieces.append(data[position:].decode())
-            break
-        except UnicodeDecodeError as error:
-            start, end = position + error.start, position + error.end
-            pieces += [data[position:start].decode(), "\ufffd"]
-            invalid.append((start, end))
-            position = end
-    text = "".join(pieces)
-    starts = (np.frombuffer(data, np.uint8) & 0xC0) != 0x80
-    for start, end in invalid:
-        starts[start:end] = False
-        starts[start] = True
-    offsets = np.append(np.cumsum(starts) - 1, len(text)).astype(np.int64)
-    return text, offsets
 
 
 def segment_text(text: str, delimiter: str = DEFAULT_DELIMITER) -> tuple[Step, ...]:
@@ -52,15 +19,11 @@ def segment_text(text: str, delimiter: str = DEFAULT_DELIMITER) -> tuple[Step, .
     Raises:
         UserError: an empty delimiter.
     """
-    data = text.encode("utf-8", "surrogatepass")
-    each_byte = [bytes([b]) for b in range(256)]
-    _, char_of = decode_with_offsets(data)
+    data = text.encode("utf-8", "replace")  # a lone surrogate, one character, becomes one question mark
+    segments = segment_bytes([bytes([b]) for b in range(256)], list(data), delimiter)
     return tuple(
-        Step(start=a, end=b, token_start=0, token_end=0, text=text[a:b])
-        for a, b in (
-            (int(char_of[s.byte_start]), int(char_of[s.byte_end]))
-            for s in segment_bytes(each_byte, list(data), delimiter)
-        )
+        Step(start=start, end=end, token_start=0, token_end=0, text=text[start:end])
+        for start, end in character_spans(data, segments)
     )
 
 
@@ -98,15 +61,12 @@ def segment(
         UserError: an id outside the vocabulary, an empty delimiter.
     """
     data = join_bytes(token_ids, token_bytes)
-    text, char_of = decode_with_offsets(data)
+    text = data.decode("utf-8", "replace")
     counted = np.zeros(len(token_ids), bool)
+    segments = segment_bytes(token_bytes, token_ids, delimiter)
     steps = []
-    for token_start, token_end, mask, byte_start, byte_end in segment_bytes(
-        token_bytes, token_ids, delimiter
-    ):
-        counted[token_start:token_end] = mask
-        start, end = int(char_of[byte_start]), int(char_of[byte_end])
-        steps.append(
-            Step(start=start, end=end, token_start=token_start, token_end=token_end, text=text[start:end])
-        )
+    for segment_, (start, end) in zip(segments, character_spans(data, segments), strict=True):
+        first, last = segment_.token_start, segment_.token_end
+        counted[first:last] = segment_.counted
+        steps.append(Step(start=start, end=end, token_start=first, token_end=last, text=text[start:end]))
     return text, tuple(steps), counted

@@ -1,12 +1,11 @@
 """Segmentation against a direct reading of the definition in DESIGN section 2."""
 
-import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from caspo_jax.errors import UserError
-from caspo_jax.steps import decode_with_offsets, segment, segment_text
+from caspo_jax.steps import segment, segment_text
 
 TOKENS = [
     b"a",
@@ -63,18 +62,6 @@ def test_tokens_and_characters_follow_the_definition(ids):
         if TOKENS[token] and not TOKENS[token].strip(b"\n") and counted[i]:
             step = next(s for s in steps if s.token_start <= i < s.token_end)
             assert "\n" in step.text  # a newline that is text, no delimiter
-
-
-@settings(max_examples=200, deadline=None)
-@given(st.binary(max_size=24))
-def test_offsets_of_bytes(data):
-    text, offsets = decode_with_offsets(data)
-    assert text == data.decode("utf-8", "replace")
-    assert offsets.shape == (len(data) + 1,)
-    assert offsets[-1] == len(text)
-    assert np.all(np.diff(offsets) >= 0)
-    assert set(np.diff(offsets).tolist()) <= {0, 1}
-    assert set(offsets[:-1].tolist()) == set(range(len(text)))
 
 
 def test_character_cut_over_tokens_and_steps():

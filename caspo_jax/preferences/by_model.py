@@ -1,0 +1,83 @@
+"""Competitors made by the policy itself: the swap and the greedy continuation, batched on the device."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from caspo_jax.models import eos_ids, token_bytes
+from caspo_jax.preferences.competitors import GreedyCompetitors
+from caspo_jax.sampling import SampleConfig, generate
+from caspo_jax.steps import Verifier
+from caspo_jax.types import Question
+
+_BUCKET = 32  # context lengths are rounded up to a multiple of this, so that few shapes are compiled
+
+
+@functools.partial(jax.jit, static_argnames="graphdef")
+def _top_two(graphdef: Any, params: Any, token_ids: jax.Array, mask: jax.Array) -> jax.Array:
+    logits, _ = nnx.merge(graphdef, params).prefill(token_ids, mask, token_ids.shape[1])
+    return jax.lax.top_k(logits, 2)[1]
+
+
+def policy_competitors(
+    model: Any,
+    tokenizer: Any,
+    verifier: Verifier,
+    *,
+    delimiter: str,
+    max_new_tokens: int = 256,
+    batch_size: int = 64,
+) -> GreedyCompetitors:
+    """The competitor maker of `select_pairs` for a policy in memory.
+
+    Args:
+      model: a Decoder.
+      tokenizer: its tokenizer.
+      verifier: judges the competitors.
+      delimiter: what ends a step.
+      max_new_tokens: a continuation longer than this is no competitor.
+      batch_size: rows on the device at once.
+    """
+    graphdef, params = nnx.split(model)
+
+    def other_token(contexts: Sequence[tuple[int, ...]], emitted: Sequence[int]) -> list[int]:
+        found: list[int] = [0] * len(contexts)
+        order = sorted(range(len(contexts)), key=lambda i: len(contexts[i]))
+        for start in range(0, len(order), batch_size):
+            rows = order[start : start + batch_size]
+            length = -(-max(len(contexts[i]) for i in rows) // _BUCKET) * _BUCKET
+            token_ids = np.zeros((batch_size, length), np.int32)
+            mask = np.zeros((batch_size, length), bool)
+            mask[:, 0] = True  # rows beyond the last context read one token, and are not looked at
+            for row, i in enumerate(rows):
+                token_ids[row, : len(contexts[i])] = contexts[i]
+                mask[row, : len(contexts[i])] = True
+            top = np.asarray(_top_two(graphdef, params, jnp.asarray(token_ids), jnp.asarray(mask)))
+            for row, i in enumerate(rows):
+                first, second = (int(t) for t in top[row])
+                found[i] = first if first != emitted[i] else second
+        return found
+
+    def complete(contexts: Sequence[tuple[int, ...]]) -> list[tuple[Sequence[int], bool]]:
+        config = SampleConfig(
+            max_new_tokens=max_new_tokens, temperature=0.0, stop=(delimiter,), step_delimiter=delimiter
+        )
+        questions = [Question(id=str(i), prompt_ids=context) for i, context in enumerate(contexts)]
+        traces = generate(model, tokenizer, questions, config, jax.random.key(0), batch_size=batch_size)
+        return [(t.token_ids, t.finish_reason in ("eos", "stop")) for t in traces]
+
+    return GreedyCompetitors(
+        token_bytes=token_bytes(tokenizer, model.config.vocab_size),
+        eos_ids=frozenset(eos_ids(model.config, tokenizer)),
+        other_token=other_token,
+        complete=complete,
+        verifier=verifier,
+        delimiter=delimiter,
+    )

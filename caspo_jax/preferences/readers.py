@@ -1,0 +1,205 @@
+"""Pairs from and to the files of others: Step-DPO-10K and TRL preference data."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from caspo_jax.errors import UserError
+from caspo_jax.preferences.identity import stable_hash
+from caspo_jax.store import load_records
+from caspo_jax.types import Pair, Question, Verdict
+
+Messages = Sequence[Mapping[str, Any]]
+
+
+def _text_pair(
+    prompt: str,
+    prefix: str,
+    chosen: str,
+    rejected: str,
+    ends: bool,
+    verdicts: tuple[Verdict, Verdict],
+    id: str | None,
+) -> Pair:
+    if chosen.strip() == rejected.strip():
+        raise UserError("`chosen` and `rejected` are the same text")
+    return Pair(
+        id=id or stable_hash("wrong", prompt, prefix, chosen, rejected),
+        kind="wrong",
+        prompt=prompt,
+        prefix=prefix,
+        chosen=chosen,
+        rejected=rejected,
+        prompt_ids=(),
+        prefix_ids=(),
+        chosen_ids=(),
+        rejected_ids=(),
+        ends_trace=(ends, ends),
+        chosen_verdict=verdicts[0],
+        rejected_verdict=verdicts[1],
+    )
+
+
+def step_dpo_from_record(record: Mapping[str, Any]) -> Pair:
+    """A line of Step-DPO-10K (arXiv 2406.18629): `prompt, initial_reason_steps, chosen, rejected`.
+
+    Steps do not end the trace; the verdicts are the data set's (chosen correct, rejected wrong).
+    """
+    texts = [record.get(field) for field in ("prompt", "initial_reason_steps", "chosen", "rejected")]
+    if not all(isinstance(text, str) for text in texts):
+        raise UserError(
+            "a Step-DPO record needs `prompt`, `initial_reason_steps`, `chosen`, `rejected` strings"
+        )
+    prompt, prefix, chosen, rejected = (str(text) for text in texts)
+    name = record.get("id")
+    return _text_pair(
+        prompt, prefix, chosen, rejected, False, ("correct", "wrong"), None if name is None else str(name)
+    )
+
+
+def trl_from_record(record: Mapping[str, Any], tokenizer: Any = None) -> Pair:
+    """A TRL preference record: `chosen, rejected` and `prompt` or none, as text or as lists of messages.
+
+    Without a prompt it is what both have in common at the start (whole messages, or characters back to a white
+    space). Answers are whole, so both end their trace. Messages are rendered by the tokenizer's chat
+    template; without one a single user message stands for itself.
+    """
+    missing = [field for field in ("chosen", "rejected") if field not in record]
+    if missing:
+        raise UserError(f"a TRL preference record needs `{missing[0]}`")
+    prompt, chosen, rejected = record.get("prompt"), record["chosen"], record["rejected"]
+    if isinstance(chosen, str) and isinstance(rejected, str) and isinstance(prompt, str | None):
+        if prompt is None:
+            prompt = _common_text(chosen, rejected)
+            chosen, rejected = chosen[len(prompt) :], rejected[len(prompt) :]
+    elif all(_is_messages(part) for part in (chosen, rejected)) and (prompt is None or _is_messages(prompt)):
+        if prompt is None:
+            shared = _shared(chosen, rejected)
+            prompt, chosen, rejected = chosen[:shared], chosen[shared:], rejected[shared:]
+        prompt = _render(prompt, tokenizer)
+        chosen, rejected = _answer(chosen, "chosen"), _answer(rejected, "rejected")
+    else:
+        raise UserError("`prompt`, `chosen`, `rejected` must be all strings or all lists of messages")
+    name = record.get("id")
+    return _text_pair(
+        prompt, "", chosen, rejected, True, ("unknown", "unknown"), None if name is None else str(name)
+    )
+
+
+def _is_messages(value: Any) -> bool:
+    return isinstance(value, list) and all(
+        isinstance(m, Mapping) and isinstance(m.get("role"), str) and isinstance(m.get("content"), str)
+        for m in value
+    )
+
+
+def _shared(a: Sequence[Any], b: Sequence[Any]) -> int:
+    return next((i for i, (x, y) in enumerate(zip(a, b)) if x != y), min(len(a), len(b)))
+
+
+def _common_text(a: str, b: str) -> str:
+    common = a[: _shared(a, b)]
+    while common and not common[-1].isspace():
+        common = common[:-1]
+    return common
+
+
+def _render(messages: Messages, tokenizer: Any) -> str:
+    if tokenizer is not None and getattr(tokenizer, "chat_template", None):
+        return tokenizer.apply_chat_template(list(messages), add_generation_prompt=True, tokenize=False)
+    if len(messages) == 1 and messages[0]["role"] == "user":
+        return messages[0]["content"]
+    raise UserError("a prompt of several messages needs a tokenizer with a chat template")
+
+
+def _answer(messages: Messages, side: str) -> str:
+    if len(messages) != 1 or messages[0]["role"] != "assistant":
+        raise UserError(f"`{side}` must end in exactly one assistant message that the other lacks")
+    return messages[0]["content"]
+
+
+def read_step_dpo(path: str | Path) -> list[Pair]:
+    """Step-DPO-10K as JSONL. Raises UserError naming file:line."""
+    return load_records(path, step_dpo_from_record)
+
+
+def read_trl(path: str | Path, tokenizer: Any = None) -> list[Pair]:
+    """TRL preference data as JSONL. Raises UserError naming file:line."""
+    return load_records(path, lambda record: trl_from_record(record, tokenizer))
+
+
+def to_trl_record(pair: Pair, *, conversational: bool = False) -> dict[str, Any]:
+    """A pair as TRL takes it: the prefix belongs to the prompt.
+
+    Conversational only where there is no prefix: an answer that was begun cannot be a message.
+    """
+    if not conversational:
+        return {"prompt": pair.prompt + pair.prefix, "chosen": pair.chosen, "rejected": pair.rejected}
+    if pair.prefix:
+        raise UserError(
+            f"pair {pair.id!r} has a prefix: write it in the standard format, conversational=False"
+        )
+    return {
+        "prompt": [{"role": "user", "content": pair.prompt}],
+        "chosen": [{"role": "assistant", "content": pair.chosen}],
+        "rejected": [{"role": "assistant", "content": pair.rejected}],
+    }
+
+
+def to_step_dpo_record(pair: Pair) -> dict[str, Any]:
+    """A pair with Step-DPO-10K's fields."""
+    return {
+        "prompt": pair.prompt,
+        "initial_reason_steps": pair.prefix,
+        "chosen": pair.chosen,
+        "rejected": pair.rejected,
+    }
+
+
+def tokenize_pairs(
+    pairs: Sequence[Pair], tokenizer: Any, *, eos_id: int | None = None, delimiter: str = ""
+) -> list[Pair]:
+    """Token ids for pairs that have texts only; pairs with ids stay as they are.
+
+    Prompt (a question, through the chat template if there is one), prefix and steps are encoded apart, so both
+    sides share the context exactly. EOS is put after a side that ends its trace, `delimiter` after the others.
+
+    Raises:
+        UserError: a side that ends its trace, and no EOS id; a side without tokens.
+    """
+    end = tokenizer.eos_token_id if eos_id is None else eos_id
+    return [pair if pair.chosen_ids else _tokenized(pair, tokenizer, end, delimiter) for pair in pairs]
+
+
+def _tokenized(pair: Pair, tokenizer: Any, eos_id: int | None, delimiter: str) -> Pair:
+    from caspo_jax.models.tokenizer import encode_prompt
+
+    def encode(text: str) -> tuple[int, ...]:
+        return tuple(tokenizer.encode(text, add_special_tokens=False)) if text else ()
+
+    def side(text: str, ends: bool) -> tuple[int, ...]:
+        ids = encode(text if ends else text + delimiter)
+        if not ids:
+            raise UserError(f"pair {pair.id!r}: a side encodes to no token")
+        if ends and eos_id is None:
+            raise UserError(f"pair {pair.id!r} ends its trace and the tokenizer has no EOS: give eos_id=")
+        return (*ids, eos_id) if ends and eos_id is not None else ids
+
+    return dataclasses.replace(
+        pair,
+        prompt_ids=tuple(encode_prompt(tokenizer, _prompt_question(pair, tokenizer))),
+        prefix_ids=encode(pair.prefix),
+        chosen_ids=side(pair.chosen, pair.ends_trace[0]),
+        rejected_ids=side(pair.rejected, pair.ends_trace[1]),
+    )
+
+
+def _prompt_question(pair: Pair, tokenizer: Any) -> Question:
+    """A prompt that holds special tokens was rendered already; any other is a question."""
+    rendered = any(token and token in pair.prompt for token in tokenizer.all_special_tokens)
+    return (
+        Question(id=pair.id, prompt=pair.prompt) if rendered else Question(id=pair.id, question=pair.prompt)
+    )

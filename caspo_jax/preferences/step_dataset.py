@@ -1,0 +1,149 @@
+"""The step dataset: one row a step with its confidence, as parquet with a card, for `datasets`."""
+
+from __future__ import annotations
+
+import collections
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from caspo_jax.errors import UserError
+from caspo_jax.steps import is_closed, is_flawed_correct
+from caspo_jax.store import write_text
+from caspo_jax.types import Trace
+
+DATA_FILE = "data/train-00000-of-00001.parquet"
+_CARD = Path(__file__).with_name("dataset_card.md")
+
+# name -> (pyarrow type, what it is)
+COLUMNS: dict[str, tuple[str, str]] = {
+    "trace_id": ("string", "id of the trace"),
+    "question": ("string", "the question"),
+    "gold": ("string", "its gold answer"),
+    "prompt": ("string", "the rendered prompt, if recorded"),
+    "step_index": ("int32", "place of the step in its trace, from 0"),
+    "num_steps": ("int32", "steps of the trace"),
+    "prefix": ("string", "text of the trace before the step"),
+    "step": ("string", "text of the step, without its delimiter"),
+    "confidence": ("float64", "the step confidence named below"),
+    "entropy": ("float64", "mean token entropy of the step, nats"),
+    "verdict": ("string", "correct, wrong or unknown: does the step follow from question and prefix?"),
+    "verifier": ("string", "what gave the verdict"),
+    "finished": ("bool", "false for a last step that a limit cut"),
+    "answer": ("string", "answer of the whole trace"),
+    "answer_correct": ("bool", "whether that answer is right"),
+    "flawed_correct": ("bool", "right answer on a wrong step; null unless the answer is right"),
+    "prompt_ids": ("list", "token ids of the prompt"),
+    "prefix_ids": ("list", "token ids of the trace before the step"),
+    "step_ids": ("list", "token ids of the step, delimiter included"),
+    "policy": ("string", "the policy that wrote the trace"),
+    "strategy": ("string", "how it was decoded"),
+}
+
+
+def step_rows(traces: Sequence[Trace]) -> list[dict[str, Any]]:
+    """One dict of COLUMNS for each step."""
+    return [
+        {
+            "trace_id": trace.id,
+            "question": trace.question,
+            "gold": trace.gold,
+            "prompt": trace.prompt,
+            "step_index": index,
+            "num_steps": len(trace.steps),
+            "prefix": trace.text[: step.start],
+            "step": step.text,
+            "confidence": step.confidence,
+            "entropy": step.entropy,
+            "verdict": step.verdict,
+            "verifier": step.verifier,
+            "finished": is_closed(trace, step),
+            "answer": trace.answer,
+            "answer_correct": trace.correct,
+            "flawed_correct": is_flawed_correct(trace),
+            "prompt_ids": list(trace.prompt_ids),
+            "prefix_ids": list(trace.token_ids[: step.token_start]),
+            "step_ids": list(trace.token_ids[step.token_start : step.token_end]),
+            "policy": trace.policy,
+            "strategy": trace.strategy,
+        }
+        for trace in traces
+        for index, step in enumerate(trace.steps)
+    ]
+
+
+def write_step_dataset(
+    traces: Sequence[Trace],
+    directory: str | Path,
+    *,
+    confidence: str = "entropy",
+    title: str = "Step confidence",
+) -> dict[str, int]:
+    """Writes `data/*.parquet` and `README.md`, so that `datasets.load_dataset(directory)` loads the steps.
+
+    Args:
+        traces: annotated.
+        directory: made if need be; files of an earlier run are replaced, each in one move.
+        confidence: name of the step confidence, for the card.
+        title: of the card.
+
+    Returns:
+        Counts: `traces`, `steps`, and steps by verdict.
+
+    Raises:
+        UserError: no trace has a step.
+    """
+    import pyarrow
+    import pyarrow.parquet
+
+    rows = step_rows(traces)
+    if not rows:
+        raise UserError(f"{directory}: no step to write: annotate the traces first")
+    types = {"list": pyarrow.list_(pyarrow.int32())}
+    schema = pyarrow.schema(
+        [
+            (name, types.get(kind) or getattr(pyarrow, f"{kind}_" if kind == "bool" else kind)())
+            for name, (kind, _) in COLUMNS.items()
+        ]
+    )
+    path = Path(directory) / DATA_FILE
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows, schema), temporary)
+    os.replace(temporary, path)
+    verdicts = collections.Counter(row["verdict"] for row in rows)
+    counts = {
+        "traces": len(traces),
+        "steps": len(rows),
+        **{v: verdicts[v] for v in ("correct", "wrong", "unknown")},
+    }
+    write_text(Path(directory) / "README.md", _card(rows, counts, confidence, title))
+    return counts
+
+
+def _card(rows: Sequence[dict[str, Any]], counts: dict[str, int], confidence: str, title: str) -> str:
+    def mean(verdict: str) -> str:
+        values = [r["confidence"] for r in rows if r["verdict"] == verdict and r["confidence"] is not None]
+        return f"{np.mean(values):.4f}" if values else "-"
+
+    table = "\n".join(f"| {v} | {counts[v]} | {mean(v)} |" for v in ("correct", "wrong", "unknown"))
+    columns = "\n".join(f"| `{name}` | {text} |" for name, (_, text) in COLUMNS.items())
+    strategies = sorted({str(r["strategy"]) for r in rows if r["strategy"]})
+    fields = {
+        "title": title,
+        "file": DATA_FILE,
+        "steps": str(counts["steps"]),
+        "traces": str(counts["traces"]),
+        "confidence": confidence,
+        "verdicts": table,
+        "columns": columns,
+        "strategies": ", ".join(strategies) or "not recorded",
+        "verifiers": ", ".join(sorted({str(r["verifier"]) for r in rows if r["verifier"]})) or "none",
+    }
+    card = _CARD.read_text(encoding="utf-8")
+    for name, value in fields.items():
+        card = card.replace("{{" + name + "}}", value)
+    return card

@@ -1,0 +1,108 @@
+"""Monte-Carlo verifier: is the gold answer still reached from the state after a step?"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from collections.abc import Callable, Sequence
+
+from caspo_jax.errors import UserError
+from caspo_jax.steps.answers import AnswerKind, equivalent, extract_answer
+from caspo_jax.steps.verifiers import VerifyItem
+from caspo_jax.types import Question, Trace, Verdict
+
+# (questions, n): n traces a question, in question order, as `generate` gives them.
+Generate = Callable[[Sequence[Question], int], Sequence[Trace]]
+
+_State = tuple[tuple[int, ...], tuple[int, ...]]  # prompt ids, ids after it
+
+
+@dataclasses.dataclass(frozen=True)
+class Rollouts:
+    """Samples `n` continuations of prompt + prefix + step and grades their answers (Math-Shepherd, 2312.08935).
+
+    With v(state) the share of rollouts that end with the gold answer, a step is correct if
+    v(after it) > threshold (0: one success is enough, their hard estimate). If v(before it) <= threshold
+    too, the state was lost already and the step's own verdict is unknown, unless `local` is off. A step
+    that ended its trace is graded by its answer; rollouts that meet the length limit are failures.
+    """
+
+    generate: Generate
+    n: int = 8
+    threshold: float = 0.0
+    local: bool = True
+    kind: AnswerKind = AnswerKind.MATH
+    extract: Callable[[str], str | None] | None = None
+    equal: Callable[[str, str], bool] | None = None
+    name: str = "rollouts"
+
+    def __post_init__(self) -> None:
+        if self.n < 1 or not 0.0 <= self.threshold < 1.0:
+            raise UserError(
+                f"rollouts: n={self.n} must be at least 1 and threshold={self.threshold} in [0, 1)"
+            )
+
+    def verify(self, items: Sequence[VerifyItem]) -> list[Verdict]:
+        """One verdict an item; each distinct state is sampled once. Raises UserError without gold or ids."""
+        states: dict[_State, tuple[VerifyItem, str]] = {}
+        for item in items:
+            if item.question.gold is None:
+                raise UserError(f"question {item.question.id!r} has no gold answer: rollouts need one")
+            if not item.prompt_ids:
+                raise UserError(f"question {item.question.id!r} has no prompt_ids: rollouts continue them")
+            if not item.is_last:
+                states.setdefault(_after(item), (item, item.prefix + item.step))
+                if self.local:
+                    states.setdefault(_before(item), (item, item.prefix))
+        values = self._values(states)
+        return [self._verdict(item, values) for item in items]
+
+    def _verdict(self, item: VerifyItem, values: dict[_State, float]) -> Verdict:
+        if item.is_last:
+            return "correct" if self._right(item, item.prefix + item.step) else "wrong"
+        if values[_after(item)] > self.threshold:
+            return "correct"
+        return "unknown" if self.local and values[_before(item)] <= self.threshold else "wrong"
+
+    def _values(self, states: dict[_State, tuple[VerifyItem, str]]) -> dict[_State, float]:
+        if not states:
+            return {}
+        questions = [
+            Question(
+                id=_identity(item.question.id, state), prompt_ids=state[0] + state[1], gold=item.question.gold
+            )
+            for state, (item, _) in states.items()
+        ]
+        traces = self.generate(questions, self.n)
+        if len(traces) != len(questions) * self.n:
+            raise ValueError(f"generate gave {len(traces)} traces for {len(questions)} questions x {self.n}")
+        values = {}
+        for row, (state, (item, text)) in enumerate(states.items()):
+            rollouts = traces[row * self.n : (row + 1) * self.n]
+            right = [
+                trace.finish_reason in ("eos", "stop") and self._right(item, f"{text}\n\n{trace.text}")
+                for trace in rollouts
+            ]
+            values[state] = sum(right) / self.n
+        return values
+
+    def _right(self, item: VerifyItem, text: str) -> bool:
+        gold = item.question.gold
+        assert gold is not None
+        answer = self.extract(text) if self.extract else extract_answer(text, self.kind)
+        if answer is None:
+            return False
+        return self.equal(gold, answer) if self.equal else equivalent(gold, answer, self.kind)
+
+
+def _before(item: VerifyItem) -> _State:
+    return item.prompt_ids, item.prefix_ids
+
+
+def _after(item: VerifyItem) -> _State:
+    return item.prompt_ids, item.prefix_ids + item.step_ids
+
+
+def _identity(question: str, state: _State) -> str:
+    """An id, and so a random key, that depends on the state alone."""
+    return f"{question}/rollout/{hashlib.sha256(repr(state).encode()).hexdigest()[:16]}"

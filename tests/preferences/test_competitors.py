@@ -1,0 +1,137 @@
+"""Nearest competitors over a vocabulary of bytes and a scripted model."""
+
+import dataclasses
+
+import pytest
+
+from caspo_jax.errors import UserError
+from caspo_jax.preferences import Candidate, GreedyCompetitors, NoCompetitor, PairConfig, select_pairs
+from caspo_jax.steps import StatedEquations
+from caspo_jax.types import Question
+
+EOS = 256
+VOCABULARY = [bytes([b]) for b in range(256)] + [b""]
+
+
+def candidate(text="1 + 1 = 2", delimiter="\n\n", hot=8, **fields):
+    ids = tuple((text + delimiter).encode())
+    defaults = {
+        "question": Question(id="q", question="?"),
+        "prompt": "?",
+        "prompt_ids": (63,),
+        "prefix": "so\n\n",
+        "prefix_ids": tuple(b"so\n\n"),
+        "text": text,
+        "token_ids": ids,
+        "verdict": "correct",
+        "confidence": 0.2,
+        "prefix_verdict": "correct",
+        "ends_trace": False,
+        "is_last": False,
+        "trace_id": "t",
+        "step_index": 1,
+        "entropy": tuple(1.0 if i == hot else 0.1 for i in range(len(ids))),
+    }
+    return Candidate(**{**defaults, **fields})
+
+
+class Model:
+    """Puts `other` in and goes on with `rest`."""
+
+    def __init__(self, other=b"3", rest=b"\n\n", finished=True):
+        self.other, self.rest, self.finished = other[0], tuple(rest), finished
+        self.contexts = []
+
+    def other_token(self, contexts, emitted):
+        self.contexts += contexts
+        assert all(self.other != token for token in emitted)
+        return [self.other] * len(contexts)
+
+    def complete(self, contexts):
+        self.contexts += contexts
+        return [(self.rest, self.finished)] * len(contexts)
+
+    def maker(self):
+        return GreedyCompetitors(
+            token_bytes=VOCABULARY,
+            eos_ids=frozenset({EOS}),
+            other_token=self.other_token,
+            complete=self.complete,
+            verifier=StatedEquations(),
+        )
+
+
+def test_the_most_uncertain_token_is_swapped_and_the_step_finished():
+    model = Model(rest=b"\n\nmore")
+    (rival,) = model.maker()([candidate()])
+    assert bytes(rival.token_ids) == b"1 + 1 = 3\n\n"  # nothing after the step
+    assert (rival.text, rival.verdict, rival.ends_trace) == ("1 + 1 = 3", "wrong", False)
+    assert [bytes(c) for c in model.contexts] == [b"?so\n\n1 + 1 = ", b"?so\n\n1 + 1 = 3"]
+
+
+def test_delimiter_tokens_are_never_swapped():
+    hot = tuple(9.0 if i >= 9 else 0.5 + (i == 4) for i in range(11))
+    (rival,) = Model().maker()([candidate(entropy=hot)])
+    assert bytes(rival.token_ids) == b"1 + 3\n\n"
+    assert rival.verdict == "unknown"
+
+
+def test_the_candidates_own_alternatives_need_no_model():
+    model = Model()
+    others = tuple(b"9" * 11)
+    (rival,) = dataclasses.replace(model.maker(), other_token=None)([candidate(other_ids=others)])
+    assert rival.text == "1 + 1 = 9"
+    with pytest.raises(UserError, match="has no other_ids"):
+        dataclasses.replace(model.maker(), other_token=None)([candidate()])
+
+
+def test_eos_ends_the_competitor_and_the_trace():
+    (rival,) = Model(rest=(EOS, 65)).maker()([candidate()])
+    assert rival.token_ids == (*b"1 + 1 = 3", EOS)
+    assert rival.ends_trace
+
+
+def test_a_swap_that_closes_the_step_is_not_continued():
+    step = candidate("1 + 1 = 2\nX", hot=10)
+    model = Model(other=b"\n", rest=b"never")
+    (rival,) = model.maker()([step])
+    assert bytes(rival.token_ids) == b"1 + 1 = 2\n\n"
+    assert len(model.contexts) == 1
+
+
+def test_why_there_is_none():
+    def reason(model, step=None):
+        (rival,) = model.maker()([step or candidate()])
+        return rival
+
+    assert reason(Model(finished=False, rest=b"3")) == NoCompetitor("unfinished")
+    assert reason(Model(), candidate(entropy=None)) == NoCompetitor("no_entropy")
+    same = candidate("2 = 1 + 1", hot=0)
+    assert reason(Model(other=b" ", rest=b"2 = 1 + 1\n\n"), same) == NoCompetitor("equal")
+
+
+def test_the_swapped_token_alone():
+    config = PairConfig(kinds=("low_confidence_correct",), competitor="token", tau=0.5)
+    pairs, _ = select_pairs([candidate()], config, competitors=Model().maker())
+    assert [bytes(p.rejected_ids) for p in pairs] == [b"1 + 1 = 3"]
+    assert pairs[0].rejected_verdict == "unknown"
+
+
+def test_only_verified_wrong_competitors_are_kept():
+    config = PairConfig(kinds=("low_confidence_correct",), tau=0.5)
+    pairs, counts = select_pairs([candidate()], config, competitors=Model().maker())
+    assert [(p.chosen, p.rejected) for p in pairs] == [("1 + 1 = 2", "1 + 1 = 3")]
+    pairs, counts = select_pairs(
+        [candidate(hot=4)], config, competitors=Model(other=b"0", rest=b" = 1\n\n").maker()
+    )
+    assert not pairs
+    assert counts["competitor_correct"] == 1
+    pairs, counts = select_pairs([candidate(hot=0)], config, competitors=Model(other=b"x").maker())
+    assert not pairs
+    assert counts["competitor_unknown"] == 1
+
+
+def test_what_the_step_variant_needs():
+    maker = GreedyCompetitors(token_bytes=VOCABULARY, eos_ids=frozenset())
+    with pytest.raises(UserError, match="needs complete="):
+        maker([candidate()], "step")

@@ -1,0 +1,169 @@
+"""Files of others: read, tokenise, write back."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from caspo_jax.errors import UserError
+from caspo_jax.preferences import (
+    build_candidates,
+    labelled_to_traces,
+    read_step_dpo,
+    read_trl,
+    select_pairs,
+    to_step_dpo_record,
+    to_trl_record,
+    tokenize_pairs,
+    trl_from_record,
+)
+from caspo_jax.preferences.config import PairConfig
+from caspo_jax.steps import prm800k_from_record
+
+STEP_DPO = {
+    "dataset": "gsm",
+    "prompt": "How much is 1 + 1 + 1?",
+    "initial_reason_steps": "Step 1: 1 + 1 = 2.\n",
+    "chosen": "Step 2: 2 + 1 = 3.",
+    "rejected": "Step 2: 2 + 1 = 4.",
+    "full_chosen": "ignored",
+}
+
+
+class Tokenizer:
+    """One token a character."""
+
+    eos_token_id = 7
+    bos_token = None
+    chat_template = None
+    all_special_tokens = ("<|im_start|>",)
+
+    def encode(self, text, add_special_tokens=True):
+        return [ord(c) for c in text]
+
+
+class Chat(Tokenizer):
+    chat_template = "yes"
+
+    def apply_chat_template(self, messages, add_generation_prompt, tokenize):
+        return "".join(f"<|im_start|>{m['role']}:{m['content']}" for m in messages) + "<|im_start|>"
+
+
+def write(tmp_path: Path, *records):
+    path = tmp_path / "pairs.jsonl"
+    path.write_text("".join(json.dumps(r) + "\n" for r in records))
+    return path
+
+
+def test_step_dpo_round_trip(tmp_path):
+    (pair,) = read_step_dpo(write(tmp_path, STEP_DPO))
+    assert (pair.prefix, pair.chosen_verdict, pair.rejected_verdict) == (
+        "Step 1: 1 + 1 = 2.\n",
+        "correct",
+        "wrong",
+    )
+    assert pair.ends_trace == (False, False)
+    record = to_step_dpo_record(pair)
+    assert record == {k: STEP_DPO[k] for k in record}
+    again = read_step_dpo(write(tmp_path, record))[0]
+    assert again.id == pair.id
+    (ids,) = tokenize_pairs([pair], Tokenizer(), delimiter="\n\n")
+    assert "".join(map(chr, ids.prompt_ids + ids.prefix_ids + ids.chosen_ids)) == (
+        pair.prompt + pair.prefix + pair.chosen + "\n\n"
+    )
+    assert tokenize_pairs([ids], Tokenizer()) == [ids]
+    (chat,) = tokenize_pairs([pair], Chat())
+    assert "".join(map(chr, chat.prompt_ids)) == f"<|im_start|>user:{pair.prompt}<|im_start|>"
+
+
+@pytest.mark.parametrize(
+    "record",
+    [
+        {"prompt": "Sky? ", "chosen": "It is blue.", "rejected": "It is green."},
+        {"chosen": "Sky? It is blue.", "rejected": "Sky? It is green."},
+        {
+            "prompt": [{"role": "user", "content": "Sky? "}],
+            "chosen": [{"role": "assistant", "content": "It is blue."}],
+            "rejected": [{"role": "assistant", "content": "It is green."}],
+        },
+        {
+            "chosen": [{"role": "user", "content": "Sky? "}, {"role": "assistant", "content": "It is blue."}],
+            "rejected": [
+                {"role": "user", "content": "Sky? "},
+                {"role": "assistant", "content": "It is green."},
+            ],
+        },
+    ],
+)
+def test_trl_formats(tmp_path, record):
+    (pair,) = read_trl(write(tmp_path, record))
+    assert pair.prompt + pair.chosen == "Sky? It is blue."
+    assert pair.prompt + pair.rejected == "Sky? It is green."
+    assert pair.ends_trace == (True, True)
+    (ids,) = tokenize_pairs([pair], Tokenizer())
+    assert ids.chosen_ids[-1] == ids.rejected_ids[-1] == 7
+    assert trl_from_record(to_trl_record(pair)).chosen == pair.chosen
+    assert trl_from_record(to_trl_record(pair, conversational=True)).prompt == pair.prompt
+
+
+def test_trl_conversations_need_a_template():
+    system = {
+        "prompt": [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Sky?"}],
+        "chosen": [{"role": "assistant", "content": "Blue."}],
+        "rejected": [{"role": "assistant", "content": "Green."}],
+    }
+    with pytest.raises(UserError, match="needs a tokenizer"):
+        trl_from_record(system)
+    pair = trl_from_record(system, Chat())
+    assert pair.prompt == "<|im_start|>system:Be brief.<|im_start|>user:Sky?<|im_start|>"
+    (ids,) = tokenize_pairs([pair], Chat())
+    assert "".join(map(chr, ids.prompt_ids)) == pair.prompt  # rendered once
+
+
+@pytest.mark.parametrize(
+    "reader, record, message",
+    [
+        (read_step_dpo, {"prompt": "a"}, "needs `prompt`, `initial_reason_steps`"),
+        (read_step_dpo, {**STEP_DPO, "rejected": STEP_DPO["chosen"]}, "the same text"),
+        (read_trl, {"prompt": "a", "chosen": "b"}, "needs `rejected`"),
+        (read_trl, {"prompt": "a", "chosen": "b", "rejected": ["c"]}, "all strings or all lists"),
+        (
+            read_trl,
+            {"prompt": [{"role": "user", "content": "a"}], "chosen": [], "rejected": []},
+            "exactly one assistant message",
+        ),
+    ],
+)
+def test_bad_lines_are_named(tmp_path, reader, record, message):
+    with pytest.raises(UserError, match=rf"pairs.jsonl:1: .*{message}"):
+        reader(write(tmp_path, record))
+
+
+def test_a_prefix_is_part_of_the_prompt_for_trl(tmp_path):
+    (pair,) = read_step_dpo(write(tmp_path, STEP_DPO))
+    assert to_trl_record(pair)["prompt"] == STEP_DPO["prompt"] + STEP_DPO["initial_reason_steps"]
+    with pytest.raises(UserError, match="has a prefix"):
+        to_trl_record(pair, conversational=True)
+
+
+def test_prm800k_siblings_become_pairs():
+    record = {
+        "question": {"problem": "2+2?", "ground_truth_answer": "4"},
+        "label": {
+            "steps": [
+                {"completions": [{"text": "ok", "rating": 1}], "chosen_completion": 0},
+                {
+                    "completions": [{"text": "4", "rating": 1}, {"text": "5", "rating": -1}],
+                    "chosen_completion": None,
+                },
+            ]
+        },
+    }
+    traces = labelled_to_traces(prm800k_from_record(record, id="r"), Tokenizer())
+    assert traces[2].text == "ok\n\n5\n\n"
+    assert "".join(map(chr, traces[2].token_ids)) == traces[2].text
+    candidates, counts = build_candidates(traces)
+    assert counts == {"steps": 5, "unfinished": 0, "empty": 0}
+    sure = [type(c)(**{**c.__dict__, "confidence": 0.5}) for c in candidates]
+    pairs, _ = select_pairs(sure, PairConfig(kinds=("wrong",)))
+    assert [(p.prefix, p.chosen, p.rejected) for p in pairs] == [("ok\n\n", "4", "5")]

@@ -1,0 +1,44 @@
+"""The step dataset loads with `datasets`."""
+
+import pytest
+
+from caspo_jax.errors import UserError
+from caspo_jax.preferences import step_rows, write_step_dataset
+from caspo_jax.steps import StatedEquations, annotate_traces
+from caspo_jax.types import Trace
+
+VOCABULARY = [bytes([b]) for b in range(256)] + [b""]
+
+
+def traces():
+    found = []
+    for i, text in enumerate(["1 + 1 = 2\n\n2 + 2 = 5\n\nhm é", "3 + 3 = 6"]):
+        ids = (*text.encode(), 256)
+        found.append(
+            Trace(f"t{i}", "q", "5", None, (1, 2), ids, text, "eos", correct=True, entropy=(0.5,) * len(ids))
+        )
+    return annotate_traces(found, VOCABULARY, verifier=StatedEquations())
+
+
+def test_written_and_loaded(tmp_path):
+    datasets = pytest.importorskip("datasets")
+    folder = tmp_path / "steps"
+    counts = write_step_dataset(traces(), folder)
+    assert counts == {"traces": 2, "steps": 4, "correct": 2, "wrong": 1, "unknown": 1}
+    loaded = datasets.load_dataset(str(folder), cache_dir=str(tmp_path / "cache"), split="train")
+    assert loaded.to_list() == step_rows(traces())
+    assert loaded["flawed_correct"] == [True, True, True, False]
+    assert loaded["step"][2] == "hm é"
+    card = (folder / "README.md").read_text()
+    assert "4 reasoning steps of 2 sampled traces" in card
+    assert "| wrong | 1 | 0.6065 |" in card
+    assert "{{" not in card
+    assert sorted(p.name for p in folder.rglob("*") if p.is_file()) == [
+        "README.md",
+        "train-00000-of-00001.parquet",
+    ]
+
+
+def test_nothing_to_write(tmp_path):
+    with pytest.raises(UserError, match="no step to write"):
+        write_step_dataset([], tmp_path)

@@ -1,0 +1,136 @@
+"""Traces to annotated traces, over a vocabulary of bytes."""
+
+import math
+
+import numpy as np
+import pytest
+
+from caspo_jax.errors import UserError
+from caspo_jax.steps import (
+    ExactChecker,
+    FirstKnown,
+    GoldAnswer,
+    RecordedLabels,
+    StatedEquations,
+    annotate_trace,
+    annotate_traces,
+    equivalent,
+    extract_answer,
+    first_wrong_step,
+    is_flawed_correct,
+    prefix_verdict,
+    step_items,
+)
+from caspo_jax.types import Trace
+
+EOS = 256
+VOCABULARY = [bytes([b]) for b in range(256)] + [b""]
+
+
+def trace(text, finish="eos", **fields):
+    ids = (*text.encode(), *([EOS] if finish == "eos" else []))
+    entropy = tuple(i / 100 for i in range(len(ids)))
+    defaults = {"question": "?", "gold": "7", "prompt": None, "prompt_ids": (1,), "entropy": entropy}
+    return Trace(id="t", token_ids=ids, text=text, finish_reason=finish, **{**defaults, **fields})
+
+
+def test_spans_confidences_verdicts_and_answer():
+    text = "1 + 1 = 2\n\n2 + 2 = 5\n\nAnswer: 7"
+    verifier = FirstKnown((StatedEquations(), GoldAnswer()))
+    done = annotate_trace(
+        trace(text), VOCABULARY, verifier=verifier, extract=extract_answer, equal=equivalent
+    )
+    assert [s.text for s in done.steps] == ["1 + 1 = 2", "2 + 2 = 5", "Answer: 7"]
+    assert [s.verdict for s in done.steps] == ["correct", "wrong", "correct"]
+    assert (done.answer, done.correct) == ("7", True)
+    assert first_wrong_step(done) == 1
+    assert is_flawed_correct(done) is True
+    first = done.steps[0]
+    assert (first.token_start, first.token_end) == (0, 11)
+    mean = np.mean([i / 100 for i in range(9)])  # the two delimiter tokens do not count
+    assert first.entropy == pytest.approx(mean)
+    assert first.confidence == pytest.approx(math.exp(-mean))
+    assert done.steps[-1].token_end == len(text) + 1
+
+
+def test_items_hold_the_exact_state():
+    done = annotate_trace(trace("ab\n\ncd"), VOCABULARY)
+    (_, one), (_, two) = step_items(done)
+    assert (one.prefix, one.step, one.is_last) == ("", "ab", False)
+    assert (two.prefix, two.step, two.is_last) == ("ab\n\n", "cd", True)
+    assert one.prefix_ids + one.step_ids == two.prefix_ids == tuple(b"ab\n\n")
+    assert two.step_ids == (*b"cd", EOS)
+
+
+@pytest.mark.parametrize(
+    "finish, asked", [("length", 1), ("budget", 1), ("pruned", 1), ("stop", 2), ("eos", 2)]
+)
+def test_a_step_that_was_cut_is_not_judged(finish, asked):
+    done = annotate_trace(trace("1 + 1 = 2\n\n2 + 2 = 2", finish), VOCABULARY, verifier=StatedEquations())
+    assert len(step_items(done)) == asked
+    assert done.steps[1].verdict == ("wrong" if asked == 2 else "unknown")
+
+
+def test_a_pruned_trace_ends_with_a_closed_step():
+    done = annotate_trace(trace("2 + 2 = 5\n\n", "pruned"), VOCABULARY, verifier=StatedEquations())
+    assert [s.verdict for s in done.steps] == ["wrong"]
+
+
+def test_other_confidences_and_their_needs():
+    done = annotate_trace(trace("ab", logprob=(-1.0, -3.0, -2.0)), VOCABULARY, confidence="mean_logprob")
+    assert done.steps[0].confidence == pytest.approx(math.exp(-2.0))
+    with pytest.raises(UserError, match="'margin' needs top1_logprob, top2_logprob"):
+        annotate_trace(trace("ab"), VOCABULARY, confidence="margin")
+    with pytest.raises(UserError, match=r"entropy has shape \(1,\) for 3 token_ids"):
+        annotate_trace(trace("ab", entropy=(0.5,)), VOCABULARY)
+    bare = annotate_trace(trace("ab", entropy=None), VOCABULARY)
+    assert bare.steps[0].confidence is None
+
+
+def test_flawed_correct_needs_a_right_answer():
+    wrong = annotate_trace(trace("2 + 2 = 5", correct=False), VOCABULARY, verifier=StatedEquations())
+    assert is_flawed_correct(wrong) is None
+    right = annotate_trace(trace("2 + 2 = 4", correct=True), VOCABULARY, verifier=StatedEquations())
+    assert is_flawed_correct(right) is False
+
+
+def test_prefix_verdict():
+    done = annotate_trace(trace("1 + 1 = 2\n\nhm\n\n1 + 1 = 3"), VOCABULARY, verifier=StatedEquations())
+    assert [prefix_verdict(done.steps[:i]) for i in range(4)] == ["correct", "correct", "unknown", "wrong"]
+
+
+def test_gold_answer_judges_the_last_step_alone():
+    done = annotate_trace(trace("7\n\nAnswer: 8"), VOCABULARY, verifier=GoldAnswer())
+    assert [s.verdict for s in done.steps] == ["unknown", "wrong"]
+    silent = trace("7\n\nI give up")
+    assert annotate_trace(silent, VOCABULARY, verifier=GoldAnswer()).steps[1].verdict == "unknown"
+    strict = GoldAnswer(no_answer="wrong")
+    assert annotate_trace(silent, VOCABULARY, verifier=strict).steps[1].verdict == "wrong"
+    with pytest.raises(UserError, match="no gold answer"):
+        annotate_trace(trace("Answer: 8", gold=None), VOCABULARY, verifier=GoldAnswer())
+
+
+def test_recorded_labels_and_exact_checkers():
+    recorded = RecordedLabels({"t": ("correct", "wrong")})
+    done = annotate_trace(trace("a\n\nb\n\nc"), VOCABULARY, verifier=recorded)
+    assert [s.verdict for s in done.steps] == ["correct", "wrong", "unknown"]
+    assert {s.verifier for s in done.steps} == {"recorded"}
+    checker = ExactChecker(lambda question, prefix, step, last: "correct" if last else "wrong")
+    done = annotate_trace(trace("a\n\nb"), VOCABULARY, verifier=checker)
+    assert [s.verdict for s in done.steps] == ["wrong", "correct"]
+    with pytest.raises(UserError, match="'maybe' is none of"):
+        RecordedLabels({"t": ("maybe",)})
+
+
+def test_one_call_of_the_verifier_for_all_traces():
+    calls = []
+
+    class Spy:
+        name = "spy"
+
+        def verify(self, items):
+            calls.append(len(items))
+            return ["correct"] * len(items)
+
+    annotate_traces([trace("a\n\nb"), trace("c")], VOCABULARY, verifier=Spy())
+    assert calls == [3]

@@ -1,0 +1,118 @@
+"""Answers: reading and comparing."""
+
+import threading
+
+import pytest
+
+from caspo_jax.errors import UserError
+from caspo_jax.steps import equivalent, extract_answer, last_boxed
+from caspo_jax.steps.grading import Grader
+
+
+@pytest.mark.parametrize(
+    "text, answer",
+    [
+        (r"so \boxed{1} no, \boxed{\frac{1}{2}}.", r"\frac{1}{2}"),
+        (r"\boxed{3} and then \boxed{4", "3"),
+        (r"\boxed{\left\{1, 2\right\}}", r"\left\{1, 2\right\}"),
+        (r"\boxed{a \} b}", r"a \} b"),
+        (r"\boxed 7$", "7"),
+        ("work\n#### 1,200", "1,200"),
+        ("Answer: 5\nFinal Answer: $x + 1$.", "x + 1"),
+        ("**Answer:** 12", "12"),
+        (r"The answer is \(3\).", "3"),
+        ("Answer: 1\nlater #### 2", "2"),
+        ("nothing", None),
+        ("Answer:   ", None),
+    ],
+)
+def test_math_answers(text, answer):
+    assert extract_answer(text) == answer
+
+
+@pytest.mark.parametrize(
+    "kind, text, answer",
+    [
+        ("letter", r"\boxed{\text{C}}", "C"),
+        ("letter", "Answer: (b)", "B"),
+        ("letter", "A careful look shows I was wrong.\nThe answer is D because of it.", "D"),
+        ("letter", "The answer is A.", "A"),
+        ("letter", "no idea", None),
+        ("yes_no", "Answer: Yes, it is", "yes"),
+        ("yes_no", "Could be yes.\nSo: no.", "no"),
+        ("yes_no", "Answer: True", "yes"),
+        ("yes_no", "nobody knows", None),
+        ("integer", "so we get 12\n#### -1,234", "-1234"),
+        ("integer", "which makes 7 dollars.", "7"),
+        ("integer", "Answer: 3.0", "3"),
+        ("integer", "Answer: 3.5", None),
+        ("string", "Answer: proved", "proved"),
+    ],
+)
+def test_other_kinds(kind, text, answer):
+    assert extract_answer(text, kind) == answer
+
+
+def test_last_boxed_without_one():
+    assert last_boxed("no box") is None
+
+
+@pytest.mark.parametrize(
+    "gold, answer, kind, same",
+    [
+        ("18", "18.0", "math", True),
+        ("1,000", "1000", "math", True),
+        ("3/4", "0.75", "math", True),
+        ("18", "19", "math", False),
+        (r"\frac{1}{2}", "0.5", "math", True),
+        (r"(3,\frac{\pi}{2})", r"\left( 3, \frac{\pi}{2} \right)", "math", True),
+        ("x^2+1", "1+x^2", "math", True),
+        ("x^2+1", "x^2-1", "math", False),
+        ("(1,2)", "(2,1)", "math", False),
+        ("C", "(C)", "letter", True),
+        ("C", "D", "letter", False),
+        ("yes", "True", "yes_no", True),
+        ("no", "yes", "yes_no", False),
+        ("Proved", " proved.", "string", True),
+        ("proved", "disproved", "string", False),
+        ("7", "007", "integer", True),
+        ("7", "x", "integer", False),
+    ],
+)
+def test_equivalence(gold, answer, kind, same):
+    assert equivalent(gold, answer, kind) is same
+
+
+def test_comparison_off_the_main_thread():
+    found = []
+    thread = threading.Thread(target=lambda: found.append(equivalent(r"\sqrt{8}", r"2\sqrt{2}")))
+    thread.start()
+    thread.join()
+    assert found == [True]
+
+
+def test_the_time_limit_holds_and_the_grader_goes_on():
+    grader = Grader(seconds=1.0)
+    try:
+        assert grader.equivalent("7", "9^{9^{9^{9^{9}}}}") is False
+        assert grader.equivalent("2x", "x+x") is True
+        assert grader.equivalent("1" * 3000, "1" * 3000 + "0") is False
+    finally:
+        grader.close()
+
+
+def test_a_dead_helper_is_replaced():
+    grader = Grader(seconds=5.0)
+    try:
+        assert grader.equivalent("2x", "x+x") is True
+        grader._process.kill()
+        grader._process.wait()
+        grader.equivalent("3x", "x+2x")
+        assert grader.equivalent("4x", "x+3x") is True
+    finally:
+        grader.close()
+
+
+def test_unknown_kind():
+    with pytest.raises(UserError, match="answer kind 'number' is none of math"):
+        extract_answer("1", "number")

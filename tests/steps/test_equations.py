@@ -1,0 +1,163 @@
+"""Stated equations: by hand-made cases, against Python's own fractions, and on text of any kind."""
+
+from fractions import Fraction
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from caspo_jax.steps import check_equations, stated_equations
+
+TRUE = [
+    "3 + 4 = 7",
+    "So 2 * 3 = 6 = 12/2.",
+    "She makes 9 * 2 = $<<9*2=18>>18 every day",
+    "<<16-3-4=9>>",
+    "<<5=5>>",
+    "20% of 50 = 10",
+    "80 / 100 = 80%",
+    "3/5 * 100 = 60%",
+    "100 + 10% = 110",
+    r"$\frac{1}{2} + \frac12 = 1$",
+    r"$\dfrac{6}{3} \cdot 2 \times 3 \div 4 = 3$",
+    r"$2\frac{1}{2} = 2.5$",
+    "2 1/2 + 1/2 = 3",
+    "3 apples + 4 apples = 7 apples",
+    "10 / 3 = 3.33",
+    "20 / 3 = 6.66",
+    "-10 / 3 = -3.33",
+    "1 / 3 = 33%",
+    "80,000 + 50,000 = $130,000",
+    r"10{,}000 \cdot 2 = 20,\!000",
+    "(since 3 + 4 = 7)",
+    "f(2) = 2^2 + 1 = 5",
+    "5! = 120",
+    "3 + 4 = 7!",
+    "1/2(3) = 1.5",
+    "**3 + 4 = 7**",
+    "3 x 4 = 12 and 2 × 5 = 10, 2·5 = 10, 6 ÷ 3 = 2, 5 − 3 = 2",
+    r"\sqrt{16} = 4",
+    "x = 3 + 4\n= 7",
+    r"\begin{aligned} x &= 3 + 4 \\ &= 7 \end{aligned}",
+    "1. 3 + 4 = 7",
+    "- 3 + 4 = 7",
+    "It is -3 + 4 = 1",
+    "2(3 + 4) = 14; (3)(4) = 12; [2 + 3] * 2 = 10",
+    "2**3 = 8, 2^-1 = 0.5",
+    "In 3 hours, there are 3 x 4 = <<3*4=12>>12 (15 minutes).",
+    r"$90^\circ + 90^{\circ} = 180^\circ$",
+    r"\text{Total} = 3 + 4 = \boxed{7}",
+    "Step 2: 3 + 4 = 7",
+    "3² + 4² = 25",
+    ".5 + .5 = 1",
+]
+FALSE = [
+    "3 + 4 = 8",
+    "2 * 3 = 6 = 13/2",
+    "3 + 4 = 7 = 8",
+    "<<16-3-4=8>>",
+    "<<5=6>>",
+    r"\frac{1}{2} + \frac{1}{3} = \frac{2}{5}",
+    "20% of 50 = 11",
+    "10 / 3 = 3.34",
+    "-10 / 3 = 3.33",
+    "1 / 3 = 34%",
+    "7 / 2 = 3",
+    "0.25 + 0.5 = 0.8",
+    "5 apples + 1 apple = 7 apples",
+    "f(2) = 2^2 + 1 = 6",
+    "1,000 + 1 = 1,010",
+    "So 3 + 4 = 7, and 2 + 2 = 5.",
+    "The total is 12 * 3 = 35 dollars",
+]
+UNKNOWN = [
+    "",
+    "no numbers",
+    "x + 3 = 7",
+    "2x + 3 = 7",
+    "4 a+4=4(a+1)",
+    "8=\\frac{9}{4} a",
+    "60 seconds * 2 = 2 minutes",
+    "Day 3 = 2 * 5",
+    "17 = 2 (mod 5)",
+    "7 + 8 = 3 mod 12",
+    r"7 + 8 = 3 \pmod{12}",
+    "|3 - 5| = 2",
+    "3 = 3",
+    "3 + 4 ≈ 8",
+    "3 + 4 != 8",
+    "3 + 4 <= 8",
+    "sin(0) + 1 = 2",
+    r"\sqrt{3} = 2",
+    "1 / 0 = 5",
+    "2^3^4^5^6 = 1",
+    "3 + = 7",
+    "3_5 + 4_5 = 12_5",
+    "3:4 = 6:8",
+    r"\frac{279}{99999} = 0.\overline{00279}",
+    r"\frac{1}{2}(9)(12) = \frac{1}{2}(9)(r)",
+]
+
+
+@pytest.mark.parametrize(
+    "verdict, text",
+    [(v, t) for v, ts in zip(("correct", "wrong", "unknown"), (TRUE, FALSE, UNKNOWN)) for t in ts],
+)
+def test_cases(verdict, text):
+    assert check_equations(text) == verdict, stated_equations(text)
+
+
+def test_each_link_of_a_chain_is_stated():
+    found = stated_equations("So 2 * 3 = 6 = 5 + 2")
+    assert [(e.left, e.right, e.holds) for e in found] == [("2 * 3", "6", True), ("6", "5 + 2", False)]
+
+
+def test_rounding_can_be_refused():
+    assert check_equations("10 / 3 = 3.33", rounding=False) == "wrong"
+    assert check_equations("7 / 2 = 3.5", rounding=False) == "correct"
+
+
+@st.composite
+def expressions(draw, depth=3):
+    """Text and value of a random expression, fully bracketed below the top."""
+    if depth == 0 or draw(st.booleans()):
+        number = draw(st.integers(1, 2000))
+        return draw(st.sampled_from([str(number), f"{number:,}", f"{number}.0", f"{{{number}}}"])), Fraction(
+            number
+        )
+    (a, x), (b, y) = draw(expressions(depth=depth - 1)), draw(expressions(depth=depth - 1))
+    kind = draw(st.sampled_from(["+", "-", "*", r"\cdot", r"\times", "×", "/", "frac", "()"]))
+    if kind == "frac":
+        return (rf"\frac{{{a}}}{{{b}}}", x / y) if y else (a, x)
+    if kind == "()":
+        return f"({a})({b})", x * y
+    if kind == "/":
+        return (f"({a}) / ({b})", x / y) if y else (a, x)
+    value = {"+": x + y, "-": x - y}.get(kind, x * y)
+    return f"({a}) {kind} ({b})", value
+
+
+@settings(max_examples=150, deadline=None)
+@given(expressions(), st.integers(-1, 1))
+def test_random_expressions_against_fractions(expression, off):
+    text, value = expression
+    shown = value + off
+    stated = f"Then $ 0 + {text} = {shown.numerator}/{shown.denominator} $."
+    assert check_equations(stated) == ("correct" if off == 0 else "wrong")
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.text(alphabet="0123456789+-*/^=()[]{}%!.,$ \n\\fracsqtx<>&:|_", max_size=60))
+def test_any_text_gets_a_verdict(text):
+    assert check_equations(text) in ("correct", "wrong", "unknown")
+
+
+def test_hostile_text_is_quick_and_unknown():
+    for text in (
+        "(" * 5000 + "1" + ")" * 5000 + " = 1 + 1",
+        "-" * 5000 + "1 + 0 = 1",
+        "9" * 5000 + " + 1 = 2",
+    ):
+        assert check_equations(text) in ("unknown", "correct")
+    assert check_equations("2^" * 300 + "2 = 1 + 0") == "unknown"
+    assert check_equations("10^100000000 + 1 = 2") == "unknown"

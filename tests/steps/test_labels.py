@@ -1,0 +1,131 @@
+"""Recorded labels in the formats of the field."""
+
+import json
+
+import pytest
+
+from caspo_jax.errors import UserError
+from caspo_jax.steps import (
+    first_error_verdicts,
+    math_shepherd_from_record,
+    prm800k_from_record,
+    processbench_from_record,
+    read_labels,
+)
+from caspo_jax.steps.labels import verdict_of
+
+
+def write(tmp_path, *records):
+    path = tmp_path / "labels.jsonl"
+    path.write_text("".join(json.dumps(r) + "\n" for r in records))
+    return path
+
+
+def test_lines_of_every_form(tmp_path):
+    labels = read_labels(
+        write(
+            tmp_path,
+            {"trace_id": "a", "step_index": 1, "verdict": "wrong"},
+            {"id": "a", "step_index": 0, "label": 1},
+            {"id": "b", "labels": [True, False, None]},
+            {"id": "c", "steps": ["x", "y", "z"], "label": 1},
+            {"id": "d", "steps": [{"verdict": "correct"}, {"verdict": "unknown"}]},
+            {"id": "e", "step_index": 1, "verdict": "correct"},
+        )
+    ).labels
+    assert labels == {
+        "a": ("correct", "wrong"),
+        "b": ("correct", "wrong", "unknown"),
+        "c": ("correct", "wrong", "unknown"),
+        "d": ("correct", "unknown"),
+        "e": ("unknown", "correct"),
+    }
+
+
+@pytest.mark.parametrize(
+    "record, message",
+    [
+        ({"verdict": "wrong"}, "needs `id`"),
+        ({"id": "a", "step_index": -1, "verdict": "wrong"}, "`step_index` must be 0 or more"),
+        ({"id": "a", "step_index": 0, "verdict": "perhaps"}, "label 'perhaps' is none of"),
+        ({"id": "a", "step_index": 0}, "needs `verdict` or `label`"),
+        ({"id": "a"}, "labels need"),
+        ({"id": "a", "steps": ["x"], "label": 1}, "label 1 is no step of 1"),
+    ],
+)
+def test_bad_lines_are_named(tmp_path, record, message):
+    with pytest.raises(UserError, match=rf"labels.jsonl:2: .*{message}"):
+        read_labels(write(tmp_path, {"id": "z", "labels": []}, record))
+
+
+def test_contradictory_labels(tmp_path):
+    with pytest.raises(UserError, match=r"labels.jsonl:2: step 0 of 'a' was called correct before"):
+        read_labels(
+            write(
+                tmp_path,
+                {"id": "a", "step_index": 0, "verdict": "correct"},
+                {"id": "a", "step_index": 0, "verdict": "wrong"},
+            )
+        )
+
+
+def test_single_labels():
+    assert [verdict_of(x) for x in (1, True, "+", -1, False, "-", 0, None, "unknown")] == [
+        *["correct"] * 3,
+        *["wrong"] * 3,
+        *["unknown"] * 3,
+    ]
+    assert verdict_of(0, neutral="correct") == "correct"
+    assert first_error_verdicts(-1, 2) == ("correct", "correct")
+
+
+def test_processbench():
+    solution = processbench_from_record({"id": "p-1", "problem": "?", "steps": ["a", "b", "c"], "label": 1})
+    assert solution.verdicts == ("correct", "wrong", "unknown")
+    with pytest.raises(UserError, match="`label` must be"):
+        processbench_from_record({"problem": "?", "steps": ["a"], "label": None})
+
+
+def test_prm800k_completions_are_siblings():
+    record = {
+        "question": {"problem": "2+2?", "ground_truth_answer": "4"},
+        "label": {
+            "steps": [
+                {
+                    "completions": [{"text": "a", "rating": 1}, {"text": "b", "rating": -1}],
+                    "chosen_completion": 0,
+                    "human_completion": None,
+                },
+                {
+                    "completions": [{"text": "c", "rating": 0}],
+                    "chosen_completion": None,
+                    "human_completion": {"text": "h"},
+                },
+                {"completions": [{"text": "4\n\n# Answer\n\n4", "rating": 1}], "chosen_completion": None},
+            ]
+        },
+    }
+    solutions = prm800k_from_record(record, id="r")
+    assert [(s.id, s.steps, s.verdicts[-1]) for s in solutions] == [
+        ("r/0.0", ("a",), "correct"),
+        ("r/0.1", ("b",), "wrong"),
+        ("r/1.0", ("a", "c"), "unknown"),
+        ("r/2.0", ("a", "h", "4\n\n# Answer\n\n4"), "correct"),
+    ]
+    assert [s.ended for s in solutions] == [False, False, False, True]
+    flat = prm800k_from_record({"prompt": "?", "completions": ["a", "b"], "labels": [True, False]})
+    assert flat[0].verdicts == ("correct", "wrong")
+
+
+def test_math_shepherd():
+    solution = math_shepherd_from_record(
+        {
+            "input": "How many? Step 1: 1 + 1 = 2 ки\nStep 2: 2 + 2 = 5 ки",
+            "label": "How many? Step 1: 1 + 1 = 2 +\nStep 2: 2 + 2 = 5 -",
+        }
+    )
+    assert solution.question == "How many?"
+    assert solution.steps == ("Step 1: 1 + 1 = 2", "Step 2: 2 + 2 = 5")
+    assert solution.verdicts == ("correct", "wrong")
+    with pytest.raises(UserError, match="has 'x' where"):
+        math_shepherd_from_record({"input": "Q Step 1: a ки", "label": "Q Step 1: a x"})

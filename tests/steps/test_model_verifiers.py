@@ -1,0 +1,107 @@
+"""Verifiers that sample from a model, with scripted ones."""
+
+import pytest
+
+from caspo_jax.errors import UserError
+from caspo_jax.steps import LocalJudge, Rollouts, VerifyItem, load_prompt, parse_verdict
+from caspo_jax.types import Question, Trace
+
+QUESTION = Question(id="q", question="How much is {step}?", gold="7")
+
+
+def item(prefix, step, last=False):
+    return VerifyItem(
+        question=QUESTION,
+        prefix=prefix,
+        step=step,
+        is_last=last,
+        prompt_ids=(9,),
+        prefix_ids=tuple(prefix.encode()),
+        step_ids=tuple(step.encode()),
+    )
+
+
+def trace(question, text, finish="eos"):
+    return Trace(question.id, None, None, None, question.prompt_ids or (), (), text, finish)
+
+
+class Scripted:
+    """Answers 7 in so many of n rollouts as the state's text says."""
+
+    def __init__(self, hits, finish="eos"):
+        self.hits, self.finish, self.asked = hits, finish, []
+
+    def __call__(self, questions, n):
+        self.asked += [q.id for q in questions]
+        traces = []
+        for q in questions:
+            hits = self.hits[bytes(q.prompt_ids[1:]).decode()]
+            traces += [trace(q, f"Answer: {7 if i < hits else 8}", self.finish) for i in range(n)]
+        return traces
+
+
+def test_rollouts_follow_the_value_of_the_states():
+    generate = Scripted({"": 2, "good": 1, "bad": 0, "badworse": 0})
+    items = [item("", "good"), item("", "bad"), item("bad", "worse"), item("bad", "Answer: 7", last=True)]
+    assert Rollouts(generate, n=4).verify(items) == ["correct", "wrong", "unknown", "correct"]
+    assert len(generate.asked) == len(set(generate.asked)) == 4  # each state once
+    assert Rollouts(generate, n=4, local=False).verify(items)[2] == "wrong"
+    assert Rollouts(generate, n=4, threshold=0.25).verify(items)[0] == "wrong"
+
+
+def test_rollouts_that_do_not_finish_are_failures():
+    generate = Scripted({"": 4, "good": 4}, finish="length")
+    assert Rollouts(generate, n=4, local=False).verify([item("", "good")]) == ["wrong"]
+
+
+def test_rollouts_need_a_gold_and_sane_numbers():
+    bare = VerifyItem(Question(id="x", question="?"), "", "s", False, prompt_ids=(1,))
+    with pytest.raises(UserError, match="no gold"):
+        Rollouts(Scripted({})).verify([bare])
+    with pytest.raises(UserError, match="n=0"):
+        Rollouts(Scripted({}), n=0)
+
+
+@pytest.mark.parametrize(
+    "reply, verdict",
+    [
+        ("It holds.\nVerdict: correct", "correct"),
+        ("**Verdict: wrong**\n\n", "wrong"),
+        ("verdict : Correct.", "correct"),
+        ("Verdict: correct\nbut who knows", "unknown"),
+        ("Verdict: correct or wrong", "unknown"),
+        ("not Verdict: correct", "unknown"),
+        ("Verdict: incorrect", "unknown"),
+        ("", "unknown"),
+    ],
+)
+def test_verdicts_are_parsed_strictly(reply, verdict):
+    assert parse_verdict(reply) == verdict
+
+
+def test_judge_asks_once_a_prompt_and_takes_no_cut_reply():
+    seen = []
+
+    def generate(questions, n):
+        assert n == 1
+        seen.extend(questions)
+        return [
+            trace(q, "Verdict: wrong", "length" if "\nlong\n" in q.question else "eos") for q in questions
+        ]
+
+    judge = LocalJudge(generate)
+    items = [item("", "2 + 2 = 5"), item("", "2 + 2 = 5"), item(r"a {step} \frac{1}{2}", "long")]
+    assert judge.verify(items) == ["wrong", "wrong", "unknown"]
+    assert len(seen) == 2
+    assert "How much is {step}?" in seen[0].question  # braces in the texts are no fields
+    assert r"a {step} \frac{1}{2}" in seen[1].question
+    assert judge.verify([]) == []
+
+
+def test_the_template_must_have_its_fields(tmp_path):
+    assert "{step}" in load_prompt()
+    (tmp_path / "p.txt").write_text("{question} {step}")
+    with pytest.raises(UserError, match=r"lacks \{prefix\}"):
+        load_prompt(tmp_path / "p.txt")
+    with pytest.raises(UserError, match="cannot read"):
+        load_prompt(tmp_path / "none.txt")
