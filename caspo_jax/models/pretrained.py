@@ -31,7 +31,7 @@ from caspo_jax.models.checkpoint import (
 )
 from caspo_jax.models.config import DTYPES, ModelConfig, read_json
 from caspo_jax.models.decoder import Decoder
-from caspo_jax.models.tokenizer import Tokenizer, eos_ids, find_tokenizer, load_tokenizer
+from caspo_jax.models.tokenizer import Tokenizer, eos_ids, find_tokenizer, load_tokenizer, save_tokenizer
 from caspo_jax.models.weights import weights
 from caspo_jax.sharding import named_sharding
 
@@ -140,7 +140,7 @@ def save_pretrained(
         _write_json(folder / "config.json", model.config.to_hf(name))
         _write_generation_config(folder, model.config)
         if tokenizer is not None:
-            tokenizer.save_pretrained(str(folder))
+            save_tokenizer(tokenizer, folder)
         if caspo is not None:
             _write_json(folder / CASPO_FILE, caspo)
         for file, content in (extra_files or {}).items():

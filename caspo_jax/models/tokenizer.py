@@ -10,13 +10,14 @@ from pathlib import Path
 from typing import Any
 
 from caspo_jax.errors import UserError
-from caspo_jax.models.config import ModelConfig, merge_eos
+from caspo_jax.models.config import ModelConfig, merge_eos, read_json
 from caspo_jax.types import Question
 
 Tokenizer = Any  # a transformers fast tokenizer
 
 
-_FILES = ("tokenizer.json", "tokenizer_config.json", "vocab.json", "tokenizer.model")
+_CONFIG = "tokenizer_config.json"
+_FILES = ("tokenizer.json", _CONFIG, "vocab.json", "tokenizer.model")
 
 
 def find_tokenizer(path: str | Path) -> bool:
@@ -34,16 +35,33 @@ def load_tokenizer(path: str | Path) -> Tokenizer:
         raise UserError(f"{path}: holds no tokenizer (expected tokenizer.json)")
     # transformers announces on import that torch is absent, which is how this library is meant to run.
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
-    from transformers import AutoTokenizer  # takes seconds to import
+    from transformers import AutoTokenizer, PreTrainedTokenizerFast  # takes seconds to import
 
+    # AutoTokenizer may rebuild the pre-tokenizer from the architecture's own class; tokenizer.json is what the
+    # checkpoint was trained with.
+    verbatim = (Path(path) / "tokenizer.json").is_file()
     try:
-        tokenizer = AutoTokenizer.from_pretrained(str(path))
+        tokenizer = (PreTrainedTokenizerFast if verbatim else AutoTokenizer).from_pretrained(str(path))
     except Exception as error:  # the tokenizers library raises bare Exception
         reason = str(error).strip().split("\n")[0]
         raise UserError(f"{path}: the tokenizer cannot be loaded ({reason})") from error
     if not tokenizer.is_fast:
         raise UserError(f"{path}: only fast tokenizers are supported (tokenizer.json)")
+    config = Path(path) / _CONFIG
+    tokenizer.source_class = read_json(config).get("tokenizer_class") if config.is_file() else None
     return tokenizer
+
+
+def save_tokenizer(tokenizer: Tokenizer, folder: Path) -> None:
+    """Writes the tokenizer's files and chat template; the class named in its config stays what it was."""
+    tokenizer.save_pretrained(str(folder))
+    config = read_json(folder / _CONFIG)
+    if getattr(tokenizer, "source_class", None):
+        config["tokenizer_class"] = tokenizer.source_class
+    for key in ("is_local", "local_files_only"):  # how this process loaded it, nothing about the tokenizer
+        config.pop(key, None)
+    text = json.dumps(config, indent=2, ensure_ascii=False) + "\n"
+    (folder / _CONFIG).write_text(text, encoding="utf-8")
 
 
 @functools.cache

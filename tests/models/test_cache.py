@@ -1,0 +1,72 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from caspo_jax.models import KVCache, ModelConfig, copy_rows, grow, init_cache, repeat_rows, take_rows
+
+CONFIG = ModelConfig("llama", 8, 8, 8, num_layers=2, num_heads=2, num_kv_heads=1, head_dim=2)
+
+
+@pytest.fixture
+def cache() -> KVCache:
+    """Row r holds r everywhere and owns r+1 columns."""
+    row = jnp.arange(4.0).reshape(1, 4, 1, 1, 1)
+    empty = init_cache(CONFIG, 4, 6, jnp.float32)
+    return KVCache(k=empty.k + row, v=empty.v + row + 10, valid=jnp.arange(6)[None] <= jnp.arange(4)[:, None])
+
+
+def owners(cache: KVCache) -> list[int]:
+    """Which original row each row is, checked on all three arrays."""
+    found = []
+    for r in range(cache.rows):
+        (row,) = np.unique(cache.k[:, r])
+        assert (np.asarray(cache.v[:, r]) == row + 10).all()
+        assert int(cache.valid[r].sum()) == row + 1
+        found.append(int(row))
+    return found
+
+
+def test_init_is_empty():
+    cache = init_cache(CONFIG, 3, 5, jnp.bfloat16)
+    assert (cache.rows, cache.capacity, cache.k.dtype) == (3, 5, jnp.bfloat16)
+    assert cache.k.shape == (2, 3, 1, 2, 5)
+    assert cache.v.shape == (2, 3, 1, 5, 2)
+    assert not cache.valid.any()
+
+
+def test_repeat_and_take(cache):
+    assert owners(repeat_rows(cache, 2)) == [0, 0, 1, 1, 2, 2, 3, 3]
+    assert owners(take_rows(cache, jnp.array([3, 1, 1]))) == [3, 1, 1]
+
+
+@pytest.mark.parametrize("count, want", [(0, [0, 1, 2, 3]), (1, [2, 1, 2, 3]), (3, [2, 3, 2, 2])])
+def test_copy_rows_copies_the_first_count_in_order(cache, count, want):
+    copied = jax.jit(copy_rows)(cache, jnp.array([2, 3, 0, 1]), jnp.array([0, 1, 3, 2]), count)
+    assert owners(copied) == want
+
+
+def test_copy_rows_in_a_donated_loop_needs_no_second_cache():
+    config = ModelConfig("llama", 8, 8, 8, num_layers=2, num_heads=2, num_kv_heads=2, head_dim=16)
+
+    def loop(cache, source, destination, count):
+        def body(state):
+            i, cache = state
+            return i + 1, copy_rows(cache, source, destination, jnp.where(i == 3, count, 0))
+
+        return jax.lax.while_loop(lambda state: state[0] < 8, body, (0, cache))
+
+    cache = init_cache(config, 32, 64, jnp.float32)
+    index = jnp.zeros(8, jnp.int32)
+    program = jax.jit(loop, donate_argnums=0).lower(cache, index, index, 2).compile()
+    assert program.memory_analysis().temp_size_in_bytes < 0.1 * (cache.k.nbytes + cache.v.nbytes)
+
+
+def test_grow_adds_empty_columns(cache):
+    grown = grow(cache, 9)
+    assert grown.capacity == 9
+    assert grown.k.shape[-1] == grown.v.shape[-2] == 9
+    np.testing.assert_array_equal(grown.k[..., :6], cache.k)
+    np.testing.assert_array_equal(grown.v[..., :6, :], cache.v)
+    assert not grown.valid[:, 6:].any()
+    assert grow(cache, 6) is cache

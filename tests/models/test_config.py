@@ -1,0 +1,191 @@
+import json
+
+import numpy as np
+import pytest
+
+from caspo_jax.errors import UserError
+from caspo_jax.models import ModelConfig, RopeConfig
+from caspo_jax.models.rope import inverse_frequencies, rotation
+
+
+def hf(**changes):
+    config = {
+        "architectures": ["Qwen2ForCausalLM"],
+        "model_type": "qwen2",
+        "vocab_size": 64,
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "num_hidden_layers": 4,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": 512,
+        "rope_theta": 1e6,
+    }
+    return config | changes
+
+
+def test_rope_matches_transformers(golden):
+    cases = json.loads((golden / "rope.json").read_text())["cases"]
+    assert {case["rope_parameters"]["rope_type"] for case in cases} == {"default", "linear", "llama3", "yarn"}
+    for case in cases:
+        config = {"rope_parameters": case["rope_parameters"], "max_position_embeddings": 512}
+        rope = RopeConfig.from_hf(config)
+        frequencies, factor = inverse_frequencies(rope, case["head_dim"])
+        assert frequencies.dtype == np.float32
+        np.testing.assert_allclose(frequencies, case["inv_freq"], rtol=3e-7)
+        assert factor == pytest.approx(case["attention_factor"], rel=1e-6)
+        cos, sin = rotation(rope, case["head_dim"], np.asarray(case["positions"]))
+        np.testing.assert_allclose(cos, case["cos"], atol=2e-3)  # one ulp of a frequency, times 4000
+        np.testing.assert_allclose(cos[:3], np.asarray(case["cos"])[:3], atol=1e-5)
+        np.testing.assert_allclose(cos**2 + sin**2, factor**2, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "scaling",
+    [
+        {"rope_type": "linear", "factor": 4.0},
+        {"type": "linear", "factor": 4.0},
+        {"type": "yarn", "factor": 4.0, "original_max_position_embeddings": 128},
+    ],
+)
+def test_hub_dialect_equals_rope_parameters(scaling):
+    old = ModelConfig.from_hf(hf(rope_scaling=scaling))
+    params = {"rope_theta": 1e6, "rope_type": scaling.get("rope_type", scaling.get("type"))} | scaling
+    new = hf(rope_parameters=params)
+    del new["rope_theta"]
+    assert old == ModelConfig.from_hf(new)
+    assert old.rope.theta == 1e6
+    assert old.rope.factor == 4.0
+
+
+def test_theta_beside_rope_parameters_is_read():
+    assert ModelConfig.from_hf(hf(rope_parameters={"rope_type": "default"})).rope.theta == 1e6
+    assert ModelConfig.from_hf({k: v for k, v in hf().items() if k != "rope_theta"}).rope.theta == 1e4
+
+
+@pytest.mark.parametrize(
+    "params",
+    [
+        {"rope_type": "default", "rope_theta": 5e5},
+        {"rope_type": "linear", "rope_theta": 1e4, "factor": 2.0},
+        {
+            "rope_type": "llama3",
+            "rope_theta": 5e5,
+            "factor": 8.0,
+            "low_freq_factor": 1.0,
+            "high_freq_factor": 4.0,
+            "original_max_position_embeddings": 64,
+        },
+        {
+            "rope_type": "yarn",
+            "rope_theta": 1e4,
+            "factor": 8.0,
+            "original_max_position_embeddings": 64,
+            "mscale": 0.7,
+            "mscale_all_dim": 1.3,
+            "beta_fast": 16.0,
+            "truncate": False,
+        },
+    ],
+)
+@pytest.mark.parametrize("model_type", ["qwen2", "qwen3", "llama"])
+def test_config_survives_writing_and_reading_in_both_dialects(model_type, params):
+    names = {"qwen2": "Qwen2", "qwen3": "Qwen3", "llama": "Llama"}
+    config = ModelConfig.from_hf(
+        hf(
+            model_type=model_type,
+            architectures=[f"{names[model_type]}ForCausalLM"],
+            rope_parameters=params,
+            eos_token_id=[3, 4],
+            bos_token_id=1,
+            head_dim=16,
+            torch_dtype="bfloat16",
+            tie_word_embeddings=True,
+        )
+    )
+    written = json.loads(json.dumps(config.to_hf()))
+    assert ModelConfig.from_hf(written) == config
+    v5 = {
+        key: value
+        for key, value in written.items()
+        if key not in ("rope_theta", "rope_scaling", "torch_dtype")
+    }
+    v4 = {key: value for key, value in written.items() if key not in ("rope_parameters", "dtype")}
+    assert ModelConfig.from_hf(v5) == ModelConfig.from_hf(v4) == config
+
+
+def test_head_dim_and_biases_by_architecture():
+    qwen2 = ModelConfig.from_hf(hf())
+    assert (qwen2.head_dim, qwen2.qkv_bias, qwen2.output_bias, qwen2.qk_norm) == (8, True, False, False)
+    qwen3 = ModelConfig.from_hf(
+        hf(model_type="qwen3", architectures=["Qwen3ForCausalLM"], attention_bias=True)
+    )
+    assert (qwen3.head_dim, qwen3.qkv_bias, qwen3.output_bias, qwen3.qk_norm) == (128, True, True, True)
+    llama = ModelConfig.from_hf(hf(model_type="llama", architectures=["LlamaForCausalLM"], mlp_bias=True))
+    assert (llama.head_dim, llama.qkv_bias, llama.mlp_bias) == (8, False, True)
+    assert (
+        ModelConfig.from_hf({k: v for k, v in hf().items() if k != "num_key_value_heads"}).num_kv_heads == 4
+    )
+
+
+def test_unused_sliding_windows_are_no_obstacle():
+    ModelConfig.from_hf(hf(use_sliding_window=False, sliding_window=131072, max_window_layers=2))
+    ModelConfig.from_hf(hf(use_sliding_window=True, sliding_window=128, max_window_layers=4))
+    ModelConfig.from_hf(hf(layer_types=["full_attention"] * 4))
+
+
+@pytest.mark.parametrize(
+    "changes, words",
+    [
+        ({"model_type": "mixtral", "architectures": ["MixtralForCausalLM"]}, ["MixtralForCausalLM"]),
+        ({"model_type": "qwen3_moe", "architectures": ["Qwen3MoeForCausalLM"]}, ["Qwen3MoeForCausalLM"]),
+        ({"architectures": ["Qwen2ForSequenceClassification"]}, ["Qwen2ForSequenceClassification"]),
+        ({"model_type": None, "architectures": None}, ["None"]),
+        ({"rope_scaling": {"rope_type": "dynamic", "factor": 2.0}}, ["rope type", "dynamic"]),
+        ({"rope_scaling": {"type": "longrope", "factor": 2.0}}, ["rope type", "longrope"]),
+        ({"rope_parameters": {"rope_type": "proportional"}}, ["rope type", "proportional"]),
+        ({"rope_scaling": {"rope_type": "linear"}}, ["linear", "factor"]),
+        ({"rope_scaling": {"rope_type": "llama3", "factor": 8.0}}, ["low_freq_factor"]),
+        ({"rope_parameters": {"sliding_attention": {"rope_type": "default"}}}, ["sliding_attention"]),
+        ({"partial_rotary_factor": 0.5}, ["partial_rotary_factor"]),
+        ({"use_sliding_window": True, "sliding_window": 128, "max_window_layers": 2}, ["sliding"]),
+        ({"layer_types": ["full_attention", "sliding_attention"] * 2}, ["sliding"]),
+        ({"layer_types": ["linear_attention"] * 4}, ["linear_attention"]),
+        ({"hidden_act": "gelu"}, ["hidden_act", "gelu"]),
+        ({"quantization_config": {"quant_method": "gptq"}}, ["gptq"]),
+        ({"torch_dtype": "float8_e4m3fn"}, ["float8_e4m3fn"]),
+        ({"hidden_size": None}, ["hidden_size"]),
+        ({"num_hidden_layers": "4"}, ["num_hidden_layers"]),
+        ({"num_attention_heads": 3}, ["hidden_size 32"]),
+        ({"num_key_value_heads": 3}, ["num_key_value_heads 3"]),
+        ({"head_dim": 7}, ["head_dim"]),
+        ({"vocab_size": 0}, ["vocab_size"]),
+        ({"rope_theta": "big"}, ["rope_theta"]),
+    ],
+)
+def test_refusals_name_what_is_wrong(changes, words):
+    with pytest.raises(UserError) as error:
+        ModelConfig.from_hf(hf(**changes))
+    message = str(error.value)
+    assert "\n" not in message
+    assert all(word in message for word in words), message
+
+
+def test_config_files_that_cannot_be_read(tmp_path):
+    with pytest.raises(UserError, match=r"config\.json: file not found"):
+        ModelConfig.from_hf(tmp_path)
+    (tmp_path / "config.json").write_text('{"model_type": "qwen2",\n oops}')
+    with pytest.raises(UserError, match=r"config\.json:2: not valid JSON"):
+        ModelConfig.from_hf(tmp_path)
+    (tmp_path / "config.json").write_text("[1]")
+    with pytest.raises(UserError, match="expected a JSON object"):
+        ModelConfig.from_hf(tmp_path)
+
+
+def test_eos_ids_are_merged_with_generation_config(tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps(hf(eos_token_id=5)))
+    (tmp_path / "generation_config.json").write_text(json.dumps({"eos_token_id": [7, 5], "temperature": 0.7}))
+    config = ModelConfig.from_hf(tmp_path)
+    assert config.eos_token_ids == (5, 7)
+    assert json.loads(config.generation_json)["temperature"] == 0.7
+    assert hash(config) == hash(ModelConfig.from_hf(tmp_path))

@@ -1,0 +1,249 @@
+import json
+import os
+
+import jax.numpy as jnp
+import ml_dtypes
+import numpy as np
+import pytest
+from flax import nnx
+from safetensors import safe_open
+from safetensors.numpy import save_file
+
+from caspo_jax.errors import UserError
+from caspo_jax.models import (
+    Decoder,
+    ModelConfig,
+    encode_prompt,
+    load_caspo_json,
+    load_pretrained,
+    save_pretrained,
+)
+from caspo_jax.types import Question
+
+
+def tensors(folder) -> dict[str, np.ndarray]:
+    found = {}
+    for path in folder.glob("*.safetensors"):
+        with safe_open(str(path), "numpy") as file:
+            found |= {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    return found
+
+
+def same_bits(a: dict[str, np.ndarray], b: dict[str, np.ndarray]) -> bool:
+    return a.keys() == b.keys() and all(
+        a[name].dtype == b[name].dtype
+        and a[name].shape == b[name].shape
+        and a[name].tobytes() == b[name].tobytes()
+        for name in a
+    )
+
+
+@pytest.mark.parametrize("max_shard_bytes", [10**9, 150_000])
+def test_round_trip_is_bit_for_bit(checkpoint, tmp_path, max_shard_bytes):
+    model, tokenizer = load_pretrained(checkpoint)
+    out = tmp_path / "deep" / "policy"
+    save_pretrained(model, tokenizer, out, max_shard_bytes=max_shard_bytes)
+    assert same_bits(tensors(checkpoint), tensors(out))
+    assert (out / "model.safetensors.index.json").exists() == (max_shard_bytes < 10**9)
+    again, tokenizer_again = load_pretrained(out)
+    assert again.config == model.config
+    assert again.dtype == model.dtype
+    assert tokenizer_again.chat_template == tokenizer.chat_template
+    question = Question("q", question="What is 2+2?\n\n数学")
+    assert encode_prompt(tokenizer_again, question) == encode_prompt(tokenizer, question)
+    for name in ("tokenizer_config.json", "generation_config.json"):
+        assert json.loads((out / name).read_text()) == json.loads((checkpoint / name).read_text())
+    before = json.loads((checkpoint / "config.json").read_text())
+    after = json.loads((out / "config.json").read_text())
+    ignored = ("transformers_version", "max_window_layers", "pretraining_tp")
+    assert {key: after.get(key) for key in before if key not in ignored} == {
+        key: value for key, value in before.items() if key not in ignored
+    }
+
+
+def test_saved_dtype_is_as_asked(golden, tmp_path):
+    model, _ = load_pretrained(golden / "qwen3_tied_fp32")
+    source = tensors(golden / "qwen3_tied_fp32")
+    for name, dtype in (("bfloat16", ml_dtypes.bfloat16), ("float16", np.float16), ("float32", np.float32)):
+        save_pretrained(model, None, tmp_path / name, dtype=name)
+        assert same_bits(
+            {key: value.astype(dtype) for key, value in source.items()}, tensors(tmp_path / name)
+        )
+        assert json.loads((tmp_path / name / "config.json").read_text())["dtype"] == name
+    half, tokenizer = load_pretrained(tmp_path / "float16")
+    assert half.dtype == jnp.float32
+    assert tokenizer is None
+    with pytest.raises(UserError, match="int8"):
+        save_pretrained(model, None, tmp_path / "x", dtype="int8")
+    with pytest.raises(UserError, match="float16"):
+        load_pretrained(golden / "qwen3_tied_fp32", dtype="float16")
+
+
+def test_loaded_dtype_is_as_asked(golden):
+    folder = golden / "qwen2_untied_bf16_sharded"
+    assert load_pretrained(folder)[0].dtype == jnp.bfloat16
+    model, _ = load_pretrained(folder, dtype="float32")
+    kernel = tensors(folder)["model.layers.2.mlp.down_proj.weight"].astype(np.float32)
+    np.testing.assert_array_equal(model.layers.down[...][2], kernel.T)
+
+
+def test_trained_random_model_round_trips(tmp_path):
+    config = ModelConfig("llama", 12, 8, 16, 2, 2, 1, 6, qkv_bias=True, output_bias=True, mlp_bias=True)
+    model = Decoder(config, rngs=nnx.Rngs(3))
+    save_pretrained(model, None, tmp_path / "m")
+    again, _ = load_pretrained(tmp_path / "m")
+    ids = np.arange(12, dtype=np.int32)[None]
+    np.testing.assert_array_equal(again(ids), model(ids))
+
+
+def test_caspo_json_and_extra_files(golden, tmp_path):
+    model, _ = load_pretrained(golden / "llama_biases_yarn_fp32")
+    assert load_caspo_json(golden / "llama_biases_yarn_fp32") == {}
+    extra = {"notes.md": "α\n", "blob": b"\x00\xff", "more.json": {"a": 1}}
+    save_pretrained(model, None, tmp_path / "m", caspo={"step_delimiter": "\n"}, extra_files=extra)
+    assert load_caspo_json(tmp_path / "m") == {"step_delimiter": "\n"}
+    assert (tmp_path / "m" / "notes.md").read_text(encoding="utf-8") == "α\n"
+    assert (tmp_path / "m" / "blob").read_bytes() == b"\x00\xff"
+    assert json.loads((tmp_path / "m" / "more.json").read_text()) == {"a": 1}
+
+
+def test_saving_replaces_a_checkpoint_whole_and_nothing_else(golden, tmp_path):
+    model, _ = load_pretrained(golden / "llama_biases_yarn_fp32")
+    out = tmp_path / "m"
+    save_pretrained(model, None, out, max_shard_bytes=10_000)
+    save_pretrained(model, None, out)
+    assert sorted(p.name for p in out.iterdir()) == [
+        "config.json",
+        "generation_config.json",
+        "model.safetensors",
+    ]
+    assert os.listdir(tmp_path) == ["m"]  # no temporary folder stays
+    assert (out.stat().st_mode & 0o777) == ((tmp_path / "m" / "config.json").stat().st_mode & 0o777) | 0o111
+    (tmp_path / "papers").mkdir()
+    (tmp_path / "papers" / "thesis.tex").write_text("years of work")
+    with pytest.raises(UserError, match="no checkpoint folder"):
+        save_pretrained(model, None, tmp_path / "papers")
+    assert (tmp_path / "papers" / "thesis.tex").exists()
+
+
+def test_a_failed_save_leaves_the_old_checkpoint(golden, tmp_path):
+    model, _ = load_pretrained(golden / "llama_biases_yarn_fp32")
+    save_pretrained(model, None, tmp_path / "m")
+    before = tensors(tmp_path / "m")
+    with pytest.raises(TypeError):
+        save_pretrained(model, None, tmp_path / "m", caspo={"bad": object()})
+    assert same_bits(before, tensors(tmp_path / "m"))
+    assert os.listdir(tmp_path) == ["m"]
+
+
+def rewrite(folder, change):
+    """Applies `change` to the tensors of a single-file checkpoint."""
+    found = tensors(folder)
+    change(found)
+    save_file(found, str(folder / "model.safetensors"), {"format": "pt"})
+
+
+def drop(name):
+    return lambda found: found.pop(name)
+
+
+def put(name, value):
+    return lambda found: found.__setitem__(name, value)
+
+
+@pytest.mark.parametrize(
+    "change, words",
+    [
+        (drop("model.layers.1.mlp.up_proj.weight"), ["model.layers.1.mlp.up_proj.weight", "missing"]),
+        (drop("model.norm.weight"), ["model.norm.weight", "missing"]),
+        (put("model.layers.3.mlp.up_proj.weight", np.ones((2, 2), np.float32)), ["layers.3", "not part of"]),
+        (put("score.weight", np.ones((2, 2), np.float32)), ["score.weight", "not part of"]),
+        (
+            put("model.layers.0.self_attn.k_proj.weight", np.ones((64, 32), np.float32)),
+            ["model.layers.0.self_attn.k_proj.weight", "[64, 32]", "[32, 64]"],
+        ),
+        (put("model.norm.weight", np.ones(64, np.int8)), ["model.norm.weight", "I8"]),
+    ],
+)
+def test_wrong_tensors_are_named(copy_of, change, words):
+    folder = copy_of("llama31_untied_fp32")
+    rewrite(folder, change)
+    with pytest.raises(UserError) as error:
+        load_pretrained(folder)
+    assert "\n" not in str(error.value)
+    assert all(word in str(error.value) for word in words), str(error.value)
+
+
+def test_known_redundant_tensors_are_allowed(copy_of):
+    folder = copy_of("qwen3_tied_fp32")
+    embed = tensors(folder)["model.embed_tokens.weight"]
+    rewrite(folder, put("lm_head.weight", embed))
+    rewrite(folder, put("model.layers.0.self_attn.rotary_emb.inv_freq", np.ones(16, np.float32)))
+    load_pretrained(folder)
+    rewrite(folder, put("lm_head.weight", embed + 1))
+    with pytest.raises(UserError, match=r"lm_head\.weight"):
+        load_pretrained(folder)
+
+
+def shards(folder):
+    return sorted(folder.glob("model-*.safetensors"))
+
+
+def test_broken_folders_are_named(copy_of, tmp_path, monkeypatch):
+    def refused(folder, *words):
+        with pytest.raises(UserError) as error:
+            load_pretrained(folder)
+        assert "\n" not in str(error.value)
+        assert all(word in str(error.value) for word in words), str(error.value)
+
+    refused(tmp_path / "nowhere", "nowhere", "not found")
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    refused("some-owner/no-such-model", "some-owner/no-such-model")
+    folder = copy_of("qwen2_untied_bf16_sharded")
+    refused(folder / "config.json", "is a file")
+    index = folder / "model.safetensors.index.json"
+    listing = json.loads(index.read_text())
+
+    changed = json.loads(index.read_text())
+    changed["weight_map"]["model.norm.weight"] = "model-00001-of-00004.safetensors"
+    index.write_text(json.dumps(changed))
+    refused(folder, "model.norm.weight", "missing")
+
+    del changed["weight_map"]["model.norm.weight"]
+    index.write_text(json.dumps(changed))
+    refused(folder, "model.norm.weight", "not listed")
+
+    changed["weight_map"]["model.norm.weight"] = "pytorch_model.bin"
+    index.write_text(json.dumps(changed))
+    refused(folder, "pytorch_model.bin")
+
+    index.write_text(json.dumps({"weight_map": []}))
+    refused(folder, "weight_map")
+
+    index.write_text(json.dumps(listing))
+    second = shards(folder)[1]
+    whole = second.read_bytes()
+    second.write_bytes(whole[: len(whole) // 2])
+    refused(folder, second.name)
+    second.write_bytes(b"not safetensors")
+    refused(folder, second.name)
+    second.unlink()
+    refused(folder, second.name, "not found")
+
+    for path in [*shards(folder), index]:
+        path.unlink()
+    refused(folder, "model.safetensors")
+    (folder / "pytorch_model.bin").write_bytes(b"\x80\x04")
+    refused(folder, "pytorch_model.bin", "pickle")
+
+
+def test_sharded_over_a_mesh_is_the_same_model(golden):
+    from caspo_jax.sharding import make_mesh
+
+    mesh = make_mesh("fsdp:-1")
+    folder = golden / "qwen3_tied_fp32"
+    split, whole = load_pretrained(folder, mesh=mesh)[0], load_pretrained(folder)[0]
+    assert split.embed[...].sharding.mesh.axis_names == ("fsdp",)
+    for a, b in zip(nnx.to_flat_state(nnx.state(split)), nnx.to_flat_state(nnx.state(whole)), strict=True):
+        assert a[0] == b[0]
+        np.testing.assert_array_equal(a[1][...], b[1][...])

@@ -1,0 +1,132 @@
+import json
+
+import pytest
+
+from caspo_jax.errors import UserError
+from caspo_jax.models import (
+    ModelConfig,
+    check_prompt_ids,
+    decode,
+    encode_prompt,
+    eos_ids,
+    load_tokenizer,
+    token_bytes,
+)
+from caspo_jax.types import Question
+
+NAMES = ("qwen_like", "llama3_like")
+
+
+@pytest.fixture(scope="module", params=NAMES)
+def case(request, golden):
+    folder = golden / "tokenizers"
+    expected = json.loads((folder / "expected.json").read_text(encoding="utf-8"))[request.param]
+    return load_tokenizer(folder / request.param), expected
+
+
+def test_texts_encode_and_decode_as_expected(case):
+    tokenizer, expected = case
+    for text in expected["texts"]:
+        if text["text"]:
+            assert encode_prompt(tokenizer, Question("q", prompt=text["text"])) == text["ids"]
+        assert decode(tokenizer, text["ids"]) == text["decoded_skip"]
+
+
+def test_question_goes_through_the_chat_template(case):
+    tokenizer, expected = case
+    chat = expected["chats"][0]
+    assert encode_prompt(tokenizer, Question("q", question=chat["messages"][0]["content"])) == chat["ids"]
+
+
+def test_bytes_join_to_the_decoded_text(case):
+    tokenizer, expected = case
+    table = token_bytes(tokenizer, 520)
+    assert len(table) == 520
+    assert table[512:] == [b""] * 8
+    special = set(tokenizer.all_special_ids)
+    assert all((table[id] == b"") == (id in special) for id in range(512))
+    for text in expected["texts"]:
+        assert b"".join(table[id] for id in text["ids"]) == text["decoded_skip"].encode()
+    # every token by itself, partial characters included
+    for id in range(512):
+        assert table[id].decode("utf-8", "replace") == decode(tokenizer, [id])
+
+
+def test_a_vocabulary_smaller_than_the_tokenizer_is_cut(case):
+    assert token_bytes(case[0], 100) == token_bytes(case[0], 512)[:100]
+
+
+def test_added_tokens_that_are_not_special_are_text(golden):
+    tokenizer = load_tokenizer(golden / "tokenizers" / "qwen_like")
+    tokenizer.add_tokens(["<think>", "a b"])
+    table = token_bytes(tokenizer, 520)
+    assert table[512:514] == [b"<think>", b"a b"]
+    assert decode(tokenizer, [512, 513]) == "<think>a b"
+
+
+def test_a_decoder_without_exact_bytes_is_refused(golden):
+    from tokenizers import decoders
+
+    tokenizer = load_tokenizer(golden / "tokenizers" / "qwen_like")
+    tokenizer.backend_tokenizer.decoder = decoders.Metaspace()
+    with pytest.raises(UserError, match="Metaspace"):
+        token_bytes(tokenizer, 512)
+
+
+def test_prompt_gets_the_tokenizers_bos_once(golden):
+    from tokenizers import processors
+
+    tokenizer = load_tokenizer(golden / "tokenizers" / "llama3_like")
+    tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
+        single="<|begin_of_text|> $A", special_tokens=[("<|begin_of_text|>", 506)]
+    )
+    plain = encode_prompt(tokenizer, Question("q", prompt="hi"))
+    assert plain[0] == 506
+    assert encode_prompt(tokenizer, Question("q", prompt="<|begin_of_text|>hi")) == plain
+    templated = encode_prompt(tokenizer, Question("q", question="hi"))
+    assert templated.count(506) == 1
+    tokenizer.chat_template = None
+    assert encode_prompt(tokenizer, Question("q", question="hi")) == plain
+
+
+def test_prompt_ids_are_verbatim_and_need_no_tokenizer():
+    assert encode_prompt(None, Question("q", question="x", prompt_ids=(5, 5))) == [5, 5]
+    assert token_bytes(None, 3) == [b"", b"", b""]
+    assert decode(None, [1, 2]) == ""
+    with pytest.raises(UserError, match="no tokenizer"):
+        encode_prompt(None, Question("q7", prompt="x"))
+
+
+@pytest.mark.parametrize(
+    "question", [Question("q7"), Question("q7", prompt=""), Question("q7", prompt_ids=())]
+)
+def test_empty_prompts_are_refused(case, question):
+    with pytest.raises(UserError, match="q7"):
+        encode_prompt(case[0], question)
+
+
+def test_prompt_checks():
+    config = ModelConfig("llama", 10, 8, 8, 1, 2, 1, 4, max_position_embeddings=6)
+    check_prompt_ids([0, 9, 3], config, "q", new_tokens=3)
+    for ids, extra, words in (
+        ([], 0, "empty"),
+        ([10], 0, "id 10"),
+        ([-1], 0, "id -1"),
+        ([1] * 4, 3, "context of 6"),
+    ):
+        with pytest.raises(UserError, match=words):
+            check_prompt_ids(ids, config, "line 3", new_tokens=extra)
+
+
+def test_eos_ids_merge_the_tokenizers(case):
+    config = ModelConfig("llama", 10, 8, 8, 1, 2, 1, 4, eos_token_ids=(3,))
+    assert eos_ids(config, case[0]) == (3, case[1]["eos_id"])
+    assert eos_ids(config) == (3,)
+
+
+def test_folders_without_a_usable_tokenizer(tmp_path):
+    with pytest.raises(UserError, match="no tokenizer"):
+        load_tokenizer(tmp_path)
+    (tmp_path / "tokenizer.json").write_text("{broken")
+    with pytest.raises(UserError, match="cannot be loaded"):
+        load_tokenizer(tmp_path)
