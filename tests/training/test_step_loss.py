@@ -14,7 +14,7 @@ from caspo_jax.training import LossConfig, reference_logprobs, step_dpo_loss, st
 from caspo_jax.training.step_logprobs import concatenate_rows
 from caspo_jax.types import PairBatch, StepRows
 
-from helpers import VOCAB, on_device, random_batch, reference_loss, reference_sums, tiny_model  # isort: skip
+from helpers import VOCAB, Toy, on_device, random_batch, reference_loss, reference_sums, tiny_decoder  # isort: skip
 
 OPTIONS = [
     {},
@@ -35,7 +35,7 @@ OPTIONS = [
 
 @pytest.fixture(scope="module")
 def model():
-    return tiny_model()
+    return Toy()
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +46,7 @@ def batch():
 @pytest.mark.parametrize("options", OPTIONS, ids=str)
 def test_loss_matches_numpy(model, batch, options):
     config = LossConfig(**options)
-    loss, aux = step_dpo_loss(model, on_device(batch), config)
+    loss, aux = nnx.jit(lambda m, b: step_dpo_loss(m, b, config))(model, on_device(batch))
     np.testing.assert_allclose(loss, reference_loss(model, batch, config), rtol=2e-5)
     assert aux["loss"] == loss
     assert ("rewards/margin" in aux) == config.contrastive
@@ -80,7 +80,8 @@ def test_step_sums_and_their_gradient_match_the_whole_logits(model, batch, chunk
         return jnp.sum(upstream * sums.logprob)
 
     def whole(params):
-        logits = nnx.merge(graphdef, params)(rows.token_ids, mask=rows.mask)[:, :-1]
+        whole = nnx.merge(graphdef, params)
+        logits = (whole.hidden_states(rows.token_ids, mask=rows.mask) @ whole.unembedding().T)[:, :-1]
         logps = jnp.take_along_axis(jax.nn.log_softmax(logits), rows.token_ids[:, 1:, None], axis=-1)[..., 0]
         return jnp.sum(upstream * jnp.sum(jnp.where(rows.step_mask[:, 1:], logps, 0), axis=1))
 
@@ -115,8 +116,10 @@ def test_value_and_grad_of_a_module(model, batch):
     assert all(np.any(np.asarray(g) != 0) for g in jax.tree.leaves(grads))
 
 
-def test_masking_equals_slicing(model, batch):
-    """Longer rows, other tokens behind the mask, other rows' order: the same loss and gradients."""
+@pytest.mark.parametrize("make", [Toy, tiny_decoder])
+def test_masking_equals_slicing(make, batch):
+    """Longer rows with other tokens behind the mask: the same loss and gradients."""
+    model = make()
     rng = np.random.default_rng(5)
 
     def widen(rows):
@@ -130,7 +133,7 @@ def test_masking_equals_slicing(model, batch):
         batch, chosen=widen(batch.chosen), rejected=widen(batch.rejected), verified=widen(batch.verified)
     )
     config = LossConfig.preset("caspo")
-    grad = nnx.value_and_grad(lambda m, b: step_dpo_loss(m, b, config)[0])
+    grad = nnx.jit(nnx.value_and_grad(lambda m, b: step_dpo_loss(m, b, config)[0]))
     loss, grads = grad(model, on_device(batch))
     wide_loss, wide_grads = grad(model, on_device(wide))
     np.testing.assert_allclose(loss, wide_loss, rtol=1e-6)
@@ -164,7 +167,7 @@ def test_padding_rows_change_nothing(model, batch):
         verified=pad(batch.verified),
     )
     config = LossConfig.preset("caspo")
-    grad = nnx.value_and_grad(lambda m, b: step_dpo_loss(m, b, config), has_aux=True)
+    grad = nnx.jit(nnx.value_and_grad(lambda m, b: step_dpo_loss(m, b, config), has_aux=True))
     (loss, aux), grads = grad(model, on_device(batch))
     (padded_loss, padded_aux), padded_grads = grad(model, padded)
     np.testing.assert_allclose(loss, padded_loss, rtol=1e-6)
@@ -174,10 +177,30 @@ def test_padding_rows_change_nothing(model, batch):
         np.testing.assert_allclose(a, b, atol=1e-6)
 
 
-def test_reference_logprobs_give_log_two(model, batch):
+def concatenate_batches(a, b):
+    return PairBatch(
+        chosen=concatenate_rows(a.chosen, b.chosen),
+        rejected=concatenate_rows(a.rejected, b.rejected),
+        **{
+            name: jnp.concatenate([getattr(a, name), getattr(b, name)])
+            for name in ("weight", "reference_chosen", "reference_rejected")
+        },
+    )
+
+
+def test_reference_logprobs_match_numpy(model, batch):
     (filled,) = reference_logprobs(model, [batch])
     np.testing.assert_allclose(filled.reference_chosen, reference_sums(model, batch.chosen)[0], rtol=1e-5)
-    loss, aux = step_dpo_loss(model, on_device(filled), LossConfig())
+    np.testing.assert_allclose(filled.reference_rejected, reference_sums(model, batch.rejected)[0], rtol=1e-5)
+
+
+def test_reference_logprobs_give_log_two(batch):
+    decoder = tiny_decoder()
+    (filled,) = reference_logprobs(decoder, [batch])
+    # Other neighbours and another width than the reference saw: still log 2.
+    device = on_device(random_batch(seed=9, pairs=2, width=20))
+    device = concatenate_batches(on_device(filled), dataclasses.replace(device, weight=jnp.zeros(2)))
+    loss, aux = nnx.jit(lambda m, b: step_dpo_loss(m, b, LossConfig()))(decoder, device)
     assert abs(float(loss) - np.log(2)) < 1e-6
     assert abs(float(aux["displacement"])) < 1e-5
 

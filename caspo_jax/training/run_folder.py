@@ -1,0 +1,88 @@
+"""What makes a run's folder this run's: settings, data and model; and the reference log-probs kept in it."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from caspo_jax.errors import UserError
+from caspo_jax.store import write_json
+from caspo_jax.training.config import TrainConfig
+from caspo_jax.training.data import RowStore
+
+# Settings that change what is kept or printed, not what is trained.
+_FREE = (
+    "save_every",
+    "keep_checkpoints",
+    "displacement_margin",
+    "displacement_window",
+    "tensorboard",
+)
+
+
+def claim_folder(folder: Path, config: TrainConfig, data: str, model: Any) -> None:
+    """Note in `run.json` what this folder's run trains on, or check it against what is there.
+
+    Raises:
+      UserError: the folder holds a run with other settings, data or model; names what differs.
+    """
+    path = folder / "run.json"
+    settings = json.loads(json.dumps(dataclasses.asdict(config)))
+    wanted = {
+        "config": {name: value for name, value in settings.items() if name not in _FREE},
+        "data": data,
+        "model": _model_moments(model),
+    }
+    if not path.exists():
+        write_json(path, wanted)
+        return
+    found = json.loads(path.read_text(encoding="utf-8"))
+    differing = [
+        name
+        for name in sorted(wanted["config"].keys() | found["config"].keys())
+        if wanted["config"].get(name) != found["config"].get(name)
+    ]
+    if found["data"] != data:
+        differing.append("data")
+    if not np.allclose(found["model"], wanted["model"], rtol=1e-4):
+        differing.append("model")
+    if differing:
+        raise UserError(
+            f"{folder} holds a run that differs in {', '.join(differing)}: use another folder or remove it"
+        )
+
+
+def _model_moments(model: Any) -> list[float]:
+    """Sums of |p| and p^2 over all parameters: enough to tell one policy from another on any mesh."""
+
+    @jax.jit
+    def moments(params: Any) -> jax.Array:
+        leaves = [leaf.astype(jnp.float32) for leaf in jax.tree.leaves(params)]
+        return jnp.stack([sum(jnp.sum(jnp.abs(x)) for x in leaves), sum(jnp.sum(x * x) for x in leaves)])
+
+    return [float(x) for x in moments(nnx.split(model)[1])]
+
+
+def save_reference(folder: Path, store: RowStore) -> None:
+    """Keep the reference log-probs, so that a restart reads what the first start computed."""
+    temporary = folder / f".reference.{os.getpid()}.npz"
+    np.savez(temporary, chosen=store.reference_chosen, rejected=store.reference_rejected)
+    os.replace(temporary, folder / "reference.npz")
+
+
+def load_reference(folder: Path, store: RowStore) -> bool:
+    """Fill in kept reference log-probs; returns whether there were any."""
+    path = folder / "reference.npz"
+    if not path.exists():
+        return False
+    with np.load(path) as arrays:
+        store.reference_chosen, store.reference_rejected = arrays["chosen"], arrays["rejected"]
+    return True
