@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -132,15 +133,16 @@ def load_questions(path: str, *, need_gold: bool = False) -> list[Any]:
     from caspo_jax.records import question_from_record
     from caspo_jax.store import parse_at, read_jsonl
 
-    questions, seen = [], {}
+    questions: list[Any] = []
+    seen: dict[str, str] = {}
     for number, (where, record) in enumerate(read_jsonl(path)):
-        question = parse_at(
-            where,
-            lambda r, n=number: question_from_record(
-                r, question_field=FLAGS.question_field, gold_field=FLAGS.gold_field, default_id=str(n)
-            ),
-            record,
+        parse = functools.partial(
+            question_from_record,
+            question_field=FLAGS.question_field,
+            gold_field=FLAGS.gold_field,
+            default_id=str(number),
         )
+        question = parse_at(where, parse, record)
         if question.id in seen:
             raise UserError(f"{where}: id {question.id!r} was used before, at {seen[question.id]}")
         if need_gold and question.gold is None:
@@ -208,8 +210,6 @@ def answer_functions(policy: Any) -> tuple[Callable[[str], str | None], Callable
 
     task = policy.settings.get("task")
     if FLAGS.answers is None and task is not None:
-        from caspo_jax.tasks import extract_answer as task_answer
-
         return task_answer, same_text
     kind = AnswerKind(FLAGS.answers or "math")
     return (lambda text: extract_answer(text, kind)), (lambda gold, answer: equivalent(gold, answer, kind))
@@ -218,6 +218,13 @@ def answer_functions(policy: Any) -> tuple[Callable[[str], str | None], Callable
 def same_text(gold: str, answer: str) -> bool:
     """Equality of strings: the comparison of the embedded tasks."""
     return gold == answer
+
+
+def task_answer(text: str) -> str | None:
+    """The answer of an embedded task's solution."""
+    from caspo_jax.tasks import extract_answer
+
+    return extract_answer(text)
 
 
 class Progress:
@@ -241,16 +248,30 @@ class Progress:
     def __exit__(self, *_: object) -> None:
         self._bar.close()
 
-    def reach(self, done: int, total: int) -> None:
-        """Advance to `done` of `total`."""
+    def reach(self, done: int, total: int, **shown: Any) -> None:
+        """Advance to `done` of `total`, and close at the end; `shown` stands behind the bar."""
         self._bar.total = total
+        if shown:
+            self._bar.set_postfix(shown, refresh=False)
         self._bar.update(done - self._bar.n)
+        if done >= total:
+            self._bar.close()
 
     def update(self, count: int = 1, **shown: Any) -> None:
         """Advance; `shown` stands behind the bar."""
         if shown:
             self._bar.set_postfix(shown, refresh=False)
         self._bar.update(count)
+
+
+def watch(name: str) -> Callable[[str, int], Callable[..., None]]:
+    """Progress bars for the stages of rounds: (stage, round) -> callback."""
+
+    def look(stage: str, k: int) -> Callable[..., None]:
+        unit = {"sample": "question", "annotate": "trace", "train": "update"}[stage]
+        return Progress(0, f"{name} round {k} {stage}", unit=unit).reach
+
+    return look
 
 
 def closing(title: str, rows: dict[str, Any]) -> None:

@@ -58,7 +58,7 @@ def main() -> None:
     if strategy == "greedy":
         if FLAGS["temperature"].present and FLAGS.temperature != 0:
             raise UserError(f"--temperature={FLAGS.temperature} contradicts --strategy=greedy")
-        FLAGS.temperature = 0.0
+        FLAGS["temperature"].value = 0.0
     questions = common.load_questions(FLAGS.input)
     policy = Policy.load(FLAGS.model, FLAGS.dtype, common.mesh())
     sample = common.sample_config(policy, questions, num_samples=1 if searching else FLAGS.num_samples)

@@ -23,7 +23,9 @@ def _axes(columns: int, width: float = 4.6, height: float = 3.8) -> tuple[Any, A
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    figure, axes = plt.subplots(1, columns, figsize=(width * columns, height), squeeze=False, layout="constrained")
+    figure, axes = plt.subplots(
+        1, columns, figsize=(width * columns, height), squeeze=False, layout="constrained"
+    )
     for axis in axes[0]:
         axis.spines[["top", "right"]].set_visible(False)
     return figure, axes[0]
@@ -47,10 +49,18 @@ def plot_reliability(policies: Mapping[str, Tables], path: str | Path) -> Path:
         bins = reliability(tables.confidence, tables.right)
         filled = bins.counts > 0
         share = bins.counts / max(bins.counts.sum(), 1)
-        axis.bar((np.arange(len(share)) + 0.5) / len(share), share, width=0.09, color="0.88", label="share of steps")
+        axis.bar(
+            (np.arange(len(share)) + 0.5) / len(share),
+            share,
+            width=0.09,
+            color="0.88",
+            label="share of steps",
+        )
         axis.plot([0, 1], [0, 1], color="0.6", linewidth=1, linestyle="--", label="calibrated")
         axis.plot(bins.confidence[filled], bins.accuracy[filled], marker="o", color=colour, label="accuracy")
-        axis.set(title=name, xlabel="step confidence exp(-u)", ylabel="step accuracy", xlim=(0, 1), ylim=(0, 1.02))
+        axis.set(
+            title=name, xlabel="step confidence exp(-u)", ylabel="step accuracy", xlim=(0, 1), ylim=(0, 1.02)
+        )
         axis.legend(frameon=False, loc="upper left", fontsize=8)
     return _save(figure, path)
 
@@ -61,10 +71,20 @@ def plot_entropy(policies: Mapping[str, Tables], path: str | Path) -> Path:
     top = max(float(np.quantile(t.entropy, 0.995)) for t in policies.values()) or 1.0
     edges = np.linspace(0, top, 41)
     for axis, (name, tables) in zip(axes, policies.items()):
-        for label, mask, colour in (("right", tables.right == 1, COLOURS[0]), ("wrong", tables.right == 0, COLOURS[1])):
+        for label, mask, colour in (
+            ("right", tables.right == 1, COLOURS[0]),
+            ("wrong", tables.right == 0, COLOURS[1]),
+        ):
             if mask.any():
                 values = np.clip(tables.entropy[mask], 0, top)
-                axis.hist(values, edges, density=True, alpha=0.55, color=colour, label=f"{label} ({mask.sum():,} steps)")
+                axis.hist(
+                    values,
+                    edges,
+                    density=True,
+                    alpha=0.55,
+                    color=colour,
+                    label=f"{label} ({mask.sum():,} steps)",
+                )
                 axis.axvline(values.mean(), color=colour, linewidth=1.5)
         axis.set(title=name, xlabel="mean token entropy of the step (nats)", ylabel="density", xlim=(0, top))
         axis.legend(frameon=False, fontsize=8)

@@ -40,7 +40,7 @@ class StrategyConfig:
     vote_temperature: float = 0.7  # of the sampled pool behind majority, the votes and self-consistency
     pool: int = 10  # samples a question in the pool
     gamma: float = 25.0  # exponent of the confidence vote
-    cat: CatConfig = CatConfig()
+    cat: CatConfig = dataclasses.field(default_factory=CatConfig)
 
 
 def score(answers: Sequence[str | None], questions: Sequence[Question], equal: Equal) -> np.ndarray:

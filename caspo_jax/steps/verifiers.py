@@ -31,7 +31,10 @@ class VerifyItem:
 class Verifier(Protocol):
     """Judges steps: does each follow from its question and prefix?"""
 
-    name: str
+    @property
+    def name(self) -> str:
+        """What records call it."""
+        ...
 
     def verify(self, items: Sequence[VerifyItem]) -> list[Verdict]:
         """One verdict an item, in order; `unknown` where it cannot tell."""

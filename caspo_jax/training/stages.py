@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import itertools
 import json
+import shutil
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,8 +18,14 @@ from typing import Any
 import jax
 
 from caspo_jax.errors import UserError
-from caspo_jax.models import load_caspo_json, load_pretrained, token_bytes
+from caspo_jax.models import load_caspo_json, load_pretrained, save_pretrained, token_bytes
+from caspo_jax.preferences import PairConfig, build_candidates, select_pairs, tokenize_pairs
+from caspo_jax.preferences.by_model import policy_competitors
+from caspo_jax.preferences.packing import Row
+from caspo_jax.preferences.readers import step_dpo_from_record, trl_from_record
 from caspo_jax.records import (
+    pair_from_record,
+    pair_to_record,
     question_to_record,
     trace_from_record,
     trace_to_record,
@@ -26,8 +34,21 @@ from caspo_jax.records import (
 from caspo_jax.sampling import CatConfig, SampleConfig, cat_search, explore, generate, vote
 from caspo_jax.sampling.votes import same_text
 from caspo_jax.steps import Verifier, annotate_traces
-from caspo_jax.store import JsonlOutput, Manifest, hash_path, load_records, manifest_path
-from caspo_jax.types import CatTree, Question, Trace
+from caspo_jax.store import (
+    JsonlOutput,
+    Manifest,
+    hash_path,
+    load_records,
+    manifest_path,
+    parse_at,
+    read_jsonl,
+    write_jsonl,
+)
+from caspo_jax.training.config import TrainConfig
+from caspo_jax.training.data import Plan, RowStore
+from caspo_jax.training.loop import train
+from caspo_jax.training.restore import restore_trained
+from caspo_jax.types import CatTree, Pair, Question, Trace
 
 Progress = Callable[[int, int], None]  # (done, in all)
 Extract = Callable[[str], str | None]
@@ -134,16 +155,15 @@ def sample_stage(
         following = groups[index + 1] if index + 1 < len(groups) else []
         if not any(_trace_id(q, 0, per_question) in traces_out.done for q in following):
             sampled = _sample(policy, group, config, strategy, key, batch_size, extract, equal)
-            stamp = {"policy": policy.hash[:16], "seed": seed, "strategy": strategy}
             if "trees" in side:
                 side["trees"].append([tree_to_record(t) | {"id": t.question_id} for t in sampled.trees])
             if "answers" in side:
                 side["answers"].append(sampled.answers)
-            records = [
-                trace_to_record(dataclasses.replace(t, **stamp), token_stats=token_stats)
+            stamped = [
+                dataclasses.replace(t, policy=policy.hash[:16], seed=seed, strategy=strategy)
                 for t in sampled.traces
-            ]  # type: ignore[arg-type]
-            traces_out.append(records)
+            ]
+            traces_out.append([trace_to_record(t, token_stats=token_stats) for t in stamped])
         if progress is not None:
             progress(min((index + 1) * size, len(questions)), len(questions))
     for out in (*side.values(), traces_out):
@@ -277,4 +297,197 @@ def annotate_stage(
         if progress is not None:
             progress(min(start + batch_size, len(loaded)), len(loaded))
     written.finish(traces=len(loaded))
+    return output
+
+
+def pairs_stage(
+    policy: Policy,
+    annotated: str | Path,
+    output: str | Path,
+    config: PairConfig,
+    verifier: Verifier,
+    *,
+    delimiter: str = "\n\n",
+    max_step_tokens: int = 256,
+    batch_size: int = 64,
+    overwrite: bool = False,
+) -> dict[str, Any]:
+    """Annotated traces to preference pairs.
+
+    Args:
+      policy: whose traces they are; it makes the competitors of low-confidence steps.
+      annotated: JSONL of annotated traces.
+      output: JSONL of pairs.
+      config: which pairs.
+      verifier: judges the competitors.
+      delimiter: what ends a step.
+      max_step_tokens: a competitor that goes on for longer is dropped.
+      batch_size: rows on the device at once.
+      overwrite: start anew if the output was made with other settings.
+
+    Returns:
+      What was counted: candidates, pairs of each kind, and everything dropped with its reason.
+    """
+    output = Path(output)
+    settings = {
+        "policy": policy.hash,
+        "annotated": hash_path(annotated),
+        "pairs": dataclasses.asdict(config),
+        "verifier": verifier.name,
+        "delimiter": delimiter,
+        "max_step_tokens": max_step_tokens,
+        "batch_size": batch_size,
+    }
+    manifest = Manifest.open(manifest_path(output), program="pairs", config=settings, overwrite=overwrite)
+    if manifest.complete and output.exists():
+        return manifest.contents["counts"]
+    traces = load_records(annotated, trace_from_record)
+    candidates, counts = build_candidates(traces)
+    competitors = policy_competitors(
+        policy.model,
+        policy.tokenizer,
+        verifier,
+        delimiter=delimiter,
+        max_new_tokens=max_step_tokens,
+        batch_size=batch_size,
+    )
+    pairs, selected = select_pairs(candidates, config, competitors=competitors)
+    write_jsonl(output, (pair_to_record(pair) for pair in pairs))
+    counts = {"traces": len(traces), **counts, **selected, "pairs": len(pairs)}
+    manifest.finish(**counts)
+    return counts
+
+
+def verified_traces(traces: Sequence[Trace]) -> list[Row]:
+    """For each distinct trace its steps before the first that is not verified correct, as one row.
+
+    A row holds all verified steps of a trace, so that the prefix they share is read once.
+    """
+    rows: dict[Row, None] = {}
+    for trace in traces:
+        right = list(itertools.takewhile(lambda s: s.verdict == "correct", trace.steps))
+        if right:
+            rows.setdefault((trace.prompt_ids, trace.token_ids[: right[-1].token_end]))
+    return list(rows)
+
+
+def train_stage(
+    policy: Policy,
+    pairs: str | Path,
+    annotated: str | Path | None,
+    run: str | Path,
+    config: TrainConfig,
+    *,
+    overwrite: bool = False,
+    progress: Callable[..., None] | None = None,
+) -> dict[str, Any]:
+    """Pairs to a trained state, checkpointed in `run`.
+
+    Args:
+      policy: where training starts, and the reference.
+      pairs: JSONL of pairs: ours, or Step-DPO-10K or TRL records, which are tokenised here.
+      annotated: JSONL of annotated traces, for losses that read verified steps.
+      run: folder of checkpoints, metrics and manifest.
+      config: the recipe.
+      overwrite: start anew if the run was begun with other settings.
+      progress: called with (updates done, updates in all, **metrics).
+
+    Returns:
+      What the manifest counts: updates, pairs, verified rows, tokens, last metrics.
+    """
+    run = Path(run)
+    if config.loss.uses_verified and annotated is None:
+        raise UserError(
+            f"loss={config.loss.loss}, nll_on={config.loss.nll_on} reads verified steps: give annotated traces"
+        )
+    settings = {
+        "policy": policy.hash,
+        "dtype": str(policy.model.dtype),
+        "train": dataclasses.asdict(config),
+        "pairs": hash_path(pairs),
+        "annotated": hash_path(annotated) if annotated is not None and config.loss.uses_verified else None,
+    }
+    if overwrite and run.exists() and _differs(run, settings):
+        shutil.rmtree(run)
+    manifest = Manifest.open(manifest_path(run), program="train", config=settings, overwrite=overwrite)
+    if manifest.complete:
+        return manifest.contents["counts"]
+    loaded = read_pairs(pairs, policy.tokenizer, policy.settings.get("step_delimiter", "\n\n"))
+    rows: list[Row] = []
+    if config.loss.uses_verified and annotated is not None:
+        rows = verified_traces(load_records(annotated, trace_from_record))
+    callback = None
+    if progress is not None:
+        total = [0]
+
+        def callback(record: Mapping[str, Any]) -> None:
+            progress(int(record["step"]), total[0], loss=record["loss"])
+
+        total[0] = Plan(RowStore.build(loaded, rows), config).steps
+    _, summary = train(policy.model, loaded, config, verified=rows, out_dir=run, callback=callback)
+    counts = {
+        "updates": summary.steps,
+        "pairs": summary.pairs,
+        "verified_rows": summary.verified,
+        "tokens": summary.tokens,
+        "last": {
+            k: round(float(v), 6)
+            for k, v in summary.last.items()
+            if k not in ("seconds", "tokens_per_second")
+        },
+    }
+    manifest.finish(**counts)
+    return counts
+
+
+def _differs(run: Path, settings: Mapping[str, Any]) -> bool:
+    path = manifest_path(run)
+    if not path.is_file():
+        return True
+    return json.loads(path.read_text(encoding="utf-8")).get("config") != json.loads(json.dumps(settings))
+
+
+def read_pairs(path: str | Path, tokenizer: Any, delimiter: str) -> list[Pair]:
+    """Pairs of a JSONL file, in our format or, by their fields, in those of Step-DPO-10K and TRL.
+
+    Raises:
+      UserError: a malformed record (file:line), or no pairs at all.
+    """
+    pairs: list[Pair] = []
+    foreign: list[Pair] = []
+    for where, record in read_jsonl(path):
+        if "chosen_ids" in record:
+            pairs.append(parse_at(where, pair_from_record, record))
+        elif "initial_reason_steps" in record:
+            foreign.append(parse_at(where, step_dpo_from_record, record))
+        else:
+            foreign.append(parse_at(where, lambda r: trl_from_record(r, tokenizer), record))
+    if foreign:
+        pairs += tokenize_pairs(foreign, tokenizer, delimiter=delimiter)
+    if not pairs:
+        raise UserError(f"{path}: no pairs in it: nothing to train on")
+    return pairs
+
+
+def export_stage(policy: Policy, run: str | Path, output: str | Path, *, overwrite: bool = False) -> Path:
+    """The newest checkpoint of a run to a policy folder in Hugging Face layout.
+
+    Args:
+      policy: the policy that the run started from; its tokenizer, configuration and caspo.json go along.
+      run: folder of a training run.
+      output: the policy folder.
+      overwrite: replace a folder that another run's export wrote.
+    """
+    output = Path(output)
+    settings = {"policy": policy.hash, "run": hash_path(Path(run) / "run.json")}
+    if manifest_path(output).exists():
+        manifest = Manifest.open(
+            manifest_path(output), program="export", config=settings, overwrite=overwrite
+        )
+        if manifest.complete:
+            return output
+    model, updates = restore_trained(policy.model, run)
+    save_pretrained(model, policy.tokenizer, output, caspo=policy.settings or None)
+    manifest = Manifest.open(manifest_path(output), program="export", config=settings)
+    manifest.finish(updates=updates)
     return output

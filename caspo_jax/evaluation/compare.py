@@ -1,0 +1,172 @@
+"""One policy on one set of questions: sampled traces, metrics with intervals, strategies; and policies held together."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from caspo_jax.evaluation import tables as tables_module
+from caspo_jax.evaluation.strategies import Outcome, StrategyConfig, run_all
+from caspo_jax.evaluation.tables import Tables, tabulate
+from caspo_jax.metrics import mean_statistic, paired_difference
+from caspo_jax.models import token_bytes
+from caspo_jax.sampling import SampleConfig, generate
+from caspo_jax.steps import Verifier, annotate_traces
+from caspo_jax.types import Question, Trace
+
+Extract = Callable[[str], str | None]
+Equal = Callable[[str, str], bool]
+
+# What the summary reports of every policy; the tables know more.
+REPORTED = (
+    "step_accuracy",
+    "first_error_accuracy",
+    "answer_accuracy",
+    "flawed_correct_rate",
+    "entropy_auroc",
+    "logprob_auroc",
+    "within_prefix_auroc",
+    "within_prefix_logprob_auroc",
+    "within_question_auroc",
+    "entropy_gap",
+    "bias",
+    "ece",
+    "brier",
+    "brier_scaled",
+    "mean_entropy",
+    "tokens_per_trace",
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Evaluation:
+    """What was measured of a policy."""
+
+    name: str
+    path: str
+    tables: Tables
+    strategies: Mapping[str, Outcome]
+    settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+
+
+def sample_tables(
+    model: Any,
+    tokenizer: Any,
+    questions: Sequence[Question],
+    sample: SampleConfig,
+    verifier: Verifier,
+    key: jax.Array,
+    extract: Extract,
+    equal: Equal,
+    **run: Any,
+) -> Tables:
+    """Sample, annotate and flatten `sample.num_samples` traces a question."""
+    traces = generate(model, tokenizer, questions, sample, key, step_confidence="mean_logprob", **run)
+    ids = [q.id for q in questions for _ in range(sample.num_samples)]
+    annotated = annotate_traces(
+        traces,
+        token_bytes(tokenizer, model.config.vocab_size),
+        verifier=verifier,
+        delimiter=sample.step_delimiter,
+        confidence="mean_logprob",
+        extract=extract,
+        equal=equal,
+    )
+    return tabulate(annotated, ids)
+
+
+def evaluate(
+    name: str,
+    path: str,
+    model: Any,
+    tokenizer: Any,
+    questions: Sequence[Question],
+    sample: SampleConfig,
+    verifier: Verifier,
+    key: jax.Array,
+    extract: Extract,
+    equal: Equal,
+    strategies: StrategyConfig | None = None,
+    **run: Any,
+) -> Evaluation:
+    """Metrics of sampled traces and, where wanted, every strategy; the same key gives every policy the same draws."""
+    sample_key, strategy_key = jax.random.split(key)
+    tables = sample_tables(model, tokenizer, questions, sample, verifier, sample_key, extract, equal, **run)
+    outcomes: Mapping[str, Outcome] = {}
+    if strategies is not None:
+        outcomes = run_all(model, tokenizer, questions, strategies, strategy_key, extract, equal, **run)
+    return Evaluation(name, path, tables, outcomes, {"temperature": sample.temperature})
+
+
+def tempered(model: Any, temperature: float) -> Any:
+    """The model whose distribution at temperature 1 is this one's at `temperature`: its last norm scaled by 1/T."""
+    graphdef, params = nnx.split(model)
+    scaled = nnx.merge(graphdef, params)
+    scaled.final_norm[...] = scaled.final_norm[...] / jnp.asarray(temperature, scaled.final_norm[...].dtype)
+    return scaled
+
+
+def matched_temperature(
+    model: Any,
+    tokenizer: Any,
+    questions: Sequence[Question],
+    sample: SampleConfig,
+    target: float,
+    key: jax.Array,
+    *,
+    iterations: int = 7,
+    **run: Any,
+) -> float:
+    """The temperature at which the policy's own samples have `target` nats of entropy a token, by bisection.
+
+    The entropy is that of the distribution sampled from, averaged over the sampled tokens.
+    """
+
+    def mean_entropy(temperature: float) -> float:
+        traces: list[Trace] = generate(tempered(model, temperature), tokenizer, questions, sample, key, **run)
+        return float(np.concatenate([np.asarray(t.entropy) for t in traces]).mean())
+
+    low, high = 0.1, 1.5
+    for _ in range(iterations):
+        middle = (low * high) ** 0.5
+        low, high = (middle, high) if mean_entropy(middle) < target else (low, middle)
+    return (low * high) ** 0.5
+
+
+def policy_record(evaluation: Evaluation, baseline: Evaluation | None, draws: int = 1000) -> dict[str, Any]:
+    """One entry of the summary's `policies`: metrics, intervals, strategies, paired differences to the baseline."""
+    values = tables_module.values(evaluation.tables)
+    found = tables_module.intervals(evaluation.tables, draws=draws)
+    record: dict[str, Any] = {"name": evaluation.name, "path": evaluation.path, **evaluation.settings}
+    record |= {name: tables_module.finite(values[name]) for name in REPORTED}
+    record["strategies"] = {name: o.record() for name, o in evaluation.strategies.items()}
+    record["intervals"] = {name: i for name, i in tables_module.records(found).items() if name in REPORTED}
+    if baseline is not None:
+        record["paired_with_base"] = paired_record(evaluation, baseline, draws)
+    return record
+
+
+def paired_record(evaluation: Evaluation, baseline: Evaluation, draws: int = 1000) -> dict[str, Any]:
+    """{metric: {difference, low, high}} of every metric and of every strategy's accuracy, paired by question."""
+    pairs = tables_module.paired(evaluation.tables, baseline.tables, draws=draws)
+    kept = {*REPORTED, "flawed_correct_rate_ratio"}
+    record = {name: tables_module.difference_record(i) for name, i in pairs.items() if name in kept}
+    groups = (
+        np.arange(len(next(iter(evaluation.strategies.values())).correct)) if evaluation.strategies else []
+    )
+    for name, outcome in evaluation.strategies.items():
+        if name in baseline.strategies:
+            interval = paired_difference(
+                mean_statistic(outcome.correct),
+                mean_statistic(baseline.strategies[name].correct),
+                groups,
+                draws=draws,
+            )
+            record[f"{name}_accuracy"] = tables_module.difference_record(interval)
+    return record

@@ -1,0 +1,144 @@
+"""Iterative CASPO: each round samples, annotates, pairs, trains and exports; round k reads the policy of round k-1."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from caspo_jax.preferences import PairConfig
+from caspo_jax.sampling import CatConfig, SampleConfig
+from caspo_jax.steps import Verifier
+from caspo_jax.training.config import TrainConfig
+from caspo_jax.training.stages import (
+    Equal,
+    Extract,
+    Policy,
+    annotate_stage,
+    export_stage,
+    pairs_stage,
+    sample_stage,
+    train_stage,
+)
+from caspo_jax.types import Question
+
+# (stage, round) -> progress callback of the stage
+Watch = Callable[[str, int], Callable[..., None] | None]
+
+
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+    """Settings of every round."""
+
+    sample: SampleConfig | CatConfig  # independent outputs, or an exploration whose siblings share prefixes
+    pairs: PairConfig
+    train: TrainConfig
+    batch_size: int = 64  # rows decoded together
+    confidence: str = "entropy"  # step confidence that pairs are chosen by
+    max_step_tokens: int = 256  # longest competitor
+    dtype: str | None = None
+    mesh: Any = None
+    temperatures: tuple[float, ...] = ()  # of round 1, 2, ...; the last one stays; empty: the sample's own
+
+
+def run_rounds(
+    policy: str | Path,
+    questions: Callable[[int], Sequence[Question]] | Sequence[Question],
+    out_dir: str | Path,
+    recipe: Recipe,
+    *,
+    verifier: Callable[[Policy], Verifier],
+    extract: Extract,
+    equal: Equal,
+    rounds: int = 3,
+    seed: int = 0,
+    overwrite: bool = False,
+    watch: Watch | None = None,
+) -> list[Path]:
+    """All rounds, from and to files; killed anywhere, the same call goes on and ends with the same files.
+
+    Args:
+      policy: the base.
+      questions: those of every round, or round (from 1) -> its questions.
+      out_dir: `round_k/` holds traces, annotated traces, pairs, the training run and the exported policy.
+      recipe: settings of every round.
+      verifier: policy of the round -> who judges its steps (some verifiers sample from the policy).
+      extract: text -> answer.
+      equal: (gold, answer) -> bool.
+      rounds: how many.
+      seed: of sampling and data order.
+      overwrite: redo stages that were made with other settings.
+      watch: (stage, round) -> progress callback.
+
+    Returns:
+      The policy folders of round 1, 2, ...
+
+    Source: CASPO, arXiv 2605.07353 (iterative DPO; the reference is the round's start).
+    """
+    folders: list[Path] = []
+    for k in range(1, rounds + 1):
+        folder = Path(out_dir) / f"round_{k}"
+        current = Policy.load(folders[-1] if folders else policy, recipe.dtype, recipe.mesh)
+        delimiter = current.settings.get("step_delimiter", "\n\n")
+        judge = verifier(current)
+        asked = questions(k) if callable(questions) else questions
+        look = (lambda stage, k=k: watch(stage, k)) if watch is not None else (lambda stage: None)
+        sample = _at_round(recipe, k)
+        traces = sample_stage(
+            current,
+            asked,
+            folder / "traces.jsonl",
+            sample,
+            strategy="sample" if isinstance(sample, SampleConfig) else "explore",
+            seed=seed * 1000 + k,
+            batch_size=recipe.batch_size,
+            overwrite=overwrite,
+            progress=look("sample"),
+        )
+        annotated = annotate_stage(
+            current,
+            traces,
+            folder / "annotated.jsonl",
+            judge,
+            extract=extract,
+            equal=equal,
+            confidence=recipe.confidence,
+            delimiter=delimiter,
+            overwrite=overwrite,
+            progress=look("annotate"),
+        )
+        pairs = folder / "pairs.jsonl"
+        pairs_stage(
+            current,
+            annotated,
+            pairs,
+            recipe.pairs,
+            judge,
+            delimiter=delimiter,
+            max_step_tokens=recipe.max_step_tokens,
+            batch_size=recipe.batch_size,
+            overwrite=overwrite,
+        )
+        train_stage(
+            current,
+            pairs,
+            annotated,
+            folder / "train",
+            dataclasses.replace(recipe.train, seed=recipe.train.seed + 1000 * seed + k),
+            overwrite=overwrite,
+            progress=look("train"),
+        )
+        folders.append(export_stage(current, folder / "train", folder / "policy", overwrite=overwrite))
+    return folders
+
+
+def _at_round(recipe: Recipe, k: int) -> SampleConfig | CatConfig:
+    """The sampling of round k, at its temperature."""
+    if not recipe.temperatures:
+        return recipe.sample
+    temperature = recipe.temperatures[min(k, len(recipe.temperatures)) - 1]
+    if isinstance(recipe.sample, SampleConfig):
+        return dataclasses.replace(recipe.sample, temperature=temperature)
+    inner = dataclasses.replace(recipe.sample.sample, temperature=temperature)
+    return dataclasses.replace(recipe.sample, sample=inner)

@@ -1,0 +1,75 @@
+"""Traces to annotated traces: steps, step confidences, verdicts, answers.
+
+python -m experiments.annotate --model=POLICY --input=traces.jsonl --output=annotated.jsonl --verifier=equations
+python -m experiments.annotate ... --dataset_dir=DIR     # also the step dataset: parquet with a card
+"""
+
+from __future__ import annotations
+
+import collections
+
+from absl import flags
+
+from experiments import common, verifiers
+
+FLAGS = flags.FLAGS
+
+
+def define_flags() -> None:
+    """The program's flags."""
+    common.define_model_flags()
+    common.define_answer_flags()
+    verifiers.define_flags()
+    flags.DEFINE_string("input", None, "JSONL of traces", required=True)
+    flags.DEFINE_string("output", None, "JSONL of annotated traces", required=True)
+    flags.DEFINE_string(
+        "step_delimiter", None, r"what ends a step; default: the policy's caspo.json, else \n\n"
+    )
+    flags.DEFINE_string("confidence", "entropy", "step confidence that the records carry")
+    flags.DEFINE_integer("batch_size", 64, "rows decoded together, by verifiers that decode", lower_bound=1)
+    flags.DEFINE_string("dataset_dir", None, "write the step dataset with confidence annotations here")
+
+
+def main() -> None:
+    """Annotate a file."""
+    from caspo_jax.errors import UserError
+    from caspo_jax.records import trace_from_record
+    from caspo_jax.store import load_records
+    from caspo_jax.training.stages import annotate_stage
+
+    traces = load_records(FLAGS.input, trace_from_record)
+    policy = common.load_policy()
+    if verifiers.needs_gold(policy):
+        without = next((t.id for t in traces if t.gold is None), None)
+        if without is not None:
+            raise UserError(f"{FLAGS.input}: trace {without!r} has no gold answer, which this verifier needs")
+    extract, equal = common.answer_functions(policy)
+    delimiter = common.step_delimiter(policy.settings)
+    verifier = verifiers.build(policy, extract, equal, delimiter)
+    with common.Progress(len(traces), "annotate", unit="trace") as progress:
+        annotate_stage(
+            policy,
+            FLAGS.input,
+            FLAGS.output,
+            verifier,
+            extract=extract,
+            equal=equal,
+            confidence=FLAGS.confidence,
+            delimiter=delimiter,
+            overwrite=FLAGS.overwrite,
+            progress=progress.reach,
+        )
+    annotated = load_records(FLAGS.output, trace_from_record)
+    verdicts = collections.Counter(step.verdict for trace in annotated for step in trace.steps)
+    if FLAGS.dataset_dir:
+        from caspo_jax.preferences import write_step_dataset
+
+        write_step_dataset(annotated, FLAGS.dataset_dir, confidence=FLAGS.confidence)
+    common.closing(
+        f"annotated traces in {FLAGS.output}", {"traces": len(annotated), **dict(sorted(verdicts.items()))}
+    )
+
+
+if __name__ == "__main__":
+    define_flags()
+    common.run(main)

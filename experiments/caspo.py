@@ -1,0 +1,116 @@
+"""All rounds of CASPO on a checkpoint and a file of questions, resumable: kill it at any moment and run it again.
+
+    python -m experiments.caspo --model=POLICY --input=questions.jsonl --out_dir=DIR --rounds=3
+
+Each round samples --num_samples outputs a question (or explores a tree with --explore), annotates their steps, makes
+preference pairs, trains on them and exports DIR/round_k/policy in Hugging Face layout.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+from absl import flags
+
+from experiments import common, verifiers
+
+FLAGS = flags.FLAGS
+
+
+def define_flags() -> None:
+    """The program's flags."""
+    from ml_collections import config_flags
+
+    from caspo_jax.preferences import PairConfig
+    from caspo_jax.training import TrainConfig
+
+    common.define_model_flags()
+    common.define_decoding_flags(num_samples=8)
+    common.define_question_flags()
+    common.define_answer_flags()
+    verifiers.define_flags()
+    flags.DEFINE_string("input", None, "JSONL of questions", required=True)
+    flags.DEFINE_string("out_dir", None, "where the rounds go", required=True)
+    flags.DEFINE_integer("rounds", 3, "rounds", lower_bound=1)
+    flags.DEFINE_enum(
+        "preset",
+        "caspo",
+        ["caspo", "paper"],
+        "training recipe; --train.NAME=value changes one of its settings",
+    )
+    flags.DEFINE_multi_float(
+        "temperatures", None, "sampling temperature of round 1, 2, ... (repeatable; the last stays)"
+    )
+    flags.DEFINE_bool(
+        "explore", False, "explore a tree of --num_samples slots instead of independent outputs"
+    )
+    flags.DEFINE_integer(
+        "root_branches", None, "branches an exploration starts with; default: a quarter of the slots"
+    )
+    flags.DEFINE_string("confidence", "entropy", "step confidence that pairs are chosen by")
+    flags.DEFINE_integer(
+        "max_step_tokens", 256, "a competitor that goes on for longer is dropped", lower_bound=1
+    )
+    config_flags.DEFINE_config_dataclass("pairs", PairConfig(), "which pairs are made")
+    config_flags.DEFINE_config_dataclass(
+        "train", TrainConfig(), "training; fields not given come from --preset"
+    )
+
+
+def main() -> None:
+    """Run the rounds."""
+    from caspo_jax.errors import UserError
+    from caspo_jax.sampling import CatConfig
+    from caspo_jax.training.rounds import Recipe, run_rounds
+    from caspo_jax.training.stages import Policy
+    from experiments.train import train_config
+
+    if FLAGS.root_branches and not FLAGS.explore:
+        raise UserError("--root_branches goes with --explore")
+    policy = Policy.load(FLAGS.model, FLAGS.dtype, common.mesh())
+    questions = common.load_questions(FLAGS.input, need_gold=verifiers.needs_gold(policy))
+    sample: Any = common.sample_config(policy, questions)
+    if FLAGS.explore:
+        sample = CatConfig(
+            num_branches=FLAGS.num_samples,
+            root_branches=FLAGS.root_branches or max(1, FLAGS.num_samples // 4),
+            sample=dataclasses.replace(sample, num_samples=1),
+        )
+    extract, equal = common.answer_functions(policy)
+    recipe = Recipe(
+        sample=sample,
+        pairs=FLAGS.pairs,
+        train=train_config(),
+        batch_size=FLAGS.batch_size,
+        confidence=FLAGS.confidence,
+        max_step_tokens=FLAGS.max_step_tokens,
+        dtype=FLAGS.dtype,
+        mesh=common.mesh(),
+        temperatures=tuple(FLAGS.temperatures or ()),
+    )
+    folders = run_rounds(
+        FLAGS.model,
+        questions,
+        FLAGS.out_dir,
+        recipe,
+        verifier=lambda current: verifiers.build(
+            current, extract, equal, common.step_delimiter(current.settings)
+        ),
+        extract=extract,
+        equal=equal,
+        rounds=FLAGS.rounds,
+        seed=FLAGS.seed,
+        overwrite=FLAGS.overwrite,
+        watch=common.watch("caspo"),
+    )
+    common.closing(
+        f"{len(folders)} rounds in {FLAGS.out_dir}", {f.parent.name: str(Path(f)) for f in folders}
+    )
+
+
+if __name__ == "__main__":
+    common.tune_malloc()
+    define_flags()
+    common.run(main)

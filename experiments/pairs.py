@@ -1,0 +1,67 @@
+"""Annotated traces to step-level preference pairs.
+
+python -m experiments.pairs --model=POLICY --input=annotated.jsonl --output=pairs.jsonl
+python -m experiments.pairs ... --pairs.kinds="('wrong',)" --pairs.max_pairs_per_prefix=2 --format=trl
+"""
+
+from __future__ import annotations
+
+from absl import flags
+
+from experiments import common, verifiers
+
+FLAGS = flags.FLAGS
+
+
+def define_flags() -> None:
+    """The program's flags."""
+    from ml_collections import config_flags
+
+    from caspo_jax.preferences import PairConfig
+
+    common.define_model_flags()
+    common.define_answer_flags()
+    verifiers.define_flags()
+    config_flags.DEFINE_config_dataclass("pairs", PairConfig(), "which pairs are made")
+    flags.DEFINE_string("input", None, "JSONL of annotated traces", required=True)
+    flags.DEFINE_string("output", None, "JSONL of pairs", required=True)
+    flags.DEFINE_string(
+        "step_delimiter", None, r"what ends a step; default: the policy's caspo.json, else \n\n"
+    )
+    flags.DEFINE_integer(
+        "max_step_tokens", 256, "a competitor that goes on for longer is dropped", lower_bound=1
+    )
+    flags.DEFINE_integer("batch_size", 64, "rows on the device at once", lower_bound=1)
+    flags.DEFINE_string("trl_output", None, "also write the pairs as TRL preference records here")
+
+
+def main() -> None:
+    """Make the pairs of a file."""
+    from caspo_jax.training.stages import pairs_stage
+
+    policy = common.load_policy()
+    extract, equal = common.answer_functions(policy)
+    delimiter = common.step_delimiter(policy.settings)
+    counts = pairs_stage(
+        policy,
+        FLAGS.input,
+        FLAGS.output,
+        FLAGS.pairs,
+        verifiers.build(policy, extract, equal, delimiter),
+        delimiter=delimiter,
+        max_step_tokens=FLAGS.max_step_tokens,
+        batch_size=FLAGS.batch_size,
+        overwrite=FLAGS.overwrite,
+    )
+    if FLAGS.trl_output:
+        from caspo_jax.preferences import to_trl_record
+        from caspo_jax.records import pair_from_record
+        from caspo_jax.store import load_records, write_jsonl
+
+        write_jsonl(FLAGS.trl_output, map(to_trl_record, load_records(FLAGS.output, pair_from_record)))
+    common.closing(f"pairs in {FLAGS.output}", {k: v for k, v in counts.items() if v})
+
+
+if __name__ == "__main__":
+    define_flags()
+    common.run(main)

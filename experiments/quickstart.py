@@ -1,0 +1,97 @@
+"""The main job on the shipped tiny policy: annotate, pair, train, compare. CPU, minutes, no network.
+
+    python -m experiments.quickstart --out_dir=DIR
+    python -m experiments.quickstart --out_dir=DIR --controls        # also fine-tuning and temperature controls
+    python -m experiments.quickstart --out_dir=DIR --preset=paper    # plain DPO, the published recipe
+
+Writes DIR/round_k/policy (Hugging Face layout), DIR/summary.json and plots; run again, it goes on where it stopped.
+"""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+from absl import flags
+
+from experiments import common
+
+FLAGS = flags.FLAGS
+SHOWN = (
+    "step_accuracy",
+    "answer_accuracy",
+    "flawed_correct_rate",
+    "entropy_auroc",
+    "within_prefix_auroc",
+    "entropy_gap",
+    "ece",
+    "brier_scaled",
+)
+
+
+def define_flags() -> None:
+    """The program's flags."""
+    flags.DEFINE_string("out_dir", None, "where everything goes", required=True)
+    flags.DEFINE_integer("seed", 0, "seed of questions, sampling and training", lower_bound=0)
+    flags.DEFINE_integer("rounds", 2, "rounds of CASPO", lower_bound=1)
+    flags.DEFINE_enum(
+        "preset", "caspo", ["caspo", "paper"], "caspo: what measures best; paper: plain DPO as published"
+    )
+    flags.DEFINE_bool(
+        "controls", False, "also train sft and rft, and sample the base at the matched temperature"
+    )
+    flags.DEFINE_string("task", "graph", "embedded task: graph or chain")
+    flags.DEFINE_integer("train_questions", 640, "questions of a round", lower_bound=8)
+    flags.DEFINE_integer("eval_questions", 1000, "held-out questions of the comparison", lower_bound=8)
+    flags.DEFINE_string("split", "test", "split of the comparison: test, or tune for choosing settings")
+    flags.DEFINE_integer("batch_size", 2048, "rows decoded together", lower_bound=1)
+    flags.DEFINE_string(
+        "confidence", None, "CaT's step confidence (entropy is the paper's); default: what measures best"
+    )
+    flags.DEFINE_string(
+        "prune", None, "CaT's pruning rule (path is the paper's); default: what measures best"
+    )
+    flags.DEFINE_bool("overwrite", False, "start anew even if DIR was begun with other settings")
+    flags.DEFINE_bool("quiet", False, "no progress bars")
+
+
+def main() -> None:
+    """Run the quickstart."""
+    started = time.monotonic()
+    from caspo_jax.tasks import get_task
+    from caspo_jax.training.rounds import Recipe, run_rounds
+    from experiments import quickstart_report
+    from experiments.configs import quickstart as settings
+
+    task = get_task(FLAGS.task)
+    out = Path(FLAGS.out_dir)
+    runs = [FLAGS.preset, *(("sft", "rft") if FLAGS.controls else ())]
+    final: dict[str, list[Path]] = {}
+    for name in runs:
+        folder = out if name == FLAGS.preset else out / "controls" / name
+        recipe = Recipe(
+            sample=settings.ROUND_SAMPLE,
+            pairs=settings.PAIRS,
+            train=settings.TRAIN[name],
+            batch_size=FLAGS.batch_size,
+        )
+        final[name] = run_rounds(
+            task.policy_path,
+            lambda k: task.questions("train", FLAGS.train_questions, seed=1000 * FLAGS.seed + k),
+            folder,
+            recipe,
+            verifier=lambda _: task.verifier(),
+            extract=common.task_answer,
+            equal=common.same_text,
+            rounds=FLAGS.rounds,
+            seed=FLAGS.seed,
+            overwrite=FLAGS.overwrite,
+            watch=common.watch(name),
+        )
+    quickstart_report.compare(task, final, FLAGS.preset, out, settings, started)
+
+
+if __name__ == "__main__":
+    common.tune_malloc()
+    define_flags()
+    common.run(main)

@@ -1,0 +1,201 @@
+"""The quickstart's comparison: base, rounds and controls on the same held-out questions; table, summary, plots."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+from absl import flags
+
+from caspo_jax.evaluation import (
+    Evaluation,
+    StrategyConfig,
+    Tables,
+    evaluate,
+    matched_temperature,
+    paired_record,
+    policy_record,
+)
+from caspo_jax.store import write_json
+from caspo_jax.training.stages import Policy
+from experiments import common
+
+FLAGS = flags.FLAGS
+TABLE = (
+    ("step_accuracy", "step acc"),
+    ("answer_accuracy", "answer acc"),
+    ("flawed_correct_rate", "flawed"),
+    ("entropy_auroc", "H AUROC"),
+    ("within_prefix_logprob_auroc", "lp AUROC|prefix"),
+    ("entropy_gap", "H gap"),
+    ("ece", "ECE"),
+    ("brier_scaled", "Brier scaled"),
+)
+STRATEGY_ORDER = (
+    "greedy",
+    "majority",
+    "confidence_vote",
+    "sequence_vote",
+    "cat",
+    "cat_paper",
+    "self_consistency",
+)
+
+
+@dataclasses.dataclass(frozen=True)
+class Comparison:
+    """What every policy is asked, and how: the same questions and keys for all."""
+
+    task: Any
+    questions: Sequence[Any]
+    settings: Any
+    strategies: StrategyConfig
+    key: jax.Array
+    batch_size: int
+
+    def run(
+        self, name: str, path: Path, policy: Policy, *, strategies: bool, temperature: float = 1.0
+    ) -> Evaluation:
+        """Evaluate a policy."""
+        return evaluate(
+            name,
+            str(path),
+            policy.model,
+            policy.tokenizer,
+            self.questions,
+            dataclasses.replace(self.settings.SAMPLE, temperature=temperature),
+            self.task.verifier(),
+            self.key,
+            common.task_answer,
+            common.same_text,
+            self.strategies if strategies else None,
+            batch_size=self.batch_size,
+        )
+
+
+def compare(
+    task: Any, final: Mapping[str, Sequence[Path]], preset: str, out: Path, settings: Any, started: float
+) -> None:
+    """Evaluate, print the table, write summary.json and the plots."""
+    strategies = settings.STRATEGIES
+    cat = strategies.cat
+    if FLAGS.confidence:
+        cat = dataclasses.replace(cat, step_confidence=FLAGS.confidence)
+    if FLAGS.prune:
+        cat = dataclasses.replace(cat, prune=FLAGS.prune)
+    comparison = Comparison(
+        task=task,
+        questions=task.questions(FLAGS.split, FLAGS.eval_questions, seed=FLAGS.seed),
+        settings=settings,
+        strategies=dataclasses.replace(strategies, cat=cat),
+        key=jax.random.key(FLAGS.seed + 7919),
+        batch_size=FLAGS.batch_size,
+    )
+    rounds = final[preset]
+    plan: list[tuple[str, Path, bool]] = [("base", task.policy_path, True)]
+    plan += [(f"round_{k}", path, k == len(rounds)) for k, path in enumerate(rounds, start=1)]
+    plan += [(name, paths[-1], False) for name, paths in final.items() if name != preset]
+    found: list[Evaluation] = []
+    with common.Progress(len(plan) + ("rft" in final), "compare", unit="policy") as progress:
+        for name, path, with_strategies in plan:
+            found.append(comparison.run(name, path, Policy.load(path), strategies=with_strategies))
+            progress.update()
+        if "rft" in final:
+            found.append(_temperature_control(comparison, found[0], found[len(rounds)]))
+            progress.update()
+    _write(found, f"round_{len(rounds)}", out, started)
+
+
+def _temperature_control(comparison: Comparison, base: Evaluation, last: Evaluation) -> Evaluation:
+    """The base at the temperature that gives it the final policy's mean entropy a token."""
+    policy = Policy.load(base.path)
+    target = float(last.tables.trace_entropy.sum() / last.tables.tokens.sum())
+    # Found on questions of another split: the control may not see those it is reported on.
+    temperature = matched_temperature(
+        policy.model,
+        policy.tokenizer,
+        comparison.task.questions("tune", min(128, len(comparison.questions)), seed=FLAGS.seed),
+        dataclasses.replace(comparison.settings.SAMPLE, num_samples=4),
+        target,
+        jax.random.key(FLAGS.seed + 104729),
+        batch_size=comparison.batch_size,
+    )
+    return comparison.run(
+        "base_matched_temperature", Path(base.path), policy, strategies=False, temperature=temperature
+    )
+
+
+def _write(found: Sequence[Evaluation], final: str, out: Path, started: float) -> None:
+    from caspo_jax.evaluation import plots
+
+    base, last = found[0], next(e for e in found if e.name == final)
+    records = [policy_record(e, None if e is base else base) for e in found]
+    summary = {
+        "seed": FLAGS.seed,
+        "seconds": None,
+        "questions": FLAGS.eval_questions,
+        "samples_per_question": 8,
+        "preset": FLAGS.preset,
+        "split": FLAGS.split,
+        "final": final,
+        "policies": records,
+        "final_minus": {
+            e.name: paired_record(
+                dataclasses.replace(last, strategies={}), dataclasses.replace(e, strategies={})
+            )
+            for e in found
+            if e is not base and e is not last
+        },
+    }
+    shown: dict[str, Tables] = {"base": base.tables, final: last.tables}
+    plots.plot_reliability(shown, out / "reliability.png")
+    plots.plot_entropy(shown, out / "entropy.png")
+    plots.plot_strategies({"base": base.strategies, final: last.strategies}, out / "strategies.png")
+    summary["seconds"] = round(time.monotonic() - started, 1)
+    write_json(out / "summary.json", summary)
+    print(table(records))
+    print(strategy_table(records))
+    common.closing(
+        f"summary in {out / 'summary.json'}",
+        {"seconds": summary["seconds"], "plots": "reliability, entropy, strategies"},
+    )
+
+
+def table(records: Sequence[Mapping[str, Any]]) -> str:
+    """Metrics of sampled traces, a row a policy; differences to the base with 95 % intervals below."""
+    width = max(len(r["name"]) for r in records)
+    lines = ["", f"{'policy':<{width}}  " + "  ".join(f"{title:>15}" for _, title in TABLE)]
+    for record in records:
+        cells = (record[name] for name, _ in TABLE)
+        lines.append(
+            f"{record['name']:<{width}}  "
+            + "  ".join(f"{'-' if v is None else f'{v:.3f}':>15}" for v in cells)
+        )
+    lines += ["", "difference to base [95 % interval by question]"]
+    for record in records[1:]:
+        for name, title in (TABLE[0], TABLE[1], TABLE[3], TABLE[7]):
+            pair = record["paired_with_base"][name]
+            if pair["difference"] is not None:
+                lines.append(
+                    f"{record['name']:<{width}}  {title:<13}"
+                    f"{pair['difference']:+.3f} [{pair['low']:+.3f}, {pair['high']:+.3f}]"
+                )
+    return "\n".join(lines)
+
+
+def strategy_table(records: Sequence[Mapping[str, Any]]) -> str:
+    """Accuracy and tokens of every strategy, for the policies that have them."""
+    with_strategies = [r for r in records if r["strategies"]]
+    lines = ["", f"{'strategy':<18}" + "".join(f"{r['name'] + ' acc (tokens)':>26}" for r in with_strategies)]
+    for name in STRATEGY_ORDER:
+        cells = []
+        for record in with_strategies:
+            entry = record["strategies"].get(name)
+            text = "-" if entry is None else f"{entry['accuracy']:.3f} ({entry['tokens_per_question']:.0f})"
+            cells.append(f"{text:>26}")
+        lines.append(f"{name:<18}" + "".join(cells))
+    return "\n".join([*lines, ""])
