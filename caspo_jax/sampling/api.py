@@ -8,6 +8,7 @@ import hashlib
 from collections.abc import Sequence
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 
 from caspo_jax.confidence.step import needed_fields
@@ -33,7 +34,8 @@ def as_questions(questions: Questions) -> list[Question]:
     """
     if isinstance(questions, str | Question):
         raise UserError("questions is one question: give a list of them")
-    records, seen = [], {}
+    records: list[Question] = []
+    seen: dict[str, Question] = {}
     for i, item in enumerate(questions):
         if isinstance(item, str):
             item = Question(id=hashlib.blake2b(item.encode(), digest_size=8).hexdigest(), question=item)
@@ -57,7 +59,7 @@ def question_hash(question_id: str) -> int:
 def question_keys(key: Any, ids: Sequence[str]) -> np.ndarray:
     """[B, 2] uint32: fold_in(key, hash of the id), whatever stands beside it."""
     hashes = np.array([question_hash(i) for i in ids], np.uint32)
-    return np.asarray(fold_in(np.broadcast_to(key_data(key), (len(ids), 2)), hashes))
+    return np.asarray(fold_in(jnp.tile(key_data(key), (len(ids), 1)), hashes))
 
 
 def _vocabulary(tokenizer: Any, vocab_size: int) -> tuple[bytes, ...]:

@@ -71,7 +71,8 @@ _donated = jax.jit(_decode, static_argnames="policy", donate_argnames="state")
 
 
 def _strip(state: CatState) -> CatState:
-    return dataclasses.replace(state, automaton=None, knobs=None)
+    # The loop never changes these two, and a caller may share them between states that are used up.
+    return dataclasses.replace(state, automaton=None, knobs=None)  # type: ignore[arg-type]
 
 
 def _restore(before: CatState, after: CatState) -> CatState:
@@ -222,7 +223,7 @@ def _forks(
 
     The j-th free slot takes the j-th fork, the forks in order of path confidence (ties: the lower node).
     """
-    batch, slots_per = view.live.shape
+    slots_per = view.live.shape[1]
     here = view.boundary
     wanted = jnp.where(here, policy.fork(knobs, view), 0)
     a, b = -view.path_confidence[:, :, None], -view.path_confidence[:, None, :]

@@ -42,16 +42,17 @@ class Knobs:
     def of(cls, config: CatConfig) -> Knobs:
         """The numbers of a config."""
         no_limit = np.iinfo(np.int32).max
-        integers = (
-            config.expand,
-            min(config.answers, no_limit),
-            config.min_live,
-            no_limit if config.token_budget is None else min(config.token_budget, no_limit),
-            config.sample.max_new_tokens,
-        )
+
+        def integer(value: int | None) -> jax.Array:
+            return jnp.asarray(no_limit if value is None else min(value, no_limit), jnp.int32)
+
         return cls(
-            jnp.asarray(config.threshold, jnp.float32),
-            *(jnp.asarray(i, jnp.int32) for i in integers),
+            threshold=jnp.asarray(config.threshold, jnp.float32),
+            expand=integer(config.expand),
+            num_answers=integer(config.answers),
+            min_live=integer(config.min_live),
+            token_budget=integer(config.token_budget),
+            max_new_tokens=integer(config.sample.max_new_tokens),
             sample=SampleKnobs.of(config.sample),
         )
 
@@ -112,8 +113,8 @@ class CatState:
     finished: jax.Array  # [B] int32, paths finished
     tokens: jax.Array  # [B] int32, decoded over all slots
     done: jax.Array  # [B] bool
-    knobs: Knobs | None  # None only inside the loop, which never changes them
-    automaton: Automaton | None
+    knobs: Knobs
+    automaton: Automaton
 
     @property
     def num_slots(self) -> int:
@@ -157,7 +158,7 @@ def init_state(
     capacity: int,
     fields: tuple[str, ...] = ("logprob", "entropy"),
     prompt_columns: int = 0,
-    real: jax.Array | None = None,
+    real: jax.Array | np.ndarray | None = None,
     first_rank: jax.Array | int = 0,
 ) -> CatState:
     """The state before the first token.
@@ -221,7 +222,7 @@ def init_state(
     )
 
 
-def fold_in(keys: jax.Array, data: jax.Array) -> jax.Array:
+def fold_in(keys: jax.Array, data: jax.Array | np.ndarray) -> jax.Array:
     """Raw threefry key data [..., 2] folded with integers [...]: the rows of jax.random.fold_in."""
     flat = jax.vmap(
         lambda k, d: jax.random.key_data(

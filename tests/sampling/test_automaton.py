@@ -1,0 +1,146 @@
+"""Steps on tokens: hand-made cases, the machine against regular expressions, device tables against the host."""
+
+from __future__ import annotations
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from toy_model import VOCABULARY
+from tree_reference import delimiters, newest_step
+
+from caspo_jax.errors import UserError
+from caspo_jax.sampling import build_automaton, segment_tokens
+from caspo_jax.sampling.automaton import advance, counted_mask, cursor_init, next_step
+from caspo_jax.sampling.segments import character_spans, segment_bytes
+
+CASES = [
+    # tokens, delimiter, [(token_start, token_end, counted)]
+    (["a", "b", "\n\n", "c"], "\n\n", [(0, 3, "110"), (3, 4, "1")]),
+    (["a", "\n", "\n", "c"], "\n\n", [(0, 3, "100"), (3, 4, "1")]),
+    (["a.\n\nSo", "b"], "\n\n", [(0, 1, "1"), (1, 2, "1")]),
+    (["a", ".\n\n", "b"], "\n\n", [(0, 2, "11"), (2, 3, "1")]),
+    (["a", "\n\nSo", "b"], "\n\n", [(0, 2, "11"), (2, 3, "1")]),
+    (["a", "\n\n", "\n", "\n\n", "b"], "\n\n", [(0, 4, "1000"), (4, 5, "1")]),
+    (["a", "\n\n", "\nb", "c"], "\n\n", [(0, 3, "100"), (3, 4, "1")]),  # a token that starts inside the run
+    (["a", "\n", "b"], "\n\n", [(0, 3, "111")]),
+    (["a", "\n\n", ""], "\n\n", [(0, 3, "100")]),  # EOS alone is no step
+    (["a", "\n\n", "b", ""], "\n\n", [(0, 2, "10"), (2, 4, "11")]),
+    ([""], "\n\n", []),
+    (["\n\n", "a"], "\n\n", [(0, 2, "01")]),  # nothing before the first delimiter
+    (["x\n\ny\n\nz", "b"], "\n\n", [(0, 1, "1"), (1, 2, "1")]),  # one step a token
+    (["x\n\ny", "\n\n", "b"], "\n\n", [(0, 2, "10"), (2, 3, "1")]),  # y has no token of its own
+    (["a", "ab", "ab", "c"], "ab", [(0, 3, "100"), (3, 4, "1")]),  # a run repeats the whole delimiter
+    (["c", "ab", "a", "c"], "ab", [(0, 2, "10"), (2, 4, "11")]),
+    (["c", "ab", "a", "b", "c"], "ab", [(0, 4, "1000"), (4, 5, "1")]),
+    (["a", "\n"], "\n\n", [(0, 2, "11")]),  # half a delimiter is none
+]
+
+
+@pytest.mark.parametrize("tokens, delimiter, expected", CASES)
+def test_steps_by_hand(tokens, delimiter, expected):
+    vocabulary = [t.encode() for t in tokens]
+    got = segment_tokens(vocabulary, range(len(tokens)), delimiter)
+    assert [(a, b, "".join(str(int(c)) for c in mask)) for a, b, mask in got] == expected
+
+
+@pytest.mark.parametrize("delimiter", ["\n\n", ".\n\n", "\n", "ab", "aba"])
+def test_segments_against_regular_expressions(delimiter):
+    rng = np.random.default_rng(0)
+    for _ in range(200):
+        ids = rng.integers(0, len(VOCABULARY), rng.integers(1, 14)).tolist()
+        pieces = [VOCABULARY[i] for i in ids]
+        expected = []  # counted tokens of each step, read token by token
+        for end in range(1, len(pieces) + 1):
+            closes, counted = newest_step(pieces[:end], delimiter.encode())
+            if closes or (end == len(pieces) and counted):
+                expected.append(counted)
+        got = segment_bytes(VOCABULARY, ids, delimiter)
+        assert [(np.flatnonzero(s.counted) + s.token_start).tolist() for s in got] == expected
+        if got:  # the steps tile the tokens
+            assert [s.token_start for s in got] == [0, *(s.token_end for s in got[:-1])]
+            assert got[-1].token_end == len(ids)
+
+
+@functools.partial(jax.jit, static_argnums=2)
+def _closings(automaton, token, columns):
+    """What the loop would see on rows of tokens [R, T]: closed [T, R], counted [T, R, T], stop and EOS [T, R]."""
+
+    def body(carry, column):
+        cursor, byte_start = carry
+        byte_start = byte_start.at[:, column].set(cursor.position)
+        cursor, reading = advance(automaton, cursor, token[:, column], column)
+        counted = counted_mask(cursor, reading, byte_start, column, jnp.arange(columns))
+        return (next_step(cursor, reading.closes), byte_start), (
+            reading.closes,
+            counted,
+            reading.stop,
+            reading.eos,
+        )
+
+    start = (cursor_init(token.shape[:1]), jnp.zeros(token.shape, jnp.int32))
+    return jax.lax.scan(body, start, jnp.arange(columns))[1]
+
+
+@pytest.mark.parametrize("delimiter, stops", [("\n\n", ["aa"]), ("ab", ["a\n", "\n\nb", "ab\n"])])
+def test_device_tables_against_the_host(delimiter, stops):
+    eos = len(VOCABULARY) - 1
+    automaton = build_automaton(VOCABULARY, delimiter, stops, [eos])
+    rows, columns = 200, 12
+    token = np.random.default_rng(1).integers(0, len(VOCABULARY), (rows, columns))
+    closes, counted, stop, is_eos = map(
+        np.asarray, _closings(automaton, jnp.asarray(token, jnp.int32), columns)
+    )
+    assert (is_eos == (eos == token.T)).all()
+    for r in range(rows):
+        pieces = [VOCABULARY[i] for i in token[r]]
+        for t in range(columns):
+            expected, mask = newest_step(pieces[: t + 1], delimiter.encode())
+            assert closes[t, r] == expected
+            assert np.flatnonzero(counted[t, r]).tolist() == mask
+            before, text = b"".join(pieces[:t]), b"".join(pieces[: t + 1])
+            ends = (text[:k] for k in range(len(before) + 1, len(text) + 1))
+            assert stop[t, r] == any(end.endswith(tuple(s.encode() for s in stops)) for end in ends)
+
+
+def test_character_spans_with_multibyte_and_invalid_text():
+    tokens = [
+        "é".encode()[:1],
+        "é".encode()[1:] + b"\n",
+        b"\n",
+        "日本".encode(),
+        b"\xff",
+        b"\n\n",
+        b"z\n\n\n",
+    ]
+    text = b"".join(tokens).decode("utf-8", "replace")
+    segments = segment_bytes(tokens, range(len(tokens)), "\n\n")
+    spans = character_spans(b"".join(tokens), segments)
+    assert [text[a:b] for a, b in spans] == ["é", "日本\ufffd", "z"]
+    assert [(s.token_start, s.token_end) for s in segments] == [(0, 3), (3, 6), (6, 7)]
+
+
+def test_byte_spans_are_what_lies_between_delimiters():
+    rng = np.random.default_rng(2)
+    for _ in range(200):
+        pieces = [VOCABULARY[i] for i in rng.integers(0, len(VOCABULARY), 12)]
+        text = b"".join(pieces)
+        found = delimiters(text, b"\n\n")
+        edges = [(a, b) for a, b in zip([0, *(f[2] for f in found)], [*(f[0] for f in found), len(text)])]
+        for segment in segment_bytes(pieces, range(12), "\n\n"):
+            assert (segment.byte_start, segment.byte_end) in edges
+
+
+def test_classes_stay_few_in_a_large_vocabulary():
+    words = [f"w{i}".encode() for i in range(20_000)] + [b"\n", b"\n\n", b"x\n"]
+    automaton = build_automaton(words, "\n\n", ["Final answer:"])
+    assert automaton.next_state.shape[1] <= 6
+    assert automaton.stop_next.shape[1] <= 2
+
+
+@pytest.mark.parametrize("arguments", [("",), ("\n", [""]), ("\n", [], [99])])
+def test_bad_input_is_named(arguments):
+    with pytest.raises(UserError, match=r"empty|99"):
+        build_automaton(VOCABULARY, *arguments)

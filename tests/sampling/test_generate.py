@@ -1,0 +1,223 @@
+"""Whole runs on a tiny checkpoint: goldens, prompts, records, bad input."""
+
+from __future__ import annotations
+
+import dataclasses
+import pathlib
+
+import jax
+import numpy as np
+import pytest
+
+import caspo_jax as cj
+from caspo_jax.errors import UserError
+from caspo_jax.models import token_bytes
+from caspo_jax.sampling import question_keys, search, segment_tokens
+from caspo_jax.sampling.api import as_questions
+from caspo_jax.types import Question
+
+GOLDEN = pathlib.Path(__file__).parents[1] / "golden" / "qwen3_tied_fp32"
+KEY = jax.random.key(3)
+
+
+@pytest.fixture(scope="module")
+def model_and_tokenizer():
+    return cj.load_pretrained(str(GOLDEN))
+
+
+@pytest.fixture(scope="module")
+def expected():
+    return dict(np.load(GOLDEN / "expected.npz"))
+
+
+@pytest.fixture(scope="module")
+def questions(expected):
+    ids, mask = expected["right_input_ids"], expected["right_attention_mask"].astype(bool)
+    return [
+        Question(id=f"g{i}", prompt_ids=tuple(row[m].tolist())) for i, (row, m) in enumerate(zip(ids, mask))
+    ]
+
+
+@pytest.fixture(scope="module")
+def sampled(model_and_tokenizer, questions):
+    config = cj.SampleConfig(max_new_tokens=16, num_samples=2, temperature=0.9, step_delimiter="e")
+    return config, cj.generate(*model_and_tokenizer, questions, config, KEY)
+
+
+def test_greedy_is_that_of_the_golden(model_and_tokenizer, questions, expected):
+    config = cj.SampleConfig(max_new_tokens=32, temperature=0, ignore_eos=True)
+    done = []
+    traces = cj.generate(
+        *model_and_tokenizer, questions, config, KEY, progress=lambda a, b: done.append((a, b))
+    )
+    assert [t.token_ids for t in traces] == [tuple(row) for row in expected["greedy_new_tokens"].tolist()]
+    np.testing.assert_allclose([t.logprob for t in traces], expected["greedy_token_logps"], atol=1e-4)
+    np.testing.assert_allclose([t.entropy for t in traces], expected["greedy_entropy_nats"], atol=1e-4)
+    assert [(t.id, t.finish_reason, t.strategy) for t in traces] == [
+        (f"g{i}", "length", "greedy") for i in range(3)
+    ]
+    assert done[-1] == (3, 3)
+
+
+def test_an_end_token_ends_the_path(model_and_tokenizer, questions, expected):
+    model, tokenizer = model_and_tokenizer
+    stop = int(expected["stop_token_id"])
+    before = model.config
+    model.config = dataclasses.replace(before, eos_token_ids=(stop,))
+    try:
+        traces = cj.generate(
+            model, tokenizer, questions, cj.SampleConfig(max_new_tokens=32, temperature=0), KEY
+        )
+    finally:
+        model.config = before
+    ended = 0
+    for trace, row in zip(traces, expected["greedy_new_tokens"].tolist(), strict=True):
+        length = row.index(stop) + 1 if stop in row else len(row)
+        assert trace.token_ids == tuple(row[:length])
+        assert trace.finish_reason == ("eos" if stop in row else "length")
+        ended += stop in row
+    assert ended
+
+
+def test_steps_and_confidences_of_traces(model_and_tokenizer, sampled):
+    model, tokenizer = model_and_tokenizer
+    config, traces = sampled
+    vocabulary = token_bytes(tokenizer, model.config.vocab_size)
+    assert sum(len(t.steps) for t in traces) > len(traces)
+    for trace in traces:
+        segments = segment_tokens(vocabulary, trace.token_ids, config.step_delimiter)
+        assert [(s.token_start, s.token_end) for s in trace.steps] == [(a, b) for a, b, _ in segments]
+        confidences = []
+        for step, (a, b, counted) in zip(trace.steps, segments, strict=True):
+            assert step.text == trace.text[step.start : step.end]
+            assert config.step_delimiter not in step.text
+            entropy = np.mean(np.array(trace.entropy[a:b])[counted])
+            assert step.entropy == pytest.approx(entropy, rel=1e-5)
+            assert step.confidence == pytest.approx(np.exp(-entropy), rel=1e-5)
+            confidences.append(step.confidence)
+        assert trace.path_confidence == pytest.approx(np.exp(np.mean(np.log(confidences))), rel=1e-5)
+        assert trace.text == tokenizer.decode(trace.token_ids, skip_special_tokens=True)
+
+
+def test_statistics_are_those_of_teacher_forcing(model_and_tokenizer, sampled):
+    model, _ = model_and_tokenizer
+    _, traces = sampled
+    width = max(len(t.prompt_ids) + len(t.token_ids) for t in traces)
+    ids, mask = np.zeros((len(traces), width), np.int32), np.zeros((len(traces), width), bool)
+    for i, trace in enumerate(traces):
+        row = trace.prompt_ids + trace.token_ids
+        ids[i, : len(row)], mask[i, : len(row)] = row, True
+    logprob = np.asarray(cj.token_logprobs(model, ids, mask))
+    for i, trace in enumerate(traces):
+        start = len(trace.prompt_ids) - 1
+        np.testing.assert_allclose(logprob[i, start : start + len(trace.token_ids)], trace.logprob, atol=1e-4)
+
+
+def test_a_question_does_not_depend_on_its_neighbours(model_and_tokenizer, questions, sampled, monkeypatch):
+    config, traces = sampled
+    again = cj.generate(*model_and_tokenizer, questions[::-1], config, KEY)
+    assert [t.token_ids for t in again] == [t.token_ids for i in (2, 1, 0) for t in traces[2 * i : 2 * i + 2]]
+    # Small buffers that grow, batches that shrink.
+    for name, value in (("FIRST_SEGMENT", 4), ("CHECK_EVERY", 4), ("LEAST_ROWS", 1)):
+        monkeypatch.setattr(search, name, value)
+    pieces = cj.generate(*model_and_tokenizer, questions, config, KEY, batch_size=4)
+    assert [t.token_ids for t in pieces] == [t.token_ids for t in traces]
+
+
+def test_cat_search_records(model_and_tokenizer, questions, sampled):
+    config, traces = sampled
+    cat = cj.CatConfig(
+        num_branches=4,
+        root_branches=2,
+        threshold=0.0,
+        expand=3,
+        num_answers=100,
+        sample=dataclasses.replace(config, num_samples=1),
+    )
+    results = cj.cat_search(*model_and_tokenizer, questions, cat, KEY, extract=lambda text: text[:1])
+    keys = question_keys(KEY, [q.id for q in questions])
+    for i, (result, question) in enumerate(zip(results, questions, strict=True)):
+        tree = result.tree
+        assert result.question_id == tree.question_id == question.id
+        assert tree.prompt_ids == question.prompt_ids
+        assert tree.key == tuple(keys[i].tolist())
+        assert result.tokens == sum(len(node.token_ids) for node in tree.nodes)
+        assert max(sum(n.parent == p for n in tree.nodes) for p in range(len(tree.nodes))) <= 3
+        assert {n.status for n in tree.nodes} <= {"closed", "finished"}
+        assert len(result.paths) == sum(n.status == "finished" for n in tree.nodes)
+        assert result.answer in {p.answer for p in result.paths}
+        assert sum(result.votes.values()) == pytest.approx(1)
+        # Branch i of the search is sample i of the same question, as long as forks only take free slots.
+        ids = {path.token_ids for path in result.paths}
+        assert {t.token_ids for t in traces[2 * i : 2 * i + 2]} <= ids
+
+
+def test_string_questions_have_stable_ids():
+    a, b = as_questions(["one", "two"])
+    assert as_questions(["two"])[0].id == b.id != a.id
+
+
+@pytest.mark.parametrize(
+    "questions, match",
+    [
+        ("one", "list"),
+        ([3], "int"),
+        ([Question(id="a", question="x"), Question(id="a", question="y")], "'a'"),
+    ],
+)
+def test_bad_questions(questions, match):
+    with pytest.raises(UserError, match=match):
+        as_questions(questions)
+
+
+def test_bad_prompts_and_keys(model_and_tokenizer, questions):
+    config = cj.SampleConfig(max_new_tokens=4)
+    with pytest.raises(UserError, match="vocabulary"):
+        cj.generate(*model_and_tokenizer, [Question(id="x", prompt_ids=(10**6,))], config, KEY)
+    with pytest.raises(UserError, match="context"):
+        cj.generate(*model_and_tokenizer, questions, cj.SampleConfig(max_new_tokens=10**6), KEY)
+    with pytest.raises(UserError, match="key"):
+        cj.generate(*model_and_tokenizer, questions, config, 0)
+    with pytest.raises(UserError, match="batch_size"):
+        cj.generate(*model_and_tokenizer, questions, config, KEY, batch_size=0)
+    assert cj.generate(*model_and_tokenizer, [], config, KEY) == []
+
+
+@pytest.mark.parametrize(
+    "changes, match",
+    [
+        ({"temperature": -1.0}, "temperature"),
+        ({"temperature": float("nan")}, "temperature"),
+        ({"temperature": 0, "top_p": 0.9}, "greedy"),
+        ({"temperature": 0, "num_samples": 2}, "greedy"),
+        ({"top_p": 0.0}, "top_p"),
+        ({"min_p": 1.5}, "min_p"),
+        ({"top_k": -1}, "top_k"),
+        ({"max_new_tokens": 0}, "max_new_tokens"),
+        ({"step_delimiter": ""}, "step_delimiter"),
+        ({"stop": ("",)}, "stop"),
+    ],
+)
+def test_contradictory_sampling_is_refused(changes, match):
+    with pytest.raises(UserError, match=match):
+        cj.SampleConfig(**changes)
+
+
+@pytest.mark.parametrize(
+    "changes, match",
+    [
+        ({"sample": cj.SampleConfig(temperature=0)}, "temperature=0"),
+        ({"sample": cj.SampleConfig(num_samples=3)}, "num_samples"),
+        ({"num_branches": 2, "root_branches": 3}, "root_branches"),
+        ({"num_branches": 8, "token_budget": 3}, "token_budget"),
+        ({"step_confidence": "vibes"}, "vibes"),
+        ({"path_confidence": "mean"}, "geometric"),
+        ({"prune": "first"}, "relative"),
+        ({"vote": "loudest"}, "majority"),
+        ({"expand": 0}, "expand"),
+        ({"threshold": float("nan")}, "threshold"),
+    ],
+)
+def test_contradictory_searches_are_refused(changes, match):
+    with pytest.raises(UserError, match=match):
+        cj.CatConfig(**changes)
