@@ -22,23 +22,24 @@ FLAGS = flags.FLAGS
 
 def run(main: Callable[[], None]) -> None:
     """Run a program: bad input prints one line and exits with 1, an interrupt exits with 130."""
-
-    def guarded(argv: Sequence[str]) -> int:
-        if len(argv) > 1:
-            return _fail(f"unexpected argument {argv[1]!r}: flags are written --name=value")
-        try:
-            main()
-        except UserError as error:
-            return _fail(str(error))
-        except OSError as error:
-            return _fail(f"{error.filename or 'input/output'}: {error.strerror or error}")
-        except KeyboardInterrupt:
-            print("interrupted; run the same command again to go on", file=sys.stderr)
-            return 130
-        return 0
-
     logging.set_verbosity(logging.WARNING)
-    app.run(guarded)
+    app.run(lambda argv: guarded(main, argv))
+
+
+def guarded(main: Callable[[], None], argv: Sequence[str]) -> int:
+    """The exit code of a program whose flags are parsed; `argv` is what was left over."""
+    if len(argv) > 1:
+        return _fail(f"unexpected argument {argv[1]!r}: flags are written --name=value")
+    try:
+        main()
+    except UserError as error:
+        return _fail(str(error))
+    except OSError as error:
+        return _fail(f"{error.filename or 'input/output'}: {error.strerror or error}")
+    except KeyboardInterrupt:
+        print("interrupted; run the same command again to go on", file=sys.stderr)
+        return 130
+    return 0
 
 
 def _fail(message: str) -> int:

@@ -1,0 +1,25 @@
+"""The stages of a round as functions from files to files, each resumable: sample, annotate, pair, train, export.
+
+A stage writes a manifest of its settings and input hashes. Run again with the same ones it goes on where it was
+stopped, or does nothing if it was done; with others it raises UserError unless told to overwrite.
+"""
+
+from caspo_jax.training.stages.annotate import annotate_stage
+from caspo_jax.training.stages.pairs import pairs_stage, read_pairs, verified_traces
+from caspo_jax.training.stages.policy import Equal, Extract, Policy, Progress
+from caspo_jax.training.stages.sample import sample_stage
+from caspo_jax.training.stages.train import export_stage, train_stage
+
+__all__ = [
+    "Equal",
+    "Extract",
+    "Policy",
+    "Progress",
+    "annotate_stage",
+    "export_stage",
+    "pairs_stage",
+    "read_pairs",
+    "sample_stage",
+    "train_stage",
+    "verified_traces",
+]

@@ -1,0 +1,121 @@
+"""Annotated traces to preference pairs, and pairs and verified steps back from their files."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from caspo_jax.errors import UserError
+from caspo_jax.preferences import PairConfig, build_candidates, select_pairs, tokenize_pairs
+from caspo_jax.preferences.by_model import policy_competitors
+from caspo_jax.preferences.packing import Row
+from caspo_jax.preferences.readers import step_dpo_from_record, trl_from_record
+from caspo_jax.records import pair_from_record, pair_to_record, trace_from_record
+from caspo_jax.steps import Verifier
+from caspo_jax.store import (
+    Manifest,
+    hash_path,
+    load_records,
+    manifest_path,
+    parse_at,
+    read_jsonl,
+    write_jsonl,
+)
+from caspo_jax.training.stages.policy import Policy
+from caspo_jax.types import Pair, Trace
+
+
+def pairs_stage(
+    policy: Policy,
+    annotated: str | Path,
+    output: str | Path,
+    config: PairConfig,
+    verifier: Verifier,
+    *,
+    delimiter: str = "\n\n",
+    max_step_tokens: int = 256,
+    batch_size: int = 64,
+    overwrite: bool = False,
+) -> dict[str, Any]:
+    """Annotated traces to preference pairs.
+
+    Args:
+      policy: whose traces they are; it makes the competitors of low-confidence steps.
+      annotated: JSONL of annotated traces.
+      output: JSONL of pairs.
+      config: which pairs.
+      verifier: judges the competitors.
+      delimiter: what ends a step.
+      max_step_tokens: a competitor that goes on for longer is dropped.
+      batch_size: rows on the device at once.
+      overwrite: start anew if the output was made with other settings.
+
+    Returns:
+      What was counted: candidates, pairs of each kind, and everything dropped with its reason.
+    """
+    output = Path(output)
+    settings = {
+        "policy": policy.hash,
+        "annotated": hash_path(annotated),
+        "pairs": dataclasses.asdict(config),
+        "verifier": verifier.name,
+        "delimiter": delimiter,
+        "max_step_tokens": max_step_tokens,
+        "batch_size": batch_size,
+    }
+    manifest = Manifest.open(manifest_path(output), program="pairs", config=settings, overwrite=overwrite)
+    if manifest.complete and output.exists():
+        return manifest.contents["counts"]
+    traces = load_records(annotated, trace_from_record)
+    candidates, counts = build_candidates(traces)
+    competitors = policy_competitors(
+        policy.model,
+        policy.tokenizer,
+        verifier,
+        delimiter=delimiter,
+        max_new_tokens=max_step_tokens,
+        batch_size=batch_size,
+    )
+    pairs, selected = select_pairs(candidates, config, competitors=competitors)
+    write_jsonl(output, (pair_to_record(pair) for pair in pairs))
+    counts = {"traces": len(traces), **counts, **selected, "pairs": len(pairs)}
+    manifest.finish(**counts)
+    return counts
+
+
+def verified_traces(traces: Sequence[Trace]) -> list[Row]:
+    """For each distinct trace its steps before the first that is not verified correct, as one row.
+
+    A row holds all verified steps of a trace, so that the prefix they share is read once.
+    """
+    rows: dict[Row, None] = {}
+    for trace in traces:
+        right = list(itertools.takewhile(lambda s: s.verdict == "correct", trace.steps))
+        if right:
+            rows.setdefault((trace.prompt_ids, trace.token_ids[: right[-1].token_end]))
+    return list(rows)
+
+
+def read_pairs(path: str | Path, tokenizer: Any, delimiter: str) -> list[Pair]:
+    """Pairs of a JSONL file, in our format or, by their fields, in those of Step-DPO-10K and TRL.
+
+    Raises:
+      UserError: a malformed record (file:line), or no pairs at all.
+    """
+    pairs: list[Pair] = []
+    foreign: list[Pair] = []
+    for where, record in read_jsonl(path):
+        if "chosen_ids" in record:
+            pairs.append(parse_at(where, pair_from_record, record))
+        elif "initial_reason_steps" in record:
+            foreign.append(parse_at(where, step_dpo_from_record, record))
+        else:
+            foreign.append(parse_at(where, lambda r: trl_from_record(r, tokenizer), record))
+    if foreign:
+        pairs += tokenize_pairs(foreign, tokenizer, delimiter=delimiter)
+    if not pairs:
+        raise UserError(f"{path}: no pairs in it: nothing to train on")
+    return pairs

@@ -1,0 +1,162 @@
+"""Questions to traces."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from caspo_jax.records import trace_to_record, tree_to_record
+from caspo_jax.sampling import CatConfig, SampleConfig, cat_search, explore, generate, vote
+from caspo_jax.sampling.votes import same_text
+from caspo_jax.training.stages.policy import Equal, Extract, Policy, Progress, open_output, questions_digest
+from caspo_jax.types import CatTree, Question, Trace
+
+
+def sample_stage(
+    policy: Policy,
+    questions: Sequence[Question],
+    output: str | Path,
+    config: SampleConfig | CatConfig,
+    *,
+    strategy: str = "sample",
+    seed: int = 0,
+    batch_size: int = 64,
+    token_stats: bool = True,
+    trees: str | Path | None = None,
+    answers: str | Path | None = None,
+    extract: Extract | None = None,
+    equal: Equal | None = None,
+    overwrite: bool = False,
+    progress: Progress | None = None,
+) -> Path:
+    """Questions to traces, written to `output` a group of questions at a time.
+
+    Args:
+      policy: who answers.
+      questions: what is asked.
+      output: JSONL of traces; their ids are the question's, with `/index` where there are several.
+      config: a SampleConfig samples independent outputs, a CatConfig searches a tree.
+      strategy: `greedy`, `sample`, `self_consistency` with a SampleConfig; `cat`, `explore` with a CatConfig.
+      seed: of the sampling; a question's outputs depend on the seed and its id alone.
+      batch_size: rows decoded together.
+      token_stats: whether the records keep per-token log-probs and entropies.
+      trees: JSONL for the search trees.
+      answers: JSONL for one voted answer a question.
+      extract: text -> answer; without it the traces carry none.
+      equal: (gold, answer) -> bool.
+      overwrite: start anew if the output was begun with other settings.
+      progress: called with (questions done, questions in all).
+    """
+    output = Path(output)
+    per_question = config.num_samples if isinstance(config, SampleConfig) else config.num_branches
+    settings = {
+        "policy": policy.hash,
+        "dtype": str(policy.model.dtype),
+        "questions": questions_digest(questions),
+        "sampling": dataclasses.asdict(config),
+        "strategy": strategy,
+        "seed": seed,
+        "batch_size": batch_size,
+        "token_stats": token_stats,
+    }
+    traces_out = open_output(output, "sample", settings, overwrite)
+    side = {
+        name: open_output(Path(path), name, settings, overwrite)
+        for name, path in (("trees", trees), ("answers", answers))
+        if path is not None
+    }
+    if traces_out.complete and all(out.complete for out in side.values()):
+        return output
+    size = max(1, batch_size // per_question) * 8
+    groups = [questions[i : i + size] for i in range(0, len(questions), size)]
+    key = jax.random.key(seed)
+    for index, group in enumerate(groups):
+        # Groups are fixed: a restart decodes the same questions together, since matrix products of another shape differ
+        # in their last bits. The newest group may be torn, so it is decoded again and only what is missing is added.
+        following = groups[index + 1] if index + 1 < len(groups) else []
+        if not any(_trace_id(q, 0, per_question) in traces_out.done for q in following):
+            sampled = _sample(policy, group, config, strategy, key, batch_size, extract, equal)
+            if "trees" in side:
+                side["trees"].append([tree_to_record(t) | {"id": t.question_id} for t in sampled.trees])
+            if "answers" in side:
+                side["answers"].append(sampled.answers)
+            stamped = [
+                dataclasses.replace(t, policy=policy.hash[:16], seed=seed, strategy=strategy)
+                for t in sampled.traces
+            ]
+            traces_out.append([trace_to_record(t, token_stats=token_stats) for t in stamped])
+        if progress is not None:
+            progress(min((index + 1) * size, len(questions)), len(questions))
+    for out in (*side.values(), traces_out):
+        if not out.complete:
+            out.finish(questions=len(questions), records=len(out.done))
+    return output
+
+
+def _trace_id(question: Question, index: int, per_question: int) -> str:
+    return question.id if per_question == 1 else f"{question.id}/{index}"
+
+
+@dataclasses.dataclass(frozen=True)
+class _Sampled:
+    traces: list[Trace]
+    trees: list[CatTree]
+    answers: list[dict[str, Any]]
+
+
+def _sample(
+    policy: Policy,
+    questions: Sequence[Question],
+    config: SampleConfig | CatConfig,
+    strategy: str,
+    key: jax.Array,
+    batch_size: int,
+    extract: Extract | None,
+    equal: Equal | None,
+) -> _Sampled:
+    same = equal or same_text
+    if isinstance(config, SampleConfig):
+        flat = generate(policy.model, policy.tokenizer, questions, config, key, batch_size=batch_size)
+        n = config.num_samples
+        paths: list[Sequence[Trace]] = [flat[i : i + n] for i in range(0, len(flat), n)]
+        trees: list[CatTree] = []
+        method, gamma, per_question = "majority", 1.0, n
+        tokens = [sum(len(t.token_ids) for t in group) for group in paths]
+    else:
+        search = explore if strategy == "explore" else cat_search
+        results = search(policy.model, policy.tokenizer, questions, config, key, batch_size=batch_size)
+        paths, trees, tokens = (
+            [r.paths for r in results],
+            [r.tree for r in results],
+            [r.tokens for r in results],
+        )
+        method, gamma, per_question = config.vote, config.gamma, config.num_branches
+    traces, answers = [], []
+    for question, group, spent in zip(questions, paths, tokens, strict=True):
+        named = [
+            _answered(dataclasses.replace(t, id=_trace_id(question, i, per_question)), extract, equal)
+            for i, t in enumerate(group)
+        ]
+        traces += named
+        if extract is None:
+            continue
+        answer, votes = vote(named, method, extract=extract, equivalent=same, gamma=gamma)  # type: ignore[arg-type]
+        right = None if question.gold is None else answer is not None and same(question.gold, answer)
+        answers.append(
+            {"id": question.id, "answer": answer, "correct": right, "tokens": spent, "votes": votes}
+        )
+    return _Sampled(traces, trees, answers)
+
+
+def _answered(trace: Trace, extract: Extract | None, equal: Equal | None) -> Trace:
+    if extract is None:
+        return trace
+    answer = extract(trace.text)
+    correct = None
+    if trace.gold is not None and equal is not None:
+        correct = answer is not None and equal(trace.gold, answer)
+    return dataclasses.replace(trace, answer=answer, correct=correct)
