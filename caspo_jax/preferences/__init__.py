@@ -25,6 +25,7 @@ from caspo_jax.preferences.readers import (
 )
 from caspo_jax.preferences.selection import make_pair, select_pairs
 from caspo_jax.preferences.step_dataset import step_rows, write_step_dataset
+from caspo_jax.preferences.trees import tree_traces
 
 __all__ = [
     "Candidate",
@@ -54,6 +55,7 @@ __all__ = [
     "to_step_dpo_record",
     "to_trl_record",
     "tokenize_pairs",
+    "tree_traces",
     "trl_from_record",
     "verified_rows",
     "write_step_dataset",

@@ -65,13 +65,25 @@ def policy_competitors(
                 found[i] = first if first != emitted[i] else second
         return found
 
+    limit = model.config.max_position_embeddings
+
     def complete(contexts: Sequence[tuple[int, ...]]) -> list[tuple[Sequence[int], bool]]:
-        config = SampleConfig(
-            max_new_tokens=max_new_tokens, temperature=0.0, stop=(delimiter,), step_delimiter=delimiter
-        )
-        questions = [Question(id=str(i), prompt_ids=context) for i, context in enumerate(contexts)]
-        traces = generate(model, tokenizer, questions, config, jax.random.key(0), batch_size=batch_size)
-        return [(t.token_ids, t.finish_reason in ("eos", "stop")) for t in traces]
+        found: list[tuple[Sequence[int], bool]] = [((), False)] * len(contexts)
+        roomy = [i for i, context in enumerate(contexts) if len(context) + max_new_tokens <= limit]
+        fits = set(roomy)
+        tight = [i for i in range(len(contexts)) if i not in fits and len(contexts[i]) < limit]
+        for rows in (roomy, tight):  # what meets the end of the context is unfinished
+            if not rows:
+                continue
+            room = min(max_new_tokens, limit - max(len(contexts[i]) for i in rows))
+            config = SampleConfig(
+                max_new_tokens=room, temperature=0.0, stop=(delimiter,), step_delimiter=delimiter
+            )
+            questions = [Question(id=str(i), prompt_ids=contexts[i]) for i in rows]
+            traces = generate(model, tokenizer, questions, config, jax.random.key(0), batch_size=batch_size)
+            for i, trace in zip(rows, traces, strict=True):
+                found[i] = (trace.token_ids, trace.finish_reason in ("eos", "stop"))
+        return found
 
     return GreedyCompetitors(
         token_bytes=token_bytes(tokenizer, model.config.vocab_size),

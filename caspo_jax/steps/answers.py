@@ -126,6 +126,7 @@ def equivalent(gold: str, answer: str, kind: AnswerKind | str = AnswerKind.MATH)
         return True
     if kind is AnswerKind.STRING:
         return False
+    gold, answer = _without_unit(gold), _without_unit(answer)
     a, b = _fraction(gold), _fraction(answer)
     if a is not None and b is not None:
         return a == b
@@ -140,10 +141,19 @@ def _plain(text: str) -> str:
     return " ".join(text.strip().strip("$.").split()).casefold()
 
 
+def _without_unit(text: str) -> str:
+    r"""Without dollar signs and without a unit in words after a value: `\$36`, `15\mbox{ cm}^2`."""
+    text = text.replace("\\$", "").replace(",\\!", "").replace("\\!", "").strip()
+    if text.startswith("$") and text.endswith("$"):
+        text = text[1:-1].strip()
+    unit = r"(?<=[\d)}])\s*\\(?:text|mbox|mathrm)\s*\{\s*[A-Za-z][A-Za-z .]*\}\s*(?:\^\s*\{?\d\}?)?\.?$"
+    return re.sub(unit, "", text)
+
+
 def _fraction(text: str) -> Fraction | None:
     """A plain number: sign, digits, thousands separators, decimals, one slash; else None."""
-    text = text.strip().rstrip(".").replace("\\$", "").replace("$", "").replace("{,}", ",").replace("\\!", "")
-    text = text.replace("−", "-").replace(" ", "")
+    text = text.strip().rstrip(".").replace("{,}", ",").replace("−", "-").replace("$", "").replace(" ", "")
+    text = re.sub(r"\\[dt]?frac\{(\d+)\}\{(\d+)\}", r"\1/\2", text)
     if re.fullmatch(r"[-+]?\d{1,3}(,\d{3})+(\.\d+)?", text):
         text = text.replace(",", "")
     if re.fullmatch(r"[-+]?(\d+(\.\d*)?|\.\d+)", text):

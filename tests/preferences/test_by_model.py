@@ -1,0 +1,126 @@
+"""From a real (random) checkpoint to pairs: sampler, segmentation, verifier and competitors agree."""
+
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from caspo_jax.models import load_pretrained, token_bytes
+from caspo_jax.preferences import PairConfig, build_candidates, select_pairs, tree_traces
+from caspo_jax.preferences.by_model import policy_competitors
+from caspo_jax.sampling import CatConfig, SampleConfig, explore, generate
+from caspo_jax.steps import ExactChecker, annotate_traces
+from caspo_jax.types import Question
+
+GOLDEN = Path(__file__).parents[1] / "golden" / "qwen3_tied_fp32"
+DELIMITER = "e"  # frequent enough for a random model
+
+
+@pytest.fixture(scope="module")
+def policy():
+    return load_pretrained(str(GOLDEN))
+
+
+@pytest.fixture(scope="module")
+def vocabulary(policy):
+    model, tokenizer = policy
+    return token_bytes(tokenizer, model.config.vocab_size)
+
+
+def by_length(question, prefix, step, last):
+    return "correct" if len(step) % 2 else "wrong"
+
+
+VERIFIER = ExactChecker(by_length)
+
+
+@pytest.fixture(scope="module")
+def traces(policy):
+    config = SampleConfig(max_new_tokens=24, num_samples=6, step_delimiter=DELIMITER)
+    return generate(*policy, [Question(id="q", prompt_ids=(5, 6, 7))], config, jax.random.key(0))
+
+
+def test_segmentation_is_the_samplers(traces, vocabulary):
+    done = annotate_traces(traces, vocabulary, delimiter=DELIMITER)
+    assert sum(len(t.steps) for t in done) > 6
+    for ours, theirs in zip(done, traces):
+        assert ours.text == theirs.text
+        for a, b in zip(ours.steps, theirs.steps, strict=True):
+            assert (a.start, a.end, a.token_start, a.token_end) == (
+                b.start,
+                b.end,
+                b.token_start,
+                b.token_end,
+            )
+            assert a.entropy == pytest.approx(b.entropy, rel=1e-5)
+            if b.confidence is not None:
+                assert a.confidence == pytest.approx(b.confidence, rel=1e-4)
+
+
+def test_competitors_follow_the_model(policy, traces, vocabulary):
+    model, tokenizer = policy
+    annotated = annotate_traces(traces, vocabulary, delimiter=DELIMITER, verifier=VERIFIER)
+    candidates, _ = build_candidates(annotated)
+    maker = policy_competitors(
+        model, tokenizer, VERIFIER, delimiter=DELIMITER, max_new_tokens=16, batch_size=8
+    )
+    config = PairConfig(tau_quantile=1.0, kinds=("low_confidence_correct",), competitor="token")
+    pairs, _ = select_pairs(candidates, config, competitors=maker)
+    assert pairs
+    for pair in pairs:
+        candidate = next(
+            c for c in candidates if (c.prefix_ids, c.token_ids) == (pair.prefix_ids, pair.chosen_ids)
+        )
+        at = len(pair.rejected_ids) - 1
+        assert pair.rejected_ids[:at] == pair.chosen_ids[:at]
+        assert candidate.entropy[at] == max(
+            h for h, t in zip(candidate.entropy, candidate.token_ids) if vocabulary[t].strip(b"e")
+        )
+        context = pair.prompt_ids + pair.prefix_ids + pair.rejected_ids[:at]
+        logits = np.array(model(np.asarray([context], np.int32)))[0, -1]
+        logits[pair.chosen_ids[at]] = -np.inf
+        assert logits[pair.rejected_ids[at]] >= logits.max() - 1e-4
+
+
+@pytest.mark.slow
+def test_whole_competitors_are_single_closed_steps(policy, traces, vocabulary):
+    model, tokenizer = policy
+    annotated = annotate_traces(traces, vocabulary, delimiter=DELIMITER, verifier=VERIFIER)
+    candidates, _ = build_candidates(annotated)
+    maker = policy_competitors(
+        model, tokenizer, VERIFIER, delimiter=DELIMITER, max_new_tokens=16, batch_size=8
+    )
+    pairs, counts = select_pairs(candidates, PairConfig(tau_quantile=1.0), competitors=maker)
+    assert counts["attempts_low_confidence_correct"] > 0
+    for pair in pairs:
+        assert by_length(None, "", pair.rejected, False) == "wrong"
+        assert DELIMITER not in pair.rejected
+        spelled = b"".join(vocabulary[t] for t in pair.rejected_ids)
+        assert DELIMITER.encode() in spelled or pair.ends_trace[1]
+
+
+@pytest.mark.slow
+def test_every_leaf_of_a_tree_is_a_trace(policy, vocabulary):
+    config = CatConfig(
+        num_branches=4,
+        expand=2,
+        num_answers=1,
+        sample=SampleConfig(max_new_tokens=24, step_delimiter=DELIMITER),
+    )
+    question = Question(id="q", prompt_ids=(5, 6, 7))
+    (result,) = explore(*policy, [question], config, jax.random.key(1))
+    leaves = tree_traces(result.tree, question, vocabulary)
+    parents = {node.parent for node in result.tree.nodes}
+    assert len(leaves) <= sum(i not in parents for i in range(len(result.tree.nodes)))
+    assert {p.token_ids for p in result.paths} <= {t.token_ids for t in leaves}
+    assert all(len(t.token_ids) == len(t.entropy) == len(t.logprob) for t in leaves)
+    annotated = annotate_traces(leaves, vocabulary, delimiter=DELIMITER, verifier=VERIFIER)
+    steps = {
+        (t.token_ids[: s.token_start], t.token_ids[s.token_start : s.token_end])
+        for t in annotated
+        for s in t.steps
+    }
+    candidates, counts = build_candidates(annotated)
+    assert {(c.prefix_ids, c.token_ids) for c in candidates} <= steps
+    assert len(candidates) == counts["steps"] - counts["unfinished"] - counts["empty"]
