@@ -44,9 +44,7 @@ class RowStore:
     verified: list[MaskedRow]
 
     @classmethod
-    def build(
-        cls, data: Sequence[Pair] | Sequence[PairBatch], verified: Sequence[Row] | Sequence[StepRows] = ()
-    ) -> RowStore:
+    def build(cls, data: Sequence[Pair | PairBatch], verified: Sequence[Row | StepRows] = ()) -> RowStore:
         """Rows of pairs or of packed batches (padding rows are left out), and verified steps beside them.
 
         Raises:
@@ -168,8 +166,7 @@ class Plan:
         self.pair_rows = rows if config.loss.uses_pairs else 0
         self.verified_rows = rows if not config.loss.uses_pairs else 0
         self.epoch_steps = items / batch
-        longest = -(-store.longest // 8) * 8
-        self.buckets = [min(b, longest) for b in length_buckets(longest, config.min_length)]
+        self.buckets = length_buckets(store.longest, config.min_length)
 
         def shuffled(count: int, seed: int) -> Any:
             return grain.MapDataset.range(count).seed(seed).shuffle()
@@ -179,7 +176,7 @@ class Plan:
         if config.loss.uses_pairs and config.loss.uses_verified:
             available = len(store.verified)
             wanted = config.verified_per_batch or math.ceil(available * batch / items)
-            self.verified_rows = math.ceil(min(wanted, available) / self.micro_batches)
+            self.verified_rows = _round_up(math.ceil(min(wanted, available) / self.micro_batches))
             beside = shuffled(available, config.seed + 1).repeat().batch(min(wanted, available))
 
         def rows_of(step: int) -> tuple[np.ndarray, np.ndarray]:
@@ -223,6 +220,12 @@ def reference_batches(store: RowStore, rows: int, buckets: Sequence[int]) -> Ite
     for start in range(0, len(order), rows):
         part = order[start : start + rows]
         yield Micro(store.pack(part, none, rows, 0, buckets), part, none)
+
+
+def _round_up(count: int) -> int:
+    """Few sizes (at most an eighth of padding), so that another round's count finds the same compiled shape."""
+    grain = max(1, (1 << count.bit_length()) // 16)
+    return -(-count // grain) * grain
 
 
 def _from_row(row: Row) -> MaskedRow:

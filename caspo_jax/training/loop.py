@@ -50,10 +50,10 @@ class TrainSummary:
 
 def train(
     model: Any,
-    data: Sequence[Pair] | Sequence[PairBatch],
+    data: Sequence[Pair | PairBatch],
     config: TrainConfig,
     *,
-    verified: Sequence[Row] | Sequence[StepRows] = (),
+    verified: Sequence[Row | StepRows] = (),
     reference: Any = None,
     out_dir: str | Path | None = None,
     mesh: Mesh | None = None,
@@ -114,7 +114,7 @@ def train(
 
         for number in range(resumed + 1, plan.steps + 1):
             micros = plan.micro(*next(iterator))
-            state, output = step_fn(state, [micro.batch for micro in micros])
+            state, output = step_fn(state, [micro.batch for micro in micros], number - 1)
             reporter.report_last()
             reporter.pending = (number, output, micros)
             due = config.save_every is not None and number % config.save_every == 0
@@ -201,7 +201,7 @@ def _fill_references(
     store: RowStore, plan: Plan, config: TrainConfig, reference: Any, folder: Path | None
 ) -> None:
     """Reference log-probs of every pair: those given, those of an earlier start, or computed now."""
-    if np.isfinite(store.reference_chosen).all() and np.isfinite(store.reference_rejected).all():
+    if not np.isnan(store.reference_chosen).any() and not np.isnan(store.reference_rejected).any():
         return
     if folder is not None and load_reference(folder, store):
         return

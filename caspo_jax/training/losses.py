@@ -43,7 +43,7 @@ def dpo_loss(
     if weights is None:
         weights = jnp.ones(jnp.shape(policy_chosen), jnp.float32)
     columns = (policy_chosen, policy_rejected, reference_chosen, reference_rejected)
-    losses, rewards = pair_losses(*drop_rows(weights, *columns), config)
+    losses, rewards = pair_losses(*drop_rows(weights, columns), config=config)
     means = {**rewards, "logps/chosen": policy_chosen, "logps/rejected": policy_rejected}
     aux = {name: jax.lax.stop_gradient(weighted_mean(value, weights)) for name, value in means.items()}
     return weighted_mean(losses, weights), aux
@@ -95,9 +95,12 @@ def pair_losses(
     return losses, {name: jax.lax.stop_gradient(value) for name, value in rewards.items()}
 
 
-def drop_rows(weights: Array, *columns: Array) -> tuple[Array, ...]:
+def drop_rows(
+    weights: Array, columns: tuple[Array, Array, Array, Array]
+) -> tuple[Array, Array, Array, Array]:
     """Put 0 where the weight is 0, so that what a padding row holds (even NaN) reaches no sum and no gradient."""
-    return tuple(jnp.where(weights > 0, column, 0) for column in columns)
+    a, b, c, d = (jnp.where(weights > 0, column, 0) for column in columns)
+    return a, b, c, d
 
 
 def weighted_sum(values: Array, weights: Array) -> Array:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, Protocol
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 import optax
 
 from caspo_jax.training.config import TrainConfig
@@ -26,19 +28,41 @@ def make_schedule(config: TrainConfig, total_steps: int) -> optax.Schedule:
     return optax.join_schedules([linear, cosine], [warmup])
 
 
-def make_optimizer(config: TrainConfig, total_steps: int) -> optax.GradientTransformation:
+def learning_rates(config: TrainConfig, total_steps: int) -> np.ndarray:
+    """`make_schedule`'s value at every update, [total_steps] float32."""
+    return np.asarray(jax.vmap(make_schedule(config, total_steps))(jnp.arange(total_steps)), np.float32)
+
+
+class AdamWSettings(Protocol):
+    """What `make_optimizer` reads: a `TrainConfig` has it."""
+
+    @property
+    def b1(self) -> float: ...  # noqa: D102
+    @property
+    def b2(self) -> float: ...  # noqa: D102
+    @property
+    def eps(self) -> float: ...  # noqa: D102
+    @property
+    def weight_decay(self) -> float: ...  # noqa: D102
+    @property
+    def clip_norm(self) -> float | None: ...  # noqa: D102
+
+
+def make_optimizer(
+    settings: AdamWSettings, learning_rate: optax.ScalarOrSchedule = 1.0
+) -> optax.GradientTransformation:
     """Clipping, then AdamW; weight decay spares biases and norms, as in the reference trainers."""
     adamw = optax.adamw(
-        make_schedule(config, total_steps),
-        b1=config.b1,
-        b2=config.b2,
-        eps=config.eps,
-        weight_decay=config.weight_decay,
-        mask=_decays if config.weight_decay else None,
+        learning_rate,
+        b1=settings.b1,
+        b2=settings.b2,
+        eps=settings.eps,
+        weight_decay=settings.weight_decay,
+        mask=_decays if settings.weight_decay else None,
     )
-    if config.clip_norm is None:
+    if settings.clip_norm is None:
         return adamw
-    return optax.chain(optax.clip_by_global_norm(config.clip_norm), adamw)
+    return optax.chain(optax.clip_by_global_norm(settings.clip_norm), adamw)
 
 
 def _decays(params: Any) -> Any:

@@ -36,7 +36,7 @@ def claim_folder(folder: Path, config: TrainConfig, data: str, model: Any) -> No
     """
     path = folder / "run.json"
     settings = json.loads(json.dumps(dataclasses.asdict(config)))
-    wanted = {
+    wanted: dict[str, Any] = {
         "config": {name: value for name, value in settings.items() if name not in _FREE},
         "data": data,
         "model": _model_moments(model),
@@ -62,13 +62,13 @@ def claim_folder(folder: Path, config: TrainConfig, data: str, model: Any) -> No
 
 def _model_moments(model: Any) -> list[float]:
     """Sums of |p| and p^2 over all parameters: enough to tell one policy from another on any mesh."""
+    return [float(x) for x in _moments(nnx.split(model)[1])]
 
-    @jax.jit
-    def moments(params: Any) -> jax.Array:
-        leaves = [leaf.astype(jnp.float32) for leaf in jax.tree.leaves(params)]
-        return jnp.stack([sum(jnp.sum(jnp.abs(x)) for x in leaves), sum(jnp.sum(x * x) for x in leaves)])
 
-    return [float(x) for x in moments(nnx.split(model)[1])]
+@jax.jit
+def _moments(params: Any) -> jax.Array:
+    leaves = [leaf.astype(jnp.float32) for leaf in jax.tree.leaves(params)]
+    return jnp.stack([sum(jnp.sum(jnp.abs(x)) for x in leaves), sum(jnp.sum(x * x) for x in leaves)])
 
 
 def save_reference(folder: Path, store: RowStore) -> None:

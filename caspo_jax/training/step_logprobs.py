@@ -85,7 +85,8 @@ def _head_forward(
         logits = _logits(_columns(hidden, i, chunk), unembedding)
         stats = token_stats(logits, _columns(targets, i, chunk), ("logprob", "entropy", "logsumexp"))
         keep = _columns(mask, i, chunk)
-        new = (jnp.where(keep, stats.logprob, 0), jnp.where(keep, stats.entropy, 0), stats.logsumexp)
+        values = (jnp.asarray(value) for value in (stats.logprob, stats.entropy, stats.logsumexp))
+        new = (jnp.where(keep, value, 0) for value in values)
         return tuple(  # type: ignore[return-value]
             jax.lax.dynamic_update_slice_in_dim(old, value, i * chunk, axis=1)
             for old, value in zip(outputs, new)

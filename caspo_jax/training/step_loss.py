@@ -103,7 +103,7 @@ def step_loss_sums(
         if side in steps:
             metrics.update(_side_metrics(side, steps[side], weight))
     if config.contrastive:
-        losses, rewards = pair_losses(*_pair_columns(steps, batch, weight, config), config)
+        losses, rewards = pair_losses(*_pair_columns(steps, batch, weight, config), config=config)
         pair_sum = weighted_sum(losses, weight)
         pair_finite = jnp.isfinite(losses)
         total = jnp.sum(weight)
@@ -161,7 +161,7 @@ def reduce_metrics(sums: LossSums, config: LossConfig) -> dict[str, Array]:
 
 def _pair_columns(
     steps: dict[str, StepSums], batch: PairBatch, weight: Array, config: LossConfig
-) -> tuple[Array, ...]:
+) -> tuple[Array, Array, Array, Array]:
     columns = []
     for sums, reference in (
         (steps["chosen"], batch.reference_chosen),
@@ -170,7 +170,7 @@ def _pair_columns(
         length = jnp.maximum(sums.tokens, 1) if config.length_normalised else 1.0
         columns.append((sums.logprob / length, reference / length))
     (policy_chosen, reference_chosen), (policy_rejected, reference_rejected) = columns
-    return drop_rows(weight, policy_chosen, policy_rejected, reference_chosen, reference_rejected)
+    return drop_rows(weight, (policy_chosen, policy_rejected, reference_chosen, reference_rejected))
 
 
 def _nll_sum(steps: dict[str, StepSums], weight: Array, config: LossConfig) -> Array:

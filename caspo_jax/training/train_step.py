@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -15,7 +16,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from caspo_jax.sharding import named_sharding
 from caspo_jax.training.config import LossConfig, TrainConfig
-from caspo_jax.training.optimizer import make_optimizer, make_schedule
+from caspo_jax.training.optimizer import learning_rates, make_optimizer
 from caspo_jax.training.step_loss import (
     Denominators,
     LossSums,
@@ -78,67 +79,84 @@ class StepReport:
     verified_finite: list[np.ndarray]  # [M] bool
 
 
+@dataclasses.dataclass(frozen=True)
+class StepSpec:
+    """What the compiled update depends on. Equal specs share their programs: a new round compiles nothing."""
+
+    graphdef: Any
+    dtypes: tuple[str, ...]  # of the model's own parameters, in tree order
+    loss: LossConfig
+    b1: float
+    b2: float
+    eps: float
+    weight_decay: float
+    clip_norm: float | None
+    head_chunk: int | None
+    remat: bool
+
+    @classmethod
+    def of(cls, graphdef: Any, params: Any, config: TrainConfig) -> StepSpec:
+        """The part of a `TrainConfig` that is compiled in."""
+        dtypes = tuple(str(leaf.dtype) for leaf in jax.tree.leaves(params))
+        names = ("loss", "b1", "b2", "eps", "weight_decay", "clip_norm", "head_chunk", "remat")
+        return cls(graphdef, dtypes, **{name: getattr(config, name) for name in names})
+
+    @property
+    def optimizer(self) -> optax.GradientTransformation:
+        """The optimiser at a rate of 1: the schedule's value is an argument of the update."""
+        return make_optimizer(self)
+
+
 class TrainStep:
     """One update: `state, output = step(state, micro_batches)`.
 
     The gradient is that of the whole batch: each micro-batch contributes its unreduced sums over the
     denominators of all of them, which are known from weights and masks before any forward pass. So micro-batches
-    may differ in rows, tokens and weight. One micro-batch runs as a single program (`fused`).
+    may differ in rows, tokens and weight. One micro-batch runs as a single program, `fused_update`.
     """
 
-    def __init__(
-        self,
-        graphdef: Any,
-        frozen: Any,
-        dtypes: Any,
-        config: TrainConfig,
-        total_steps: int,
-        mesh: Mesh | None = None,
-    ):
-        self.optimizer = make_optimizer(config, total_steps)
-        self._schedule = make_schedule(config, total_steps)
-        self._graphdef, self._frozen, self._dtypes = graphdef, frozen, dtypes
-        self._config, self._mesh = config, mesh
-        self.fused = jax.jit(self._fused, donate_argnums=0)
-        self._accumulate = jax.jit(self._add_gradients, donate_argnums=1)
-        self._apply = jax.jit(self._update, donate_argnums=0)
+    def __init__(self, spec: StepSpec, frozen: Any, learning_rates: np.ndarray, mesh: Mesh | None = None):
+        self.spec = spec
+        self._frozen, self._learning_rates, self._mesh = frozen, learning_rates, mesh
 
     def init(self, params: Any) -> TrainState:
         """The state of update 0; copies the parameters, so that donation leaves the caller's model alone."""
         params = jax.tree.map(lambda p: jnp.array(p, jnp.float32, copy=True), params)
         if self._mesh is None:
-            return TrainState(jnp.zeros((), jnp.int32), params, jax.jit(self.optimizer.init)(params))
+            return TrainState(jnp.zeros((), jnp.int32), params, _init(self.spec, params))
         replicated = NamedSharding(self._mesh, PartitionSpec())
-        shapes = jax.eval_shape(self.optimizer.init, params)
+        optimizer = self.spec.optimizer
         shardings = optax.tree_map_params(
-            self.optimizer,
+            optimizer,
             lambda _, param: param.sharding,
-            shapes,
+            jax.eval_shape(optimizer.init, params),
             params,
             transform_non_params=lambda _: replicated,
         )
-        opt_state = jax.jit(self.optimizer.init, out_shardings=shardings)(params)
+        opt_state = jax.jit(optimizer.init, out_shardings=shardings)(params)
         return TrainState(jax.device_put(jnp.zeros((), jnp.int32), replicated), params, opt_state)
 
     def __call__(
-        self, state: TrainState, micro_batches: Sequence[PairBatch]
+        self, state: TrainState, micro_batches: Sequence[PairBatch], number: int
     ) -> tuple[TrainState, StepOutput]:
-        """One update from host micro-batches (NumPy `PairBatch`es)."""
-        parts = [loss_denominators(batch, self._config.loss) for batch in micro_batches]
+        """Update `number` (0, 1, ...) from host micro-batches (NumPy `PairBatch`es)."""
+        learning_rate = self._learning_rates[min(number, len(self._learning_rates) - 1)]
+        parts = [loss_denominators(batch, self.spec.loss) for batch in micro_batches]
         whole = Denominators(
             pairs=np.float32(sum(float(part.pairs) for part in parts)),  # type: ignore[arg-type]
             nll=np.float32(sum(float(part.nll) for part in parts)),  # type: ignore[arg-type]
         )
         if len(micro_batches) == 1:
-            return self.fused(state, self._frozen, self._place(micro_batches[0]), whole)
+            batch = self._place(micro_batches[0])
+            return fused_update(self.spec, state, self._frozen, batch, whole, learning_rate)
         gradients = jax.tree.map(jnp.zeros_like, state.params)
         sums = []
         for batch in micro_batches:
-            gradients, part_sums = self._accumulate(
-                state.params, gradients, self._frozen, self._place(batch), whole
+            gradients, part_sums = _add_gradients(
+                self.spec, state.params, gradients, self._frozen, self._place(batch), whole
             )
             sums.append(part_sums)
-        state, grad_norm, learning_rate = self._apply(state, gradients)
+        state, grad_norm = _update(self.spec, state, gradients, learning_rate)
         return state, StepOutput(tuple(sums), grad_norm, learning_rate)
 
     def _place(self, batch: PairBatch) -> PairBatch:
@@ -151,37 +169,63 @@ class TrainStep:
             lambda a: jax.device_put(a, named_sharding(mesh, axes[: np.ndim(a)], np.shape(a))), batch
         )
 
-    def _gradients(
-        self, params: Any, frozen: Any, batch: PairBatch, whole: Denominators
-    ) -> tuple[Any, LossSums]:
-        config = self._config
 
-        def loss(params: Any) -> tuple[jax.Array, LossSums]:
-            # Master parameters are float32; the forward pass sees the model's own dtype.
-            own = jax.tree.map(lambda p, dtype: p.astype(dtype), params, self._dtypes)
-            model = nnx.merge(self._graphdef, own, frozen)
-            sums = step_loss_sums(model, batch, config.loss, chunk=config.head_chunk, remat=config.remat)
-            return total_loss(sums, whole, config.loss), sums
+@functools.partial(jax.jit, static_argnums=0, donate_argnums=1)
+def fused_update(
+    spec: StepSpec,
+    state: TrainState,
+    frozen: Any,
+    batch: PairBatch,
+    whole: Denominators,
+    learning_rate: jax.Array,
+) -> tuple[TrainState, StepOutput]:
+    """Gradient and update of a batch of one micro-batch, in one program."""
+    gradients, sums = _gradients(spec, state.params, frozen, batch, whole)
+    state, grad_norm = _apply(spec, state, gradients, learning_rate)
+    return state, StepOutput((sums,), grad_norm, jnp.asarray(learning_rate))
 
-        return jax.grad(loss, has_aux=True)(params)
 
-    def _add_gradients(
-        self, params: Any, gradients: Any, frozen: Any, batch: PairBatch, whole: Denominators
-    ) -> tuple[Any, LossSums]:
-        new, sums = self._gradients(params, frozen, batch, whole)
-        return jax.tree.map(jnp.add, gradients, new), sums
+def _gradients(
+    spec: StepSpec, params: Any, frozen: Any, batch: PairBatch, whole: Denominators
+) -> tuple[Any, LossSums]:
+    def loss(params: Any) -> tuple[jax.Array, LossSums]:
+        # Master parameters are float32; the forward pass sees the model's own dtypes.
+        leaves, tree = jax.tree.flatten(params)
+        own = jax.tree.unflatten(tree, [leaf.astype(dtype) for leaf, dtype in zip(leaves, spec.dtypes)])
+        model = nnx.merge(spec.graphdef, own, frozen)
+        sums = step_loss_sums(model, batch, spec.loss, chunk=spec.head_chunk, remat=spec.remat)
+        return total_loss(sums, whole, spec.loss), sums
 
-    def _update(self, state: TrainState, gradients: Any) -> tuple[TrainState, jax.Array, jax.Array]:
-        updates, opt_state = self.optimizer.update(gradients, state.opt_state, state.params)
-        new = TrainState(state.step + 1, optax.apply_updates(state.params, updates), opt_state)
-        return new, optax.global_norm(gradients), jnp.asarray(self._schedule(state.step), jnp.float32)
+    return jax.grad(loss, has_aux=True)(params)
 
-    def _fused(
-        self, state: TrainState, frozen: Any, batch: PairBatch, whole: Denominators
-    ) -> tuple[TrainState, StepOutput]:
-        gradients, sums = self._gradients(state.params, frozen, batch, whole)
-        state, grad_norm, learning_rate = self._update(state, gradients)
-        return state, StepOutput((sums,), grad_norm, learning_rate)
+
+def _apply(
+    spec: StepSpec, state: TrainState, gradients: Any, learning_rate: jax.Array
+) -> tuple[TrainState, jax.Array]:
+    updates, opt_state = spec.optimizer.update(gradients, state.opt_state, state.params)
+    params = jax.tree.map(lambda p, u: p + learning_rate * u, state.params, updates)
+    grad_norm = jnp.sqrt(sum(jnp.sum(jnp.square(leaf)) for leaf in jax.tree.leaves(gradients)))
+    return TrainState(state.step + 1, params, opt_state), grad_norm
+
+
+@functools.partial(jax.jit, static_argnums=0, donate_argnums=2)
+def _add_gradients(
+    spec: StepSpec, params: Any, gradients: Any, frozen: Any, batch: PairBatch, whole: Denominators
+) -> tuple[Any, LossSums]:
+    new, sums = _gradients(spec, params, frozen, batch, whole)
+    return jax.tree.map(jnp.add, gradients, new), sums
+
+
+@functools.partial(jax.jit, static_argnums=0, donate_argnums=1)
+def _update(
+    spec: StepSpec, state: TrainState, gradients: Any, learning_rate: jax.Array
+) -> tuple[TrainState, jax.Array]:
+    return _apply(spec, state, gradients, learning_rate)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _init(spec: StepSpec, params: Any) -> Any:
+    return spec.optimizer.init(params)
 
 
 def make_train_step(
@@ -195,15 +239,14 @@ def make_train_step(
       total_steps: updates of the whole run: where the schedule ends.
       mesh: devices to split the batch over; the parameters stay where they are.
     """
-    graphdef, params, frozen = nnx.split(model, nnx.Param, ...)
-    dtypes = jax.tree.map(lambda p: p.dtype, params)
-    step = TrainStep(graphdef, frozen, dtypes, config, total_steps, mesh)
+    graphdef, params, frozen = nnx.split(model, nnx.Param, ...)  # type: ignore[misc]
+    step = TrainStep(StepSpec.of(graphdef, params, config), frozen, learning_rates(config, total_steps), mesh)
     return step, step.init(params)
 
 
 def trained_model(model: Any, state: TrainState) -> Any:
     """A new model like `model`, with the state's parameters in the model's dtype."""
-    graphdef, params, frozen = nnx.split(model, nnx.Param, ...)
+    graphdef, params, frozen = nnx.split(model, nnx.Param, ...)  # type: ignore[misc]
     new = jax.tree.map(lambda p, old: jnp.array(p, old.dtype, copy=True), state.params, params)
     return nnx.merge(graphdef, new, frozen)
 

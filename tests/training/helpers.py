@@ -15,10 +15,10 @@ VOCAB = 13
 class Toy(nnx.Module):
     """A causal model that compiles in no time: h_t = tanh(e_t + mean_{s <= t} e_s M), tied head."""
 
-    def __init__(self, seed=0, vocab=VOCAB, width=8, scale=0.7):
+    def __init__(self, seed=0, vocab=VOCAB, width=8, scale=0.7, dtype=jnp.float32):
         rng = np.random.default_rng(seed)
-        self.embed = nnx.Param(jnp.asarray(scale * rng.normal(size=(vocab, width)), jnp.float32))
-        self.mix = nnx.Param(jnp.asarray(scale * rng.normal(size=(width, width)), jnp.float32))
+        self.embed = nnx.Param(jnp.asarray(scale * rng.normal(size=(vocab, width)), dtype))
+        self.mix = nnx.Param(jnp.asarray(scale * rng.normal(size=(width, width)), dtype))
 
     def hidden_states(self, token_ids, positions=None, mask=None):
         mask = jnp.ones(token_ids.shape) if mask is None else mask

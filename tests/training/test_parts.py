@@ -1,0 +1,137 @@
+"""The schedule, the order of the data, the displacement monitor."""
+
+import dataclasses
+import warnings
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from caspo_jax.errors import UserError
+from caspo_jax.training import (
+    DisplacementMonitor,
+    LikelihoodDisplacementWarning,
+    LossConfig,
+    TrainConfig,
+    make_optimizer,
+    make_schedule,
+)
+from caspo_jax.training.data import Plan, RowStore
+
+from helpers import random_batch  # isort: skip
+
+
+@pytest.mark.parametrize("steps, fraction", [(40, 0.1), (10, 0.03), (5, 0.0), (1, 0.5)])
+def test_schedule(steps, fraction):
+    config = TrainConfig(learning_rate=2e-3, warmup_fraction=fraction, final_fraction=0.1)
+    schedule = make_schedule(config, steps)
+    warmup = int(np.ceil(fraction * steps))
+    for t in range(steps + 1):
+        if t < warmup:
+            expected = 2e-3 * (t + 1) / warmup
+        else:
+            done = (t - warmup) / max(steps - warmup, 1)
+            expected = 2e-3 * (0.1 + 0.9 * (1 + np.cos(np.pi * min(done, 1))) / 2)
+        np.testing.assert_allclose(schedule(t), expected, rtol=1e-5)
+
+
+def test_clipping_and_decay():
+    params = {"kernel": jnp.full(4, 2.0), "final_norm": jnp.full(4, 2.0), "q_bias": jnp.full(4, 2.0)}
+    config = TrainConfig(learning_rate=0.1, weight_decay=0.5, warmup_fraction=0, clip_norm=1.0)
+    optimizer = make_optimizer(config, learning_rate=0.1)
+    zeros = {name: jnp.zeros(4) for name in params}
+    updates, _ = optimizer.update(zeros, optimizer.init(params), params)
+    np.testing.assert_allclose(updates["kernel"], -0.1 * 0.5 * 2.0, rtol=1e-6)
+    assert not np.any(updates["final_norm"])
+    assert not np.any(updates["q_bias"])
+    large = {name: jnp.full(4, 100.0) for name in params}
+    _, state = optimizer.update(large, optimizer.init(params), params)
+    moments = state[1][0].mu
+    norm = np.sqrt(sum(np.sum(np.square(m)) for m in moments.values()))
+    np.testing.assert_allclose(norm, 0.1 * 1.0, rtol=1e-5)  # (1 - b1) times the clipped norm
+
+
+def store(pairs=10, verified=0):
+    return RowStore.build([random_batch(seed=i, pairs=5, verified=verified) for i in range(pairs // 5)])
+
+
+def visited(plan):
+    rows = [plan.micro(*item) for item in plan.iterator()]
+    pairs = [np.concatenate([micro.pairs for micro in micros]) for micros in rows]
+    verified = [np.concatenate([micro.verified for micro in micros]) for micros in rows]
+    return rows, pairs, verified
+
+
+def test_every_epoch_sees_every_pair_once_in_another_order():
+    plan = Plan(store(), TrainConfig(batch_size=4, epochs=3, micro_batch_size=2))
+    rows, pairs, _ = visited(plan)
+    assert len(rows) == plan.steps == 8
+    epochs = np.concatenate(pairs).reshape(3, 10)
+    assert all(sorted(epoch) == list(range(10)) for epoch in epochs.tolist())
+    assert not np.array_equal(epochs[0], epochs[1])
+    assert all(micro.batch.weight.shape == (2,) for micros in rows for micro in micros)
+    again = np.concatenate(visited(Plan(store(), TrainConfig(batch_size=4, epochs=3)))[1])
+    assert sorted(again[:4]) == sorted(epochs.ravel()[:4])
+    other = np.concatenate(visited(Plan(store(), TrainConfig(batch_size=4, epochs=3, seed=1)))[1])
+    assert not np.array_equal(again, other)
+
+
+def test_every_verified_step_rides_along_once_an_epoch():
+    config = TrainConfig(batch_size=5, epochs=1, loss=LossConfig.preset("caspo"))
+    _, _, verified = visited(Plan(store(verified=3), config))
+    assert sorted(np.concatenate(verified)) == list(range(6))
+    fixed = dataclasses.replace(config, verified_per_batch=2)
+    assert [len(v) for v in visited(Plan(store(verified=3), fixed))[2]] == [2, 2]
+
+
+def test_rft_counts_verified_steps():
+    plan = Plan(store(verified=3), TrainConfig(batch_size=4, epochs=2, loss=LossConfig(loss="rft")))
+    _, pairs, verified = visited(plan)
+    assert plan.steps == 3
+    assert all(len(p) == 0 for p in pairs)
+    assert sorted(np.concatenate(verified)) == sorted(list(range(6)) * 2)
+
+
+def test_micro_batches_are_sorted_by_length_and_hold_the_rows():
+    data = store(20)
+    plan = Plan(data, TrainConfig(batch_size=20, micro_batch_size=5, min_length=8))
+    micros = plan.micro(*next(plan.iterator()))
+    widths = [micro.batch.chosen.token_ids.shape[1] for micro in micros]
+    assert widths == sorted(widths)
+    for micro in micros:
+        for row, pair in enumerate(micro.pairs):
+            mask = micro.batch.chosen.mask[row]
+            np.testing.assert_array_equal(
+                micro.batch.chosen.token_ids[row][mask], data.chosen[pair].token_ids
+            )
+            np.testing.assert_array_equal(
+                micro.batch.chosen.step_mask[row][mask], data.chosen[pair].step_mask
+            )
+            assert micro.batch.weight[row] == data.weight[pair]
+
+
+def test_monitor_warns_once_after_a_whole_window():
+    monitor = DisplacementMonitor(margin=0.5, window=3)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert not monitor.update(1, -5.0)
+        assert not monitor.update(2, 2.0)
+        assert not monitor.update(3, 2.0)
+        assert not monitor.update(4, -5.0)
+    with pytest.warns(LikelihoodDisplacementWarning, match=r"update 5: .* 1\.33 nats"):
+        assert monitor.update(5, -1.0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert not monitor.update(6, -9.0)
+    assert monitor.warned_at == 5
+
+
+def test_unknown_preset_and_bad_settings_are_named():
+    for field, value in [
+        ("batch_size", 0),
+        ("learning_rate", -1.0),
+        ("warmup_fraction", 2.0),
+        ("clip_norm", 0.0),
+    ]:
+        with pytest.raises(UserError, match=field):
+            TrainConfig(**{field: value})
