@@ -166,9 +166,7 @@ def _iteration(params: Any, policy: Policy, automaton: Automaton, knobs: Knobs, 
     token = jnp.where(forked, take(token, source), token)
     live = (alive & ~done[:, None]) | forked
 
-    cache = lax.cond(
-        jnp.any(forked), lambda c: _fork_rows(policy, c, source, forked), lambda c: c, state.cache
-    )
+    cache = _fork_rows(policy, state.cache, source, forked)
     position = jnp.broadcast_to((state.prompt_length + column)[:, None], token.shape).reshape(-1)
     logits, cache = policy.decode(params, cache, token.reshape(-1), position, state.prompt_columns + column)
 

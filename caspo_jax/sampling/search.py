@@ -24,7 +24,9 @@ PROMPT_BUCKET = 16  # prompts are padded to a multiple of this
 FIRST_SEGMENT = 32  # tokens that the buffers hold at first; they double
 CHECK_EVERY = 32  # iterations between two looks at which questions have ended
 LEAST_ROWS = 256  # batches are not shrunk below this: the compilation would cost more than it saves
-CACHE_BYTES = 1 << 30  # what the default batch size lets the KV cache take
+CACHE_BYTES = 1 << 30  # what the default batch size lets the KV cache and the logits take
+LOGITS_COPIES = 4  # float32 arrays of the logits' shape that an iteration may hold
+PREFILL_PAIRS = 1 << 24  # pairs of prompt columns (rows x P x P) that one prefill may attend over
 MOST_ROWS = 2048
 
 Progress = Callable[[int, int], None]  # (questions done, questions in all)
@@ -93,8 +95,9 @@ def key_data(key: Any) -> np.ndarray:
 
 
 def default_rows(config: Any, columns: int, itemsize: int) -> int:
-    """Slots whose KV cache stays within CACHE_BYTES."""
+    """Slots whose KV cache and logits stay within CACHE_BYTES."""
     row = 2 * config.num_layers * columns * config.num_kv_heads * config.head_dim * itemsize
+    row += LOGITS_COPIES * 4 * config.vocab_size
     return int(min(MOST_ROWS, max(1, CACHE_BYTES // row)))
 
 
@@ -131,7 +134,9 @@ def grow_trees(
     search = policy(ModelDecode(graphdef), copy_rows)
     longest = max(len(unit.prompt_ids) for unit in units)
     rows = batch_size or default_rows(model.config, longest + max_new_tokens, jnp.dtype(model.dtype).itemsize)
-    size = _bucket(min(max(1, rows // num_slots), len(units)))
+    limit = max(1, rows // num_slots)
+    batches = -(-len(units) // limit)
+    size = min(_bucket(-(-len(units) // batches)), limit)  # even batches of one shape
     # Prompts of one length together; the order comes back at the end.
     order = sorted(range(len(units)), key=lambda i: len(units[i].prompt_ids))
     trees: list[Tree | None] = [None] * len(units)
@@ -222,7 +227,7 @@ class _Batch:
         for i, prompt in enumerate(prompts):
             token_ids[i, : len(prompt)] = prompt
             mask[i, : len(prompt)] = True
-        logits, cache = _prefill(self.graphdef, self.params, token_ids, mask, columns + capacity)
+        logits, cache = self._read(token_ids, mask, columns + capacity)
         row = np.array([index[unit.prompt_ids] for unit in units] + [0] * (size - len(units)))
         if len(prompts) != size or (row != np.arange(size)).any():
             logits, cache = logits[row], _take_rows(cache, jnp.asarray(row))
@@ -242,6 +247,21 @@ class _Batch:
             prompt_columns=columns,
             real=np.arange(size) < len(units),
             first_rank=jnp.asarray([unit.first_rank for unit in units + pad], jnp.int32),
+        )
+
+    def _read(self, token_ids: np.ndarray, mask: np.ndarray, capacity: int) -> tuple[jax.Array, KVCache]:
+        rows = max(1, PREFILL_PAIRS // token_ids.shape[1] ** 2)
+        parts = [
+            _prefill(self.graphdef, self.params, token_ids[i : i + rows], mask[i : i + rows], capacity)
+            for i in range(0, len(token_ids), rows)
+        ]
+        if len(parts) == 1:
+            return parts[0]
+        logits, caches = zip(*parts)
+        return jnp.concatenate(logits), KVCache(
+            k=jnp.concatenate([cache.k for cache in caches], axis=1),
+            v=jnp.concatenate([cache.v for cache in caches], axis=1),
+            valid=jnp.concatenate([cache.valid for cache in caches]),
         )
 
 
@@ -269,16 +289,19 @@ def take_questions(state: CatState, keep: jax.Array) -> CatState:
 
 def harvest(state: CatState, where: np.ndarray, trees: list[Tree | None], which: np.ndarray) -> None:
     """Copies the trees of the questions `which` [B] to the host, question b into `trees[where[b]]`."""
-    columns = int(state.iteration)
     nodes, history, count, tokens = jax.device_get(
         (state.nodes, state.history, state.num_nodes, state.tokens)
     )
     for b in np.flatnonzero(which):
-        arrays = {f.name: getattr(nodes, f.name)[b, : count[b]] for f in dataclasses.fields(nodes)}
+        # Copies: a view would keep the whole batch alive.
+        arrays = {f.name: getattr(nodes, f.name)[b, : count[b]].copy() for f in dataclasses.fields(nodes)}
+        # The open nodes of a question that has not ended reach up to now.
+        arrays["end"] = np.where(arrays["status"] == codes.LIVE, int(state.iteration), arrays["end"])
+        columns = int(arrays["end"].max())
         trees[where[b]] = Tree(
             **arrays,
-            token=history.token[:columns, b],
-            stats={name: array[:columns, b] for name, array in history.stats.items()},
+            token=history.token[:columns, b].copy(),
+            stats={name: array[:columns, b].copy() for name, array in history.stats.items()},
             tokens=int(tokens[b]),
         )
 

@@ -118,7 +118,7 @@ def test_a_question_does_not_depend_on_its_neighbours(model_and_tokenizer, quest
     again = cj.generate(*model_and_tokenizer, questions[::-1], config, KEY)
     assert [t.token_ids for t in again] == [t.token_ids for i in (2, 1, 0) for t in traces[2 * i : 2 * i + 2]]
     # Small buffers that grow, batches that shrink.
-    for name, value in (("FIRST_SEGMENT", 4), ("CHECK_EVERY", 4), ("LEAST_ROWS", 1)):
+    for name, value in (("FIRST_SEGMENT", 4), ("CHECK_EVERY", 4), ("LEAST_ROWS", 1), ("PREFILL_PAIRS", 4000)):
         monkeypatch.setattr(search, name, value)
     pieces = cj.generate(*model_and_tokenizer, questions, config, KEY, batch_size=4)
     assert [t.token_ids for t in pieces] == [t.token_ids for t in traces]

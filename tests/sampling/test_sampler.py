@@ -56,15 +56,20 @@ def test_truncated_support_is_exact(options, vocab):
         top_k=options.get("top_k", 0), top_p=options.get("top_p", 1) < 1, min_p=options.get("min_p", 0) > 0
     )
     k = knobs(**{n: v for n, v in options.items() if n != "top_k"})
-    weights = jnp.exp((logits - logits.max(-1, keepdims=True)) / k.temperature)
-    got = np.asarray(weights >= weight_floor(sampler, k, weights)[:, None])
+
+    @jax.jit
+    def keeps(logits):
+        weights = jnp.exp((logits - logits.max(-1, keepdims=True)) / k.temperature)
+        return weights >= weight_floor(sampler, k, weights)[:, None]
+
+    got = np.asarray(keeps(logits))
     for row, mask in zip(logits, got, strict=True):
         np.testing.assert_array_equal(mask, kept(row, **options))
 
 
 def test_top_p_searches_beyond_its_candidates():
     flat = np.random.default_rng(1).uniform(0.9, 1.0, (4, 40 * TOP_P_CANDIDATES)).astype(np.float32)
-    floor = np.asarray(top_p_floor(jnp.asarray(flat), jnp.float32(0.5)))
+    floor = np.asarray(jax.jit(top_p_floor)(jnp.asarray(flat), jnp.float32(0.5)))
     for row, value in zip(flat, floor, strict=True):
         assert value in row
         mass = row.astype(np.float64)
@@ -81,8 +86,8 @@ def test_ties_at_the_border_are_kept():
 @pytest.mark.parametrize("vocab", [11, 2 * BLOCK + 37])
 @pytest.mark.parametrize("options", [{}, {"temperature": 0.7}, {"top_k": 6}, {"top_p": 0.8, "min_p": 0.03}])
 def test_draws_follow_the_truncated_distribution(options, vocab):
-    rows = 40_000
-    logits = np.random.default_rng(3).normal(size=vocab).astype(np.float32) * 2
+    rows = 10_000
+    logits = np.random.default_rng(3).normal(size=vocab).astype(np.float32)
     sampler = Sampler(
         top_k=options.get("top_k", 0), top_p=options.get("top_p", 1) < 1, min_p=options.get("min_p", 0) > 0
     )
@@ -99,6 +104,7 @@ def test_draws_follow_the_truncated_distribution(options, vocab):
     if rest[1] >= 5:
         observed, expected = np.append(observed, rest[0]), np.append(expected, rest[1])
     expected *= observed.sum() / expected.sum()
+    assert len(observed) > 2
     assert stats.chisquare(observed, expected).pvalue > 1e-4
 
 
@@ -108,7 +114,7 @@ def test_inverse_cdf_never_draws_weight_zero(vocab):
     weights[:, ::2] = 0
     weights[:, -3:] = 0
     uniform = np.concatenate([np.zeros(250), np.full(250, 1 - 2**-24)]).astype(np.float32)
-    token = np.asarray(inverse_cdf(jnp.asarray(weights), jnp.asarray(uniform)))
+    token = np.asarray(jax.jit(inverse_cdf)(jnp.asarray(weights), jnp.asarray(uniform)))
     assert (weights[np.arange(500), token] > 0).all()
     assert (token[:250] == 1).all()
 
@@ -118,7 +124,9 @@ def test_inverse_cdf_in_blocks_agrees_with_one_cumulative_sum():
     uniform = np.random.default_rng(7).uniform(size=300)
     cumulative = np.cumsum(weights, axis=-1)
     expected = np.sum(cumulative <= (uniform * cumulative[:, -1])[:, None], axis=-1)
-    got = np.asarray(inverse_cdf(jnp.asarray(weights, jnp.float32), jnp.asarray(uniform, jnp.float32)))
+    got = np.asarray(
+        jax.jit(inverse_cdf)(jnp.asarray(weights, jnp.float32), jnp.asarray(uniform, jnp.float32))
+    )
     assert (got == expected).mean() > 0.98  # the rest: rounding beside a border
     assert (np.abs(got - expected) <= 1).all()
 
