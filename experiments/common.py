@@ -13,6 +13,8 @@ from typing import Any
 # the system each time costs a CPU run a fifth of its speed.
 _MALLOC = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": "17179869184", "MALLOC_TOP_PAD_": "268435456"}
 
+os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")  # PyTorch is not there, and is not needed
+
 from absl import app, flags, logging  # noqa: E402
 
 from caspo_jax.errors import UserError  # noqa: E402

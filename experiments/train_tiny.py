@@ -27,7 +27,7 @@ def define_flags() -> None:
     """The program's flags."""
     flags.DEFINE_string("task", "graph", "embedded task: graph or chain")
     flags.DEFINE_string("out_dir", None, "where the policy goes", required=True)
-    flags.DEFINE_integer("steps", 3500, "updates")
+    flags.DEFINE_integer("steps", 2200, "updates")
     flags.DEFINE_integer("batch_size", 32, "solutions an update")
     flags.DEFINE_float("learning_rate", 3e-3, "peak rate; cosine to a twentieth")
     flags.DEFINE_integer("hidden_size", 128, "width")
@@ -108,7 +108,7 @@ def main() -> None:
     import optax
     from flax import nnx
 
-    from caspo_jax.models import Decoder, ModelConfig
+    from caspo_jax.models import Decoder, ModelConfig, save_pretrained
     from caspo_jax.tasks import get_task
 
     task = get_task(FLAGS.task)
@@ -133,6 +133,10 @@ def main() -> None:
         updates, state = optimizer.update(gradient, state, params)
         return optax.apply_updates(params, updates), state, loss
 
+    def export(params: Any) -> None:
+        caspo = {"step_delimiter": "\n\n", "task": task.name}
+        save_pretrained(nnx.merge(graphdef, params), tokenizer, FLAGS.out_dir, caspo=caspo)
+
     state = optimizer.init(params)
     losses, started = [], time.monotonic()
     with common.Progress(FLAGS.steps, f"train {task.name}", unit="step") as progress:
@@ -143,14 +147,8 @@ def main() -> None:
             if (i + 1) % 250 == 0:
                 mean = float(jnp.mean(jnp.stack(losses[-250:])))
                 print(f"step {i + 1}  loss {mean:.4f}  {time.monotonic() - started:.0f} s", flush=True)
-    from caspo_jax.models import save_pretrained
-
-    save_pretrained(
-        nnx.merge(graphdef, params),
-        tokenizer,
-        FLAGS.out_dir,
-        caspo={"step_delimiter": "\n\n", "task": task.name},
-    )
+                export(params)
+    export(params)
     common.closing(f"policy in {FLAGS.out_dir}", {"parameters": sum(p.size for p in jax.tree.leaves(params))})
 
 

@@ -59,13 +59,16 @@ def matched_counts(pool: np.ndarray, budget: float) -> np.ndarray:
     """
     questions, size = pool.shape
     cumulative = np.cumsum(pool, axis=1)
+
+    def counts(mean: float) -> np.ndarray:
+        return np.clip(_spread(mean, questions), 1, size)
+
     low, high = 1.0, float(size)
-    for _ in range(40):
-        middle = (low + high) / 2
-        counts = _spread(middle, questions)
-        spent = cumulative[np.arange(questions), np.clip(counts, 1, size) - 1].mean()
-        low, high = (middle, high) if spent <= budget else (low, middle)
-    return np.clip(_spread(low, questions), 1, size)
+    for middle in (high, *[None] * 40):
+        middle = (low + high) / 2 if middle is None else middle
+        affordable = cumulative[np.arange(questions), counts(middle) - 1].mean() <= budget
+        low, high = (middle, high) if affordable else (low, middle)
+    return counts(low)
 
 
 def _spread(mean: float, questions: int) -> np.ndarray:
