@@ -39,21 +39,23 @@ def auroc(confidence: Any, correct: Any, weights: Any = None) -> float:
 def auroc_statistic(confidence: Any, correct: Any) -> Statistic:
     """`auroc` as a function of the weights; sorts once, so that 1,000 resamples are cheap."""
     score, verdict = scored(confidence, correct)
-    order = np.argsort(score, kind="stable")
-    right = verdict[order] == 1.0
-    starts = _run_starts(score[order])
+    right, wrong = np.flatnonzero(verdict == 1.0), np.flatnonzero(verdict == 0.0)
+    right, wrong = right[np.argsort(score[right])], wrong[np.argsort(score[wrong])]
+    # Wrong items below each right one, and below or tied: positions in the running sum of their weights.
+    below = np.searchsorted(score[wrong], score[right], side="left")
+    up_to = np.searchsorted(score[wrong], score[right], side="right")
+    ties = bool((below != up_to).any())
 
     def statistic(weights: np.ndarray) -> float:
-        ordered = weights[order]
-        positive = np.where(right, ordered, 0.0)
-        positives = positive.sum()
-        negatives = ordered.sum() - positives
-        if positives <= 0.0 or negatives <= 0.0:
+        positive = weights[right]
+        running = np.concatenate(([0.0], np.cumsum(weights[wrong])))
+        pairs = positive.sum() * running[-1]
+        if pairs <= 0.0:
             return float("nan")
-        positive = np.add.reduceat(positive, starts)
-        negative = np.add.reduceat(np.where(right, 0.0, ordered), starts)
-        below = np.cumsum(negative) - 0.5 * negative
-        return float(positive @ below / (positives * negatives))
+        wins = positive @ running[below]
+        if ties:
+            wins = 0.5 * (wins + positive @ running[up_to])
+        return float(wins / pairs)
 
     return statistic
 
@@ -137,13 +139,6 @@ def ratio_statistic(numerator: Any, denominator: Any) -> Statistic:
         return float(weights @ above / total) if total != 0 else float("nan")
 
     return statistic
-
-
-def _run_starts(ordered: np.ndarray) -> np.ndarray:
-    """First index of every run of equal values in a sorted array."""
-    if ordered.size == 0:
-        return np.zeros(0, dtype=np.int64)
-    return np.flatnonzero(np.concatenate(([True], ordered[1:] != ordered[:-1])))
 
 
 def _concordance(confidence, correct, groups) -> tuple[np.ndarray, np.ndarray]:
