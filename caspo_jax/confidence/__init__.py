@@ -6,6 +6,7 @@ from caspo_jax.confidence.chunked import (
     token_logprobs,
     token_logprobs_and_entropy,
 )
+from caspo_jax.confidence.hidden import rcc
 from caspo_jax.confidence.path import (
     PATH_CONFIDENCES,
     PathState,
@@ -14,7 +15,6 @@ from caspo_jax.confidence.path import (
     path_update,
     path_value,
 )
-from caspo_jax.confidence.hidden import rcc
 from caspo_jax.confidence.step import STEP_CONFIDENCES, needed_fields, step_confidence
 from caspo_jax.confidence.token import TOKEN_FIELDS, TokenStats, token_stats
 

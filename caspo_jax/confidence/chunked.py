@@ -9,6 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.custom_derivatives import SymbolicZero
 
 from caspo_jax.confidence.token import TokenStats, token_stats
 from caspo_jax.errors import UserError
@@ -167,7 +168,7 @@ def _logits(hidden, unembedding):
 def _forward_chunk(logits, targets):
     """Logits [B, C, V] -> logprob, entropy, logsumexp, each [B, C]."""
     top = jnp.max(logits, axis=-1, keepdims=True)
-    z = logits - lax.stop_gradient(top)
+    z = logits - top
     e = jnp.exp(z)
     total = jnp.sum(e, axis=-1)
     log_total = jnp.log(total)
@@ -177,14 +178,18 @@ def _forward_chunk(logits, targets):
 
 
 def _backward_chunk(logits, targets, log_z, entropy, d_logprob, d_entropy):
-    """Gradient [B, C, V] of d_logprob * log p_y + d_entropy * H in the logits."""
+    """Gradient [B, C, V] of d_logprob * log p_y + d_entropy * H in the logits; None stands for zeros."""
     logp = logits - log_z[..., None]
     p = jnp.exp(logp)
-    spread = p * (
-        d_logprob[..., None] + d_entropy[..., None] * (jnp.maximum(logp, -1e30) + entropy[..., None])
-    )
-    column = lax.broadcasted_iota(jnp.int32, logits.shape, logits.ndim - 1)
-    return jnp.where(column == targets[..., None], d_logprob[..., None], 0.0) - spread
+    gradient = jnp.zeros_like(p)
+    if d_logprob is not None:
+        column = lax.broadcasted_iota(jnp.int32, logits.shape, logits.ndim - 1)
+        hit = (column == targets[..., None]).astype(p.dtype)
+        gradient = d_logprob[..., None] * (hit - p)
+    if d_entropy is not None:
+        # The floor keeps 0 * -inf out where a logit is -inf.
+        gradient -= d_entropy[..., None] * p * (jnp.maximum(logp, -1e30) + entropy[..., None])
+    return gradient
 
 
 def _gradients(hidden, unembedding, d_logits):
@@ -197,10 +202,14 @@ def _gradients(hidden, unembedding, d_logits):
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
 def _stats(hidden, unembedding, targets, per_chunk):
-    return _stats_forward(hidden, unembedding, targets, per_chunk)[0]
+    return _run_forward(hidden, unembedding, targets, per_chunk)[0]
 
 
 def _stats_forward(hidden, unembedding, targets, per_chunk):
+    return _run_forward(hidden.value, unembedding.value, targets.value, per_chunk)
+
+
+def _run_forward(hidden, unembedding, targets, per_chunk):
     length = hidden.shape[1]
     if per_chunk >= length:
         logits = _logits(hidden, unembedding)
@@ -218,7 +227,8 @@ def _stats_forward(hidden, unembedding, targets, per_chunk):
 
 def _stats_backward(per_chunk, residuals, cotangents):
     hidden, unembedding, targets, logits, log_z, entropy = residuals
-    per_token = (targets, log_z, entropy, *cotangents)
+    # A loss on log-probs alone leaves the entropy's cotangent symbolically zero: None costs nothing.
+    per_token = (targets, log_z, entropy, *(None if _is_zero(ct) else ct for ct in cotangents))
     if logits is not None:
         d_logits = _backward_chunk(logits, *per_token)
         d_hidden, d_unembedding = _gradients(hidden, unembedding, d_logits)
@@ -230,9 +240,13 @@ def _stats_backward(per_chunk, residuals, cotangents):
         return accumulated + d_w, d_h
 
     start = jnp.zeros(unembedding.shape, jnp.float32)
-    pieces = tuple(_split(leaf, per_chunk) for leaf in (hidden, *per_token))
+    pieces = jax.tree.map(lambda leaf: _split(leaf, per_chunk), (hidden, *per_token))
     d_unembedding, d_hidden = lax.scan(one_chunk, start, pieces)
     return _join(d_hidden, hidden.shape[1]), d_unembedding.astype(unembedding.dtype), None
 
 
-_stats.defvjp(_stats_forward, _stats_backward)
+def _is_zero(cotangent) -> bool:
+    return isinstance(cotangent, SymbolicZero)
+
+
+_stats.defvjp(_stats_forward, _stats_backward, symbolic_zeros=True)

@@ -108,7 +108,7 @@ def step_confidence(name: str, stats: TokenStats, mask: Array, vocab_size: int |
       mean_t KL(uniform || p_t) (Kang et al. 2025).
 
     All but the last two lie in [0, 1]; those two are non-negative and unbounded. None is a probability that
-    the step is correct.
+    the step is correct. In float32 `sum_logprob` is 0 below exp(-87): rank long steps on the host.
 
     Args:
       name: one of STEP_CONFIDENCES.

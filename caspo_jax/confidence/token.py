@@ -154,16 +154,19 @@ def _top_two_fields(x, top, log_total) -> dict[str, jax.Array]:
 
 def _top_k_fields(x, top, log_total) -> dict[str, jax.Array]:
     lead, vocab = x.shape[:-1], x.shape[-1]
+    # -0.0 and 0.0 tie: top_k orders them by sign.
+    operand = jnp.where(x == 0, 0.0, x).reshape(-1, vocab)
     # XLA CPU turns top_k into a full sort (100x) unless it stands alone: 2-D operand, and a barrier so
     # that no later slice merges into it.
-    values, ids = lax.optimization_barrier(lax.top_k(x.reshape(-1, vocab), min(TOP_K[-1], vocab)))
+    values, ids = lax.optimization_barrier(lax.top_k(operand, min(TOP_K[-1], vocab)))
     values, ids = values.reshape(*lead, -1), ids.reshape(*lead, -1)
     logprobs = values - top - log_total[..., None]
     out: dict[str, jax.Array] = {}
     for k in TOP_K:
         finite = values[..., :k] > -jnp.inf
-        count = jnp.sum(finite, axis=-1)
-        out[f"mean_top{k}_logprob"] = jnp.sum(jnp.where(finite, logprobs[..., :k], 0.0), axis=-1) / count
+        # 1 / k inside the sum, as in uniform_kl: logits of -3e38 must not overflow.
+        mean = jnp.sum(jnp.where(finite, logprobs[..., :k] * (1.0 / k), 0.0), axis=-1)
+        out[f"mean_top{k}_logprob"] = mean * (k / jnp.sum(finite, axis=-1))
     out["top1_id"] = ids[..., 0]
     if vocab > 1:
         out["top2_id"], out["top2_logprob"] = ids[..., 1], logprobs[..., 1]
