@@ -25,6 +25,10 @@ FLAGS = flags.FLAGS
 def run(main: Callable[[], None]) -> None:
     """Run a program: bad input prints one line and exits with 1, an interrupt exits with 130."""
     logging.set_verbosity(logging.WARNING)
+    for module, defined in FLAGS.flags_by_module_dict().items():
+        if module.startswith("experiments.") or "config_flags" in module:
+            for flag in defined:  # so that --help shows a program's shared flags beside its own
+                FLAGS.register_key_flag_for_module(sys.argv[0], flag)
     app.run(lambda argv: guarded(main, argv))
 
 

@@ -27,11 +27,12 @@ def define_flags() -> None:
     """The program's flags."""
     flags.DEFINE_string("task", "graph", "embedded task: graph or chain")
     flags.DEFINE_string("out_dir", None, "where the policy goes", required=True)
-    flags.DEFINE_integer("steps", 2200, "updates")
+    flags.DEFINE_integer("steps", 3000, "updates")
     flags.DEFINE_integer("batch_size", 32, "solutions an update")
     flags.DEFINE_float("learning_rate", 3e-3, "peak rate; cosine to a twentieth")
     flags.DEFINE_integer("hidden_size", 128, "width")
     flags.DEFINE_integer("layers", 3, "depth")
+    flags.DEFINE_float("drill", 0.3, "share of rows that are bare sums")
     flags.DEFINE_integer("seed", 0, "seed of weights and text", lower_bound=0)
     flags.DEFINE_bool("quiet", False, "no progress bar")
 
@@ -43,6 +44,7 @@ def _tokenizer(task: Any) -> Any:
     corpus = []
     for problem, _ in zip(task.problems("pretrain", seed=0), range(4000), strict=False):
         corpus += [problem.text, "\n\n".join(task.solve(problem, rng, dict(task.mix)))]
+    corpus.append("answer: 1, so a = 1")
     return build_tokenizer(corpus)
 
 
@@ -78,6 +80,7 @@ def _batches(task: Any, tokenizer: Any) -> Iterator[tuple[Any, Any]]:
     import numpy as np
 
     from caspo_jax.models.tokenizer import encode_prompt
+    from caspo_jax.tasks.arithmetic import drill
     from caspo_jax.types import Question
 
     rng = random.Random(f"{task.name}/text/{FLAGS.seed}")
@@ -85,6 +88,10 @@ def _batches(task: Any, tokenizer: Any) -> Iterator[tuple[Any, Any]]:
     while True:
         rows = []
         for problem, _ in zip(stream, range(FLAGS.batch_size * 32), strict=False):
+            if rng.random() < FLAGS.drill:
+                text = "\n\n".join(drill(rng, 6))
+                rows.append(([tokenizer.pad_token_id], tokenizer(text)["input_ids"]))
+                continue
             prompt = encode_prompt(tokenizer, Question(id="", question=problem.text))
             text = "\n\n".join(task.solve(problem, rng, dict(task.mix)))
             rows.append((prompt, [*tokenizer(text)["input_ids"], tokenizer.eos_token_id]))
@@ -92,7 +99,7 @@ def _batches(task: Any, tokenizer: Any) -> Iterator[tuple[Any, Any]]:
         groups = [rows[i : i + FLAGS.batch_size] for i in range(0, len(rows), FLAGS.batch_size)]
         rng.shuffle(groups)
         for group in groups:
-            length = -(-max(len(p) + len(s) for p, s in group) // 32) * 32
+            length = -(-max(len(p) + len(s) for p, s in group) // 24) * 24
             ids = np.zeros((len(group), length), np.int32)
             mask = np.zeros((len(group), length), bool)
             for i, (prompt, solution) in enumerate(group):

@@ -10,7 +10,7 @@ import random
 import re
 
 OPERATORS = "+-*"
-LARGEST = 999  # values stay in [0, LARGEST] so that a number has at most three digits
+LARGEST = 99  # values stay in [1, LARGEST]: two digits are as much as a tiny policy learns in minutes
 
 NUMBER = r"\d{1,6}"
 _SUM = re.compile(rf"({NUMBER}) ([+*-]) ({NUMBER})")
@@ -60,6 +60,17 @@ def write_working(operator: str, left: int, right: int, working: str) -> str:
 def random_operation(rng: random.Random, left: int) -> tuple[str, int] | None:
     """An operation with a constant whose result stays in range, or None if the draw fell outside."""
     operator = rng.choice("++--*")
-    right = rng.randint(2, 9) if operator == "*" else rng.randint(11, 99)
+    right = rng.randint(2, 4) if operator == "*" else rng.randint(2, 59)
     value = apply(operator, left, right)
-    return (operator, right) if 0 <= value <= LARGEST else None
+    return (operator, right) if 1 <= value <= LARGEST else None
+
+
+def drill(rng: random.Random, count: int) -> list[str]:
+    """Bare sums with and without the line of tens and ones: training text for arithmetic alone."""
+    lines: list[str] = []
+    while len(lines) < count:
+        left = rng.randint(2, LARGEST)
+        operation = random_operation(rng, left)
+        if operation is not None:
+            lines.append(write_working(operation[0], left, operation[1], rng.choice(WORKINGS)))
+    return lines

@@ -55,7 +55,7 @@ def parse_problem(text: str) -> ChainProblem | None:
 def sample_problem(rng: random.Random, *, length: tuple[int, int] = (3, 5)) -> ChainProblem:
     """Draw a chain of length[0] to length[1] operations whose values stay in range and above zero."""
     size = rng.randint(*length)
-    start = value = rng.randint(11, 99)
+    start = value = rng.randint(2, 59)
     operations: list[tuple[str, int]] = []
     while len(operations) < size:
         operation = random_operation(rng, value)

@@ -105,12 +105,12 @@ def parse_problem(text: str) -> GraphProblem | None:
     return GraphProblem(tuple(given), tuple(derived), tail[0])
 
 
-def sample_problem(rng: random.Random, *, depth: tuple[int, int] = (3, 5)) -> GraphProblem:
+def sample_problem(rng: random.Random, *, depth: tuple[int, int] = (2, 4)) -> GraphProblem:
     """Draw a problem whose answer needs between depth[0] and depth[1] derived quantities; up to one more is idle."""
     while True:
         size = rng.randint(*depth)
         names = rng.sample(NAMES, size + 4)
-        given = [(names.pop(), rng.randint(11, 99)) for _ in range(rng.choice((2, 2, 3)))]
+        given = [(names.pop(), rng.randint(2, 59)) for _ in range(rng.choice((2, 2, 3)))]
         values = dict(given)
         derived: list[Definition] = []
         for _ in range(size + (rng.random() < 0.3)):
