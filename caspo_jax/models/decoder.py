@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
+import math
 from collections.abc import Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 from jax import lax
 
@@ -15,7 +18,7 @@ from caspo_jax.models.attention import attend, attend_cache, precision
 from caspo_jax.models.cache import KVCache, grow
 from caspo_jax.models.config import ModelConfig
 from caspo_jax.models.rope import rotate, rotation
-from caspo_jax.models.weights import Weight, weights
+from caspo_jax.models.weights import weights
 
 Layer = Mapping[str, jax.Array]  # the weights of one layer, without the stacked axis
 
@@ -55,10 +58,10 @@ class Decoder(nnx.Module):
         self.config = config
         self.dtype = jnp.dtype(dtype)
         self.layers = Layers()
+        initial = _initial_params(rngs.params(), config, jnp.dtype(param_dtype or dtype))
         for weight in weights(config):
             owner = self.layers if weight.stacked else self
-            value = _initial(weight, config, jnp.dtype(param_dtype or dtype), rngs)
-            setattr(owner, weight.name, nnx.Param(value))
+            setattr(owner, weight.name, nnx.Param(initial[weight.name]))
 
     def __call__(
         self, token_ids: jax.Array, positions: jax.Array | None = None, mask: jax.Array | None = None
@@ -234,10 +237,19 @@ class Decoder(nnx.Module):
         return x + self._linear(layer, "down", gated)
 
 
-def _initial(weight: Weight, config: ModelConfig, dtype: jnp.dtype, rngs: nnx.Rngs) -> jax.Array:
-    shape = (config.num_layers, *weight.shape) if weight.stacked else weight.shape
-    if weight.init == "ones":
-        return jnp.ones(shape, dtype)
-    if weight.init == "zeros":
-        return jnp.zeros(shape, dtype)
-    return (config.initializer_range * jax.random.normal(rngs.params(), shape, jnp.float32)).astype(dtype)
+@functools.partial(jax.jit, static_argnums=(1, 2))
+def _initial_params(key: jax.Array, config: ModelConfig, dtype: jnp.dtype) -> dict[str, jax.Array]:
+    """All initial weights by name, cut from one draw: a generator compiled for every shape takes seconds."""
+    shapes = {w.name: (config.num_layers, *w.shape) if w.stacked else w.shape for w in weights(config)}
+    sizes = [math.prod(shapes[w.name]) for w in weights(config) if w.init == "normal"]
+    draw = config.initializer_range * jax.random.normal(key, (sum(sizes),), jnp.float32)
+    pieces = iter(jnp.split(draw, np.cumsum(sizes)[:-1]))
+    params = {}
+    for weight in weights(config):
+        shape = shapes[weight.name]
+        if weight.init == "normal":
+            value = next(pieces).reshape(shape)
+        else:
+            value = jnp.full(shape, 1.0 if weight.init == "ones" else 0.0)
+        params[weight.name] = value.astype(dtype)
+    return params
