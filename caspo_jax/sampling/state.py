@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from typing import Any
 
 import jax
@@ -128,7 +129,6 @@ def node_capacity(num_slots: int, tokens: int) -> int:
 
 
 def _empty_nodes(shape: tuple[int, int]) -> Nodes:
-    # Distinct buffers: a donated state must not hold one buffer twice.
     def full(value, dtype=jnp.int32) -> jax.Array:
         return jnp.full(shape, value, dtype)
 
@@ -145,6 +145,7 @@ def _empty_nodes(shape: tuple[int, int]) -> Nodes:
     )
 
 
+@functools.partial(jax.jit, static_argnames=("num_slots", "roots", "capacity", "fields"))
 def init_state(
     cache: Any,
     logits: jax.Array,
@@ -204,7 +205,7 @@ def init_state(
             live=live,
             node=jnp.where(live, slot, NO_NODE),
             key=fold_in(jnp.broadcast_to(jnp.asarray(keys)[:, None], (*shape, 2)), rank),
-            cursor=jax.tree.map(jnp.array, cursor_init(shape)),
+            cursor=cursor_init(shape),
             path=path_init(shape),
         ),
         nodes=nodes,
@@ -239,6 +240,7 @@ def uniforms(keys: jax.Array, index: jax.Array) -> jax.Array:
     return draw(tokens.reshape(-1, 2)).reshape(keys.shape[:-1])
 
 
+@functools.partial(jax.jit, static_argnames="capacity")
 def grow_state(state: CatState, capacity: int) -> CatState:
     """The same state with room for `capacity` tokens a branch (the cache is grown by its owner)."""
     extra = capacity - state.history.token.shape[0]
