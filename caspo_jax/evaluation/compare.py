@@ -157,11 +157,9 @@ def paired_record(evaluation: Evaluation, baseline: Evaluation, draws: int = 100
     pairs = tables_module.paired(evaluation.tables, baseline.tables, draws=draws)
     kept = {*REPORTED, "flawed_correct_rate_ratio"}
     record = {name: tables_module.difference_record(i) for name, i in pairs.items() if name in kept}
-    groups = (
-        np.arange(len(next(iter(evaluation.strategies.values())).correct)) if evaluation.strategies else []
-    )
     for name, outcome in evaluation.strategies.items():
         if name in baseline.strategies:
+            groups = np.arange(len(outcome.correct))
             interval = paired_difference(
                 mean_statistic(outcome.correct),
                 mean_statistic(baseline.strategies[name].correct),

@@ -24,9 +24,7 @@ def restore_trained(model: Any, folder: str | Path) -> tuple[Any, int]:
     from caspo_jax.training.checkpoints import Checkpoints
 
     folder = Path(folder)
-    description = folder / "run.json"
-    if not description.is_file() or not (folder / "checkpoints").is_dir():
-        raise UserError(f"{folder}: no training run with a checkpoint in it; train first")
+    description = description_of(folder)
     settings = json.loads(description.read_text(encoding="utf-8"))["config"]
     config = TrainConfig(**(settings | {"loss": LossConfig(**settings["loss"])}))
     _, state = make_train_step(model, config, 1)
@@ -38,3 +36,11 @@ def restore_trained(model: Any, folder: str | Path) -> tuple[Any, int]:
     finally:
         checkpoints.close()
     return trained_model(model, state), int(state.step)
+
+
+def description_of(folder: str | Path) -> Path:
+    """The file that describes a run. Raises UserError if the folder holds no run with a checkpoint."""
+    folder = Path(folder)
+    if not (folder / "run.json").is_file() or not (folder / "checkpoints").is_dir():
+        raise UserError(f"{folder}: no training run with a checkpoint in it; train first")
+    return folder / "run.json"

@@ -17,7 +17,7 @@ from caspo_jax.store import Manifest, hash_path, load_records, manifest_path
 from caspo_jax.training.config import TrainConfig
 from caspo_jax.training.data import Plan, RowStore
 from caspo_jax.training.loop import train
-from caspo_jax.training.restore import restore_trained
+from caspo_jax.training.restore import description_of, restore_trained
 from caspo_jax.training.stages.pairs import read_pairs, verified_traces
 from caspo_jax.training.stages.policy import Policy
 
@@ -108,7 +108,7 @@ def export_stage(policy: Policy, run: str | Path, output: str | Path, *, overwri
       overwrite: replace a folder that another run's export wrote.
     """
     output = Path(output)
-    settings = {"policy": policy.hash, "run": hash_path(Path(run) / "run.json")}
+    settings = {"policy": policy.hash, "run": hash_path(description_of(run))}
     if manifest_path(output).exists():
         manifest = Manifest.open(
             manifest_path(output), program="export", config=settings, overwrite=overwrite
