@@ -109,14 +109,13 @@ def test_check_grads(model, batch, options):
 
 def test_value_and_grad_of_a_module(model, batch):
     device_batch = on_device(batch)
-    (loss, aux), grads = nnx.value_and_grad(
-        lambda m: step_dpo_loss(m, device_batch, LossConfig()), has_aux=True
-    )(model)
+    grad = nnx.jit(nnx.value_and_grad(lambda m, b: step_dpo_loss(m, b, LossConfig()), has_aux=True))
+    (loss, aux), grads = grad(model, device_batch)
     assert loss == aux["loss"]
     assert all(np.any(np.asarray(g) != 0) for g in jax.tree.leaves(grads))
 
 
-@pytest.mark.parametrize("make", [Toy, tiny_decoder])
+@pytest.mark.parametrize("make", [Toy, pytest.param(tiny_decoder, marks=pytest.mark.slow)])
 def test_masking_equals_slicing(make, batch):
     """Longer rows with other tokens behind the mask: the same loss and gradients."""
     model = make()
@@ -146,7 +145,8 @@ def test_tokens_outside_the_step_get_no_gradient(model):
     batch = on_device(random_batch(seed=2, pairs=2))
     empty = dataclasses.replace(batch.chosen, step_mask=jnp.zeros_like(batch.chosen.step_mask))
     batch = dataclasses.replace(batch, chosen=empty, rejected=empty)
-    loss, grads = nnx.value_and_grad(lambda m: step_dpo_loss(m, batch, LossConfig(nll_alpha=1.0))[0])(model)
+    grad = nnx.jit(nnx.value_and_grad(lambda m, b: step_dpo_loss(m, b, LossConfig(nll_alpha=1.0))[0]))
+    loss, grads = grad(model, batch)
     assert np.isfinite(loss)
     assert all(np.all(np.asarray(g) == 0) for g in jax.tree.leaves(grads))
 
