@@ -31,7 +31,7 @@ def define_flags() -> None:
     flags.DEFINE_integer("batch_size", 32, "solutions an update")
     flags.DEFINE_float("learning_rate", 3e-3, "peak rate; cosine to a twentieth")
     flags.DEFINE_integer("hidden_size", 128, "width")
-    flags.DEFINE_integer("layers", 3, "depth")
+    flags.DEFINE_integer("layers", 4, "depth")
     flags.DEFINE_float("drill", 0.3, "share of rows that are bare sums")
     flags.DEFINE_integer("seed", 0, "seed of weights and text", lower_bound=0)
     flags.DEFINE_bool("quiet", False, "no progress bar")

@@ -214,7 +214,9 @@ class Decoder(nnx.Module):
         return (x * scale.astype(jnp.float32)).astype(self.dtype)
 
     def _linear(self, layer: Layer, name: str, x: jax.Array) -> jax.Array:
-        y = jnp.dot(x, layer[name], precision=precision(self.dtype))
+        # As one matrix of rows: XLA's CPU backward pass of a batched product goes through transposed copies.
+        rows = jnp.dot(x.reshape(-1, x.shape[-1]), layer[name], precision=precision(self.dtype))
+        y = rows.reshape(*x.shape[:-1], -1)
         bias = layer.get(f"{name}_bias")
         return y if bias is None else y + bias
 

@@ -1,10 +1,10 @@
 """The main embedded task: quantities of a dependency graph, computed in any order that respects it.
 
-A question such as `a = 47; k = a * 6; c = k - a; d = a + 18; e = c + d. e?` defines given numbers and derived
+A question such as `a = 41; k = a * 2; c = k - a; d = a + 18; e = c + d. e?` defines given numbers and derived
 quantities. A solution establishes one derived quantity a step and ends with `answer: N`. At most prefixes
-several quantities are ready, and each can be written in several ways, from the bare result (`c = 235`: short, and
-hard to get right in one go) to careful working (`c = k - a = 282 - 47 = 240 - 5 = 235`). A writer who skips
-the working makes more mistakes; that is the natural mistake of this task.
+several quantities are ready, and each can be written in several ways, from the brief (`c = k - a = 35`: short, and hard to get
+right in one go) to careful working (`c = k - a = 82 - 47 = 40 - 5 = 35`). A writer who skips the working makes more
+mistakes; that is the natural mistake of this task.
 """
 
 from __future__ import annotations
@@ -16,14 +16,16 @@ from collections.abc import Sequence
 
 from caspo_jax.tasks.arithmetic import LARGEST, NUMBER, apply, evaluate, random_operation, write_working
 
-NAMES = "abcdefghijkmnpqrstuvwxyz"
-PHRASINGS = ("direct", "shown", "careful", "first")
+NAMES = "abcdefghjkmnpqrstuvw"
+PHRASINGS = ("brief", "shown", "careful", "first")
 
 _TERM = rf"(?:[a-z]|{NUMBER})"
 _DEFINITION = re.compile(rf"([a-z]) = ({NUMBER})|([a-z]) = ({_TERM}) ([+*-]) ({_TERM})")
 _NAMED = re.compile(rf"([a-z]) = ({NUMBER})")
 _WORKED = re.compile(rf"([a-z]) = ({_TERM}) ([+*-]) ({_TERM})((?: = [^=]+)+)")
-_FIRST = re.compile(rf"({NUMBER}) ([+*-]) ({NUMBER}) = ({NUMBER}), so ([a-z]) = ({NUMBER})")
+_FIRST = re.compile(
+    rf"({_TERM} [+*-] {_TERM}) = ({NUMBER} [+*-] {NUMBER}) = ({NUMBER}), so ([a-z]) = ({NUMBER})"
+)
 _ANSWER = re.compile(rf"answer: ({NUMBER})")
 
 
@@ -146,11 +148,11 @@ def write_step(definition: Definition, values: dict[str, int], phrasing: str) ->
     left, right = definition.operands(values)
     value = apply(definition.operator, left, right)
     name = definition.name
-    if phrasing == "direct":
-        return f"{name} = {value}"
-    if phrasing == "first":
-        return f"{left} {definition.operator} {right} = {value}, so {name} = {value}"
     symbols = f"{definition.left} {definition.operator} {definition.right}"
+    if phrasing == "brief":
+        return f"{name} = {symbols} = {value}"
+    if phrasing == "first":
+        return f"{symbols} = {left} {definition.operator} {right} = {value}, so {name} = {value}"
     return f"{name} = {symbols} = {write_working(definition.operator, left, right, phrasing)}"
 
 
@@ -174,7 +176,7 @@ def stated_value(step: str) -> tuple[str, int] | None:
     step = step.strip()
     first = _FIRST.fullmatch(step)
     if first:
-        return first[5], int(first[6])
+        return first[4], int(first[5])
     match = re.fullmatch(rf"([a-z]) = (?:.* = )?({NUMBER})", step)
     return (match[1], int(match[2])) if match else None
 
@@ -206,12 +208,13 @@ def check_step(problem: GraphProblem, prefix: Sequence[str], step: str) -> bool:
         return False
     if _NAMED.fullmatch(step):
         return True
-    sum_text = f"{left} {definition.operator} {right}"
+    symbols = f"{definition.left} {definition.operator} {definition.right}"
+    numbers = f"{left} {definition.operator} {right}"
     first = _FIRST.fullmatch(step)
     if first:
-        return f"{first[1]} {first[2]} {first[3]}" == sum_text and int(first[4]) == stated[1]
+        return first.group(1, 2) == (symbols, numbers) and int(first[3]) == stated[1]
     worked = _WORKED.fullmatch(step)
-    if worked is None or worked.group(2, 3, 4) != (definition.left, definition.operator, definition.right):
+    if worked is None or " ".join(worked.group(2, 3, 4)) != symbols:
         return False
     sides = worked[5].removeprefix(" = ").split(" = ")
-    return sides[0] == sum_text and all(evaluate(side) == stated[1] for side in sides)
+    return sides[0] in (numbers, str(stated[1])) and all(evaluate(side) == stated[1] for side in sides)

@@ -108,7 +108,7 @@ TASKS: Mapping[str, Task] = MappingProxyType(
             graph.parse_problem,
             graph.write_solution,
             graph.check_step,
-            MappingProxyType({"direct": 0.55, "shown": 0.2, "careful": 0.15, "first": 0.1}),
+            MappingProxyType({"brief": 0.4, "shown": 0.25, "careful": 0.2, "first": 0.15}),
         ),
         "chain": Task(
             "chain",

@@ -16,8 +16,9 @@ CHAT_TEMPLATE = (
     "{%- if add_generation_prompt -%}<|assistant|>{%- endif -%}"
 )
 
-# A digit stands alone, so that a number's length and place values are visible to the model.
-_PIECES = r" ?\d| ?[A-Za-z]+|\n+| ?[^\sA-Za-z\d]|\s"
+# A digit stands alone, so that place values are visible, and spaces go with operators and words, so that a name or a
+# digit is the same token wherever it stands.
+_PIECES = r" [=+*-] |; |\. |, so |answer: |\d|[a-z](?![a-z])|[A-Za-z]+ ?|\n+|\s|[^\s\w]|_"
 
 
 def build_tokenizer(corpus: Iterable[str], vocab_size: int = 384) -> Any:

@@ -48,7 +48,7 @@ def test_graph_steps_may_come_in_any_order_that_respects_the_graph():
     assert problem.answer == 95
     for order in (["c = 59", "d = 36"], ["d = 36", "c = a + b = 47 + 12 = 59"]):
         assert graph_task.check_step(problem, order[:1], order[1])
-        assert graph_task.check_step(problem, order, "59 + 36 = 95, so e = 95")
+        assert graph_task.check_step(problem, order, "c + d = 59 + 36 = 95, so e = 95")
     assert not graph_task.check_step(problem, ["c = 59"], "e = 95")  # d is not established yet
 
 
@@ -68,8 +68,10 @@ def test_graph_verdicts_are_local():
         "c = 59 ",
         "c = b + a = 47 + 12 = 59",  # not the definition as given
         "c = a + b = 12 + 47 = 59",  # numbers put in at the wrong places
+        "c = a + b = 59 = 58",
+        "a + b = 47 + 11 = 59, so c = 59",
         "c = a + b = 47 + 12 = 50 + 8 = 59",  # a false equality on the way
-        "47 + 12 = 59, so d = 59",
+        "a + b = 47 + 12 = 59, so d = 59",
         "a = 47",  # given, nothing new
         "z = 3",
         "c = a + b",
