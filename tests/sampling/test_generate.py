@@ -99,18 +99,20 @@ def test_steps_and_confidences_of_traces(model_and_tokenizer, sampled):
         assert trace.text == tokenizer.decode(trace.token_ids, skip_special_tokens=True)
 
 
-def test_statistics_are_those_of_teacher_forcing(model_and_tokenizer, sampled):
-    model, _ = model_and_tokenizer
-    _, traces = sampled
-    width = max(len(t.prompt_ids) + len(t.token_ids) for t in traces)
-    ids, mask = np.zeros((len(traces), width), np.int32), np.zeros((len(traces), width), bool)
-    for i, trace in enumerate(traces):
-        row = trace.prompt_ids + trace.token_ids
+def assert_teacher_forced(model, traces):
+    """The log-probs of the traces are those of a whole forward pass over prompt and output."""
+    rows = [trace.prompt_ids + trace.token_ids for trace in traces]
+    ids, mask = np.zeros((len(rows), 64), np.int32), np.zeros((len(rows), 64), bool)
+    for i, row in enumerate(rows):
         ids[i, : len(row)], mask[i, : len(row)] = row, True
     logprob = np.asarray(cj.token_logprobs(model, ids, mask))
     for i, trace in enumerate(traces):
         start = len(trace.prompt_ids) - 1
         np.testing.assert_allclose(logprob[i, start : start + len(trace.token_ids)], trace.logprob, atol=1e-4)
+
+
+def test_statistics_are_those_of_teacher_forcing(model_and_tokenizer, sampled):
+    assert_teacher_forced(model_and_tokenizer[0], sampled[1])
 
 
 def test_a_question_does_not_depend_on_its_neighbours(model_and_tokenizer, questions, sampled, monkeypatch):
@@ -150,6 +152,10 @@ def test_cat_search_records(model_and_tokenizer, questions, sampled):
         # Branch i of the search is sample i of the same question, as long as forks only take free slots.
         ids = {path.token_ids for path in result.paths}
         assert {t.token_ids for t in traces[2 * i : 2 * i + 2]} <= ids
+    # A fork reads the keys and values of the branch it left.
+    paths = [path for result in results for path in result.paths]
+    assert len(paths) > 2 * len(questions)
+    assert_teacher_forced(model_and_tokenizer[0], paths)
 
 
 def test_string_questions_have_stable_ids():
