@@ -11,13 +11,15 @@ CONFIG = ModelConfig("llama", 8, 8, 8, num_layers=2, num_heads=2, num_kv_heads=1
 @pytest.fixture
 def cache() -> KVCache:
     """Row r holds r everywhere and owns r+1 columns."""
-    row = jnp.arange(4.0).reshape(1, 4, 1, 1, 1)
-    empty = init_cache(CONFIG, 4, 6, jnp.float32)
-    return KVCache(k=empty.k + row, v=empty.v + row + 10, valid=jnp.arange(6)[None] <= jnp.arange(4)[:, None])
+    row = np.arange(4, dtype=np.float32).reshape(1, 4, 1, 1, 1)
+    k, v = np.zeros((2, 4, 1, 2, 6), np.float32) + row, np.zeros((2, 4, 1, 6, 2), np.float32) + row + 10
+    valid = np.arange(6)[None] <= np.arange(4)[:, None]
+    return KVCache(k=jnp.asarray(k), v=jnp.asarray(v), valid=jnp.asarray(valid))
 
 
 def owners(cache: KVCache) -> list[int]:
     """Which original row each row is, checked on all three arrays."""
+    cache = jax.device_get(cache)
     found = []
     for r in range(cache.rows):
         (row,) = np.unique(cache.k[:, r])
@@ -63,7 +65,7 @@ def test_copy_rows_in_a_donated_loop_needs_no_second_cache():
 
 
 def test_grow_adds_empty_columns(cache):
-    grown = grow(cache, 9)
+    grown = jax.device_get(grow(cache, 9))
     assert grown.capacity == 9
     assert grown.k.shape[-1] == grown.v.shape[-2] == 9
     np.testing.assert_array_equal(grown.k[..., :6], cache.k)
