@@ -15,14 +15,13 @@ from typing import Any
 from absl import flags
 
 from experiments import common, verifiers
+from experiments.config_flags import define_config, given_config
 
 FLAGS = flags.FLAGS
 
 
 def define_flags() -> None:
     """The program's flags."""
-    from ml_collections import config_flags
-
     from caspo_jax.preferences import PairConfig
     from caspo_jax.training import TrainConfig
 
@@ -53,15 +52,14 @@ def define_flags() -> None:
     flags.DEFINE_integer(
         "max_step_tokens", 256, "a competitor that goes on for longer is dropped", lower_bound=1
     )
-    config_flags.DEFINE_config_dataclass("pairs", PairConfig(), "which pairs are made")
-    config_flags.DEFINE_config_dataclass(
-        "train", TrainConfig(), "training; fields not given come from --preset"
-    )
+    define_config("pairs", PairConfig(), "which pairs are made")
+    define_config("train", TrainConfig.preset("caspo"), "training; what is not given comes from --preset")
 
 
 def main() -> None:
     """Run the rounds."""
     from caspo_jax.errors import UserError
+    from caspo_jax.preferences import PairConfig
     from caspo_jax.sampling import CatConfig
     from caspo_jax.training.rounds import Recipe, run_rounds
     from caspo_jax.training.stages import Policy
@@ -81,7 +79,7 @@ def main() -> None:
     extract, equal = common.answer_functions(policy)
     recipe = Recipe(
         sample=sample,
-        pairs=FLAGS.pairs,
+        pairs=given_config("pairs", PairConfig()),
         train=train_config(),
         batch_size=FLAGS.batch_size,
         confidence=FLAGS.confidence,

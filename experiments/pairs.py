@@ -9,20 +9,19 @@ from __future__ import annotations
 from absl import flags
 
 from experiments import common, verifiers
+from experiments.config_flags import define_config, given_config
 
 FLAGS = flags.FLAGS
 
 
 def define_flags() -> None:
     """The program's flags."""
-    from ml_collections import config_flags
-
     from caspo_jax.preferences import PairConfig
 
     common.define_model_flags()
     common.define_answer_flags()
     verifiers.define_flags()
-    config_flags.DEFINE_config_dataclass("pairs", PairConfig(), "which pairs are made")
+    define_config("pairs", PairConfig(), "which pairs are made")
     flags.DEFINE_string("input", None, "JSONL of annotated traces", required=True)
     flags.DEFINE_string("output", None, "JSONL of pairs", required=True)
     flags.DEFINE_string(
@@ -37,6 +36,7 @@ def define_flags() -> None:
 
 def main() -> None:
     """Make the pairs of a file."""
+    from caspo_jax.preferences import PairConfig
     from caspo_jax.training.stages import pairs_stage
 
     policy = common.load_policy()
@@ -46,7 +46,7 @@ def main() -> None:
         policy,
         FLAGS.input,
         FLAGS.output,
-        FLAGS.pairs,
+        given_config("pairs", PairConfig()),
         verifiers.build(policy, extract, equal, delimiter),
         delimiter=delimiter,
         max_step_tokens=FLAGS.max_step_tokens,

@@ -7,20 +7,18 @@ python -m experiments.export --model=POLICY --run=RUN --output=NEW_POLICY
 
 from __future__ import annotations
 
-import dataclasses
 from typing import Any
 
 from absl import flags
 
 from experiments import common
+from experiments.config_flags import define_config, given_config
 
 FLAGS = flags.FLAGS
 
 
 def define_flags() -> None:
     """The program's flags."""
-    from ml_collections import config_flags
-
     from caspo_jax.training import TrainConfig
 
     common.define_model_flags()
@@ -34,27 +32,14 @@ def define_flags() -> None:
     flags.DEFINE_enum(
         "preset", "caspo", ["caspo", "paper"], "recipe; --train.NAME=value changes one of its settings"
     )
-    config_flags.DEFINE_config_dataclass(
-        "train", TrainConfig(), "training; fields not given come from --preset"
-    )
+    define_config("train", TrainConfig.preset("caspo"), "training; what is not given comes from --preset")
 
 
 def train_config() -> Any:
     """The preset, with the --train flags that were given."""
     from caspo_jax.training import TrainConfig
 
-    config = TrainConfig.preset(FLAGS.preset)
-    given: dict[str, Any] = {}
-    loss: dict[str, Any] = {}
-    for field in dataclasses.fields(TrainConfig):
-        name = f"train.{field.name}"
-        if name in FLAGS and FLAGS[name].present:
-            given[field.name] = getattr(FLAGS.train, field.name)
-    for field in dataclasses.fields(type(config.loss)):
-        name = f"train.loss.{field.name}"
-        if name in FLAGS and FLAGS[name].present:
-            loss[field.name] = getattr(FLAGS.train.loss, field.name)
-    return dataclasses.replace(config, **given, loss=dataclasses.replace(config.loss, **loss))
+    return given_config("train", TrainConfig.preset(FLAGS.preset))
 
 
 def main() -> None:

@@ -210,7 +210,11 @@ def _write_tensors(folder: Path, tensors: Iterator[tuple[str, np.ndarray]], max_
     def flush() -> None:
         shards.append(list(held))
         # Its final name needs the number of shards, which is known at the end.
-        save_file(held, str(folder / f"{len(shards)}.part"), {"format": "pt"})
+        part = folder / f"{len(shards)}.part"
+        part.touch()
+        mode = part.stat().st_mode  # the user's umask; safetensors makes its files private to the owner
+        save_file(held, str(part), {"format": "pt"})
+        part.chmod(mode)
         held.clear()
 
     for name, tensor in tensors:

@@ -65,7 +65,7 @@ def random_operation(rng: random.Random, left: int) -> tuple[str, int] | None:
     return (operator, right) if 1 <= value <= LARGEST else None
 
 
-def drill(rng: random.Random, count: int) -> list[str]:
+def sums(rng: random.Random, count: int) -> list[str]:
     """Bare sums with and without the line of tens and ones: training text for arithmetic alone."""
     lines: list[str] = []
     while len(lines) < count:

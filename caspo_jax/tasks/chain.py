@@ -1,7 +1,7 @@
 """The second embedded task: a chain of operations on a running number.
 
 `start 37; add 25; times 3; minus 48. end?` is solved one operation a step, in the phrasings of the graph task without
-names: `62`, `37 + 25 = 62`, or with a line of tens and ones, and ends with `answer: N`.
+names: `now 62`, `37 + 25 = 62`, or with a line of tens and ones, and ends with `answer: N`.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import random
 import re
 from collections.abc import Sequence
 
-from caspo_jax.tasks.arithmetic import NUMBER, apply, evaluate, random_operation, write_working
+from caspo_jax.tasks.arithmetic import NUMBER, apply, evaluate, random_operation, sums, write_working
 
 PHRASINGS = ("direct", "shown", "careful")
 
@@ -72,15 +72,20 @@ def write_solution(problem: ChainProblem, rng: random.Random, mix: dict[str, flo
         phrasing = rng.choices(list(mix), list(mix.values()))[0]
         result = apply(operator, value, number)
         steps.append(
-            str(result) if phrasing == "direct" else write_working(operator, value, number, phrasing)
+            f"now {result}" if phrasing == "direct" else write_working(operator, value, number, phrasing)
         )
         value = result
     return [*steps, f"answer: {value}"]
 
 
+def drill(rng: random.Random) -> tuple[str | None, list[str]]:
+    """An exercise: bare sums."""
+    return None, sums(rng, 8)
+
+
 def stated_value(step: str) -> int | None:
     """The number that a step arrives at, right or wrong; None if it states none."""
-    match = re.fullmatch(rf"(?:.* = )?({NUMBER})", step.strip())
+    match = re.fullmatch(rf"(?:now |.* = )({NUMBER})", step.strip())
     return int(match[1]) if match else None
 
 
@@ -99,7 +104,9 @@ def check_step(problem: ChainProblem, prefix: Sequence[str], step: str) -> bool:
         return False
     operator, number = problem.operations[done]
     result = apply(operator, value, number)
+    if step.startswith("now "):
+        return step == f"now {result}"
     sides = step.split(" = ")
-    if len(sides) > 1 and sides[0] != f"{value} {operator} {number}":
+    if len(sides) == 1 or sides[0] != f"{value} {operator} {number}":
         return False
     return sides[-1] == str(result) and all(evaluate(side) == result for side in sides)

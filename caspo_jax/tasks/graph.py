@@ -2,9 +2,9 @@
 
 A question such as `a = 41; k = a * 2; c = k - a; d = a + 18; e = c + d. e?` defines given numbers and derived
 quantities. A solution establishes one derived quantity a step and ends with `answer: N`. At most prefixes
-several quantities are ready, and each can be written in several ways, from the brief (`c = k - a = 35`: short, and hard to get
-right in one go) to careful working (`c = k - a = 82 - 47 = 40 - 5 = 35`). A writer who skips the working makes more
-mistakes; that is the natural mistake of this task.
+several quantities are ready, and each can be written in several ways, from the brief (`c = k - a = 35`: short, and
+hard to get right in one go) to careful working (`c: k - a = 82 - 47 = 40 - 5 = 35`). A writer who skips the working
+makes more mistakes; that is the natural mistake of this task.
 """
 
 from __future__ import annotations
@@ -14,7 +14,15 @@ import random
 import re
 from collections.abc import Sequence
 
-from caspo_jax.tasks.arithmetic import LARGEST, NUMBER, apply, evaluate, random_operation, write_working
+from caspo_jax.tasks.arithmetic import (
+    LARGEST,
+    NUMBER,
+    apply,
+    evaluate,
+    random_operation,
+    sums,
+    write_working,
+)
 
 NAMES = "abcdefghjkmnpqrstuvw"
 PHRASINGS = ("brief", "shown", "careful", "first")
@@ -22,7 +30,7 @@ PHRASINGS = ("brief", "shown", "careful", "first")
 _TERM = rf"(?:[a-z]|{NUMBER})"
 _DEFINITION = re.compile(rf"([a-z]) = ({NUMBER})|([a-z]) = ({_TERM}) ([+*-]) ({_TERM})")
 _NAMED = re.compile(rf"([a-z]) = ({NUMBER})")
-_WORKED = re.compile(rf"([a-z]) = ({_TERM}) ([+*-]) ({_TERM})((?: = [^=]+)+)")
+_WORKED = re.compile(rf"([a-z])(?: = | is |: )({_TERM}) ([+*-]) ({_TERM})((?: = [^=]+)+)")
 _FIRST = re.compile(
     rf"({_TERM} [+*-] {_TERM}) = ({NUMBER} [+*-] {NUMBER}) = ({NUMBER}), so ([a-z]) = ({NUMBER})"
 )
@@ -153,7 +161,8 @@ def write_step(definition: Definition, values: dict[str, int], phrasing: str) ->
         return f"{name} = {symbols} = {value}"
     if phrasing == "first":
         return f"{symbols} = {left} {definition.operator} {right} = {value}, so {name} = {value}"
-    return f"{name} = {symbols} = {write_working(definition.operator, left, right, phrasing)}"
+    lead = {"shown": " is ", "careful": ": "}[phrasing]
+    return f"{name}{lead}{symbols} = {write_working(definition.operator, left, right, phrasing)}"
 
 
 def write_solution(problem: GraphProblem, rng: random.Random, mix: dict[str, float]) -> list[str]:
@@ -171,13 +180,29 @@ def write_solution(problem: GraphProblem, rng: random.Random, mix: dict[str, flo
     return [*steps, f"answer: {values[problem.query]}"]
 
 
+def drill(rng: random.Random) -> tuple[str | None, list[str]]:
+    """An exercise: bare sums, or a list of given numbers and lines that look them up, alone or side by side.
+
+    Looking up is what a small decoder learns last from solutions alone; these lines are dense in it.
+    """
+    if rng.random() < 0.55:
+        return None, sums(rng, 8)
+    values = {name: rng.randint(1, LARGEST) for name in rng.sample(NAMES, 8)}
+    lines = []
+    for _ in range(8):
+        left, right = rng.sample(list(values), 2)
+        pair = f"{left} + {right} = {values[left]} + {values[right]}"
+        lines.append(f"{left} = {values[left]}" if rng.random() < 0.4 else pair)
+    return "; ".join(f"{name} = {value}" for name, value in values.items()) + ". ", lines
+
+
 def stated_value(step: str) -> tuple[str, int] | None:
     """The name a step establishes and the value it states, right or wrong; None if it states none."""
     step = step.strip()
     first = _FIRST.fullmatch(step)
     if first:
         return first[4], int(first[5])
-    match = re.fullmatch(rf"([a-z]) = (?:.* = )?({NUMBER})", step)
+    match = re.fullmatch(rf"([a-z])(?: = | is |: )(?:.* = )?({NUMBER})", step)
     return (match[1], int(match[2])) if match else None
 
 

@@ -33,6 +33,7 @@ class Task:
       solve: writes a correct solution as a list of steps, phrasings drawn from a mix.
       check: (problem, steps before, step) -> does the step follow? Exact.
       mix: how often each phrasing stands in the base policy's training text.
+      drill: draws an exercise in the task's skills, (question or None, lines), for the base policy's training text.
     """
 
     name: str
@@ -41,6 +42,7 @@ class Task:
     solve: Callable[[Any, random.Random, dict[str, float]], list[str]]
     check: Callable[[Any, Sequence[str], str], bool]
     mix: Mapping[str, float]
+    drill: Callable[[random.Random], tuple[str | None, list[str]]]
 
     @property
     def policy_path(self) -> Path:
@@ -109,6 +111,7 @@ TASKS: Mapping[str, Task] = MappingProxyType(
             graph.write_solution,
             graph.check_step,
             MappingProxyType({"brief": 0.4, "shown": 0.25, "careful": 0.2, "first": 0.15}),
+            graph.drill,
         ),
         "chain": Task(
             "chain",
@@ -117,6 +120,7 @@ TASKS: Mapping[str, Task] = MappingProxyType(
             chain.write_solution,
             chain.check_step,
             MappingProxyType({"direct": 0.5, "shown": 0.3, "careful": 0.2}),
+            chain.drill,
         ),
     }
 )

@@ -18,7 +18,7 @@ CHAT_TEMPLATE = (
 
 # A digit stands alone, so that place values are visible, and spaces go with operators and words, so that a name or a
 # digit is the same token wherever it stands.
-_PIECES = r" [=+*-] |; |\. |, so |answer: |\d|[a-z](?![a-z])|[A-Za-z]+ ?|\n+|\s|[^\s\w]|_"
+_PIECES = r" [=+*-] | is |: |; |\. |, so |answer: |\d|[a-z](?![a-z])|[A-Za-z]+ ?|\n+|\s|[^\s\w]|_"
 
 
 def build_tokenizer(corpus: Iterable[str], vocab_size: int = 384) -> Any:

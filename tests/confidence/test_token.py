@@ -158,7 +158,10 @@ def test_entropy_and_logprob_alone_need_no_top_k():
     logits=hnp.arrays(
         np.float32,
         (3, 24),
-        elements=st.one_of(st.floats(-60, 60, width=32), st.sampled_from([-INF, 0.0, 1e4, -1e4])),
+        # No subnormals: XLA flushes them to zero, and the order of two such logits means nothing.
+        elements=st.one_of(
+            st.floats(-60, 60, width=32, allow_subnormal=False), st.sampled_from([-INF, 0.0, 1e4, -1e4])
+        ),
     ),
     ids=hnp.arrays(np.int64, 3, elements=st.integers(0, 23)),
 )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import sys
 from pathlib import Path
 
 import pytest
@@ -17,7 +18,7 @@ GOLDENS = Path(__file__).parent.parent / "golden"
 
 
 @pytest.fixture
-def program(capsys):
+def program(capsys, monkeypatch):
     """run(name, **flags) -> (exit code, stdout, stderr)."""
 
     def run(name: str, *args: str, **given: object) -> tuple[int, str, str]:
@@ -25,9 +26,12 @@ def program(capsys):
         for flag in set(parsed) - _OWN:
             delattr(parsed, flag)
         module = importlib.import_module(f"experiments.{name}")
+        argv = [name, *(f"--{key}={value}" for key, value in given.items()), *args]
+        monkeypatch.setattr(
+            sys, "argv", argv
+        )  # where config flags look, when defined, for the fields that are set
         module.define_flags()
-        named = [f"--{key}={value}" for key, value in given.items()]
-        left = parsed([name, *named, *args])
+        left = parsed(argv)
         capsys.readouterr()
         code = common.guarded(module.main, left)
         out = capsys.readouterr()

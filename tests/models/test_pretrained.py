@@ -1,6 +1,7 @@
 import json
 import os
 
+import jax
 import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
@@ -45,6 +46,8 @@ def test_round_trip_is_bit_for_bit(checkpoint, tmp_path, max_shard_bytes):
     save_pretrained(model, tokenizer, out, max_shard_bytes=max_shard_bytes)
     assert same_bits(tensors(checkpoint), tensors(out))
     assert (out / "model.safetensors.index.json").exists() == (max_shard_bytes < 10**9)
+    modes = {path.stat().st_mode for path in out.iterdir()}
+    assert len(modes) == 1, "weights readable by whoever may read the configuration"
     again, tokenizer_again = load_pretrained(out)
     assert again.config == model.config
     assert again.dtype == model.dtype
@@ -247,3 +250,19 @@ def test_sharded_over_a_mesh_is_the_same_model(golden):
     for a, b in zip(nnx.to_flat_state(nnx.state(split)), nnx.to_flat_state(nnx.state(whole)), strict=True):
         assert a[0] == b[0]
         np.testing.assert_array_equal(a[1][...], b[1][...])
+
+
+@pytest.mark.slow
+def test_an_exported_policy_loads_in_transformers_with_the_same_logits(checkpoint, tmp_path):
+    torch = pytest.importorskip("torch")
+    from transformers import AutoModelForCausalLM
+
+    model, tokenizer = load_pretrained(checkpoint, dtype="float32")
+    graphdef, params = nnx.split(model)
+    changed = nnx.merge(graphdef, jax.tree.map(lambda p: p * 1.01, params))  # a policy that was trained
+    save_pretrained(changed, tokenizer, tmp_path / "policy")
+    other = AutoModelForCausalLM.from_pretrained(tmp_path / "policy", dtype=torch.float32)
+    ids = np.random.default_rng(0).integers(0, model.config.vocab_size, (2, 40))
+    with torch.no_grad():
+        want = other(torch.tensor(ids)).logits.numpy()
+    np.testing.assert_allclose(changed(jnp.asarray(ids)), want, atol=1e-4)

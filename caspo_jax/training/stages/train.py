@@ -84,7 +84,7 @@ def train_stage(
         "last": {
             k: round(float(v), 6)
             for k, v in summary.last.items()
-            if k not in ("seconds", "tokens_per_second")
+            if isinstance(v, (int, float)) and k not in ("seconds", "tokens_per_second")
         },
     }
     manifest.finish(**counts)

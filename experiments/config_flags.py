@@ -1,0 +1,94 @@
+"""Frozen config dataclasses as flags: `--train.learning_rate=1e-4 --train.loss.beta=0.2`.
+
+`ml_collections.config_flags` sets fields in place and knows plain types alone, so each config gets a mutable mirror
+whose values are carried over to the frozen one.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+import types
+import typing
+from typing import Any, Literal, TypeVar
+
+from absl import flags
+
+Config = TypeVar("Config")
+
+FLAGS = flags.FLAGS
+
+
+def define_config(name: str, config: Any, help_text: str) -> None:
+    """Define `--name.FIELD` for every field of a frozen dataclass, nested ones with more dots.
+
+    Args:
+      name: prefix of the flags.
+      config: an instance whose values are shown as defaults.
+      help_text: what `--help` says before it lists the fields.
+    """
+    from ml_collections import config_flags
+
+    listed = "; ".join(f"--{name}.{field}={value}" for field, value in _values(config).items())
+    try:
+        config_flags.DEFINE_config_dataclass(
+            name, _mirror(config), f"{help_text}. Defaults: {listed}", flag_values=FLAGS
+        )
+    except (KeyError, AttributeError, ValueError, TypeError) as error:
+        fields = ", ".join(_values(config))
+        print(f"error: --{name}.FIELD: {error.args[0]}; fields are {fields}", file=sys.stderr)
+        sys.exit(1)
+
+
+def given_config(name: str, base: Config) -> Config:
+    """`base` with the fields whose flags were given, checked by the dataclass itself (UserError)."""
+    return _replaced(base, dict(FLAGS[name].override_values))
+
+
+def _replaced(base: Any, overrides: dict[str, Any]) -> Any:
+    own = {field: value for field, value in overrides.items() if "." not in field}
+    for parent in {field.partition(".")[0] for field in overrides if "." in field}:
+        inner = {f.partition(".")[2]: v for f, v in overrides.items() if f.startswith(f"{parent}.")}
+        own[parent] = _replaced(getattr(base, parent), inner)
+    return dataclasses.replace(base, **own)
+
+
+def _values(config: Any, prefix: str = "") -> dict[str, Any]:
+    """Dotted field names and values."""
+    values: dict[str, Any] = {}
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        if dataclasses.is_dataclass(value):
+            values |= _values(value, f"{prefix}{field.name}.")
+        else:
+            values[prefix + field.name] = value
+    return values
+
+
+def _mirror(config: Any) -> Any:
+    """A mutable dataclass with the same fields and values and types that flags can parse."""
+    hints = typing.get_type_hints(type(config))
+    fields: list[tuple[str, Any, Any]] = []
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        if dataclasses.is_dataclass(value):
+            inner = _mirror(value)
+            fields.append((field.name, type(inner), dataclasses.field(default=inner)))
+            # A mutable default is shared by instances; there is one instance.
+            type(inner).__hash__ = object.__hash__
+        else:
+            fields.append((field.name, _plain(hints[field.name]), dataclasses.field(default=value)))
+    return dataclasses.make_dataclass(type(config).__name__, fields)()
+
+
+def _plain(hint: Any) -> Any:
+    """The type that a flag parses: a literal is a string, `X | None` is optional X, any tuple is one of strings."""
+    origin, args = typing.get_origin(hint), typing.get_args(hint)
+    if origin is Literal:
+        return str
+    if origin in (typing.Union, types.UnionType):
+        (inner,) = (a for a in args if a is not type(None))
+        return typing.Optional[_plain(inner)]  # noqa: UP045 - config_flags knows this spelling alone
+    if origin is tuple:
+        return tuple[_plain(args[0]), ...]
+    return hint
