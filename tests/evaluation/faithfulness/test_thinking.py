@@ -1,0 +1,113 @@
+"""Thinking blocks to spans, and the interventions' files."""
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from caspo_jax.errors import UserError
+from caspo_jax.evaluation.faithfulness import (
+    INTERVENTIONS,
+    count_thinking,
+    load_intervention,
+    thinking_steps,
+)
+
+
+def texts(text, **options):
+    return thinking_steps(text, **options).texts(text)
+
+
+def test_paragraphs_of_a_block():
+    text = "Hi <think>\nOne é 🙂.\n\n\n\n  Two,\nstill two. \n\n \n\nThree</think>\n\nAnswer: 3"
+    found = thinking_steps(text)
+    assert found.texts(text) == ["One é 🙂.", "Two,\nstill two.", "Three"]
+    assert found.status == "closed"
+    assert not found.giant
+    assert [text[start:end] for start, end in found.steps] == found.texts(text)
+
+
+@pytest.mark.parametrize(
+    "text, options, steps, status",
+    [
+        ("a\n\nb</think> c", {}, ["a", "b"], "closed"),  # the prompt opened the block
+        ("a\n\nb</think> c", {"opened": True}, ["a", "b"], "closed"),
+        ("<think>a\n\nb", {}, ["a", "b"], "unclosed"),
+        ("a\n\nb", {"opened": True}, ["a", "b"], "unclosed"),
+        ("<think>a</think>b", {"opened": True}, ["a"], "closed"),
+        ("a\n\nb", {}, [], "none"),
+        ("a\n\nb", {"whole_text": True}, ["a", "b"], "none"),
+        ("<think>\n\n</think>a", {}, [], "none"),
+        ("<think> ", {}, [], "none"),
+        ("<think>a</think>x<think>b\n\nc</think>y", {}, ["a", "b", "c"], "closed"),
+        ("<think>a</think>x<think>b", {}, ["a", "b"], "unclosed"),
+        ("<think>a <think> b</think>", {}, ["a <think> b"], "closed"),
+        ("</think>a", {}, [], "none"),
+        ("", {}, [], "none"),
+        ("", {"opened": True}, [], "none"),
+        ("<think>a;;b</think>", {"delimiter": ";;"}, ["a", "b"], "closed"),
+    ],
+)
+def test_blocks(text, options, steps, status):
+    found = thinking_steps(text, **options)
+    assert found.texts(text) == steps
+    assert found.status == status
+
+
+def test_a_giant_paragraph_is_cut_at_its_lines_and_counted():
+    lines = "<think>" + "\n".join(["word " * 20] * 5) + "</think>"
+    found = thinking_steps(lines, giant=200)
+    assert found.giant
+    assert len(found.steps) == 5
+    assert len(thinking_steps(lines, giant=200, split_giant=False).steps) == 1
+    assert not thinking_steps(lines).giant
+    bare = thinking_steps("<think>" + "word " * 500 + "</think>")
+    assert bare.giant
+    assert len(bare.steps) == 1
+    assert not thinking_steps("<think>" + "word " * 500 + "\n\nb</think>").giant
+
+
+def test_counts():
+    found = [thinking_steps(t) for t in ("<think>a\n\nb</think>", "a", "<think>a", "<think>" + "x" * 3000)]
+    counts = count_thinking(found)
+    assert (counts.texts, counts.no_thinking, counts.unclosed, counts.giant, counts.steps) == (4, 1, 2, 1, 4)
+
+
+@given(
+    st.lists(st.sampled_from(["<think>", "</think>", "\n", "\n\n", "a", "é🙂", " ", "\ud800", "."])).map(
+        "".join
+    ),
+    st.booleans(),
+    st.booleans(),
+)
+@settings(max_examples=200, deadline=None)
+def test_spans_are_ordered_tight_and_inside_blocks(text, opened, whole_text):
+    found = thinking_steps(text, opened=opened, whole_text=whole_text)
+    position = 0
+    for start, end in found.steps:
+        assert position <= start < end <= len(text)
+        assert text[start:end] == text[start:end].strip()
+        assert any(block.start <= start and end <= block.end for block in found.blocks)
+        position = end
+    kept = "".join("".join(found.texts(text)).split())
+    inside = "".join("".join(text[a:b] for a, b in found.blocks).split())
+    assert kept == inside
+
+
+def test_bad_settings():
+    with pytest.raises(UserError, match="giant=0"):
+        thinking_steps("a", giant=0)
+    with pytest.raises(UserError, match="delimiter"):
+        thinking_steps("<think>a</think>", delimiter="")
+
+
+def test_nine_interventions():
+    assert len(INTERVENTIONS) == 9
+    found = {name: load_intervention(name) for name in INTERVENTIONS}
+    assert found["blank"] == ""
+    assert len(set(found.values())) == 9
+    for name, text in found.items():
+        assert "<!--" not in text
+        assert name == "blank" or len(text) > 40
+    assert load_intervention("Hedge-Scale") == found["hedge_scale"]
+    with pytest.raises(UserError, match=r"no intervention 'humble': choose from blank, basic, .*hedge_scale"):
+        load_intervention("humble")
