@@ -27,12 +27,12 @@ def define_flags() -> None:
     """The program's flags."""
     flags.DEFINE_string("task", "graph", "embedded task: graph or chain")
     flags.DEFINE_string("out_dir", None, "where the policy goes", required=True)
-    flags.DEFINE_integer("steps", 3600, "updates")
-    flags.DEFINE_integer("batch_size", 32, "solutions an update")
+    flags.DEFINE_integer("steps", 4000, "updates")
+    flags.DEFINE_integer("batch_size", 24, "rows an update")
     flags.DEFINE_float("learning_rate", 4e-3, "peak rate; cosine to a twentieth")
     flags.DEFINE_integer("hidden_size", 96, "width")
     flags.DEFINE_integer("layers", 4, "depth")
-    flags.DEFINE_float("drill", 0.45, "share of rows that are exercises: bare sums, looking up")
+    flags.DEFINE_float("drill", 0.5, "share of rows that are exercises: bare sums, looking up")
     flags.DEFINE_integer("seed", 0, "seed of weights and text", lower_bound=0)
     flags.DEFINE_bool("quiet", False, "no progress bar")
 
@@ -41,10 +41,9 @@ def _tokenizer(task: Any) -> Any:
     from caspo_jax.tasks.tokenizer import build_tokenizer
 
     rng = random.Random(f"{task.name}/tokenizer")
-    corpus = []
+    corpus: list[str] = []
     for problem, _ in zip(task.problems("pretrain", seed=0), range(4000), strict=False):
         corpus += [problem.text, "\n\n".join(task.solve(problem, rng, dict(task.mix)))]
-    corpus.append("answer: 1, so a = 1")
     return build_tokenizer(corpus)
 
 
@@ -75,37 +74,48 @@ def _config(tokenizer: Any) -> dict[str, Any]:
     }
 
 
-def _batches(task: Any, tokenizer: Any) -> Iterator[tuple[Any, Any]]:
-    """Token ids [B, T] and the mask [B, T] of the solution's tokens, rows of like length together."""
-    import numpy as np
+Row = tuple[list[int], list[bool]]  # token ids, and which of them are learned
 
+
+def _row(task: Any, tokenizer: Any, problem: Any, rng: random.Random) -> Row:
+    """A solution, or now and then an exercise; what nobody could foretell (prompts, operands) is not learned."""
     from caspo_jax.models.tokenizer import encode_prompt
     from caspo_jax.types import Question
+
+    question = problem.text
+    lines: list[tuple[str, ...]] = [("", "\n\n".join(task.solve(problem, rng, dict(task.mix))))]
+    if rng.random() < FLAGS.drill:
+        question, lines = task.drill(rng)
+    ids = [tokenizer.pad_token_id]
+    if question:
+        ids = encode_prompt(tokenizer, Question(id="", question=question))
+    learn = [False] * len(ids)
+    for i, line in enumerate(lines):
+        for k, part in enumerate(line):
+            text = f"\n\n{part}" if i and not k else part
+            tokens = tokenizer(text)["input_ids"] if text else []
+            ids, learn = [*ids, *tokens], [*learn, *([k % 2 == 1] * len(tokens))]
+    return [*ids, tokenizer.eos_token_id], [*learn, True]
+
+
+def _batches(task: Any, tokenizer: Any) -> Iterator[tuple[Any, Any]]:
+    """Token ids [B, T] and the mask [B, T] of the learned tokens, rows of like length together."""
+    import numpy as np
 
     rng = random.Random(f"{task.name}/text/{FLAGS.seed}")
     stream = task.problems("pretrain", seed=FLAGS.seed + 1)
     while True:
-        rows = []
-        for problem, _ in zip(stream, range(FLAGS.batch_size * 32), strict=False):
-            if rng.random() < FLAGS.drill:
-                question, lines = task.drill(rng)
-            else:
-                question, lines = problem.text, task.solve(problem, rng, dict(task.mix))
-            prompt = [tokenizer.pad_token_id]
-            if question:
-                prompt = encode_prompt(tokenizer, Question(id="", question=question))
-            text = tokenizer("\n\n".join(lines))["input_ids"]
-            rows.append((prompt, [*text, tokenizer.eos_token_id]))
-        rows.sort(key=lambda row: len(row[0]) + len(row[1]))
+        problems = (next(stream) for _ in range(FLAGS.batch_size * 32))
+        rows = sorted((_row(task, tokenizer, p, rng) for p in problems), key=lambda row: len(row[0]))
         groups = [rows[i : i + FLAGS.batch_size] for i in range(0, len(rows), FLAGS.batch_size)]
         rng.shuffle(groups)
         for group in groups:
-            length = -(-max(len(p) + len(s) for p, s in group) // 24) * 24
+            length = -(-len(group[-1][0]) // 24) * 24
             ids = np.zeros((len(group), length), np.int32)
             mask = np.zeros((len(group), length), bool)
-            for i, (prompt, solution) in enumerate(group):
-                ids[i, : len(prompt) + len(solution)] = prompt + solution
-                mask[i, len(prompt) : len(prompt) + len(solution)] = True
+            for i, (tokens, learn) in enumerate(group):
+                ids[i, : len(tokens)] = tokens
+                mask[i, : len(learn)] = learn
             yield ids, mask
 
 
@@ -142,7 +152,7 @@ def main() -> None:
     model = Decoder(ModelConfig.from_hf(_config(tokenizer)), rngs=nnx.Rngs(FLAGS.seed))
     graphdef, params = nnx.split(model)
     schedule = optax.warmup_cosine_decay_schedule(
-        0.0, FLAGS.learning_rate, 100, FLAGS.steps, FLAGS.learning_rate / 20
+        0.0, FLAGS.learning_rate, min(100, FLAGS.steps // 10), FLAGS.steps, FLAGS.learning_rate / 20
     )
     optimizer = optax.chain(optax.clip_by_global_norm(1.0), _muon(schedule))
 

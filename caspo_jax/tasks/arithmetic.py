@@ -15,8 +15,6 @@ LARGEST = 99  # values stay in [1, LARGEST]: two digits are as much as a tiny po
 NUMBER = r"\d{1,6}"
 _SUM = re.compile(rf"({NUMBER}) ([+*-]) ({NUMBER})")
 
-WORKINGS = ("direct", "shown", "careful")
-
 
 def apply(operator: str, left: int, right: int) -> int:
     """left (operator) right, over the integers."""
@@ -50,11 +48,15 @@ def split_by_tens(operator: str, left: int, right: int) -> str:
     return f"{tens} + {ones}" if ones >= 0 else f"{tens} - {-ones}"
 
 
+def write_sum(operator: str, left: int, right: int, working: str) -> str:
+    """`left op right`, and where careful the line of tens and ones: `58 + 27 = 70 + 15`."""
+    middle = f" = {split_by_tens(operator, left, right)}" if working == "careful" else ""
+    return f"{left} {operator} {right}{middle}"
+
+
 def write_working(operator: str, left: int, right: int, working: str) -> str:
     """`left op right = ... = value`, with or without the line of tens and ones."""
-    value = apply(operator, left, right)
-    middle = f" = {split_by_tens(operator, left, right)}" if working == "careful" else ""
-    return f"{left} {operator} {right}{middle} = {value}"
+    return f"{write_sum(operator, left, right, working)} = {apply(operator, left, right)}"
 
 
 def random_operation(rng: random.Random, left: int) -> tuple[str, int] | None:
@@ -65,12 +67,29 @@ def random_operation(rng: random.Random, left: int) -> tuple[str, int] | None:
     return (operator, right) if 1 <= value <= LARGEST else None
 
 
-def sums(rng: random.Random, count: int) -> list[str]:
-    """Bare sums with and without the line of tens and ones: training text for arithmetic alone."""
-    lines: list[str] = []
+def sums(rng: random.Random, count: int, names: str | None = None) -> list[tuple[str, ...]]:
+    """Bare sums with and without the line of tens and ones: training text for arithmetic alone.
+
+    Args:
+      rng: where they are drawn from.
+      count: lines.
+      names: letters, one of which takes each result (`58 + 27, so c = 85`); None: `58 + 27 = 85`.
+
+    Returns:
+      Each line in parts that are by turns given and following from what is given.
+    """
+    lines: list[tuple[str, ...]] = []
     while len(lines) < count:
         left = rng.randint(2, LARGEST)
         operation = random_operation(rng, left)
-        if operation is not None:
-            lines.append(write_working(operation[0], left, operation[1], rng.choice(WORKINGS)))
+        if operation is None:
+            continue
+        equals = f", so {rng.choice(names)} = " if names else " = "
+        value = str(apply(operation[0], left, operation[1]))
+        if rng.random() < 0.5:
+            lines.append((write_sum(operation[0], left, operation[1], "shown") + equals, value))
+        else:
+            shown = f"{left} {operation[0]} {operation[1]} = "
+            tens = split_by_tens(operation[0], left, operation[1])
+            lines.append((shown, tens, equals, value))
     return lines

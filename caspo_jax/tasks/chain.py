@@ -78,7 +78,7 @@ def write_solution(problem: ChainProblem, rng: random.Random, mix: dict[str, flo
     return [*steps, f"answer: {value}"]
 
 
-def drill(rng: random.Random) -> tuple[str | None, list[str]]:
+def drill(rng: random.Random) -> tuple[str | None, list[tuple[str, ...]]]:
     """An exercise: bare sums."""
     return None, sums(rng, 8)
 

@@ -2,9 +2,9 @@
 
 A question such as `a = 41; k = a * 2; c = k - a; d = a + 18; e = c + d. e?` defines given numbers and derived
 quantities. A solution establishes one derived quantity a step and ends with `answer: N`. At most prefixes
-several quantities are ready, and each can be written in several ways, from the brief (`c = k - a = 35`: short, and
-hard to get right in one go) to careful working (`c: k - a = 82 - 47 = 40 - 5 = 35`). A writer who skips the working
-makes more mistakes; that is the natural mistake of this task.
+several quantities are ready, and each can be written in several ways, from the brief (`get c = k - a, so c = 41`: short,
+and hard to get right in one go) to careful working (`find c = k - a, 82 - 41 = 40 + 1, so c = 41`). A writer who skips
+the working makes more mistakes; that is the natural mistake of this task.
 """
 
 from __future__ import annotations
@@ -21,18 +21,18 @@ from caspo_jax.tasks.arithmetic import (
     evaluate,
     random_operation,
     sums,
-    write_working,
+    write_sum,
 )
 
 NAMES = "abcdefghjkmnpqrstuvw"
-PHRASINGS = ("brief", "shown", "careful", "first")
+PHRASINGS = ("brief", "shown", "careful")
+_VERBS = {"brief": "get", "shown": "put", "careful": "find"}
 
 _TERM = rf"(?:[a-z]|{NUMBER})"
 _DEFINITION = re.compile(rf"([a-z]) = ({NUMBER})|([a-z]) = ({_TERM}) ([+*-]) ({_TERM})")
-_NAMED = re.compile(rf"([a-z]) = ({NUMBER})")
-_WORKED = re.compile(rf"([a-z])(?: = | is |: )({_TERM}) ([+*-]) ({_TERM})((?: = [^=]+)+)")
-_FIRST = re.compile(
-    rf"({_TERM} [+*-] {_TERM}) = ({NUMBER} [+*-] {NUMBER}) = ({NUMBER}), so ([a-z]) = ({NUMBER})"
+_STEP = re.compile(
+    rf"(?:(?:get|put|find) (?P<name>[a-z]) = (?P<symbols>{_TERM} [+*-] {_TERM})(?:, (?P<work>[^,]+))?, so )?"
+    rf"(?P<stated>[a-z]) = (?P<value>{NUMBER})"
 )
 _ANSWER = re.compile(rf"answer: ({NUMBER})")
 
@@ -45,6 +45,11 @@ class Definition:
     left: str
     operator: str
     right: str
+
+    @property
+    def symbols(self) -> str:
+        """The right-hand side as written."""
+        return f"{self.left} {self.operator} {self.right}"
 
     @property
     def needs(self) -> tuple[str, ...]:
@@ -69,7 +74,7 @@ class GraphProblem:
     def text(self) -> str:
         """The question as the policy reads it."""
         parts = [f"{name} = {value}" for name, value in self.given]
-        parts += [f"{d.name} = {d.left} {d.operator} {d.right}" for d in self.derived]
+        parts += [f"{d.name} = {d.symbols}" for d in self.derived]
         return "; ".join(parts) + f". {self.query}?"
 
     def values(self) -> dict[str, int]:
@@ -153,57 +158,57 @@ def _sample_definition(rng: random.Random, name: str, values: dict[str, int]) ->
 
 def write_step(definition: Definition, values: dict[str, int], phrasing: str) -> str:
     """One correct step that establishes the definition's name, in the given phrasing."""
-    left, right = definition.operands(values)
-    value = apply(definition.operator, left, right)
-    name = definition.name
-    symbols = f"{definition.left} {definition.operator} {definition.right}"
+    value = apply(definition.operator, *definition.operands(values))
+    return f"{_write_start(definition, values, phrasing)}, so {definition.name} = {value}"
+
+
+def _write_start(definition: Definition, values: dict[str, int], phrasing: str) -> str:
+    """A step as far as its working goes."""
+    start = f"{_VERBS[phrasing]} {definition.name} = {definition.symbols}"
     if phrasing == "brief":
-        return f"{name} = {symbols} = {value}"
-    if phrasing == "first":
-        return f"{symbols} = {left} {definition.operator} {right} = {value}, so {name} = {value}"
-    lead = {"shown": " is ", "careful": ": "}[phrasing]
-    return f"{name}{lead}{symbols} = {write_working(definition.operator, left, right, phrasing)}"
+        return start
+    return f"{start}, {write_sum(definition.operator, *definition.operands(values), phrasing)}"
 
 
 def write_solution(problem: GraphProblem, rng: random.Random, mix: dict[str, float]) -> list[str]:
-    """A correct solution: a random admissible order, a phrasing drawn for each step, sometimes an idle quantity."""
+    """A correct solution: an admissible order, mostly the question's; a phrasing a step; sometimes an idle quantity."""
     needed = problem.needed()
-    todo = [d for d in problem.derived if d.name in needed or rng.random() < 0.25]
+    todo = [d for d in problem.derived if d.name in needed or rng.random() < 0.5]
     values = dict(problem.given)
     steps = []
     while problem.query not in values:
         ready = [d for d in todo if d.name not in values and all(n in values for n in d.needs)]
-        definition = rng.choice(ready)
+        definition = ready[0] if rng.random() < 0.85 else rng.choice(ready)
         phrasing = rng.choices(list(mix), list(mix.values()))[0]
         steps.append(write_step(definition, values, phrasing))
         values[definition.name] = apply(definition.operator, *definition.operands(values))
     return [*steps, f"answer: {values[problem.query]}"]
 
 
-def drill(rng: random.Random) -> tuple[str | None, list[str]]:
-    """An exercise: bare sums, or a list of given numbers and lines that look them up, alone or side by side.
+def drill(rng: random.Random) -> tuple[str | None, list[tuple[str, ...]]]:
+    """An exercise: bare sums, or the quantities of a graph in any order, as far as their working goes.
 
-    Looking up is what a small decoder learns last from solutions alone; these lines are dense in it.
+    Looking things up is what a small decoder learns last from solutions alone; the second kind is dense in it.
     """
-    if rng.random() < 0.55:
-        return None, sums(rng, 8)
-    values = {name: rng.randint(1, LARGEST) for name in rng.sample(NAMES, 8)}
-    lines = []
-    for _ in range(8):
-        left, right = rng.sample(list(values), 2)
-        pair = f"{left} + {right} = {values[left]} + {values[right]}"
-        lines.append(f"{left} = {values[left]}" if rng.random() < 0.4 else pair)
-    return "; ".join(f"{name} = {value}" for name, value in values.items()) + ". ", lines
+    if rng.random() < 0.5:
+        return None, sums(rng, 7, NAMES)
+    problem = sample_problem(rng, depth=(3, 5))
+    given = dict(problem.given)
+    ready = [d for d in problem.derived if all(name in given for name in d.needs)]
+    lines: list[tuple[str, ...]] = []
+    for definition in rng.choices([*problem.derived, *ready, *ready], k=8):
+        phrasing = rng.choice(PHRASINGS)
+        lead = f"{_VERBS[phrasing]} {definition.name} = "
+        known = definition in ready
+        text = _write_start(definition, given, phrasing) if known else lead + definition.symbols
+        lines.append((lead, text.removeprefix(lead)))
+    return problem.text.rpartition(". ")[0] + ". ", lines
 
 
 def stated_value(step: str) -> tuple[str, int] | None:
     """The name a step establishes and the value it states, right or wrong; None if it states none."""
-    step = step.strip()
-    first = _FIRST.fullmatch(step)
-    if first:
-        return first[4], int(first[5])
-    match = re.fullmatch(rf"([a-z])(?: = | is |: )(?:.* = )?({NUMBER})", step)
-    return (match[1], int(match[2])) if match else None
+    match = _STEP.fullmatch(step.strip())
+    return (match["stated"], int(match["value"])) if match else None
 
 
 def check_step(problem: GraphProblem, prefix: Sequence[str], step: str) -> bool:
@@ -221,25 +226,22 @@ def check_step(problem: GraphProblem, prefix: Sequence[str], step: str) -> bool:
     answer = _ANSWER.fullmatch(step)
     if answer:
         return values.get(problem.query) == int(answer[1])
-    stated = stated_value(step)
+    match = _STEP.fullmatch(step)
     definitions = {d.name: d for d in problem.derived}
-    if stated is None or stated[0] in values or stated[0] not in definitions:
+    if match is None or match["stated"] in values or match["stated"] not in definitions:
         return False
-    definition = definitions[stated[0]]
+    definition = definitions[match["stated"]]
     if any(name not in values for name in definition.needs):
         return False
     left, right = definition.operands(values)
-    if stated[1] != apply(definition.operator, left, right):
+    result = apply(definition.operator, left, right)
+    if int(match["value"]) != result:
         return False
-    if _NAMED.fullmatch(step):
+    if match["name"] is None:
         return True
-    symbols = f"{definition.left} {definition.operator} {definition.right}"
-    numbers = f"{left} {definition.operator} {right}"
-    first = _FIRST.fullmatch(step)
-    if first:
-        return first.group(1, 2) == (symbols, numbers) and int(first[3]) == stated[1]
-    worked = _WORKED.fullmatch(step)
-    if worked is None or " ".join(worked.group(2, 3, 4)) != symbols:
+    if match["name"] != definition.name or match["symbols"] != definition.symbols:
         return False
-    sides = worked[5].removeprefix(" = ").split(" = ")
-    return sides[0] in (numbers, str(stated[1])) and all(evaluate(side) == stated[1] for side in sides)
+    if match["work"] is None:
+        return True
+    sides = match["work"].split(" = ")
+    return sides[0] == f"{left} {definition.operator} {right}" and all(evaluate(s) == result for s in sides)

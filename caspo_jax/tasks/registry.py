@@ -33,7 +33,8 @@ class Task:
       solve: writes a correct solution as a list of steps, phrasings drawn from a mix.
       check: (problem, steps before, step) -> does the step follow? Exact.
       mix: how often each phrasing stands in the base policy's training text.
-      drill: draws an exercise in the task's skills, (question or None, lines), for the base policy's training text.
+      drill: draws an exercise in the task's skills for the base policy's training text: (question or None, lines),
+        each line in parts that are by turns given and to be learned.
     """
 
     name: str
@@ -42,7 +43,7 @@ class Task:
     solve: Callable[[Any, random.Random, dict[str, float]], list[str]]
     check: Callable[[Any, Sequence[str], str], bool]
     mix: Mapping[str, float]
-    drill: Callable[[random.Random], tuple[str | None, list[str]]]
+    drill: Callable[[random.Random], tuple[str | None, list[tuple[str, ...]]]]
 
     @property
     def policy_path(self) -> Path:
@@ -110,7 +111,7 @@ TASKS: Mapping[str, Task] = MappingProxyType(
             graph.parse_problem,
             graph.write_solution,
             graph.check_step,
-            MappingProxyType({"brief": 0.4, "shown": 0.25, "careful": 0.2, "first": 0.15}),
+            MappingProxyType({"brief": 0.4, "shown": 0.35, "careful": 0.25}),
             graph.drill,
         ),
         "chain": Task(

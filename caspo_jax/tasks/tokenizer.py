@@ -16,9 +16,9 @@ CHAT_TEMPLATE = (
     "{%- if add_generation_prompt -%}<|assistant|>{%- endif -%}"
 )
 
-# A digit stands alone, so that place values are visible, and spaces go with operators and words, so that a name or a
-# digit is the same token wherever it stands.
-_PIECES = r" [=+*-] | is |: |; |\. |, so |answer: |\d|[a-z](?![a-z])|[A-Za-z]+ ?|\n+|\s|[^\s\w]|_"
+# A digit stands alone, so that place values are visible. A name that is being defined (`c = `) is
+# another token than the name in a sum: looking a definition up is then one step of attention.
+_PIECES = r"[a-z] = | [=+*-] |; |\. |, so |, |answer: |\d|[a-z](?![a-z])|[A-Za-z]+ ?|\n+|\s|[^\s\w]|_"
 
 
 def build_tokenizer(corpus: Iterable[str], vocab_size: int = 384) -> Any:

@@ -46,9 +46,9 @@ def test_graph_steps_may_come_in_any_order_that_respects_the_graph():
     problem = graph_task.parse_problem("a = 47; b = 12; c = a + b; d = a - 11; e = c + d. e?")
     assert problem is not None
     assert problem.answer == 95
-    for order in (["c = 59", "d = 36"], ["d = 36", "c = a + b = 47 + 12 = 59"]):
+    for order in (["c = 59", "d = 36"], ["d = 36", "put c = a + b, 47 + 12, so c = 59"]):
         assert graph_task.check_step(problem, order[:1], order[1])
-        assert graph_task.check_step(problem, order, "c + d = 59 + 36 = 95, so e = 95")
+        assert graph_task.check_step(problem, order, "find e = c + d, 59 + 36 = 80 + 15, so e = 95")
     assert not graph_task.check_step(problem, ["c = 59"], "e = 95")  # d is not established yet
 
 
@@ -66,15 +66,17 @@ def test_graph_verdicts_are_local():
     "step",
     [
         "c = 59 ",
-        "c = b + a = 47 + 12 = 59",  # not the definition as given
-        "c = a + b = 12 + 47 = 59",  # numbers put in at the wrong places
-        "c = a + b = 59 = 58",
-        "a + b = 47 + 11 = 59, so c = 59",
-        "c = a + b = 47 + 12 = 50 + 8 = 59",  # a false equality on the way
-        "a + b = 47 + 12 = 59, so d = 59",
+        "put c = b + a, 47 + 12, so c = 59",  # not the definition as given
+        "put c = a + b, 12 + 47, so c = 59",  # numbers put in at the wrong places
+        "get c = a + b, so c = 58",
+        "put c = a + b, 47 + 11, so c = 59",
+        "find c = a + b, 47 + 12 = 50 + 8, so c = 59",  # a false equality on the way
+        "get c = a + b, so d = 59",
+        "get d = a + b, so c = 59",
         "a = 47",  # given, nothing new
         "z = 3",
-        "c = a + b",
+        "get c = a + b",
+        "c = a + b = 59",
         "nonsense",
         "answer: 59",
     ],
@@ -133,6 +135,29 @@ def test_careful_working_adds_up():
                 left + right if operator == "+" else left - right
             )
         assert evaluate(split_by_tens("*", left, right % 8 + 2)) == left * (right % 8 + 2)
+
+
+def test_exercises_are_right():
+    rng = random.Random(4)
+    for name in TASKS:
+        for _ in range(60):
+            question, lines = get_task(name).drill(rng)
+            texts = ["".join(line) for line in lines]
+            if question is None:
+                for text in texts:
+                    sides = re.sub(r", so [a-z]", "", text).split(" = ")
+                    assert len({evaluate(side) for side in sides}) == 1, text
+                continue
+            problem = graph_task.parse_problem(f"{question}a?")
+            assert problem is not None
+            given, definitions = dict(problem.given), {d.name: d for d in problem.derived}
+            for text in texts:
+                definition = definitions[text.split(" ")[1]]
+                if all(need in given for need in definition.needs):
+                    steps = [graph_task.write_step(definition, given, p) for p in graph_task.PHRASINGS]
+                    assert any(step.startswith(f"{text}, so ") for step in steps), (question, text)
+                else:
+                    assert text.endswith(definition.symbols)
 
 
 def test_unknown_names_are_refused():
