@@ -67,13 +67,8 @@ def random_operation(rng: random.Random, left: int) -> tuple[str, int] | None:
     return (operator, right) if 1 <= value <= LARGEST else None
 
 
-def sums(rng: random.Random, count: int, names: str | None = None) -> list[tuple[str, ...]]:
+def sums(rng: random.Random, count: int) -> list[tuple[str, ...]]:
     """Bare sums with and without the line of tens and ones: training text for arithmetic alone.
-
-    Args:
-      rng: where they are drawn from.
-      count: lines.
-      names: letters, one of which takes each result (`58 + 27, so c = 85`); None: `58 + 27 = 85`.
 
     Returns:
       Each line in parts that are by turns given and following from what is given.
@@ -84,12 +79,10 @@ def sums(rng: random.Random, count: int, names: str | None = None) -> list[tuple
         operation = random_operation(rng, left)
         if operation is None:
             continue
-        equals = f", so {rng.choice(names)} = " if names else " = "
         value = str(apply(operation[0], left, operation[1]))
+        start = f"{left} {operation[0]} {operation[1]} = "
         if rng.random() < 0.5:
-            lines.append((write_sum(operation[0], left, operation[1], "shown") + equals, value))
+            lines.append((start, value))
         else:
-            shown = f"{left} {operation[0]} {operation[1]} = "
-            tens = split_by_tens(operation[0], left, operation[1])
-            lines.append((shown, tens, equals, value))
+            lines.append((start, f"{split_by_tens(operation[0], left, operation[1])} = {value}"))
     return lines

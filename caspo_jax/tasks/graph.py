@@ -1,10 +1,10 @@
 """The main embedded task: quantities of a dependency graph, computed in any order that respects it.
 
-A question such as `a = 41; k = a * 2; c = k - a; d = a + 18; e = c + d. e?` defines given numbers and derived
-quantities. A solution establishes one derived quantity a step and ends with `answer: N`. At most prefixes
-several quantities are ready, and each can be written in several ways, from the brief (`get c = k - a, so c = 41`: short,
-and hard to get right in one go) to careful working (`find c = k - a, 82 - 41 = 40 + 1, so c = 41`). A writer who skips
-the working makes more mistakes; that is the natural mistake of this task.
+A question such as `a = 41; k: a * 2; c: k - a; d: a + 18; e: c + d. e?` gives numbers and defines quantities. A
+solution establishes one defined quantity a step and ends with `answer: N`. At most prefixes several quantities are
+ready, and each can be written in several ways, from the brief (`get c: k - a, k = 82, a = 41, so c = 41`: short, and
+hard to get right in one go) to careful working (`find c: k - a, k = 82, a = 41, 82 - 41 = 40 + 1, so c = 41`). A writer who skips the
+working makes more mistakes; that is the natural mistake of this task.
 """
 
 from __future__ import annotations
@@ -20,7 +20,6 @@ from caspo_jax.tasks.arithmetic import (
     apply,
     evaluate,
     random_operation,
-    sums,
     write_sum,
 )
 
@@ -29,9 +28,10 @@ PHRASINGS = ("brief", "shown", "careful")
 _VERBS = {"brief": "get", "shown": "put", "careful": "find"}
 
 _TERM = rf"(?:[a-z]|{NUMBER})"
-_DEFINITION = re.compile(rf"([a-z]) = ({NUMBER})|([a-z]) = ({_TERM}) ([+*-]) ({_TERM})")
+_DEFINITION = re.compile(rf"([a-z]) = ({NUMBER})|([a-z]): ({_TERM}) ([+*-]) ({_TERM})")
 _STEP = re.compile(
-    rf"(?:(?:get|put|find) (?P<name>[a-z]) = (?P<symbols>{_TERM} [+*-] {_TERM})(?:, (?P<work>[^,]+))?, so )?"
+    rf"(?:(?:get|put|find) (?P<name>[a-z]): (?P<symbols>{_TERM} [+*-] {_TERM})"
+    rf"(?P<recalled>(?:, [a-z] = {NUMBER})*)(?:, (?P<work>[^,]+))?, so )?"
     rf"(?P<stated>[a-z]) = (?P<value>{NUMBER})"
 )
 _ANSWER = re.compile(rf"answer: ({NUMBER})")
@@ -74,7 +74,7 @@ class GraphProblem:
     def text(self) -> str:
         """The question as the policy reads it."""
         parts = [f"{name} = {value}" for name, value in self.given]
-        parts += [f"{d.name} = {d.symbols}" for d in self.derived]
+        parts += [f"{d.name}: {d.symbols}" for d in self.derived]
         return "; ".join(parts) + f". {self.query}?"
 
     def values(self) -> dict[str, int]:
@@ -164,10 +164,16 @@ def write_step(definition: Definition, values: dict[str, int], phrasing: str) ->
 
 def _write_start(definition: Definition, values: dict[str, int], phrasing: str) -> str:
     """A step as far as its working goes."""
-    start = f"{_VERBS[phrasing]} {definition.name} = {definition.symbols}"
-    if phrasing == "brief":
-        return start
-    return f"{start}, {write_sum(definition.operator, *definition.operands(values), phrasing)}"
+    parts = [f"{_VERBS[phrasing]} {definition.name}: {definition.symbols}"]
+    parts += _recalled(definition, values)
+    if phrasing != "brief":
+        parts.append(write_sum(definition.operator, *definition.operands(values), phrasing))
+    return ", ".join(parts)
+
+
+def _recalled(definition: Definition, values: dict[str, int]) -> list[str]:
+    """The operands that are names, each with its value."""
+    return [f"{name} = {values[name]}" for name in definition.needs]
 
 
 def write_solution(problem: GraphProblem, rng: random.Random, mix: dict[str, float]) -> list[str]:
@@ -186,23 +192,38 @@ def write_solution(problem: GraphProblem, rng: random.Random, mix: dict[str, flo
 
 
 def drill(rng: random.Random) -> tuple[str | None, list[tuple[str, ...]]]:
-    """An exercise: bare sums, or the quantities of a graph in any order, as far as their working goes.
-
-    Looking things up is what a small decoder learns last from solutions alone; the second kind is dense in it.
-    """
-    if rng.random() < 0.5:
-        return None, sums(rng, 7, NAMES)
+    """An exercise: single steps without a question, or a graph's quantities in any order as far as their values go."""
+    if rng.random() < 0.7:
+        return None, [_sum_drill(rng) for _ in range(6)]
     problem = sample_problem(rng, depth=(3, 5))
     given = dict(problem.given)
     ready = [d for d in problem.derived if all(name in given for name in d.needs)]
     lines: list[tuple[str, ...]] = []
     for definition in rng.choices([*problem.derived, *ready, *ready], k=8):
         phrasing = rng.choice(PHRASINGS)
-        lead = f"{_VERBS[phrasing]} {definition.name} = "
+        lead = f"{_VERBS[phrasing]} {definition.name}: "
         known = definition in ready
         text = _write_start(definition, given, phrasing) if known else lead + definition.symbols
         lines.append((lead, text.removeprefix(lead)))
     return problem.text.rpartition(". ")[0] + ". ", lines
+
+
+def _sum_drill(rng: random.Random) -> tuple[str, ...]:
+    """One step with its values given; to be learned are the line of tens and ones and the result."""
+    name, left, right = rng.sample(NAMES, 3)
+    values = {left: rng.randint(2, LARGEST)}
+    operation = random_operation(rng, values[left])
+    if operation is None:
+        return _sum_drill(rng)
+    constant = rng.random() < 0.5
+    values[right] = operation[1]
+    definition = Definition(name, left, operation[0], str(operation[1]) if constant else right)
+    so, value = f", so {name} = ", str(apply(operation[0], values[left], operation[1]))
+    phrasing = rng.choice(PHRASINGS)
+    if phrasing != "careful":
+        return _write_start(definition, values, phrasing) + so, value
+    start, equals, tens = _write_start(definition, values, "careful").rpartition(" = ")
+    return start + equals, tens, so, value
 
 
 def stated_value(step: str) -> tuple[str, int] | None:
@@ -240,6 +261,8 @@ def check_step(problem: GraphProblem, prefix: Sequence[str], step: str) -> bool:
     if match["name"] is None:
         return True
     if match["name"] != definition.name or match["symbols"] != definition.symbols:
+        return False
+    if match["recalled"] and match["recalled"] != ", " + ", ".join(_recalled(definition, values)):
         return False
     if match["work"] is None:
         return True

@@ -1,4 +1,4 @@
-"""The tokenizer of the tiny policies: byte-level BPE over the embedded tasks' own text, one token a digit."""
+"""The tokenizer of the tiny policies: byte-level BPE over the embedded tasks' own text, one token a name and a number."""
 
 from __future__ import annotations
 
@@ -16,12 +16,14 @@ CHAT_TEMPLATE = (
     "{%- if add_generation_prompt -%}<|assistant|>{%- endif -%}"
 )
 
-# A digit stands alone, so that place values are visible. A name that is being defined (`c = `) is
-# another token than the name in a sum: looking a definition up is then one step of attention.
-_PIECES = r"[a-z] = | [=+*-] |; |\. |, so |, |answer: |\d|[a-z](?![a-z])|[A-Za-z]+ ?|\n+|\s|[^\s\w]|_"
+# A number of one or two digits is one token, and so is a name with what it stands before (`c = `, `c: `): a value or a
+# definition is then what followed the same token before.
+_PIECES = (
+    r"[a-z] = |[a-z]: | [=+*-] |; |\. |, so |, |answer: |\d{1,2}|[a-z](?![a-z])|[A-Za-z]+ ?|\n+|\s|[^\s\w]|_"
+)
 
 
-def build_tokenizer(corpus: Iterable[str], vocab_size: int = 384) -> Any:
+def build_tokenizer(corpus: Iterable[str], vocab_size: int = 448) -> Any:
     """Train the tokenizer on `corpus` and wrap it for transformers, with a chat template and special tokens."""
     import tokenizers
     from tokenizers import decoders, models, pre_tokenizers, trainers

@@ -12,7 +12,7 @@ from absl import flags
 
 from experiments import common
 
-_OWN = set(flags.FLAGS)  # absl's own flags stay
+_DEFINED: set[str] = set()  # by the last program; the flags of absl and of libraries stay
 
 GOLDENS = Path(__file__).parent.parent / "golden"
 
@@ -23,14 +23,17 @@ def program(capsys, monkeypatch):
 
     def run(name: str, *args: str, **given: object) -> tuple[int, str, str]:
         parsed = flags.FLAGS
-        for flag in set(parsed) - _OWN:
+        for flag in _DEFINED:
             delattr(parsed, flag)
         module = importlib.import_module(f"experiments.{name}")
+        before = set(parsed)
         argv = [name, *(f"--{key}={value}" for key, value in given.items()), *args]
         monkeypatch.setattr(
             sys, "argv", argv
         )  # where config flags look, when defined, for the fields that are set
         module.define_flags()
+        _DEFINED.clear()
+        _DEFINED.update(set(parsed) - before)
         left = parsed(argv)
         capsys.readouterr()
         code = common.guarded(module.main, left)
