@@ -42,7 +42,9 @@ def define_config(name: str, config: Any, help_text: str) -> None:
 
 def given_config(name: str, base: Config) -> Config:
     """`base` with the fields whose flags were given, checked by the dataclass itself (UserError)."""
-    return _replaced(base, dict(FLAGS[name].override_values))
+    from ml_collections import config_flags
+
+    return _replaced(base, dict(config_flags.get_override_values(FLAGS[name])))
 
 
 def _replaced(base: Any, overrides: dict[str, Any]) -> Any:
@@ -74,8 +76,8 @@ def _mirror(config: Any) -> Any:
         if dataclasses.is_dataclass(value):
             inner = _mirror(value)
             fields.append((field.name, type(inner), dataclasses.field(default=inner)))
-            # A mutable default is shared by instances; there is one instance.
-            type(inner).__hash__ = object.__hash__
+            # Hashable, or it could not be a default; it is shared by the instances, of which there is one.
+            type.__setattr__(type(inner), "__hash__", object.__hash__)
         else:
             fields.append((field.name, _plain(hints[field.name]), dataclasses.field(default=value)))
     return dataclasses.make_dataclass(type(config).__name__, fields)()
@@ -90,5 +92,5 @@ def _plain(hint: Any) -> Any:
         (inner,) = (a for a in args if a is not type(None))
         return typing.Optional[_plain(inner)]  # noqa: UP045 - config_flags knows this spelling alone
     if origin is tuple:
-        return tuple[_plain(args[0]), ...]
+        return types.GenericAlias(tuple, (_plain(args[0]), ...))
     return hint
