@@ -107,7 +107,8 @@ def evaluate(
 def tempered(model: Any, temperature: float) -> Any:
     """The model whose distribution at temperature 1 is this one's at `temperature`: its last norm scaled by 1/T."""
     graphdef, params = nnx.split(model)
-    scaled = nnx.merge(graphdef, params)
+    # Rebuilt first: a merged module shares its variables with the one that was split.
+    scaled = nnx.merge(graphdef, jax.tree.map(lambda p: p, params))
     scaled.final_norm[...] = scaled.final_norm[...] / jnp.asarray(temperature, scaled.final_norm[...].dtype)
     return scaled
 
