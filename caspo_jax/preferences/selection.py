@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import collections
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Sequence, Set
 from typing import Any
 
 import numpy as np
 
 from caspo_jax.errors import UserError
-from caspo_jax.preferences.candidates import Candidate, filter_candidates
+from caspo_jax.preferences.candidates import Candidate, PrefixKey, filter_candidates
 from caspo_jax.preferences.competitors import CompetitorMaker, NoCompetitor, Rival
 from caspo_jax.preferences.config import PairConfig
 from caspo_jax.preferences.identity import stable_hash
@@ -63,7 +63,9 @@ def select_pairs(
     groups, counts = filter_candidates(candidates, allow_flawed_prefix=config.allow_flawed_prefix)
     counts = {"candidates": len(candidates), "prefixes": len(groups), **counts, **dict.fromkeys(_REASONS, 0)}
     tau = _tau(groups, config)
-    builder = _Builder(config, tau, groups, collections.Counter(counts))
+    # Also of candidates that were dropped: a step once verified as correct is never a rejected one.
+    correct = {(c.key, c.text.strip()) for c in candidates if c.verdict == "correct"}
+    builder = _Builder(config, tau, groups, correct, collections.Counter(counts))
     for kind in config.kinds:
         builder.counts[f"attempts_{kind}"] = builder.counts[f"pairs_{kind}"] = 0
         if kind == "wrong":
@@ -89,9 +91,10 @@ class _Builder:
         config: PairConfig,
         tau: float | None,
         groups: Sequence[Sequence[Candidate]],
+        correct: Set[tuple[PrefixKey, str]],
         counts: collections.Counter[str],
     ) -> None:
-        self.config, self.tau, self.groups, self.counts = config, tau, groups, counts
+        self.config, self.tau, self.groups, self.correct, self.counts = config, tau, groups, correct, counts
         self.pairs: list[list[Pair]] = [[] for _ in groups]
         self.seen: set[tuple] = set()
 
@@ -160,8 +163,8 @@ class _Builder:
             self.counts[f"competitor_{rival.reason}"] += 1
         elif self.config.competitor == "step" and rival.verdict != "wrong":
             self.counts[f"competitor_{rival.verdict}"] += 1
-        elif any(c.verdict == "correct" and _same(c.text, rival.text) for c in self.groups[row]):
-            same = _same(candidate.text, rival.text)
+        elif (candidate.key, rival.text.strip()) in self.correct:
+            same = candidate.text.strip() == rival.text.strip()
             self.counts["competitor_equal" if same else "competitor_known_correct"] += 1
         else:
             self._add(row, "low_confidence_correct", candidate, rival)
@@ -186,10 +189,6 @@ class _Builder:
 def _confidence(candidate: Candidate) -> float:
     assert candidate.confidence is not None  # filter_candidates keeps no other
     return candidate.confidence
-
-
-def _same(a: str, b: str) -> bool:
-    return a.strip() == b.strip()
 
 
 def make_pair(kind: PairKind, chosen: Candidate, rejected: Rival) -> Pair:

@@ -109,6 +109,13 @@ def test_low_confidence_correct_steps_meet_their_competitor():
     assert counts["attempts_low_confidence_correct"] == 2
 
 
+def test_a_step_dropped_for_contradiction_is_no_rejected_step():
+    found = [make("7", "correct", 0.4), make("x", "correct", 0.3), make("x", "wrong", 0.3)]
+    config = PairConfig(kinds=("low_confidence_correct",), tau=0.9)
+    pairs, counts = select_pairs(found, config, competitors=rivals({"7": "x"}))
+    assert pairs == [] and counts["competitor_known_correct"] == 1
+
+
 def test_tau_is_the_quantile_of_what_is_left():
     _, counts = select_pairs(
         [make(str(i), "correct", i / 10) for i in range(5)], PairConfig(kinds=("wrong",), tau_quantile=0.25)
