@@ -78,7 +78,7 @@ def weight_floor(sampler: Sampler, knobs: SampleKnobs, weights: jax.Array) -> ja
     vocab = weights.shape[-1]
     floor = None
     if 0 < sampler.top_k < vocab:
-        floor = lax.top_k(weights, sampler.top_k)[0][:, -1]
+        floor = _largest(weights, sampler.top_k)[:, -1]
     if sampler.top_p:
         kept = weights if floor is None else jnp.where(weights >= floor[:, None], weights, 0.0)
         border = top_p_floor(kept, knobs.top_p)
@@ -89,6 +89,12 @@ def weight_floor(sampler: Sampler, knobs: SampleKnobs, weights: jax.Array) -> ja
     return floor
 
 
+def _largest(weights: jax.Array, k: int) -> jax.Array:
+    """[R, k] the k largest of each row, descending."""
+    # Without the barrier later slices merge into it, and XLA CPU then sorts the whole vocabulary.
+    return lax.optimization_barrier(lax.top_k(weights, k))[0]
+
+
 def top_p_floor(weights: jax.Array, top_p: jax.Array) -> jax.Array:
     """[R] the largest w with sum of the weights >= w at least top_p of all; weights [R, V], non-negative.
 
@@ -96,7 +102,7 @@ def top_p_floor(weights: jax.Array, top_p: jax.Array) -> jax.Array:
     a binary search over float bit patterns (exact, 31 masked sums).
     """
     target = top_p * jnp.sum(weights, axis=-1)
-    head = lax.top_k(weights, min(TOP_P_CANDIDATES, weights.shape[-1]))[0]
+    head = _largest(weights, min(TOP_P_CANDIDATES, weights.shape[-1]))
     mass = jnp.cumsum(head, axis=-1)
     enough = mass >= target[:, None]
     short = ~jnp.any(enough, axis=-1)

@@ -134,3 +134,10 @@ def test_inverse_cdf_in_blocks_agrees_with_one_cumulative_sum():
 def test_greedy_takes_the_first_of_equals():
     logits = jnp.asarray([[0.0, 2.0, 2.0], [1.0, 0.0, -1.0]])
     assert sample(Sampler(greedy=True), knobs(), logits, jnp.zeros(2)).tolist() == [1, 0]
+
+
+@pytest.mark.parametrize("sampler", [Sampler(top_k=20), Sampler(top_p=True), Sampler(top_k=20, top_p=True)])
+def test_no_filter_sorts_the_vocabulary(sampler):
+    shapes = jax.ShapeDtypeStruct((4, 32000), jnp.float32), jax.ShapeDtypeStruct((4,), jnp.float32)
+    draw = jax.jit(lambda logits, uniform: sample(sampler, knobs(0.7, 0.9), logits, uniform))
+    assert " sort(" not in draw.lower(*shapes).compile().as_text()
