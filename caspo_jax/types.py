@@ -122,6 +122,30 @@ class PairBatch:
     verified: StepRows | None = None  # [M, T] verified-correct steps for the NLL term and the rft control
 
 
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class TreeBatch:
+    """Pairs and verified steps as token trees: what several of them begin with is there once.
+
+    A row holds trees side by side, each in depth-first preorder, so that token k precedes token q in a sequence
+    exactly if `k <= q < subtree_end[k]`. Scored tokens stand in slots; an item (the chosen or rejected step of a pair,
+    or a verified step) is a set of slots. Items of a row: P chosen, P rejected, V verified; any may be padding.
+    """
+
+    token_ids: jax.Array  # [R, T] int32
+    positions: jax.Array  # [R, T] int32, tokens before it in its sequence
+    subtree_end: jax.Array  # [R, T] int32, one past the column of its last descendant; 0 in padding
+    target: jax.Array  # [R, S] int32, token id scored in a slot; slots are filled from the left
+    predictor: jax.Array  # [R, S] int32, column of the token before it
+    target_mask: jax.Array  # [R, S] bool
+    member_slot: jax.Array  # [R, M] int32, a slot ...
+    member_item: jax.Array  # [R, M] int32, ... and the item it belongs to; 2P + V in padding
+    weight: jax.Array  # [R, P] float32, 0 in padding
+    reference_chosen: jax.Array  # [R, P] float32
+    reference_rejected: jax.Array  # [R, P] float32
+    verified: jax.Array  # [R, V] bool, False in padding
+
+
 @dataclasses.dataclass(frozen=True)
 class CatNode:
     """One node of a CaT tree: a step, or the unfinished rest of a path."""

@@ -2,11 +2,12 @@
 
 The policies shipped in caspo_jax/tasks/policies were made by
 
-    python -m experiments.train_tiny --task=graph --out_dir=DIR
-    python -m experiments.train_tiny --task=chain --out_dir=DIR
+    python -m experiments.train_tiny --task=graph --out_dir=SKILLS
+    python -m experiments.train_tiny --task=graph --init=SKILLS --out_dir=DIR
 
-The text is always right; the mistakes are the policy's own. What makes them natural is the mix of phrasings: most
-steps of the text skip the working, and a small decoder often gets those wrong.
+and the same with --task=chain. The text is always right; the mistakes are the policy's own. The first run learns the
+skills: looking up, sums, working shown. The second learns to write as the base policy does: most steps skip the
+working, and a small decoder often gets those wrong. That is what makes its mistakes natural.
 """
 
 from __future__ import annotations
@@ -27,17 +28,34 @@ def define_flags() -> None:
     """The program's flags."""
     flags.DEFINE_string("task", "graph", "embedded task: graph or chain")
     flags.DEFINE_string("out_dir", None, "where the policy goes", required=True)
-    flags.DEFINE_integer("steps", 6000, "updates")
+    flags.DEFINE_string("init", None, "a policy of a first run, to go on from with the task's final mix of phrasings")
+    flags.DEFINE_integer("steps", None, "updates; default: 6000, after --init 2000")
     flags.DEFINE_integer("batch_size", 24, "rows an update")
-    flags.DEFINE_float("learning_rate", 4e-3, "peak rate; cosine to a twentieth")
+    flags.DEFINE_float("learning_rate", None, "peak rate, cosine to a twentieth; default: 4e-3, after --init 3e-3")
     flags.DEFINE_integer("hidden_size", 96, "width")
     flags.DEFINE_integer("layers", 4, "depth")
-    flags.DEFINE_float("drill", 0.5, "share of rows that are exercises: bare sums, looking up")
+    flags.DEFINE_float(
+        "drill", None, "share of rows that are exercises: bare sums, looking up; default: 0.5, after --init 0.4"
+    )
     flags.DEFINE_integer(
-        "copying", 700, "updates at the start on repeated random tokens: heads that look things up"
+        "copying",
+        None,
+        "updates at the start on repeated random tokens: heads that look things up; default: 700, after --init 0",
     )
     flags.DEFINE_integer("seed", 0, "seed of weights and text", lower_bound=0)
     flags.DEFINE_bool("quiet", False, "no progress bar")
+
+
+def _setting(name: str) -> Any:
+    """A flag, or its default of this stage."""
+    first = {"steps": 6000, "learning_rate": 4e-3, "drill": 0.5, "copying": 700}
+    second = {"steps": 2000, "learning_rate": 3e-3, "drill": 0.4, "copying": 0}
+    value = getattr(FLAGS, name)
+    return (second if FLAGS.init else first)[name] if value is None else value
+
+
+def _mix(task: Any) -> dict[str, float]:
+    return dict(task.mix if FLAGS.init else task.basics)
 
 
 def _tokenizer(task: Any) -> Any:
@@ -46,7 +64,7 @@ def _tokenizer(task: Any) -> Any:
     rng = random.Random(f"{task.name}/tokenizer")
     corpus: list[str] = []
     for problem, _ in zip(task.problems("pretrain", seed=0), range(4000), strict=False):
-        corpus += [problem.text, "\n\n".join(task.solve(problem, rng, dict(task.mix)))]
+        corpus += [problem.text, "\n\n".join(task.solve(problem, rng, dict(task.basics)))]
     corpus += [str(number) for number in range(100)] * 3
     return build_tokenizer(corpus)
 
@@ -87,9 +105,9 @@ def _row(task: Any, tokenizer: Any, problem: Any, rng: random.Random) -> Row:
     from caspo_jax.types import Question
 
     question = problem.text
-    lines: list[tuple[str, ...]] = [("", "\n\n".join(task.solve(problem, rng, dict(task.mix))))]
-    if rng.random() < FLAGS.drill:
-        question, lines = task.drill(rng)
+    lines: list[tuple[str, ...]] = [("", "\n\n".join(task.solve(problem, rng, _mix(task))))]
+    if rng.random() < _setting("drill"):
+        question, lines = task.drill(rng, tuple(_mix(task)))
     ids = [tokenizer.pad_token_id]
     if question:
         ids = encode_prompt(tokenizer, Question(id="", question=question))
@@ -122,12 +140,12 @@ def _batches(task: Any, tokenizer: Any) -> Iterator[tuple[Any, Any]]:
     """Token ids [B, T] and the mask [B, T] of the learned tokens, rows of like length together."""
     import numpy as np
 
-    rng = random.Random(f"{task.name}/text/{FLAGS.seed}")
+    rng = random.Random(f"{task.name}/text/{FLAGS.seed}" + ("/mix" if FLAGS.init else ""))
     solutions = (problem for problem, _ in zip(task.problems("pretrain", 0), range(500), strict=False))
     used = sorted({i for p in solutions for i in tokenizer(p.text)["input_ids"]})
-    for _ in range(FLAGS.copying):
+    for _ in range(_setting("copying")):
         yield _copies(rng, used)
-    stream = task.problems("pretrain", seed=FLAGS.seed + 1)
+    stream = task.problems("pretrain", seed=FLAGS.seed + (2 if FLAGS.init else 1))
     while True:
         problems = (next(stream) for _ in range(FLAGS.batch_size * 32))
         rows = sorted((_row(task, tokenizer, p, rng) for p in problems), key=lambda row: len(row[0]))
@@ -168,16 +186,18 @@ def main() -> None:
     import optax
     from flax import nnx
 
-    from caspo_jax.models import Decoder, ModelConfig, save_pretrained
+    from caspo_jax.models import Decoder, ModelConfig, load_pretrained, save_pretrained
     from caspo_jax.tasks import get_task
 
     task = get_task(FLAGS.task)
-    tokenizer = _tokenizer(task)
-    model = Decoder(ModelConfig.from_hf(_config(tokenizer)), rngs=nnx.Rngs(FLAGS.seed))
+    if FLAGS.init:
+        model, tokenizer = load_pretrained(common.require_folder(FLAGS.init, "init"))
+    else:
+        tokenizer = _tokenizer(task)
+        model = Decoder(ModelConfig.from_hf(_config(tokenizer)), rngs=nnx.Rngs(FLAGS.seed))
     graphdef, params = nnx.split(model)
-    schedule = optax.warmup_cosine_decay_schedule(
-        0.0, FLAGS.learning_rate, min(100, FLAGS.steps // 10), FLAGS.steps, FLAGS.learning_rate / 20
-    )
+    steps, rate = _setting("steps"), _setting("learning_rate")
+    schedule = optax.warmup_cosine_decay_schedule(0.0, rate, min(100, steps // 10), steps, rate / 20)
     optimizer = optax.chain(optax.clip_by_global_norm(1.0), _muon(schedule))
 
     def loss_fn(params: Any, ids: Any, mask: Any) -> Any:
@@ -199,8 +219,8 @@ def main() -> None:
 
     state = optimizer.init(params)
     losses, started = [], time.monotonic()
-    with common.Progress(FLAGS.steps, f"train {task.name}", unit="step") as progress:
-        for i, (ids, mask) in zip(range(FLAGS.steps), _batches(task, tokenizer), strict=False):
+    with common.Progress(steps, f"train {task.name}", unit="step") as progress:
+        for i, (ids, mask) in zip(range(steps), _batches(task, tokenizer), strict=False):
             params, state, loss = step(params, state, ids, mask)
             losses.append(loss)
             progress.update()

@@ -14,7 +14,7 @@ import numpy as np
 from flax import nnx
 from jax import lax
 
-from caspo_jax.models.attention import attend, attend_cache, precision
+from caspo_jax.models.attention import attend_cache, attend_self, precision
 from caspo_jax.models.cache import KVCache, grow
 from caspo_jax.models.config import ModelConfig
 from caspo_jax.models.rope import rotate, rotation
@@ -86,6 +86,7 @@ class Decoder(nnx.Module):
         *,
         final_norm: bool = True,
         remat: bool = False,
+        subtree_end: jax.Array | None = None,
     ) -> jax.Array:
         """Last-layer states [B, T, E], after the final norm, or before it if `final_norm` is False.
 
@@ -95,8 +96,10 @@ class Decoder(nnx.Module):
           mask: [B, T] bool or None.
           final_norm: whether to apply the last RMS norm (what the head sees).
           remat: recompute each layer in the backward pass instead of keeping its activations.
+          subtree_end: [B, T] int32: rows hold token trees in preorder (`preferences.token_tree`), and column q sees
+            the columns k with k <= q < subtree_end[k]; give `positions` too. None: rows are plain sequences.
         """
-        x, _ = self._run(token_ids, positions, mask, keep_kv=False, remat=remat)
+        x, _ = self._run(token_ids, positions, mask, subtree_end, keep_kv=False, remat=remat)
         return self._norm(x, self.final_norm[...]) if final_norm else x
 
     def unembedding(self) -> jax.Array:
@@ -128,7 +131,7 @@ class Decoder(nnx.Module):
         columns = token_ids.shape[1]
         if capacity < columns:
             raise ValueError(f"capacity {capacity} is smaller than the prompt's {columns} columns")
-        x, (k, v) = self._run(token_ids, None, mask, keep_kv=True, remat=False)
+        x, (k, v) = self._run(token_ids, None, mask, None, keep_kv=True, remat=False)
         last = columns - 1 - jnp.argmax(mask[:, ::-1], axis=1)
         x = jnp.take_along_axis(x, last[:, None, None], axis=1)[:, 0]
         logits = self.unembed(self._norm(x, self.final_norm[...]))
@@ -176,6 +179,7 @@ class Decoder(nnx.Module):
         token_ids: jax.Array,
         positions: jax.Array | None,
         mask: jax.Array | None,
+        subtree_end: jax.Array | None,
         *,
         keep_kv: bool,
         remat: bool,
@@ -185,13 +189,12 @@ class Decoder(nnx.Module):
         mask = jnp.ones(token_ids.shape, jnp.bool_) if mask is None else mask.astype(jnp.bool_)
         if positions is None:
             positions = jnp.maximum(jnp.cumsum(mask, axis=1) - 1, 0)
-        causal = jnp.tril(jnp.ones((length, length), jnp.bool_))
-        visible = causal[None] & mask[:, None, :]
+        visible_until = jnp.where(mask, length if subtree_end is None else subtree_end, 0)
         cos, sin = rotation(self.config.rope, self.config.head_dim, positions)
 
         def layer_step(x: jax.Array, layer: Layer):
             q, k, v = self._qkv(layer, self._norm(x, layer["input_norm"]), cos, sin)
-            x = self._attention_output(layer, x, attend(q, k, v, visible))
+            x = self._attention_output(layer, x, attend_self(q, k, v, visible_until))
             kv = (k.transpose(0, 2, 3, 1), v.transpose(0, 2, 1, 3)) if keep_kv else None
             return self._mlp(layer, x), kv
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import collections
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
@@ -15,6 +15,13 @@ from caspo_jax.types import Pair, PairBatch, StepRows
 
 TooLong = Literal["drop", "error"]
 Row = tuple[tuple[int, ...], tuple[int, ...]]  # context ids (prompt + prefix), step ids
+
+
+class MaskedRow(NamedTuple):
+    """One row without padding."""
+
+    token_ids: np.ndarray  # [T] int32
+    step_mask: np.ndarray  # [T] bool, what is scored
 
 
 def length_buckets(longest: int, smallest: int = 64) -> tuple[int, ...]:

@@ -78,8 +78,8 @@ def write_solution(problem: ChainProblem, rng: random.Random, mix: dict[str, flo
     return [*steps, f"answer: {value}"]
 
 
-def drill(rng: random.Random) -> tuple[str | None, list[tuple[str, ...]]]:
-    """An exercise: bare sums."""
+def drill(rng: random.Random, phrasings: Sequence[str]) -> tuple[str | None, list[tuple[str, ...]]]:
+    """An exercise: bare sums, whatever the phrasings."""
     return None, sums(rng, 8)
 
 

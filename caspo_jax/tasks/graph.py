@@ -2,8 +2,8 @@
 
 A question such as `a = 41; k: a * 2; c: k - a; d: a + 18; e: c + d. e?` gives numbers and defines quantities. A
 solution establishes one defined quantity a step and ends with `answer: N`. At most prefixes several quantities are
-ready, and each can be written in several ways, from the brief (`get c: k - a, k = 82, a = 41, so c = 41`: short, and
-hard to get right in one go) to careful working (`find c: k - a, k = 82, a = 41, 82 - 41 = 40 + 1, so c = 41`). A writer who skips the
+ready, and each can be written in several ways, from the direct (`c: k - a, so c = 41`: short, and hard to get right in
+one go) to careful working (`find c: k - a, k = 82, a = 41, 82 - 41 = 40 + 1, so c = 41`). A writer who skips the
 working makes more mistakes; that is the natural mistake of this task.
 """
 
@@ -24,13 +24,14 @@ from caspo_jax.tasks.arithmetic import (
 )
 
 NAMES = "abcdefghjkmnpqrstuvw"
-PHRASINGS = ("brief", "shown", "careful")
-_VERBS = {"brief": "get", "shown": "put", "careful": "find"}
+_VERBS = {"direct": "", "brief": "get ", "shown": "put ", "careful": "find "}
+PHRASINGS = tuple(_VERBS)
+_WITH_VALUES = ("brief", "shown", "careful")  # phrasings that recall the operands' values
 
 _TERM = rf"(?:[a-z]|{NUMBER})"
 _DEFINITION = re.compile(rf"([a-z]) = ({NUMBER})|([a-z]): ({_TERM}) ([+*-]) ({_TERM})")
 _STEP = re.compile(
-    rf"(?:(?:get|put|find) (?P<name>[a-z]): (?P<symbols>{_TERM} [+*-] {_TERM})"
+    rf"(?:(?:get |put |find )?(?P<name>[a-z]): (?P<symbols>{_TERM} [+*-] {_TERM})"
     rf"(?P<recalled>(?:, [a-z] = {NUMBER})*)(?:, (?P<work>[^,]+))?, so )?"
     rf"(?P<stated>[a-z]) = (?P<value>{NUMBER})"
 )
@@ -164,9 +165,10 @@ def write_step(definition: Definition, values: dict[str, int], phrasing: str) ->
 
 def _write_start(definition: Definition, values: dict[str, int], phrasing: str) -> str:
     """A step as far as its working goes."""
-    parts = [f"{_VERBS[phrasing]} {definition.name}: {definition.symbols}"]
-    parts += _recalled(definition, values)
-    if phrasing != "brief":
+    parts = [f"{_VERBS[phrasing]}{definition.name}: {definition.symbols}"]
+    if phrasing in _WITH_VALUES:
+        parts += _recalled(definition, values)
+    if phrasing in ("shown", "careful"):
         parts.append(write_sum(definition.operator, *definition.operands(values), phrasing))
     return ", ".join(parts)
 
@@ -191,35 +193,44 @@ def write_solution(problem: GraphProblem, rng: random.Random, mix: dict[str, flo
     return [*steps, f"answer: {values[problem.query]}"]
 
 
-def drill(rng: random.Random) -> tuple[str | None, list[tuple[str, ...]]]:
-    """An exercise: single steps without a question, or a graph's quantities in any order as far as their values go."""
-    if rng.random() < 0.7:
-        return None, [_sum_drill(rng) for _ in range(6)]
+def drill(rng: random.Random, phrasings: Sequence[str]) -> tuple[str | None, list[tuple[str, ...]]]:
+    """An exercise in the given phrasings: single steps without a question, or a graph's quantities in any order.
+
+    A graph's quantities go as far as their values are recalled; direct ones, where everything is given, to the result.
+    """
+    direct = "direct" in phrasings
+    recalling = [phrasing for phrasing in phrasings if phrasing in _WITH_VALUES]
+    if rng.random() < (0.3 if direct else 0.7):
+        return None, [_sum_drill(rng, recalling) for _ in range(6)]
     problem = sample_problem(rng, depth=(3, 5))
     given = dict(problem.given)
     ready = [d for d in problem.derived if all(name in given for name in d.needs)]
     lines: list[tuple[str, ...]] = []
     for definition in rng.choices([*problem.derived, *ready, *ready], k=8):
-        phrasing = rng.choice(PHRASINGS)
-        lead = f"{_VERBS[phrasing]} {definition.name}: "
-        known = definition in ready
-        text = _write_start(definition, given, phrasing) if known else lead + definition.symbols
-        lines.append((lead, text.removeprefix(lead)))
+        phrasing = rng.choice(phrasings)
+        lead = f"{_VERBS[phrasing]}{definition.name}: "
+        if definition not in ready:
+            lines.append((lead, definition.symbols))
+        elif phrasing == "direct":
+            start, separator, value = write_step(definition, given, phrasing).rpartition(" = ")
+            lines.append((start + separator, value))
+        else:
+            lines.append((lead, _write_start(definition, given, phrasing).removeprefix(lead)))
     return problem.text.rpartition(". ")[0] + ". ", lines
 
 
-def _sum_drill(rng: random.Random) -> tuple[str, ...]:
+def _sum_drill(rng: random.Random, phrasings: Sequence[str]) -> tuple[str, ...]:
     """One step with its values given; to be learned are the line of tens and ones and the result."""
     name, left, right = rng.sample(NAMES, 3)
     values = {left: rng.randint(2, LARGEST)}
     operation = random_operation(rng, values[left])
     if operation is None:
-        return _sum_drill(rng)
+        return _sum_drill(rng, phrasings)
     constant = rng.random() < 0.5
     values[right] = operation[1]
     definition = Definition(name, left, operation[0], str(operation[1]) if constant else right)
     so, value = f", so {name} = ", str(apply(operation[0], values[left], operation[1]))
-    phrasing = rng.choice(PHRASINGS)
+    phrasing = rng.choice(phrasings)
     if phrasing != "careful":
         return _write_start(definition, values, phrasing) + so, value
     start, equals, tens = _write_start(definition, values, "careful").rpartition(" = ")

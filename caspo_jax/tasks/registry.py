@@ -32,9 +32,10 @@ class Task:
       parse: question text to problem, None when the text is not of this task.
       solve: writes a correct solution as a list of steps, phrasings drawn from a mix.
       check: (problem, steps before, step) -> does the step follow? Exact.
-      mix: how often each phrasing stands in the base policy's training text.
-      drill: draws an exercise in the task's skills for the base policy's training text: (question or None, lines),
-        each line in parts that are by turns given and to be learned.
+      basics: how often each phrasing stands in the text that the base policy first learns the skills from.
+      mix: the same for the text it learns last: mostly phrasings that skip the working.
+      drill: draws an exercise in the task's skills, in given phrasings, for the base policy's training text:
+        (question or None, lines), each line in parts that are by turns given and to be learned.
     """
 
     name: str
@@ -42,8 +43,9 @@ class Task:
     parse: Callable[[str], Any]
     solve: Callable[[Any, random.Random, dict[str, float]], list[str]]
     check: Callable[[Any, Sequence[str], str], bool]
+    basics: Mapping[str, float]
     mix: Mapping[str, float]
-    drill: Callable[[random.Random], tuple[str | None, list[tuple[str, ...]]]]
+    drill: Callable[[random.Random, Sequence[str]], tuple[str | None, list[tuple[str, ...]]]]
 
     @property
     def policy_path(self) -> Path:
@@ -112,6 +114,7 @@ TASKS: Mapping[str, Task] = MappingProxyType(
             graph.write_solution,
             graph.check_step,
             MappingProxyType({"brief": 0.4, "shown": 0.35, "careful": 0.25}),
+            MappingProxyType({"direct": 0.45, "brief": 0.1, "shown": 0.25, "careful": 0.2}),
             graph.drill,
         ),
         "chain": Task(
@@ -120,6 +123,7 @@ TASKS: Mapping[str, Task] = MappingProxyType(
             chain.parse_problem,
             chain.write_solution,
             chain.check_step,
+            MappingProxyType({"shown": 0.6, "careful": 0.4}),
             MappingProxyType({"direct": 0.5, "shown": 0.3, "careful": 0.2}),
             chain.drill,
         ),

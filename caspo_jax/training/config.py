@@ -89,17 +89,20 @@ class TrainConfig:
     """One round of training.
 
     The defaults are those of a 7B full fine-tuning; a small model wants a much larger learning rate.
-    A batch is cut into micro-batches of `micro_batch_size` pairs, sorted by length, whose gradients are summed
-    exactly: a smaller value saves memory and padding and changes nothing else.
+    A batch is cut into micro-batches whose gradients are summed exactly: `pack_rows` rows of `pack_length` tokens, or
+    `micro_batch_size` pairs sorted by length. Smaller ones save memory and padding and change nothing else.
     """
 
     loss: LossConfig = dataclasses.field(default_factory=LossConfig)
     learning_rate: float = 5e-7  # peak
     batch_size: int = 64  # pairs an update (verified steps, for loss=rft)
-    micro_batch_size: int | None = None  # pairs a forward pass; None: the whole batch at once
+    pack: str = "trees"  # trees: what pairs and steps of a question share is read once; rows: each by itself
+    pack_length: int = 1024  # trees: tokens a row, if the longest pair needs no more
+    pack_rows: int = 4  # trees: rows a forward pass
+    micro_batch_size: int | None = None  # rows: pairs a forward pass; None: the whole batch at once
     epochs: int = 1  # over the pairs (over the verified steps, for loss=rft)
     max_steps: int | None = None  # stop after this many updates; the schedule ends there too
-    verified_per_batch: int | None = None  # None: every verified step once an epoch, spread evenly
+    verified_per_batch: int | None = None  # at most; None: every verified step once an epoch
     warmup_fraction: float = 0.03  # of the updates, linear
     final_fraction: float = 0.1  # of the peak rate, where the cosine ends
     b1: float = 0.9
@@ -118,7 +121,9 @@ class TrainConfig:
     tensorboard: bool = True  # write events under the run's folder, if there is one
 
     def __post_init__(self) -> None:
-        for name in ("batch_size", "epochs", "min_length", "keep_checkpoints", "displacement_window"):
+        _one_of("pack", self.pack, ("trees", "rows"))
+        at_least_one = ("batch_size", "epochs", "pack_length", "pack_rows", "min_length", "keep_checkpoints")
+        for name in (*at_least_one, "displacement_window"):
             _require(getattr(self, name) >= 1, f"{name} must be at least 1, got {getattr(self, name)}")
         for name in ("micro_batch_size", "max_steps", "save_every", "verified_per_batch", "head_chunk"):
             value = getattr(self, name)

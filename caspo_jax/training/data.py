@@ -1,34 +1,17 @@
-"""Rows of pairs and verified steps on the host, in a seeded order, as micro-batches of few shapes."""
+"""Everything that a run trains on, as rows on the host."""
 
 from __future__ import annotations
 
 import dataclasses
 import hashlib
-import math
-from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
 from caspo_jax.errors import UserError
-from caspo_jax.preferences.packing import Row, length_buckets, pair_rows
-from caspo_jax.training.config import TrainConfig
+from caspo_jax.preferences.packing import MaskedRow, Row, pair_rows
 from caspo_jax.types import Pair, PairBatch, StepRows
-
-
-class MaskedRow(NamedTuple):
-    """One row without padding."""
-
-    token_ids: np.ndarray  # [T] int32
-    step_mask: np.ndarray  # [T] bool
-
-
-class Micro(NamedTuple):
-    """A micro-batch and the rows it was made from (fewer than its rows, where it is filled up)."""
-
-    batch: PairBatch  # NumPy arrays
-    pairs: np.ndarray  # indices into RowStore.chosen
-    verified: np.ndarray  # indices into RowStore.verified
 
 
 @dataclasses.dataclass
@@ -42,6 +25,8 @@ class RowStore:
     reference_rejected: np.ndarray  # [n] float32
     pair_ids: list[str]
     verified: list[MaskedRow]
+    pair_group: np.ndarray  # [n] int, equal for pairs of one question
+    verified_group: np.ndarray  # [m] int
 
     @classmethod
     def build(cls, data: Sequence[Pair | PairBatch], verified: Sequence[Row | StepRows] = ()) -> RowStore:
@@ -50,8 +35,10 @@ class RowStore:
         Raises:
           UserError: a pair without token ids, or a step that starts its row (nothing predicts its first token).
         """
-        store = cls([], [], np.zeros(0), np.zeros(0), np.zeros(0), [], [])
+        none = np.zeros(0)
+        store = cls([], [], none, none, none, [], [], none, none)
         weight, references = [], []
+        prompts: list[bytes | None] = []
         for number, item in enumerate(data):
             if isinstance(item, Pair):
                 if not (item.prompt_ids and item.chosen_ids and item.rejected_ids):
@@ -61,6 +48,7 @@ class RowStore:
                 for side, row in zip((store.chosen, store.rejected), pair_rows(item)):
                     side.append(_from_row(row))
                 store.pair_ids.append(item.id)
+                prompts.append(np.array(item.prompt_ids, np.int32).tobytes())
                 weight.append(item.weight)
                 references.append((np.nan, np.nan))
                 continue
@@ -68,6 +56,7 @@ class RowStore:
             store.chosen += _unpadded(item.chosen, kept)
             store.rejected += _unpadded(item.rejected, kept)
             store.pair_ids += [f"batch {number} row {row}" for row in kept]
+            prompts += [None] * len(kept)
             weight += np.asarray(item.weight)[kept].tolist()
             references += list(
                 zip(np.asarray(item.reference_chosen)[kept], np.asarray(item.reference_rejected)[kept])
@@ -79,6 +68,7 @@ class RowStore:
         store.weight = np.array(weight, np.float32)
         columns = np.array(references, np.float32).reshape(-1, 2)
         store.reference_chosen, store.reference_rejected = columns[:, 0].copy(), columns[:, 1].copy()
+        store.pair_group, store.verified_group = _groups(store, prompts)
         for name, rows in (
             *zip(store.pair_ids, zip(store.chosen, store.rejected)),
             *((f"verified step {i}", (row,)) for i, row in enumerate(store.verified)),
@@ -138,94 +128,21 @@ class RowStore:
         )
 
 
-class Plan:
-    """Which rows each update reads: a pure function of the seed, iterated (and checkpointed) by grain.
+def _groups(store: RowStore, prompts: Sequence[bytes | None]) -> tuple[np.ndarray, np.ndarray]:
+    """Numbers for the questions of pairs and verified steps; where the prompt is unknown, the context stands for it."""
+    known = {prompt for prompt in prompts if prompt is not None}
+    lengths = sorted({len(prompt) for prompt in known}, reverse=True)
+    numbers: dict[bytes, int] = {}
 
-    Pairs are shuffled anew every epoch and cut into batches across epochs' borders, so that only the very last
-    batch can be short. Verified steps go round in their own shuffled order beside them, or alone for `rft`.
-    """
+    def number(row: MaskedRow, prompt: bytes | None) -> int:
+        if prompt is None:
+            scored = np.flatnonzero(row.step_mask)
+            context = row.token_ids[: scored[0] if len(scored) else None].tobytes()
+            prompt = next((context[:n] for n in lengths if context[:n] in known), context)
+        return numbers.setdefault(prompt, len(numbers))
 
-    def __init__(self, store: RowStore, config: TrainConfig):
-        import grain
-
-        self.store = store
-        items, noun = len(store.chosen), "pairs"
-        if not config.loss.uses_pairs:
-            items, noun = len(store.verified), "verified steps"
-        if items == 0:
-            raise UserError(f"there are no {noun} to train on (loss={config.loss.loss})")
-        if config.loss.uses_verified and not store.verified:
-            raise UserError(
-                f"loss={config.loss.loss} with nll_on={config.loss.nll_on} needs verified steps: there are none"
-            )
-        batch = min(config.batch_size, items)
-        steps = math.ceil(items * config.epochs / batch)
-        self.steps = steps if config.max_steps is None else min(steps, config.max_steps)
-        self.micro_batches = math.ceil(batch / (config.micro_batch_size or batch))
-        rows = math.ceil(batch / self.micro_batches)
-        self.pair_rows = rows if config.loss.uses_pairs else 0
-        self.verified_rows = rows if not config.loss.uses_pairs else 0
-        self.epoch_steps = items / batch
-        self.buckets = length_buckets(store.longest, config.min_length)
-
-        def shuffled(count: int, seed: int) -> Any:
-            return grain.MapDataset.range(count).seed(seed).shuffle()
-
-        main = shuffled(items, config.seed).repeat(config.epochs).batch(batch)
-        beside = None
-        if config.loss.uses_pairs and config.loss.uses_verified:
-            available = len(store.verified)
-            wanted = config.verified_per_batch or math.ceil(available * batch / items)
-            self.verified_rows = _round_up(math.ceil(min(wanted, available) / self.micro_batches))
-            beside = shuffled(available, config.seed + 1).repeat().batch(min(wanted, available))
-
-        def rows_of(step: int) -> tuple[np.ndarray, np.ndarray]:
-            none = np.zeros(0, int)
-            first = np.asarray(main[step])
-            if not config.loss.uses_pairs:
-                return none, first
-            return first, none if beside is None else np.asarray(beside[step])
-
-        # One worker and no read-ahead: an iterator's state is then exactly the updates handed out.
-        options = grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)
-        self._dataset = grain.MapDataset.range(self.steps).map(rows_of).to_iter_dataset(options)
-
-    def iterator(self) -> Any:
-        """A grain iterator of (pair indices, verified indices), with `get_state` and `set_state`."""
-        return iter(self._dataset)
-
-    def micro(self, pairs: np.ndarray, verified: np.ndarray) -> list[Micro]:
-        """The rows of one update as micro-batches: sorted by length when there are several."""
-        store, parts = self.store, self.micro_batches
-        if parts > 1:
-            if len(pairs):
-                pairs = pairs[np.argsort(store.lengths_of(pairs), kind="stable")]
-            if len(verified):
-                sizes = np.array([len(store.verified[i].token_ids) for i in verified])
-                verified = verified[np.argsort(sizes, kind="stable")]
-        micros = []
-        for part in range(parts):
-            chosen = pairs[part * self.pair_rows : (part + 1) * self.pair_rows]
-            steps = verified[part * self.verified_rows : (part + 1) * self.verified_rows]
-            if len(chosen) or len(steps):
-                batch = store.pack(chosen, steps, self.pair_rows, self.verified_rows, self.buckets)
-                micros.append(Micro(batch, chosen, steps))
-        return micros
-
-
-def reference_batches(store: RowStore, rows: int, buckets: Sequence[int]) -> Iterator[Micro]:
-    """All pairs once, sorted by length: the cheapest order for a pass without gradients."""
-    order = np.argsort(store.lengths_of(np.arange(len(store.chosen))), kind="stable")
-    none = np.zeros(0, int)
-    for start in range(0, len(order), rows):
-        part = order[start : start + rows]
-        yield Micro(store.pack(part, none, rows, 0, buckets), part, none)
-
-
-def _round_up(count: int) -> int:
-    """Few sizes (at most an eighth of padding), so that another round's count finds the same compiled shape."""
-    grain = max(1, (1 << count.bit_length()) // 16)
-    return -(-count // grain) * grain
+    pairs = [number(row, prompt) for row, prompt in zip(store.chosen, prompts, strict=True)]
+    return np.array(pairs, int), np.array([number(row, None) for row in store.verified], int)
 
 
 def _from_row(row: Row) -> MaskedRow:

@@ -17,13 +17,14 @@ from jax.sharding import Mesh
 from caspo_jax.errors import UserError
 from caspo_jax.preferences.packing import Row
 from caspo_jax.training.config import TrainConfig
-from caspo_jax.training.data import Micro, Plan, RowStore, reference_batches
+from caspo_jax.training.data import RowStore
 from caspo_jax.training.metrics_log import MetricsLog
 from caspo_jax.training.monitor import DisplacementMonitor
+from caspo_jax.training.plan import Micro, Plan, make_plan
 from caspo_jax.training.run_folder import claim_folder, load_reference, save_reference
-from caspo_jax.training.step_logprobs import reference_logprobs
+from caspo_jax.training.step_logprobs import batch_reference
 from caspo_jax.training.train_step import StepOutput, StepReport, make_train_step, trained_model
-from caspo_jax.types import Pair, PairBatch, StepRows
+from caspo_jax.types import Pair, PairBatch, StepRows, TreeBatch
 
 Callback = Callable[[Mapping[str, Any]], None]
 _NAMED_PAIRS = 16  # pair ids in an error message
@@ -87,7 +88,7 @@ def train(
     """
     started = time.perf_counter()
     store = RowStore.build(data, verified)
-    plan = Plan(store, config)
+    plan = make_plan(store, config)
     folder = None if out_dir is None else Path(out_dir)
     if folder is not None:
         claim_folder(folder, config, store.fingerprint(), model)
@@ -166,6 +167,7 @@ class _Reporter:
             **report.metrics,
             "tokens_per_second": report.metrics["tokens"] / max(seconds, 1e-9),
             "seconds": seconds,
+            "fill": report.metrics["tokens"] / sum(_positions(micro.batch) for micro in micros),
         }
         if self._log is not None:
             self._log.write(record)
@@ -201,23 +203,24 @@ def _fill_references(
     store: RowStore, plan: Plan, config: TrainConfig, reference: Any, folder: Path | None
 ) -> None:
     """Reference log-probs of every pair: those given, those of an earlier start, or computed now."""
-    if not np.isnan(store.reference_chosen).any() and not np.isnan(store.reference_rejected).any():
-        return
-    if folder is not None and load_reference(folder, store):
-        return
-    micros = list(reference_batches(store, plan.pair_rows, plan.buckets))
-    filled = reference_logprobs(reference, (micro.batch for micro in micros), chunk=config.head_chunk)
-    for micro, batch in zip(micros, filled):
-        count = len(micro.pairs)
-        store.reference_chosen[micro.pairs] = batch.reference_chosen[:count]
-        store.reference_rejected[micro.pairs] = batch.reference_rejected[:count]
-    bad = ~(np.isfinite(store.reference_chosen) & np.isfinite(store.reference_rejected))
-    if bad.any():
+    if folder is not None:
+        load_reference(folder, store)
+    bad: list[int] = []
+    computed = False
+    for micro in plan.reference_micros():
+        computed = True
+        pairs, known = micro.pairs, micro.pairs >= 0
+        chosen, rejected = batch_reference(reference, micro.batch, chunk=config.head_chunk)
+        chosen, rejected = (x[: len(pairs)][known] for x in (chosen, rejected))
+        store.reference_chosen[pairs[known]] = chosen
+        store.reference_rejected[pairs[known]] = rejected
+        bad += pairs[known][~(np.isfinite(chosen) & np.isfinite(rejected))].tolist()
+    if bad:
         raise UserError(
-            f"the reference's log-probs are not finite for pairs {_names(store, np.flatnonzero(bad))}: "
+            f"the reference's log-probs are not finite for pairs {_names(store, np.unique(bad))}: "
             "check the reference's weights and these pairs' token ids"
         )
-    if folder is not None:
+    if folder is not None and computed:
         save_reference(folder, store)
 
 
@@ -241,6 +244,14 @@ def _names(store: RowStore, pairs: np.ndarray) -> str:
     names = ", ".join(store.pair_ids[i] for i in pairs[:_NAMED_PAIRS])
     more = len(pairs) - _NAMED_PAIRS
     return f"{names} and {more} more" if more > 0 else names
+
+
+def _positions(batch: PairBatch | TreeBatch) -> int:
+    """Token positions that a forward pass computes, padding included."""
+    if isinstance(batch, TreeBatch):
+        return batch.token_ids.size
+    groups = (batch.chosen, batch.rejected, batch.verified)
+    return sum(rows.token_ids.size for rows in groups if rows is not None)
 
 
 class _NoBar:

@@ -17,7 +17,7 @@ import numpy as np
 from flax import nnx
 
 from caspo_jax.confidence import token_stats
-from caspo_jax.types import PairBatch, StepRows
+from caspo_jax.types import PairBatch, StepRows, TreeBatch
 
 Array = jax.Array
 
@@ -47,23 +47,59 @@ def step_sums(model: Any, rows: StepRows, chunk: int | None = None, remat: bool 
     """
     options = {"remat": True} if remat else {}
     hidden = model.hidden_states(rows.token_ids, mask=rows.mask, **options)[:, :-1]
-    unembedding = model.unembedding()
     targets, step_mask = rows.token_ids[:, 1:], rows.step_mask[:, 1:]
-    if chunk is None:
-        chunk = _HEAD_ELEMENTS // (hidden.shape[0] * unembedding.shape[0])
-    chunk = max(1, min(chunk, _MAX_CHUNK, hidden.shape[1]))
-
     order = jnp.argsort(~step_mask, axis=1, stable=True)
     hidden = jnp.take_along_axis(hidden, order[:, :, None], axis=1)
     targets = jnp.take_along_axis(targets, order, axis=1)
     kept = jnp.take_along_axis(step_mask, order, axis=1)
-    widen = -hidden.shape[1] % chunk
-    hidden, targets, kept = (
-        jnp.pad(a, ((0, 0), (0, widen)) + ((0, 0),) * (a.ndim - 2)) for a in (hidden, targets, kept)
-    )
-    logprob, entropy = _masked_head(hidden, unembedding, targets, kept, chunk)
+    logprob, entropy = _slot_stats(hidden, model.unembedding(), targets, kept, chunk)
     tokens = jnp.sum(step_mask, axis=1, dtype=jnp.float32)
-    return StepSums(jnp.sum(logprob, axis=1), jax.lax.stop_gradient(jnp.sum(entropy, axis=1)), tokens)
+    return StepSums(jnp.sum(logprob, axis=1), jnp.sum(entropy, axis=1), tokens)
+
+
+def tree_sums(model: Any, batch: TreeBatch, chunk: int | None = None, remat: bool = False) -> StepSums:
+    """Sums over the items of packed trees: what `step_sums` gives for their rows, each shared token read once.
+
+    Args:
+      model: its `hidden_states` takes `subtree_end=` beside `positions=`.
+      batch: R rows of T tokens.
+      chunk: as in `step_sums`.
+      remat: as in `step_sums`.
+
+    Returns:
+      Arrays `[R, 2P + V]`: chosen, rejected and verified items.
+    """
+    options = {"remat": True} if remat else {}
+    hidden = model.hidden_states(
+        batch.token_ids, batch.positions, batch.subtree_end > 0, subtree_end=batch.subtree_end, **options
+    )
+    hidden = jnp.take_along_axis(hidden, batch.predictor[:, :, None], axis=1)
+    logprob, entropy = _slot_stats(hidden, model.unembedding(), batch.target, batch.target_mask, chunk)
+    items = 2 * batch.weight.shape[1] + batch.verified.shape[1]
+
+    def total(values: Array, slots: Array, owners: Array) -> Array:
+        return jax.ops.segment_sum(values[slots], owners, items + 1)[:items]
+
+    ones = jnp.ones(logprob.shape, jnp.float32)
+    return StepSums(
+        *(jax.vmap(total)(x, batch.member_slot, batch.member_item) for x in (logprob, entropy, ones))
+    )
+
+
+def _slot_stats(
+    hidden: Array, unembedding: Array, targets: Array, mask: Array, chunk: int | None
+) -> tuple[Array, Array]:
+    """Log-prob and entropy (no gradient) [R, S] of left-packed slots, from the states [R, S, E] that predict them."""
+    slots = hidden.shape[1]
+    if chunk is None:
+        chunk = _HEAD_ELEMENTS // (hidden.shape[0] * unembedding.shape[0])
+    chunk = max(1, min(chunk, _MAX_CHUNK, slots))
+    widen = -slots % chunk
+    hidden, targets, mask = (
+        jnp.pad(a, ((0, 0), (0, widen)) + ((0, 0),) * (a.ndim - 2)) for a in (hidden, targets, mask)
+    )
+    logprob, entropy = _masked_head(hidden, unembedding, targets, mask, chunk)
+    return logprob[:, :slots], jax.lax.stop_gradient(entropy[:, :slots])
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
@@ -158,6 +194,12 @@ def concatenate_rows(*groups: StepRows) -> StepRows:
 
 
 @functools.partial(jax.jit, static_argnames=("graphdef", "chunk"))
+def _tree_logprobs(graphdef: Any, state: Any, batch: TreeBatch, chunk: int | None) -> Array:
+    sums = tree_sums(nnx.merge(graphdef, state), batch, chunk)
+    return sums.logprob[:, : 2 * batch.weight.shape[1]]
+
+
+@functools.partial(jax.jit, static_argnames=("graphdef", "chunk"))
 def _pair_logprobs(
     graphdef: Any, state: Any, chosen: StepRows, rejected: StepRows, chunk: int | None
 ) -> Array:
@@ -166,13 +208,35 @@ def _pair_logprobs(
     return sums.logprob.reshape(2, -1)
 
 
+def batch_reference(
+    model: Any, batch: PairBatch | TreeBatch, *, chunk: int | None = None
+) -> tuple[np.ndarray, np.ndarray]:
+    """The reference's log-prob sums of the chosen and the rejected steps of a batch, in the order of its weights.
+
+    Runs the same program over the same rows as the loss, so that at the first update the policy's log-ratios are
+    0 (to float32 rounding) and the sigmoid term is log 2.
+
+    Args:
+      model: the frozen reference, usually the policy at the round's start.
+      batch: its reference fields are ignored.
+      chunk: as in `step_sums`.
+
+    Returns:
+      Two float32 arrays of as many entries as `batch.weight`; 0 for padding.
+    """
+    graphdef, state = nnx.split(model)
+    if isinstance(batch, TreeBatch):
+        both = np.asarray(_tree_logprobs(graphdef, state, batch, chunk))
+        pairs = batch.weight.shape[1]
+        return both[:, :pairs].reshape(-1), both[:, pairs:].reshape(-1)
+    chosen, rejected = np.asarray(_pair_logprobs(graphdef, state, batch.chosen, batch.rejected, chunk))
+    return chosen, rejected
+
+
 def reference_logprobs(
     model: Any, batches: Iterable[PairBatch], *, chunk: int | None = None
 ) -> list[PairBatch]:
     """The batches with the reference's log-prob sums of both steps filled in; once a round, before training.
-
-    Runs the same program over the same rows as the loss, so that at the first update the policy's log-ratios are
-    0 (to float32 rounding) and the sigmoid term is log 2.
 
     Args:
       model: the frozen reference, usually the policy at the round's start.
@@ -182,10 +246,9 @@ def reference_logprobs(
     Returns:
       New batches whose `reference_chosen`, `reference_rejected` are `[B]` float32 NumPy arrays; 0 for padding.
     """
-    graphdef, state = nnx.split(model)
     filled = []
     for batch in batches:
-        chosen, rejected = np.asarray(_pair_logprobs(graphdef, state, batch.chosen, batch.rejected, chunk))
+        chosen, rejected = batch_reference(model, batch, chunk=chunk)
         filled.append(
             PairBatch(
                 chosen=batch.chosen,

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from caspo_jax.errors import UserError
 from caspo_jax.training.config import LossConfig
 from caspo_jax.training.losses import drop_rows, pair_losses, safe_divide, weighted_sum
-from caspo_jax.training.step_logprobs import StepSums, concatenate_rows, step_sums
-from caspo_jax.types import PairBatch, StepRows
+from caspo_jax.training.step_logprobs import StepSums, concatenate_rows, step_sums, tree_sums
+from caspo_jax.types import PairBatch, StepRows, TreeBatch
 
 Array = jax.Array
 
@@ -40,7 +42,7 @@ class LossSums:
 
 
 def step_dpo_loss(
-    model: Any, batch: PairBatch, config: LossConfig | None = None, *, chunk: int | None = None
+    model: Any, batch: PairBatch | TreeBatch, config: LossConfig | None = None, *, chunk: int | None = None
 ) -> tuple[Array, dict[str, Array]]:
     """The step-masked preference loss of a batch, with every option of `LossConfig`.
 
@@ -52,7 +54,7 @@ def step_dpo_loss(
 
     Args:
       model: a Decoder (`hidden_states`, `unembedding`).
-      batch: `[B, T]` rows and `[B]` weights and reference log-probs; padding rows have weight 0.
+      batch: `[B, T]` rows and `[B]` weights and reference log-probs, padding rows with weight 0; or packed trees.
       config: default plain DPO.
       chunk: columns of step tokens whose logits are held at once (`step_sums`).
 
@@ -74,28 +76,33 @@ def step_dpo_loss(
 
 
 def step_loss_sums(
-    model: Any, batch: PairBatch, config: LossConfig, *, chunk: int | None = None, remat: bool = False
+    model: Any,
+    batch: PairBatch | TreeBatch,
+    config: LossConfig,
+    *,
+    chunk: int | None = None,
+    remat: bool = False,
 ) -> LossSums:
     """The unreduced sums behind `step_dpo_loss`: add them over micro-batches, then divide once."""
-    groups: dict[str, StepRows] = {}
-    if config.uses_pairs:
-        groups["chosen"] = batch.chosen
-    if config.contrastive:
-        groups["rejected"] = batch.rejected
-    if config.uses_verified:
-        if batch.verified is None:
-            raise UserError(
-                f"loss={config.loss} with nll_on={config.nll_on} needs verified steps: give batches with `verified`"
-            )
-        groups["verified"] = batch.verified
-    packed = concatenate_rows(*groups.values())
-    steps = _split(step_sums(model, packed, chunk, remat), groups)
-    weight = jnp.asarray(batch.weight, jnp.float32)
+    if config.uses_verified and batch.verified is None:
+        raise UserError(
+            f"loss={config.loss} with nll_on={config.nll_on} needs verified steps: give batches with `verified`"
+        )
+    if isinstance(batch, TreeBatch):
+        steps = _tree_steps(tree_sums(model, batch, chunk, remat), batch, config)
+        read, scored = batch.subtree_end > 0, batch.target_mask
+    else:
+        groups = _row_groups(batch, config)
+        packed = concatenate_rows(*groups.values())
+        steps = _split(step_sums(model, packed, chunk, remat), groups)
+        read, scored = packed.mask, packed.step_mask
+    columns = [batch.weight, batch.reference_chosen, batch.reference_rejected]
+    weight, *references = (jnp.asarray(x, jnp.float32).reshape(-1) for x in columns)
 
     one = jnp.ones((), jnp.float32)
     metrics: dict[str, tuple[Array, Array]] = {
-        "tokens": (jnp.sum(packed.mask, dtype=jnp.float32), one),
-        "step_tokens": (jnp.sum(packed.step_mask, dtype=jnp.float32), one),
+        "tokens": (jnp.sum(read, dtype=jnp.float32), one),
+        "step_tokens": (jnp.sum(scored, dtype=jnp.float32), one),
     }
     pair_sum = jnp.zeros((), jnp.float32)
     pair_finite = jnp.ones(weight.shape, bool)
@@ -103,12 +110,12 @@ def step_loss_sums(
         if side in steps:
             metrics.update(_side_metrics(side, steps[side], weight))
     if config.contrastive:
-        losses, rewards = pair_losses(*_pair_columns(steps, batch, weight, config), config=config)
+        losses, rewards = pair_losses(*_pair_columns(steps, references, weight, config), config=config)
         pair_sum = weighted_sum(losses, weight)
         pair_finite = jnp.isfinite(losses)
         total = jnp.sum(weight)
         metrics |= {name: (weighted_sum(value, weight), total) for name, value in rewards.items()}
-        gap = steps["chosen"].logprob - batch.reference_chosen
+        gap = steps["chosen"].logprob - references[0]
         metrics["displacement"] = (weighted_sum(gap, weight), total)
     elif "chosen" in steps:
         pair_finite = jnp.isfinite(jnp.where(weight > 0, steps["chosen"].logprob, 0))
@@ -117,7 +124,8 @@ def step_loss_sums(
     if "verified" in steps:
         verified_finite = jnp.isfinite(steps["verified"].logprob)
     nll_sum = _nll_sum(steps, weight, config)
-    denominators = loss_denominators(batch, config)
+    nll_tokens = steps["verified" if config.uses_verified else "chosen"].tokens
+    denominators = Denominators(jnp.sum(weight), _nll_weight(weight, nll_tokens, config))
     metrics["nll"] = (nll_sum, denominators.nll)
     return LossSums(
         pairs=pair_sum,
@@ -129,17 +137,51 @@ def step_loss_sums(
     )
 
 
-def loss_denominators(batch: PairBatch, config: LossConfig) -> Denominators:
-    """The denominators of a batch, from its weights and masks alone (NumPy in, NumPy out)."""
-    if config.uses_verified:
-        tokens = batch.verified.step_mask[:, 1:].sum(axis=1)  # type: ignore[union-attr]
-        weight = (tokens > 0).astype("float32")
+def _row_groups(batch: PairBatch, config: LossConfig) -> dict[str, StepRows]:
+    """The rows that the loss reads."""
+    groups: dict[str, StepRows] = {}
+    if config.uses_pairs:
+        groups["chosen"] = batch.chosen
+    if config.contrastive:
+        groups["rejected"] = batch.rejected
+    if config.uses_verified and batch.verified is not None:
+        groups["verified"] = batch.verified
+    return groups
+
+
+def _tree_steps(sums: StepSums, batch: TreeBatch, config: LossConfig) -> dict[str, StepSums]:
+    """The items that the loss reads, [R * P] or [R * V]."""
+    pairs = batch.weight.shape[1]
+    bounds = {"chosen": (0, pairs), "rejected": (pairs, 2 * pairs), "verified": (2 * pairs, None)}
+    used = {"chosen": config.uses_pairs, "rejected": config.contrastive, "verified": config.uses_verified}
+    return {
+        side: StepSums(*(column[:, slice(*bounds[side])].reshape(-1) for column in sums))
+        for side, wanted in used.items()
+        if wanted
+    }
+
+
+def loss_denominators(batch: PairBatch | TreeBatch, config: LossConfig) -> Denominators:
+    """The denominators of a batch of NumPy arrays, from its weights and masks alone."""
+    weight = np.asarray(batch.weight, np.float32).reshape(-1)
+    side = "verified" if config.uses_verified else "chosen"
+    if isinstance(batch, TreeBatch):
+        pairs, verified = batch.weight.shape[1], batch.verified.shape[1]
+        items = 2 * pairs + verified
+        tokens = np.stack([np.bincount(owner, minlength=items + 1) for owner in batch.member_item])
+        tokens = tokens[:, 2 * pairs : items] if config.uses_verified else tokens[:, :pairs]
     else:
-        tokens = batch.chosen.step_mask[:, 1:].sum(axis=1)
-        weight = batch.weight * (tokens > 0)
-    if config.nll_average == "token":
-        weight = weight * tokens
-    return Denominators(pairs=batch.weight.sum(), nll=weight.sum())
+        rows: StepRows = getattr(batch, side)
+        tokens = rows.step_mask[:, 1:].sum(axis=1)
+    return Denominators(weight.sum(), _nll_weight(weight, tokens.reshape(-1), config))  # type: ignore[arg-type]
+
+
+def _nll_weight(weight: Any, tokens: Any, config: LossConfig) -> Any:
+    """What the NLL term is divided by, from the weights [n] of the pairs and the token counts of the steps."""
+    share = (tokens > 0).astype("float32")
+    if not config.uses_verified:
+        share = share * weight
+    return (share * tokens).sum() if config.nll_average == "token" else share.sum()
 
 
 def total_loss(sums: LossSums, denominators: Denominators, config: LossConfig) -> Array:
@@ -160,13 +202,11 @@ def reduce_metrics(sums: LossSums, config: LossConfig) -> dict[str, Array]:
 
 
 def _pair_columns(
-    steps: dict[str, StepSums], batch: PairBatch, weight: Array, config: LossConfig
+    steps: dict[str, StepSums], references: Sequence[Array], weight: Array, config: LossConfig
 ) -> tuple[Array, Array, Array, Array]:
     columns = []
-    for sums, reference in (
-        (steps["chosen"], batch.reference_chosen),
-        (steps["rejected"], batch.reference_rejected),
-    ):
+    for side, reference in zip(("chosen", "rejected"), references, strict=True):
+        sums = steps[side]
         length = jnp.maximum(sums.tokens, 1) if config.length_normalised else 1.0
         columns.append((sums.logprob / length, reference / length))
     (policy_chosen, reference_chosen), (policy_rejected, reference_rejected) = columns

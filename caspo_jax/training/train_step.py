@@ -24,7 +24,9 @@ from caspo_jax.training.step_loss import (
     step_loss_sums,
     total_loss,
 )
-from caspo_jax.types import PairBatch
+from caspo_jax.types import PairBatch, TreeBatch
+
+Batch = PairBatch | TreeBatch
 
 
 @jax.tree_util.register_dataclass
@@ -137,7 +139,7 @@ class TrainStep:
         return TrainState(jax.device_put(jnp.zeros((), jnp.int32), replicated), params, opt_state)
 
     def __call__(
-        self, state: TrainState, micro_batches: Sequence[PairBatch], number: int
+        self, state: TrainState, micro_batches: Sequence[Batch], number: int
     ) -> tuple[TrainState, StepOutput]:
         """Update `number` (0, 1, ...) from host micro-batches (NumPy `PairBatch`es)."""
         learning_rate = self._learning_rates[min(number, len(self._learning_rates) - 1)]
@@ -159,7 +161,7 @@ class TrainStep:
         state, grad_norm = _update(self.spec, state, gradients, learning_rate)
         return state, StepOutput(tuple(sums), grad_norm, learning_rate)
 
-    def _place(self, batch: PairBatch) -> PairBatch:
+    def _place(self, batch: Batch) -> Batch:
         """Rows split over the mesh's batch axes; without a mesh, jit's own transfer."""
         mesh = self._mesh
         if mesh is None:
@@ -175,7 +177,7 @@ def fused_update(
     spec: StepSpec,
     state: TrainState,
     frozen: Any,
-    batch: PairBatch,
+    batch: Batch,
     whole: Denominators,
     learning_rate: jax.Array,
 ) -> tuple[TrainState, StepOutput]:
@@ -186,7 +188,7 @@ def fused_update(
 
 
 def _gradients(
-    spec: StepSpec, params: Any, frozen: Any, batch: PairBatch, whole: Denominators
+    spec: StepSpec, params: Any, frozen: Any, batch: Batch, whole: Denominators
 ) -> tuple[Any, LossSums]:
     def loss(params: Any) -> tuple[jax.Array, LossSums]:
         # Master parameters are float32; the forward pass sees the model's own dtypes.
@@ -210,7 +212,7 @@ def _apply(
 
 @functools.partial(jax.jit, static_argnums=0, donate_argnums=2)
 def _add_gradients(
-    spec: StepSpec, params: Any, gradients: Any, frozen: Any, batch: PairBatch, whole: Denominators
+    spec: StepSpec, params: Any, gradients: Any, frozen: Any, batch: Batch, whole: Denominators
 ) -> tuple[Any, LossSums]:
     new, sums = _gradients(spec, params, frozen, batch, whole)
     return jax.tree.map(jnp.add, gradients, new), sums

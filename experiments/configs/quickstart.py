@@ -19,7 +19,7 @@ SAMPLE = SampleConfig(max_new_tokens=MAX_NEW_TOKENS, temperature=1.0, num_sample
 ROUND_SAMPLE = dataclasses.replace(SAMPLE, num_samples=8)
 PAIRS = PairConfig(max_pairs_per_prefix=2)
 
-_SMALL = TrainConfig(batch_size=64, micro_batch_size=32, min_length=64, warmup_fraction=0.1)
+_SMALL = TrainConfig(batch_size=64, pack_length=256, pack_rows=8, min_length=64, warmup_fraction=0.1)
 TRAIN: dict[str, TrainConfig] = {
     "paper": dataclasses.replace(_SMALL, learning_rate=3e-5),
     "caspo": dataclasses.replace(

@@ -113,7 +113,8 @@ def test_a_step_dropped_for_contradiction_is_no_rejected_step():
     found = [make("7", "correct", 0.4), make("x", "correct", 0.3), make("x", "wrong", 0.3)]
     config = PairConfig(kinds=("low_confidence_correct",), tau=0.9)
     pairs, counts = select_pairs(found, config, competitors=rivals({"7": "x"}))
-    assert pairs == [] and counts["competitor_known_correct"] == 1
+    assert pairs == []
+    assert counts["competitor_known_correct"] == 1
 
 
 def test_tau_is_the_quantile_of_what_is_left():

@@ -7,24 +7,28 @@ from flax import nnx
 
 from caspo_jax.models import Decoder, ModelConfig
 from caspo_jax.training import LossConfig
-from caspo_jax.types import PairBatch, StepRows
+from caspo_jax.types import Pair, PairBatch, StepRows
 
 VOCAB = 13
 
 
 class Toy(nnx.Module):
-    """A causal model that compiles in no time: h_t = tanh(e_t + mean_{s <= t} e_s M), tied head."""
+    """A causal model that compiles in no time: h_t = tanh(e_t + mean_{s <= t} e_s M), tied head; s among t's ancestors."""
 
     def __init__(self, seed=0, vocab=VOCAB, width=8, scale=0.7, dtype=jnp.float32):
         rng = np.random.default_rng(seed)
         self.embed = nnx.Param(jnp.asarray(scale * rng.normal(size=(vocab, width)), dtype))
         self.mix = nnx.Param(jnp.asarray(scale * rng.normal(size=(width, width)), dtype))
 
-    def hidden_states(self, token_ids, positions=None, mask=None):
+    def hidden_states(self, token_ids, positions=None, mask=None, subtree_end=None):
         mask = jnp.ones(token_ids.shape) if mask is None else mask
         embedded = self.embed[...][token_ids] * mask[..., None]
-        count = jnp.maximum(jnp.cumsum(mask, axis=1), 1)[..., None]
-        return jnp.tanh(embedded + (jnp.cumsum(embedded, axis=1) / count) @ self.mix[...])
+        columns = jnp.arange(token_ids.shape[1])
+        seen = (columns <= columns[:, None]) & (mask[:, None] > 0)
+        if subtree_end is not None:
+            seen &= columns[:, None] < subtree_end[:, None]
+        mean = (seen @ embedded) / jnp.maximum(jnp.sum(seen, axis=2), 1)[..., None]
+        return jnp.tanh(embedded + mean.astype(embedded.dtype) @ self.mix[...])
 
     def unembedding(self):
         return self.embed[...]
@@ -70,6 +74,37 @@ def random_batch(seed=0, pairs=3, width=12, verified=0, weights=None):
         reference_rejected=rng.normal(-6, 1, pairs).astype(np.float32),
         verified=random_rows(rng, lengths(verified), width) if verified else None,
     )
+
+
+def words(rng, low, high):
+    return tuple(int(i) for i in rng.integers(1, 4, rng.integers(low, high)))
+
+
+def make_data(seed, pairs=7, verified=6):
+    """Pairs and verified rows of few questions over a small alphabet, so that they share beginnings at any depth."""
+    rng = np.random.default_rng(seed)
+    prompts = [words(rng, 2, 6) for _ in range(3)]
+    made = []
+    for i in range(pairs):
+        prompt, prefix = prompts[rng.integers(3)], words(rng, 0, 5)
+        chosen, rejected = words(rng, 1, 5), words(rng, 1, 5)
+        made.append(
+            Pair(
+                id=str(i),
+                kind="wrong",
+                prompt="",
+                prefix="",
+                chosen="",
+                rejected="",
+                prompt_ids=prompt,
+                prefix_ids=prefix,
+                chosen_ids=chosen,
+                rejected_ids=rejected,
+                ends_trace=(False, False),
+                weight=float(rng.uniform(0.5, 2)),
+            )
+        )
+    return made, [(prompts[rng.integers(3)], words(rng, 1, 8)) for _ in range(verified)]
 
 
 def on_device(batch):

@@ -16,9 +16,10 @@ from caspo_jax.training import (
     make_optimizer,
     make_schedule,
 )
-from caspo_jax.training.data import Plan, RowStore
+from caspo_jax.training.data import RowStore
+from caspo_jax.training.plan import RowPlan, make_plan
 
-from helpers import random_batch  # isort: skip
+from helpers import make_data, random_batch  # isort: skip
 
 
 @pytest.mark.parametrize("steps, fraction", [(40, 0.1), (10, 0.03), (5, 0.0), (1, 0.5)])
@@ -57,44 +58,84 @@ def store(pairs=10, verified=0):
 
 def visited(plan):
     rows = [plan.micro(*item) for item in plan.iterator()]
-    pairs = [np.concatenate([micro.pairs for micro in micros]) for micros in rows]
-    verified = [np.concatenate([micro.verified for micro in micros]) for micros in rows]
-    return rows, pairs, verified
+
+    def found(name):
+        both = [np.concatenate([getattr(micro, name) for micro in micros]) for micros in rows]
+        return [indices[indices >= 0] for indices in both]
+
+    return rows, found("pairs"), found("verified")
 
 
-def test_every_epoch_sees_every_pair_once_in_another_order():
-    plan = Plan(store(), TrainConfig(batch_size=4, epochs=3, micro_batch_size=2))
+PACKS = pytest.mark.parametrize("pack", ["trees", "rows"])
+
+
+@PACKS
+def test_every_epoch_sees_every_pair_once_in_another_order(pack):
+    config = TrainConfig(batch_size=4, epochs=3, micro_batch_size=2, pack=pack)
+    plan = make_plan(store(), config)
     rows, pairs, _ = visited(plan)
     assert len(rows) == plan.steps == 8
     epochs = np.concatenate(pairs).reshape(3, 10)
     assert all(sorted(epoch) == list(range(10)) for epoch in epochs.tolist())
-    assert not np.array_equal(epochs[0], epochs[1])
-    assert all(micro.batch.weight.shape == (2,) for micros in rows for micro in micros)
-    again = np.concatenate(visited(Plan(store(), TrainConfig(batch_size=4, epochs=3)))[1])
+    assert sorted(epochs[0][:4]) != sorted(epochs[1][:4]) or sorted(epochs[0][:4]) != sorted(epochs[2][:4])
+    assert len({np.shape(micro.batch.weight) for micros in rows for micro in micros}) == 1
+    again = np.concatenate(visited(make_plan(store(), dataclasses.replace(config, micro_batch_size=None)))[1])
     assert sorted(again[:4]) == sorted(epochs.ravel()[:4])
-    other = np.concatenate(visited(Plan(store(), TrainConfig(batch_size=4, epochs=3, seed=1)))[1])
+    other = np.concatenate(visited(make_plan(store(), dataclasses.replace(config, seed=1)))[1])
     assert not np.array_equal(again, other)
 
 
-def test_every_verified_step_rides_along_once_an_epoch():
-    config = TrainConfig(batch_size=5, epochs=1, loss=LossConfig.preset("caspo"))
-    _, _, verified = visited(Plan(store(verified=3), config))
+@PACKS
+def test_every_verified_step_rides_along_once_an_epoch(pack):
+    config = TrainConfig(batch_size=5, epochs=1, loss=LossConfig.preset("caspo"), pack=pack)
+    _, _, verified = visited(make_plan(store(verified=3), config))
     assert sorted(np.concatenate(verified)) == list(range(6))
     fixed = dataclasses.replace(config, verified_per_batch=2)
-    assert [len(v) for v in visited(Plan(store(verified=3), fixed))[2]] == [2, 2]
+    assert all(len(v) <= 2 for v in visited(make_plan(store(verified=3), fixed))[2])
 
 
-def test_rft_counts_verified_steps():
-    plan = Plan(store(verified=3), TrainConfig(batch_size=4, epochs=2, loss=LossConfig(loss="rft")))
+@PACKS
+def test_rft_counts_verified_steps(pack):
+    plan = make_plan(
+        store(verified=3), TrainConfig(batch_size=4, epochs=2, loss=LossConfig(loss="rft"), pack=pack)
+    )
     _, pairs, verified = visited(plan)
     assert plan.steps == 3
     assert all(len(p) == 0 for p in pairs)
     assert sorted(np.concatenate(verified)) == sorted(list(range(6)) * 2)
 
 
+def test_a_question_stays_together_and_its_steps_go_with_its_pairs():
+    pairs, verified = make_data(0, pairs=40, verified=30)
+    data = RowStore.build(pairs, verified)
+    assert len(np.unique(data.pair_group)) == 3
+    config = TrainConfig(batch_size=8, epochs=2, loss=LossConfig.preset("caspo"), min_length=8)
+    plan = make_plan(data, config)
+    changes = 0
+    for step in range(plan.steps):
+        chosen, beside = plan.rows_of(step)
+        groups = data.pair_group[chosen]
+        changes += np.count_nonzero(np.diff(groups))
+        assert set(data.verified_group[beside]) <= set(groups)
+    assert changes <= 2 * 3  # questions meet inside a batch, never alternate
+
+
+def test_references_are_computed_of_what_the_run_reads():
+    data = RowStore.build(make_data(1, pairs=12, verified=0)[0])
+    for pack in ("trees", "rows"):
+        plan = make_plan(data, TrainConfig(batch_size=4, pack=pack))
+        seen = np.concatenate([micro.pairs for micro in plan.reference_micros()])
+        assert sorted(seen[seen >= 0]) == list(range(12))
+    short = make_plan(data, TrainConfig(batch_size=4, max_steps=1))
+    seen = np.concatenate([micro.pairs for micro in short.reference_micros()])
+    assert sorted(seen[seen >= 0]) == sorted(short.rows_of(0)[0])
+    data.reference_chosen[:] = data.reference_rejected[:] = -1.0
+    assert not list(make_plan(data, TrainConfig()).reference_micros())
+
+
 def test_micro_batches_are_sorted_by_length_and_hold_the_rows():
     data = store(20)
-    plan = Plan(data, TrainConfig(batch_size=20, micro_batch_size=5, min_length=8))
+    plan = RowPlan(data, TrainConfig(batch_size=20, micro_batch_size=5, min_length=8))
     micros = plan.micro(*next(plan.iterator()))
     widths = [micro.batch.chosen.token_ids.shape[1] for micro in micros]
     assert widths == sorted(widths)

@@ -16,6 +16,7 @@ import pytest
 from flax import nnx
 
 from caspo_jax.errors import UserError
+from caspo_jax.preferences.packing import pack_pairs
 from caspo_jax.training import LossConfig, TrainConfig, make_train_step, step_dpo_loss, train, trained_model
 from caspo_jax.training.train_step import fused_update
 from caspo_jax.types import Pair
@@ -81,12 +82,18 @@ def uninterrupted(tmp_path_factory):
 
 
 def test_first_update_is_log_two_and_training_helps(uninterrupted):
-    _, _, summary = uninterrupted
+    _, model, summary = uninterrupted
     first, last = summary.history[0], summary.last
     # Rewards are 0 at the start, so the sigmoid term is log 2 and the rest of the loss is the NLL.
     assert abs(first["loss"] - first["nll"] - np.log(2)) < 1e-6
     assert abs(first["displacement"]) < 1e-5
-    assert last["nll"] < first["nll"]
+    everything = on_device(pack_pairs(PAIRS, 16, 0))
+    everything = dataclasses.replace(
+        everything, reference_chosen=jnp.zeros(10), reference_rejected=jnp.zeros(10)
+    )
+    for name, sign in (("nll", -1), ("rewards/margin", 1)):
+        before, after = (step_dpo_loss(m, everything, LossConfig())[1][name] for m in (Toy(), model))
+        assert sign * (after - before) > 0, name
     assert last["rewards/margin"] > 0
     assert summary.steps == 5
     assert summary.resumed_from == 0
@@ -215,13 +222,34 @@ def test_accumulation_over_unequal_micro_batches_is_exact():
         np.testing.assert_allclose(report.metrics[name], aux[name], rtol=1e-5, err_msg=name)
 
 
-def test_micro_batches_give_the_same_run(uninterrupted):
-    _, model, summary = uninterrupted
-    config = dataclasses.replace(CONFIG, micro_batch_size=3)
-    other, other_summary = train(Toy(), PAIRS, config, verified=VERIFIED)
-    for a, b in zip(leaves(model), leaves(other)):
+@pytest.mark.parametrize(
+    "whole, parts",
+    [
+        ({"pack": "trees"}, {"pack": "trees", "pack_length": 24, "pack_rows": 1}),
+        ({"pack": "rows"}, {"pack": "rows", "micro_batch_size": 3}),
+    ],
+    ids=["trees", "rows"],
+)
+def test_micro_batches_give_the_same_run(whole, parts):
+    runs = [
+        train(Toy(), PAIRS, dataclasses.replace(CONFIG, **change), verified=VERIFIED)
+        for change in (whole, parts)
+    ]
+    for a, b in zip(*(leaves(model) for model, _ in runs)):
         np.testing.assert_allclose(a, b, atol=2e-5)
-    assert [r["tokens"] for r in other_summary.history] == [r["tokens"] for r in summary.history]
+    rewards = [[r["rewards/margin"] for r in summary.history] for _, summary in runs]
+    np.testing.assert_allclose(*rewards, atol=1e-5)
+
+
+def test_one_batch_of_trees_is_the_batch_of_its_rows():
+    config = dataclasses.replace(CONFIG, batch_size=10, epochs=1)
+    trees, rows = (
+        train(Toy(), PAIRS, dataclasses.replace(config, pack=pack), verified=VERIFIED)[1].last
+        for pack in ("trees", "rows")
+    )
+    for name in ("loss", "nll", "grad_norm", "logps/chosen", "entropy/rejected"):
+        np.testing.assert_allclose(trees[name], rows[name], rtol=1e-4, err_msg=name)
+    assert trees["tokens"] < rows["tokens"]
 
 
 @pytest.mark.parametrize("name", ["sft", "rft"])

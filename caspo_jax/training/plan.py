@@ -1,0 +1,262 @@
+"""Which rows each update reads, in a seeded order, as micro-batches of few shapes."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from caspo_jax.errors import UserError
+from caspo_jax.preferences.packing import length_buckets
+from caspo_jax.preferences.token_tree import common_prefix
+from caspo_jax.preferences.tree_packing import RowShape, Unit, pack_trees, plan_rows
+from caspo_jax.training.config import TrainConfig
+from caspo_jax.training.data import RowStore
+from caspo_jax.types import PairBatch, TreeBatch
+
+
+class Micro(NamedTuple):
+    """A micro-batch and what its rows or items are, in the order of its weights; -1 is padding."""
+
+    batch: PairBatch | TreeBatch  # NumPy arrays
+    pairs: np.ndarray  # indices into RowStore.chosen; may end before the batch does
+    verified: np.ndarray  # indices into RowStore.verified
+
+
+class Plan:
+    """Which rows each update reads: a pure function of the seed, iterated (and checkpointed) by grain.
+
+    Pairs are shuffled anew every epoch and cut into batches across epochs' borders, so that only the very last
+    batch can be short. Verified steps go beside them once an epoch, or alone for `rft`.
+    """
+
+    def __init__(self, store: RowStore, config: TrainConfig):
+        self.store, self.config = store, config
+        items, noun = len(store.chosen), "pairs"
+        if not config.loss.uses_pairs:
+            items, noun = len(store.verified), "verified steps"
+        if items == 0:
+            raise UserError(f"there are no {noun} to train on (loss={config.loss.loss})")
+        if config.loss.uses_verified and not store.verified:
+            raise UserError(
+                f"loss={config.loss.loss} with nll_on={config.loss.nll_on} needs verified steps: there are none"
+            )
+        self.items = items
+        self.batch_size = min(config.batch_size, items)
+        steps = math.ceil(items * config.epochs / self.batch_size)
+        self.steps = steps if config.max_steps is None else min(steps, config.max_steps)
+        self.epoch_steps = items / self.batch_size
+
+    def rows_of(self, step: int) -> tuple[np.ndarray, np.ndarray]:
+        """Pairs and verified steps of an update (0, 1, ...), as indices into the store."""
+        raise NotImplementedError
+
+    def micro(self, pairs: np.ndarray, verified: np.ndarray) -> list[Micro]:
+        """The rows of one update as micro-batches."""
+        raise NotImplementedError
+
+    def reference_micros(self) -> Iterator[Micro]:
+        """Micro-batches that hold every pair which the run reads and which has no reference log-probs yet."""
+        raise NotImplementedError
+
+    def iterator(self) -> Any:
+        """A grain iterator of (pair indices, verified indices), with `get_state` and `set_state`."""
+        import grain
+
+        # One worker and no read-ahead: an iterator's state is then exactly the updates handed out.
+        options = grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)
+        return iter(grain.MapDataset.range(self.steps).map(self.rows_of).to_iter_dataset(options))
+
+    def _missing(self, pairs: np.ndarray) -> np.ndarray:
+        """Which of these pairs lack a reference."""
+        missing = np.isnan(self.store.reference_chosen) | np.isnan(self.store.reference_rejected)
+        return missing[pairs] & (pairs >= 0)
+
+
+def make_plan(store: RowStore, config: TrainConfig) -> Plan:
+    """The plan of `config.pack`.
+
+    Raises:
+      UserError: nothing to train on.
+    """
+    return TreePlan(store, config) if config.pack == "trees" else RowPlan(store, config)
+
+
+class RowPlan(Plan):
+    """Every sequence is a row of its own, padded; pairs in random order, micro-batches sorted by length."""
+
+    def __init__(self, store: RowStore, config: TrainConfig):
+        import grain
+
+        super().__init__(store, config)
+        batch = self.batch_size
+        self.micro_batches = math.ceil(batch / (config.micro_batch_size or batch))
+        rows = math.ceil(batch / self.micro_batches)
+        self.pair_rows = rows if config.loss.uses_pairs else 0
+        self.verified_rows = rows if not config.loss.uses_pairs else 0
+        self.buckets = length_buckets(store.longest, config.min_length)
+
+        def shuffled(count: int, seed: int) -> Any:
+            return grain.MapDataset.range(count).seed(seed).shuffle()
+
+        self._main = shuffled(self.items, config.seed).repeat(config.epochs).batch(batch)
+        self._beside = None
+        if config.loss.uses_pairs and config.loss.uses_verified:
+            available = len(store.verified)
+            wanted = config.verified_per_batch or math.ceil(available * batch / self.items)
+            self.verified_rows = _round_up(math.ceil(min(wanted, available) / self.micro_batches))
+            beside = shuffled(available, config.seed + 1).repeat()
+            self._beside = beside.batch(min(wanted, available))
+
+    def rows_of(self, step: int) -> tuple[np.ndarray, np.ndarray]:
+        """See Plan."""
+        none = np.zeros(0, int)
+        first = np.asarray(self._main[step])
+        if not self.config.loss.uses_pairs:
+            return none, first
+        return first, none if self._beside is None else np.asarray(self._beside[step])
+
+    def micro(self, pairs: np.ndarray, verified: np.ndarray) -> list[Micro]:
+        """The rows of one update as micro-batches: sorted by length when there are several."""
+        store, parts = self.store, self.micro_batches
+        if parts > 1:
+            if len(pairs):
+                pairs = pairs[np.argsort(store.lengths_of(pairs), kind="stable")]
+            if len(verified):
+                sizes = np.array([len(store.verified[i].token_ids) for i in verified])
+                verified = verified[np.argsort(sizes, kind="stable")]
+        micros = []
+        for part in range(parts):
+            chosen = pairs[part * self.pair_rows : (part + 1) * self.pair_rows]
+            steps = verified[part * self.verified_rows : (part + 1) * self.verified_rows]
+            if len(chosen) or len(steps):
+                batch = store.pack(chosen, steps, self.pair_rows, self.verified_rows, self.buckets)
+                micros.append(Micro(batch, chosen, steps))
+        return micros
+
+    def reference_micros(self) -> Iterator[Micro]:
+        """All pairs that lack a reference, sorted by length: the cheapest order for a pass without gradients."""
+        pairs = np.flatnonzero(self._missing(np.arange(len(self.store.chosen))))
+        pairs = pairs[np.argsort(self.store.lengths_of(pairs), kind="stable")]
+        none = np.zeros(0, int)
+        for start in range(0, len(pairs), self.pair_rows):
+            part = pairs[start : start + self.pair_rows]
+            yield Micro(self.store.pack(part, none, self.pair_rows, 0, self.buckets), part, none)
+
+
+class TreePlan(Plan):
+    """Questions in random order, each with all its pairs and verified steps as one tree: what they share is read once."""
+
+    def __init__(self, store: RowStore, config: TrainConfig):
+        super().__init__(store, config)
+        loss = config.loss
+        self._uses = (loss.uses_pairs, loss.contrastive, loss.uses_verified)
+        sizes = [_unit_tokens(unit) for unit in self._units(*self._everything())]
+        mean_batch = sum(sizes) * min(1.0, self.batch_size / self.items)
+        length = max(*sizes, min(config.pack_length, math.ceil(mean_batch)))
+        length = length_buckets(length, config.min_length)[-1]
+        self.shape = RowShape.of(length, pairs=loss.uses_pairs, verified=loss.uses_verified)
+        self.rows = min(config.pack_rows, math.ceil(mean_batch / length))
+        self._updates = self._schedule()
+
+    def _everything(self) -> tuple[np.ndarray, np.ndarray]:
+        uses_pairs, _, uses_verified = self._uses
+        return (
+            np.arange(len(self.store.chosen) if uses_pairs else 0),
+            np.arange(len(self.store.verified) if uses_verified else 0),
+        )
+
+    def _units(self, pairs: Sequence[int] | np.ndarray, verified: Sequence[int] | np.ndarray) -> list[Unit]:
+        store = self.store
+        units = []
+        for i in pairs:
+            both = (store.chosen[i], store.rejected[i])
+            units.append(Unit(both[: 1 + self._uses[1]], int(i), int(store.pair_group[i]), True))
+        for i in verified:
+            units.append(Unit((store.verified[i],), int(i), int(store.verified_group[i]), False))
+        return units
+
+    def _schedule(self) -> list[tuple[np.ndarray, np.ndarray]]:
+        """The pairs and verified steps of every update."""
+        config, store = self.config, self.store
+        pairs, verified = self._everything()
+        main_group, beside_group = store.pair_group[pairs], store.verified_group[verified]
+        if not self._uses[0]:
+            main_group, beside_group = beside_group, np.zeros(0, int)
+        main: list[np.ndarray] = []
+        beside: list[list[int]] = [[] for _ in range(self.steps)]
+        groups = np.union1d(main_group, beside_group)
+        for epoch in range(config.epochs):
+            random = np.random.default_rng([config.seed, epoch])
+            place = np.zeros(int(groups.max()) + 1, int)
+            place[random.permutation(groups)] = np.arange(len(groups))
+            order = np.argsort(place[main_group], kind="stable")
+            main.append(order)
+            # A question's verified steps go where its first pair goes, or would go if it had one.
+            before = np.searchsorted(place[main_group][order], place[beside_group])
+            for i, at in enumerate(before):
+                update = (epoch * self.items + min(int(at), self.items - 1)) // self.batch_size
+                if update < self.steps:
+                    beside[update].append(i)
+        everything = np.concatenate(main)
+        none = np.zeros(0, int)
+        updates = []
+        for step in range(self.steps):
+            first = everything[step * self.batch_size : (step + 1) * self.batch_size]
+            if not self._uses[0]:
+                updates.append((none, first))
+                continue
+            steps = np.array(beside[step], int)
+            most = config.verified_per_batch
+            if most is not None and len(steps) > most:
+                steps = np.random.default_rng([config.seed, config.epochs, step]).permutation(steps)[:most]
+            updates.append((first, steps))
+        return updates
+
+    def rows_of(self, step: int) -> tuple[np.ndarray, np.ndarray]:
+        """See Plan."""
+        return self._updates[step]
+
+    def micro(self, pairs: np.ndarray, verified: np.ndarray) -> list[Micro]:
+        """The trees of one update, `rows` packed rows at a time."""
+        store = self.store
+        planned = plan_rows(self._units(pairs, verified), self.shape)
+        micros = []
+        for start in range(0, len(planned), self.rows):
+            packed = pack_trees(
+                planned[start : start + self.rows],
+                self.rows,
+                self.shape,
+                store.weight,
+                store.reference_chosen,
+                store.reference_rejected,
+            )
+            micros.append(Micro(packed.batch, packed.pairs, packed.verified))
+        return micros
+
+    def reference_micros(self) -> Iterator[Micro]:
+        """The updates' own micro-batches, so that the reference runs the same program over the same rows."""
+        wanted = self._missing(np.arange(len(self.store.chosen)))
+        for pairs, verified in self._updates:
+            if wanted[pairs].any():
+                for micro in self.micro(pairs, verified):
+                    found = micro.pairs[micro.pairs >= 0]
+                    if wanted[found].any():
+                        wanted[found] = False
+                        yield micro
+
+
+def _unit_tokens(unit: Unit) -> int:
+    """Tokens of a unit's own tree."""
+    if len(unit.rows) == 1:
+        return len(unit.rows[0].token_ids)
+    chosen, rejected = (row.token_ids for row in unit.rows)
+    return len(chosen) + len(rejected) - common_prefix(chosen, rejected)
+
+
+def _round_up(count: int) -> int:
+    """Few sizes (at most an eighth of padding), so that another round's count finds the same compiled shape."""
+    grain = max(1, (1 << count.bit_length()) // 16)
+    return -(-count // grain) * grain
