@@ -179,7 +179,10 @@ def _recalled(definition: Definition, values: dict[str, int]) -> list[str]:
 
 
 def write_solution(problem: GraphProblem, rng: random.Random, mix: dict[str, float]) -> list[str]:
-    """A correct solution: an admissible order, mostly the question's; a phrasing a step; sometimes an idle quantity."""
+    """A correct solution: an admissible order, mostly the question's; a phrasing a step; sometimes an idle quantity.
+
+    Only what looks easy, an operation with a plain number, is done directly.
+    """
     needed = problem.needed()
     todo = [d for d in problem.derived if d.name in needed or rng.random() < 0.5]
     values = dict(problem.given)
@@ -187,7 +190,8 @@ def write_solution(problem: GraphProblem, rng: random.Random, mix: dict[str, flo
     while problem.query not in values:
         ready = [d for d in todo if d.name not in values and all(n in values for n in d.needs)]
         definition = ready[0] if rng.random() < 0.85 else rng.choice(ready)
-        phrasing = rng.choices(list(mix), list(mix.values()))[0]
+        options = {p: share for p, share in mix.items() if p != "direct" or len(definition.needs) == 1}
+        phrasing = rng.choices(list(options), list(options.values()))[0]
         steps.append(write_step(definition, values, phrasing))
         values[definition.name] = apply(definition.operator, *definition.operands(values))
     return [*steps, f"answer: {values[problem.query]}"]
@@ -207,7 +211,7 @@ def drill(rng: random.Random, phrasings: Sequence[str]) -> tuple[str | None, lis
     ready = [d for d in problem.derived if all(name in given for name in d.needs)]
     lines: list[tuple[str, ...]] = []
     for definition in rng.choices([*problem.derived, *ready, *ready], k=8):
-        phrasing = rng.choice(phrasings)
+        phrasing = rng.choice(phrasings if len(definition.needs) == 1 else recalling)
         lead = f"{_VERBS[phrasing]}{definition.name}: "
         if definition not in ready:
             lines.append((lead, definition.symbols))

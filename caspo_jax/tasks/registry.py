@@ -114,7 +114,7 @@ TASKS: Mapping[str, Task] = MappingProxyType(
             graph.write_solution,
             graph.check_step,
             MappingProxyType({"brief": 0.4, "shown": 0.35, "careful": 0.25}),
-            MappingProxyType({"direct": 0.45, "brief": 0.1, "shown": 0.25, "careful": 0.2}),
+            MappingProxyType({"direct": 0.42, "brief": 0.16, "shown": 0.24, "careful": 0.18}),
             graph.drill,
         ),
         "chain": Task(

@@ -164,14 +164,13 @@ def _tree_steps(sums: StepSums, batch: TreeBatch, config: LossConfig) -> dict[st
 def loss_denominators(batch: PairBatch | TreeBatch, config: LossConfig) -> Denominators:
     """The denominators of a batch of NumPy arrays, from its weights and masks alone."""
     weight = np.asarray(batch.weight, np.float32).reshape(-1)
-    side = "verified" if config.uses_verified else "chosen"
     if isinstance(batch, TreeBatch):
         pairs, verified = batch.weight.shape[1], batch.verified.shape[1]
         items = 2 * pairs + verified
-        tokens = np.stack([np.bincount(owner, minlength=items + 1) for owner in batch.member_item])
+        tokens: Any = np.stack([np.bincount(owner, minlength=items + 1) for owner in batch.member_item])
         tokens = tokens[:, 2 * pairs : items] if config.uses_verified else tokens[:, :pairs]
     else:
-        rows: StepRows = getattr(batch, side)
+        rows: Any = batch.verified if config.uses_verified else batch.chosen
         tokens = rows.step_mask[:, 1:].sum(axis=1)
     return Denominators(weight.sum(), _nll_weight(weight, tokens.reshape(-1), config))  # type: ignore[arg-type]
 
