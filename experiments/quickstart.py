@@ -71,7 +71,7 @@ def main() -> None:
         folder = out if name == FLAGS.preset else out / "controls" / name
         recipe = Recipe(
             sample=settings.ROUND_SAMPLE,
-            pairs=settings.PAIRS,
+            pairs=settings.PAIRS[name],
             train=settings.TRAIN[name],
             batch_size=FLAGS.batch_size,
         )

@@ -31,14 +31,20 @@ def define_flags() -> None:
     """The program's flags."""
     flags.DEFINE_string("task", "graph", "embedded task: graph or chain")
     flags.DEFINE_string("out_dir", None, "where the policy goes", required=True)
-    flags.DEFINE_string("init", None, "a policy of a first run, to go on from with the task's final mix of phrasings")
+    flags.DEFINE_string(
+        "init", None, "a policy of a first run, to go on from with the task's final mix of phrasings"
+    )
     flags.DEFINE_integer("steps", None, "updates; default: 6000, after --init 1000")
     flags.DEFINE_integer("batch_size", 24, "rows an update")
-    flags.DEFINE_float("learning_rate", None, "peak rate, cosine to a twentieth; default: 4e-3, after --init 3e-3")
+    flags.DEFINE_float(
+        "learning_rate", None, "peak rate, cosine to a twentieth; default: 4e-3, after --init 3e-3"
+    )
     flags.DEFINE_integer("hidden_size", 96, "width")
     flags.DEFINE_integer("layers", 4, "depth")
     flags.DEFINE_float(
-        "drill", None, "share of rows that are exercises: bare sums, looking up; default: 0.5, after --init 0.4"
+        "drill",
+        None,
+        "share of rows that are exercises: bare sums, looking up; default: 0.5, after --init 0.4",
     )
     flags.DEFINE_integer(
         "copying",

@@ -21,7 +21,7 @@ from caspo_jax.sampling.policy import Policy
 from caspo_jax.sampling.state import CatState, Knobs, grow_state, init_state
 
 PROMPT_BUCKET = 16  # prompts are padded to a multiple of this
-FIRST_SEGMENT = 32  # tokens that the buffers hold at first; they double
+FIRST_SEGMENT = 64  # tokens that the buffers hold at first; they double
 CHECK_EVERY = 32  # iterations between two looks at which questions have ended
 LEAST_ROWS = 256  # batches are not shrunk below this: the compilation would cost more than it saves
 CACHE_BYTES = 1 << 30  # what the default batch size lets the KV cache and the logits take
@@ -168,9 +168,13 @@ def _prefill(graphdef: Any, params: Any, token_ids: jax.Array, mask: jax.Array, 
     return nnx.merge(graphdef, params).prefill(token_ids, mask, capacity)
 
 
+# Jitted whole: each of their small operations would be compiled by itself, for every shape. What only passes through
+# (cache, automaton, knobs) stays outside, because a program's outputs are copies.
+_init = jax.jit(init_state, static_argnames=("num_slots", "roots", "capacity", "fields"))
 _repeat = jax.jit(repeat_rows, static_argnums=1)
-_take_rows = jax.jit(take_rows)
+_take_prompts = jax.jit(lambda logits, cache, row: (logits[row], take_rows(cache, row)))
 _grow = jax.jit(grow, static_argnums=1)
+_grow_state = jax.jit(grow_state, static_argnums=1)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -200,7 +204,10 @@ class _Batch:
             if iteration == capacity:
                 capacity = min(2 * capacity, self.max_new_tokens)
                 cache = _grow(state.cache, prompt_columns + capacity)
-                state = dataclasses.replace(grow_state(state, capacity), cache=cache)
+                light = dataclasses.replace(state, cache=None, automaton=None, knobs=None)  # type: ignore[arg-type]
+                state = dataclasses.replace(
+                    _grow_state(light, capacity), cache=cache, automaton=self.automaton, knobs=self.knobs
+                )
             limit = jnp.asarray(min(iteration + CHECK_EVERY, capacity), jnp.int32)
             state = cat_decode_donated(self.params, dataclasses.replace(state, limit=limit), self.policy)
             done = np.asarray(state.done)
@@ -209,7 +216,7 @@ class _Batch:
                 harvest(state, where, trees, where >= 0)
                 return [tree for tree in trees if tree is not None]
             left = _bucket(int(np.sum(~done)))
-            if left <= len(done) // 2 and left * self.num_slots >= LEAST_ROWS:
+            if left <= len(done) // 4 and left * self.num_slots >= LEAST_ROWS:
                 harvest(state, where, trees, done & (where >= 0))
                 # Ended questions fill up the bucket; they were harvested and stay ended.
                 keep = np.argsort(done, kind="stable")[:left]
@@ -230,24 +237,25 @@ class _Batch:
         logits, cache = self._read(token_ids, mask, columns + capacity)
         row = np.array([index[unit.prompt_ids] for unit in units] + [0] * (size - len(units)))
         if len(prompts) != size or (row != np.arange(size)).any():
-            logits, cache = logits[row], _take_rows(cache, jnp.asarray(row))
+            logits, cache = _take_prompts(logits, cache, row)
         cache = _repeat(cache, self.num_slots) if self.num_slots > 1 else cache
         pad = [Unit((0,), (0, 0))] * (size - len(units))
-        return init_state(
-            cache,
+        state = _init(
+            None,
             logits,
-            jnp.asarray(np.array([unit.key for unit in units + pad], np.uint32)),
-            jnp.asarray([len(unit.prompt_ids) for unit in units + pad], jnp.int32),
-            self.automaton,
-            self.knobs,
+            np.array([unit.key for unit in units + pad], np.uint32),
+            np.array([len(unit.prompt_ids) for unit in units + pad], np.int32),
+            None,
+            None,
             num_slots=self.num_slots,
             roots=self.roots,
             capacity=capacity,
             fields=self.fields,
             prompt_columns=columns,
             real=np.arange(size) < len(units),
-            first_rank=jnp.asarray([unit.first_rank for unit in units + pad], jnp.int32),
+            first_rank=np.array([unit.first_rank for unit in units + pad], np.int32),
         )
+        return dataclasses.replace(state, cache=cache, automaton=self.automaton, knobs=self.knobs)
 
     def _read(self, token_ids: np.ndarray, mask: np.ndarray, capacity: int) -> tuple[jax.Array, KVCache]:
         rows = max(1, PREFILL_PAIRS // token_ids.shape[1] ** 2)
