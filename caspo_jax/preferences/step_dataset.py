@@ -12,10 +12,9 @@ import numpy as np
 
 from caspo_jax.errors import UserError
 from caspo_jax.steps import is_closed, is_flawed_correct
-from caspo_jax.store import write_text
+from caspo_jax.store import hash_path, write_text
 from caspo_jax.types import Trace
 
-DATA_FILE = "data/train-00000-of-00001.parquet"
 _CARD = Path(__file__).with_name("dataset_card.md")
 
 # name -> (pyarrow type, what it is)
@@ -109,10 +108,12 @@ def write_step_dataset(
             for name, (kind, _) in COLUMNS.items()
         ]
     )
-    path = Path(directory) / DATA_FILE
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    folder = Path(directory) / "data"
+    folder.mkdir(parents=True, exist_ok=True)
+    temporary = folder / f".train.{os.getpid()}.tmp"
     pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows, schema), temporary)
+    # `datasets` caches by the folder's name and what the card says, not by content: the file's name tells them apart.
+    path = folder / f"train-{hash_path(temporary)[:16]}.parquet"
     os.replace(temporary, path)
     verdicts = collections.Counter(row["verdict"] for row in rows)
     counts = {
@@ -120,11 +121,16 @@ def write_step_dataset(
         "steps": len(rows),
         **{v: verdicts[v] for v in ("correct", "wrong", "unknown")},
     }
-    write_text(Path(directory) / "README.md", _card(rows, counts, confidence, title))
+    write_text(Path(directory) / "README.md", _card(rows, counts, confidence, title, f"data/{path.name}"))
+    for old in folder.glob("train-*.parquet"):
+        if old != path:
+            old.unlink()
     return counts
 
 
-def _card(rows: Sequence[dict[str, Any]], counts: dict[str, int], confidence: str, title: str) -> str:
+def _card(
+    rows: Sequence[dict[str, Any]], counts: dict[str, int], confidence: str, title: str, file: str
+) -> str:
     def mean(verdict: str) -> str:
         values = [r["confidence"] for r in rows if r["verdict"] == verdict and r["confidence"] is not None]
         return f"{np.mean(values):.4f}" if values else "-"
@@ -134,7 +140,7 @@ def _card(rows: Sequence[dict[str, Any]], counts: dict[str, int], confidence: st
     strategies = sorted({str(r["strategy"]) for r in rows if r["strategy"]})
     fields = {
         "title": title,
-        "file": DATA_FILE,
+        "file": file,
         "steps": str(counts["steps"]),
         "traces": str(counts["traces"]),
         "confidence": confidence,

@@ -33,10 +33,17 @@ def test_written_and_loaded(tmp_path):
     assert "4 reasoning steps of 2 sampled traces" in card
     assert "| wrong | 1 | 0.6065 |" in card
     assert "{{" not in card
-    assert sorted(p.name for p in folder.rglob("*") if p.is_file()) == [
-        "README.md",
-        "train-00000-of-00001.parquet",
-    ]
+    assert len([p for p in folder.rglob("*") if p.is_file()]) == 2
+
+
+def test_written_anew_is_loaded_anew(tmp_path):
+    datasets = pytest.importorskip("datasets")
+    for found in (traces(), traces()[:1]):
+        for folder in (tmp_path / "steps", tmp_path / "elsewhere" / "steps"):
+            write_step_dataset(found, folder)
+            loaded = datasets.load_dataset(str(folder), cache_dir=str(tmp_path / "cache"), split="train")
+            assert loaded.to_list() == step_rows(found)
+            assert len(list((folder / "data").iterdir())) == 1
 
 
 def test_nothing_to_write(tmp_path):
