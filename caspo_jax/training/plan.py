@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import abc
 import math
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
@@ -25,7 +26,7 @@ class Micro(NamedTuple):
     verified: np.ndarray  # indices into RowStore.verified
 
 
-class Plan:
+class Plan(abc.ABC):
     """Which rows each update reads: a pure function of the seed, iterated (and checkpointed) by grain.
 
     Pairs are shuffled anew every epoch and cut into batches across epochs' borders, so that only the very last
@@ -49,17 +50,17 @@ class Plan:
         self.steps = steps if config.max_steps is None else min(steps, config.max_steps)
         self.epoch_steps = items / self.batch_size
 
+    @abc.abstractmethod
     def rows_of(self, step: int) -> tuple[np.ndarray, np.ndarray]:
         """Pairs and verified steps of an update (0, 1, ...), as indices into the store."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def micro(self, pairs: np.ndarray, verified: np.ndarray) -> list[Micro]:
         """The rows of one update as micro-batches."""
-        raise NotImplementedError
 
+    @abc.abstractmethod
     def reference_micros(self) -> Iterator[Micro]:
         """Micro-batches that hold every pair which the run reads and which has no reference log-probs yet."""
-        raise NotImplementedError
 
     def iterator(self) -> Any:
         """A grain iterator of (pair indices, verified indices), with `get_state` and `set_state`."""
