@@ -55,10 +55,3 @@ def common_prefix(a: np.ndarray, b: np.ndarray) -> int:
     length = min(len(a), len(b))
     differing = np.flatnonzero(a[:length] != b[:length])
     return int(differing[0]) if len(differing) else length
-
-
-def tree_size(sequences: Sequence[np.ndarray]) -> int:
-    """Distinct tokens of the tree, without building it."""
-    ordered = sorted((np.asarray(s, np.int32) for s in sequences), key=lambda s: s.astype(">u4").tobytes())
-    before = [np.zeros(0, np.int32), *ordered[:-1]]
-    return sum(len(ids) - common_prefix(last, ids) for last, ids in zip(before, ordered))
