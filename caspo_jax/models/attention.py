@@ -8,13 +8,10 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from caspo_jax.models.blockwise import attend_blockwise
 from caspo_jax.models.cache import KVCache
 
 # Finite, so that a padded query (which attends to nothing) yields a harmless mean and no NaN.
 _MASKED = -1e30
-# Up to here a [T, T] array of scores costs less than going block by block.
-_LONGEST_DENSE = 1024
 # Into how many parts a cache is cut at most, and columns a part at least.
 _MAX_PARTS = 4
 _MIN_PART = 32
@@ -23,26 +20,6 @@ _MIN_PART = 32
 def precision(dtype: jax.typing.DTypeLike) -> lax.Precision:
     """HIGHEST for float32 operands (no TF32, no bf16 passes); bf16 operands need no more than the default."""
     return lax.Precision.HIGHEST if jnp.dtype(dtype) == jnp.float32 else lax.Precision.DEFAULT
-
-
-def attend_self(q: jax.Array, k: jax.Array, v: jax.Array, visible_until: jax.Array) -> jax.Array:
-    """Attention within rows: query q sees key k exactly if k <= q < visible_until[k]; block by block in long rows.
-
-    Args:
-      q: [B, T, H, D].
-      k: [B, T, G, D].
-      v: [B, T, G, D].
-      visible_until: [B, T] int32: the length for plain sequences, the end of a key's subtree for trees, 0 in padding.
-
-    Returns:
-      [B, T, H, D] in q's dtype; entries at padding mean nothing.
-    """
-    length = q.shape[1]
-    if length > _LONGEST_DENSE:
-        return attend_blockwise(q, k, v, visible_until)
-    columns = jnp.arange(length)
-    seen = (columns <= columns[:, None]) & (columns[:, None] < visible_until[:, None, :])
-    return attend(q, k, v, seen)
 
 
 def attend(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array) -> jax.Array:

@@ -15,10 +15,34 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from caspo_jax.models.attention import attend, precision
+
 BLOCK = 256
+# Up to here a [T, T] array of scores costs less than going block by block.
+_LONGEST_DENSE = 1024
 _LOWEST = -1e30  # a finite stand-in for -inf: differences of two of them stay numbers
 
 Array = jax.Array
+
+
+def attend_self(q: jax.Array, k: jax.Array, v: jax.Array, visible_until: jax.Array) -> jax.Array:
+    """Attention within rows: query q sees key k exactly if k <= q < visible_until[k]; block by block in long rows.
+
+    Args:
+      q: [B, T, H, D].
+      k: [B, T, G, D].
+      v: [B, T, G, D].
+      visible_until: [B, T] int32: the length for plain sequences, the end of a key's subtree for trees, 0 in padding.
+
+    Returns:
+      [B, T, H, D] in q's dtype; entries at padding mean nothing.
+    """
+    length = q.shape[1]
+    if length > _LONGEST_DENSE:
+        return attend_blockwise(q, k, v, visible_until)
+    columns = jnp.arange(length)
+    seen = (columns <= columns[:, None]) & (columns[:, None] < visible_until[:, None, :])
+    return attend(q, k, v, seen)
 
 
 def attend_blockwise(q: Array, k: Array, v: Array, visible_until: Array, block: int = BLOCK) -> Array:
@@ -135,7 +159,5 @@ def _scores(q: Array, k: Array, until: Array, i: Array, j: Array) -> tuple[Array
 
 
 def _einsum(spec: str, left: Array, right: Array) -> Array:
-    precision = lax.Precision.HIGHEST if left.dtype == jnp.float32 else None
-    return jnp.einsum(
-        spec, left, right.astype(left.dtype), precision=precision, preferred_element_type=jnp.float32
-    )
+    right = right.astype(left.dtype)
+    return jnp.einsum(spec, left, right, precision=precision(left.dtype), preferred_element_type=jnp.float32)

@@ -14,7 +14,8 @@ import numpy as np
 from flax import nnx
 from jax import lax
 
-from caspo_jax.models.attention import attend_cache, attend_self, precision
+from caspo_jax.models.attention import attend_cache, precision
+from caspo_jax.models.blockwise import attend_self
 from caspo_jax.models.cache import KVCache, grow
 from caspo_jax.models.config import ModelConfig
 from caspo_jax.models.rope import rotate, rotation

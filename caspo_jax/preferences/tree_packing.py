@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -60,7 +61,7 @@ class Piece:
         """The tree of the units' sequences."""
         return cls(tuple(units), build_tree([row.token_ids for unit in units for row in unit.rows]))
 
-    @property
+    @functools.cached_property
     def size(self) -> tuple[int, int, int, int]:
         """Tokens, pairs, verified sequences and members."""
         pairs = sum(unit.is_pair for unit in self.units)
@@ -87,11 +88,10 @@ def plan_rows(units: Sequence[Unit], shape: RowShape) -> list[list[Piece]]:
     for unit in units:
         groups.setdefault(unit.group, []).append(unit)
     pieces = [piece for group in groups.values() for piece in _split(group, shape)]
-    sizes = [piece.size for piece in pieces]
     rows: list[list[Piece]] = []
     used: list[np.ndarray] = []
-    for i in sorted(range(len(pieces)), key=lambda i: -sizes[i][0]):
-        size = np.array(sizes[i])
+    for i in sorted(range(len(pieces)), key=lambda i: -pieces[i].size[0]):
+        size = np.array(pieces[i].size)
         row = next((r for r, so_far in enumerate(used) if shape.holds(*(so_far + size))), None)
         if row is None:
             row = len(rows)

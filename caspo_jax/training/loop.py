@@ -76,7 +76,7 @@ def train(
       reference: the frozen reference; default the policy at the start.
       out_dir: folder for checkpoints, `metrics.jsonl` and TensorBoard events; None keeps nothing.
       mesh: devices to split batches over.
-      callback: called with each update's metrics, one update late.
+      callback: called with each update's metrics and `steps`, the updates in all, one update late.
       progress: show a progress bar on stderr.
 
     Returns:
@@ -183,7 +183,7 @@ class _Reporter:
             }
         )
         if self._callback is not None:
-            self._callback(record)
+            self._callback({**record, "steps": self._plan.steps})
 
     def _watch(self, record: Mapping[str, Any], quiet: bool = False) -> None:
         displacement = record.get("displacement")

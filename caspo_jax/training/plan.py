@@ -70,10 +70,9 @@ class Plan(abc.ABC):
         options = grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)
         return iter(grain.MapDataset.range(self.steps).map(self.rows_of).to_iter_dataset(options))
 
-    def _missing(self, pairs: np.ndarray) -> np.ndarray:
-        """Which of these pairs lack a reference."""
-        missing = np.isnan(self.store.reference_chosen) | np.isnan(self.store.reference_rejected)
-        return missing[pairs] & (pairs >= 0)
+    def _missing(self) -> np.ndarray:
+        """[n] which pairs lack a reference."""
+        return np.isnan(self.store.reference_chosen) | np.isnan(self.store.reference_rejected)
 
 
 def make_plan(store: RowStore, config: TrainConfig) -> Plan:
@@ -139,7 +138,7 @@ class RowPlan(Plan):
 
     def reference_micros(self) -> Iterator[Micro]:
         """All pairs that lack a reference, sorted by length: the cheapest order for a pass without gradients."""
-        pairs = np.flatnonzero(self._missing(np.arange(len(self.store.chosen))))
+        pairs = np.flatnonzero(self._missing())
         pairs = pairs[np.argsort(self.store.lengths_of(pairs), kind="stable")]
         none = np.zeros(0, int)
         for start in range(0, len(pairs), self.pair_rows):
@@ -153,7 +152,6 @@ class TreePlan(Plan):
     def __init__(self, store: RowStore, config: TrainConfig):
         super().__init__(store, config)
         loss = config.loss
-        self._uses = (loss.uses_pairs, loss.contrastive, loss.uses_verified)
         sizes = [_unit_tokens(unit) for unit in self._units(*self._everything())]
         mean_batch = sum(sizes) * min(1.0, self.batch_size / self.items)
         length = max(*sizes, min(config.pack_length, math.ceil(mean_batch)))
@@ -163,18 +161,18 @@ class TreePlan(Plan):
         self._updates = self._schedule()
 
     def _everything(self) -> tuple[np.ndarray, np.ndarray]:
-        uses_pairs, _, uses_verified = self._uses
+        loss = self.config.loss
         return (
-            np.arange(len(self.store.chosen) if uses_pairs else 0),
-            np.arange(len(self.store.verified) if uses_verified else 0),
+            np.arange(len(self.store.chosen) if loss.uses_pairs else 0),
+            np.arange(len(self.store.verified) if loss.uses_verified else 0),
         )
 
     def _units(self, pairs: Sequence[int] | np.ndarray, verified: Sequence[int] | np.ndarray) -> list[Unit]:
-        store = self.store
+        store, sides = self.store, 2 if self.config.loss.contrastive else 1
         units = []
         for i in pairs:
             both = (store.chosen[i], store.rejected[i])
-            units.append(Unit(both[: 1 + self._uses[1]], int(i), int(store.pair_group[i]), True))
+            units.append(Unit(both[:sides], int(i), int(store.pair_group[i]), True))
         for i in verified:
             units.append(Unit((store.verified[i],), int(i), int(store.verified_group[i]), False))
         return units
@@ -184,7 +182,7 @@ class TreePlan(Plan):
         config, store = self.config, self.store
         pairs, verified = self._everything()
         main_group, beside_group = store.pair_group[pairs], store.verified_group[verified]
-        if not self._uses[0]:
+        if not config.loss.uses_pairs:
             main_group, beside_group = beside_group, np.zeros(0, int)
         main: list[np.ndarray] = []
         beside: list[list[int]] = [[] for _ in range(self.steps)]
@@ -206,7 +204,7 @@ class TreePlan(Plan):
         updates = []
         for step in range(self.steps):
             first = everything[step * self.batch_size : (step + 1) * self.batch_size]
-            if not self._uses[0]:
+            if not config.loss.uses_pairs:
                 updates.append((none, first))
                 continue
             steps = np.array(beside[step], int)
@@ -239,7 +237,7 @@ class TreePlan(Plan):
 
     def reference_micros(self) -> Iterator[Micro]:
         """The updates' own micro-batches, so that the reference runs the same program over the same rows."""
-        wanted = self._missing(np.arange(len(self.store.chosen)))
+        wanted = self._missing()
         for pairs, verified in self._updates:
             if wanted[pairs].any():
                 for micro in self.micro(pairs, verified):

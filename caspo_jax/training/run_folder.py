@@ -78,11 +78,10 @@ def save_reference(folder: Path, store: RowStore) -> None:
     os.replace(temporary, folder / "reference.npz")
 
 
-def load_reference(folder: Path, store: RowStore) -> bool:
-    """Fill in kept reference log-probs; returns whether there were any."""
+def load_reference(folder: Path, store: RowStore) -> None:
+    """Fill in kept reference log-probs, if there are any."""
     path = folder / "reference.npz"
     if not path.exists():
-        return False
+        return
     with np.load(path) as arrays:
         store.reference_chosen, store.reference_rejected = arrays["chosen"], arrays["rejected"]
-    return True

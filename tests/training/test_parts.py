@@ -78,7 +78,10 @@ def test_every_epoch_sees_every_pair_once_in_another_order(pack):
     epochs = np.concatenate(pairs).reshape(3, 10)
     assert all(sorted(epoch) == list(range(10)) for epoch in epochs.tolist())
     assert sorted(epochs[0][:4]) != sorted(epochs[1][:4]) or sorted(epochs[0][:4]) != sorted(epochs[2][:4])
-    assert len({np.shape(micro.batch.weight) for micros in rows for micro in micros}) == 1
+    assert not np.array_equal(epochs[0], epochs[1])
+    shapes = {np.shape(micro.batch.weight) for micros in rows for micro in micros}
+    assert len(shapes) == 1
+    assert pack == "trees" or shapes == {(2,)}
     again = np.concatenate(visited(make_plan(store(), dataclasses.replace(config, micro_batch_size=None)))[1])
     assert sorted(again[:4]) == sorted(epochs.ravel()[:4])
     other = np.concatenate(visited(make_plan(store(), dataclasses.replace(config, seed=1)))[1])
@@ -91,7 +94,9 @@ def test_every_verified_step_rides_along_once_an_epoch(pack):
     _, _, verified = visited(make_plan(store(verified=3), config))
     assert sorted(np.concatenate(verified)) == list(range(6))
     fixed = dataclasses.replace(config, verified_per_batch=2)
-    assert all(len(v) <= 2 for v in visited(make_plan(store(verified=3), fixed))[2])
+    sizes = [len(v) for v in visited(make_plan(store(verified=3), fixed))[2]]
+    assert max(sizes) <= 2
+    assert pack == "trees" or sizes == [2, 2]
 
 
 @PACKS

@@ -239,6 +239,9 @@ def test_micro_batches_give_the_same_run(whole, parts):
         np.testing.assert_allclose(a, b, atol=2e-5)
     rewards = [[r["rewards/margin"] for r in summary.history] for _, summary in runs]
     np.testing.assert_allclose(*rewards, atol=1e-5)
+    if whole["pack"] == "rows":
+        tokens = [[r["tokens"] for r in summary.history] for _, summary in runs]
+        assert tokens[0] == tokens[1]
 
 
 def test_one_batch_of_trees_is_the_batch_of_its_rows():

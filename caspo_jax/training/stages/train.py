@@ -15,9 +15,7 @@ from caspo_jax.preferences.packing import Row
 from caspo_jax.records import trace_from_record
 from caspo_jax.store import Manifest, hash_path, load_records, manifest_path
 from caspo_jax.training.config import TrainConfig
-from caspo_jax.training.data import RowStore
 from caspo_jax.training.loop import train
-from caspo_jax.training.plan import make_plan
 from caspo_jax.training.restore import description_of, restore_trained
 from caspo_jax.training.stages.pairs import read_pairs, verified_traces
 from caspo_jax.training.stages.policy import Policy
@@ -70,12 +68,10 @@ def train_stage(
         rows = verified_traces(load_records(annotated, trace_from_record))
     callback = None
     if progress is not None:
-        total = [0]
 
         def callback(record: Mapping[str, Any]) -> None:
-            progress(int(record["step"]), total[0], loss=record["loss"])
+            progress(int(record["step"]), int(record["steps"]), loss=record["loss"])
 
-        total[0] = make_plan(RowStore.build(loaded, rows), config).steps
     _, summary = train(policy.model, loaded, config, verified=rows, out_dir=run, callback=callback)
     counts = {
         "updates": summary.steps,
