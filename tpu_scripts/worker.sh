@@ -117,9 +117,10 @@ supervise() {
   export PATH="$REPOSITORY/.venv/bin:$PATH" VIRTUAL_ENV="$REPOSITORY/.venv" PYTHONUNBUFFERED=1
   echo "== $(date -u +%FT%TZ) $host, revision $(cat "$folder/revision"): $(quote "${COMMAND[@]}")"
   "${COMMAND[@]}" || code=$?
+  # The log first: whoever sees the exit code finds the log complete.
+  echo "== $(date -u +%FT%TZ) $host, exit code $code"
   echo "$code" >"$folder/exit_code.new"
   mv "$folder/exit_code.new" "$folder/exit_code"
-  echo "== $(date -u +%FT%TZ) $host, exit code $code"
 }
 
 case $task in

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +16,8 @@ _MASKED = -1e30
 # Into how many parts a cache is cut at most, and columns a part at least.
 _MAX_PARTS = 4
 _MIN_PART = 32
+# Columns that a block of lanes holds: fewer rescale too often, more win nothing (measured on a CPU).
+_BLOCK = 4
 
 
 def precision(dtype: jax.typing.DTypeLike) -> lax.Precision:
@@ -68,42 +71,114 @@ def attend_cache(q: jax.Array, cache: KVCache, layer: jax.Array, column: jax.Arr
       [R, H, D] in q's dtype.
     """
     rows, heads, dim = q.shape
-    groups, capacity = cache.v.shape[2:4]
+    groups = cache.prompt_k.shape[2]
+    grouped = q.reshape(rows, groups, heads // groups, dim)
+    if cache.lanes:
+        return _attend_lanes(grouped, cache, layer, column).reshape(rows, heads, dim)
+    capacity = cache.capacity
     parts = max(1, min(_MAX_PARTS, capacity // _MIN_PART))
     part = -(-capacity // parts)
     widths = [min(capacity, part * (i + 1)) for i in range(parts)]
     branches = [functools.partial(_attend_columns, width) for width in widths]
-    operands = (q.reshape(rows, groups, heads // groups, dim), cache, layer)
+    operands = (grouped, cache, layer)
     mixed = lax.switch(column // part, branches, *operands) if parts > 1 else branches[0](*operands)
     return mixed.reshape(rows, heads, dim)
 
 
 def _attend_columns(columns: int, q: jax.Array, cache: KVCache, layer: jax.Array) -> jax.Array:
     """`attend_cache` of q [R, G, J, D] over the prompt and the first `columns` columns of the rows."""
-    rows, groups, shared, dim = q.shape
-    prompts, length = cache.prompt_valid.shape
-    start = (layer, 0, 0, 0, 0)
-    shape = (1, rows, groups, columns, dim)
+    rows, groups, _, dim = q.shape
+    start, shape = (layer, 0, 0, 0, 0), (1, rows, groups, columns, dim)
     keys, values = (lax.dynamic_slice(x, start, shape)[0] for x in (cache.k, cache.v))
-    prompt_keys = lax.dynamic_index_in_dim(cache.prompt_k, layer, keepdims=False)
-    prompt_values = lax.dynamic_index_in_dim(cache.prompt_v, layer, keepdims=False)
-
-    def product(equation: str, x: jax.Array, y: jax.Array) -> jax.Array:
-        return jnp.einsum(equation, x, y, precision=precision(y.dtype), preferred_element_type=jnp.float32)
-
-    def by_prompt(x: jax.Array) -> jax.Array:  # [R, G, J, ...] -> [B, G, K * J, ...]
-        x = x.reshape(prompts, -1, groups, shared, x.shape[-1])
-        return jnp.moveaxis(x, 1, 2).reshape(prompts, groups, -1, x.shape[-1])
-
-    def by_row(x: jax.Array) -> jax.Array:  # and back
-        x = x.reshape(prompts, groups, -1, shared, x.shape[-1])
-        return jnp.moveaxis(x, 2, 1).reshape(rows, groups, shared, x.shape[-1])
-
-    prompt_scores = product("bgnd,bgpd->bgnp", by_prompt(q), prompt_keys)
-    prompt_scores = jnp.where(cache.prompt_valid[:, None, None], prompt_scores * dim**-0.5, _MASKED)
-    scores = product("rgqd,rgsd->rgqs", q, keys)
+    prompt_scores = _prompt_scores(q, cache, layer)
+    scores = _product("rgqd,rgsd->rgqs", q, keys)
     scores = jnp.where(cache.valid[:, None, None, :columns], scores * dim**-0.5, _MASKED)
-    scores = jnp.concatenate([by_row(prompt_scores), scores], axis=-1)
+    scores = jnp.concatenate([prompt_scores, scores], axis=-1)
     weights = jax.nn.softmax(scores, axis=-1).astype(values.dtype)
-    mixed = by_row(product("bgnp,bgpd->bgnd", by_prompt(weights[..., :length]), prompt_values))
-    return (mixed + product("rgqs,rgsd->rgqd", weights[..., length:], values)).astype(q.dtype)
+    length = prompt_scores.shape[-1]
+    mixed = _prompt_mixed(weights[..., :length], cache, layer)
+    return (mixed + _product("rgqs,rgsd->rgqd", weights[..., length:], values)).astype(q.dtype)
+
+
+def _attend_lanes(q: jax.Array, cache: KVCache, layer: jax.Array, column: jax.Array) -> jax.Array:
+    """`attend_cache` of q [R, G, J, D] over a cache of lanes: the softmax goes on from block to block of columns.
+
+    With the largest score so far m, z = sum e^(s - m) and a = sum e^(s - m) v, a block's scores change (m, z, a) only
+    by a factor and a term each. The prompt is the first block.
+    """
+    rows, groups, shared, dim = q.shape
+    lanes, width = rows * groups, min(_BLOCK, cache.capacity)
+    prompt_scores = _prompt_scores(q, cache, layer)
+    top = jnp.max(prompt_scores, axis=-1, initial=_MASKED)
+    weights = jnp.exp(prompt_scores - top[..., None])
+    mixed = _prompt_mixed(weights.astype(q.dtype), cache, layer)
+
+    def to_lanes(x: jax.Array) -> list[jax.Array]:  # [R, G, J, ...] -> J times [..., R * G]
+        return [jnp.moveaxis(x[:, :, j].reshape(lanes, *x.shape[3:]), 0, -1) for j in range(shared)]
+
+    queries = to_lanes(q.astype(jnp.float32) * dim**-0.5)
+    start = tuple(zip(to_lanes(top), to_lanes(jnp.sum(weights, axis=-1)), to_lanes(mixed)))
+
+    def column_of(array: jax.Array, at: jax.Array) -> jax.Array:
+        x = lax.dynamic_slice(array, (layer, at, 0, 0, 0), (1, 1, dim, rows, groups))
+        return x.reshape(dim, lanes).astype(jnp.float32)
+
+    def block(i: jax.Array, carry: Any) -> Any:
+        # The last block may begin before its turn; what was counted already is left out.
+        places = [jnp.minimum(i * width, cache.capacity - width) + j for j in range(width)]
+        seen = [
+            lax.dynamic_index_in_dim(cache.valid, at, keepdims=False) & (at >= i * width) for at in places
+        ]
+        seen = [jnp.broadcast_to(x[:, None], (rows, groups)).reshape(lanes) for x in seen]
+        after = []
+        # A head at a time: XLA's CPU reduces the leading axis of a matrix at full speed, a middle axis very slowly.
+        for query, (top, total, mixed) in zip(queries, carry):
+            scores = [jnp.sum(query * column_of(cache.k, at), axis=0) for at in places]
+            scores = [jnp.where(x, score, _MASKED) for x, score in zip(seen, scores)]
+            higher = functools.reduce(jnp.maximum, scores, top)
+            factor = jnp.exp(top - higher)
+            block_weights = [jnp.exp(score - higher) for score in scores]
+            mixed = mixed * factor
+            for at, weight in zip(places, block_weights):
+                mixed += weight * column_of(cache.v, at)
+            after.append((higher, total * factor + sum(block_weights), mixed))
+        return tuple(after)
+
+    carry = lax.fori_loop(0, column // width + 1, block, start)
+    mixed = jnp.stack([jnp.moveaxis(mixed / total, -1, 0) for _, total, mixed in carry], axis=1)
+    return mixed.reshape(rows, groups, shared, dim).astype(q.dtype)
+
+
+def _product(equation: str, x: jax.Array, y: jax.Array) -> jax.Array:
+    return jnp.einsum(equation, x, y, precision=precision(y.dtype), preferred_element_type=jnp.float32)
+
+
+def _prompt_scores(q: jax.Array, cache: KVCache, layer: jax.Array) -> jax.Array:
+    """Scaled and masked scores [R, G, J, P] float32 of q [R, G, J, D]; the K rows of a prompt in one product."""
+    rows, _, shared, dim = q.shape
+    keys = lax.dynamic_index_in_dim(cache.prompt_k, layer, keepdims=False)
+    scores = _product("bgnd,bgpd->bgnp", _by_prompt(q, len(cache.prompt_valid)), keys)
+    scores = jnp.where(cache.prompt_valid[:, None, None], scores * dim**-0.5, _MASKED)
+    return _by_row(scores, rows, shared)
+
+
+def _prompt_mixed(weights: jax.Array, cache: KVCache, layer: jax.Array) -> jax.Array:
+    """What weights [R, G, J, P] take from the prompts' values: [R, G, J, D] float32."""
+    rows, _, shared, _ = weights.shape
+    values = lax.dynamic_index_in_dim(cache.prompt_v, layer, keepdims=False)
+    mixed = _product("bgnp,bgpd->bgnd", _by_prompt(weights, len(cache.prompt_valid)), values)
+    return _by_row(mixed, rows, shared)
+
+
+def _by_prompt(x: jax.Array, prompts: int) -> jax.Array:
+    """[R, G, J, ...] -> [B, G, K * J, ...]."""
+    _, groups, shared, last = x.shape
+    return jnp.moveaxis(x.reshape(prompts, -1, groups, shared, last), 1, 2).reshape(prompts, groups, -1, last)
+
+
+def _by_row(x: jax.Array, rows: int, shared: int) -> jax.Array:
+    """[B, G, K * J, ...] -> [R, G, J, ...]."""
+    prompts, groups, _, last = x.shape
+    return jnp.moveaxis(x.reshape(prompts, groups, -1, shared, last), 2, 1).reshape(
+        rows, groups, shared, last
+    )

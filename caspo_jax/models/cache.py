@@ -3,13 +3,26 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jax import lax
 
 from caspo_jax.models.config import ModelConfig
+
+
+class _Axis(NamedTuple):
+    kv: int  # of `k` and `v`
+    valid: int  # of `valid`
+
+
+# By `lanes`: where the rows and the columns are.
+_ROWS = {False: _Axis(1, 0), True: _Axis(3, 1)}
+_COLUMNS = {False: _Axis(3, 1), True: _Axis(1, 0)}
+# From so many rows on the lanes are full enough to pay on a CPU.
+_LANES_FROM = 128
 
 
 @jax.tree_util.register_dataclass
@@ -19,26 +32,30 @@ class KVCache:
 
     Row b * K + k goes on from prompt b, whose part is stored once and read once for all K. The rows' columns are the
     loop's iterations, the same for all; which of them a row owns is in `valid`, so that a write is one
-    dynamic_update_slice and never a scatter. Keys lie as values do: transposed ones would save the product a copy, but
-    every write would touch D separate places, which costs more (measured on a CPU).
+    dynamic_update_slice and never a scatter.
+
+    The rows' own columns lie in one of two layouts. `lanes` False: a row's columns are together, as matrix units want
+    them. `lanes` True: a column's rows are together, [S, D, R, G], so that one vector instruction works on many rows:
+    on a CPU with hundreds of rows attention is then at the memory's speed and reads no column twice.
     """
 
     prompt_k: jax.Array  # [L, B, G, P, D], rotated
     prompt_v: jax.Array  # [L, B, G, P, D]
     prompt_valid: jax.Array  # [B, P] bool, false at padding
-    k: jax.Array  # [L, R, G, S, D], rotated
-    v: jax.Array  # [L, R, G, S, D]
-    valid: jax.Array  # [R, S] bool
+    k: jax.Array  # [L, R, G, S, D], rotated; lanes: [L, S, D, R, G]
+    v: jax.Array  # [L, R, G, S, D]; lanes: [L, S, D, R, G]
+    valid: jax.Array  # [R, S] bool; lanes: [S, R]
+    lanes: bool = dataclasses.field(default=False, metadata={"static": True})
 
     @property
     def rows(self) -> int:
         """R."""
-        return self.valid.shape[0]
+        return self.valid.shape[_ROWS[self.lanes].valid]
 
     @property
     def capacity(self) -> int:
         """S."""
-        return self.valid.shape[1]
+        return self.valid.shape[_COLUMNS[self.lanes].valid]
 
     @property
     def branches(self) -> int:
@@ -46,27 +63,67 @@ class KVCache:
         return self.rows // self.prompt_valid.shape[0]
 
 
+def prefers_lanes(rows: int) -> bool:
+    """Whether a cache of so many rows should be one of lanes here: on one CPU device, with many rows."""
+    return rows >= _LANES_FROM and jax.default_backend() == "cpu" and jax.device_count() == 1
+
+
 def init_cache(
-    config: ModelConfig, rows: int, capacity: int, dtype: jax.typing.DTypeLike, *, prompt_columns: int = 0
+    config: ModelConfig,
+    rows: int,
+    capacity: int,
+    dtype: jax.typing.DTypeLike,
+    *,
+    prompt_columns: int = 0,
+    lanes: bool = False,
 ) -> KVCache:
     """An empty cache of `rows` prompts with a row each, of `prompt_columns` and `capacity` columns."""
-    lead, dim = (config.num_layers, rows, config.num_kv_heads), config.head_dim
+    layers, groups, dim = config.num_layers, config.num_kv_heads, config.head_dim
+    prompt = jnp.zeros((layers, rows, groups, prompt_columns, dim), dtype)
+    shape = (layers, capacity, dim, rows, groups) if lanes else (layers, rows, groups, capacity, dim)
+    own = jnp.zeros(shape, dtype)
+    valid = jnp.zeros((capacity, rows) if lanes else (rows, capacity), jnp.bool_)
+    return KVCache(prompt, prompt, jnp.zeros((rows, prompt_columns), jnp.bool_), own, own, valid, lanes)
 
-    def part(columns: int) -> tuple[jax.Array, jax.Array, jax.Array]:
-        shape = (*lead, columns, dim)
-        return jnp.zeros(shape, dtype), jnp.zeros(shape, dtype), jnp.zeros((rows, columns), jnp.bool_)
 
-    return KVCache(*part(prompt_columns), *part(capacity))
+def write(cache: KVCache, layer: jax.Array, column: jax.Array, k: jax.Array, v: jax.Array) -> KVCache:
+    """Puts one token's keys and values [R, G, D] of every row into `column` of a layer (both scalar int32)."""
+
+    def put(array: jax.Array, x: jax.Array) -> jax.Array:
+        if cache.lanes:
+            x = jnp.moveaxis(x, -1, 0)[None, None]
+            return lax.dynamic_update_slice(array, x, (layer, column, 0, 0, 0))
+        return lax.dynamic_update_slice(array, x[None, :, :, None], (layer, 0, 0, column, 0))
+
+    return dataclasses.replace(cache, k=put(cache.k, k), v=put(cache.v, v))
+
+
+def own(cache: KVCache, column: jax.Array) -> KVCache:
+    """Marks a column as valid in every row."""
+    axis = _COLUMNS[cache.lanes].valid
+    return dataclasses.replace(cache, valid=_set_column(cache.valid, True, column, axis))
+
+
+def _set_column(array: jax.Array, value: bool, index: jax.Array, axis: int) -> jax.Array:
+    shape = list(array.shape)
+    shape[axis] = 1
+    return lax.dynamic_update_slice_in_dim(array, jnp.full(shape, value, array.dtype), index, axis)
+
+
+def _on_rows(cache: KVCache, change: Callable[[jax.Array, int], jax.Array]) -> KVCache:
+    """The cache with `change(array, axis of the rows)` done to the rows' own part."""
+    axis = _ROWS[cache.lanes]
+    return dataclasses.replace(
+        cache,
+        k=change(cache.k, axis.kv),
+        v=change(cache.v, axis.kv),
+        valid=change(cache.valid, axis.valid),
+    )
 
 
 def branch(cache: KVCache, n: int) -> KVCache:
     """Each row becomes n: row r is copied to rows r*n .. r*n+n-1; the prompts stay as they are."""
-    return dataclasses.replace(
-        cache,
-        k=jnp.repeat(cache.k, n, axis=1),
-        v=jnp.repeat(cache.v, n, axis=1),
-        valid=jnp.repeat(cache.valid, n, axis=0),
-    )
+    return _on_rows(cache, lambda array, axis: jnp.repeat(array, n, axis=axis))
 
 
 def copy_rows(cache: KVCache, source: jax.Array, destination: jax.Array, count: jax.Array) -> KVCache:
@@ -87,8 +144,7 @@ def copy_rows(cache: KVCache, source: jax.Array, destination: jax.Array, count: 
         return lax.dynamic_update_slice_in_dim(array, row, destination[i], axis)
 
     def body(i, cache: KVCache) -> KVCache:
-        k, v, valid = copy_row(cache.k, 1, i), copy_row(cache.v, 1, i), copy_row(cache.valid, 0, i)
-        return dataclasses.replace(cache, k=k, v=v, valid=valid)
+        return _on_rows(cache, lambda array, axis: copy_row(array, axis, i))
 
     return lax.fori_loop(0, count, body, cache)
 
@@ -102,17 +158,28 @@ def grow(cache: KVCache, capacity: int) -> KVCache:
     def pad(array: jax.Array, axis: int) -> jax.Array:
         return jnp.pad(array, [(0, extra if i == axis else 0) for i in range(array.ndim)])
 
-    return dataclasses.replace(cache, k=pad(cache.k, 3), v=pad(cache.v, 3), valid=pad(cache.valid, 1))
+    axis = _COLUMNS[cache.lanes]
+    return dataclasses.replace(
+        cache, k=pad(cache.k, axis.kv), v=pad(cache.v, axis.kv), valid=pad(cache.valid, axis.valid)
+    )
 
 
 def concatenate(caches: Sequence[KVCache]) -> KVCache:
-    """The prompts of several caches of equal columns and branches, with their rows, in order."""
+    """The prompts of several caches of equal columns, branches and layout, with their rows, in order."""
+    axis = _ROWS[caches[0].lanes]
 
-    def joined(field: str) -> jax.Array:
-        arrays = [getattr(cache, field) for cache in caches]
-        return jnp.concatenate(arrays, axis=0 if arrays[0].ndim == 2 else 1)  # the masks have no layers
+    def joined(field: str, axis: int) -> jax.Array:
+        return jnp.concatenate([getattr(cache, field) for cache in caches], axis=axis)
 
-    return KVCache(**{field.name: joined(field.name) for field in dataclasses.fields(KVCache)})
+    return KVCache(
+        prompt_k=joined("prompt_k", 1),
+        prompt_v=joined("prompt_v", 1),
+        prompt_valid=joined("prompt_valid", 0),
+        k=joined("k", axis.kv),
+        v=joined("v", axis.kv),
+        valid=joined("valid", axis.valid),
+        lanes=caches[0].lanes,
+    )
 
 
 def take_prompts(cache: KVCache, prompts: jax.Array) -> KVCache:
@@ -127,11 +194,10 @@ def split_rows(cache: KVCache, rows: jax.Array) -> KVCache:
 
 
 def _gather(cache: KVCache, prompts: jax.Array, rows: jax.Array) -> KVCache:
-    return KVCache(
+    cache = dataclasses.replace(
+        cache,
         prompt_k=jnp.take(cache.prompt_k, prompts, axis=1),
         prompt_v=jnp.take(cache.prompt_v, prompts, axis=1),
         prompt_valid=jnp.take(cache.prompt_valid, prompts, axis=0),
-        k=jnp.take(cache.k, rows, axis=1),
-        v=jnp.take(cache.v, rows, axis=1),
-        valid=jnp.take(cache.valid, rows, axis=0),
     )
+    return _on_rows(cache, lambda array, axis: jnp.take(array, rows, axis=axis))

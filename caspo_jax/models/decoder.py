@@ -16,7 +16,7 @@ from jax import lax
 
 from caspo_jax.models.attention import attend_cache, precision
 from caspo_jax.models.blockwise import attend_self
-from caspo_jax.models.cache import KVCache, init_cache
+from caspo_jax.models.cache import KVCache, init_cache, own, write
 from caspo_jax.models.config import ModelConfig
 from caspo_jax.models.rope import rotate, rotation
 from caspo_jax.models.weights import weights
@@ -122,13 +122,16 @@ class Decoder(nnx.Module):
             preferred_element_type=jnp.float32,
         )
 
-    def prefill(self, token_ids: jax.Array, mask: jax.Array, capacity: int) -> tuple[jax.Array, KVCache]:
+    def prefill(
+        self, token_ids: jax.Array, mask: jax.Array, capacity: int, *, lanes: bool = False
+    ) -> tuple[jax.Array, KVCache]:
         """Reads prompts and returns what decoding starts from.
 
         Args:
           token_ids: [R, P] int32.
           mask: [R, P] bool, real tokens, padding on either side.
           capacity: columns S that decoding may write, from 0 on; `branch` lets several rows go on from a prompt.
+          lanes: the cache's layout (`KVCache`).
 
         Returns:
           Logits after each row's last real token [R, V] float32, and the cache.
@@ -138,7 +141,7 @@ class Decoder(nnx.Module):
         last = columns - 1 - jnp.argmax(mask[:, ::-1], axis=1)
         x = jnp.take_along_axis(x, last[:, None, None], axis=1)[:, 0]
         logits = self.unembed(self._norm(x, self.final_norm[...]))
-        empty = init_cache(self.config, len(token_ids), capacity, k.dtype)
+        empty = init_cache(self.config, len(token_ids), capacity, k.dtype, lanes=lanes)
         cache = dataclasses.replace(empty, prompt_k=k, prompt_v=v, prompt_valid=mask.astype(jnp.bool_))
         return logits, cache
 
@@ -156,8 +159,7 @@ class Decoder(nnx.Module):
         Returns:
           [R, V] float32 logits and the cache.
         """
-        valid = lax.dynamic_update_slice(cache.valid, jnp.ones((cache.rows, 1), jnp.bool_), (0, column))
-        cache = dataclasses.replace(cache, valid=valid)
+        cache = own(cache, column)
         cos, sin = rotation(self.config.rope, self.config.head_dim, positions)
         x = self._embed(token_ids)
 
@@ -166,12 +168,7 @@ class Decoder(nnx.Module):
             x, cache = carry
             layer, index = inputs
             q, k, v = self._qkv(layer, self._norm(x, layer["input_norm"]), cos, sin)
-            place = (index, 0, 0, column, 0)
-            cache = dataclasses.replace(
-                cache,
-                k=lax.dynamic_update_slice(cache.k, k[None, :, :, None], place),
-                v=lax.dynamic_update_slice(cache.v, v[None, :, :, None], place),
-            )
+            cache = write(cache, index, column, k, v)
             x = self._attention_output(layer, x, attend_cache(q, cache, index, column))
             return (self._mlp(layer, x), cache), None
 

@@ -13,7 +13,7 @@ import numpy as np
 from flax import nnx
 
 from caspo_jax.errors import UserError
-from caspo_jax.models.cache import KVCache, branch, concatenate, copy_rows, grow, take_prompts
+from caspo_jax.models.cache import KVCache, branch, concatenate, copy_rows, grow, prefers_lanes, take_prompts
 from caspo_jax.sampling.automaton import Automaton
 from caspo_jax.sampling.compaction import split_branches, take_questions
 from caspo_jax.sampling.loop import cat_decode_donated
@@ -25,7 +25,7 @@ PROMPT_BUCKET = 16  # prompts are padded to a multiple of this
 FIRST_SEGMENT = 64  # tokens that the buffers hold at first; they double
 CHECK_EVERY = 16  # iterations between two looks at which questions have ended
 SHRINK = 4  # batches are cut to a quarter, and not to something between: every shape is compiled
-LEAST_ROWS = 256  # nor below this: the compilation would cost more than it saves
+LEAST_ROWS = 64  # nor below this: the compilation would cost more than it saves
 CACHE_BYTES = 1 << 30  # what the default batch size lets the KV cache and the logits take
 LOGITS_COPIES = 4  # float32 arrays of the logits' shape that an iteration may hold
 PREFILL_PAIRS = 1 << 24  # pairs of prompt columns (rows x P x P) that one prefill may attend over
@@ -143,9 +143,9 @@ def _bucket(count: int) -> int:
     return power * 3 // 4 if power >= 4 and power * 3 // 4 >= count else power
 
 
-@functools.partial(jax.jit, static_argnames=("graphdef", "capacity"))
-def _prefill(graphdef: Any, params: Any, token_ids: jax.Array, mask: jax.Array, capacity: int):
-    return nnx.merge(graphdef, params).prefill(token_ids, mask, capacity)
+@functools.partial(jax.jit, static_argnames=("graphdef", "lanes"))
+def _prefill(graphdef: Any, params: Any, token_ids: jax.Array, mask: jax.Array, lanes: bool):
+    return nnx.merge(graphdef, params).prefill(token_ids, mask, 0, lanes=lanes)
 
 
 # Jitted whole: each of their small operations would be compiled by itself, for every shape. What only passes through
@@ -224,7 +224,7 @@ class _Batch:
         for i, prompt in enumerate(prompts):
             token_ids[i, : len(prompt)] = prompt
             mask[i, : len(prompt)] = True
-        logits, cache = self._read(token_ids, mask)
+        logits, cache = self._read(token_ids, mask, size)
         row = np.array([index[unit.prompt_ids] for unit in units] + [0] * (size - len(units)))
         if len(logits) != size or (row != np.arange(size)).any():
             logits, cache = _take_prompts(logits, cache, row)
@@ -246,10 +246,11 @@ class _Batch:
         )
         return dataclasses.replace(state, cache=cache, automaton=self.automaton, knobs=self.knobs)
 
-    def _read(self, token_ids: np.ndarray, mask: np.ndarray) -> tuple[jax.Array, KVCache]:
+    def _read(self, token_ids: np.ndarray, mask: np.ndarray, size: int) -> tuple[jax.Array, KVCache]:
         rows = max(1, PREFILL_PAIRS // token_ids.shape[1] ** 2)
+        lanes = prefers_lanes(size * self.num_slots)
         parts = [
-            _prefill(self.graphdef, self.params, token_ids[i : i + rows], mask[i : i + rows], 0)
+            _prefill(self.graphdef, self.params, token_ids[i : i + rows], mask[i : i + rows], lanes)
             for i in range(0, len(token_ids), rows)
         ]
         if len(parts) == 1:

@@ -1,3 +1,5 @@
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -8,20 +10,28 @@ from caspo_jax.models import KVCache, ModelConfig, branch, copy_rows, grow, init
 CONFIG = ModelConfig("llama", 8, 8, 8, num_layers=2, num_heads=2, num_kv_heads=1, head_dim=2)
 
 
-@pytest.fixture
-def cache() -> KVCache:
+def relaid(cache: KVCache) -> KVCache:
+    """The same contents in the other layout of the rows' own columns."""
+    axes = (0, 3, 4, 1, 2)  # [L, R, G, S, D] to [L, S, D, R, G], and back
+    k, v = jnp.transpose(cache.k, axes), jnp.transpose(cache.v, axes)
+    return dataclasses.replace(cache, k=k, v=v, valid=cache.valid.T, lanes=not cache.lanes)
+
+
+@pytest.fixture(params=[False, True], ids=["rows", "lanes"])
+def cache(request) -> KVCache:
     """Four prompts with a row each; row r holds r everywhere and owns r+1 columns; prompt b holds b + 20, b + 30."""
     row = np.arange(4, dtype=np.float32).reshape(1, 4, 1, 1, 1)
     k = np.zeros((2, 4, 1, 6, 2), np.float32) + row
     valid = np.arange(6)[None] <= np.arange(4)[:, None]
     prompt_k = np.zeros((2, 4, 1, 3, 2), np.float32) + row + 20
     parts = (prompt_k, prompt_k + 10, valid[:, :3], k, k + 10, valid)
-    return KVCache(*(jnp.asarray(part) for part in parts))
+    cache = KVCache(*(jnp.asarray(part) for part in parts))
+    return relaid(cache) if request.param else cache
 
 
 def owners(cache: KVCache) -> list[int]:
     """Which original row each row is, checked on all its arrays."""
-    cache = jax.device_get(cache)
+    cache = jax.device_get(relaid(cache) if cache.lanes else cache)
     found = []
     for r in range(cache.rows):
         (row,) = np.unique(cache.k[:, r])
@@ -46,6 +56,9 @@ def test_init_is_empty():
     assert (cache.prompt_k.shape, cache.prompt_v.shape) == ((2, 3, 1, 4, 2), (2, 3, 1, 4, 2))
     assert cache.k.shape == cache.v.shape == (2, 3, 1, 5, 2)
     assert not cache.valid.any()
+    lanes = init_cache(CONFIG, 3, 5, jnp.bfloat16, prompt_columns=4, lanes=True)
+    assert (lanes.rows, lanes.branches, lanes.capacity) == (3, 1, 5)
+    assert lanes.k.shape == lanes.v.shape == (2, 5, 2, 3, 1)
 
 
 def test_branches_are_copies_and_stay_with_their_prompts(cache):
@@ -64,7 +77,8 @@ def test_copy_rows_copies_the_first_count_in_order(cache, count, want):
     assert owners(copied) == want
 
 
-def test_copy_rows_in_a_donated_loop_needs_no_second_cache():
+@pytest.mark.parametrize("lanes", [False, True])
+def test_copy_rows_in_a_donated_loop_needs_no_second_cache(lanes):
     config = ModelConfig("llama", 8, 8, 8, num_layers=2, num_heads=2, num_kv_heads=2, head_dim=16)
 
     def loop(cache, source, destination, count):
@@ -74,18 +88,20 @@ def test_copy_rows_in_a_donated_loop_needs_no_second_cache():
 
         return jax.lax.while_loop(lambda state: state[0] < 8, body, (0, cache))
 
-    cache = init_cache(config, 32, 64, jnp.float32)
+    cache = init_cache(config, 32, 64, jnp.float32, lanes=lanes)
     index = jnp.zeros(8, jnp.int32)
     program = jax.jit(loop, donate_argnums=0).lower(cache, index, index, 2).compile()
     assert program.memory_analysis().temp_size_in_bytes < 0.1 * (cache.k.nbytes + cache.v.nbytes)
 
 
 def test_grow_adds_empty_columns(cache):
-    grown = jax.device_get(grow(cache, 9))
+    assert grow(cache, 6) is cache
+    grown = grow(cache, 9)
     assert grown.capacity == 9
+    assert prompts(grown) == [0, 1, 2, 3]
+    if cache.lanes:
+        cache, grown = relaid(cache), relaid(grown)
     assert grown.k.shape[-2] == grown.v.shape[-2] == 9
     np.testing.assert_array_equal(grown.k[..., :6, :], cache.k)
     np.testing.assert_array_equal(grown.v[..., :6, :], cache.v)
     assert not grown.valid[:, 6:].any()
-    assert prompts(grown) == [0, 1, 2, 3]
-    assert grow(cache, 6) is cache

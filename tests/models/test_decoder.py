@@ -1,4 +1,5 @@
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -37,9 +38,10 @@ def forward(model):
     return jax.jit(lambda ids, mask: model(ids, mask=mask))
 
 
-@pytest.fixture(scope="module")
-def prefill(model):
-    return jax.jit(model.prefill, static_argnums=2)
+@pytest.fixture(scope="module", params=[False, True], ids=["rows", "lanes"])
+def prefill(request, model):
+    """Into a cache of either layout."""
+    return jax.jit(functools.partial(model.prefill, lanes=request.param), static_argnums=2)
 
 
 @pytest.fixture(scope="module")
@@ -129,11 +131,12 @@ def test_columns_that_a_row_skips_do_not_matter(prefill, step):
     _, cache = prefill(ids, mask, 140)
     want, _ = step(cache, token, position, jnp.int32(0))
     for column in (40, 80, 139):
-        kept = jnp.arange(140)[:, None] == column
+        kept = jnp.arange(140) == column
+        kept = kept[:, None, None, None] if cache.lanes else kept[:, None]
         junk = jnp.broadcast_to(jnp.where(kept, 0.0, 1e3), cache.k.shape)
         got, after = step(dataclasses.replace(cache, k=junk), token, position, jnp.int32(column))
         np.testing.assert_allclose(got, want, atol=1e-5)
-        assert after.valid[:, column].all()
+        assert (after.valid[column] if cache.lanes else after.valid[:, column]).all()
 
 
 def test_hidden_states_norm_and_unembed(model):
