@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -21,10 +22,12 @@ from caspo_jax.sampling.policy import Policy, fork_never
 from caspo_jax.sampling.state import CatState, Knobs, grow_state, init_state
 from caspo_jax.sampling.tree import Tree, harvest
 
-PROMPT_BUCKET = 16  # prompts are padded to a multiple of this
-FIRST_SEGMENT = 64  # tokens that the buffers hold at first; they double
+PROMPT_BUCKET = 16  # the longest prompt is padded to a multiple of this
+FIRST_SEGMENT = 64  # tokens that the buffers hold at first; they double (lanes: all from the start, since unused ones are not read)
 CHECK_EVERY = 16  # iterations between two looks at which questions have ended
-SHRINK = 4  # batches are cut to a quarter, and not to something between: every shape is compiled
+SHRINK = (
+    4  # batches are cut to about a quarter, a power of two, and not to more sizes: every shape is compiled
+)
 LEAST_ROWS = 64  # nor below this: the compilation would cost more than it saves
 CACHE_BYTES = 1 << 30  # what the default batch size lets the KV cache and the logits take
 LOGITS_COPIES = 4  # float32 arrays of the logits' shape that an iteration may hold
@@ -116,6 +119,7 @@ def grow_trees(
     graphdef, params = nnx.split(model)
     search = policy(ModelDecode(graphdef), copy_rows)
     longest = max(len(unit.prompt_ids) for unit in units)
+    columns = -(-longest // PROMPT_BUCKET) * PROMPT_BUCKET
     limit = max(1, (batch_size or default_rows(model, longest + max_new_tokens)) // num_slots)
     batches = -(-len(units) // limit)
     size = min(_bucket(-(-len(units) // batches)), limit)  # even batches of one shape
@@ -130,11 +134,26 @@ def grow_trees(
                 progress(before + count, len(units))
 
         run = _Batch(
-            graphdef, params, search, knobs, automaton, num_slots, roots, max_new_tokens, fields, report
+            graphdef,
+            params,
+            search,
+            knobs,
+            automaton,
+            num_slots,
+            roots,
+            columns,
+            max_new_tokens,
+            fields,
+            report,
         )
         for index, found in zip(batch, run([units[i] for i in batch], size), strict=True):
             trees[index] = found
     return trees
+
+
+def _quarter(rows: int) -> int:
+    """The power of two next to a `SHRINK`-th."""
+    return 1 << max(0, round(math.log2(rows / SHRINK)))
 
 
 def _bucket(count: int) -> int:
@@ -168,12 +187,14 @@ class _Batch:
     automaton: Automaton
     num_slots: int
     roots: int
+    prompt_columns: int  # of the longest prompt of all batches
     max_new_tokens: int
     fields: tuple[str, ...]
     report: Callable[[int], None]
 
     def __call__(self, units: list[Unit], size: int) -> list[list[Tree]]:
-        capacity = min(FIRST_SEGMENT, self.max_new_tokens)
+        lanes = prefers_lanes(size * self.num_slots)
+        capacity = self.max_new_tokens if lanes else min(FIRST_SEGMENT, self.max_new_tokens)
         state = self._start(units, size, capacity)
         trees: list[list[Tree]] = [[] for _ in units]
         where = np.arange(size)  # which unit each question of the state belongs to
@@ -191,20 +212,22 @@ class _Batch:
                 harvest(state, where, trees, where >= 0)
                 return trees
             live = np.asarray(state.slots.live)
-            rows = live.size // SHRINK
-            if rows < LEAST_ROWS:
+            alone = self.policy.fork is fork_never  # branches need no questions to go on
+            each = 1 if alone else live.shape[1]
+            rows = _quarter(live.size)
+            if rows < max(LEAST_ROWS, each) or rows >= live.size:
                 continue
-            if int(np.sum(~done)) * live.shape[1] <= rows:
-                harvest(state, where, trees, done & (where >= 0))
-                # Ended questions fill up the batch; they were harvested and stay ended.
-                keep = np.argsort(done, kind="stable")[: len(done) // SHRINK]
-                where = np.where(done[keep], -1, where[keep])
-                state = take_questions(state, jnp.asarray(keep))
-            elif self.policy.fork is fork_never and live.shape[1] > 1 and int(np.sum(live)) <= rows:
+            if alone and live.shape[1] > 1 and int(np.sum(live)) <= rows:
                 harvest(state, where, trees, where >= 0)
                 keep = np.argsort(~live.reshape(-1), kind="stable")[:rows]
                 where = np.where(live.reshape(-1)[keep], np.repeat(where, live.shape[1])[keep], -1)
                 state = split_branches(state, jnp.asarray(keep))
+            elif live.shape[1] == each and int(np.sum(~done)) <= rows // each:
+                harvest(state, where, trees, done & (where >= 0))
+                # Ended questions fill up the batch; they were harvested and stay ended.
+                keep = np.argsort(done, kind="stable")[: rows // each]
+                where = np.where(done[keep], -1, where[keep])
+                state = take_questions(state, jnp.asarray(keep))
 
     def _grown(self, state: CatState, capacity: int) -> CatState:
         cache = _grow(state.cache, capacity)
@@ -215,7 +238,9 @@ class _Batch:
 
     def _start(self, units: list[Unit], size: int, capacity: int) -> CatState:
         longest = max(len(unit.prompt_ids) for unit in units)
-        columns = -(-longest // PROMPT_BUCKET) * PROMPT_BUCKET
+        columns = self.prompt_columns
+        while columns % 2 == 0 and longest <= columns // 2:  # few widths: every shape is compiled
+            columns //= 2
         prompts = list(dict.fromkeys(unit.prompt_ids for unit in units))
         index = {prompt: i for i, prompt in enumerate(prompts)}
         token_ids = np.zeros((_bucket(len(prompts)), columns), np.int32)
