@@ -1,4 +1,4 @@
-"""The one exception for bad input: its message is shown to the user as it stands."""
+"""The exceptions that programs turn into one line: bad input, and a run that was asked to stop."""
 
 
 class UserError(ValueError):
@@ -7,3 +7,14 @@ class UserError(ValueError):
     The message is one line that names the thing (file:line, tensor, flag, shape) and says what to do.
     Programs print it as `error: ...` and exit with 1; library callers may catch it as a ValueError.
     """
+
+
+class Interrupted(Exception):
+    """A run that was asked to stop and has kept its state: the same call goes on where it was.
+
+    Programs print it and exit with 128 + `signal` (143 for SIGTERM), as a process does that the signal ends.
+    """
+
+    def __init__(self, message: str, signal: int):
+        super().__init__(message)
+        self.signal = signal

@@ -17,7 +17,7 @@ os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")  # PyTorch is no
 
 from absl import app, flags, logging  # noqa: E402
 
-from caspo_jax.errors import UserError  # noqa: E402
+from caspo_jax.errors import Interrupted, UserError  # noqa: E402
 from experiments.terminal import (  # noqa: E402, F401 - programs reach them through this module
     Progress,
     closing,
@@ -30,7 +30,7 @@ FLAGS = flags.FLAGS
 
 
 def run(main: Callable[[], None]) -> None:
-    """Run a program: bad input prints one line and exits with 1, an interrupt exits with 130."""
+    """Run a program: bad input prints one line and exits with 1, Ctrl-C exits with 130, SIGTERM with 143."""
     logging.set_verbosity(logging.WARNING)
     for module, defined in FLAGS.flags_by_module_dict().items():
         if module.startswith("experiments.") or "config_flags" in module:
@@ -47,6 +47,9 @@ def guarded(main: Callable[[], None], argv: Sequence[str]) -> int:
         main()
     except UserError as error:
         return _fail(str(error))
+    except Interrupted as error:
+        print(error, file=sys.stderr)
+        return 128 + error.signal
     except OSError as error:
         return _fail(f"{error.filename or 'input/output'}: {error.strerror or error}")
     except KeyboardInterrupt:

@@ -1,4 +1,4 @@
-"""The newest checkpoint of a training run to a policy folder that transformers loads.
+"""A checkpoint of a training run to a policy folder that transformers loads.
 
     python -m experiments.export --model=POLICY --run=RUN --output=NEW_POLICY
 
@@ -19,6 +19,9 @@ def define_flags() -> None:
     common.define_model_flags()
     flags.DEFINE_string("run", None, "folder of a training run", required=True)
     flags.DEFINE_string("output", None, "where the policy goes", required=True)
+    flags.DEFINE_string(
+        "checkpoint", "last", "last, best (of a run with --train.best_metric) or the number of an update"
+    )
 
 
 def main() -> None:
@@ -26,7 +29,9 @@ def main() -> None:
     from caspo_jax.training.stages import export_stage
 
     run = common.require_folder(FLAGS.run, "run")
-    folder = export_stage(common.load_policy(), run, FLAGS.output, overwrite=FLAGS.overwrite)
+    folder = export_stage(
+        common.load_policy(), run, FLAGS.output, checkpoint=FLAGS.checkpoint, overwrite=FLAGS.overwrite
+    )
     common.closing(f"policy in {folder}", {})
 
 

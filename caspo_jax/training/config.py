@@ -115,13 +115,22 @@ class TrainConfig:
     remat: bool = False  # recompute activations in the backward pass: less memory, a third more time
     min_length: int = 32  # smallest padded row length; lengths are rounded up to few sizes above it
     save_every: int | None = None  # updates between checkpoints; None: at the end alone
-    keep_checkpoints: int = 2
+    keep_checkpoints: int = 2  # the last so many
+    best_metric: str | None = (
+        None  # also keep the best checkpoint: by its mean over the last `save_every` updates
+    )
+    best_mode: Literal["max", "min"] = "max"  # which values of it are good
+    async_checkpoints: bool = True  # write them while training goes on
+    skip_nonfinite: bool = (
+        False  # leave out updates whose loss or gradient is not finite, instead of stopping
+    )
     displacement_margin: float = 0.5  # nats a step that chosen log-probs may fall below the reference's
     displacement_window: int = 8  # updates over which that fall is averaged
     tensorboard: bool = True  # write events under the run's folder, if there is one
 
     def __post_init__(self) -> None:
         _one_of("pack", self.pack, ("trees", "rows"))
+        _one_of("best_mode", self.best_mode, ("max", "min"))
         at_least_one = ("batch_size", "epochs", "pack_length", "pack_rows", "min_length", "keep_checkpoints")
         for name in (*at_least_one, "displacement_window"):
             _require(getattr(self, name) >= 1, f"{name} must be at least 1, got {getattr(self, name)}")
@@ -142,12 +151,30 @@ class TrainConfig:
             f"clip_norm must be > 0 (or None), got {self.clip_norm}",
         )
 
+    def shaping(self) -> dict[str, Any]:
+        """The settings that shape what is trained, as plain values: a run may go on only with the same ones."""
+        return {k: v for k, v in dataclasses.asdict(self).items() if k not in _KEEPING}
+
     @classmethod
     def preset(cls, name: str, **overrides: Any) -> TrainConfig:
         """A named recipe of `PRESETS`, with some fields changed."""
         if name not in PRESETS:
             raise UserError(f"preset={name!r} is unknown: choose one of {', '.join(PRESETS)}")
         return dataclasses.replace(PRESETS[name], **overrides)
+
+
+# Settings of TrainConfig that change what is kept, printed or survived, not what is trained.
+_KEEPING = (
+    "save_every",
+    "keep_checkpoints",
+    "best_metric",
+    "best_mode",
+    "async_checkpoints",
+    "skip_nonfinite",
+    "displacement_margin",
+    "displacement_window",
+    "tensorboard",
+)
 
 
 def _one_of(name: str, value: str, allowed: tuple[str, ...]) -> None:

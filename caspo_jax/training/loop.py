@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import math
+import signal
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -14,20 +15,21 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from caspo_jax.errors import UserError
+from caspo_jax.errors import Interrupted, UserError
 from caspo_jax.preferences.packing import Row
 from caspo_jax.training.config import TrainConfig
 from caspo_jax.training.data import RowStore
 from caspo_jax.training.metrics_log import MetricsLog
 from caspo_jax.training.monitor import DisplacementMonitor
+from caspo_jax.training.nonfinite import MOST_IN_A_ROW, describe, pair_names, write_batch
 from caspo_jax.training.plan import Micro, Plan, make_plan
+from caspo_jax.training.preemption import StopNotice
 from caspo_jax.training.run_folder import claim_folder, load_reference, save_reference
 from caspo_jax.training.step_logprobs import batch_reference
 from caspo_jax.training.train_step import StepOutput, StepReport, make_train_step, trained_model
 from caspo_jax.types import Pair, PairBatch, StepRows, TreeBatch
 
 Callback = Callable[[Mapping[str, Any]], None]
-_NAMED_PAIRS = 16  # pair ids in an error message
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,6 +40,7 @@ class TrainSummary:
     pairs: int
     verified: int
     tokens: int  # tokens read by all updates
+    skipped: int  # updates left out because their loss or gradient was not finite
     seconds: float  # this process's, reference pass included
     resumed_from: int  # the update that this process started after, 0 for a fresh run
     displaced_at: int | None  # the update that gave the likelihood displacement warning
@@ -83,8 +86,10 @@ def train(
       The trained model (a new one, in the model's dtype) and the summary.
 
     Raises:
-      UserError: nothing to train on; a loss or gradient that is not finite (names the batch's pairs); `out_dir`
-        holds a run with other settings, data or model.
+      UserError: nothing to train on; a loss or gradient that is not finite (names the batch's pairs, which
+        `out_dir/not_finite/` lists; with `config.skip_nonfinite` only after several in a row); `out_dir` holds a
+        run with other settings, data or model.
+      Interrupted: SIGTERM or a preemption notice came (looked for only with `out_dir`); a checkpoint is written.
     """
     started = time.perf_counter()
     store = RowStore.build(data, verified)
@@ -98,19 +103,26 @@ def train(
     step_fn, state = make_train_step(model, config, plan.steps, mesh)
     iterator, resumed = plan.iterator(), 0
     with contextlib.ExitStack() as resources:
-        checkpoints, log = None, None
+        checkpoints, log, notice = None, None, None
         if folder is not None:
             from caspo_jax.training.checkpoints import Checkpoints
 
-            checkpoints = Checkpoints(folder / "checkpoints", config.keep_checkpoints)
+            checkpoints = Checkpoints(
+                folder / "checkpoints", config.keep_checkpoints, background=config.async_checkpoints
+            )
             resources.callback(checkpoints.close)
-            if checkpoints.latest is not None:
-                state, iterator_state = checkpoints.restore(state)
+            checkpoints.clean()
+            found = checkpoints.restore(state)
+            if found is not None:
+                state, iterator_state = found
                 iterator.set_state(iterator_state)
                 resumed = int(state.step)
             log = MetricsLog(folder, resume_after=resumed, tensorboard=config.tensorboard)
             resources.callback(log.close)
-        reporter = _Reporter(plan, config, log, callback, _progress_bar(progress, plan.steps, resumed))
+            notice = resources.enter_context(StopNotice())
+        reporter = _Reporter(
+            plan, config, folder, log, callback, _progress_bar(progress, plan.steps, resumed)
+        )
         resources.callback(reporter.bar.close)
 
         for number in range(resumed + 1, plan.steps + 1):
@@ -119,16 +131,25 @@ def train(
             reporter.report_last()
             reporter.pending = (number, output, micros)
             due = config.save_every is not None and number % config.save_every == 0
-            if checkpoints is not None and (due or number == plan.steps):
+            stop = notice is not None and notice.reached(number)
+            if checkpoints is not None and (due or stop or number == plan.steps):
                 # A checkpoint is only written of updates whose loss is known to be finite.
                 reporter.report_last()
-                checkpoints.save(state, iterator.get_state())
+                checkpoints.save(state, iterator.get_state(), reporter.value())
+            if stop and checkpoints is not None and number < plan.steps:
+                checkpoints.wait()
+                raise Interrupted(
+                    f"stopped after update {number} of {plan.steps}, which is kept in {folder}: "
+                    "run the same command again to go on",
+                    signal.SIGTERM,
+                )
         reporter.report_last()
         summary = TrainSummary(
             steps=plan.steps,
             pairs=len(store.chosen),
             verified=len(store.verified),
             tokens=int(sum(record["tokens"] for record in reporter.history)),
+            skipped=sum(bool(record.get("skipped")) for record in reporter.history),
             seconds=time.perf_counter() - started,
             resumed_from=resumed,
             displaced_at=reporter.monitor.warned_at,
@@ -141,13 +162,20 @@ class _Reporter:
     """Reports an update after the next one is on its way, so that the device never waits for the host."""
 
     def __init__(
-        self, plan: Plan, config: TrainConfig, log: MetricsLog | None, callback: Callback | None, bar: Any
+        self,
+        plan: Plan,
+        config: TrainConfig,
+        folder: Path | None,
+        log: MetricsLog | None,
+        callback: Callback | None,
+        bar: Any,
     ):
         self.pending: tuple[int, StepOutput, list[Micro]] | None = None
         self.monitor = DisplacementMonitor(config.displacement_margin, config.displacement_window)
         self.history: list[dict[str, Any]] = [] if log is None else log.history
         self.bar = bar
-        self._plan, self._config, self._log, self._callback = plan, config, log, callback
+        self._plan, self._config, self._folder = plan, config, folder
+        self._log, self._callback = log, callback
         for record in self.history:
             self._watch(record, quiet=True)
         self._clock = time.perf_counter()
@@ -159,10 +187,12 @@ class _Reporter:
         report = output.fetch(self._config.loss)
         now = time.perf_counter()
         seconds, self._clock = now - self._clock, now
-        if not all(math.isfinite(report.metrics[name]) for name in ("loss", "grad_norm")):
-            raise UserError(_not_finite(number, report, micros, self._plan.store))
+        finite = all(math.isfinite(report.metrics[name]) for name in ("loss", "grad_norm"))
+        if report.skipped or not finite:
+            self._not_finite(number, report, micros)
         record: dict[str, Any] = {
             "step": number,
+            **({"skipped": True} if report.skipped else {}),
             "epoch": round(min(number / self._plan.epoch_steps, self._config.epochs), 4),
             **report.metrics,
             "tokens_per_second": report.metrics["tokens"] / max(seconds, 1e-9),
@@ -185,9 +215,40 @@ class _Reporter:
         if self._callback is not None:
             self._callback({**record, "steps": self._plan.steps})
 
+    def value(self) -> float | None:
+        """How good the newest update's state is: `best_metric`, mean over the updates that a checkpoint stands for."""
+        name, config = self._config.best_metric, self._config
+        if name is None:
+            return None
+        recent = [r for r in self.history[-(config.save_every or 1) :] if not r.get("skipped")]
+        if recent and name not in recent[-1]:
+            known = ", ".join(k for k, v in recent[-1].items() if isinstance(v, float))
+            raise UserError(f"best_metric={name!r} is no metric of this run: choose one of {known}")
+        values = [record[name] for record in recent if record[name] is not None]
+        if not values:
+            return None
+        return float(np.mean(values)) * (1 if config.best_mode == "max" else -1)
+
+    def _not_finite(self, number: int, report: StepReport, micros: Sequence[Micro]) -> None:
+        """Write the batch out, and stop unless the update was skipped (and not too many before it)."""
+        store = self._plan.store
+        message = describe(number, report, micros, store)
+        if self._folder is not None and jax.process_index() == 0:
+            path = write_batch(self._folder, number, report, micros, store)
+            message += f" (all ids in {path})"
+        if not report.skipped:
+            raise UserError(
+                f"{message}. Lower the learning rate, look at these pairs, or leave such updates out with skip_nonfinite"
+            )
+        row = 0
+        while row < len(self.history) and self.history[-1 - row].get("skipped"):
+            row += 1
+        if row + 1 >= MOST_IN_A_ROW:
+            raise UserError(f"{message}. {row + 1} updates in a row were skipped: lower the learning rate")
+
     def _watch(self, record: Mapping[str, Any], quiet: bool = False) -> None:
         displacement = record.get("displacement")
-        if displacement is None:
+        if displacement is None or record.get("skipped"):
             return
         if quiet:  # a warning given before the restart is not given again
             import warnings
@@ -217,33 +278,11 @@ def _fill_references(
         bad += pairs[known][~(np.isfinite(chosen) & np.isfinite(rejected))].tolist()
     if bad:
         raise UserError(
-            f"the reference's log-probs are not finite for pairs {_names(store, np.unique(bad))}: "
+            f"the reference's log-probs are not finite for pairs {pair_names(store, np.unique(bad))}: "
             "check the reference's weights and these pairs' token ids"
         )
     if folder is not None and computed:
         save_reference(folder, store)
-
-
-def _not_finite(number: int, report: StepReport, micros: Sequence[Micro], store: RowStore) -> str:
-    guilty = [m.pairs[~ok[: len(m.pairs)]] for m, ok in zip(micros, report.pair_finite)]
-    steps = [m.verified[~ok[: len(m.verified)]] for m, ok in zip(micros, report.verified_finite) if len(ok)]
-    pairs, verified = np.concatenate(guilty), np.concatenate([*steps, np.zeros(0, int)])
-    blamed = "rows whose loss is not finite"
-    if not len(pairs) and not len(verified):
-        pairs, blamed = np.concatenate([m.pairs for m in micros]), "the batch"
-    names = _names(store, pairs)
-    if len(verified):
-        names += f"; verified steps {', '.join(map(str, verified[:_NAMED_PAIRS]))}"
-    return (
-        f"update {number}: loss {report.metrics['loss']}, gradient norm {report.metrics['grad_norm']}; "
-        f"{blamed}: {names}. Lower the learning rate, or look at these pairs"
-    )
-
-
-def _names(store: RowStore, pairs: np.ndarray) -> str:
-    names = ", ".join(store.pair_ids[i] for i in pairs[:_NAMED_PAIRS])
-    more = len(pairs) - _NAMED_PAIRS
-    return f"{names} and {more} more" if more > 0 else names
 
 
 def _positions(batch: PairBatch | TreeBatch) -> int:

@@ -1,4 +1,4 @@
-"""The policy of a training run's newest checkpoint."""
+"""The policy of a training run's newest, or best, checkpoint."""
 
 from __future__ import annotations
 
@@ -11,15 +11,16 @@ from caspo_jax.training.config import LossConfig, TrainConfig
 from caspo_jax.training.train_step import make_train_step, trained_model
 
 
-def restore_trained(model: Any, folder: str | Path) -> tuple[Any, int]:
+def restore_trained(model: Any, folder: str | Path, checkpoint: str = "last") -> tuple[Any, int]:
     """The trained model and the number of updates behind it.
 
     Args:
       model: the policy that the run started from; it gives shapes and dtype.
       folder: the run's folder.
+      checkpoint: `last` (the newest that is whole), `best` (by the run's `best_metric`), or an update's number.
 
     Raises:
-      UserError: the folder holds no run, or no checkpoint yet.
+      UserError: the folder holds no run, no checkpoint yet, or not the wanted one; or that one is damaged.
     """
     from caspo_jax.training.checkpoints import Checkpoints
 
@@ -28,14 +29,30 @@ def restore_trained(model: Any, folder: str | Path) -> tuple[Any, int]:
     settings = json.loads(description.read_text(encoding="utf-8"))["config"]
     config = TrainConfig(**(settings | {"loss": LossConfig(**settings["loss"])}))
     _, state = make_train_step(model, config, 1)
-    checkpoints = Checkpoints(folder / "checkpoints", config.keep_checkpoints)
+    checkpoints = Checkpoints(folder / "checkpoints")
     try:
-        if checkpoints.latest is None:
-            raise UserError(f"{folder}: the run has no checkpoint yet; train on")
-        state, _ = checkpoints.restore(state)
+        found = checkpoints.restore(state, _wanted(checkpoints, folder, checkpoint))
     finally:
         checkpoints.close()
-    return trained_model(model, state), int(state.step)
+    if found is None:
+        raise UserError(f"{folder}: the run has no whole checkpoint yet; train on")
+    return trained_model(model, found[0]), int(found[0].step)
+
+
+def _wanted(checkpoints: Any, folder: Path, name: str) -> int | None:
+    """The update meant by `last` (None), `best` or a number."""
+    if name == "last":
+        return None
+    if name == "best":
+        best = checkpoints.best()
+        if best is None:
+            raise UserError(
+                f"{folder}: no checkpoint has a value; train with best_metric, or take the last one"
+            )
+        return best
+    if not name.isdecimal():
+        raise UserError(f"checkpoint={name!r}: give last, best or the number of an update")
+    return int(name)
 
 
 def description_of(folder: str | Path) -> Path:

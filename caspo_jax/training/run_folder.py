@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import os
 from pathlib import Path
@@ -18,15 +17,6 @@ from caspo_jax.store import write_json
 from caspo_jax.training.config import TrainConfig
 from caspo_jax.training.data import RowStore
 
-# Settings that change what is kept or printed, not what is trained.
-_FREE = (
-    "save_every",
-    "keep_checkpoints",
-    "displacement_margin",
-    "displacement_window",
-    "tensorboard",
-)
-
 
 def claim_folder(folder: Path, config: TrainConfig, data: str, model: Any) -> None:
     """Note in `run.json` what this folder's run trains on, or check it against what is there.
@@ -35,9 +25,8 @@ def claim_folder(folder: Path, config: TrainConfig, data: str, model: Any) -> No
       UserError: the folder holds a run with other settings, data or model; names what differs.
     """
     path = folder / "run.json"
-    settings = json.loads(json.dumps(dataclasses.asdict(config)))
     wanted: dict[str, Any] = {
-        "config": {name: value for name, value in settings.items() if name not in _FREE},
+        "config": json.loads(json.dumps(config.shaping())),
         "data": data,
         "model": _model_moments(model),
     }

@@ -47,6 +47,7 @@ class StepOutput:
     sums: tuple[LossSums, ...]
     grad_norm: jax.Array  # [] before clipping
     learning_rate: jax.Array  # []
+    skipped: jax.Array  # [] bool, the update was left out because loss or gradient is not finite
 
     def fetch(self, config: LossConfig) -> StepReport:
         """Bring it to the host (blocks until the update is done) and reduce it over the micro-batches."""
@@ -67,6 +68,7 @@ class StepOutput:
         metrics["learning_rate"] = float(host.learning_rate)
         return StepReport(
             metrics=metrics,
+            skipped=bool(host.skipped),
             pair_finite=[np.asarray(s.pair_finite) for s in host.sums],
             verified_finite=[np.asarray(s.verified_finite) for s in host.sums],
         )
@@ -77,6 +79,7 @@ class StepReport:
     """An update's metrics on the host, and which rows of each micro-batch gave a finite loss."""
 
     metrics: dict[str, float]
+    skipped: bool
     pair_finite: list[np.ndarray]  # [B] bool for each micro-batch
     verified_finite: list[np.ndarray]  # [M] bool
 
@@ -95,12 +98,23 @@ class StepSpec:
     clip_norm: float | None
     head_chunk: int | None
     remat: bool
+    skip_nonfinite: bool
 
     @classmethod
     def of(cls, graphdef: Any, params: Any, config: TrainConfig) -> StepSpec:
         """The part of a `TrainConfig` that is compiled in."""
         dtypes = tuple(str(leaf.dtype) for leaf in jax.tree.leaves(params))
-        names = ("loss", "b1", "b2", "eps", "weight_decay", "clip_norm", "head_chunk", "remat")
+        names = (
+            "loss",
+            "b1",
+            "b2",
+            "eps",
+            "weight_decay",
+            "clip_norm",
+            "head_chunk",
+            "remat",
+            "skip_nonfinite",
+        )
         return cls(graphdef, dtypes, **{name: getattr(config, name) for name in names})
 
     @property
@@ -151,15 +165,15 @@ class TrainStep:
         if len(micro_batches) == 1:
             batch = self._place(micro_batches[0])
             return fused_update(self.spec, state, self._frozen, batch, whole, learning_rate)
-        gradients = jax.tree.map(jnp.zeros_like, state.params)
+        total = (jax.tree.map(jnp.zeros_like, state.params), jnp.zeros((), jnp.float32))
         sums = []
         for batch in micro_batches:
-            gradients, part_sums = _add_gradients(
-                self.spec, state.params, gradients, self._frozen, self._place(batch), whole
+            total, part_sums = _add_gradients(
+                self.spec, state.params, total, self._frozen, self._place(batch), whole
             )
             sums.append(part_sums)
-        state, grad_norm = _update(self.spec, state, gradients, learning_rate)
-        return state, StepOutput(tuple(sums), grad_norm, learning_rate)
+        state, grad_norm, skipped = _update(self.spec, state, *total, learning_rate)
+        return state, StepOutput(tuple(sums), grad_norm, learning_rate, skipped)
 
     def _place(self, batch: Batch) -> Batch:
         """Rows split over the mesh's batch axes; without a mesh, jit's own transfer."""
@@ -182,14 +196,14 @@ def fused_update(
     learning_rate: jax.Array,
 ) -> tuple[TrainState, StepOutput]:
     """Gradient and update of a batch of one micro-batch, in one program."""
-    gradients, sums = _gradients(spec, state.params, frozen, batch, whole)
-    state, grad_norm = _apply(spec, state, gradients, learning_rate)
-    return state, StepOutput((sums,), grad_norm, jnp.asarray(learning_rate))
+    gradients, loss, sums = _gradients(spec, state.params, frozen, batch, whole)
+    state, grad_norm, skipped = _apply(spec, state, gradients, loss, learning_rate)
+    return state, StepOutput((sums,), grad_norm, jnp.asarray(learning_rate), skipped)
 
 
 def _gradients(
     spec: StepSpec, params: Any, frozen: Any, batch: Batch, whole: Denominators
-) -> tuple[Any, LossSums]:
+) -> tuple[Any, jax.Array, LossSums]:
     def loss(params: Any) -> tuple[jax.Array, LossSums]:
         # Master parameters are float32; the forward pass sees the model's own dtypes.
         leaves, tree = jax.tree.flatten(params)
@@ -198,31 +212,46 @@ def _gradients(
         sums = step_loss_sums(model, batch, spec.loss, chunk=spec.head_chunk, remat=spec.remat)
         return total_loss(sums, whole, spec.loss), sums
 
-    return jax.grad(loss, has_aux=True)(params)
+    (value, sums), gradients = jax.value_and_grad(loss, has_aux=True)(params)
+    return gradients, value, sums
 
 
 def _apply(
-    spec: StepSpec, state: TrainState, gradients: Any, learning_rate: jax.Array
-) -> tuple[TrainState, jax.Array]:
+    spec: StepSpec, state: TrainState, gradients: Any, loss: jax.Array, learning_rate: jax.Array
+) -> tuple[TrainState, jax.Array, jax.Array]:
     updates, opt_state = spec.optimizer.update(gradients, state.opt_state, state.params)
     params = jax.tree.map(lambda p, u: p + learning_rate * u, state.params, updates)
     grad_norm = jnp.sqrt(sum(jnp.sum(jnp.square(leaf)) for leaf in jax.tree.leaves(gradients)))
-    return TrainState(state.step + 1, params, opt_state), grad_norm
+    skipped = jnp.zeros((), bool)
+    if spec.skip_nonfinite:
+        skipped = ~(jnp.isfinite(loss) & jnp.isfinite(grad_norm))
+        params, opt_state = jax.tree.map(
+            lambda old, new: jnp.where(skipped, old, new),
+            (state.params, state.opt_state),
+            (params, opt_state),
+        )
+    return TrainState(state.step + 1, params, opt_state), grad_norm, skipped
 
 
 @functools.partial(jax.jit, static_argnums=0, donate_argnums=2)
 def _add_gradients(
-    spec: StepSpec, params: Any, gradients: Any, frozen: Any, batch: Batch, whole: Denominators
-) -> tuple[Any, LossSums]:
-    new, sums = _gradients(spec, params, frozen, batch, whole)
-    return jax.tree.map(jnp.add, gradients, new), sums
+    spec: StepSpec,
+    params: Any,
+    total: tuple[Any, jax.Array],
+    frozen: Any,
+    batch: Batch,
+    whole: Denominators,
+) -> tuple[tuple[Any, jax.Array], LossSums]:
+    """Gradients and loss of one micro-batch, added to those of the ones before."""
+    gradients, loss, sums = _gradients(spec, params, frozen, batch, whole)
+    return jax.tree.map(jnp.add, total, (gradients, loss)), sums
 
 
 @functools.partial(jax.jit, static_argnums=0, donate_argnums=1)
 def _update(
-    spec: StepSpec, state: TrainState, gradients: Any, learning_rate: jax.Array
-) -> tuple[TrainState, jax.Array]:
-    return _apply(spec, state, gradients, learning_rate)
+    spec: StepSpec, state: TrainState, gradients: Any, loss: jax.Array, learning_rate: jax.Array
+) -> tuple[TrainState, jax.Array, jax.Array]:
+    return _apply(spec, state, gradients, loss, learning_rate)
 
 
 @functools.partial(jax.jit, static_argnums=0)

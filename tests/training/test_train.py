@@ -2,11 +2,6 @@
 
 import dataclasses
 import json
-import os
-import signal
-import subprocess
-import sys
-import textwrap
 from pathlib import Path
 
 import jax
@@ -162,31 +157,6 @@ def test_a_folder_of_another_run_is_refused(uninterrupted, change, named):
     arguments = {"model": Toy(), "data": PAIRS, "config": CONFIG} | change
     with pytest.raises(UserError, match=named):
         train(**arguments, verified=VERIFIED, out_dir=folder)
-
-
-@pytest.mark.slow
-def test_sigkill_then_resume(uninterrupted, tmp_path):
-    folder, model, _ = uninterrupted
-    program = textwrap.dedent(
-        f"""
-        import os, signal, sys
-        sys.path.insert(0, {str(Path(__file__).parent)!r})
-        from test_train import CONFIG, PAIRS, VERIFIED, Toy, train
-        def kill(record):
-            if record["step"] == 4:
-                os.kill(os.getpid(), signal.SIGKILL)
-        train(Toy(), PAIRS, CONFIG, verified=VERIFIED, out_dir={str(tmp_path)!r}, callback=kill)
-        """
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", program], env={**os.environ, "JAX_PLATFORMS": "cpu"}, capture_output=True
-    )
-    assert done.returncode == -signal.SIGKILL, done.stderr.decode()
-    resumed, summary = train(Toy(), PAIRS, CONFIG, verified=VERIFIED, out_dir=tmp_path)
-    assert summary.resumed_from == 2
-    for a, b in zip(leaves(model), leaves(resumed)):
-        np.testing.assert_array_equal(a, b)
-    assert lines(tmp_path) == lines(folder)
 
 
 def test_accumulation_over_unequal_micro_batches_is_exact():

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import shutil
 from collections.abc import Callable, Mapping
@@ -53,7 +52,7 @@ def train_stage(
     settings = {
         "policy": policy.hash,
         "dtype": str(policy.model.dtype),
-        "train": dataclasses.asdict(config),
+        "train": config.shaping(),
         "pairs": hash_path(pairs),
         "annotated": hash_path(annotated) if annotated is not None and config.loss.uses_verified else None,
     }
@@ -79,6 +78,7 @@ def train_stage(
         "pairs": summary.pairs,
         "verified_rows": summary.verified,
         "tokens": summary.tokens,
+        "skipped": summary.skipped,
         "last": {
             k: round(float(v), 6)
             for k, v in summary.last.items()
@@ -96,24 +96,32 @@ def _differs(run: Path, settings: Mapping[str, Any]) -> bool:
     return json.loads(path.read_text(encoding="utf-8")).get("config") != json.loads(json.dumps(settings))
 
 
-def export_stage(policy: Policy, run: str | Path, output: str | Path, *, overwrite: bool = False) -> Path:
-    """The newest checkpoint of a run to a policy folder in Hugging Face layout.
+def export_stage(
+    policy: Policy,
+    run: str | Path,
+    output: str | Path,
+    *,
+    checkpoint: str = "last",
+    overwrite: bool = False,
+) -> Path:
+    """A checkpoint of a run to a policy folder in Hugging Face layout.
 
     Args:
       policy: the policy that the run started from; its tokenizer, configuration and caspo.json go along.
       run: folder of a training run.
       output: the policy folder.
+      checkpoint: see `restore_trained`.
       overwrite: replace a folder that another run's export wrote.
     """
     output = Path(output)
-    settings = {"policy": policy.hash, "run": hash_path(description_of(run))}
+    settings = {"policy": policy.hash, "run": hash_path(description_of(run)), "checkpoint": checkpoint}
     if manifest_path(output).exists():
         manifest = Manifest.open(
             manifest_path(output), program="export", config=settings, overwrite=overwrite
         )
         if manifest.complete:
             return output
-    model, updates = restore_trained(policy.model, run)
+    model, updates = restore_trained(policy.model, run, checkpoint)
     save_pretrained(model, policy.tokenizer, output, caspo=policy.settings or None)
     manifest = Manifest.open(manifest_path(output), program="export", config=settings)
     manifest.finish(updates=updates)
