@@ -86,14 +86,19 @@ def tree_sums(model: Any, batch: TreeBatch, chunk: int | None = None, remat: boo
     )
 
 
+def head_chunk(rows: int, vocab: int, slots: int, chunk: int | None = None, devices: int = 1) -> int:
+    """Columns of step tokens whose logits the devices hold at once, of `slots` in each of so many rows."""
+    if chunk is None:
+        chunk = _HEAD_ELEMENTS * devices // (rows * vocab)
+    return max(1, min(chunk, _MAX_CHUNK, slots))
+
+
 def _slot_stats(
     hidden: Array, unembedding: Array, targets: Array, mask: Array, chunk: int | None
 ) -> tuple[Array, Array]:
     """Log-prob and entropy (no gradient) [R, S] of left-packed slots, from the states [R, S, E] that predict them."""
     slots = hidden.shape[1]
-    if chunk is None:
-        chunk = _HEAD_ELEMENTS // (hidden.shape[0] * unembedding.shape[0])
-    chunk = max(1, min(chunk, _MAX_CHUNK, slots))
+    chunk = head_chunk(hidden.shape[0], unembedding.shape[0], slots, chunk)
     widen = -slots % chunk
     hidden, targets, mask = (
         jnp.pad(a, ((0, 0), (0, widen)) + ((0, 0),) * (a.ndim - 2)) for a in (hidden, targets, mask)
@@ -129,7 +134,8 @@ def _head_forward(
         )
 
     empty = jnp.zeros(targets.shape, jnp.float32)
-    logprob, entropy, logsumexp = jax.lax.fori_loop(0, _trips(mask, chunk), body, (empty, empty, empty))
+    with jax.named_scope("head_chunks"):
+        logprob, entropy, logsumexp = jax.lax.fori_loop(0, _trips(mask, chunk), body, (empty, empty, empty))
     return (logprob, entropy), (hidden, unembedding, targets, mask, logsumexp)
 
 
@@ -156,7 +162,8 @@ def _head_backward(
         return d_hidden, d_unembedding + _einsum("rcv,rce->ve", d_logits, states)
 
     zeros = (jnp.zeros_like(hidden), jnp.zeros(unembedding.shape, jnp.float32))
-    d_hidden, d_unembedding = jax.lax.fori_loop(0, _trips(mask, chunk), body, zeros)
+    with jax.named_scope("head_chunks"):
+        d_hidden, d_unembedding = jax.lax.fori_loop(0, _trips(mask, chunk), body, zeros)
     return d_hidden, d_unembedding.astype(unembedding.dtype), None, None
 
 
