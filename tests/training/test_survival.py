@@ -79,7 +79,17 @@ def test_a_second_sigterm_is_not_held_back():
         signal.signal(signal.SIGTERM, before)
 
 
-def test_without_the_main_thread_nothing_is_held(tmp_path):
+def test_a_program_that_was_stopped_says_so_and_exits_with_143(capsys):
+    from experiments import common
+
+    def main():
+        raise Interrupted("stopped after update 3", signal.SIGTERM)
+
+    assert common.guarded(main, ["train"]) == 143
+    assert capsys.readouterr().err == "stopped after update 3\n"
+
+
+def test_without_the_main_thread_nothing_is_held():
     before, seen = signal.getsignal(signal.SIGTERM), []
 
     def work():
