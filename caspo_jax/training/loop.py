@@ -15,19 +15,26 @@ import numpy as np
 from jax.sharding import Mesh
 
 from caspo_jax.errors import UserError
+from caspo_jax.models.lora import base_model
 from caspo_jax.preferences.packing import Row
 from caspo_jax.training.config import TrainConfig
 from caspo_jax.training.data import RowStore
 from caspo_jax.training.metrics_log import MetricsLog
 from caspo_jax.training.monitor import DisplacementMonitor
 from caspo_jax.training.plan import Micro, Plan, make_plan
-from caspo_jax.training.run_folder import claim_folder, load_reference, save_reference
-from caspo_jax.training.step_logprobs import batch_reference
-from caspo_jax.training.train_step import StepOutput, StepReport, make_train_step, trained_model
+from caspo_jax.training.reference_cache import fill_references
+from caspo_jax.training.run_folder import claim_folder
+from caspo_jax.training.train_step import (
+    StepOutput,
+    StepReport,
+    make_train_step,
+    trainable_model,
+    trained_model,
+)
 from caspo_jax.types import Pair, PairBatch, StepRows, TreeBatch
 
 Callback = Callable[[Mapping[str, Any]], None]
-_NAMED_PAIRS = 16  # pair ids in an error message
+_NAMED_STEPS = 16  # verified steps in an error message
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,6 +63,7 @@ def train(
     *,
     verified: Sequence[Row | StepRows] = (),
     reference: Any = None,
+    reference_cache: str | Path | None = None,
     out_dir: str | Path | None = None,
     mesh: Mesh | None = None,
     callback: Callback | None = None,
@@ -73,27 +81,35 @@ def train(
       data: pairs, or packed batches (padding rows are dropped; reference log-probs of NaN are computed).
       config: see `TrainConfig`.
       verified: verified-correct steps for the NLL term or `rft` (`preferences.verified_rows`, or `StepRows`).
-      reference: the frozen reference; default the policy at the start.
+      reference: the frozen reference; default the policy at the start, of a model with adapters the model without them.
+      reference_cache: folder of reference log-probs that runs share (`reference_cache.ReferenceCache`); default
+        `out_dir`'s own.
       out_dir: folder for checkpoints, `metrics.jsonl` and TensorBoard events; None keeps nothing.
       mesh: devices to split batches over.
       callback: called with each update's metrics and `steps`, the updates in all, one update late.
       progress: show a progress bar on stderr.
 
     Returns:
-      The trained model (a new one, in the model's dtype) and the summary.
+      The trained model (a new one, in the model's dtype; with `config.lora` its adapters are not merged) and the summary.
 
     Raises:
       UserError: nothing to train on; a loss or gradient that is not finite (names the batch's pairs); `out_dir`
         holds a run with other settings, data or model.
     """
     started = time.perf_counter()
+    model = trainable_model(model, config)
     store = RowStore.build(data, verified)
     plan = make_plan(store, config)
     folder = None if out_dir is None else Path(out_dir)
     if folder is not None:
         claim_folder(folder, config, store.fingerprint(), model)
     if config.loss.contrastive:
-        _fill_references(store, plan, config, reference or model, folder)
+        if reference is None:
+            reference = base_model(model) if getattr(model, "lora", None) is not None else model
+        if reference_cache is None and folder is not None:
+            reference_cache = folder / "reference"
+        cache = None if reference_cache is None else Path(reference_cache)
+        fill_references(store, plan, reference, cache, config.head_chunk)
 
     step_fn, state = make_train_step(model, config, plan.steps, mesh)
     iterator, resumed = plan.iterator(), 0
@@ -199,31 +215,6 @@ class _Reporter:
             self.monitor.update(record["step"], displacement)
 
 
-def _fill_references(
-    store: RowStore, plan: Plan, config: TrainConfig, reference: Any, folder: Path | None
-) -> None:
-    """Reference log-probs of every pair: those given, those of an earlier start, or computed now."""
-    if folder is not None:
-        load_reference(folder, store)
-    bad: list[int] = []
-    computed = False
-    for micro in plan.reference_micros():
-        computed = True
-        pairs, known = micro.pairs, micro.pairs >= 0
-        chosen, rejected = batch_reference(reference, micro.batch, chunk=config.head_chunk)
-        chosen, rejected = (x[: len(pairs)][known] for x in (chosen, rejected))
-        store.reference_chosen[pairs[known]] = chosen
-        store.reference_rejected[pairs[known]] = rejected
-        bad += pairs[known][~(np.isfinite(chosen) & np.isfinite(rejected))].tolist()
-    if bad:
-        raise UserError(
-            f"the reference's log-probs are not finite for pairs {_names(store, np.unique(bad))}: "
-            "check the reference's weights and these pairs' token ids"
-        )
-    if folder is not None and computed:
-        save_reference(folder, store)
-
-
 def _not_finite(number: int, report: StepReport, micros: Sequence[Micro], store: RowStore) -> str:
     guilty = [m.pairs[~ok[: len(m.pairs)]] for m, ok in zip(micros, report.pair_finite)]
     steps = [m.verified[~ok[: len(m.verified)]] for m, ok in zip(micros, report.verified_finite) if len(ok)]
@@ -231,19 +222,13 @@ def _not_finite(number: int, report: StepReport, micros: Sequence[Micro], store:
     blamed = "rows whose loss is not finite"
     if not len(pairs) and not len(verified):
         pairs, blamed = np.concatenate([m.pairs for m in micros]), "the batch"
-    names = _names(store, pairs)
+    names = store.names(pairs)
     if len(verified):
-        names += f"; verified steps {', '.join(map(str, verified[:_NAMED_PAIRS]))}"
+        names += f"; verified steps {', '.join(map(str, verified[:_NAMED_STEPS]))}"
     return (
         f"update {number}: loss {report.metrics['loss']}, gradient norm {report.metrics['grad_norm']}; "
         f"{blamed}: {names}. Lower the learning rate, or look at these pairs"
     )
-
-
-def _names(store: RowStore, pairs: np.ndarray) -> str:
-    names = ", ".join(store.pair_ids[i] for i in pairs[:_NAMED_PAIRS])
-    more = len(pairs) - _NAMED_PAIRS
-    return f"{names} and {more} more" if more > 0 else names
 
 
 def _positions(batch: PairBatch | TreeBatch) -> int:
