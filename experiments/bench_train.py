@@ -136,7 +136,8 @@ def report(
     rate: float,
 ) -> None:
     """The table, the JSON and the closing summary."""
-    rows, summary = [], {}
+    rows: list[list[str]] = []
+    summary: dict[str, Any] = {}
     for workload in loads:
         runs, flops = results[workload.name]["runs"], bench_model.useful_flops(shape, workload)
         for name, measured in runs.items():

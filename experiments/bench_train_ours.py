@@ -47,8 +47,11 @@ class Side:
                 prefix="",
                 chosen="",
                 rejected="",
+                prompt_ids=tuple(pair["prompt"]),
+                prefix_ids=tuple(pair["prefix"]),
+                chosen_ids=tuple(pair["chosen"]),
+                rejected_ids=tuple(pair["rejected"]),
                 ends_trace=(False, False),
-                **{f"{key}_ids": tuple(ids) for key, ids in pair.items()},
             )
             for i, pair in enumerate(workload["pairs"])
         ]

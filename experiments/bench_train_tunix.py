@@ -28,7 +28,8 @@ class Side:
     """Answers `ready` and `run`."""
 
     def __init__(self, job: dict[str, Any]):
-        self._job, self._trainers = job, {}
+        self._job = job
+        self._trainers: dict[int, Any] = {}
         reset_peak()
         self._model, self._reference = (_load(Path(job["model"])) for _ in range(2))
 

@@ -171,8 +171,14 @@ def merged_weight(model: Any, weight: Weight) -> jax.Array:
 
 @jax.jit
 def _merged(stored: jax.Array, a: jax.Array, b: jax.Array, scale: float) -> jax.Array:
-    product = jnp.einsum("lir,lro->lio", a, b, precision=jax.lax.Precision.HIGHEST)
-    return (stored.astype(jnp.float32) + scale * product).astype(stored.dtype)
+    """A layer at a time: in float32 all layers of a weight would be as large as several models."""
+
+    def layer(parts: tuple[jax.Array, jax.Array, jax.Array]) -> jax.Array:
+        weight, a, b = parts
+        product = jnp.dot(a, b, precision=jax.lax.Precision.HIGHEST)
+        return (weight.astype(jnp.float32) + scale * product).astype(weight.dtype)
+
+    return jax.lax.map(layer, (stored, a, b))
 
 
 def _without_adapters(model: Any, value: Callable[[Any, Weight], jax.Array]) -> Any:

@@ -273,3 +273,15 @@ def test_adapters_are_split_by_the_rules_of_their_weights(golden, model):
     placed = load_pretrained(golden / NAME, mesh=make_mesh("fsdp:-1"))[0]
     adapted = add_lora(placed, LoraConfig(targets=("o",)), jax.random.key(0))
     assert adapted.layers.o_lora_b[...].sharding.spec == PartitionSpec(None, None, ("fsdp",))
+
+
+def test_logits_and_settings_are_those_of_peft(model, golden):
+    """An adapter and its logits as PEFT wrote them (tests/golden/README.md)."""
+    folder = golden / "peft_lora_qwen3"
+    adapted = load_adapter(model, folder)
+    assert adapted.lora == LoraConfig(4, 6.0, ("q_proj", "v_proj", "down_proj"), rslora=True)
+    with np.load(folder / "expected.npz") as expected:
+        np.testing.assert_array_equal(expected["input_ids"], IDS)
+        want = expected["logits"]
+    np.testing.assert_allclose(logits_of(adapted), want, atol=1e-4)
+    np.testing.assert_allclose(logits_of(merge_lora(adapted)), want, atol=1e-4)
