@@ -22,6 +22,7 @@ RULES: dict[str, tuple[str, ...]] = {
     "kv_heads": ("tensor",),
     "mlp": ("tensor",),
     "layers": (),
+    "rank": (),
     "head_dim": (),
     "length": (),
 }
