@@ -45,7 +45,7 @@ def define_flags() -> None:
     flags.DEFINE_string("hlo", None, "also write the compiled program's text to this file")
     flags.DEFINE_enum("preset", "caspo", ["caspo", "paper"], "train: recipe whose loss is compiled")
     common.define_terminal_flags()
-    define_config("train", TrainConfig.preset("caspo", remat=True), "train: loss and optimiser")
+    define_config("train", TrainConfig.preset("caspo", remat="full"), "train: loss and optimiser")
 
 
 def main() -> None:
@@ -60,7 +60,7 @@ def main() -> None:
     chip, devices = compile_check.topology_devices(FLAGS.topology)
     mesh = make_mesh(FLAGS.mesh, devices)
     if FLAGS.what == "train":
-        settings = given_config("train", TrainConfig.preset(FLAGS.preset, remat=True))
+        settings = given_config("train", TrainConfig.preset(FLAGS.preset, remat="full"))
         shape = compile_check.TrainShape(FLAGS.rows, FLAGS.length, FLAGS.step_share)
         program = compile_check.train_program(config, mesh, shape, settings, FLAGS.dtype)
         title = f"one update of {FLAGS.rows} rows of {FLAGS.length:,} tokens"

@@ -74,27 +74,30 @@ class CatShape:
 def train_program(
     config: ModelConfig, mesh: Mesh, shape: TrainShape, settings: TrainConfig, dtype: str
 ) -> Program:
-    """`fused_update` of one batch of trees: float32 parameters and Adam state, computing in `dtype`.
+    """`fused_update` of one batch of trees, all weights trained: float32 Adam state, computing in `dtype`.
 
     Raises:
-      UserError: rows that the mesh does not divide.
+      UserError: rows that the mesh does not divide, or adapters asked for.
     """
+    if settings.lora is not None:
+        raise UserError("train.lora: the check is of full fine-tuning; leave the adapters out")
     ways = batch_ways(mesh)
     if shape.rows % ways:
         raise UserError(f"--rows={shape.rows}: the mesh splits rows {ways} ways; give a multiple of {ways}")
     graphdef, params, frozen = nnx.split(_abstract_model(config, mesh, dtype), nnx.Param, ...)  # type: ignore[misc]
     spec = StepSpec.of(graphdef, params, settings, mesh)
-    masters = jax.tree.map(lambda p: Shaped(p.shape, jnp.float32, sharding=p.sharding), params)
+    wide = jax.tree.map(lambda p: Shaped(p.shape, jnp.float32, sharding=p.sharding), params)
+    kept = params if settings.masters == "none" else wide
     whole = NamedSharding(mesh, PartitionSpec())
     scalar = Shaped((), jnp.float32, sharding=whole)
     moments = optax.tree_map_params(
         spec.optimizer,
         lambda _, param: param,
-        jax.eval_shape(spec.optimizer.init, masters),
-        masters,
+        jax.eval_shape(spec.optimizer.init, wide),
+        wide,
         transform_non_params=lambda count: Shaped(count.shape, count.dtype, sharding=whole),
     )
-    state = TrainState(Shaped((), jnp.int32, sharding=whole), masters, moments)
+    state = TrainState(Shaped((), jnp.int32, sharding=whole), kept, moments)
     batch = _abstract_trees(mesh, shape, settings)
     lowered = fused_update.lower(spec, state, frozen, batch, Denominators(scalar, scalar), scalar)
     blocks = math.ceil(shape.length / BLOCK)
@@ -103,7 +106,7 @@ def train_program(
         what="train",
         lowered=lowered,
         arguments={
-            "parameters (float32)": bytes_a_chip(masters),
+            f"parameters ({dtype if settings.masters == 'none' else 'float32'})": bytes_a_chip(kept),
             "Adam state (float32)": bytes_a_chip(moments),
             "batch": bytes_a_chip(batch),
         },
