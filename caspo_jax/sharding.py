@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import numpy as np
@@ -21,16 +22,18 @@ RULES: dict[str, tuple[str, ...]] = {
     "kv_heads": ("tensor",),
     "mlp": ("tensor",),
     "layers": (),
+    "rank": (),
     "head_dim": (),
     "length": (),
 }
 
 
-def make_mesh(spec: str | None) -> Mesh | None:
+def make_mesh(spec: str | None, devices: Sequence[Any] | None = None) -> Mesh | None:
     """Builds a mesh from a flag such as `data:2,fsdp:4`; one size may be -1 (the devices left over).
 
     Args:
       spec: comma-separated `axis:size`, axes among data, fsdp, tensor; None or "" means no mesh.
+      devices: of the mesh, default all of this run.
 
     Raises:
       UserError: an unknown or repeated axis, a bad size, or sizes that do not multiply to the number of devices.
@@ -49,19 +52,19 @@ def make_mesh(spec: str | None) -> Mesh | None:
                 f"--mesh={spec}: the size of {axis!r} must be a positive integer or -1, not {size!r}"
             )
         sizes[axis] = int(size)
-    devices = jax.device_count()
+    there = jax.device_count() if devices is None else len(devices)
     free = [axis for axis, size in sizes.items() if size == -1]
     given = int(np.prod([size for size in sizes.values() if size > 0]))
-    if len(free) > 1 or (free and devices % given):
-        raise UserError(f"--mesh={spec}: cannot be completed to {devices} devices")
+    if len(free) > 1 or (free and there % given):
+        raise UserError(f"--mesh={spec}: cannot be completed to {there} devices")
     if free:
-        sizes[free[0]] = devices // given
-    if int(np.prod(list(sizes.values()))) != devices:
+        sizes[free[0]] = there // given
+    if int(np.prod(list(sizes.values()))) != there:
         raise UserError(
-            f"--mesh={spec}: needs {int(np.prod(list(sizes.values())))} devices, there are {devices}"
+            f"--mesh={spec}: needs {int(np.prod(list(sizes.values())))} devices, there are {there}"
         )
     axis_types = (AxisType.Auto,) * len(sizes)
-    return jax.make_mesh(tuple(sizes.values()), tuple(sizes), axis_types=axis_types)
+    return jax.make_mesh(tuple(sizes.values()), tuple(sizes), axis_types=axis_types, devices=devices)
 
 
 def named_sharding(

@@ -23,7 +23,7 @@ FLAGS = flags.FLAGS
 def define_flags() -> None:
     """The program's flags."""
     from caspo_jax.preferences import PairConfig
-    from caspo_jax.training import TrainConfig
+    from experiments.train import define_training_flags
 
     common.define_model_flags()
     common.define_decoding_flags(num_samples=8)
@@ -60,7 +60,7 @@ def define_flags() -> None:
         "max_step_tokens", 256, "a competitor that goes on for longer is dropped", lower_bound=1
     )
     define_config("pairs", PairConfig.preset("caspo"), "which pairs; what is not given comes from --preset")
-    define_config("train", TrainConfig.preset("caspo"), "training; what is not given comes from --preset")
+    define_training_flags()
 
 
 def main() -> None:
@@ -88,6 +88,7 @@ def main() -> None:
         sample=sample,
         pairs=given_config("pairs", PairConfig.preset(FLAGS.preset)),
         train=train_config(),
+        reference_cache=FLAGS.reference_cache,
         batch_size=FLAGS.batch_size,
         confidence=FLAGS.confidence,
         max_step_tokens=FLAGS.max_step_tokens,

@@ -58,7 +58,7 @@ def _replaced(base: Any, overrides: dict[str, Any]) -> Any:
 def _values(config: Any, prefix: str = "") -> dict[str, Any]:
     """Dotted field names and values."""
     values: dict[str, Any] = {}
-    for field in dataclasses.fields(config):
+    for field in _with_flags(config):
         value = getattr(config, field.name)
         if dataclasses.is_dataclass(value):
             values |= _values(value, f"{prefix}{field.name}.")
@@ -71,7 +71,7 @@ def _mirror(config: Any) -> Any:
     """A mutable dataclass with the same fields and values and types that flags can parse."""
     hints = typing.get_type_hints(type(config))
     fields: list[tuple[str, Any, Any]] = []
-    for field in dataclasses.fields(config):
+    for field in _with_flags(config):
         value = getattr(config, field.name)
         if dataclasses.is_dataclass(value):
             inner = _mirror(value)
@@ -81,6 +81,16 @@ def _mirror(config: Any) -> Any:
         else:
             fields.append((field.name, _plain(hints[field.name]), dataclasses.field(default=value)))
     return dataclasses.make_dataclass(type(config).__name__, fields)()
+
+
+def _with_flags(config: Any) -> list[dataclasses.Field]:
+    """The fields that flags can give: not a config that may be absent, for which programs have flags of their own."""
+    hints = typing.get_type_hints(type(config))
+    return [
+        field
+        for field in dataclasses.fields(config)
+        if not any(map(dataclasses.is_dataclass, typing.get_args(hints[field.name])))
+    ]
 
 
 def _plain(hint: Any) -> Any:

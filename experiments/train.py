@@ -2,11 +2,13 @@
 
 python -m experiments.train --model=POLICY --pairs_file=pairs.jsonl --annotated=annotated.jsonl --out_dir=RUN
 python -m experiments.train ... --preset=paper --train.learning_rate=5e-7 --train.loss.beta=0.1
+python -m experiments.train ... --lora_rank=16 --reference_cache=CACHE
 python -m experiments.export --model=POLICY --run=RUN --output=NEW_POLICY
 """
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 from absl import flags
@@ -19,7 +21,6 @@ FLAGS = flags.FLAGS
 
 def define_flags() -> None:
     """The program's flags."""
-    from caspo_jax.training import TrainConfig
 
     common.define_model_flags()
     flags.DEFINE_string(
@@ -32,14 +33,43 @@ def define_flags() -> None:
     flags.DEFINE_enum(
         "preset", "caspo", ["caspo", "paper"], "recipe; --train.NAME=value changes one of its settings"
     )
+    define_training_flags()
+
+
+def define_training_flags() -> None:
+    """The flags of every program that trains with a --preset."""
+    from caspo_jax.training import TrainConfig
+
+    flags.DEFINE_integer(
+        "lora_rank", None, "train LoRA adapters of this rank; default: train the weights", lower_bound=1
+    )
+    flags.DEFINE_float("lora_alpha", None, "the adapters' scale times their rank; default: twice the rank")
+    flags.DEFINE_list(
+        "lora_targets",
+        ["all-linear"],
+        "which maps get an adapter: some of q_proj,k_proj,v_proj,o_proj,gate_proj,up_proj,down_proj, or all-linear",
+    )
+    flags.DEFINE_string(
+        "reference_cache",
+        None,
+        "folder of reference log-probs that runs share: another beta computes none; default: the run's own",
+    )
     define_config("train", TrainConfig.preset("caspo"), "training; what is not given comes from --preset")
 
 
 def train_config() -> Any:
-    """The preset, with the --train flags that were given."""
+    """The preset, with the --train and --lora flags that were given."""
+    from caspo_jax.errors import UserError
+    from caspo_jax.models import LoraConfig
     from caspo_jax.training import TrainConfig
 
-    return given_config("train", TrainConfig.preset(FLAGS.preset))
+    lora = None
+    if FLAGS.lora_rank is not None:
+        lora = LoraConfig(FLAGS.lora_rank, FLAGS.lora_alpha, tuple(FLAGS.lora_targets))
+    elif FLAGS["lora_alpha"].present or FLAGS["lora_targets"].present:
+        raise UserError("--lora_alpha and --lora_targets go with --lora_rank")
+    base = dataclasses.replace(TrainConfig.preset(FLAGS.preset), lora=lora)
+    return given_config("train", base)
 
 
 def main() -> None:
@@ -54,6 +84,7 @@ def main() -> None:
             FLAGS.annotated,
             FLAGS.out_dir,
             train_config(),
+            reference_cache=FLAGS.reference_cache,
             overwrite=FLAGS.overwrite,
             progress=progress.reach,
         )

@@ -20,6 +20,7 @@ ORDER = [
     "steps",
     "preferences",
     "training",
+    "compile_check",
     "metrics",
     "evaluation",
     "tasks",

@@ -1,8 +1,10 @@
 """Hugging Face checkpoint <-> Flax (nnx) decoder, KV cache, tokenizer helpers."""
 
+from caspo_jax.models.adapter import load_adapter, save_adapter
 from caspo_jax.models.cache import KVCache, branch, copy_rows, grow, init_cache, split_rows, take_prompts
 from caspo_jax.models.config import ModelConfig
 from caspo_jax.models.decoder import Decoder
+from caspo_jax.models.lora import LoraConfig, add_lora, base_model, merge_lora
 from caspo_jax.models.pretrained import load_caspo_json, load_pretrained, resolve_folder, save_pretrained
 from caspo_jax.models.rope import RopeConfig
 from caspo_jax.models.tokenizer import (
@@ -17,8 +19,11 @@ from caspo_jax.models.tokenizer import (
 __all__ = [
     "Decoder",
     "KVCache",
+    "LoraConfig",
     "ModelConfig",
     "RopeConfig",
+    "add_lora",
+    "base_model",
     "branch",
     "check_prompt_ids",
     "copy_rows",
@@ -27,10 +32,13 @@ __all__ = [
     "eos_ids",
     "grow",
     "init_cache",
+    "load_adapter",
     "load_caspo_json",
     "load_pretrained",
     "load_tokenizer",
+    "merge_lora",
     "resolve_folder",
+    "save_adapter",
     "save_pretrained",
     "split_rows",
     "take_prompts",

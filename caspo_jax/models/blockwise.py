@@ -95,7 +95,8 @@ def _forward(q: Array, k: Array, v: Array, until: Array) -> tuple[Array, tuple[A
 
         shape = (batch, groups, shared, block)
         start = (jnp.full(shape, _LOWEST), jnp.zeros(shape), jnp.zeros((*shape, dim)))
-        top, total, mixed = lax.fori_loop(0, i + 1, _where_seen(until, i, keys), start)
+        with jax.named_scope("attention_blocks"):
+            top, total, mixed = lax.fori_loop(0, i + 1, _where_seen(until, i, keys), start)
         some = total > 0
         total = jnp.where(some, total, 1.0)
         mixed = jnp.where(some[..., None], mixed / total[..., None], 0.0)
@@ -128,7 +129,8 @@ def _backward(residuals: tuple[Array, ...], upstream: Array) -> tuple[Array, Arr
             return lax.cond(jnp.any(until[j] > i * q.shape[2]), queries, lambda _, s: s, i, sums)
 
         start = (carry, jnp.zeros(k.shape[1:], jnp.float32), jnp.zeros(v.shape[1:], jnp.float32))
-        d_q, d_k, d_v = lax.fori_loop(j, count, maybe, start)
+        with jax.named_scope("attention_blocks"):
+            d_q, d_k, d_v = lax.fori_loop(j, count, maybe, start)
         return d_q, (d_k, d_v)
 
     d_q, (d_k, d_v) = lax.scan(keys, jnp.zeros(q.shape, jnp.float32), jnp.arange(count))

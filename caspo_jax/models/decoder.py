@@ -6,7 +6,7 @@ import dataclasses
 import functools
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -14,14 +14,18 @@ import numpy as np
 from flax import nnx
 from jax import lax
 
+from caspo_jax.errors import UserError
 from caspo_jax.models.attention import attend_cache, precision
 from caspo_jax.models.blockwise import attend_self
 from caspo_jax.models.cache import KVCache, init_cache, own, write
 from caspo_jax.models.config import ModelConfig
+from caspo_jax.models.lora import LoraConfig, lora_weights
 from caspo_jax.models.rope import rotate, rotation
 from caspo_jax.models.weights import weights
 
 Layer = Mapping[str, jax.Array]  # the weights of one layer, without the stacked axis
+Remat = Literal["none", "full", "dots"]
+REMATS = ("none", "full", "dots")
 
 
 class Layers(nnx.Module):
@@ -32,6 +36,7 @@ class Decoder(nnx.Module):
     """A causal language model: token ids to logits.
 
     Every parameter is an `nnx.Param` and there is no other state, so `nnx.split(model)` gives (graphdef, params).
+    With LoRA adapters (`models.lora.add_lora`) these are the `nnx.Param`s, and the weights are `Frozen`.
     Layers run under `lax.scan`: compile time does not grow with depth. float32 means full precision in every
     product on every backend; bfloat16 means bf16 operands with float32 logits, softmax and norms.
 
@@ -58,6 +63,7 @@ class Decoder(nnx.Module):
     ):
         self.config = config
         self.dtype = jnp.dtype(dtype)
+        self.lora: LoraConfig | None = None
         self.layers = Layers()
         initial = _initial_params(rngs.params(), config, jnp.dtype(param_dtype or dtype))
         for weight in weights(config):
@@ -86,7 +92,7 @@ class Decoder(nnx.Module):
         mask: jax.Array | None = None,
         *,
         final_norm: bool = True,
-        remat: bool = False,
+        remat: Remat = "none",
         subtree_end: jax.Array | None = None,
     ) -> jax.Array:
         """Last-layer states [B, T, E], after the final norm, or before it if `final_norm` is False.
@@ -96,7 +102,8 @@ class Decoder(nnx.Module):
           positions: [B, T] int32 or None.
           mask: [B, T] bool or None.
           final_norm: whether to apply the last RMS norm (what the head sees).
-          remat: recompute each layer in the backward pass instead of keeping its activations.
+          remat: what the backward pass recomputes of each layer: `none`; `full`, all but its input (least memory, a
+            third more time); `dots`, all but the results of matrix products with weights.
           subtree_end: [B, T] int32: rows hold token trees in preorder (`preferences.token_tree`), and column q sees
             the columns k with k <= q < subtree_end[k]; give `positions` too. None: rows are plain sequences.
         """
@@ -137,7 +144,7 @@ class Decoder(nnx.Module):
           Logits after each row's last real token [R, V] float32, and the cache.
         """
         columns = token_ids.shape[1]
-        x, (k, v) = self._run(token_ids, None, mask, None, keep_kv=True, remat=False)
+        x, (k, v) = self._run(token_ids, None, mask, None, keep_kv=True, remat="none")
         last = columns - 1 - jnp.argmax(mask[:, ::-1], axis=1)
         x = jnp.take_along_axis(x, last[:, None, None], axis=1)[:, 0]
         logits = self.unembed(self._norm(x, self.final_norm[...]))
@@ -184,7 +191,7 @@ class Decoder(nnx.Module):
         subtree_end: jax.Array | None,
         *,
         keep_kv: bool,
-        remat: bool,
+        remat: Remat,
     ) -> tuple[jax.Array, Any]:
         """All layers over whole sequences: states [B, T, E] before the final norm, and the cache's k and v."""
         length = token_ids.shape[1]
@@ -200,12 +207,12 @@ class Decoder(nnx.Module):
             kv = (k.transpose(0, 2, 1, 3), v.transpose(0, 2, 1, 3)) if keep_kv else None
             return self._mlp(layer, x), kv
 
-        step = jax.checkpoint(layer_step) if remat else layer_step
-        return lax.scan(step, self._embed(token_ids), self._stacked())
+        return lax.scan(_rematted(layer_step, remat), self._embed(token_ids), self._stacked())
 
     def _stacked(self) -> dict[str, jax.Array]:
         """The layers' weights by name, [L, ...] each, in the compute dtype."""
         names = [weight.name for weight in weights(self.config) if weight.stacked]
+        names += [weight.name for weight in lora_weights(self.config, self.lora)]
         return {name: getattr(self.layers, name)[...].astype(self.dtype) for name in names}
 
     def _embed(self, token_ids: jax.Array) -> jax.Array:
@@ -220,8 +227,12 @@ class Decoder(nnx.Module):
 
     def _linear(self, layer: Layer, name: str, x: jax.Array) -> jax.Array:
         # As one matrix of rows: XLA's CPU backward pass of a batched product goes through transposed copies.
-        rows = jnp.dot(x.reshape(-1, x.shape[-1]), layer[name], precision=precision(self.dtype))
-        y = rows.reshape(*x.shape[:-1], -1)
+        dot = functools.partial(jnp.dot, precision=precision(self.dtype))
+        rows = x.reshape(-1, x.shape[-1])
+        y = dot(rows, layer[name])
+        if self.lora is not None and f"{name}_lora_a" in layer:
+            y = y + self.lora.scale * dot(dot(rows, layer[f"{name}_lora_a"]), layer[f"{name}_lora_b"])
+        y = y.reshape(*x.shape[:-1], -1)
         bias = layer.get(f"{name}_bias")
         return y if bias is None else y + bias
 
@@ -242,6 +253,16 @@ class Decoder(nnx.Module):
         hidden = self._norm(x, layer["mlp_norm"])
         gated = jax.nn.silu(self._linear(layer, "gate", hidden)) * self._linear(layer, "up", hidden)
         return x + self._linear(layer, "down", gated)
+
+
+def _rematted(layer_step: Any, remat: Remat) -> Any:
+    if remat not in REMATS:
+        raise UserError(f"remat={remat!r} is unknown: choose one of {', '.join(REMATS)}")
+    if remat == "none":
+        return layer_step
+    # Attention's products have a batch axis: its scores are always recomputed.
+    kept = jax.checkpoint_policies.dots_with_no_batch_dims_saveable if remat == "dots" else None
+    return jax.checkpoint(layer_step, policy=kept)
 
 
 @functools.partial(jax.jit, static_argnums=(1, 2))

@@ -31,6 +31,7 @@ from caspo_jax.models.checkpoint import (
 )
 from caspo_jax.models.config import DTYPES, ModelConfig, read_json
 from caspo_jax.models.decoder import Decoder
+from caspo_jax.models.lora import merged_weight
 from caspo_jax.models.tokenizer import Tokenizer, eos_ids, find_tokenizer, load_tokenizer, save_tokenizer
 from caspo_jax.models.weights import weights
 from caspo_jax.sharding import named_sharding
@@ -105,6 +106,7 @@ def save_pretrained(
 ) -> None:
     """Writes a folder that `transformers` and `load_pretrained` load; in the parameters' dtype, bit for bit.
 
+    LoRA adapters are merged into the weights (`models.save_adapter` writes them by themselves).
     The folder appears whole or not at all: it is written under a temporary name and renamed. A checkpoint that
     stood there before is replaced with everything in its folder.
 
@@ -191,7 +193,7 @@ def resolve_folder(path: str | Path) -> Path:
 def _tensors(model: Decoder, dtype: np.dtype) -> Iterator[tuple[str, np.ndarray]]:
     """Checkpoint names and tensors, one at a time."""
     for weight in weights(model.config):
-        array = getattr(model.layers if weight.stacked else model, weight.name)[...]
+        array = merged_weight(model, weight)
         if not array.is_fully_addressable:
             from jax.experimental import multihost_utils
 

@@ -32,7 +32,8 @@ def _decode(params: Any, fixed: tuple[Automaton, Knobs], state: CatState, policy
     def body(state: CatState) -> CatState:
         return _iteration(params, policy, *fixed, state)
 
-    return lax.while_loop(unfinished, body, state)
+    with jax.named_scope("search"):
+        return lax.while_loop(unfinished, body, state)
 
 
 @functools.partial(jax.jit, static_argnames="policy")
@@ -68,6 +69,11 @@ def cat_decode_donated(params: Any, state: CatState, policy: Policy) -> CatState
 
 
 _donated = jax.jit(_decode, static_argnames="policy", donate_argnames="state")
+
+
+def donated_program(params: Any, state: CatState, policy: Policy) -> jax.stages.Lowered:
+    """`cat_decode_donated`, lowered and not run; the arrays may be shapes with shardings alone."""
+    return _donated.lower(params, (state.automaton, state.knobs), _strip(state), policy)
 
 
 def _strip(state: CatState) -> CatState:
@@ -287,4 +293,5 @@ def _fork_rows(policy: Policy, cache: Any, source: jax.Array, forked: jax.Array)
     batch, slots_per = forked.shape
     rows = (jnp.arange(batch)[:, None] * slots_per + source).reshape(-1)
     destination = jnp.nonzero(forked.reshape(-1), size=batch * slots_per, fill_value=0)[0]
-    return policy.copy_rows(cache, rows[destination], destination, jnp.sum(forked, dtype=jnp.int32))
+    with jax.named_scope("forks"):
+        return policy.copy_rows(cache, rows[destination], destination, jnp.sum(forked, dtype=jnp.int32))

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Mapping
 from typing import Any, Literal
 
 from caspo_jax.errors import UserError
+from caspo_jax.models.decoder import REMATS, Remat
+from caspo_jax.models.lora import LoraConfig
 
 LossName = Literal["sigmoid", "ipo", "sft", "rft"]
 LOSSES = ("sigmoid", "ipo", "sft", "rft")
 NLL_ON = ("chosen", "verified")
 NLL_AVERAGES = ("step", "token")
+MASTERS = ("float32", "none")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -112,7 +116,15 @@ class TrainConfig:
     clip_norm: float | None = 1.0  # global gradient norm
     seed: int = 0  # of the data order
     head_chunk: int | None = None  # step tokens a row whose logits are held at once; None: by the vocabulary
-    remat: bool = False  # recompute activations in the backward pass: less memory, a third more time
+    remat: Remat = (
+        "none"  # what the backward pass recomputes: none; full: all but each layer's input; dots: all but
+    )
+    # the results of products with weights
+    masters: Literal["float32", "none"] = (
+        "float32"  # float32 copies of the weights that updates add up in; none:
+    )
+    # the weights stay in the model's dtype and are rounded at random, unbiased (Adam's moments are float32 either way)
+    lora: LoraConfig | None = None  # train low-rank adapters beside frozen weights; None: train the weights
     min_length: int = 32  # smallest padded row length; lengths are rounded up to few sizes above it
     save_every: int | None = None  # updates between checkpoints; None: at the end alone
     keep_checkpoints: int = 2  # the last so many
@@ -131,6 +143,8 @@ class TrainConfig:
     def __post_init__(self) -> None:
         _one_of("pack", self.pack, ("trees", "rows"))
         _one_of("best_mode", self.best_mode, ("max", "min"))
+        _one_of("remat", self.remat, REMATS)
+        _one_of("masters", self.masters, MASTERS)
         at_least_one = ("batch_size", "epochs", "pack_length", "pack_rows", "min_length", "keep_checkpoints")
         for name in (*at_least_one, "displacement_window"):
             _require(getattr(self, name) >= 1, f"{name} must be at least 1, got {getattr(self, name)}")
@@ -156,6 +170,13 @@ class TrainConfig:
         return {k: v for k, v in dataclasses.asdict(self).items() if k not in _KEEPING}
 
     @classmethod
+    def from_json(cls, settings: Mapping[str, Any]) -> TrainConfig:
+        """The config that `dataclasses.asdict` wrote."""
+        lora = settings.get("lora")
+        inner = {"loss": LossConfig(**settings["loss"]), "lora": LoraConfig(**lora) if lora else None}
+        return cls(**{**settings, **inner})
+
+    @classmethod
     def preset(cls, name: str, **overrides: Any) -> TrainConfig:
         """A named recipe of `PRESETS`, with some fields changed."""
         if name not in PRESETS:
@@ -177,7 +198,7 @@ _KEEPING = (
 )
 
 
-def _one_of(name: str, value: str, allowed: tuple[str, ...]) -> None:
+def _one_of(name: str, value: object, allowed: tuple[str, ...]) -> None:
     _require(value in allowed, f"{name}={value!r} is unknown: choose one of {', '.join(allowed)}")
 
 

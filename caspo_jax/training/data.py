@@ -13,6 +13,8 @@ from caspo_jax.errors import UserError
 from caspo_jax.preferences.packing import MaskedRow, Row, pair_rows
 from caspo_jax.types import Pair, PairBatch, StepRows
 
+_NAMED_PAIRS = 16  # pair ids in an error message
+
 
 @dataclasses.dataclass
 class RowStore:
@@ -87,14 +89,17 @@ class RowStore:
 
     def fingerprint(self) -> str:
         """SHA-256 of all rows and weights (not of the reference log-probs)."""
-        digest = hashlib.sha256(self.weight.tobytes())
-        for rows in self._columns():
-            digest.update(f"{len(rows)};".encode())
-            for row in rows:
-                digest.update(
-                    f"{len(row.token_ids)};".encode() + row.token_ids.tobytes() + row.step_mask.tobytes()
-                )
-        return digest.hexdigest()
+        return _digest(self.weight.tobytes(), self._columns())
+
+    def pairs_fingerprint(self) -> str:
+        """SHA-256 of the pairs' rows: all that their reference log-probs depend on."""
+        return _digest(b"", (self.chosen, self.rejected))
+
+    def names(self, pairs: np.ndarray) -> str:
+        """Ids of the given pairs for an error message, cut off where they are many."""
+        named = ", ".join(self.pair_ids[i] for i in pairs[:_NAMED_PAIRS])
+        more = len(pairs) - _NAMED_PAIRS
+        return f"{named} and {more} more" if more > 0 else named
 
     def lengths_of(self, pairs: np.ndarray) -> np.ndarray:
         """Tokens of the longer row of each of the given pairs."""
@@ -126,6 +131,17 @@ class RowStore:
             reference_rejected=fill(self.reference_rejected),
             verified=steps if verified_size else None,
         )
+
+
+def _digest(start: bytes, columns: Sequence[Sequence[MaskedRow]]) -> str:
+    digest = hashlib.sha256(start)
+    for rows in columns:
+        digest.update(f"{len(rows)};".encode())
+        for row in rows:
+            digest.update(
+                f"{len(row.token_ids)};".encode() + row.token_ids.tobytes() + row.step_mask.tobytes()
+            )
+    return digest.hexdigest()
 
 
 def _groups(store: RowStore, prompts: Sequence[bytes | None]) -> tuple[np.ndarray, np.ndarray]:

@@ -16,17 +16,24 @@ import numpy as np
 from jax.sharding import Mesh
 
 from caspo_jax.errors import Interrupted, UserError
+from caspo_jax.models.lora import base_model
 from caspo_jax.preferences.packing import Row
 from caspo_jax.training.config import TrainConfig
 from caspo_jax.training.data import RowStore
 from caspo_jax.training.metrics_log import MetricsLog
 from caspo_jax.training.monitor import DisplacementMonitor
-from caspo_jax.training.nonfinite import MOST_IN_A_ROW, describe, pair_names, write_batch
+from caspo_jax.training.nonfinite import MOST_IN_A_ROW, describe, write_batch
 from caspo_jax.training.plan import Micro, Plan, make_plan
 from caspo_jax.training.preemption import StopNotice
-from caspo_jax.training.run_folder import claim_folder, load_reference, save_reference
-from caspo_jax.training.step_logprobs import batch_reference
-from caspo_jax.training.train_step import StepOutput, StepReport, make_train_step, trained_model
+from caspo_jax.training.reference_cache import fill_references
+from caspo_jax.training.run_folder import claim_folder
+from caspo_jax.training.train_step import (
+    StepOutput,
+    StepReport,
+    make_train_step,
+    trainable_model,
+    trained_model,
+)
 from caspo_jax.types import Pair, PairBatch, StepRows, TreeBatch
 
 Callback = Callable[[Mapping[str, Any]], None]
@@ -59,6 +66,7 @@ def train(
     *,
     verified: Sequence[Row | StepRows] = (),
     reference: Any = None,
+    reference_cache: str | Path | None = None,
     out_dir: str | Path | None = None,
     mesh: Mesh | None = None,
     callback: Callback | None = None,
@@ -76,14 +84,16 @@ def train(
       data: pairs, or packed batches (padding rows are dropped; reference log-probs of NaN are computed).
       config: see `TrainConfig`.
       verified: verified-correct steps for the NLL term or `rft` (`preferences.verified_rows`, or `StepRows`).
-      reference: the frozen reference; default the policy at the start.
+      reference: the frozen reference; default the policy at the start, of a model with adapters the model without them.
+      reference_cache: folder of reference log-probs that runs share (`reference_cache.ReferenceCache`); default
+        `out_dir`'s own.
       out_dir: folder for checkpoints, `metrics.jsonl` and TensorBoard events; None keeps nothing.
       mesh: devices to split batches over.
       callback: called with each update's metrics and `steps`, the updates in all, one update late.
       progress: show a progress bar on stderr.
 
     Returns:
-      The trained model (a new one, in the model's dtype) and the summary.
+      The trained model (a new one, in the model's dtype; with `config.lora` its adapters are not merged) and the summary.
 
     Raises:
       UserError: nothing to train on; a loss or gradient that is not finite (names the batch's pairs, which
@@ -92,13 +102,19 @@ def train(
       Interrupted: SIGTERM or a preemption notice came (looked for only with `out_dir`); a checkpoint is written.
     """
     started = time.perf_counter()
+    model = trainable_model(model, config)
     store = RowStore.build(data, verified)
     plan = make_plan(store, config)
     folder = None if out_dir is None else Path(out_dir)
     if folder is not None:
         claim_folder(folder, config, store.fingerprint(), model)
     if config.loss.contrastive:
-        _fill_references(store, plan, config, reference or model, folder)
+        if reference is None:
+            reference = base_model(model) if getattr(model, "lora", None) is not None else model
+        if reference_cache is None and folder is not None:
+            reference_cache = folder / "reference"
+        cache = None if reference_cache is None else Path(reference_cache)
+        fill_references(store, plan, reference, cache, config.head_chunk)
 
     step_fn, state = make_train_step(model, config, plan.steps, mesh)
     iterator, resumed = plan.iterator(), 0
@@ -258,31 +274,6 @@ class _Reporter:
                 self.monitor.update(record["step"], displacement)
         else:
             self.monitor.update(record["step"], displacement)
-
-
-def _fill_references(
-    store: RowStore, plan: Plan, config: TrainConfig, reference: Any, folder: Path | None
-) -> None:
-    """Reference log-probs of every pair: those given, those of an earlier start, or computed now."""
-    if folder is not None:
-        load_reference(folder, store)
-    bad: list[int] = []
-    computed = False
-    for micro in plan.reference_micros():
-        computed = True
-        pairs, known = micro.pairs, micro.pairs >= 0
-        chosen, rejected = batch_reference(reference, micro.batch, chunk=config.head_chunk)
-        chosen, rejected = (x[: len(pairs)][known] for x in (chosen, rejected))
-        store.reference_chosen[pairs[known]] = chosen
-        store.reference_rejected[pairs[known]] = rejected
-        bad += pairs[known][~(np.isfinite(chosen) & np.isfinite(rejected))].tolist()
-    if bad:
-        raise UserError(
-            f"the reference's log-probs are not finite for pairs {pair_names(store, np.unique(bad))}: "
-            "check the reference's weights and these pairs' token ids"
-        )
-    if folder is not None and computed:
-        save_reference(folder, store)
 
 
 def _positions(batch: PairBatch | TreeBatch) -> int:

@@ -16,7 +16,7 @@ from caspo_jax.training.train_step import StepReport
 FOLDER = "not_finite"
 MOST_IN_A_ROW = 10  # skipped updates; more than that is no bad batch but a bad run
 _SCHEMA = {"name": "not_finite", "version": 1}
-_NAMED = 16  # pair ids in a message
+_NAMED = 16  # verified steps in a message
 
 
 def write_batch(
@@ -55,20 +55,13 @@ def describe(number: int, report: StepReport, micros: Sequence[Micro], store: Ro
     blamed = "rows whose loss is not finite"
     if not len(pairs) and not len(verified):
         pairs, blamed = np.concatenate([m.pairs for m in micros]), "the batch"
-    names = pair_names(store, pairs[pairs >= 0])
+    names = store.names(pairs[pairs >= 0])
     if len(verified):
         names += f"; verified steps {', '.join(map(str, verified[:_NAMED]))}"
     return (
         f"update {number}: loss {report.metrics['loss']}, gradient norm {report.metrics['grad_norm']}; "
         f"{blamed}: {names}"
     )
-
-
-def pair_names(store: RowStore, pairs: np.ndarray) -> str:
-    """Ids of the first few pairs, and how many more there are."""
-    names = ", ".join(store.pair_ids[i] for i in pairs[:_NAMED])
-    more = len(pairs) - _NAMED
-    return f"{names} and {more} more" if more > 0 else names
 
 
 def _guilty(report: StepReport, micros: Sequence[Micro]) -> tuple[np.ndarray, np.ndarray]:

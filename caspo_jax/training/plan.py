@@ -50,6 +50,11 @@ class Plan(abc.ABC):
         self.steps = steps if config.max_steps is None else min(steps, config.max_steps)
         self.epoch_steps = items / self.batch_size
 
+    @property
+    @abc.abstractmethod
+    def packing(self) -> dict[str, Any]:
+        """The shape of the rows that references are computed in: with it their last bits change."""
+
     @abc.abstractmethod
     def rows_of(self, step: int) -> tuple[np.ndarray, np.ndarray]:
         """Pairs and verified steps of an update (0, 1, ...), as indices into the store."""
@@ -110,6 +115,11 @@ class RowPlan(Plan):
             beside = shuffled(available, config.seed + 1).repeat()
             self._beside = beside.batch(min(wanted, available))
 
+    @property
+    def packing(self) -> dict[str, Any]:
+        """See Plan."""
+        return {"pack": "rows", "rows": self.pair_rows, "lengths": list(self.buckets)}
+
     def rows_of(self, step: int) -> tuple[np.ndarray, np.ndarray]:
         """See Plan."""
         none = np.zeros(0, int)
@@ -159,6 +169,11 @@ class TreePlan(Plan):
         self.shape = RowShape.of(length, pairs=loss.uses_pairs, verified=loss.uses_verified)
         self.rows = min(config.pack_rows, math.ceil(mean_batch / length))
         self._updates = self._schedule()
+
+    @property
+    def packing(self) -> dict[str, Any]:
+        """See Plan."""
+        return {"pack": "trees", "rows": self.rows, "lengths": [self.shape.length]}
 
     def _everything(self) -> tuple[np.ndarray, np.ndarray]:
         loss = self.config.loss

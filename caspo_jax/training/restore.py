@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from caspo_jax.errors import UserError
-from caspo_jax.training.config import LossConfig, TrainConfig
-from caspo_jax.training.train_step import make_train_step, trained_model
+from caspo_jax.training.config import TrainConfig
+from caspo_jax.training.train_step import make_train_step, trainable_model, trained_model
 
 
 def restore_trained(model: Any, folder: str | Path, checkpoint: str = "last") -> tuple[Any, int]:
-    """The trained model and the number of updates behind it.
+    """The trained model (its adapters unmerged, if the run trained adapters) and the number of updates behind it.
 
     Args:
       model: the policy that the run started from; it gives shapes and dtype.
@@ -27,7 +27,8 @@ def restore_trained(model: Any, folder: str | Path, checkpoint: str = "last") ->
     folder = Path(folder)
     description = description_of(folder)
     settings = json.loads(description.read_text(encoding="utf-8"))["config"]
-    config = TrainConfig(**(settings | {"loss": LossConfig(**settings["loss"])}))
+    config = TrainConfig.from_json(settings)
+    model = trainable_model(model, config)
     _, state = make_train_step(model, config, 1)
     checkpoints = Checkpoints(folder / "checkpoints")
     try:

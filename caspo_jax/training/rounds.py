@@ -39,6 +39,7 @@ class Recipe:
     max_step_tokens: int = 256  # longest competitor
     dtype: str | None = None
     mesh: Any = None
+    reference_cache: str | None = None  # folder of reference log-probs that runs share; None: each run's own
     temperatures: tuple[float, ...] = ()  # of round 1, 2, ...; the last one stays; empty: the sample's own
 
 
@@ -126,6 +127,7 @@ def run_rounds(
             annotated,
             folder / "train",
             dataclasses.replace(recipe.train, seed=recipe.train.seed + 1000 * seed + k),
+            reference_cache=recipe.reference_cache,
             overwrite=overwrite,
             progress=look("train"),
         )

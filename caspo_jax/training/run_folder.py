@@ -1,9 +1,8 @@
-"""What makes a run's folder this run's: settings, data and model; and the reference log-probs kept in it."""
+"""What makes a run's folder this run's: settings, data and model."""
 
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,6 @@ from flax import nnx
 from caspo_jax.errors import UserError
 from caspo_jax.store import write_json
 from caspo_jax.training.config import TrainConfig
-from caspo_jax.training.data import RowStore
 
 
 def claim_folder(folder: Path, config: TrainConfig, data: str, model: Any) -> None:
@@ -58,19 +56,3 @@ def _model_moments(model: Any) -> list[float]:
 def _moments(params: Any) -> jax.Array:
     leaves = [leaf.astype(jnp.float32) for leaf in jax.tree.leaves(params)]
     return jnp.stack([sum(jnp.sum(jnp.abs(x)) for x in leaves), sum(jnp.sum(x * x) for x in leaves)])
-
-
-def save_reference(folder: Path, store: RowStore) -> None:
-    """Keep the reference log-probs, so that a restart reads what the first start computed."""
-    temporary = folder / f".reference.{os.getpid()}.npz"
-    np.savez(temporary, chosen=store.reference_chosen, rejected=store.reference_rejected)
-    os.replace(temporary, folder / "reference.npz")
-
-
-def load_reference(folder: Path, store: RowStore) -> None:
-    """Fill in kept reference log-probs, if there are any."""
-    path = folder / "reference.npz"
-    if not path.exists():
-        return
-    with np.load(path) as arrays:
-        store.reference_chosen, store.reference_rejected = arrays["chosen"], arrays["rejected"]

@@ -17,6 +17,7 @@ import numpy as np
 from flax import nnx
 
 from caspo_jax.confidence import token_stats
+from caspo_jax.models.decoder import Remat
 from caspo_jax.types import PairBatch, StepRows, TreeBatch
 
 Array = jax.Array
@@ -33,7 +34,7 @@ class StepSums(NamedTuple):
     tokens: Array  # [R] float32, how many tokens
 
 
-def step_sums(model: Any, rows: StepRows, chunk: int | None = None, remat: bool = False) -> StepSums:
+def step_sums(model: Any, rows: StepRows, chunk: int | None = None, remat: Remat = "none") -> StepSums:
     """Sums over each row's step of the log-prob of its tokens and of the entropy that they were drawn with.
 
     `logprob = sum_t m_t log pi(y_t | y_<t)`, `entropy = sum_t m_t H(pi(. | y_<t))`, `tokens = sum_t m_t`. A
@@ -43,9 +44,9 @@ def step_sums(model: Any, rows: StepRows, chunk: int | None = None, remat: bool 
       model: has `hidden_states(token_ids, mask=)` -> `[R, T, E]` and `unembedding()` -> `[V, E]`.
       rows: `[R, T]` token ids, their mask, and the mask of the step's tokens.
       chunk: columns of step tokens whose logits are held at once; default: about 2^25 logits, at most 32.
-      remat: recompute each layer's activations in the backward pass instead of keeping them.
+      remat: what the backward pass recomputes, see `Decoder.hidden_states`.
     """
-    options = {"remat": True} if remat else {}
+    options = {"remat": remat} if remat != "none" else {}
     hidden = model.hidden_states(rows.token_ids, mask=rows.mask, **options)[:, :-1]
     targets, step_mask = rows.token_ids[:, 1:], rows.step_mask[:, 1:]
     order = jnp.argsort(~step_mask, axis=1, stable=True)
@@ -57,7 +58,7 @@ def step_sums(model: Any, rows: StepRows, chunk: int | None = None, remat: bool 
     return StepSums(jnp.sum(logprob, axis=1), jnp.sum(entropy, axis=1), tokens)
 
 
-def tree_sums(model: Any, batch: TreeBatch, chunk: int | None = None, remat: bool = False) -> StepSums:
+def tree_sums(model: Any, batch: TreeBatch, chunk: int | None = None, remat: Remat = "none") -> StepSums:
     """Sums over the items of packed trees: what `step_sums` gives for their rows, each shared token read once.
 
     Args:
@@ -69,7 +70,7 @@ def tree_sums(model: Any, batch: TreeBatch, chunk: int | None = None, remat: boo
     Returns:
       Arrays `[R, 2P + V]`: chosen, rejected and verified items.
     """
-    options = {"remat": True} if remat else {}
+    options = {"remat": remat} if remat != "none" else {}
     hidden = model.hidden_states(
         batch.token_ids, batch.positions, batch.subtree_end > 0, subtree_end=batch.subtree_end, **options
     )
@@ -86,14 +87,19 @@ def tree_sums(model: Any, batch: TreeBatch, chunk: int | None = None, remat: boo
     )
 
 
+def head_chunk(rows: int, vocab: int, slots: int, chunk: int | None = None, devices: int = 1) -> int:
+    """Columns of step tokens whose logits the devices hold at once, of `slots` in each of so many rows."""
+    if chunk is None:
+        chunk = _HEAD_ELEMENTS * devices // (rows * vocab)
+    return max(1, min(chunk, _MAX_CHUNK, slots))
+
+
 def _slot_stats(
     hidden: Array, unembedding: Array, targets: Array, mask: Array, chunk: int | None
 ) -> tuple[Array, Array]:
     """Log-prob and entropy (no gradient) [R, S] of left-packed slots, from the states [R, S, E] that predict them."""
     slots = hidden.shape[1]
-    if chunk is None:
-        chunk = _HEAD_ELEMENTS // (hidden.shape[0] * unembedding.shape[0])
-    chunk = max(1, min(chunk, _MAX_CHUNK, slots))
+    chunk = head_chunk(hidden.shape[0], unembedding.shape[0], slots, chunk)
     widen = -slots % chunk
     hidden, targets, mask = (
         jnp.pad(a, ((0, 0), (0, widen)) + ((0, 0),) * (a.ndim - 2)) for a in (hidden, targets, mask)
@@ -129,7 +135,8 @@ def _head_forward(
         )
 
     empty = jnp.zeros(targets.shape, jnp.float32)
-    logprob, entropy, logsumexp = jax.lax.fori_loop(0, _trips(mask, chunk), body, (empty, empty, empty))
+    with jax.named_scope("head_chunks"):
+        logprob, entropy, logsumexp = jax.lax.fori_loop(0, _trips(mask, chunk), body, (empty, empty, empty))
     return (logprob, entropy), (hidden, unembedding, targets, mask, logsumexp)
 
 
@@ -156,7 +163,8 @@ def _head_backward(
         return d_hidden, d_unembedding + _einsum("rcv,rce->ve", d_logits, states)
 
     zeros = (jnp.zeros_like(hidden), jnp.zeros(unembedding.shape, jnp.float32))
-    d_hidden, d_unembedding = jax.lax.fori_loop(0, _trips(mask, chunk), body, zeros)
+    with jax.named_scope("head_chunks"):
+        d_hidden, d_unembedding = jax.lax.fori_loop(0, _trips(mask, chunk), body, zeros)
     return d_hidden, d_unembedding.astype(unembedding.dtype), None, None
 
 

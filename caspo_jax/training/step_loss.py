@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from caspo_jax.errors import UserError
+from caspo_jax.models.decoder import Remat
 from caspo_jax.training.config import LossConfig
 from caspo_jax.training.losses import drop_rows, pair_losses, safe_divide, weighted_sum
 from caspo_jax.training.step_logprobs import StepSums, concatenate_rows, step_sums, tree_sums
@@ -81,7 +82,7 @@ def step_loss_sums(
     config: LossConfig,
     *,
     chunk: int | None = None,
-    remat: bool = False,
+    remat: Remat = "none",
 ) -> LossSums:
     """The unreduced sums behind `step_dpo_loss`: add them over micro-batches, then divide once."""
     if config.uses_verified and batch.verified is None:

@@ -14,6 +14,9 @@ import optax
 from flax import nnx
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from caspo_jax.errors import UserError
+from caspo_jax.models.decoder import Remat
+from caspo_jax.models.lora import add_lora
 from caspo_jax.sharding import named_sharding
 from caspo_jax.training.config import LossConfig, TrainConfig
 from caspo_jax.training.optimizer import learning_rates, make_optimizer
@@ -35,8 +38,8 @@ class TrainState:
     """All that an update changes."""
 
     step: jax.Array  # [] int32, updates done
-    params: Any  # the trainable parameters, in float32 whatever the model's dtype
-    opt_state: Any
+    params: Any  # the trainable parameters, in float32 or, with masters=none, in the model's own dtype
+    opt_state: Any  # float32
 
 
 @jax.tree_util.register_dataclass
@@ -97,7 +100,8 @@ class StepSpec:
     weight_decay: float
     clip_norm: float | None
     head_chunk: int | None
-    remat: bool
+    remat: Remat
+    masters: str
     skip_nonfinite: bool
 
     @classmethod
@@ -113,6 +117,7 @@ class StepSpec:
             "clip_norm",
             "head_chunk",
             "remat",
+            "masters",
             "skip_nonfinite",
         )
         return cls(graphdef, dtypes, **{name: getattr(config, name) for name in names})
@@ -133,23 +138,24 @@ class TrainStep:
 
     def __init__(self, spec: StepSpec, frozen: Any, learning_rates: np.ndarray, mesh: Mesh | None = None):
         self.spec = spec
-        self._frozen, self._learning_rates, self._mesh = frozen, learning_rates, mesh
+        self.frozen, self._learning_rates, self._mesh = frozen, learning_rates, mesh
 
     def init(self, params: Any) -> TrainState:
         """The state of update 0; copies the parameters, so that donation leaves the caller's model alone."""
-        params = jax.tree.map(lambda p: jnp.array(p, jnp.float32, copy=True), params)
+        dtype = jnp.float32 if self.spec.masters == "float32" else None
+        params = jax.tree.map(lambda p: jnp.array(p, dtype, copy=True), params)
         if self._mesh is None:
             return TrainState(jnp.zeros((), jnp.int32), params, _init(self.spec, params))
         replicated = NamedSharding(self._mesh, PartitionSpec())
-        optimizer = self.spec.optimizer
+        optimizer, wide = self.spec.optimizer, jax.tree.map(_as_float32, params)
         shardings = optax.tree_map_params(
             optimizer,
             lambda _, param: param.sharding,
-            jax.eval_shape(optimizer.init, params),
+            jax.eval_shape(optimizer.init, wide),
             params,
             transform_non_params=lambda _: replicated,
         )
-        opt_state = jax.jit(optimizer.init, out_shardings=shardings)(params)
+        opt_state = jax.jit(optimizer.init, out_shardings=shardings)(wide)
         return TrainState(jax.device_put(jnp.zeros((), jnp.int32), replicated), params, opt_state)
 
     def __call__(
@@ -164,12 +170,15 @@ class TrainStep:
         )
         if len(micro_batches) == 1:
             batch = self._place(micro_batches[0])
-            return fused_update(self.spec, state, self._frozen, batch, whole, learning_rate)
-        total = (jax.tree.map(jnp.zeros_like, state.params), jnp.zeros((), jnp.float32))
+            return fused_update(self.spec, state, self.frozen, batch, whole, learning_rate)
+        total = (
+            jax.tree.map(lambda p: jnp.zeros_like(p, jnp.float32), state.params),
+            jnp.zeros((), jnp.float32),
+        )
         sums = []
         for batch in micro_batches:
             total, part_sums = _add_gradients(
-                self.spec, state.params, total, self._frozen, self._place(batch), whole
+                self.spec, state.params, total, self.frozen, self._place(batch), whole
             )
             sums.append(part_sums)
         state, grad_norm, skipped = _update(self.spec, state, *total, learning_rate)
@@ -205,7 +214,7 @@ def _gradients(
     spec: StepSpec, params: Any, frozen: Any, batch: Batch, whole: Denominators
 ) -> tuple[Any, jax.Array, LossSums]:
     def loss(params: Any) -> tuple[jax.Array, LossSums]:
-        # Master parameters are float32; the forward pass sees the model's own dtypes.
+        # Masters are float32; the forward pass sees the model's own dtypes.
         leaves, tree = jax.tree.flatten(params)
         own = jax.tree.unflatten(tree, [leaf.astype(dtype) for leaf, dtype in zip(leaves, spec.dtypes)])
         model = nnx.merge(spec.graphdef, own, frozen)
@@ -213,14 +222,16 @@ def _gradients(
         return total_loss(sums, whole, spec.loss), sums
 
     (value, sums), gradients = jax.value_and_grad(loss, has_aux=True)(params)
-    return gradients, value, sums
+    return jax.tree.map(_as_float32, gradients), value, sums
 
 
 def _apply(
     spec: StepSpec, state: TrainState, gradients: Any, loss: jax.Array, learning_rate: jax.Array
 ) -> tuple[TrainState, jax.Array, jax.Array]:
-    updates, opt_state = spec.optimizer.update(gradients, state.opt_state, state.params)
-    params = jax.tree.map(lambda p, u: p + learning_rate * u, state.params, updates)
+    wide = jax.tree.map(_as_float32, state.params)
+    updates, opt_state = spec.optimizer.update(gradients, state.opt_state, wide)
+    params = jax.tree.map(lambda p, u: p + learning_rate * u, wide, updates)
+    params = _stored_like(state.params, params, jax.random.fold_in(jax.random.key(0), state.step))
     grad_norm = jnp.sqrt(sum(jnp.sum(jnp.square(leaf)) for leaf in jax.tree.leaves(gradients)))
     skipped = jnp.zeros((), bool)
     if spec.skip_nonfinite:
@@ -231,6 +242,32 @@ def _apply(
             (params, opt_state),
         )
     return TrainState(state.step + 1, params, opt_state), grad_norm, skipped
+
+
+def _as_float32(x: jax.Array) -> jax.Array:
+    return x.astype(jnp.float32)
+
+
+def _stored_like(old: Any, new: Any, key: jax.Array) -> Any:
+    """float32 parameters in the dtypes of `old`: as they are, or rounded to bfloat16 at random."""
+    leaves, tree = jax.tree.flatten(new)
+    wanted = [leaf.dtype for leaf in jax.tree.leaves(old)]
+    stored = [
+        stochastic_round(leaf, jax.random.fold_in(key, i)) if dtype == jnp.bfloat16 else leaf.astype(dtype)
+        for i, (leaf, dtype) in enumerate(zip(leaves, wanted, strict=True))
+    ]
+    return jax.tree.unflatten(tree, stored)
+
+
+def stochastic_round(x: jax.Array, key: jax.Array) -> jax.Array:
+    """float32 to bfloat16, up or down with probabilities that make the mean exact.
+
+    An update far below a weight's last bit then moves it now and then, where rounding to nearest would lose it.
+    """
+    bits = jax.lax.bitcast_convert_type(x, jnp.uint32)
+    bits = bits + jax.random.bits(key, x.shape, jnp.uint16).astype(jnp.uint32)
+    rounded = jax.lax.bitcast_convert_type(bits & jnp.uint32(0xFFFF0000), jnp.float32)
+    return jnp.where(jnp.isfinite(x), rounded, x).astype(jnp.bfloat16)
 
 
 @functools.partial(jax.jit, static_argnums=0, donate_argnums=2)
@@ -256,7 +293,21 @@ def _update(
 
 @functools.partial(jax.jit, static_argnums=0)
 def _init(spec: StepSpec, params: Any) -> Any:
-    return spec.optimizer.init(params)
+    return spec.optimizer.init(jax.tree.map(_as_float32, params))
+
+
+def trainable_model(model: Any, config: TrainConfig) -> Any:
+    """The model that a run trains: with fresh adapters if `config.lora` asks for them and it has none.
+
+    Raises:
+      UserError: the model has adapters of another shape than `config.lora`.
+    """
+    present = getattr(model, "lora", None)
+    if config.lora is None or present == config.lora:
+        return model
+    if present is not None:
+        raise UserError(f"lora: the model has {present}, the run asks for {config.lora}: merge_lora() first")
+    return add_lora(model, config.lora, jax.random.key(config.seed))
 
 
 def make_train_step(
@@ -276,7 +327,7 @@ def make_train_step(
 
 
 def trained_model(model: Any, state: TrainState) -> Any:
-    """A new model like `model`, with the state's parameters in the model's dtype."""
+    """A new model like `model`, with the state's parameters in the model's dtype; adapters stay unmerged."""
     graphdef, params, frozen = nnx.split(model, nnx.Param, ...)  # type: ignore[misc]
     new = jax.tree.map(lambda p, old: jnp.array(p, old.dtype, copy=True), state.params, params)
     return nnx.merge(graphdef, new, frozen)

@@ -8,7 +8,7 @@ from caspo_jax.training.stages.annotate import annotate_stage
 from caspo_jax.training.stages.pairs import pairs_stage, read_pairs, verified_traces
 from caspo_jax.training.stages.policy import Equal, Extract, Policy, Progress
 from caspo_jax.training.stages.sample import sample_stage
-from caspo_jax.training.stages.train import export_stage, train_stage
+from caspo_jax.training.stages.train import export_adapter, export_stage, merge_stage, train_stage
 
 __all__ = [
     "Equal",
@@ -16,7 +16,9 @@ __all__ = [
     "Policy",
     "Progress",
     "annotate_stage",
+    "export_adapter",
     "export_stage",
+    "merge_stage",
     "pairs_stage",
     "read_pairs",
     "sample_stage",

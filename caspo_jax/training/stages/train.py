@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from caspo_jax.errors import UserError
-from caspo_jax.models import save_pretrained
+from caspo_jax.models import load_adapter, save_adapter, save_pretrained
 from caspo_jax.preferences.packing import Row
 from caspo_jax.records import trace_from_record
 from caspo_jax.store import Manifest, hash_path, load_records, manifest_path
@@ -27,6 +27,7 @@ def train_stage(
     run: str | Path,
     config: TrainConfig,
     *,
+    reference_cache: str | Path | None = None,
     overwrite: bool = False,
     progress: Callable[..., None] | None = None,
 ) -> dict[str, Any]:
@@ -38,6 +39,7 @@ def train_stage(
       annotated: JSONL of annotated traces, for losses that read verified steps.
       run: folder of checkpoints, metrics and manifest.
       config: the recipe.
+      reference_cache: folder of reference log-probs that runs share; default the run's own.
       overwrite: start anew if the run was begun with other settings.
       progress: called with (updates done, updates in all, **metrics).
 
@@ -72,7 +74,15 @@ def train_stage(
             shown = {"margin": record.get("rewards/margin"), "chosen": record.get("logps/chosen")}
             progress(int(record["step"]), int(record["steps"]), loss=record["loss"], **shown)
 
-    _, summary = train(policy.model, loaded, config, verified=rows, out_dir=run, callback=callback)
+    _, summary = train(
+        policy.model,
+        loaded,
+        config,
+        verified=rows,
+        reference_cache=reference_cache,
+        out_dir=run,
+        callback=callback,
+    )
     counts = {
         "updates": summary.steps,
         "pairs": summary.pairs,
@@ -104,7 +114,7 @@ def export_stage(
     checkpoint: str = "last",
     overwrite: bool = False,
 ) -> Path:
-    """A checkpoint of a run to a policy folder in Hugging Face layout.
+    """A checkpoint of a run to a policy folder in Hugging Face layout; adapters are merged into the weights.
 
     Args:
       policy: the policy that the run started from; its tokenizer, configuration and caspo.json go along.
@@ -113,16 +123,78 @@ def export_stage(
       checkpoint: see `restore_trained`.
       overwrite: replace a folder that another run's export wrote.
     """
-    output = Path(output)
     settings = {"policy": policy.hash, "run": hash_path(description_of(run)), "checkpoint": checkpoint}
+
+    def write(folder: Path) -> dict[str, Any]:
+        model, updates = restore_trained(policy.model, run, checkpoint)
+        save_pretrained(model, policy.tokenizer, folder, caspo=policy.settings or None)
+        return {"updates": updates}
+
+    return _write_once(Path(output), "export", settings, write, overwrite)
+
+
+def export_adapter(
+    policy: Policy,
+    run: str | Path,
+    output: str | Path,
+    *,
+    checkpoint: str = "last",
+    overwrite: bool = False,
+) -> Path:
+    """A checkpoint's LoRA adapters to a folder in PEFT's format; arguments as of `export_stage`.
+
+    Raises:
+      UserError: the run trained the weights themselves.
+    """
+    settings = {
+        "policy": policy.hash,
+        "run": hash_path(description_of(run)),
+        "checkpoint": checkpoint,
+        "format": "peft",
+    }
+
+    def write(folder: Path) -> dict[str, Any]:
+        model, updates = restore_trained(policy.model, run, checkpoint)
+        if model.lora is None:
+            raise UserError(f"{run}: the run trained the weights, not adapters: export it as a policy")
+        save_adapter(model, folder, base=policy.path)
+        return {"updates": updates}
+
+    return _write_once(Path(output), "export", settings, write, overwrite)
+
+
+def merge_stage(policy: Policy, adapter: str | Path, output: str | Path, *, overwrite: bool = False) -> Path:
+    """A policy and LoRA adapters in PEFT's format to a policy folder of the merged weights.
+
+    Args:
+      policy: the base of the adapters; its tokenizer, configuration and caspo.json go along.
+      adapter: folder with adapter_config.json and adapter_model.safetensors.
+      output: the policy folder.
+      overwrite: replace a folder that was written from others.
+    """
+    settings = {"policy": policy.hash, "adapter": hash_path(adapter)}
+
+    def write(folder: Path) -> dict[str, Any]:
+        model = load_adapter(policy.model, adapter)
+        save_pretrained(model, policy.tokenizer, folder, caspo=policy.settings or None)
+        return {}
+
+    return _write_once(Path(output), "export", settings, write, overwrite)
+
+
+def _write_once(
+    output: Path,
+    program: str,
+    settings: Mapping[str, Any],
+    write: Callable[[Path], dict[str, Any]],
+    overwrite: bool,
+) -> Path:
+    """Write a folder and its manifest, unless the manifest says that it is there."""
     if manifest_path(output).exists():
-        manifest = Manifest.open(
-            manifest_path(output), program="export", config=settings, overwrite=overwrite
-        )
+        manifest = Manifest.open(manifest_path(output), program=program, config=settings, overwrite=overwrite)
         if manifest.complete:
             return output
-    model, updates = restore_trained(policy.model, run, checkpoint)
-    save_pretrained(model, policy.tokenizer, output, caspo=policy.settings or None)
-    manifest = Manifest.open(manifest_path(output), program="export", config=settings)
-    manifest.finish(updates=updates)
+    counts = write(output)
+    manifest = Manifest.open(manifest_path(output), program=program, config=settings)
+    manifest.finish(**counts)
     return output

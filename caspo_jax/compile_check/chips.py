@@ -1,0 +1,68 @@
+"""What a TPU chip's published figures are, and which topologies of them can be named."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from typing import Any
+
+from caspo_jax.errors import UserError
+
+
+@dataclasses.dataclass(frozen=True)
+class Chip:
+    """Peak figures of one chip.
+
+    Source: the "System architecture" pages of the Cloud TPU documentation, one a generation (read November 2026). HBM is
+    given there in GB; what the compiler may use is a little less than that many GiB.
+    """
+
+    name: str
+    flops: float  # bf16, a second
+    hbm_bytes: float
+    hbm_bandwidth: float  # bytes a second
+    ici_bandwidth: (
+        float  # bytes a second into the chip over all its links: half of the published bidirectional figure
+    )
+
+
+CHIPS = {
+    "v4": Chip("v4", 275e12, 32 * 2**30, 1200e9, 300e9),
+    "v5e": Chip("v5e", 197e12, 16 * 2**30, 819e9, 200e9),
+    "v5p": Chip("v5p", 459e12, 95 * 2**30, 2765e9, 600e9),
+    "v6e": Chip("v6e", 918e12, 32 * 2**30, 1638e9, 400e9),
+}
+MOST_CHIPS = 256
+
+
+def topology_devices(topology: str) -> tuple[Chip, list[Any]]:
+    """The chip and the (absent) devices of a topology such as `v5e:4x4`, `v5p:2x2x2` or `v6e:16x16`.
+
+    Raises:
+      UserError: an unknown chip or shape, too many chips, or libtpu is not installed.
+    """
+    name, _, shape = topology.partition(":")
+    sizes = shape.split("x")
+    if name not in CHIPS or not all(size.isdecimal() and int(size) > 0 for size in sizes):
+        raise UserError(
+            f"--topology={topology}: give CHIP:SHAPE with a chip of {', '.join(CHIPS)}, e.g. v5e:4x4 or v5p:4x4x4"
+        )
+    count = 1
+    for size in sizes:
+        count *= int(size)
+    if count > MOST_CHIPS:
+        raise UserError(f"--topology={topology}: {count} chips; at most {MOST_CHIPS}")
+    try:
+        import libtpu  # noqa: F401
+    except ImportError:
+        raise UserError("the TPU compiler is not installed: pip install 'caspo_jax[tpu]'") from None
+    os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")  # there is no metadata server to ask
+    import jax
+    from jax.experimental import topologies
+
+    try:
+        described = topologies.get_topology_desc(platform="tpu", topology_name=topology)
+    except (jax.errors.JaxRuntimeError, ValueError, NotImplementedError) as error:
+        reason = str(error).strip().splitlines()[0][:200]
+        raise UserError(f"--topology={topology}: the TPU compiler does not know it ({reason})") from error
+    return CHIPS[name], list(described.devices)

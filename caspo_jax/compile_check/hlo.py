@@ -1,0 +1,224 @@
+"""Reads the text of an optimised HLO module: computations, instructions, shapes, loops."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+import re
+from collections.abc import Iterator
+
+_BYTES = {"pred": 1, "token": 0, "opaque": 0, "bf16": 2, "f16": 2}
+_SHAPE = re.compile(r"\b([a-z]\w*)\[([\d,<=]*)\](?:\{([^{}]*)\})?")
+_NAME = re.compile(r"%([\w.\-]+)")
+_CALLED = re.compile(
+    r"\b(?:calls|body|to_apply|branch_computations|true_computation|false_computation|called_computations)"
+    r"=(\{[^}]*\}|%[\w.\-]+)"
+)
+_HEADER = re.compile(r"^(ENTRY )?%?([\w.\-]+) (?:\(.*\) -> .* )?\{")
+
+
+@dataclasses.dataclass(frozen=True)
+class Shape:
+    """One array of an instruction's result."""
+
+    dtype: str
+    dims: tuple[int, ...]
+    on_chip: bool = False  # in VMEM, not in HBM
+
+    @property
+    def elements(self) -> int:
+        """How many."""
+        return math.prod(self.dims)
+
+    @property
+    def bytes(self) -> int:
+        """Bytes without tiling's padding."""
+        digits = re.search(r"\d+", self.dtype)
+        size = _BYTES.get(self.dtype) or (max(1, int(digits[0]) // 8) if digits else 0)
+        return self.elements * size
+
+
+@dataclasses.dataclass(frozen=True)
+class Instruction:
+    """`%name = type opcode(%operand, ...), attributes`."""
+
+    name: str
+    opcode: str
+    shapes: tuple[Shape, ...]
+    operands: tuple[str, ...]
+    attributes: str
+    is_root: bool
+
+    @property
+    def called(self) -> tuple[str, ...]:
+        """Names of the computations it runs: a fusion's, a loop's body, a conditional's branches."""
+        return tuple(name for found in _CALLED.findall(self.attributes) for name in _NAME.findall(found))
+
+    @property
+    def op_name(self) -> str:
+        """Path of the operation in the traced program."""
+        found = re.search(r'op_name="((?:[^"\\]|\\.)*)"', self.attributes)
+        return found[1] if found else ""
+
+    @property
+    def trip_count(self) -> int | None:
+        """Of a loop, if the compiler knows it."""
+        found = re.search(r'known_trip_count\\*":\s*\{\\*"n\\*":\\*"(\d+)', self.attributes)
+        return int(found[1]) if found else None
+
+    @property
+    def condition(self) -> str | None:
+        """Of a loop: the computation that says whether it goes on."""
+        found = re.search(r"\bcondition=%([\w.\-]+)", self.attributes)
+        return found[1] if found else None
+
+    def attribute(self, name: str) -> str | None:
+        """The text of `name=...`, up to the comma that ends it."""
+        found = re.search(rf"\b{name}=", self.attributes)
+        return _balanced(self.attributes[found.end() :], ",") if found else None
+
+    def dims_attribute(self, name: str) -> tuple[int, ...]:
+        """The numbers of `name={1,2}`."""
+        text = self.attribute(name) or ""
+        return tuple(map(int, re.findall(r"\d+", text)))
+
+
+@dataclasses.dataclass(frozen=True)
+class Computation:
+    """Instructions in order."""
+
+    name: str
+    instructions: dict[str, Instruction]
+
+    @functools.cached_property
+    def root(self) -> Instruction:
+        """What it returns."""
+        found = [i for i in self.instructions.values() if i.is_root]
+        return found[0] if found else list(self.instructions.values())[-1]
+
+    @functools.cached_property
+    def users(self) -> dict[str, list[Instruction]]:
+        """Instruction -> those that read it."""
+        users: dict[str, list[Instruction]] = {}
+        for instruction in self.instructions.values():
+            for operand in set(instruction.operands):
+                users.setdefault(operand, []).append(instruction)
+        return users
+
+    @functools.cached_property
+    def parameters(self) -> list[Instruction]:
+        """In order."""
+        found = [i for i in self.instructions.values() if i.opcode == "parameter"]
+        return sorted(found, key=lambda i: int(i.operands[0]))
+
+
+@dataclasses.dataclass(frozen=True)
+class Module:
+    """All computations and the one that runs."""
+
+    computations: dict[str, Computation]
+    entry: str
+
+
+def loop_length(module: Module, within: Computation, loop: Instruction) -> int | None:
+    """How often a `while` runs: as the compiler notes it, or by a counter that is held against a constant."""
+    if loop.trip_count is not None:
+        return loop.trip_count
+    condition = module.computations.get(loop.condition or "")
+    if condition is None:
+        return None
+    test = condition.root
+    if test.opcode == "fusion" and len(test.called) == 1:
+        inner = module.computations[test.called[0]]
+        outer = dict(zip((p.name for p in inner.parameters), test.operands))
+        operands = [
+            condition.instructions.get(outer.get(name, ""), inner.instructions[name])
+            for name in inner.root.operands
+        ]
+        test = inner.root
+    else:
+        operands = [condition.instructions[name] for name in test.operands if name in condition.instructions]
+    if test.opcode != "compare" or "direction=LT" not in test.attributes or len(operands) != 2:
+        return None
+    counter, bound = operands
+    limit = _constant(bound)
+    index = re.search(r"index=(\d+)", counter.attributes)
+    if limit is None or counter.opcode != "get-tuple-element" or index is None:
+        return None
+    state = within.instructions.get(loop.operands[0])
+    start = None
+    if state is not None and state.opcode == "tuple":
+        start = _constant(within.instructions.get(state.operands[int(index[1])]))
+    return max(0, limit - (start or 0))
+
+
+def _constant(instruction: Instruction | None) -> int | None:
+    if instruction is None or instruction.opcode != "constant":
+        return None
+    text = instruction.operands[0]
+    return int(text) if text.lstrip("-").isdecimal() else None
+
+
+def parse(text: str) -> Module:
+    """The module of `compiled.as_text()`."""
+    computations: dict[str, Computation] = {}
+    entry, current = "", None
+    for line in _lines(text):
+        header = _HEADER.match(line)
+        if header and " = " not in line.split("(")[0]:
+            current = Computation(header[2], {})
+            computations[header[2]] = current
+            entry = header[2] if header[1] else entry
+        elif current is not None and " = " in line:
+            instruction = _instruction(line)
+            current.instructions[instruction.name] = instruction
+    if not entry:
+        raise ValueError("no ENTRY computation in the module's text")
+    return Module(computations, entry)
+
+
+def _lines(text: str) -> Iterator[str]:
+    for line in text.splitlines():
+        if line and not line.startswith(("HloModule", "FileNames", "FunctionNames", "FileLocations")):
+            # /*index=5*/ marks in long tuples
+            yield re.sub(r"/\*.*?\*/", "", line)
+
+
+def _instruction(line: str) -> Instruction:
+    left, _, right = line.strip().partition(" = ")
+    kind = _balanced(right, " ")
+    rest = right[len(kind) :].lstrip()
+    opcode, _, rest = rest.partition("(")
+    inside = _balanced(rest, ")")
+    literal = opcode in ("parameter", "constant")  # a number
+    operands = (inside.strip(),) if literal else tuple(_NAME.findall(inside))
+    return Instruction(
+        name=left.removeprefix("ROOT ").lstrip("%"),
+        opcode=opcode.strip(),
+        shapes=tuple(_shapes(kind)),
+        operands=operands,
+        attributes=rest[len(inside) + 1 :],
+        is_root=left.startswith("ROOT "),
+    )
+
+
+def _shapes(text: str) -> Iterator[Shape]:
+    for dtype, dims, layout in _SHAPE.findall(text):
+        sizes = tuple(int(d.removeprefix("<=")) for d in dims.split(",") if d)
+        yield Shape(dtype, sizes, "S(1)" in layout)
+
+
+def _balanced(text: str, end: str) -> str:
+    """The text up to the first `end` outside brackets."""
+    depth = 0
+    for i, c in enumerate(text):
+        if depth == 0 and c == end:
+            return text[:i]
+        if c in "([{":
+            depth += 1
+        elif c in ")]}":
+            if depth == 0:
+                return text[:i]
+            depth -= 1
+    return text

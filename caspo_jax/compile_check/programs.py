@@ -1,0 +1,242 @@
+"""The product's own train step and tree search, lowered for a mesh from shapes and shardings alone: no array is made."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import nnx
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from caspo_jax.errors import UserError
+from caspo_jax.models import ModelConfig
+from caspo_jax.models.blockwise import BLOCK
+from caspo_jax.models.cache import KVCache, copy_rows, init_cache
+from caspo_jax.models.decoder import Decoder
+from caspo_jax.models.weights import parameter_shape, parameter_sharding, weights
+from caspo_jax.preferences.tree_packing import RowShape
+from caspo_jax.sampling import CatConfig, SampleConfig
+from caspo_jax.sampling.automaton import build_automaton
+from caspo_jax.sampling.loop import donated_program
+from caspo_jax.sampling.policy import make_policy
+from caspo_jax.sampling.search import ModelDecode
+from caspo_jax.sampling.state import CatState, Knobs, init_state
+from caspo_jax.sharding import batch_ways, named_sharding
+from caspo_jax.training.config import TrainConfig
+from caspo_jax.training.step_logprobs import head_chunk
+from caspo_jax.training.step_loss import Denominators
+from caspo_jax.training.train_step import StepSpec, TrainState, fused_update
+from caspo_jax.types import TreeBatch
+
+Shaped = jax.ShapeDtypeStruct
+
+
+@dataclasses.dataclass(frozen=True)
+class Program:
+    """A program that is lowered and not compiled yet."""
+
+    what: str
+    lowered: Any  # jax.stages.Lowered
+    arguments: Mapping[str, int]  # bytes a chip, by kind
+    trips: Mapping[str, float]  # of loops whose length the compiler does not see, by the name of their scope
+    tokens: int  # that a run of the program reads (train) or draws (cat)
+    per: str  # what one run counts for
+    growing: int = (
+        0  # bytes a chip beside the arguments while buffers are made larger, before the program runs
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainShape:
+    """A batch of packed trees."""
+
+    rows: int = 16
+    length: int = 2048  # tokens a row
+    step_share: float = 1.0  # of a row's tokens that are scored: the head runs over these alone
+
+
+@dataclasses.dataclass(frozen=True)
+class CatShape:
+    """A search at the full size of its buffers."""
+
+    questions: int = 8
+    branches: int = 10
+    prompt: int = 256  # tokens
+    max_new_tokens: int = 4096
+
+
+def train_program(
+    config: ModelConfig, mesh: Mesh, shape: TrainShape, settings: TrainConfig, dtype: str
+) -> Program:
+    """`fused_update` of one batch of trees, all weights trained: float32 Adam state, computing in `dtype`.
+
+    Raises:
+      UserError: rows that the mesh does not divide, or adapters asked for.
+    """
+    if settings.lora is not None:
+        raise UserError("train.lora: the check is of full fine-tuning; leave the adapters out")
+    ways = batch_ways(mesh)
+    if shape.rows % ways:
+        raise UserError(f"--rows={shape.rows}: the mesh splits rows {ways} ways; give a multiple of {ways}")
+    graphdef, params, frozen = nnx.split(_abstract_model(config, mesh, dtype), nnx.Param, ...)  # type: ignore[misc]
+    spec = StepSpec.of(graphdef, params, settings, mesh)
+    wide = jax.tree.map(lambda p: Shaped(p.shape, jnp.float32, sharding=p.sharding), params)
+    kept = params if settings.masters == "none" else wide
+    whole = NamedSharding(mesh, PartitionSpec())
+    scalar = Shaped((), jnp.float32, sharding=whole)
+    moments = optax.tree_map_params(
+        spec.optimizer,
+        lambda _, param: param,
+        jax.eval_shape(spec.optimizer.init, wide),
+        wide,
+        transform_non_params=lambda count: Shaped(count.shape, count.dtype, sharding=whole),
+    )
+    state = TrainState(Shaped((), jnp.int32, sharding=whole), kept, moments)
+    batch = _abstract_trees(mesh, shape, settings)
+    lowered = fused_update.lower(spec, state, frozen, batch, Denominators(scalar, scalar), scalar)
+    blocks = math.ceil(shape.length / BLOCK)
+    chunk = head_chunk(shape.rows, config.vocab_size, shape.length, settings.head_chunk, mesh.size)
+    return Program(
+        what="train",
+        lowered=lowered,
+        arguments={
+            f"parameters ({dtype if settings.masters == 'none' else 'float32'})": bytes_a_chip(kept),
+            "Adam state (float32)": bytes_a_chip(moments),
+            "batch": bytes_a_chip(batch),
+        },
+        trips={
+            "head_chunks": max(1.0, shape.step_share * shape.length / chunk),
+            "attention_blocks": (blocks + 1) / 2,  # causal: block i meets i + 1 others
+        },
+        tokens=shape.rows * shape.length,
+        per="update",
+    )
+
+
+def cat_program(config: ModelConfig, mesh: Mesh, shape: CatShape, dtype: str) -> Program:
+    """The tree search's loop, `cat_decode_donated`, with its buffers at their last size.
+
+    Raises:
+      UserError: questions that the mesh does not divide.
+    """
+    ways = batch_ways(mesh)
+    if shape.questions % ways:
+        raise UserError(
+            f"--questions={shape.questions}: the mesh splits questions {ways} ways; give a multiple of {ways}"
+        )
+    graphdef, params = nnx.split(_abstract_model(config, mesh, dtype))
+    settings = CatConfig(
+        num_branches=shape.branches, sample=SampleConfig(max_new_tokens=shape.max_new_tokens)
+    )
+    policy = make_policy(ModelDecode(graphdef), copy_rows, settings, config.vocab_size)
+    state = _abstract_search(config, mesh, shape, settings, jnp.dtype(dtype))
+    lowered = donated_program(params, state, policy)
+    cache = bytes_a_chip(state.cache)
+    return Program(
+        what="cat",
+        lowered=lowered,
+        arguments={
+            f"parameters ({dtype})": bytes_a_chip(params),
+            "KV cache": cache,
+            "logits": bytes_a_chip(state.logits),
+            "tree": bytes_a_chip(dataclasses.replace(state, cache=None, logits=None)),  # type: ignore[arg-type]
+        },
+        trips={"search": 1.0, "forks": 0.0},
+        tokens=shape.questions * shape.branches,
+        per="iteration",
+        growing=cache // 2,  # buffers double: the old ones are there until they are copied
+    )
+
+
+def bytes_a_chip(tree: Any) -> int:
+    """Bytes of the parts that one chip holds of shaped arrays."""
+    return sum(
+        math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
+        for leaf in jax.tree.leaves(tree)
+    )
+
+
+def _abstract_model(config: ModelConfig, mesh: Mesh, dtype: str) -> Decoder:
+    """A decoder whose parameters are shapes with their places on the mesh."""
+    compute = jnp.dtype(dtype)
+    model = nnx.eval_shape(lambda: Decoder(config, dtype=compute, rngs=nnx.Rngs(0)))
+    model.mesh = mesh
+    for weight in weights(config):
+        sharding = parameter_sharding(mesh, weight, config)
+        shaped = Shaped(parameter_shape(weight, config), compute, sharding=sharding)
+        setattr(model.layers if weight.stacked else model, weight.name, nnx.Param(shaped))
+    return model
+
+
+def _abstract_trees(mesh: Mesh, shape: TrainShape, settings: TrainConfig) -> TreeBatch:
+    loss = settings.loss
+    fits = RowShape.of(shape.length, pairs=loss.uses_pairs, verified=loss.uses_verified)
+
+    def array(columns: int, dtype: Any = jnp.int32) -> Any:
+        size = (shape.rows, columns)
+        return Shaped(size, dtype, sharding=named_sharding(mesh, ("batch", "length"), size))
+
+    tokens = {name: array(shape.length) for name in ("token_ids", "positions", "subtree_end")}
+    slots = {name: array(shape.length) for name in ("target", "predictor")}
+    members = {name: array(fits.members) for name in ("member_slot", "member_item")}
+    pairs = {
+        name: array(fits.pairs, jnp.float32) for name in ("weight", "reference_chosen", "reference_rejected")
+    }
+    return TreeBatch(
+        **tokens,
+        **slots,
+        **members,
+        **pairs,
+        target_mask=array(shape.length, jnp.bool_),
+        verified=array(fits.verified, jnp.bool_),
+    )
+
+
+def _abstract_search(
+    config: ModelConfig, mesh: Mesh, shape: CatShape, settings: CatConfig, dtype: jnp.dtype
+) -> CatState:
+    """The search's state as `CatState.placed` and `KVCache.placed` leave it."""
+    questions, branches = shape.questions, shape.branches
+    automaton = build_automaton([bytes([i % 256]) for i in range(config.vocab_size)], "\n\n")
+
+    def build() -> CatState:
+        prompts = init_cache(config, questions, 0, dtype, prompt_columns=shape.prompt)
+        rows = init_cache(config, questions * branches, shape.max_new_tokens, dtype)
+        return init_state(
+            KVCache(
+                prompts.prompt_k,
+                prompts.prompt_v,
+                prompts.prompt_valid,
+                rows.k,
+                rows.v,
+                rows.valid,
+                mesh=mesh,
+            ),
+            jnp.zeros((questions, config.vocab_size)),
+            np.zeros((questions, 2), np.uint32),
+            np.full(questions, shape.prompt, np.int32),
+            automaton,
+            Knobs.of(settings),
+            num_slots=branches,
+            capacity=shape.max_new_tokens,
+        )
+
+    state = jax.eval_shape(build)
+    whole = NamedSharding(mesh, PartitionSpec())
+
+    def placed(leaf: Any, axes: tuple[str | None, ...] | None = None) -> Any:
+        sharding = whole if axes is None else named_sharding(mesh, axes, leaf.shape)
+        return Shaped(leaf.shape, leaf.dtype, sharding=sharding)
+
+    columns = ("layers", "batch", "kv_heads", "length", "head_dim")
+    cache = jax.tree.map(lambda x: placed(x, columns if x.ndim == 5 else ("batch", "length")), state.cache)
+    light = dataclasses.replace(state, cache=None, logits=None)  # type: ignore[arg-type]
+    return dataclasses.replace(
+        jax.tree.map(placed, light), cache=cache, logits=placed(state.logits, ("batch", None, None))
+    )

@@ -1,0 +1,213 @@
+"""Compiles a program ahead of time and says what it needs of the chip: memory, work, collectives, the roofline's time."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+import time
+from typing import Any
+
+import jax
+
+from caspo_jax.compile_check.chips import Chip
+from caspo_jax.compile_check.cost import Cost, program_cost
+from caspo_jax.compile_check.hlo import parse
+from caspo_jax.compile_check.programs import Program
+from caspo_jax.errors import UserError
+
+GIB = 2**30
+_SCHEMA = {"name": "compile_check", "version": 1}
+
+
+@dataclasses.dataclass(frozen=True)
+class Memory:
+    """HBM of one chip, bytes."""
+
+    arguments: int
+    temporaries: int
+    output: int
+    aliased: int  # of the output: written into the arguments' buffers
+    code: int
+
+    @property
+    def peak(self) -> int:
+        """What must fit at once."""
+        return self.arguments + self.temporaries + self.output - self.aliased + self.code
+
+
+@dataclasses.dataclass(frozen=True)
+class Roofline:
+    """The least time that the chip's published rates allow, seconds a run."""
+
+    compute: float
+    hbm: float
+    ici: float
+
+    @property
+    def overlapped(self) -> float:
+        """If the three overlap perfectly: nothing can be faster."""
+        return max(self.compute, self.hbm, self.ici)
+
+    @property
+    def serial(self) -> float:
+        """If none overlaps another, each at its peak rate."""
+        return self.compute + self.hbm + self.ici
+
+    @property
+    def bound(self) -> str:
+        """Which of the three is the longest."""
+        return max(("compute", "hbm", "ici"), key=lambda name: getattr(self, name))
+
+
+@dataclasses.dataclass(frozen=True)
+class Check:
+    """A compiled program on a topology."""
+
+    program: Program
+    chip: Chip
+    chips: int
+    memory: Memory
+    cost: Cost
+    roofline: Roofline
+    compile_seconds: float
+    text: str  # the compiled program
+
+    def to_json(self) -> dict[str, Any]:
+        """Everything, as plain values."""
+        roofline = {name: getattr(self.roofline, name) for name in ("compute", "hbm", "ici")}
+        return {
+            "schema": _SCHEMA,
+            "what": self.program.what,
+            "chip": self.chip.name,
+            "chips": self.chips,
+            "hbm_bytes_a_chip": dataclasses.asdict(self.memory) | {"peak": self.memory.peak},
+            "hbm_capacity": self.chip.hbm_bytes,
+            "arguments": dict(self.program.arguments),
+            "while_growing": self.memory.arguments + self.program.growing,
+            f"flops_a_chip_{self.program.per}": self.cost.flops,
+            f"hbm_traffic_a_chip_{self.program.per}": self.cost.hbm_bytes,
+            "collectives": {k: dataclasses.asdict(v) for k, v in sorted(self.cost.collectives.items())},
+            "largest_loop_array": self.cost.largest_loop_array,
+            "assumed_trips": self.cost.assumed,
+            "roofline_seconds": roofline
+            | {"overlapped": self.roofline.overlapped, "serial": self.roofline.serial},
+            "bound": self.roofline.bound,
+            "tokens_a_second": self.program.tokens / self.roofline.overlapped,
+            "compile_seconds": self.compile_seconds,
+        }
+
+
+def check(program: Program, chip: Chip, chips: int) -> Check:
+    """Compile a program for chips that are not there.
+
+    Raises:
+      UserError: the arguments alone, or what the compiler needs in all, do not fit the chip.
+    """
+    needed = sum(program.arguments.values()) + program.growing
+    if needed > chip.hbm_bytes:
+        raise UserError(_too_large(program, chip, chips, needed, chip.hbm_bytes))
+    started = time.perf_counter()
+    try:
+        compiled = program.lowered.compile()
+    except jax.errors.JaxRuntimeError as error:
+        used = re.search(r"Used ([\d.]+)([MG]) of ([\d.]+)([MG]) hbm", str(error))
+        if "RESOURCE_EXHAUSTED" not in str(error) or used is None:
+            raise
+        wanted, limit = (float(used[i]) * (GIB if used[i + 1] == "G" else 2**20) for i in (1, 3))
+        raise UserError(_too_large(program, chip, chips, wanted, limit)) from error
+    seconds = time.perf_counter() - started
+    analysis = compiled.memory_analysis()
+    memory = Memory(
+        arguments=analysis.argument_size_in_bytes,
+        temporaries=analysis.temp_size_in_bytes,
+        output=analysis.output_size_in_bytes,
+        aliased=analysis.alias_size_in_bytes,
+        code=analysis.generated_code_size_in_bytes,
+    )
+    if memory.peak > chip.hbm_bytes:
+        raise UserError(_too_large(program, chip, chips, memory.peak, chip.hbm_bytes))
+    text = compiled.as_text()
+    cost = program_cost(parse(text), chips, program.trips)
+    roofline = Roofline(
+        compute=cost.flops / chip.flops,
+        hbm=cost.hbm_bytes / chip.hbm_bandwidth,
+        ici=cost.ici_bytes / chip.ici_bandwidth,
+    )
+    return Check(program, chip, chips, memory, cost, roofline, seconds, text)
+
+
+def _too_large(program: Program, chip: Chip, chips: int, needed: float, limit: float) -> str:
+    rest = needed - sum(program.arguments.values())
+    parts = ", ".join(f"{name} {size / GIB:.2f}" for name, size in program.arguments.items())
+    if rest > 0:
+        parts += f", all else {rest / GIB:.2f}"
+    return (
+        f"{program.what}: too large for {chips} {chip.name}: it needs {needed / GIB:.2f} GiB a chip of "
+        f"{limit / GIB:.2f} ({parts}). {_suggestion(program, chip, chips, needed)}"
+    )
+
+
+def _suggestion(program: Program, chip: Chip, chips: int, needed: float) -> str:
+    """What to change."""
+    arguments = sum(program.arguments.values())
+    factor = 2
+    while needed / factor > 0.9 * chip.hbm_bytes:
+        factor *= 2
+    if program.what == "train":
+        if arguments > 0.8 * chip.hbm_bytes:
+            return f"Split the parameters over more chips: about {factor * chips} with fsdp would hold them"
+        return f"Take fewer rows a batch (--rows, a {factor}th and more micro-batches), or more chips"
+    cache = program.arguments["KV cache"]
+    if cache > arguments / 2:
+        return f"Take fewer questions or branches at once (1/{factor} of them), a lower --max_new_tokens, or more chips"
+    return "Split the parameters further: a larger tensor axis"
+
+
+def table(result: Check) -> str:
+    """The check for people."""
+    memory, cost, roofline = result.memory, result.cost, result.roofline
+    per = result.program.per
+    rows: list[tuple[str, str]] = [
+        ("compiled in", f"{result.compile_seconds:.0f} s for {result.chips} {result.chip.name} chips"),
+        *((f"argument: {name}", _gib(size)) for name, size in result.program.arguments.items()),
+        ("arguments", _gib(memory.arguments)),
+        ("temporaries", _gib(memory.temporaries)),
+        ("output", f"{_gib(memory.output)}, {_gib(memory.aliased)} of it in the arguments' buffers"),
+        ("program", _gib(memory.code)),
+        (
+            "HBM a chip",
+            f"{_gib(memory.peak)} of {result.chip.hbm_bytes / GIB:.0f} GiB: fits",
+        ),
+        *(
+            [("while buffers double", _gib(memory.arguments + result.program.growing))]
+            if result.program.growing
+            else []
+        ),
+        (f"products an {per}", f"{cost.flops / 1e12:.3g} TFLOP a chip"),
+        (f"HBM traffic an {per}", f"{cost.hbm_bytes / 1e9:.4g} GB a chip"),
+    ]
+    for name, kind in sorted(cost.collectives.items()):
+        rows.append((name, f"{kind.count:,.0f} times, {kind.bytes / 1e9:.4g} GB into a chip"))
+    rows += [
+        ("largest array made in a loop", _gib(cost.largest_loop_array)),
+        (
+            f"least time an {per}",
+            f"{_ms(roofline.overlapped)} ({roofline.bound} bound; products {_ms(roofline.compute)}, HBM "
+            f"{_ms(roofline.hbm)}, links {_ms(roofline.ici)}; one after another {_ms(roofline.serial)})",
+        ),
+        ("at most", f"{result.program.tokens / roofline.overlapped:,.0f} tokens a second"),
+    ]
+    if cost.assumed:
+        listed = ", ".join(f"{name} {trips:g}" for name, trips in sorted(cost.assumed.items()))
+        rows.append(("loops taken to run", f"{listed} times"))
+    width = max(len(name) for name, _ in rows)
+    return "\n".join(f"  {name:<{width}}  {value}" for name, value in rows)
+
+
+def _gib(size: float) -> str:
+    return f"{size / GIB:.2f} GiB" if size >= 0.005 * GIB else f"{size / 2**20:.2f} MiB"
+
+
+def _ms(seconds: float) -> str:
+    value = seconds * 1e3
+    return f"{value:,.0f} ms" if value >= 100 else f"{value:.3g} ms"

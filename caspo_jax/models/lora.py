@@ -1,0 +1,202 @@
+"""LoRA: low-rank adapters beside frozen weights; off, merged into the weights, or trained alone."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax.sharding import NamedSharding
+
+from caspo_jax.errors import UserError
+from caspo_jax.models.config import ModelConfig
+from caspo_jax.models.weights import Weight, weights
+from caspo_jax.sharding import named_sharding
+
+# Name in Hugging Face checkpoints -> name in the decoder, in the order in which a layer applies them.
+LINEAR = {f"{name}_proj": name for name in ("q", "k", "v", "o", "gate", "up", "down")}
+ALL_LINEAR = "all-linear"  # PEFT's word: every linear map of the layers, not the output head
+
+
+class Frozen(nnx.Variable):
+    """A weight that is not trained: what `nnx.Param` becomes under an adapter."""
+
+
+@dataclasses.dataclass(frozen=True)
+class LoraConfig:
+    """Which linear maps get an adapter, and how large.
+
+    A map `y = x W` becomes `y = x W + s (x A) B` with A `[in, r]`, B `[r, out]` and
+    `s = alpha / r` (`alpha / sqrt(r)` if `rslora`).
+
+    Raises:
+      UserError: a rank below 1, an alpha that is not positive, an unknown target.
+
+    Source: LoRA, arXiv 2106.09685; rank-stabilised scale: arXiv 2312.03732.
+    """
+
+    rank: int = 16
+    alpha: float | None = None  # None: twice the rank
+    targets: tuple[str, ...] = (
+        ALL_LINEAR,
+    )  # Hugging Face names (q_proj, ...; q is understood), or all-linear
+    rslora: bool = False
+
+    def __post_init__(self) -> None:
+        if self.rank < 1:
+            raise UserError(f"lora: rank must be at least 1, got {self.rank}")
+        alpha = float(2 * self.rank if self.alpha is None else self.alpha)
+        if not (math.isfinite(alpha) and alpha > 0):
+            raise UserError(f"lora: alpha must be > 0, got {self.alpha}")
+        object.__setattr__(self, "alpha", alpha)
+        object.__setattr__(self, "targets", _known_targets(self.targets))
+
+    @property
+    def scale(self) -> float:
+        """s, the factor of the adapter's output."""
+        assert self.alpha is not None
+        return self.alpha / (math.sqrt(self.rank) if self.rslora else self.rank)
+
+
+def _known_targets(given: str | Sequence[str]) -> tuple[str, ...]:
+    """Hugging Face names in a fixed order, so that equal sets are equal configs."""
+    named = [given] if isinstance(given, str) else list(given)
+    if named == [ALL_LINEAR]:
+        return tuple(LINEAR)
+    full = [name if name in LINEAR else f"{name}_proj" for name in named]
+    unknown = [name for name, spelled in zip(named, full) if spelled not in LINEAR]
+    if unknown or not named:
+        raise UserError(
+            f"lora: target {unknown[0] if unknown else ''!r} is unknown: choose among {', '.join(LINEAR)}, "
+            f"or {ALL_LINEAR}"
+        )
+    return tuple(name for name in LINEAR if name in full)
+
+
+def lora_weights(config: ModelConfig, lora: LoraConfig | None) -> tuple[Weight, ...]:
+    """The adapters' matrices as rows of the weight table; their tensors are named as PEFT names them."""
+    if lora is None:
+        return ()
+    wanted = [LINEAR[target] for target in lora.targets]
+    table = []
+    for weight in weights(config):
+        if weight.name not in wanted:
+            continue
+        tensor = f"base_model.model.{weight.tensor.removesuffix('.weight')}"
+        (into, out), (in_axis, out_axis) = weight.shape, weight.axes
+        for side, shape, axes in (
+            ("A", (into, lora.rank), (in_axis, "rank")),
+            ("B", (lora.rank, out), ("rank", out_axis)),
+        ):
+            name = f"{weight.name}_lora_{side.lower()}"
+            table.append(Weight(name, f"{tensor}.lora_{side}.weight", shape, axes, "zeros", transposed=True))
+    return tuple(table)
+
+
+def add_lora(model: Any, lora: LoraConfig, key: jax.Array) -> Any:
+    """The model with fresh adapters: its weights become `Frozen`, and only the adapters are `nnx.Param`s.
+
+    A is uniform in `+-1 / sqrt(in)` and B is 0, so that the new model's outputs are the model's own. The
+    adapters are float32 whatever the model's dtype, and are split over the mesh that holds the weights.
+
+    Args:
+      model: a Decoder without adapters; it stays as it is, and shares its arrays with the new one.
+      lora: rank, scale and targets.
+      key: of A.
+
+    Returns:
+      A new Decoder.
+
+    Raises:
+      UserError: the model has adapters already, or is no Decoder.
+    """
+
+    def initial(weight: Weight, number: int) -> np.ndarray | jax.Array:
+        shape = (model.config.num_layers, *weight.shape)
+        if weight.name.endswith("_b"):
+            return jnp.zeros(shape, jnp.float32)
+        bound = 1 / math.sqrt(weight.shape[0])
+        return jax.random.uniform(jax.random.fold_in(key, number), shape, jnp.float32, -bound, bound)
+
+    return attach(model, lora, initial)
+
+
+def attach(model: Any, lora: LoraConfig, value: Callable[[Weight, int], Any]) -> Any:
+    """The model with adapters of given values: `value(weight, its number)` gives `[L, ...]` float32."""
+    if not hasattr(model, "lora"):
+        raise UserError(f"lora: {type(model).__name__} takes no adapters; caspo_jax.models.Decoder does")
+    if model.lora is not None:
+        raise UserError("lora: the model has adapters already: merge_lora() makes one of model and adapters")
+    new = _copy(model)
+    for weight in weights(model.config):
+        owner = new.layers if weight.stacked else new
+        setattr(owner, weight.name, Frozen(getattr(owner, weight.name)[...]))
+    sharding = getattr(new.embed[...], "sharding", None)  # none while shapes alone are traced
+    for number, weight in enumerate(lora_weights(model.config, lora)):
+        array = value(weight, number)
+        if isinstance(sharding, NamedSharding):
+            axes = ("layers", *weight.axes)
+            array = jax.device_put(array, named_sharding(sharding.mesh, axes, array.shape))  # type: ignore[arg-type]
+        setattr(new.layers, weight.name, nnx.LoRAParam(jnp.asarray(array, jnp.float32)))
+    new.lora = lora
+    return new
+
+
+def base_model(model: Any) -> Any:
+    """The model with its adapters off: a plain Decoder that shares the frozen arrays; no second copy in memory."""
+    return _without_adapters(model, lambda model, weight: _stored(model, weight))
+
+
+def merge_lora(model: Any) -> Any:
+    """A plain Decoder whose weights are `W + s A B` (summed in float32, in the weights' dtype).
+
+    A model without adapters comes back as it is.
+    """
+    return model if model.lora is None else _without_adapters(model, merged_weight)
+
+
+def merged_weight(model: Any, weight: Weight) -> jax.Array:
+    """One stored weight of a Decoder with its adapter, if it has one, added in."""
+    stored = _stored(model, weight)
+    if model.lora is None or f"{weight.name}_proj" not in model.lora.targets:
+        return stored
+    a, b = (getattr(model.layers, f"{weight.name}_lora_{side}")[...] for side in "ab")
+    return _merged(stored, a, b, model.lora.scale)
+
+
+@jax.jit
+def _merged(stored: jax.Array, a: jax.Array, b: jax.Array, scale: float) -> jax.Array:
+    """A layer at a time: in float32 all layers of a weight would be as large as several models."""
+
+    def layer(parts: tuple[jax.Array, jax.Array, jax.Array]) -> jax.Array:
+        weight, a, b = parts
+        product = jnp.dot(a, b, precision=jax.lax.Precision.HIGHEST)
+        return (weight.astype(jnp.float32) + scale * product).astype(weight.dtype)
+
+    return jax.lax.map(layer, (stored, a, b))
+
+
+def _without_adapters(model: Any, value: Callable[[Any, Weight], jax.Array]) -> Any:
+    new = _copy(model)
+    for weight in weights(model.config):
+        setattr(new.layers if weight.stacked else new, weight.name, nnx.Param(value(model, weight)))
+    for weight in lora_weights(model.config, model.lora):
+        delattr(new.layers, weight.name)
+    new.lora = None
+    return new
+
+
+def _stored(model: Any, weight: Weight) -> jax.Array:
+    return getattr(model.layers if weight.stacked else model, weight.name)[...]
+
+
+def _copy(model: Any) -> Any:
+    """A new module on the same arrays."""
+    graphdef, state = nnx.split(model)
+    # Rebuilt first: a merged module shares its variables with the one that was split.
+    return nnx.merge(graphdef, jax.tree.map(lambda array: array, state))

@@ -1,0 +1,152 @@
+"""Reference log-probs on disk: what depends on policy, pairs and packing alone is computed once, for all runs."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import warnings
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from caspo_jax.errors import UserError
+from caspo_jax.training.data import RowStore
+from caspo_jax.training.plan import Plan
+from caspo_jax.training.step_logprobs import batch_reference
+
+_FORMAT = "caspo_jax.reference/1"
+
+
+class ReferenceCacheWarning(UserWarning):
+    """An entry of the cache could not be read; it is computed again."""
+
+
+class ReferenceCache:
+    """Log-probs of a run's pairs under its reference, one file a reference, data set and packing.
+
+    The file's name is a hash of the reference's weights, config and dtype, of the tokens of all pairs, and of the shape
+    of the packed rows (the loss runs the same program, so that the first update's log-ratios are 0). Beta and the like,
+    the optimiser and the pairs' weights are not in it. A file appears whole or not at all, and a folder may be
+    shared by any number of runs.
+    """
+
+    def __init__(self, folder: Path, reference: Any, store: RowStore, plan: Plan):
+        key = {
+            "format": _FORMAT,
+            "reference": weights_digest(reference),
+            "config": repr(getattr(reference, "config", None)),
+            "dtype": str(getattr(reference, "dtype", None)),
+            "pairs": store.pairs_fingerprint(),
+            "packing": plan.packing,
+        }
+        self.path = folder / f"{hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()}.npz"
+
+    def read(self, count: int) -> tuple[np.ndarray, np.ndarray] | None:
+        """Chosen and rejected log-probs [count], NaN where not known; None (with a warning) if there is nothing to read."""
+        if not self.path.exists():
+            return None
+        try:
+            with np.load(self.path, allow_pickle=False) as arrays:
+                chosen, rejected = arrays["chosen"], arrays["rejected"]
+            if any(a.shape != (count,) or a.dtype != np.float32 for a in (chosen, rejected)):
+                raise ValueError("not the log-probs of these pairs")
+        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+            warnings.warn(
+                f"{self.path}: unreadable reference log-probs ({error}); computing them again",
+                ReferenceCacheWarning,
+                stacklevel=2,
+            )
+            return None
+        return chosen, rejected
+
+    def write(self, chosen: np.ndarray, rejected: np.ndarray) -> None:
+        """Replace the entry."""
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = self.path.with_name(f".{self.path.stem}.{os.getpid()}.npz")
+        np.savez(temporary, chosen=chosen, rejected=rejected)
+        os.replace(temporary, self.path)
+
+
+def fill_references(
+    store: RowStore, plan: Plan, reference: Any, folder: Path | None, chunk: int | None = None
+) -> int:
+    """Give every pair that the run reads its reference log-probs: those given, those of the cache, or computed now.
+
+    Args:
+      store: its reference columns are filled in.
+      plan: which pairs are read, and the rows that they are computed in.
+      reference: the frozen model.
+      folder: of the cache; None keeps nothing.
+      chunk: as in `step_sums`.
+
+    Returns:
+      How many micro-batches were computed.
+
+    Raises:
+      UserError: log-probs that are not finite, with the pairs' names.
+    """
+    columns = (store.reference_chosen, store.reference_rejected)
+    own = [np.full_like(column, np.nan) for column in columns]  # the reference's, not what the caller gave
+    cache = None
+    if folder is not None and next(plan.reference_micros(), None) is not None:
+        cache = ReferenceCache(folder, reference, store, plan)
+        found = cache.read(len(store.chosen))
+        if found is not None:
+            own = [np.array(column) for column in found]
+            known = np.isfinite(own[0]) & np.isfinite(own[1])
+            for column, kept in zip(columns, own):
+                column[:] = np.where(np.isnan(column) & known, kept, column)
+    bad: list[int] = []
+    computed = 0
+    for micro in plan.reference_micros():
+        computed += 1
+        known = micro.pairs >= 0
+        pairs = micro.pairs[known]
+        values = [x[: len(known)][known] for x in batch_reference(reference, micro.batch, chunk=chunk)]
+        for column, kept, value in zip(columns, own, values):
+            kept[pairs] = value
+            column[pairs] = np.where(np.isnan(column[pairs]), value, column[pairs])
+        bad += pairs[~(np.isfinite(values[0]) & np.isfinite(values[1]))].tolist()
+    if bad:
+        raise UserError(
+            f"the reference's log-probs are not finite for pairs {store.names(np.unique(bad))}: "
+            "check the reference's weights and these pairs' token ids"
+        )
+    if cache is not None and computed:
+        cache.write(*own)
+    return computed
+
+
+def weights_digest(model: Any) -> str:
+    """SHA-256 over every parameter's name, shape, dtype and a 128-bit sum of its bits: the same on any mesh."""
+    digest = hashlib.sha256()
+    state = nnx.to_pure_dict(nnx.split(model)[1])
+    for path, leaf in jax.tree_util.tree_leaves_with_path(state):
+        digest.update(f"{jax.tree_util.keystr(path)} {leaf.shape} {leaf.dtype};".encode())
+        digest.update(np.asarray(_bit_sums(leaf)).astype("<u4").tobytes())
+    return digest.hexdigest()
+
+
+@jax.jit
+def _bit_sums(array: jax.Array) -> jax.Array:
+    """Four sums of a mix of (bits, index), modulo 2^32: integers, so their order does not matter."""
+    width = jnp.dtype(array.dtype).itemsize
+    bits = jax.lax.bitcast_convert_type(array, jnp.dtype(f"uint{8 * width}")).astype(jnp.uint32)
+    index = jnp.zeros(array.shape, jnp.uint32)
+    for axis, size in enumerate(array.shape):
+        index = index * jnp.uint32(size) + jax.lax.broadcasted_iota(jnp.uint32, array.shape, axis)
+    sums = []
+    for number in range(4):
+        x = (bits ^ (index * jnp.uint32(0x9E3779B1 + 2 * number))) + jnp.uint32(
+            0x85EBCA6B * (number + 1) & 0xFFFFFFFF
+        )
+        for shift, factor in ((16, 0x7FEB352D), (15, 0x846CA68B)):
+            x = (x ^ (x >> shift)) * jnp.uint32(factor)
+        sums.append(jnp.sum(x ^ (x >> 16), dtype=jnp.uint32))
+    return jnp.stack(sums)

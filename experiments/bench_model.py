@@ -1,0 +1,129 @@
+"""What the benchmarks share: a checkpoint with random weights, pairs of random tokens, and how much work they are."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+_FIRST_ID = 16  # lower ids are left to padding and the like
+
+
+@dataclasses.dataclass(frozen=True)
+class Shape:
+    """A Qwen3-shaped decoder with tied embeddings; the default has 12.3 M parameters."""
+
+    vocab_size: int = 32_768
+    hidden_size: int = 256
+    intermediate_size: int = 1024
+    num_layers: int = 4
+    num_heads: int = 8
+    num_kv_heads: int = 4
+    head_dim: int = 32
+
+    @property
+    def layer_parameters(self) -> int:
+        """Entries of all layers' matrices."""
+        attention = 2 * self.hidden_size * self.head_dim * (self.num_heads + self.num_kv_heads)
+        return self.num_layers * (attention + 3 * self.hidden_size * self.intermediate_size)
+
+
+@dataclasses.dataclass(frozen=True)
+class Workload:
+    """Preference pairs as token ids. A row is prompt + prefix + step; only the step is scored."""
+
+    name: str
+    pairs: list[dict[str, list[int]]]  # prompt, prefix, chosen, rejected
+    batch_size: int  # pairs an update
+
+    @property
+    def rows(self) -> list[list[int]]:
+        """Every sequence, each by itself."""
+        return [p["prompt"] + p["prefix"] + p[side] for p in self.pairs for side in ("chosen", "rejected")]
+
+    @property
+    def row_tokens(self) -> int:
+        """Tokens of all rows: what a trainer reads that shares nothing."""
+        return sum(map(len, self.rows))
+
+
+def make_checkpoint(shape: Shape, path: Path, dtype: str = "float32", seed: int = 0) -> Path:
+    """Write a Hugging Face folder of random weights."""
+    import jax.numpy as jnp
+    from flax import nnx
+
+    from caspo_jax.models import Decoder, ModelConfig, save_pretrained
+
+    config = ModelConfig(
+        model_type="qwen3",
+        tie_word_embeddings=True,
+        max_position_embeddings=4096,
+        dtype=dtype,
+        eos_token_ids=(1,),
+        pad_token_id=0,
+        **dataclasses.asdict(shape),
+    )
+    save_pretrained(Decoder(config, dtype=jnp.dtype(dtype), rngs=nnx.Rngs(seed)), None, path)
+    return path
+
+
+def unrelated_pairs(
+    count: int, vocab_size: int, prompt: int = 64, response: int = 192, batch_size: int = 8, seed: int = 0
+) -> Workload:
+    """Pairs that share nothing but each its own prompt: whole responses of equal length."""
+    draw = _drawer(vocab_size, seed)
+    pairs = [
+        {"prompt": draw(prompt), "prefix": [], "chosen": draw(response), "rejected": draw(response)}
+        for _ in range(count)
+    ]
+    return Workload("pairs", pairs, batch_size)
+
+
+def step_pairs(
+    traces: int, vocab_size: int, prompt: int = 64, steps: int = 16, step: int = 20, seed: int = 0
+) -> Workload:
+    """A pair at each step of each trace: the trace's own step against another; the prefix is the trace so far."""
+    draw = _drawer(vocab_size, seed)
+    pairs = []
+    for _ in range(traces):
+        start, trunk = draw(prompt), [draw(step) for _ in range(steps)]
+        for i in range(steps):
+            prefix = [token for part in trunk[:i] for token in part]
+            pairs.append({"prompt": start, "prefix": prefix, "chosen": trunk[i], "rejected": draw(step)})
+    return Workload("steps", pairs, steps)
+
+
+def _drawer(vocab_size: int, seed: int) -> Any:
+    rng = np.random.default_rng(seed)
+    return lambda count: rng.integers(_FIRST_ID, vocab_size, count).tolist()
+
+
+def useful_flops(shape: Shape, workload: Workload) -> float:
+    """Operations that a run needs: each distinct token of an update once, forward for the reference, and forward and
+    backward for the update; the head on scored tokens alone; nothing recomputed, no padding.
+
+    A product with a matrix of n entries is 2 n operations a token forward and 4 n backward. Attention is
+    4 H D operations a layer for every key that a query sees, forward, and twice that backward.
+    """
+    tokens = scored = seen = 0
+    for start in range(0, len(workload.pairs), workload.batch_size):
+        nodes: dict[tuple[int, ...], int] = {}  # distinct beginnings -> their length
+        predicted = set()
+        for pair in workload.pairs[start : start + workload.batch_size]:
+            context = pair["prompt"] + pair["prefix"]
+            for side in ("chosen", "rejected"):
+                row = tuple(context + pair[side])
+                for end in range(len(row), 0, -1):
+                    if row[:end] in nodes:
+                        break
+                    nodes[row[:end]] = end
+                predicted |= {row[:end] for end in range(len(context) + 1, len(row) + 1)}
+        tokens += len(nodes)
+        scored += len(predicted)
+        seen += sum(nodes.values())
+    layers = 2 * shape.layer_parameters * tokens
+    head = 2 * shape.vocab_size * shape.hidden_size * scored
+    attention = 4 * shape.num_layers * shape.num_heads * shape.head_dim * seen
+    return float((1 + 3) * (layers + head + attention))

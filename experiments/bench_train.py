@@ -1,0 +1,186 @@
+"""Training on preference pairs: pairs and tokens a second, memory and share of the matmul rate, beside TRL or tunix.
+
+    python -m experiments.bench_train
+    python -m experiments.bench_train --peer=trl --peer_python=TRL_VENV/bin/python --output=bench_train.json
+    python -m experiments.bench_train --peer=tunix --peer_python=TUNIX_VENV/bin/python --workloads=steps
+
+A run is one epoch of DPO from the same random checkpoint, reference log-probs included, in float32; both sides stay alive
+in processes of their own and run in turns (A B B A), after a warm-up in which each tries its micro-batch sizes
+and keeps the fastest. Two workloads: `pairs`, whole responses that share each its own prompt; `steps`, a pair at every
+step of a trace. Tokens are those of the rows without sharing, so that both sides are measured by the same work.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from absl import flags
+
+from experiments import bench_model, common
+from experiments.bench_load import define_shape_flags, given_shape
+from experiments.bench_process import Worker, in_turns, machine, median_of, ratio_of, table
+
+FLAGS = flags.FLAGS
+MODULES = {"trl": "experiments.bench_train_trl", "tunix": "experiments.bench_train_tunix"}
+
+
+def define_flags() -> None:
+    """The program's flags."""
+    flags.DEFINE_list("workloads", ["pairs", "steps"], "some of pairs,steps")
+    flags.DEFINE_integer("pairs", 32, "unrelated pairs a run", lower_bound=1)
+    flags.DEFINE_integer("prompt_length", 64, "tokens of a prompt", lower_bound=1)
+    flags.DEFINE_integer("response_length", 192, "tokens of a response of `pairs`", lower_bound=1)
+    flags.DEFINE_integer("traces", 2, "traces a run of `steps`", lower_bound=1)
+    flags.DEFINE_integer("steps", 16, "steps a trace, each with a pair", lower_bound=1)
+    flags.DEFINE_integer("step_length", 20, "tokens a step", lower_bound=1)
+    flags.DEFINE_integer(
+        "batch_size", 8, "pairs an update of `pairs` (`steps`: a trace an update)", lower_bound=1
+    )
+    flags.DEFINE_enum("peer", "none", ["none", *MODULES], "what to compare with")
+    flags.DEFINE_string("peer_python", None, "interpreter that has the peer; default: this one")
+    flags.DEFINE_integer("cycles", 3, "times that both are run in the order A B B A", lower_bound=1)
+    flags.DEFINE_integer("seed", 0, "seed of weights and tokens", lower_bound=0)
+    define_shape_flags(vocab_size=32_768, width=256, layers=4)
+    flags.DEFINE_string("output", None, "JSON file for all that was measured")
+    common.define_terminal_flags()
+
+
+def workloads() -> list[bench_model.Workload]:
+    """Those of --workloads."""
+    from caspo_jax.errors import UserError
+
+    made = {
+        "pairs": lambda: bench_model.unrelated_pairs(
+            FLAGS.pairs,
+            FLAGS.vocab_size,
+            FLAGS.prompt_length,
+            FLAGS.response_length,
+            FLAGS.batch_size,
+            FLAGS.seed,
+        ),
+        "steps": lambda: bench_model.step_pairs(
+            FLAGS.traces, FLAGS.vocab_size, FLAGS.prompt_length, FLAGS.steps, FLAGS.step_length, FLAGS.seed
+        ),
+    }
+    unknown = [name for name in FLAGS.workloads if name not in made]
+    if unknown or not FLAGS.workloads:
+        raise UserError(f"--workloads={','.join(FLAGS.workloads)}: choose some of {', '.join(made)}")
+    return [made[name]() for name in FLAGS.workloads]
+
+
+def settings_to_try(side: str, workload: bench_model.Workload) -> list[dict[str, Any]]:
+    """What the warm-up chooses from: for caspo_jax rows and their length, for a peer pairs a micro-batch."""
+    if side == "caspo_jax":
+        lengths = sorted({256, 512, 1024})
+        return [{"pack_length": length, "pack_rows": max(1, 2048 // length)} for length in lengths]
+    return [{"micro": micro} for micro in (2, 4, 8, 16) if workload.batch_size % micro == 0]
+
+
+def main() -> None:
+    """Measure."""
+    shape, loads = given_shape(), workloads()
+    with tempfile.TemporaryDirectory() as temporary:
+        folder = bench_model.make_checkpoint(shape, Path(temporary) / "model", seed=FLAGS.seed)
+        job = Path(temporary) / "job.json"
+        contents = {"model": str(folder), "workloads": {w.name: dataclasses.asdict(w) for w in loads}}
+        job.write_text(json.dumps(contents), encoding="utf-8")
+        interpreters = {"caspo_jax": (sys.executable, "experiments.bench_train_ours")}
+        if FLAGS.peer != "none":
+            interpreters[FLAGS.peer] = (FLAGS.peer_python or sys.executable, MODULES[FLAGS.peer])
+        workers = {
+            name: Worker(python, module, [str(job)]) for name, (python, module) in interpreters.items()
+        }
+        try:
+            results = {w.name: measure(w, workers) for w in loads}
+            versions = {name: worker.ask(do="ready")["versions"] for name, worker in workers.items()}
+            rate = workers["caspo_jax"].ask(do="matmul")["rate"]
+        finally:
+            for worker in workers.values():
+                worker.close()
+    report(shape, loads, results, versions, rate)
+
+
+def measure(workload: bench_model.Workload, workers: dict[str, Worker]) -> dict[str, Any]:
+    """The warm-up's choice and all runs of one workload, by side."""
+    chosen = {}
+    with common.Progress(0, f"{workload.name} warm-up", unit="run") as progress:
+        tries = {name: settings_to_try(name, workload) for name in workers}
+        progress.reach(0, 2 * sum(map(len, tries.values())))
+        for name, worker in workers.items():
+            seconds = []
+            for settings in tries[name]:
+                for _ in range(2):  # the first compiles
+                    answer = worker.ask(do="run", workload=workload.name, settings=settings)
+                    progress.update()
+                seconds.append(answer["seconds"])
+            chosen[name] = tries[name][seconds.index(min(seconds))]
+    sides = {
+        name: (lambda name=name: workers[name].ask(do="run", workload=workload.name, settings=chosen[name]))
+        for name in workers
+    }
+    with common.Progress(2 * FLAGS.cycles * len(sides), workload.name, unit="run") as progress:
+        runs = in_turns(sides, FLAGS.cycles, lambda _: progress.update())
+    return {"settings": chosen, "runs": runs}
+
+
+def report(
+    shape: bench_model.Shape,
+    loads: list[bench_model.Workload],
+    results: dict[str, Any],
+    versions: dict[str, Any],
+    rate: float,
+) -> None:
+    """The table, the JSON and the closing summary."""
+    rows: list[list[str]] = []
+    summary: dict[str, Any] = {}
+    for workload in loads:
+        runs, flops = results[workload.name]["runs"], bench_model.useful_flops(shape, workload)
+        for name, measured in runs.items():
+            seconds = median_of(measured, "seconds")
+            rows.append(
+                [
+                    workload.name,
+                    name,
+                    f"{len(workload.pairs) / seconds:.3g}",
+                    f"{workload.row_tokens / seconds:,.0f}",
+                    f"{flops / seconds / rate:.0%}",
+                    f"{median_of(measured, 'peak') / 2**30:.2f}",
+                    f"{measured[0]['first_loss']:.4f}",
+                ]
+            )
+            if name != "caspo_jax":
+                ratio = ratio_of(runs["caspo_jax"], measured, "seconds")
+                memory = median_of(runs["caspo_jax"], "peak") / median_of(measured, "peak")
+                summary[f"{workload.name}: speed against {name}"] = (
+                    f"{ratio['median']:.2f} ({ratio['least']:.2f} to {ratio['most']:.2f})"
+                )
+                summary[f"{workload.name}: peak memory against {name}"] = f"{memory:.2f}"
+    columns = ["workload", "side", "pairs/s", "row tokens/s", "of matmul rate", "peak GiB", "first loss"]
+    common.say(table(columns, rows))
+    if FLAGS.output:
+        from caspo_jax.store import write_json
+
+        described = {w.name: {"pairs": len(w.pairs), "row_tokens": w.row_tokens} for w in loads}
+        write_json(
+            FLAGS.output,
+            {
+                "shape": dataclasses.asdict(shape),
+                "machine": machine() | {"matmul_flops": rate},
+                "versions": versions,
+                "workloads": described,
+                "summary": summary,
+                "results": results,
+            },
+        )
+    summary["float32 matmul, GFLOP/s"] = round(rate / 1e9, 1)
+    common.closing("training (speed: their seconds over ours; memory: ours over theirs)", summary)
+
+
+if __name__ == "__main__":
+    define_flags()
+    common.run(main)

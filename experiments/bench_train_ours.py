@@ -1,0 +1,91 @@
+"""caspo_jax's side of bench_train: a whole run from the same weights each time, reference pass included."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from experiments.bench_worker import peak_bytes, reset_peak, resident_bytes, serve, versions
+
+
+class Side:
+    """Answers `ready`, `run` and `matmul`."""
+
+    def __init__(self, job: dict[str, Any]):
+        import jax
+
+        from caspo_jax.models import load_pretrained
+
+        self._job = job
+        reset_peak()
+        self._model, _ = load_pretrained(job["model"])
+        jax.block_until_ready(self._model.embed[...])
+
+    def __call__(self, command: dict[str, Any]) -> dict[str, Any]:
+        """One command."""
+        if command["do"] == "ready":
+            return {"versions": versions("jax", "flax", "optax"), "resident": resident_bytes()}
+        if command["do"] == "matmul":
+            return {"rate": matmul_rate()}
+        return self._run(command["workload"], command["settings"])
+
+    def _run(self, name: str, settings: dict[str, Any]) -> dict[str, Any]:
+        import jax
+
+        from caspo_jax.training import TrainConfig, train
+        from caspo_jax.types import Pair
+
+        workload = self._job["workloads"][name]
+        pairs = [
+            Pair(
+                id=str(i),
+                kind="wrong",
+                prompt="",
+                prefix="",
+                chosen="",
+                rejected="",
+                prompt_ids=tuple(pair["prompt"]),
+                prefix_ids=tuple(pair["prefix"]),
+                chosen_ids=tuple(pair["chosen"]),
+                rejected_ids=tuple(pair["rejected"]),
+                ends_trace=(False, False),
+            )
+            for i, pair in enumerate(workload["pairs"])
+        ]
+        config = TrainConfig(
+            batch_size=workload["batch_size"], learning_rate=1e-5, tensorboard=False, **settings
+        )
+        started = time.perf_counter()
+        model, summary = train(self._model, pairs, config)
+        jax.block_until_ready(model.embed[...])
+        return {
+            "seconds": time.perf_counter() - started,
+            "first_loss": summary.history[0]["loss"],
+            "last_loss": summary.last["loss"],
+            "updates": summary.steps,
+            "fill": summary.last["fill"],
+            "peak": peak_bytes(),
+        }
+
+
+def matmul_rate(size: int = 2048, repeats: int = 8) -> float:
+    """Operations a second of a float32 product of two squares: the best of `repeats`."""
+    import jax
+    import jax.numpy as jnp
+
+    square = jnp.ones((size, size), jnp.float32)
+    product = jax.jit(lambda a, b: jnp.dot(a, b, precision=jax.lax.Precision.HIGHEST))
+    product(square, square).block_until_ready()
+    best = float("inf")
+    for _ in range(repeats):
+        started = time.perf_counter()
+        product(square, square).block_until_ready()
+        best = min(best, time.perf_counter() - started)
+    return 2 * size**3 / best
+
+
+if __name__ == "__main__":
+    serve(Side(json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))))

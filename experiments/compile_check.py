@@ -1,0 +1,91 @@
+"""Does the train step, or the tree search, compile for a TPU pod, and does it fit? Answered with no TPU.
+
+    python -m experiments.compile_check --model_config=qwen3-8b --topology=v5e:4x4 --mesh=fsdp:16 --what=train --rows=16 --length=2048
+    python -m experiments.compile_check --model_config=qwen3-8b --topology=v5e:2x4 --mesh=tensor:8 --what=cat --num_branches=10
+
+The programs are the product's own, lowered from shapes alone and compiled ahead of time by libtpu
+(pip install 'caspo_jax[tpu]') on a CPU machine. Printed: HBM a chip and whether it fits, products, HBM traffic,
+collectives, and the least time a run that the chip's published rates allow. --model_config takes a Hugging Face
+config.json (or its folder) or a shape: tiny, qwen2.5-1.5b, qwen2.5-7b, qwen3-8b, llama-3.1-8b.
+"""
+
+from __future__ import annotations
+
+import os
+
+from absl import flags
+
+from experiments import common
+
+FLAGS = flags.FLAGS
+
+
+def define_flags() -> None:
+    """The program's flags."""
+    from caspo_jax.training import TrainConfig
+    from experiments.config_flags import define_config
+
+    flags.DEFINE_string(
+        "model_config", None, "a config.json, its folder, or the name of a shape", required=True
+    )
+    flags.DEFINE_string("topology", None, "chips such as v5e:4x4, v5p:4x4x4 or v6e:16x16", required=True)
+    flags.DEFINE_string("mesh", None, "mesh of as many devices, such as fsdp:64,tensor:4", required=True)
+    flags.DEFINE_enum(
+        "what", "train", ["train", "cat"], "the program: a training update or the search's loop"
+    )
+    flags.DEFINE_enum("dtype", "bfloat16", ["float32", "bfloat16"], "compute dtype")
+    flags.DEFINE_integer("rows", 16, "train: packed rows a batch", lower_bound=1)
+    flags.DEFINE_integer("length", 2048, "train: tokens a row", lower_bound=16)
+    flags.DEFINE_float("step_share", 1.0, "train: share of the tokens that the loss looks at", 0.0, 1.0)
+    flags.DEFINE_integer("questions", 8, "cat: questions together", lower_bound=1)
+    flags.DEFINE_integer("num_branches", 10, "cat: slots K a question", lower_bound=1)
+    flags.DEFINE_integer("prompt", 256, "cat: tokens of the longest prompt", lower_bound=1)
+    flags.DEFINE_integer("max_new_tokens", 4096, "cat: tokens a path", lower_bound=1)
+    flags.DEFINE_string("output", None, "also write the figures to this JSON file")
+    flags.DEFINE_string("hlo", None, "also write the compiled program's text to this file")
+    flags.DEFINE_enum("preset", "caspo", ["caspo", "paper"], "train: recipe whose loss is compiled")
+    common.define_terminal_flags()
+    define_config("train", TrainConfig.preset("caspo", remat="full"), "train: loss and optimiser")
+
+
+def main() -> None:
+    """Check."""
+    from caspo_jax import compile_check
+    from caspo_jax.sharding import make_mesh
+    from caspo_jax.store import write_json, write_text
+    from caspo_jax.training import TrainConfig
+    from experiments.config_flags import given_config
+
+    config = compile_check.model_shape(FLAGS.model_config)
+    chip, devices = compile_check.topology_devices(FLAGS.topology)
+    mesh = make_mesh(FLAGS.mesh, devices)
+    if FLAGS.what == "train":
+        settings = given_config("train", TrainConfig.preset(FLAGS.preset, remat="full"))
+        shape = compile_check.TrainShape(FLAGS.rows, FLAGS.length, FLAGS.step_share)
+        program = compile_check.train_program(config, mesh, shape, settings, FLAGS.dtype)
+        title = f"one update of {FLAGS.rows} rows of {FLAGS.length:,} tokens"
+    else:
+        search = compile_check.CatShape(
+            FLAGS.questions, FLAGS.num_branches, FLAGS.prompt, FLAGS.max_new_tokens
+        )
+        program = compile_check.cat_program(config, mesh, search, FLAGS.dtype)
+        title = f"one token in each of {FLAGS.questions} x {FLAGS.num_branches} branches of {FLAGS.max_new_tokens:,}"
+    result = compile_check.check(program, chip, len(devices))
+    if FLAGS.output:
+        write_json(FLAGS.output, result.to_json())
+    if FLAGS.hlo:
+        write_text(FLAGS.hlo, result.text)
+    if FLAGS.log_json:
+        common.closing(title, result.to_json())
+    else:
+        print(f"{FLAGS.model_config}, {title}, {FLAGS.topology}, {FLAGS.mesh}, {FLAGS.dtype}")
+        print(compile_check.table(result))
+
+
+if __name__ == "__main__":
+    import jax
+
+    # Chips that are here stay free: nothing is run.
+    jax.config.update("jax_platforms", os.environ.get("JAX_PLATFORMS") or "cpu")
+    define_flags()
+    common.run(main)

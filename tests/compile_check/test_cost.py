@@ -1,0 +1,184 @@
+"""Costs counted in compiled programs against what is known of the programs."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from caspo_jax.compile_check.cost import _valid_pairs, program_cost
+from caspo_jax.compile_check.hlo import parse
+
+
+def compiled(function, *shapes):
+    return (
+        jax.jit(function).lower(*(jax.ShapeDtypeStruct(s, jnp.float32) for s in shapes)).compile().as_text()
+    )
+
+
+def flops(text, trips=None):
+    return program_cost(parse(text), 1, trips or {}).flops
+
+
+def test_products_in_loops_are_counted_as_often_as_they_run():
+    def chain(x, weights):
+        return jax.lax.scan(lambda x, w: (jnp.tanh(x @ w), None), x, weights)[0]
+
+    assert flops(compiled(chain, (16, 32), (7, 32, 32))) == 7 * 2 * 16 * 32 * 32
+
+
+def test_loops_of_unknown_length_take_the_given_one():
+    def power(x, w, n):
+        with jax.named_scope("repeated_product"):
+            return jax.lax.fori_loop(0, n.astype(jnp.int32), lambda _, x: jnp.tanh(x @ w), x)
+
+    text = compiled(power, (16, 32), (32, 32), ())
+    once = 2 * 16 * 32 * 32
+    assert flops(text, {"repeated_product": 5.0}) == 5 * once
+    cost = program_cost(parse(text), 1, {})
+    assert cost.flops == once
+    assert list(cost.assumed.values()) == [1.0]
+
+
+def test_the_dearest_branch_counts():
+    def branches(x, small, large, which):
+        return jax.lax.cond(which > 0, lambda: x @ small @ small.T, lambda: x @ large @ large.T)
+
+    assert flops(compiled(branches, (8, 16), (16, 4), (16, 64), ())) == 2 * 2 * 8 * 16 * 64
+
+
+# Hand-written, in the dialect of the TPU compiler.
+LAYERS = """\
+HloModule jit_f, is_scheduled=true, num_partitions=4
+
+%fused (param_0: bf16[3,64,32], param_1: s32[]) -> bf16[64,32] {
+  %param_0 = bf16[3,64,32]{2,1,0:T(8,128)(2,1)} parameter(0)
+  %param_1 = s32[] parameter(1)
+  %zero = s32[]{:T(128)} constant(0)
+  %slice = bf16[1,64,32]{2,1,0:T(8,128)(2,1)} dynamic-slice(%param_0, %param_1, %zero, %zero), dynamic_slice_sizes={1,64,32}
+  ROOT %bitcast = bf16[64,32]{1,0:T(8,128)(2,1)} bitcast(%slice)
+}
+
+%fused.1 (param_0: bf16[16,64], param_1: bf16[64,32]) -> f32[16,32] {
+  %param_0 = bf16[16,64]{1,0:T(8,128)(2,1)} parameter(0)
+  %param_1 = bf16[64,32]{1,0:T(8,128)(2,1)} parameter(1)
+  ROOT %convolution = f32[16,32]{1,0:T(8,128)} convolution(%param_0, %param_1), dim_labels=bf_io->bf
+}
+
+%add (x: f32[], y: f32[]) -> f32[] {
+  %x = f32[] parameter(0)
+  %y = f32[] parameter(1)
+  ROOT %sum = f32[] add(%x, %y)
+}
+
+%body (state: (s32[], bf16[16,64], bf16[3,64,32], f32[16,32])) -> (s32[], bf16[16,64], bf16[3,64,32], f32[16,32]) {
+  %state = (s32[], bf16[16,64]{1,0}, bf16[3,64,32]{2,1,0}, /*index=3*/f32[16,32]{1,0}) parameter(0)
+  %i = s32[] get-tuple-element(%state), index=0
+  %x = bf16[16,64]{1,0:T(8,128)(2,1)} get-tuple-element(%state), index=1
+  %w = bf16[3,64,32]{2,1,0:T(8,128)(2,1)} get-tuple-element(%state), index=2
+  %fusion = bf16[64,32]{1,0:T(8,128)(2,1)S(1)} fusion(%w, %i), kind=kLoop, calls=%fused
+  %gathered = bf16[64,32]{1,0:T(8,128)(2,1)} all-gather(%fusion), channel_id=1, replica_groups=[1,4]<=[4], dimensions={0}, use_global_device_ids=true
+  %product = f32[16,32]{1,0:T(8,128)} fusion(%x, %gathered), kind=kOutput, calls=%fused.1
+  %reduced = f32[16,32]{1,0:T(8,128)} all-reduce(%product), channel_id=2, replica_groups={{0,1},{2,3}}, to_apply=%add
+  ROOT %next = (s32[], bf16[16,64]{1,0}, bf16[3,64,32]{2,1,0}, f32[16,32]{1,0}) tuple(%i, %x, %w, %reduced)
+}
+
+%condition (state: (s32[], bf16[16,64], bf16[3,64,32], f32[16,32])) -> pred[] {
+  %state = (s32[], bf16[16,64]{1,0}, bf16[3,64,32]{2,1,0}, f32[16,32]{1,0}) parameter(0)
+  ROOT %go = pred[] constant(true)
+}
+
+ENTRY %main (p: (s32[], bf16[16,64], bf16[3,64,32], f32[16,32])) -> (s32[], bf16[16,64], bf16[3,64,32], f32[16,32]) {
+  %p = (s32[], bf16[16,64]{1,0}, bf16[3,64,32]{2,1,0}, f32[16,32]{1,0}) parameter(0)
+  ROOT %while = (s32[], bf16[16,64]{1,0}, bf16[3,64,32]{2,1,0}, f32[16,32]{1,0}) while(%p), condition=%condition, body=%body, metadata={op_name="jit(f)/while" stack_frame_id=3}, backend_config={"known_trip_count":{"n":"3"},"flag":"x"}
+}
+"""
+
+
+def test_a_program_of_the_tpu_dialect():
+    cost = program_cost(parse(LAYERS), 4, {})
+    assert cost.flops == 3 * 2 * 16 * 64 * 32
+    gather, reduce = cost.collectives["all-gather"], cost.collectives["all-reduce"]
+    assert gather.count == reduce.count == 3
+    assert gather.bytes == 3 * 3 * (64 * 32 * 2)  # from three others
+    assert reduce.bytes == 3 * 2 * (16 * 32 * 4) / 2  # groups of two
+    # A slice of the stack is read and goes to VMEM; the stack itself is not read, nor the slice again.
+    weights, state, product = 64 * 32 * 2, 16 * 64 * 2, 16 * 32 * 4
+    sliced = weights + 4  # and the index
+    gathering = 64 * 32 * 2  # written
+    multiplied = state + weights + product
+    reducing = 2 * product
+    assert cost.hbm_bytes == 3 * (sliced + gathering + multiplied + reducing)
+    assert cost.largest_loop_array == weights
+    assert not cost.assumed
+
+
+ASYNCHRONOUS = """\
+HloModule jit_f, num_partitions=8
+
+%start (a: bf16[2,32], out: bf16[8,32], flag: u32[]) -> (bf16[8,32], u32[]) {
+  %a = bf16[2,32]{1,0} parameter(0)
+  %out = bf16[8,32]{1,0} parameter(1)
+  %flag = u32[] parameter(2)
+  %all-gather.1 = bf16[8,32]{1,0} all-gather(%a), channel_id=7, replica_groups=mesh['x'=2,'y'=4] {'y'}, dimensions={0}
+  ROOT %both = (bf16[8,32]{1,0}, u32[]) tuple(%all-gather.1, %flag)
+}
+
+%beside (a: bf16[2,32], out: bf16[8,32], flag: u32[], x: f32[16,16]) -> (bf16[8,32], f32[16,16]) {
+  %a = bf16[2,32]{1,0} parameter(0)
+  %out = bf16[8,32]{1,0} parameter(1)
+  %flag = u32[] parameter(2)
+  %x = f32[16,16]{1,0} parameter(3)
+  %all-gather.2 = bf16[8,32]{1,0} all-gather(%a), channel_id=7, replica_groups=mesh['x'=2,'y'=4] {'y'}, dimensions={0}
+  %product = f32[16,16]{1,0} dot(%x, %x), lhs_contracting_dims={1}, rhs_contracting_dims={0}, operand_precision={highest,highest}
+  ROOT %both = (bf16[8,32]{1,0}, f32[16,16]{1,0}) tuple(%all-gather.2, %product)
+}
+
+ENTRY %main (a: bf16[2,32], out: bf16[8,32], flag: u32[], x: f32[16,16]) -> (bf16[8,32], f32[16,16]) {
+  %a = bf16[2,32]{1,0} parameter(0)
+  %out = bf16[8,32]{1,0} parameter(1)
+  %flag = u32[] parameter(2)
+  %x = f32[16,16]{1,0} parameter(3)
+  %first = (bf16[8,32]{1,0}, u32[]) fusion(%a, %out, %flag), kind=kCustom, calls=%start
+  %dest = bf16[8,32]{1,0} get-tuple-element(%first), index=0
+  %ready = u32[] get-tuple-element(%first), index=1
+  ROOT %second = (bf16[8,32]{1,0}, f32[16,16]{1,0}) fusion(%a, %dest, %ready, %x), kind=kCustom, calls=%beside
+}
+"""
+
+
+def test_an_asynchronous_collective_counts_once():
+    cost = program_cost(parse(ASYNCHRONOUS), 8, {})
+    gather = cost.collectives["all-gather"]
+    assert (gather.count, gather.bytes) == (1, 3 * 2 * 32 * 2)  # four of the eight chips take part
+    assert cost.flops == 6 * 2 * 16**3  # full precision: six passes
+    moved, flags, product = 2 * 32 * 2 + 8 * 32 * 2, 2 * 4, 2 * 16 * 16 * 4
+    assert cost.hbm_bytes == moved + flags + product
+
+
+def test_a_module_without_an_entry_is_refused():
+    with pytest.raises(ValueError, match="ENTRY"):
+        parse("HloModule x\n")
+
+
+@given(
+    size=st.integers(1, 7),
+    kernel=st.integers(1, 7),
+    stride=st.integers(1, 3),
+    pad=st.integers(0, 3),
+    lhs=st.integers(1, 3),
+    rhs=st.integers(1, 3),
+)
+@settings(max_examples=60, deadline=None)
+def test_convolution_windows_count_what_a_convolution_of_ones_sums(size, kernel, stride, pad, lhs, rhs):
+    dilated = np.zeros((size - 1) * lhs + 1)
+    dilated[::lhs] = 1
+    padded = np.pad(dilated, pad)
+    reach = (kernel - 1) * rhs + 1
+    output = (len(padded) - reach) // stride + 1
+    if output < 1:
+        return
+    total = sum(padded[o * stride : o * stride + reach : rhs].sum() for o in range(output))
+    options = {"stride": stride, "pad": pad, "lhs_dilate": lhs, "rhs_dilate": rhs}
+    assert _valid_pairs(size, kernel, output, options) == total

@@ -1,0 +1,121 @@
+"""The benchmarks' arithmetic, their turns and their workers; full runs at small settings are marked slow."""
+
+import json
+import sys
+
+import pytest
+
+from caspo_jax.errors import UserError
+from experiments import bench_model, bench_process
+from experiments.bench_model import Shape, Workload
+
+
+def test_turns_go_a_b_b_a():
+    order = []
+    sides = {name: (lambda name=name: order.append(name) or {"seconds": len(order)}) for name in "ab"}
+    results = bench_process.in_turns(sides, 2)
+    assert "".join(order) == "abbaabba"
+    assert [run["seconds"] for run in results["b"]] == [2, 3, 6, 7]
+    assert bench_process.median_of(results["a"], "seconds") == 4.5
+    ratio = bench_process.ratio_of([{"s": 1}, {"s": 2}, {"s": 4}], [{"s": 3}, {"s": 4}, {"s": 4}], "s")
+    assert ratio == {"median": 2, "least": 1, "most": 3}
+
+
+def test_a_table_is_markdown():
+    text = bench_process.table(["", "x"], [["a", "1"], ["long", "22"]])
+    assert text.splitlines() == ["|      | x  |", "| ---- | -- |", "| a    | 1  |", "| long | 22 |"]
+
+
+def test_a_worker_that_dies_says_why():
+    with pytest.raises(UserError, match="no such interpreter"):
+        bench_process.Worker("/nowhere/python", "json.tool")
+    worker = bench_process.Worker(sys.executable, "experiments.no_such_worker")
+    with pytest.raises(UserError, match="no_such_worker"), worker:
+        worker.ask(do="ready")
+
+
+SHAPE = Shape(100, 32, 48, 3, 2, 1, 16)
+
+
+def flops(tokens, scored, keys):
+    entries = 3 * (32 * 32 + 2 * 32 * 16 + 32 * 32 + 3 * 32 * 48)
+    assert SHAPE.layer_parameters == entries
+    return 4 * (2 * entries * tokens + 2 * 100 * 32 * scored + 4 * 3 * 2 * 16 * keys)
+
+
+def below(first, last):
+    """Keys seen by the queries at depths first..last, from 1."""
+    return sum(range(first, last + 1))
+
+
+def test_useful_work_counts_each_distinct_token_once():
+    pair = {"prompt": [20, 21], "prefix": [], "chosen": [22, 23, 24], "rejected": [22, 30]}
+    # prompt 2, chosen 3, and one token of the rejected step: its first is the chosen step's.
+    want = flops(6, 4, below(1, 5) + 4)
+    assert bench_model.useful_flops(SHAPE, Workload("x", [pair], 1)) == want
+    # Another update reads it again.
+    assert bench_model.useful_flops(SHAPE, Workload("x", [pair, pair], 1)) == 2 * want
+    assert bench_model.useful_flops(SHAPE, Workload("x", [pair, pair], 2)) == want
+
+
+def test_the_workloads_are_what_they_are_called():
+    unrelated = bench_model.unrelated_pairs(3, 10_000, prompt=5, response=7)
+    assert unrelated.row_tokens == 3 * 2 * 12
+    assert bench_model.useful_flops(SHAPE, unrelated) == flops(
+        3 * 19, 3 * 14, 3 * (below(1, 5) + 2 * below(6, 12))
+    )
+    steps = bench_model.step_pairs(2, 10_000, prompt=5, steps=4, step=3)
+    assert len(steps.pairs) == 8
+    assert steps.batch_size == 4
+    assert [len(p["prefix"]) for p in steps.pairs] == [0, 3, 6, 9] * 2
+    assert steps.pairs[2]["prefix"] == steps.pairs[0]["chosen"] + steps.pairs[1]["chosen"]
+    trunk, branches = below(1, 17), sum(below(6 + 3 * i, 8 + 3 * i) for i in range(4))
+    assert bench_model.useful_flops(SHAPE, steps) == flops(2 * (17 + 12), 2 * 24, 2 * (trunk + branches))
+
+
+@pytest.mark.slow
+def test_load_is_measured(program, tmp_path):
+    code, out, err = program(
+        "bench_load",
+        vocab_size=256,
+        width=64,
+        layers=2,
+        peer="none",
+        cycles=1,
+        output=tmp_path / "load.json",
+        quiet="true",
+    )
+    assert code == 0, err
+    assert "beyond_parameters_mib" in out
+    runs = json.loads((tmp_path / "load.json").read_text())["runs"]["caspo_jax"]
+    entries = Shape(256, 64, 256, 2, 2, 1, 32).layer_parameters + 256 * 64 + 2 * (2 * 64 + 2 * 32) + 64
+    assert [run["parameter_bytes"] for run in runs] == [4 * entries] * 2
+    assert all(run["seconds"] > 0 for run in runs)
+
+
+@pytest.mark.slow
+def test_training_is_measured(program, tmp_path):
+    code, out, err = program(
+        "bench_train",
+        vocab_size=256,
+        width=32,
+        layers=2,
+        pairs=4,
+        batch_size=2,
+        prompt_length=8,
+        response_length=8,
+        traces=1,
+        steps=3,
+        step_length=4,
+        cycles=1,
+        output=tmp_path / "train.json",
+        quiet="true",
+    )
+    assert code == 0, err
+    assert "of matmul rate" in out
+    measured = json.loads((tmp_path / "train.json").read_text())
+    assert measured["machine"]["matmul_flops"] > 1e8
+    for name, updates in (("pairs", 2), ("steps", 1)):
+        for run in measured["results"][name]["runs"]["caspo_jax"]:
+            assert run["updates"] == updates
+            assert abs(run["first_loss"] - 0.693147) < 1e-4

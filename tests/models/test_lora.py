@@ -1,0 +1,287 @@
+"""LoRA adapters: against weights merged by hand in NumPy, in and out of PEFT's files, and what is refused."""
+
+import json
+import shutil
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from jax.sharding import AbstractMesh, PartitionSpec
+from safetensors.numpy import load_file, save_file
+
+from caspo_jax.errors import UserError
+from caspo_jax.models import (
+    LoraConfig,
+    add_lora,
+    base_model,
+    load_adapter,
+    load_pretrained,
+    merge_lora,
+    save_adapter,
+    save_pretrained,
+)
+from caspo_jax.models.lora import LINEAR, Frozen, lora_weights
+from caspo_jax.sharding import make_mesh, named_sharding
+
+NAME = "qwen3_tied_fp32"
+LAYERS = 3
+IDS = np.arange(18, dtype=np.int32).reshape(2, 9) * 7 % 500
+SHAPES = {  # in and out of each map of the golden checkpoint
+    "self_attn.q_proj": (64, 128),
+    "self_attn.k_proj": (64, 64),
+    "self_attn.v_proj": (64, 64),
+    "self_attn.o_proj": (128, 64),
+    "mlp.gate_proj": (64, 128),
+    "mlp.up_proj": (64, 128),
+    "mlp.down_proj": (128, 64),
+}
+
+
+def logits_of(model):
+    return np.asarray(jax.jit(lambda ids: model(ids))(IDS))
+
+
+def same_arrays(a, b):
+    return all(
+        x is y for x, y in zip(jax.tree.leaves(nnx.state(a)), jax.tree.leaves(nnx.state(b)), strict=True)
+    )
+
+
+@pytest.fixture(scope="module")
+def model(golden):
+    return load_pretrained(golden / NAME)[0]
+
+
+@pytest.fixture(scope="module")
+def base_logits(model):
+    return logits_of(model)
+
+
+def hand_made(targets=tuple(SHAPES), rank=4, seed=0):
+    """PEFT tensors from NumPy: A [r, in] and B [out, r] of every layer."""
+    rng = np.random.default_rng(seed)
+    tensors = {}
+    for layer in range(LAYERS):
+        for target in targets:
+            into, out = SHAPES[target]
+            stem = f"base_model.model.model.layers.{layer}.{target}"
+            tensors[f"{stem}.lora_A.weight"] = rng.normal(0, 0.2, (rank, into)).astype(np.float32)
+            tensors[f"{stem}.lora_B.weight"] = rng.normal(0, 0.2, (out, rank)).astype(np.float32)
+    return tensors
+
+
+def write_adapter(folder, tensors, **settings):
+    folder.mkdir(exist_ok=True)
+    save_file(tensors, folder / "adapter_model.safetensors")
+    config = {"peft_type": "LORA", "r": 4, "lora_alpha": 6, "bias": "none", "target_modules": ["q_proj"]}
+    (folder / "adapter_config.json").write_text(json.dumps(config | settings))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def adapter(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("peft") / "adapter"
+    return write_adapter(folder, hand_made(), target_modules="all-linear")
+
+
+@pytest.fixture(scope="module")
+def adapted(model, adapter):
+    return load_adapter(model, adapter)
+
+
+@pytest.fixture(scope="module")
+def merged_by_hand(golden, tmp_path_factory):
+    """The golden checkpoint with W + (alpha / r) B A written into its tensors, in float64."""
+    folder = tmp_path_factory.mktemp("merged") / "policy"
+    shutil.copytree(golden / NAME, folder)
+    tensors, pieces = load_file(folder / "model.safetensors"), hand_made()
+    for layer in range(LAYERS):
+        for target in SHAPES:
+            stem = f"base_model.model.model.layers.{layer}.{target}"
+            a, b = (np.asarray(pieces[f"{stem}.lora_{side}.weight"], np.float64) for side in "AB")
+            name = f"model.layers.{layer}.{target}.weight"
+            tensors[name] = (tensors[name] + 6 / 4 * (b @ a)).astype(np.float32)
+    save_file(tensors, folder / "model.safetensors")
+    return load_pretrained(folder)[0]
+
+
+def test_names_and_bad_settings():
+    assert LoraConfig().targets == tuple(LINEAR)
+    assert LoraConfig(targets=("v_proj", "q")) == LoraConfig(targets=("q_proj", "v_proj"))
+    assert LoraConfig(rank=8).scale == 2
+    assert LoraConfig(rank=16, alpha=8, rslora=True).scale == 2
+    for settings, word in (
+        ({"rank": 0}, "rank"),
+        ({"alpha": 0.0}, "alpha"),
+        ({"alpha": float("nan")}, "alpha"),
+        ({"targets": ("q_proj", "lm_head")}, "lm_head"),
+        ({"targets": ()}, "target"),
+    ):
+        with pytest.raises(UserError, match=word):
+            LoraConfig(**settings)
+
+
+def test_fresh_adapters_change_nothing_and_are_all_that_trains(model, base_logits):
+    new = add_lora(model, LoraConfig(rank=4, targets=("q", "down")), jax.random.key(0))
+    np.testing.assert_allclose(logits_of(new), base_logits, atol=1e-6)
+    _, trained, frozen, rest = nnx.split(new, nnx.Param, Frozen, ...)
+    assert sum(leaf.size for leaf in jax.tree.leaves(trained)) == LAYERS * 4 * (64 + 128) * 2
+    assert not jax.tree.leaves(rest)
+    assert {id(leaf) for leaf in jax.tree.leaves(frozen)} == {
+        id(leaf) for leaf in jax.tree.leaves(nnx.state(model))
+    }
+    assert np.abs(np.asarray(new.layers.q_lora_a[...])).max() <= 1 / np.sqrt(64)
+    assert np.asarray(new.layers.down_lora_a[...]).std() == pytest.approx(1 / np.sqrt(3 * 128), rel=0.1)
+    # The first model is what it was.
+    assert model.lora is None
+    assert isinstance(model.layers.q, nnx.Param)
+    with pytest.raises(UserError, match="already"):
+        add_lora(new, LoraConfig(), jax.random.key(0))
+    with pytest.raises(UserError, match="takes no adapters"):
+        add_lora(nnx.Module(), LoraConfig(), jax.random.key(0))
+
+
+def test_adapters_equal_weights_merged_by_hand(model, adapted, merged_by_hand, base_logits):
+    want = logits_of(merged_by_hand)
+    assert np.abs(want - base_logits).max() > 0.5
+    np.testing.assert_allclose(logits_of(adapted), want, atol=2e-4)
+    merged = merge_lora(adapted)
+    assert merged.lora is None
+    for a, b in zip(
+        jax.tree.leaves(nnx.state(merged)), jax.tree.leaves(nnx.state(merged_by_hand)), strict=True
+    ):
+        np.testing.assert_allclose(a, b, atol=1e-6)
+    assert same_arrays(merge_lora(model), model)
+
+
+def test_decoding_with_adapters_equals_reading(adapted):
+    read = logits_of(adapted)
+
+    @jax.jit
+    def decode(ids):
+        logits, cache = adapted.prefill(ids[:, :6], jnp.ones((2, 6), bool), 4)
+        rows = [logits]
+        for column in range(3):
+            logits, cache = adapted.decode_step(cache, ids[:, 6 + column], jnp.full(2, 6 + column), column)
+            rows.append(logits)
+        return jnp.stack(rows, axis=1)
+
+    np.testing.assert_allclose(decode(IDS), read[:, 5:], atol=1e-4)
+
+
+def test_the_base_shares_its_arrays(model, adapted):
+    assert same_arrays(base_model(adapted), model)
+    assert isinstance(base_model(adapted).layers.q, nnx.Param)
+
+
+def test_export_merges(adapted, merged_by_hand, tmp_path):
+    save_pretrained(adapted, None, tmp_path / "policy")
+    loaded, _ = load_pretrained(tmp_path / "policy")
+    for a, b in zip(
+        jax.tree.leaves(nnx.state(loaded)), jax.tree.leaves(nnx.state(merged_by_hand)), strict=True
+    ):
+        np.testing.assert_allclose(a, b, atol=1e-6)
+
+
+def test_bfloat16_base_keeps_its_dtype(golden, adapter):
+    half, _ = load_pretrained(golden / NAME, dtype="bfloat16")
+    adapted = load_adapter(half, adapter)
+    assert adapted.layers.q[...].dtype == jnp.bfloat16
+    assert adapted.layers.q_lora_a[...].dtype == jnp.float32
+    assert {leaf.dtype for leaf in jax.tree.leaves(nnx.state(merge_lora(adapted)))} == {jnp.dtype("bfloat16")}
+
+
+@pytest.mark.parametrize("targets", [("self_attn.q_proj", "self_attn.v_proj"), tuple(SHAPES)])
+def test_peft_files_round_trip(model, tmp_path, targets):
+    tensors = hand_made(targets, seed=3)
+    first = write_adapter(tmp_path / "in", tensors, use_rslora=True, lora_dropout=0.1, inference_mode=True)
+    loaded = load_adapter(model, first)
+    assert loaded.lora == LoraConfig(4, 6.0, tuple(t.split(".")[1] for t in targets), rslora=True)
+    save_adapter(loaded, tmp_path / "out", base="some/base")
+    save_adapter(loaded, tmp_path / "out", base="some/base")  # its own kind may be replaced
+    written = load_file(tmp_path / "out" / "adapter_model.safetensors")
+    assert written.keys() == tensors.keys()
+    for name, tensor in tensors.items():
+        np.testing.assert_array_equal(written[name], tensor)
+    config = json.loads((tmp_path / "out" / "adapter_config.json").read_text())
+    assert config["base_model_name_or_path"] == "some/base"
+    assert (config["r"], config["lora_alpha"], config["use_rslora"]) == (4, 6, True)
+    assert config["target_modules"] == list(loaded.lora.targets)
+    assert {p.name for p in tmp_path.iterdir()} == {"in", "out"}
+
+
+@pytest.mark.parametrize(
+    "settings, word",
+    [
+        ({"peft_type": "IA3"}, "IA3"),
+        ({"use_dora": True}, "use_dora"),
+        ({"rank_pattern": {"q_proj": 8}}, "rank_pattern"),
+        ({"modules_to_save": ["lm_head"]}, "modules_to_save"),
+        ({"bias": "all"}, "bias"),
+        ({"init_lora_weights": "pissa"}, "pissa"),
+        ({"a_setting_of_tomorrow": 3}, "a_setting_of_tomorrow"),
+        ({"r": "four"}, "four"),
+        ({"r": 8}, "shape"),
+    ],
+)
+def test_settings_that_are_not_computed_are_refused_by_name(model, tmp_path, settings, word):
+    folder = write_adapter(tmp_path / "adapter", hand_made(("self_attn.q_proj",)), **settings)
+    with pytest.raises(UserError, match=word):
+        load_adapter(model, folder)
+
+
+def test_damaged_adapters_are_refused_by_name(model, tmp_path):
+    whole = hand_made(("self_attn.q_proj",))
+    name = "base_model.model.model.layers.1.self_attn.q_proj.lora_B.weight"
+    cases = {
+        "missing": {k: v for k, v in whole.items() if k != name},
+        "not part": whole | {"base_model.model.lm_head.weight": np.zeros((4, 4), np.float32)},
+        "shape": whole | {name: np.zeros((4, 4), np.float32)},
+        "stored as": whole | {name: np.zeros((128, 4), np.int32)},
+        "no adapter": {"other": np.zeros(3, np.float32)},
+    }
+    for word, tensors in cases.items():
+        with pytest.raises(UserError, match=word):
+            load_adapter(model, write_adapter(tmp_path / "adapter", tensors))
+    (tmp_path / "adapter" / "adapter_model.safetensors").unlink()
+    (tmp_path / "adapter" / "adapter_model.bin").touch()
+    with pytest.raises(UserError, match="pickle"):
+        load_adapter(model, tmp_path / "adapter")
+    with pytest.raises(UserError, match=r"adapter_config\.json"):
+        load_adapter(model, tmp_path)
+    with pytest.raises(UserError, match="no adapters"):
+        save_adapter(model, tmp_path / "out")
+    (tmp_path / "taken").mkdir()
+    (tmp_path / "taken" / "notes.txt").touch()
+    with pytest.raises(UserError, match="exists"):
+        save_adapter(add_lora(model, LoraConfig(), jax.random.key(0)), tmp_path / "taken")
+
+
+def test_adapters_are_split_by_the_rules_of_their_weights(golden, model):
+    table = {w.name: w for w in lora_weights(model.config, LoraConfig())}
+    mesh = AbstractMesh((2, 4), ("fsdp", "tensor"))
+    specs = {
+        "q_lora_a": PartitionSpec(None, ("fsdp",), None),
+        "q_lora_b": PartitionSpec(None, None, ("tensor",)),
+        "down_lora_a": PartitionSpec(None, ("tensor",), None),
+        "down_lora_b": PartitionSpec(None, None, ("fsdp",)),
+    }
+    for name, spec in specs.items():
+        assert named_sharding(mesh, ("layers", *table[name].axes)).spec == spec
+    placed = load_pretrained(golden / NAME, mesh=make_mesh("fsdp:-1"))[0]
+    adapted = add_lora(placed, LoraConfig(targets=("o",)), jax.random.key(0))
+    assert adapted.layers.o_lora_b[...].sharding.spec == PartitionSpec(None, None, ("fsdp",))
+
+
+def test_logits_and_settings_are_those_of_peft(model, golden):
+    """An adapter and its logits as PEFT wrote them (tests/golden/README.md)."""
+    folder = golden / "peft_lora_qwen3"
+    adapted = load_adapter(model, folder)
+    assert adapted.lora == LoraConfig(4, 6.0, ("q_proj", "v_proj", "down_proj"), rslora=True)
+    with np.load(folder / "expected.npz") as expected:
+        np.testing.assert_array_equal(expected["input_ids"], IDS)
+        want = expected["logits"]
+    np.testing.assert_allclose(logits_of(adapted), want, atol=1e-4)
+    np.testing.assert_allclose(logits_of(merge_lora(adapted)), want, atol=1e-4)

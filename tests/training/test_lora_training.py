@@ -1,0 +1,179 @@
+"""Adapters under training: every option of the loss, the base as the reference, what a run keeps and exports."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from caspo_jax.errors import UserError
+from caspo_jax.models import Decoder, LoraConfig, ModelConfig, add_lora, base_model, merge_lora
+from caspo_jax.models.lora import LINEAR
+from caspo_jax.preferences.packing import pack_pairs, pack_rows
+from caspo_jax.training import LossConfig, TrainConfig, make_train_step, step_dpo_loss, train
+from caspo_jax.training.restore import restore_trained
+from caspo_jax.training.step_loss import loss_denominators
+from caspo_jax.training.train_step import fused_update, trainable_model
+from caspo_jax.types import PairBatch
+
+from helpers import make_data, on_device, tiny_decoder  # isort: skip
+
+LORA = LoraConfig(rank=2, alpha=3.0)
+CONFIG = TrainConfig(
+    loss=LossConfig(nll_alpha=1.0, nll_on="verified"),
+    learning_rate=1e-2,
+    batch_size=4,
+    epochs=2,
+    save_every=2,
+    min_length=16,
+    displacement_margin=100.0,
+    tensorboard=False,
+    lora=LORA,
+)
+# Each option of the loss once.
+OPTIONS = [
+    {"dpop_lambda": 5.0, "nll_alpha": 0.5, "nll_on": "chosen", "label_smoothing": 0.1},
+    {
+        "loss": "ipo",
+        "length_normalised": True,
+        "nll_alpha": 1.0,
+        "nll_on": "verified",
+        "nll_average": "token",
+    },
+    {"loss": "rft"},
+]
+PAIRS, VERIFIED = make_data(1)
+
+
+def leaves(model):
+    return [np.asarray(leaf) for leaf in jax.tree.leaves(nnx.state(model))]
+
+
+def random_adapters(seed=0):
+    """Adapters whose B is not 0."""
+    model = add_lora(tiny_decoder(), LORA, jax.random.key(seed))
+    rng = np.random.default_rng(seed)
+    for name in LINEAR.values():
+        b = getattr(model.layers, f"{name}_lora_b")
+        b[...] = jnp.asarray(rng.normal(0, 0.3, b[...].shape), jnp.float32)
+    return model
+
+
+@pytest.fixture(scope="module")
+def batch():
+    plain = pack_pairs(PAIRS, 24, 0)
+    references = np.random.default_rng(0).normal(-4, 1, (2, len(PAIRS))).astype(np.float32)
+    return on_device(
+        PairBatch(
+            plain.chosen, plain.rejected, plain.weight, *references, verified=pack_rows(VERIFIED, 24, 0)
+        )
+    )
+
+
+@pytest.mark.parametrize("options", OPTIONS, ids=str)
+def test_every_option_sends_adapters_their_share_of_the_weights_gradient(batch, options):
+    """With W' = W + s A B: dL/dA = s dL/dW' B^T and dL/dB = s A^T dL/dW', and nothing else is trained."""
+    config = LossConfig(**options)
+    run = nnx.jit(nnx.value_and_grad(lambda model, batch: step_dpo_loss(model, batch, config)[0]))
+    adapted = random_adapters()
+    value, gradients = run(adapted, batch)
+    whole_value, whole = run(merge_lora(adapted), batch)
+    np.testing.assert_allclose(value, whole_value, rtol=1e-5)
+    gradients, whole = nnx.to_pure_dict(gradients), nnx.to_pure_dict(whole)
+    assert set(gradients) == {"layers"}
+    assert set(gradients["layers"]) == {f"{name}_lora_{side}" for name in LINEAR.values() for side in "ab"}
+    for name in LINEAR.values():
+        a, b = (np.asarray(getattr(adapted.layers, f"{name}_lora_{side}")[...]) for side in "ab")
+        weight = np.asarray(whole["layers"][name])  # [L, in, out]
+        assert np.abs(weight).max() > 1e-4
+        for side, want in (
+            ("a", np.einsum("lio,lro->lir", weight, b)),
+            ("b", np.einsum("lir,lio->lro", a, weight)),
+        ):
+            found = np.asarray(gradients["layers"][f"{name}_lora_{side}"])
+            np.testing.assert_allclose(found, LORA.scale * want, rtol=1e-3, atol=1e-5 * np.abs(want).max())
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("lora")
+    model, summary = train(tiny_decoder(), PAIRS, CONFIG, verified=VERIFIED, out_dir=folder)
+    return folder, model, summary
+
+
+def test_the_base_is_the_reference_and_stays(run):
+    _, model, summary = run
+    first = summary.history[0]
+    assert abs(first["loss"] - first["nll"] - np.log(2)) < 1e-6
+    assert summary.last["nll"] < first["nll"]
+    for before, after in zip(leaves(tiny_decoder()), leaves(base_model(model)), strict=True):
+        np.testing.assert_array_equal(before, after)
+    assert all(np.any(leaf) for leaf in jax.tree.leaves(nnx.state(model, nnx.Param)))
+
+
+def test_a_trained_adapter_goes_on_against_the_base(run):
+    _, model, summary = run
+    config = dataclasses.replace(CONFIG, learning_rate=0.0, max_steps=1)
+    _, again = train(model, PAIRS, config, verified=VERIFIED)
+    assert again.history[0]["nll"] < summary.history[0]["nll"]
+    assert (
+        abs(again.history[0]["displacement"]) > 1e-3
+    )  # log-ratios are to the base, not to the adapters' start
+    with pytest.raises(UserError, match="lora"):
+        train(model, PAIRS, dataclasses.replace(CONFIG, lora=LoraConfig(rank=3)), verified=VERIFIED)
+
+
+class Interrupted(Exception):
+    pass
+
+
+def test_resumed_equals_uninterrupted(run, tmp_path):
+    _, model, _ = run
+
+    def stop(record):
+        if record["step"] == 3:
+            raise Interrupted
+
+    with pytest.raises(Interrupted):
+        train(tiny_decoder(), PAIRS, CONFIG, verified=VERIFIED, out_dir=tmp_path, callback=stop)
+    resumed, summary = train(tiny_decoder(), PAIRS, CONFIG, verified=VERIFIED, out_dir=tmp_path)
+    assert summary.resumed_from == 2
+    for a, b in zip(leaves(model), leaves(resumed), strict=True):
+        np.testing.assert_array_equal(a, b)
+    other = dataclasses.replace(CONFIG, lora=None)
+    with pytest.raises(UserError, match="lora"):
+        train(tiny_decoder(), PAIRS, other, verified=VERIFIED, out_dir=tmp_path)
+
+
+def test_what_is_checkpointed_is_adapters_and_their_moments(run):
+    _, model, _ = run
+    adapters = sum(leaf.size for leaf in jax.tree.leaves(nnx.state(model, nnx.Param)))
+    _, state = make_train_step(trainable_model(tiny_decoder(), CONFIG), CONFIG, 1)
+    assert sum(leaf.size for leaf in jax.tree.leaves(state) if leaf.ndim) == 3 * adapters
+
+
+def test_a_restored_run_merges_into_a_policy(run):
+    folder, model, summary = run
+    restored, updates = restore_trained(tiny_decoder(), folder)
+    assert updates == summary.steps
+    assert restored.lora == LORA
+    for a, b in zip(leaves(merge_lora(restored)), leaves(merge_lora(model)), strict=True):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_no_gradient_of_the_frozen_head_is_computed():
+    """The head's reverse pass could give one [V, E]; nothing reads it, so the compiled update must not hold it."""
+    vocab, width = 4096, 32
+    shape = ModelConfig("qwen3", vocab, width, 32, 1, 2, 1, 16, tie_word_embeddings=True)
+    model = Decoder(shape, rngs=nnx.Rngs(0))
+    batch = pack_pairs(PAIRS[:2], 16, 0)
+    temporaries = []
+    for lora in (None, LoraConfig(rank=2)):
+        config = TrainConfig(lora=lora)
+        step, state = make_train_step(trainable_model(model, config), config, 1)
+        whole = loss_denominators(batch, config.loss)
+        lowered = fused_update.lower(step.spec, state, step.frozen, batch, whole, np.float32(0))
+        temporaries.append(lowered.compile().memory_analysis().temp_size_in_bytes)
+    assert temporaries[1] < temporaries[0] - vocab * width * 4

@@ -1,0 +1,172 @@
+"""What an update costs and what it computes do not depend on each other: remat, masters, donation, the head's chunks.
+
+Sizes are those of the compiled program's own analysis; nothing of these shapes is run.
+"""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from caspo_jax.confidence import chunked_stats
+from caspo_jax.errors import UserError
+from caspo_jax.models import Decoder, ModelConfig
+from caspo_jax.training import TrainConfig, make_train_step, train
+from caspo_jax.training.step_logprobs import _masked_head
+from caspo_jax.training.step_loss import loss_denominators
+from caspo_jax.training.train_step import fused_update, stochastic_round
+
+from helpers import Toy, random_batch, tiny_decoder  # isort: skip
+
+CONFIG = TrainConfig(learning_rate=1e-2, warmup_fraction=0, min_length=16, tensorboard=False)
+
+
+def compiled_update(model, config, batch):
+    step, state = make_train_step(model, config, 10)
+    whole = loss_denominators(batch, config.loss)
+    return fused_update.lower(step.spec, state, step.frozen, batch, whole, np.float32(0)).compile(), state
+
+
+def after_two_updates(model, config):
+    step, state = make_train_step(model, config, 10)
+    for number in range(2):
+        state, output = step(state, [random_batch(seed=number)], number)
+    return [np.asarray(leaf, np.float32) for leaf in jax.tree.leaves(state.params)], output.fetch(config.loss)
+
+
+@pytest.fixture(scope="module")
+def kept():
+    return after_two_updates(tiny_decoder(), CONFIG)
+
+
+@pytest.mark.parametrize("remat", ["full", "dots"])
+def test_remat_gives_the_same_update(kept, remat):
+    params, report = after_two_updates(tiny_decoder(), dataclasses.replace(CONFIG, remat=remat))
+    np.testing.assert_allclose(report.metrics["loss"], kept[1].metrics["loss"], rtol=1e-5)
+    # Adam divides by the root of the second moment: a gradient near 0 may turn over.
+    for a, b in zip(params, kept[0], strict=True):
+        assert np.mean(np.abs(a - b)) < 1e-5
+
+
+def test_remat_needs_less_memory():
+    # Long enough that layers' activations are most of it.
+    shape = ModelConfig("qwen3", 64, 32, 128, 6, 2, 1, 16, tie_word_embeddings=True)
+    batch = random_batch(pairs=4, width=256)
+    sizes = {}
+    for remat in ("none", "dots", "full"):
+        config = dataclasses.replace(CONFIG, remat=remat)
+        program, _ = compiled_update(Decoder(shape, rngs=nnx.Rngs(0)), config, batch)
+        sizes[remat] = program.memory_analysis().temp_size_in_bytes
+    assert sizes["full"] < sizes["dots"] < sizes["none"]
+    assert sizes["full"] < 0.5 * sizes["none"]
+
+
+def test_unknown_names_are_refused():
+    for change, word in (
+        ({"remat": "some"}, "full, dots"),
+        ({"remat": True}, "remat"),
+        ({"masters": "bf16"}, "masters"),
+    ):
+        with pytest.raises(UserError, match=word):
+            dataclasses.replace(CONFIG, **change)
+
+
+def test_the_state_is_donated():
+    program, state = compiled_update(Toy(), CONFIG, random_batch())
+    size = sum(leaf.nbytes for leaf in jax.tree.leaves(state))
+    assert program.memory_analysis().alias_size_in_bytes >= size
+
+
+def test_without_masters_the_state_is_smaller_and_moments_stay_float32():
+    model, batch = Toy(vocab=64, width=64, dtype=jnp.bfloat16), random_batch()
+    sizes = {}
+    for masters in ("float32", "none"):
+        program, state = compiled_update(model, dataclasses.replace(CONFIG, masters=masters), batch)
+        sizes[masters] = program.memory_analysis().argument_size_in_bytes
+        assert {leaf.dtype.name for leaf in jax.tree.leaves(state.opt_state) if leaf.ndim} == {"float32"}
+    entries = 2 * 64 * 64
+    assert sizes["float32"] - sizes["none"] == pytest.approx(2 * entries, rel=0.01)
+    assert all(leaf.dtype == jnp.bfloat16 for leaf in jax.tree.leaves(state.params))
+
+
+def test_training_without_masters_follows_training_with_them():
+    runs = {}
+    for masters in ("float32", "none"):
+        config = dataclasses.replace(CONFIG, masters=masters, learning_rate=3e-3, epochs=12)
+        _, summary = train(Toy(dtype=jnp.bfloat16), [random_batch(seed=6, pairs=4)], config)
+        runs[masters] = [record["loss"] for record in summary.history]
+    assert runs["float32"][-1] < runs["float32"][0] - 0.02
+    np.testing.assert_allclose(runs["none"], runs["float32"], atol=0.02)
+
+
+def test_rounding_is_unbiased_and_to_a_neighbour():
+    rng = np.random.default_rng(0)
+    x = jnp.asarray(
+        np.concatenate([rng.normal(size=60) * 10.0 ** rng.integers(-8, 8, 60), [0.0, 1.0, -2.5, np.inf]]),
+        jnp.float32,
+    )
+    drawn = np.asarray(
+        jax.vmap(lambda key: stochastic_round(x, key))(jax.random.split(jax.random.key(1), 4000)), np.float64
+    )
+    exact = np.asarray(x, np.float64)
+    np.testing.assert_array_equal(drawn[:, 60:], np.broadcast_to(exact[60:], drawn[:, 60:].shape))
+    gap = np.abs(exact[:60]) * 2.0**-7
+    assert np.all(np.abs(drawn[:, :60] - exact[:60]) <= gap)
+    assert all(len(np.unique(column)) <= 2 for column in drawn.T)
+    np.testing.assert_array_less(np.abs(drawn[:, :60].mean(axis=0) - exact[:60]), 0.05 * gap)
+
+
+def test_updates_below_the_last_bit_add_up():
+    """At a rate of 1e-5 rounding to nearest would leave every bfloat16 weight of size 1 where it is."""
+    moved = {}
+    for masters in ("float32", "none"):
+        model = Toy(width=32, dtype=jnp.bfloat16)
+        config = dataclasses.replace(CONFIG, masters=masters, learning_rate=1e-5)
+        step, state = make_train_step(model, config, 4000)
+        start = np.asarray(nnx.to_pure_dict(state.params)["mix"], np.float64)
+        for number in range(40):
+            state, _ = step(state, [random_batch(seed=6)], number)
+        moved[masters] = np.asarray(nnx.to_pure_dict(state.params)["mix"], np.float64) - start
+    way = np.sign(moved["float32"])
+    assert np.mean(way != 0) > 0.9
+    assert np.mean(moved["none"] == 0) > 0.5  # most weights have not moved at all, and yet:
+    assert np.mean(way * moved["none"]) == pytest.approx(np.mean(np.abs(moved["float32"])), rel=0.3)
+
+
+HEADS = {
+    "chunked_stats": lambda h, w, t: chunked_stats(h, w, t)[0].sum(),
+    "step head": lambda h, w, t: _masked_head(h, w, t, t >= 0, 32)[0].sum(),
+}
+
+
+@pytest.mark.parametrize("name", HEADS)
+def test_the_heads_temporaries_do_not_grow_with_length(name):
+    """Forward and backward at V = 152k: no array of T x V, at any T."""
+    vocab, width = 152_064, 8
+    sizes = {}
+    for length in (512, 4096):
+        shapes = (
+            jax.ShapeDtypeStruct((1, length, width), jnp.bfloat16),
+            jax.ShapeDtypeStruct((vocab, width), jnp.bfloat16),
+            jax.ShapeDtypeStruct((1, length), jnp.int32),
+        )
+        program = jax.jit(jax.value_and_grad(HEADS[name], (0, 1))).lower(*shapes).compile()
+        sizes[length] = program.memory_analysis().temp_size_in_bytes
+    small = 64 * 4096 * width  # what any pass keeps of a position: states, targets, a few sums
+    assert sizes[4096] - sizes[512] < small
+    assert sizes[4096] < 4096 * vocab * 4 / 4
+
+
+def test_the_step_head_in_bf16_against_float64():
+    rng = np.random.default_rng(0)
+    hidden = jnp.asarray(rng.normal(size=(1, 40, 64)), jnp.bfloat16)
+    weight = jnp.asarray(rng.normal(size=(2048, 64)) / 8, jnp.bfloat16)
+    targets = rng.integers(0, 2048, (1, 40))
+    logprob, entropy = _masked_head(hidden, weight, targets, np.ones((1, 40), bool), 16)
+    logits = np.asarray(hidden, np.float64) @ np.asarray(weight, np.float64).T
+    logps = logits - np.log(np.sum(np.exp(logits), axis=-1, keepdims=True))
+    np.testing.assert_allclose(logprob, np.take_along_axis(logps, targets[..., None], -1)[..., 0], atol=1e-5)
+    np.testing.assert_allclose(entropy, -np.sum(np.exp(logps) * logps, axis=-1), atol=1e-5)

@@ -1,0 +1,166 @@
+"""Reference log-probs on disk: computed once for all runs that share them, and again whenever they would differ."""
+
+import dataclasses
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from caspo_jax.errors import UserError
+from caspo_jax.preferences.packing import pack_pairs
+from caspo_jax.training import LossConfig, TrainConfig, train
+from caspo_jax.training.data import RowStore
+from caspo_jax.training.plan import make_plan
+from caspo_jax.training.reference_cache import ReferenceCacheWarning, fill_references, weights_digest
+
+from helpers import Toy, make_data  # isort: skip
+
+PAIRS, VERIFIED = make_data(0)
+CONFIG = TrainConfig(batch_size=4, epochs=1, min_length=16, tensorboard=False)
+
+
+def filled(folder, model=None, pairs=PAIRS, config=CONFIG):
+    """How many micro-batches were computed, and the log-probs."""
+    store = RowStore.build(pairs, VERIFIED)
+    computed = fill_references(store, make_plan(store, config), model or Toy(), folder)
+    return computed, np.stack([store.reference_chosen, store.reference_rejected])
+
+
+def test_what_changes_no_reference_computes_none(tmp_path):
+    computed, values = filled(tmp_path)
+    assert computed > 0
+    assert np.isfinite(values).all()
+    changes = [
+        {},
+        {"loss": LossConfig(beta=0.5, label_smoothing=0.1)},
+        {"loss": LossConfig(loss="ipo")},
+        {"learning_rate": 1.0, "seed": 3, "remat": "full", "weight_decay": 0.1},
+    ]
+    for change in changes:
+        again, same = filled(tmp_path, config=dataclasses.replace(CONFIG, **change))
+        assert again == 0, change
+        np.testing.assert_array_equal(same, values)
+    heavier = [dataclasses.replace(pair, weight=7.0) for pair in PAIRS]
+    assert filled(tmp_path, pairs=heavier)[0] == 0
+    assert len(list(tmp_path.iterdir())) == 1
+
+
+def test_what_changes_the_reference_computes_it(tmp_path):
+    _, values = filled(tmp_path)
+    other = dataclasses.replace(PAIRS[0], chosen_ids=(*PAIRS[0].chosen_ids, 1))
+    cases = {
+        "weights": {"model": Toy(seed=1)},
+        "dtype": {"model": Toy(dtype=jnp.bfloat16)},
+        "data": {"pairs": [other, *PAIRS[1:]]},
+        "order": {"pairs": PAIRS[::-1]},
+        "length": {"config": dataclasses.replace(CONFIG, pack_length=4096, min_length=128)},
+        "packing": {"config": dataclasses.replace(CONFIG, pack="rows")},
+    }
+    for number, (name, change) in enumerate(cases.items(), start=2):
+        computed, found = filled(tmp_path, **change)
+        assert computed > 0, name
+        assert len(list(tmp_path.iterdir())) == number, name
+        if name in ("length", "packing"):
+            np.testing.assert_allclose(found, values, atol=1e-5)
+
+
+@pytest.mark.parametrize("damage", ["empty", "torn", "flipped", "text", "other"])
+def test_a_damaged_entry_is_ignored_with_a_warning(tmp_path, damage):
+    _, values = filled(tmp_path)
+    (path,) = tmp_path.iterdir()
+    whole = path.read_bytes()
+    if damage == "other":
+        np.savez(path, chosen=np.zeros(3, np.float32), rejected=np.zeros(3, np.float32))
+    else:
+        middle = whole.index(b"NUMPY") + 128  # the first array's numbers
+        path.write_bytes(
+            {
+                "empty": b"",
+                "torn": whole[:-40],
+                "flipped": whole[:middle] + bytes([whole[middle] ^ 4]) + whole[middle + 1 :],
+                "text": b"not an archive",
+            }[damage]
+        )
+    with pytest.warns(ReferenceCacheWarning, match=path.name):
+        computed, found = filled(tmp_path)
+    assert computed > 0
+    np.testing.assert_array_equal(found, values)
+    assert filled(tmp_path)[0] == 0  # it was replaced
+    assert [p.name for p in tmp_path.iterdir()] == [path.name]
+
+
+def test_given_log_probs_are_kept_and_not_passed_on(tmp_path):
+    batch = pack_pairs(PAIRS, 24, 0)
+    given_values = np.where(np.arange(len(PAIRS)) < 3, -1.0, np.nan).astype(np.float32)
+    batch = dataclasses.replace(batch, reference_chosen=given_values, reference_rejected=given_values)
+    _, some = filled(tmp_path, pairs=[batch])
+    np.testing.assert_array_equal(some[:, :3], -1.0)
+    missing = dataclasses.replace(batch, reference_chosen=np.full(len(PAIRS), np.nan, np.float32))
+    _, found = filled(tmp_path, pairs=[missing])
+    _, computed = filled(None, pairs=[missing])
+    np.testing.assert_allclose(found, computed, atol=1e-5)
+    np.testing.assert_array_equal(found[:, 3:], some[:, 3:])
+
+
+def test_a_shorter_run_keeps_what_it_read(tmp_path):
+    short = dataclasses.replace(CONFIG, max_steps=1)
+    _, values = filled(tmp_path, config=short)
+    assert np.isnan(values).any()
+    rest, everything = filled(tmp_path)
+    assert rest > 0
+    known = np.isfinite(values)
+    np.testing.assert_array_equal(everything[known], values[known])
+    assert filled(tmp_path, config=short)[0] == filled(tmp_path)[0] == 0
+
+
+def test_log_probs_that_are_not_finite_are_not_kept(tmp_path):
+    bad = Toy()
+    bad.embed[...] = bad.embed[...] * jnp.nan
+    with pytest.raises(UserError, match="reference"):
+        filled(tmp_path, model=bad)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_run_without_a_shared_folder_keeps_its_own(tmp_path):
+    config = dataclasses.replace(CONFIG, max_steps=1)
+    train(Toy(), PAIRS, config, out_dir=tmp_path / "own")
+    assert len(list((tmp_path / "own" / "reference").iterdir())) == 1
+    train(Toy(), PAIRS, config, out_dir=tmp_path / "run", reference_cache=tmp_path / "shared")
+    assert not (tmp_path / "run" / "reference").exists()
+    assert [p.name for p in (tmp_path / "shared").iterdir()] == [
+        p.name for p in (tmp_path / "own" / "reference").iterdir()
+    ]
+
+
+class Arrays(nnx.Module):
+    def __init__(self, **arrays):
+        for name, array in arrays.items():
+            setattr(self, name, nnx.Param(jnp.asarray(array)))
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(0, 23), st.integers(0, 31))
+def test_the_digest_sees_every_bit(entry, bit):
+    array = np.arange(24, dtype=np.float32).reshape(4, 6)
+    flipped = array.copy()
+    flipped.view(np.uint32).reshape(-1)[entry] ^= np.uint32(1 << bit)
+    assert weights_digest(Arrays(a=array)) != weights_digest(Arrays(a=flipped))
+
+
+def test_the_digest_sees_order_names_shapes_and_dtypes():
+    array = np.arange(24, dtype=np.float32).reshape(4, 6)
+    models = [
+        Arrays(a=array),
+        Arrays(b=array),
+        Arrays(a=array[::-1].copy()),
+        Arrays(a=array.reshape(6, 4)),
+        Arrays(a=array.T.copy().reshape(4, 6)),
+        Arrays(a=array.astype(jnp.bfloat16)),
+        Arrays(a=array, b=array),
+        Arrays(a=-array),
+    ]
+    assert len({weights_digest(m) for m in models}) == len(models)
+    assert weights_digest(Arrays(a=array)) == weights_digest(Arrays(a=array.copy()))
