@@ -16,6 +16,7 @@ from jax.sharding import Mesh
 
 from caspo_jax.errors import UserError
 from caspo_jax.preferences.packing import Row
+from caspo_jax.sharding import batch_ways, mesh_of
 from caspo_jax.training.config import TrainConfig
 from caspo_jax.training.data import RowStore
 from caspo_jax.training.metrics_log import MetricsLog
@@ -75,7 +76,7 @@ def train(
       verified: verified-correct steps for the NLL term or `rft` (`preferences.verified_rows`, or `StepRows`).
       reference: the frozen reference; default the policy at the start.
       out_dir: folder for checkpoints, `metrics.jsonl` and TensorBoard events; None keeps nothing.
-      mesh: devices to split batches over.
+      mesh: devices to split batches over; default the model's own.
       callback: called with each update's metrics and `steps`, the updates in all, one update late.
       progress: show a progress bar on stderr.
 
@@ -88,7 +89,8 @@ def train(
     """
     started = time.perf_counter()
     store = RowStore.build(data, verified)
-    plan = make_plan(store, config)
+    mesh = mesh or mesh_of(model)
+    plan = make_plan(store, config, batch_ways(mesh))
     folder = None if out_dir is None else Path(out_dir)
     if folder is not None:
         claim_folder(folder, config, store.fingerprint(), model)

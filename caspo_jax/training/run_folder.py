@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from caspo_jax.distributed import is_writer, writer_first
 from caspo_jax.errors import UserError
 from caspo_jax.store import write_json
 from caspo_jax.training.config import TrainConfig
@@ -41,9 +42,9 @@ def claim_folder(folder: Path, config: TrainConfig, data: str, model: Any) -> No
         "data": data,
         "model": _model_moments(model),
     }
-    if not path.exists():
-        write_json(path, wanted)
-        return
+    with writer_first("run folder"):
+        if not path.exists():
+            write_json(path, wanted)
     found = json.loads(path.read_text(encoding="utf-8"))
     differing = [
         name
@@ -73,6 +74,8 @@ def _moments(params: Any) -> jax.Array:
 
 def save_reference(folder: Path, store: RowStore) -> None:
     """Keep the reference log-probs, so that a restart reads what the first start computed."""
+    if not is_writer():
+        return
     temporary = folder / f".reference.{os.getpid()}.npz"
     np.savez(temporary, chosen=store.reference_chosen, rejected=store.reference_rejected)
     os.replace(temporary, folder / "reference.npz")
