@@ -51,6 +51,7 @@ def define_flags() -> None:
 def main() -> None:
     """Check."""
     from caspo_jax import compile_check
+    from caspo_jax.errors import UserError
     from caspo_jax.sharding import make_mesh
     from caspo_jax.store import write_json, write_text
     from caspo_jax.training import TrainConfig
@@ -59,6 +60,8 @@ def main() -> None:
     config = compile_check.model_shape(FLAGS.model_config)
     chip, devices = compile_check.topology_devices(FLAGS.topology)
     mesh = make_mesh(FLAGS.mesh, devices)
+    if mesh is None:
+        raise UserError("--mesh is empty: give one of as many devices, such as fsdp:64,tensor:4")
     if FLAGS.what == "train":
         settings = given_config("train", TrainConfig.preset(FLAGS.preset, remat="full"))
         shape = compile_check.TrainShape(FLAGS.rows, FLAGS.length, FLAGS.step_share)

@@ -89,7 +89,8 @@ def train_program(
     wide = jax.tree.map(lambda p: Shaped(p.shape, jnp.float32, sharding=p.sharding), params)
     kept = params if settings.masters == "none" else wide
     whole = NamedSharding(mesh, PartitionSpec())
-    scalar = Shaped((), jnp.float32, sharding=whole)
+    scalar: Any = Shaped((), jnp.float32, sharding=whole)
+    count: Any = Shaped((), jnp.int32, sharding=whole)
     moments = optax.tree_map_params(
         spec.optimizer,
         lambda _, param: param,
@@ -97,7 +98,7 @@ def train_program(
         wide,
         transform_non_params=lambda count: Shaped(count.shape, count.dtype, sharding=whole),
     )
-    state = TrainState(Shaped((), jnp.int32, sharding=whole), kept, moments)
+    state = TrainState(count, kept, moments)
     batch = _abstract_trees(mesh, shape, settings)
     lowered = fused_update.lower(spec, state, frozen, batch, Denominators(scalar, scalar), scalar)
     blocks = math.ceil(shape.length / BLOCK)

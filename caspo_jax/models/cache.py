@@ -9,8 +9,13 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.sharding import Mesh, PartitionSpec
 
 from caspo_jax.models.config import ModelConfig
+from caspo_jax.sharding import batch_ways, constrain, named_sharding
+
+# Of keys and values; of the masks: batch, length.
+_AXES = ("layers", "batch", "kv_heads", "length", "head_dim")
 
 
 class _Axis(NamedTuple):
@@ -36,7 +41,11 @@ class KVCache:
 
     The rows' own columns lie in one of two layouts. `lanes` False: a row's columns are together, as matrix units want
     them. `lanes` True: a column's rows are together, [S, D, R, G], so that one vector instruction works on many rows:
-    on a CPU with hundreds of rows attention is then at the memory's speed and reads no column twice.
+    on a CPU with hundreds of rows attention is then at the memory's speed and reads no column twice. Lanes are for one
+    device.
+
+    On a mesh, prompts and rows are split over the batch axes and KV heads over the tensor axis; heads that it does not
+    divide are whole on every device, and so are rows whose prompts the batch axes do not divide.
     """
 
     prompt_k: jax.Array  # [L, B, G, P, D], rotated
@@ -46,6 +55,7 @@ class KVCache:
     v: jax.Array  # [L, R, G, S, D]; lanes: [L, S, D, R, G]
     valid: jax.Array  # [R, S] bool; lanes: [S, R]
     lanes: bool = dataclasses.field(default=False, metadata={"static": True})
+    mesh: Mesh | None = dataclasses.field(default=None, metadata={"static": True})
 
     @property
     def rows(self) -> int:
@@ -62,6 +72,19 @@ class KVCache:
         """K, rows a prompt."""
         return self.rows // self.prompt_valid.shape[0]
 
+    def placed(self) -> KVCache:
+        """The same cache, under jit, where the mesh wants it."""
+        if self.mesh is None:
+            return self
+        split = self.prompt_valid.shape[0] % batch_ways(self.mesh) == 0  # a prompt and its rows stay together
+
+        def put(array: jax.Array) -> jax.Array:
+            axes: tuple[str | None, ...] = ("batch", "length") if array.ndim == 2 else _AXES
+            axes = axes if split else tuple(None if axis == "batch" else axis for axis in axes)
+            return constrain(self.mesh, array, axes)
+
+        return jax.tree.map(put, self)
+
 
 def prefers_lanes(rows: int) -> bool:
     """Whether a cache of so many rows should be one of lanes here: on one CPU device, with many rows."""
@@ -76,6 +99,7 @@ def init_cache(
     *,
     prompt_columns: int = 0,
     lanes: bool = False,
+    mesh: Mesh | None = None,
 ) -> KVCache:
     """An empty cache of `rows` prompts with a row each, of `prompt_columns` and `capacity` columns."""
     layers, groups, dim = config.num_layers, config.num_kv_heads, config.head_dim
@@ -83,7 +107,7 @@ def init_cache(
     shape = (layers, capacity, dim, rows, groups) if lanes else (layers, rows, groups, capacity, dim)
     own = jnp.zeros(shape, dtype)
     valid = jnp.zeros((capacity, rows) if lanes else (rows, capacity), jnp.bool_)
-    return KVCache(prompt, prompt, jnp.zeros((rows, prompt_columns), jnp.bool_), own, own, valid, lanes)
+    return KVCache(prompt, prompt, jnp.zeros((rows, prompt_columns), jnp.bool_), own, own, valid, lanes, mesh)
 
 
 def write(cache: KVCache, layer: jax.Array, column: jax.Array, k: jax.Array, v: jax.Array) -> KVCache:
@@ -123,7 +147,7 @@ def _on_rows(cache: KVCache, change: Callable[[jax.Array, int], jax.Array]) -> K
 
 def branch(cache: KVCache, n: int) -> KVCache:
     """Each row becomes n: row r is copied to rows r*n .. r*n+n-1; the prompts stay as they are."""
-    return _on_rows(cache, lambda array, axis: jnp.repeat(array, n, axis=axis))
+    return _on_rows(cache, lambda array, axis: jnp.repeat(array, n, axis=axis)).placed()
 
 
 def copy_rows(cache: KVCache, source: jax.Array, destination: jax.Array, count: jax.Array) -> KVCache:
@@ -139,14 +163,52 @@ def copy_rows(cache: KVCache, source: jax.Array, destination: jax.Array, count: 
       count: scalar int32, at most n.
     """
 
+    arrays = (cache.k, cache.v, cache.valid)
+    if cache.mesh is None or cache.prompt_valid.shape[0] % batch_ways(cache.mesh):
+        k, v, valid = _copy_rows(arrays, _ROWS[cache.lanes], source, destination, count)
+    else:
+        k, v, valid = _copy_rows_on_mesh(cache.mesh, arrays, source, destination, count)
+    return dataclasses.replace(cache, k=k, v=v, valid=valid)
+
+
+_Arrays = tuple[jax.Array, jax.Array, jax.Array]  # k, v, valid
+
+
+def _copy_rows(
+    arrays: _Arrays, axis: _Axis, source: jax.Array, destination: jax.Array, count: jax.Array
+) -> _Arrays:
     def copy_row(array: jax.Array, axis: int, i: jax.Array) -> jax.Array:
         row = lax.dynamic_slice_in_dim(array, source[i], 1, axis)
         return lax.dynamic_update_slice_in_dim(array, row, destination[i], axis)
 
-    def body(i, cache: KVCache) -> KVCache:
-        return _on_rows(cache, lambda array, axis: copy_row(array, axis, i))
+    def body(i: jax.Array, arrays: _Arrays) -> _Arrays:
+        k, v, valid = arrays
+        return copy_row(k, axis.kv, i), copy_row(v, axis.kv, i), copy_row(valid, axis.valid, i)
 
-    return lax.fori_loop(0, count, body, cache)
+    return lax.fori_loop(0, count, body, arrays)
+
+
+def _copy_rows_on_mesh(
+    mesh: Mesh, arrays: _Arrays, source: jax.Array, destination: jax.Array, count: jax.Array
+) -> _Arrays:
+    """Each device copies among its own rows: a copy by global index would gather the cache on every device."""
+    kv = named_sharding(mesh, _AXES, arrays[0].shape).spec
+    valid = named_sharding(mesh, ("batch", "length"), arrays[2].shape).spec
+    split = (valid[0],) if isinstance(valid[0], str) else tuple(valid[0] or ())
+
+    def local(arrays: _Arrays, source: jax.Array, destination: jax.Array, count: jax.Array) -> _Arrays:
+        rows = arrays[2].shape[0]
+        first = lax.axis_index(split) * rows if split else 0
+        mine = (destination >= first) & (destination < first + rows)
+        # What belongs to another device becomes a copy of row 0 onto itself.
+        source, destination = (jnp.where(mine, index - first, 0) for index in (source, destination))
+        return _copy_rows(arrays, _ROWS[False], source, destination, count)
+
+    specs, none = (kv, kv, valid), PartitionSpec()
+    run = jax.shard_map(
+        local, mesh=mesh, in_specs=(specs, none, none, none), out_specs=specs, check_vma=False
+    )
+    return run(arrays, source, destination, count)
 
 
 def grow(cache: KVCache, capacity: int) -> KVCache:
@@ -161,7 +223,7 @@ def grow(cache: KVCache, capacity: int) -> KVCache:
     axis = _COLUMNS[cache.lanes]
     return dataclasses.replace(
         cache, k=pad(cache.k, axis.kv), v=pad(cache.v, axis.kv), valid=pad(cache.valid, axis.valid)
-    )
+    ).placed()
 
 
 def concatenate(caches: Sequence[KVCache]) -> KVCache:
@@ -179,6 +241,7 @@ def concatenate(caches: Sequence[KVCache]) -> KVCache:
         v=joined("v", axis.kv),
         valid=joined("valid", axis.valid),
         lanes=caches[0].lanes,
+        mesh=caches[0].mesh,
     )
 
 
@@ -200,4 +263,4 @@ def _gather(cache: KVCache, prompts: jax.Array, rows: jax.Array) -> KVCache:
         prompt_v=jnp.take(cache.prompt_v, prompts, axis=1),
         prompt_valid=jnp.take(cache.prompt_valid, prompts, axis=0),
     )
-    return _on_rows(cache, lambda array, axis: jnp.take(array, rows, axis=axis))
+    return _on_rows(cache, lambda array, axis: jnp.take(array, rows, axis=axis)).placed()

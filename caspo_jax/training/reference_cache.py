@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from caspo_jax.distributed import barrier, is_writer
 from caspo_jax.errors import UserError
 from caspo_jax.training.data import RowStore
 from caspo_jax.training.plan import Plan
@@ -66,7 +67,9 @@ class ReferenceCache:
         return chosen, rejected
 
     def write(self, chosen: np.ndarray, rejected: np.ndarray) -> None:
-        """Replace the entry."""
+        """Replace the entry; with several processes, one writes."""
+        if not is_writer():
+            return
         self.path.parent.mkdir(parents=True, exist_ok=True)
         temporary = self.path.with_name(f".{self.path.stem}.{os.getpid()}.npz")
         np.savez(temporary, chosen=chosen, rejected=rejected)
@@ -96,6 +99,7 @@ def fill_references(
     cache = None
     if folder is not None and next(plan.reference_micros(), None) is not None:
         cache = ReferenceCache(folder, reference, store, plan)
+        barrier("reference cache")  # so that all find the entry, or none
         found = cache.read(len(store.chosen))
         if found is not None:
             own = [np.array(column) for column in found]
