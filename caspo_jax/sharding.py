@@ -1,9 +1,13 @@
-"""Meshes and the rule table from logical axes to mesh axes."""
+"""One mesh, one table of rules from logical axes to mesh axes, and the placements that follow from it.
+
+Every function takes the mesh or None; None means one device, and then nothing is done.
+"""
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import numpy as np
@@ -13,10 +17,16 @@ from caspo_jax.errors import UserError
 
 MESH_AXES = ("data", "fsdp", "tensor")
 
-# Logical axis -> mesh axes it is split over, in order; an axis that the mesh lacks is left out.
+# Logical axis -> mesh axes it is split over, in order; an axis that the mesh lacks is left out, and so is one that an
+# earlier dimension of the same array took.
 RULES: dict[str, tuple[str, ...]] = {
-    "batch": ("data", "fsdp"),
+    "batch": ("data", "fsdp"),  # rows: of batches, of the KV cache, of activations
+    "replica": ("data",),  # rows of an array whose other dimensions are split over fsdp
     "embed": ("fsdp",),
+    "head_vocab": (
+        "tensor",
+        "fsdp",
+    ),  # of logits under the loss: the head's rows, where no device holds it whole
     "vocab": ("tensor",),
     "heads": ("tensor",),
     "kv_heads": ("tensor",),
@@ -25,7 +35,10 @@ RULES: dict[str, tuple[str, ...]] = {
     "rank": (),
     "head_dim": (),
     "length": (),
+    "tree": (),  # nodes, slots and history of a search: small, and whole on every device
 }
+
+T = TypeVar("T")
 
 
 def make_mesh(spec: str | None, devices: Sequence[Any] | None = None) -> Mesh | None:
@@ -81,10 +94,108 @@ def named_sharding(
       KeyError: a logical axis that `RULES` lacks.
     """
     parts: list[tuple[str, ...] | None] = []
+    taken: set[str] = set()
     for dimension, logical in enumerate(logical_axes):
-        axes = tuple(axis for axis in RULES[logical] if axis in mesh.axis_names) if logical else ()
-        ways = int(np.prod([mesh.shape[axis] for axis in axes])) if axes else 1
-        if shape is not None and shape[dimension] % ways:
+        axes = tuple(a for a in RULES[logical] if a in mesh.axis_names and a not in taken) if logical else ()
+        if shape is not None and shape[dimension] % _ways(mesh, axes):
             axes = ()
+        taken |= set(axes)
         parts.append(axes or None)
     return NamedSharding(mesh, PartitionSpec(*parts))
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    """The sharding of an array that every device holds whole."""
+    return NamedSharding(mesh, PartitionSpec())
+
+
+def batch_ways(mesh: Mesh | None) -> int:
+    """Into how many parts the mesh splits rows: batches are made of multiples of it."""
+    return 1 if mesh is None else _ways(mesh, tuple(a for a in RULES["batch"] if a in mesh.axis_names))
+
+
+def _ways(mesh: Mesh, axes: Sequence[str]) -> int:
+    return int(np.prod([mesh.shape[axis] for axis in axes], dtype=int))
+
+
+def mesh_of(model: Any) -> Mesh | None:
+    """The mesh that a model was loaded on."""
+    return getattr(model, "mesh", None)
+
+
+def constrain(
+    mesh: Mesh | None, array: jax.Array, logical_axes: Sequence[str | None], *, uneven: bool = False
+) -> jax.Array:
+    """`array`, placed by its logical axes, under jit.
+
+    Args:
+      mesh: the mesh, or None.
+      array: inside a jitted function.
+      logical_axes: as in `named_sharding`.
+      uneven: split also what the mesh axes do not divide (the last part is padded); else it stays whole.
+    """
+    if mesh is None:
+        return array
+    shape = None if uneven else array.shape
+    return jax.lax.with_sharding_constraint(array, named_sharding(mesh, logical_axes, shape))
+
+
+def whole(mesh: Mesh | None, tree: T) -> T:
+    """Arrays under jit, whole on every device."""
+    if mesh is None:
+        return tree
+    return jax.lax.with_sharding_constraint(tree, jax.tree.map(lambda _: replicated(mesh), tree))
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 2, 3))
+def gathered(
+    mesh: Mesh, array: jax.Array, stored: tuple[str | None, ...], used: tuple[str | None, ...]
+) -> jax.Array:
+    """A weight that is stored by one placement and used by another: FSDP's gather, whose reverse scatters the gradient.
+
+    The reverse of a plain constraint would hold the gradient in the placement of the use, whole.
+    """
+    return constrain(mesh, array, used)
+
+
+def _gathered_forward(mesh: Mesh, array: jax.Array, stored: tuple, used: tuple) -> tuple[jax.Array, None]:
+    return constrain(mesh, array, used), None
+
+
+def _gathered_backward(
+    mesh: Mesh, stored: tuple, used: tuple, _: None, cotangent: jax.Array
+) -> tuple[jax.Array]:
+    return (constrain(mesh, cotangent, stored),)
+
+
+gathered.defvjp(_gathered_forward, _gathered_backward)
+
+
+def place(mesh: Mesh | None, tree: T, logical_axes: Sequence[str | None] = ("batch", "length")) -> T:
+    """Host arrays as global ones, split by their leading logical axes; without a mesh, left to jit's own transfer.
+
+    Every process passes the same arrays and sends only the parts of its own devices.
+    """
+    if mesh is None:
+        return tree
+
+    def put(array: Any) -> jax.Array:
+        array = np.asarray(array)
+        axes = (*logical_axes, *(None,) * array.ndim)[: array.ndim]
+        sharding = named_sharding(mesh, axes, array.shape)
+        return jax.make_array_from_callback(array.shape, sharding, lambda index: array[index])
+
+    return jax.tree.map(put, tree)
+
+
+def to_host(tree: Any) -> Any:
+    """The arrays as NumPy; where no process holds all of an array, every process takes part in gathering it."""
+
+    def gathered_leaf(leaf: Any) -> Any:
+        if not isinstance(leaf, jax.Array) or leaf.is_fully_addressable or leaf.is_fully_replicated:
+            return leaf
+        from jax.experimental import multihost_utils
+
+        return multihost_utils.process_allgather(leaf, tiled=True)
+
+    return jax.device_get(jax.tree.map(gathered_leaf, tree))

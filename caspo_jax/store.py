@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
+from caspo_jax.distributed import barrier, is_writer, writer_first
 from caspo_jax.errors import UserError
 
 T = TypeVar("T")
@@ -19,7 +20,12 @@ _VERSIONED = ("caspo_jax", "jax", "flax", "optax", "transformers", "numpy")
 
 
 def write_text(path: str | Path, text: str) -> None:
-    """Write a file under a temporary name and rename it, so that a reader never sees half of it."""
+    """Write a file under a temporary name and rename it, so that a reader never sees half of it.
+
+    Of several processes of a run (`caspo_jax.distributed`) the first writes.
+    """
+    if not is_writer():
+        return
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
@@ -143,12 +149,24 @@ class Manifest:
           UserError: an earlier run had other settings and `overwrite` is off; names the keys that differ.
         """
         path = Path(path)
+        with writer_first(f"manifest {path.name}"):
+            return cls._open(path, program, config, inputs, overwrite)
+
+    @classmethod
+    def _open(
+        cls,
+        path: Path,
+        program: str,
+        config: Mapping[str, Any],
+        inputs: Mapping[str, str | Path | None] | None,
+        overwrite: bool,
+    ) -> Manifest:
         wanted = {
             "program": program,
             "config": json.loads(json.dumps(dict(config))),
             "inputs": {name: hash_path(p) for name, p in (inputs or {}).items() if p is not None},
         }
-        if path.exists() and not overwrite:
+        if path.exists() and not (overwrite and is_writer()):  # the others read what the writer has begun
             found = cls._read(path)
             differing = _differences(wanted, {k: found.get(k) for k in wanted})
             if differing:
@@ -188,6 +206,7 @@ class Manifest:
         self.contents["seconds"] = round(self.contents["seconds"] + time.monotonic() - self._started, 3)
         self.contents["complete"] = True
         self.save()
+        barrier(f"{self.path.name} complete")
 
 
 def _versions() -> dict[str, str]:
@@ -221,15 +240,21 @@ class JsonlOutput:
         self.done: set[str] = set()
         self._partial = self.path.with_name(self.path.name + ".partial")
         self._key = key
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        if manifest.complete and self.path.exists():
+        with writer_first(f"output {self.path.name}"):
+            self._open()
+
+    def _open(self) -> None:
+        if self.complete:
             return
-        fresh = not manifest.contents.get("started")
-        if fresh:
-            self._partial.unlink(missing_ok=True)
-            self.path.unlink(missing_ok=True)
-            manifest.contents["started"] = True
-            manifest.save()
+        if is_writer():
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            if not self.manifest.contents.get("started"):
+                self._partial.unlink(missing_ok=True)
+                self.path.unlink(missing_ok=True)
+                self.manifest.contents["started"] = True
+                self.manifest.save()
+            if self.path.exists():  # killed between the rename and the manifest's last save
+                os.replace(self.path, self._partial)
         self._recover()
 
     @property
@@ -238,13 +263,11 @@ class JsonlOutput:
         return self.manifest.complete and self.path.exists()
 
     def _recover(self) -> None:
-        if self.path.exists():  # killed between the rename and the manifest's last save
-            os.replace(self.path, self._partial)
         if not self._partial.exists():
             return
         data = self._partial.read_bytes()
         whole = data[: data.rfind(b"\n") + 1]
-        if len(whole) < len(data):
+        if len(whole) < len(data) and is_writer():
             with open(self._partial, "r+b") as file:
                 file.truncate(len(whole))
         for line in whole.splitlines():
@@ -253,17 +276,19 @@ class JsonlOutput:
     def append(self, records: Sequence[Mapping[str, Any]]) -> None:
         """Add records that are not there yet, as whole lines, flushed to the disk."""
         lines = "".join(to_line(r) for r in records if str(r[self._key]) not in self.done)
-        with open(self._partial, "ab") as file:
-            file.write(lines.encode("utf-8"))
-            file.flush()
-            os.fsync(file.fileno())
+        if is_writer():
+            with open(self._partial, "ab") as file:
+                file.write(lines.encode("utf-8"))
+                file.flush()
+                os.fsync(file.fileno())
         self.done.update(str(r[self._key]) for r in records)
 
     def finish(self, **counts: Any) -> None:
         """Give the file its name and complete the manifest."""
-        if not self._partial.exists():
-            self._partial.touch()
-        os.replace(self._partial, self.path)
+        if is_writer():
+            if not self._partial.exists():
+                self._partial.touch()
+            os.replace(self._partial, self.path)
         self.manifest.finish(**counts)
 
 

@@ -17,6 +17,7 @@ os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")  # PyTorch is no
 
 from absl import app, flags, logging  # noqa: E402
 
+from caspo_jax import distributed  # noqa: E402
 from caspo_jax.errors import Interrupted, UserError  # noqa: E402
 from experiments.terminal import (  # noqa: E402, F401 - programs reach them through this module
     Progress,
@@ -44,7 +45,9 @@ def guarded(main: Callable[[], None], argv: Sequence[str]) -> int:
     if len(argv) > 1:
         return _fail(f"unexpected argument {argv[1]!r}: flags are written --name=value")
     try:
+        _join_processes()
         main()
+        distributed.finish()
     except UserError as error:
         return _fail(str(error))
     except Interrupted as error:
@@ -52,15 +55,29 @@ def guarded(main: Callable[[], None], argv: Sequence[str]) -> int:
         return 128 + error.signal
     except OSError as error:
         return _fail(f"{error.filename or 'input/output'}: {error.strerror or error}")
+    except RuntimeError as error:
+        if distributed.process_count() > 1:
+            distributed.lost(error)
+        raise
     except KeyboardInterrupt:
         print("interrupted; run the same command again to go on", file=sys.stderr)
+        if distributed.process_count() > 1:
+            distributed.fail("interrupted")
         return 130
     return 0
 
 
 def _fail(message: str) -> int:
     print(f"error: {' '.join(message.split())}", file=sys.stderr)
+    if distributed.process_count() > 1:
+        distributed.fail(message)
     return 1
+
+
+def _join_processes() -> None:
+    """Joins the other processes of a run, if it has any; programs without a model have no flags for it."""
+    if "num_processes" in FLAGS:
+        distributed.start(FLAGS.coordinator_address, FLAGS.num_processes, FLAGS.process_id)
 
 
 def tune_malloc() -> None:
@@ -75,11 +92,21 @@ def define_model_flags(*, required: bool = True) -> None:
     flags.DEFINE_string("model", None, "policy: a folder in Hugging Face layout (safetensors), or a hub id")
     flags.DEFINE_enum("dtype", None, ["float32", "bfloat16"], "compute dtype; default: the checkpoint's own")
     flags.DEFINE_string("mesh", None, "device mesh such as data:2,fsdp:2,tensor:2; default: one device")
+    define_process_flags()
     flags.DEFINE_integer("seed", 0, "seed of everything random", lower_bound=0)
     flags.DEFINE_bool("overwrite", False, "start anew even if the output was begun with other settings")
     define_terminal_flags()
     if required:
         flags.mark_flag_as_required("model")
+
+
+def define_process_flags() -> None:
+    """Flags of a run of several processes; on Cloud TPU, under SLURM and under Open MPI they are not needed."""
+    flags.DEFINE_string(
+        "coordinator_address", None, "several processes, one on each host: host:port of process 0"
+    )
+    flags.DEFINE_integer("num_processes", None, "how many processes the run has", lower_bound=1)
+    flags.DEFINE_integer("process_id", None, "which of them this is, from 0", lower_bound=0)
 
 
 def define_decoding_flags(

@@ -11,6 +11,8 @@ from typing import Any
 
 from absl import flags
 
+from caspo_jax.distributed import is_writer
+
 FLAGS = flags.FLAGS
 PLAIN_EVERY = 10.0  # seconds between two lines where there is no terminal
 
@@ -28,14 +30,15 @@ def _set(name: str) -> bool:
 
 
 def say(text: str) -> None:
-    """Text for people: not where stdout carries JSON."""
-    if not _set("log_json"):
+    """Text for people: not where stdout carries JSON, and from the first of several processes alone."""
+    if not _set("log_json") and is_writer():
         print(text, flush=True)
 
 
 def emit(event: str, **fields: Any) -> None:
     """One JSON object on stdout; numbers that JSON has no word for become null."""
-    print(json.dumps({"event": event, **_plain(fields)}, ensure_ascii=False), flush=True)
+    if is_writer():
+        print(json.dumps({"event": event, **_plain(fields)}, ensure_ascii=False), flush=True)
 
 
 def _plain(value: Any) -> Any:
@@ -59,7 +62,7 @@ class Progress:
         self.total, self.what, self.unit, self.done = total, what, unit, initial
         self._first, self._started = initial, time.monotonic()
         self._spoken = self._started
-        self._quiet, self._json = _set("quiet"), _set("log_json")
+        self._quiet, self._json = _set("quiet") or not is_writer(), _set("log_json")
         self._bar: Any = None
         if not self._quiet and not self._json and sys.stderr.isatty():
             import tqdm
@@ -124,6 +127,8 @@ def closing(title: str, rows: dict[str, Any]) -> None:
     """The closing summary of a program."""
     if _set("log_json"):
         emit("summary", title=title, **rows)
+        return
+    if not is_writer():
         return
     print(title)
     width = max(map(len, rows), default=0)

@@ -15,6 +15,7 @@ from flax import nnx
 from caspo_jax.confidence.chunked import hidden_token_stats
 from caspo_jax.confidence.hidden import rcc_batch
 from caspo_jax.errors import UserError
+from caspo_jax.sharding import to_host
 
 FIELDS = ("entropy", "logprob", "top1_logprob", "mean_top5_logprob")
 BATCH_TOKENS = 1 << 15  # tokens of a batch, padding included
@@ -108,7 +109,7 @@ def measure(
     arrays, block = _pad(rows)
     graphdef, params = nnx.split(model)
     options = (rcc, features, final_norm, block)
-    found = jax.device_get(_measure(graphdef, params, *arrays, mu, delta, options))
+    found = to_host(_measure(graphdef, params, *arrays, mu, delta, options))
     return [_unpad(row, i, found) for i, row in enumerate(rows)]
 
 

@@ -11,6 +11,7 @@ import numpy as np
 from flax import nnx
 
 from caspo_jax.confidence.chunked import token_logprobs_and_entropy
+from caspo_jax.sharding import to_host
 
 _BUCKET = 64  # row lengths are rounded up to a multiple of this, so that few shapes are compiled
 
@@ -43,6 +44,6 @@ def score_outputs(
         token_ids[row, : len(whole)] = whole
         mask[row, : len(whole)] = True
     graphdef, params = nnx.split(model)
-    logprob, entropy = (np.asarray(x) for x in _score(graphdef, params, token_ids, mask))
+    logprob, entropy = to_host(_score(graphdef, params, token_ids, mask))
     spans = [slice(len(p) - 1, len(p) + len(y) - 1) for p, y in outputs]
     return [(logprob[row, span].tolist(), entropy[row, span].tolist()) for row, span in enumerate(spans)]

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from caspo_jax.distributed import is_writer
 from caspo_jax.evaluation.strategies import Outcome
 from caspo_jax.evaluation.tables import Tables
 from caspo_jax.metrics import reliability
@@ -37,10 +38,11 @@ def save_figure(figure: Any, path: str | Path) -> Path:
     import matplotlib.pyplot as plt
 
     path = Path(path)
-    temporary = path.with_name(f".{path.name}")
-    figure.savefig(temporary, format="png", dpi=130)
+    if is_writer():
+        temporary = path.with_name(f".{path.name}")
+        figure.savefig(temporary, format="png", dpi=130)
+        temporary.replace(path)
     plt.close(figure)
-    temporary.replace(path)
     return path
 
 

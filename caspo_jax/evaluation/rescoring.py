@@ -12,6 +12,7 @@ import numpy as np
 from flax import nnx
 
 from caspo_jax.confidence import TokenStats, model_token_stats
+from caspo_jax.sharding import to_host
 from caspo_jax.types import Trace
 
 BUCKET = 64  # row lengths are rounded up to a multiple of this, so that few shapes are compiled
@@ -58,7 +59,7 @@ def token_statistics(
     graphdef, params = nnx.split(model)
     found: list[TokenStats] = []
     for ids, mask, part in _batches(traces, batch_size):
-        stats = jax.device_get(_statistics(graphdef, params, ids, mask, tuple(fields)))
+        stats = to_host(_statistics(graphdef, params, ids, mask, tuple(fields)))
         arrays = {name: getattr(stats, name) for name in fields}
         for row, trace in enumerate(part):
             span = _span(trace)
@@ -82,7 +83,7 @@ def reference_kl(
     reference = jax.nn.log_softmax(model(jnp.asarray([[context, context]]))[0, 0])
     found = []
     for ids, mask, part in _batches(traces, batch_size):
-        cross = np.asarray(_cross_entropy(graphdef, params, ids, mask, reference), np.float64)
+        cross = np.asarray(to_host(_cross_entropy(graphdef, params, ids, mask, reference)), np.float64)
         for row, trace in enumerate(part):
             found.append(np.maximum(cross[row, _span(trace)] - np.asarray(trace.entropy), 0.0))
     return found

@@ -3,22 +3,22 @@
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import ml_dtypes
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from caspo_jax.errors import UserError
 from caspo_jax.models.config import ModelConfig, read_json
-from caspo_jax.models.weights import Weight, weights
+from caspo_jax.models.safetensors_io import STORED_DTYPES, TensorReader, aligned_empty
+from caspo_jax.models.weights import Weight, parameter_shape, weights
 
 SINGLE_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt")
-STORED_DTYPES = {"F32": np.float32, "BF16": ml_dtypes.bfloat16, "F16": np.float16, "F64": np.float64}
 
 
 class Checkpoint:
@@ -35,6 +35,7 @@ class Checkpoint:
         self._files = contextlib.ExitStack()
         self._handle_of: dict[str, Any] = {}  # tensor name -> open file
         self._file_of: dict[str, Path] = {}
+        self._readers: dict[Path, TensorReader] = {}
         try:
             self._open_all()
         except BaseException:
@@ -46,6 +47,8 @@ class Checkpoint:
 
     def __exit__(self, *exc_info: object) -> None:
         self._files.close()
+        for reader in self._readers.values():
+            reader.close()
 
     @property
     def names(self) -> set[str]:
@@ -64,12 +67,36 @@ class Checkpoint:
         """The dtype code of a tensor in its file, e.g. `BF16`."""
         return self._handle_of[name].get_slice(name).get_dtype()
 
-    def read(self, name: str, index: Sequence[slice] = ()) -> np.ndarray:
-        """A slice of a tensor in the dtype it is stored in; only its bytes are read."""
+    @property
+    def bytes_read(self) -> int:
+        """Bytes of tensors that were read so far."""
+        return sum(reader.bytes_read for reader in self._readers.values())
+
+    def copy(self, name: str, index: Sequence[slice], target: np.ndarray) -> None:
+        """Copies a slice of a tensor into `target`, cast to its dtype; only the slice's bytes are read."""
+        path = self._file_of[name]
         try:
-            return self._handle_of[name].get_slice(name)[tuple(index) or ...]
-        except (SafetensorError, OSError) as error:
-            raise UserError(f"{self.file(name)}: tensor {name!r} cannot be read ({error})") from error
+            if path not in self._readers:
+                self._readers[path] = TensorReader(path)
+            self._readers[path].copy(name, index, target)
+        except (OSError, ValueError) as error:
+            raise UserError(f"{path}: tensor {name!r} cannot be read ({error})") from error
+
+    def equal(self, name: str, other: str) -> bool:
+        """Whether two tensors are the same bit for bit, compared a few rows at a time."""
+        shape, code = self.shape(name), self.stored_dtype(name)
+        if (shape, code) != (self.shape(other), self.stored_dtype(other)) or code not in STORED_DTYPES:
+            return False
+        rest = [slice(0, size) for size in shape[1:]]
+        rows = max(1, (32 << 20) // max(1, 4 * math.prod(shape[1:])))
+        for first in range(0, shape[0], rows):
+            part = slice(first, min(first + rows, shape[0]))
+            pair = np.empty((2, part.stop - first, *shape[1:]), STORED_DTYPES[code])
+            self.copy(name, (part, *rest), pair[0])
+            self.copy(other, (part, *rest), pair[1])
+            if pair[0].tobytes() != pair[1].tobytes():
+                return False
+        return True
 
     def _open_all(self) -> None:
         single, index = self.folder / SINGLE_FILE, self.folder / INDEX_FILE
@@ -138,8 +165,7 @@ def check_tensors(checkpoint: Checkpoint, config: ModelConfig) -> None:
         name for name in checkpoint.names - set(expected) if not name.endswith("rotary_emb.inv_freq")
     )
     if config.tie_word_embeddings and "lm_head.weight" in unmapped:
-        head, embed = checkpoint.read("lm_head.weight"), checkpoint.read("model.embed_tokens.weight")
-        if head.dtype != embed.dtype or head.tobytes() != embed.tobytes():
+        if not checkpoint.equal("lm_head.weight", "model.embed_tokens.weight"):
             raise UserError(
                 f"{checkpoint.file('lm_head.weight')}: tensor 'lm_head.weight' differs from the embedding, "
                 "but config.json says tie_word_embeddings"
@@ -174,15 +200,14 @@ def read_parameter(
       dtype: dtype of the result.
       index: one slice for each dimension of the parameter (the stacked axis first); empty means all.
     """
-    shape = (config.num_layers, *weight.shape) if weight.stacked else weight.shape
+    shape = parameter_shape(weight, config)
     spans = [range(size)[part] for size, part in zip(shape, index or [slice(None)] * len(shape), strict=True)]
     inner = spans[1:] if weight.stacked else spans
     tensor_index = [slice(span.start, span.stop) for span in inner]
     tensor_index = tensor_index[::-1] if weight.transposed else tensor_index
     names = tensor_names(weight, config)
-    buffer = np.empty([len(span) for span in spans], dtype)
+    buffer = aligned_empty([len(span) for span in spans], dtype)
     for row, layer in enumerate(spans[0] if weight.stacked else [0]):
-        tensor = checkpoint.read(names[layer], tensor_index)
         target = buffer[row] if weight.stacked else buffer
-        target[...] = tensor.T if weight.transposed else tensor
+        checkpoint.copy(names[layer], tensor_index, target.T if weight.transposed else target)
     return buffer

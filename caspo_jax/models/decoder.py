@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jax import lax
+from jax.sharding import Mesh
 
 from caspo_jax.errors import UserError
 from caspo_jax.models.attention import attend_cache, precision
@@ -21,7 +22,8 @@ from caspo_jax.models.cache import KVCache, init_cache
 from caspo_jax.models.config import ModelConfig
 from caspo_jax.models.lora import LoraConfig, lora_weights
 from caspo_jax.models.rope import rotate, rotation
-from caspo_jax.models.weights import weights
+from caspo_jax.models.weights import parameter_axes, parameter_sharding, weights
+from caspo_jax.sharding import constrain, gathered
 
 Layer = Mapping[str, jax.Array]  # the weights of one layer, without the stacked axis
 Remat = Literal["none", "full", "dots"]
@@ -45,6 +47,7 @@ class Decoder(nnx.Module):
       dtype: dtype of the computation.
       param_dtype: dtype of the parameters, `dtype` if None (float32 parameters with bf16 compute are possible).
       rngs: source of the initial weights: normal(0, initializer_range), norms 1, biases 0.
+      mesh: devices to be split over by the rules of `caspo_jax.sharding`; None is one device.
 
     Source: Touvron et al. 2023 and the Llama 3 report (arXiv 2407.21783); Qwen2.5 (2412.15115); Qwen3 (2505.09388).
     """
@@ -60,12 +63,14 @@ class Decoder(nnx.Module):
         dtype: jax.typing.DTypeLike = jnp.float32,
         param_dtype: jax.typing.DTypeLike | None = None,
         rngs: nnx.Rngs,
+        mesh: Mesh | None = None,
     ):
         self.config = config
+        self.mesh = mesh
         self.dtype = jnp.dtype(dtype)
         self.lora: LoraConfig | None = None
         self.layers = Layers()
-        initial = _initial_params(rngs.params(), config, jnp.dtype(param_dtype or dtype))
+        initial = _initial_params(rngs.params(), config, jnp.dtype(param_dtype or dtype), mesh)
         for weight in weights(config):
             owner = self.layers if weight.stacked else self
             setattr(owner, weight.name, nnx.Param(initial[weight.name]))
@@ -120,14 +125,15 @@ class Decoder(nnx.Module):
         return head[...].astype(self.dtype)
 
     def unembed(self, hidden: jax.Array) -> jax.Array:
-        """Logits [..., V] float32 of final states [..., E]."""
-        return jnp.einsum(
+        """Logits [..., V] float32 of final states [..., E]; on a mesh each row's logits are whole."""
+        logits = jnp.einsum(
             "...e,ve->...v",
             hidden.astype(self.dtype),
             self.unembedding(),
             precision=precision(self.dtype),
             preferred_element_type=jnp.float32,
         )
+        return self._rows(logits)
 
     def prefill(self, token_ids: jax.Array, mask: jax.Array, capacity: int) -> tuple[jax.Array, KVCache]:
         """Reads prompts and returns what decoding starts from.
@@ -145,9 +151,9 @@ class Decoder(nnx.Module):
         last = columns - 1 - jnp.argmax(mask[:, ::-1], axis=1)
         x = jnp.take_along_axis(x, last[:, None, None], axis=1)[:, 0]
         logits = self.unembed(self._norm(x, self.final_norm[...]))
-        empty = init_cache(self.config, len(token_ids), capacity, k.dtype)
+        empty = init_cache(self.config, len(token_ids), capacity, k.dtype, mesh=self.mesh)
         cache = dataclasses.replace(empty, prompt_k=k, prompt_v=v, prompt_valid=mask.astype(jnp.bool_))
-        return logits, cache
+        return logits, cache.placed()
 
     def decode_step(
         self, cache: KVCache, token_ids: jax.Array, positions: jax.Array, column: jax.Array
@@ -184,7 +190,7 @@ class Decoder(nnx.Module):
 
         steps = (self._stacked(), jnp.arange(self.config.num_layers))
         (x, cache), _ = lax.scan(layer_step, (x, cache), steps)
-        return self.unembed(self._norm(x, self.final_norm[...])), cache
+        return self.unembed(self._norm(x, self.final_norm[...])), cache.placed()
 
     def _run(
         self,
@@ -205,6 +211,7 @@ class Decoder(nnx.Module):
         cos, sin = rotation(self.config.rope, self.config.head_dim, positions)
 
         def layer_step(x: jax.Array, layer: Layer):
+            layer = self._gathered(layer)
             q, k, v = self._qkv(layer, self._norm(x, layer["input_norm"]), cos, sin)
             x = self._attention_output(layer, x, attend_self(q, k, v, visible_until))
             kv = (k.transpose(0, 2, 1, 3), v.transpose(0, 2, 1, 3)) if keep_kv else None
@@ -218,9 +225,32 @@ class Decoder(nnx.Module):
         names += [weight.name for weight in lora_weights(self.config, self.lora)]
         return {name: getattr(self.layers, name)[...].astype(self.dtype) for name in names}
 
+    def _gathered(self, layer: Layer) -> Layer:
+        """One layer's weights as they are multiplied with: whole along fsdp, still split along tensor."""
+        mesh = self.mesh
+        if mesh is None:
+            return layer
+        whole_layer = dict(layer)
+        for weight in weights(self.config):
+            if weight.stacked:
+                stored = parameter_axes(weight, self.config, mesh)[1:]
+                used = tuple(None if axis == "embed" else axis for axis in stored)
+                whole_layer[weight.name] = gathered(mesh, layer[weight.name], stored, used)
+        return whole_layer
+
+    def _rows(self, x: jax.Array, *axes: str | None) -> jax.Array:
+        """Activations [rows, ...]: rows over the batch axes, the last dimensions by `axes`."""
+        between = (None,) * (x.ndim - 1 - len(axes))
+        return constrain(self.mesh, x, ("batch", *between, *axes))
+
     def _embed(self, token_ids: jax.Array) -> jax.Array:
+        # On a mesh every device looks up its own columns of the table, for all rows that share them: gathering rows of
+        # states moves less than gathering the table.
+        between = (None,) * (token_ids.ndim - 1)
+        ids = constrain(self.mesh, token_ids, ("replica", *between))
         # Clipped: an id out of range may stand in padding, and a NaN there would reach real tokens through 0 * NaN.
-        return jnp.take(self.embed[...], token_ids, axis=0, mode="clip").astype(self.dtype)
+        x = jnp.take(self.embed[...], ids, axis=0, mode="clip").astype(self.dtype)
+        return self._rows(constrain(self.mesh, x, ("replica", *between, "embed")))
 
     def _norm(self, x: jax.Array, scale: jax.Array) -> jax.Array:
         """RMS norm over the last axis in float32, returned in the compute dtype."""
@@ -245,17 +275,19 @@ class Decoder(nnx.Module):
         """Rotated queries [..., H, D] and keys [..., G, D], and values [..., G, D], of states [..., E]."""
         shape = (*x.shape[:-1], -1, self.config.head_dim)
         q, k, v = (self._linear(layer, name, x).reshape(shape) for name in ("q", "k", "v"))
+        q = self._rows(q, "heads", None)
+        k, v = (self._rows(x, "kv_heads", None) for x in (k, v))
         if self.config.qk_norm:
             q, k = self._norm(q, layer["q_norm"]), self._norm(k, layer["k_norm"])
         return rotate(q, cos, sin), rotate(k, cos, sin), v
 
     def _attention_output(self, layer: Layer, x: jax.Array, mixed: jax.Array) -> jax.Array:
-        return x + self._linear(layer, "o", mixed.reshape(*mixed.shape[:-2], -1))
+        return self._rows(x + self._linear(layer, "o", mixed.reshape(*mixed.shape[:-2], -1)))
 
     def _mlp(self, layer: Layer, x: jax.Array) -> jax.Array:
         hidden = self._norm(x, layer["mlp_norm"])
         gated = jax.nn.silu(self._linear(layer, "gate", hidden)) * self._linear(layer, "up", hidden)
-        return x + self._linear(layer, "down", gated)
+        return self._rows(x + self._linear(layer, "down", gated))
 
 
 def _rematted(layer_step: Any, remat: Remat) -> Any:
@@ -268,8 +300,10 @@ def _rematted(layer_step: Any, remat: Remat) -> Any:
     return jax.checkpoint(layer_step, policy=kept)
 
 
-@functools.partial(jax.jit, static_argnums=(1, 2))
-def _initial_params(key: jax.Array, config: ModelConfig, dtype: jnp.dtype) -> dict[str, jax.Array]:
+@functools.partial(jax.jit, static_argnums=(1, 2, 3))
+def _initial_params(
+    key: jax.Array, config: ModelConfig, dtype: jnp.dtype, mesh: Mesh | None
+) -> dict[str, jax.Array]:
     """All initial weights by name, cut from one draw: a generator compiled for every shape takes seconds."""
     shapes = {w.name: (config.num_layers, *w.shape) if w.stacked else w.shape for w in weights(config)}
     sizes = [math.prod(shapes[w.name]) for w in weights(config) if w.init == "normal"]
@@ -282,5 +316,8 @@ def _initial_params(key: jax.Array, config: ModelConfig, dtype: jnp.dtype) -> di
             value = next(pieces).reshape(shape)
         else:
             value = jnp.full(shape, 1.0 if weight.init == "ones" else 0.0)
-        params[weight.name] = value.astype(dtype)
+        value = value.astype(dtype)
+        if mesh is not None:
+            value = lax.with_sharding_constraint(value, parameter_sharding(mesh, weight, config))
+        params[weight.name] = value
     return params

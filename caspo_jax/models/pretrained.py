@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
+import itertools
 import json
+import logging
+import math
 import os
 import re
 import tempfile
@@ -18,8 +20,8 @@ import ml_dtypes
 import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
-from safetensors.numpy import save_file
 
+from caspo_jax.distributed import barrier
 from caspo_jax.errors import UserError
 from caspo_jax.models.checkpoint import (
     INDEX_FILE,
@@ -32,11 +34,13 @@ from caspo_jax.models.checkpoint import (
 from caspo_jax.models.config import DTYPES, ModelConfig, read_json
 from caspo_jax.models.decoder import Decoder
 from caspo_jax.models.lora import merged_weight
+from caspo_jax.models.safetensors_io import write_tensors
 from caspo_jax.models.tokenizer import Tokenizer, eos_ids, find_tokenizer, load_tokenizer, save_tokenizer
-from caspo_jax.models.weights import weights
-from caspo_jax.sharding import named_sharding
+from caspo_jax.models.weights import Weight, parameter_shape, parameter_sharding, weights
+from caspo_jax.sharding import to_host
 
 CASPO_FILE = "caspo.json"
+_LOG = logging.getLogger(__name__)
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 
 
@@ -67,31 +71,41 @@ def load_pretrained(
     compute = jnp.dtype(name)
     tokenizer = load_tokenizer(folder) if find_tokenizer(folder) else None
     config = dataclasses.replace(config, eos_token_ids=eos_ids(config, tokenizer))
-    model = _abstract_decoder(config, compute)
+    model = _abstract_decoder(config, compute, mesh)
     with Checkpoint(folder) as checkpoint:
         check_tensors(checkpoint, config)
         for weight in weights(config):
-            if mesh is None:
-                array = jnp.asarray(read_parameter(checkpoint, weight, config, compute))
-            else:
-                shape = (config.num_layers, *weight.shape) if weight.stacked else weight.shape
-                axes = ("layers", *weight.axes) if weight.stacked else weight.axes
-                array = jax.make_array_from_callback(
-                    shape,
-                    named_sharding(mesh, axes, shape),
-                    functools.partial(read_parameter, checkpoint, weight, config, compute),
-                )
+            array = _load(checkpoint, weight, config, compute, mesh)
             setattr(model.layers if weight.stacked else model, weight.name, nnx.Param(array))
+        _LOG.info("%s: process %d read %d bytes", folder, jax.process_index(), checkpoint.bytes_read)
     return model, tokenizer
 
 
-def _abstract_decoder(config: ModelConfig, dtype: jnp.dtype) -> Decoder:
+def _load(
+    checkpoint: Checkpoint, weight: Weight, config: ModelConfig, dtype: jnp.dtype, mesh: Mesh | None
+) -> jax.Array:
+    if mesh is None:
+        return jnp.asarray(read_parameter(checkpoint, weight, config, dtype))
+    parts: dict[str, np.ndarray] = {}  # devices that hold the same part share one reading of it
+
+    def part(index: tuple[slice, ...]) -> np.ndarray:
+        if str(index) not in parts:
+            parts[str(index)] = read_parameter(checkpoint, weight, config, dtype, index)
+        return parts[str(index)]
+
+    sharding = parameter_sharding(mesh, weight, config)
+    return jax.make_array_from_callback(parameter_shape(weight, config), sharding, part)
+
+
+def _abstract_decoder(config: ModelConfig, dtype: jnp.dtype, mesh: Mesh | None) -> Decoder:
     """A decoder whose parameters are shapes only."""
 
     def build() -> Decoder:
         return Decoder(config, dtype=dtype, rngs=nnx.Rngs(0))
 
-    return nnx.eval_shape(build)
+    model = nnx.eval_shape(build)
+    model.mesh = mesh
+    return model
 
 
 def save_pretrained(
@@ -129,16 +143,18 @@ def save_pretrained(
     occupied = target.exists() and not (target.is_dir() and not any(target.iterdir()))
     if occupied and not (target / "config.json").is_file():
         raise UserError(f"{target}: exists and is no checkpoint folder; choose another path or remove it")
-    tensors = _tensors(model, np.dtype(ml_dtypes.bfloat16) if name == "bfloat16" else np.dtype(name))
+    stored = np.dtype(ml_dtypes.bfloat16) if name == "bfloat16" else np.dtype(name)
+    tensors = _tensors(model)
     if jax.process_index() != 0:
         for _ in tensors:  # gathering is collective, so every process takes part in it
             pass
+        barrier(f"{target} written")
         return
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}.") as workspace:
         folder = Path(workspace) / "new"
         folder.mkdir()
-        _write_tensors(folder, tensors, max_shard_bytes)
+        _write_tensors(folder, _tensor_shapes(model.config), stored, tensors, max_shard_bytes)
         _write_json(folder / "config.json", model.config.to_hf(name))
         _write_generation_config(folder, model.config)
         if tokenizer is not None:
@@ -153,6 +169,7 @@ def save_pretrained(
         if target.exists():
             os.rename(target, Path(workspace) / "old")
         os.rename(folder, target)
+    barrier(f"{target} written")
 
 
 def load_caspo_json(path: str | Path) -> dict[str, Any]:
@@ -190,54 +207,53 @@ def resolve_folder(path: str | Path) -> Path:
         ) from error
 
 
-def _tensors(model: Decoder, dtype: np.dtype) -> Iterator[tuple[str, np.ndarray]]:
-    """Checkpoint names and tensors, one at a time."""
+def _tensor_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
+    """Name -> shape of every tensor of a checkpoint, in the order of `_tensors`."""
+    return {name: weight.tensor_shape for weight in weights(config) for name in tensor_names(weight, config)}
+
+
+def _tensors(model: Decoder) -> Iterator[np.ndarray]:
+    """The checkpoint's tensors, one at a time on the host."""
     for weight in weights(model.config):
         array = merged_weight(model, weight)
-        if not array.is_fully_addressable:
-            from jax.experimental import multihost_utils
-
-            array = multihost_utils.process_allgather(array, tiled=True)
-        stack = np.asarray(array) if weight.stacked else np.asarray(array)[None]
-        for name, tensor in zip(tensor_names(weight, model.config), stack, strict=True):
-            tensor = tensor.T if weight.transposed else tensor
-            yield name, np.ascontiguousarray(tensor.astype(dtype))
+        for layer in range(model.config.num_layers if weight.stacked else 1):
+            tensor = to_host(_layer(array, np.int32(layer)) if weight.stacked else array)
+            yield tensor.T if weight.transposed else tensor
 
 
-def _write_tensors(folder: Path, tensors: Iterator[tuple[str, np.ndarray]], max_shard_bytes: int) -> None:
-    shards: list[list[str]] = []
-    held: dict[str, np.ndarray] = {}
-    total = parameters = held_bytes = 0
+@jax.jit
+def _layer(array: jax.Array, layer: jax.Array) -> jax.Array:
+    return jax.lax.dynamic_index_in_dim(array, layer, keepdims=False)
 
-    def flush() -> None:
-        shards.append(list(held))
-        # Its final name needs the number of shards, which is known at the end.
-        part = folder / f"{len(shards)}.part"
-        part.touch()
-        mode = part.stat().st_mode  # the user's umask; safetensors makes its files private to the owner
-        save_file(held, str(part), {"format": "pt"})
-        part.chmod(mode)
-        held.clear()
 
-    for name, tensor in tensors:
-        if held and held_bytes + tensor.nbytes > max_shard_bytes:
-            flush()
-            held_bytes = 0
-        held[name] = tensor
-        held_bytes += tensor.nbytes
-        total += tensor.nbytes
-        parameters += tensor.size
-    flush()
-    if len(shards) == 1:
-        os.rename(folder / "1.part", folder / SINGLE_FILE)
-        return
+def _write_tensors(
+    folder: Path,
+    shapes: Mapping[str, tuple[int, ...]],
+    dtype: np.dtype,
+    tensors: Iterator[np.ndarray],
+    max_shard_bytes: int,
+) -> None:
+    sizes = {name: math.prod(shape) * dtype.itemsize for name, shape in shapes.items()}
+    shards: list[list[str]] = [[]]
+    held = 0
+    for name, size in sizes.items():
+        if shards[-1] and held + size > max_shard_bytes:
+            shards.append([])
+            held = 0
+        shards[-1].append(name)
+        held += size
     weight_map = {}
     for number, names in enumerate(shards, start=1):
-        file = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
-        os.rename(folder / f"{number}.part", folder / file)
+        file = f"model-{number:05d}-of-{len(shards):05d}.safetensors" if len(shards) > 1 else SINGLE_FILE
+        part = itertools.islice(tensors, len(names))
+        write_tensors(folder / file, {name: shapes[name] for name in names}, dtype, part)
         weight_map.update(dict.fromkeys(names, file))
-    metadata = {"total_parameters": parameters, "total_size": total}
-    _write_json(folder / INDEX_FILE, {"metadata": metadata, "weight_map": dict(sorted(weight_map.items()))})
+    if len(shards) > 1:
+        parameters = sum(math.prod(shape) for shape in shapes.values())
+        metadata = {"total_parameters": parameters, "total_size": sum(sizes.values())}
+        _write_json(
+            folder / INDEX_FILE, {"metadata": metadata, "weight_map": dict(sorted(weight_map.items()))}
+        )
 
 
 def _write_generation_config(folder: Path, config: ModelConfig) -> None:

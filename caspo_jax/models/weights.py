@@ -8,7 +8,10 @@ from __future__ import annotations
 import dataclasses
 from typing import Literal
 
+from jax.sharding import Mesh, NamedSharding
+
 from caspo_jax.models.config import ModelConfig
+from caspo_jax.sharding import named_sharding
 
 Init = Literal["normal", "ones", "zeros"]
 
@@ -35,6 +38,28 @@ class Weight:
     def tensor_shape(self) -> tuple[int, ...]:
         """The shape of one tensor in the checkpoint."""
         return self.shape[::-1] if self.transposed else self.shape
+
+
+def parameter_shape(weight: Weight, config: ModelConfig) -> tuple[int, ...]:
+    """The parameter's shape, the stacked axis included."""
+    return (config.num_layers, *weight.shape) if weight.stacked else weight.shape
+
+
+def parameter_axes(weight: Weight, config: ModelConfig, mesh: Mesh) -> tuple[str | None, ...]:
+    """The logical axes of a parameter, the stacked axis included.
+
+    Heads are split between devices, never inside: if the tensor axis does not divide their number, they stay whole on
+    every device (`heads` and `kv_heads` each for itself).
+    """
+    heads = {"heads": config.num_heads, "kv_heads": config.num_kv_heads}
+    ways = mesh.shape.get("tensor", 1)
+    axes = tuple(None if heads.get(axis, ways) % ways else axis for axis in weight.axes)
+    return ("layers", *axes) if weight.stacked else axes
+
+
+def parameter_sharding(mesh: Mesh, weight: Weight, config: ModelConfig) -> NamedSharding:
+    """Where a parameter's parts lie; a dimension that its mesh axes do not divide stays whole."""
+    return named_sharding(mesh, parameter_axes(weight, config, mesh), parameter_shape(weight, config))
 
 
 def weights(config: ModelConfig) -> tuple[Weight, ...]:

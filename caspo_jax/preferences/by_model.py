@@ -14,6 +14,7 @@ from flax import nnx
 from caspo_jax.models import eos_ids, token_bytes
 from caspo_jax.preferences.competitors import GreedyCompetitors
 from caspo_jax.sampling import SampleConfig, generate
+from caspo_jax.sharding import to_host
 from caspo_jax.steps import Verifier
 from caspo_jax.types import Question
 
@@ -59,7 +60,7 @@ def policy_competitors(
             for row, i in enumerate(rows):
                 token_ids[row, : len(contexts[i])] = contexts[i]
                 mask[row, : len(contexts[i])] = True
-            top = np.asarray(_top_two(graphdef, params, jnp.asarray(token_ids), jnp.asarray(mask)))
+            top = to_host(_top_two(graphdef, params, jnp.asarray(token_ids), jnp.asarray(mask)))
             for row, i in enumerate(rows):
                 first, second = (int(t) for t in top[row])
                 found[i] = first if first != emitted[i] else second

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from caspo_jax.models.cache import KVCache, split_rows, take_prompts
 from caspo_jax.sampling import state as codes
 from caspo_jax.sampling.state import CatState
+from caspo_jax.sharding import mesh_of
 
 
 @jax.jit
@@ -17,7 +18,7 @@ def take_questions(state: CatState, keep: jax.Array) -> CatState:
     """The state of the questions `keep` [n] alone."""
     first = lambda x: jnp.take(x, keep, axis=0)  # noqa: E731
     cache = state.cache
-    return dataclasses.replace(
+    taken = dataclasses.replace(
         state,
         prompt_length=first(state.prompt_length),
         cache=take_prompts(cache, keep) if isinstance(cache, KVCache) else cache,
@@ -30,6 +31,7 @@ def take_questions(state: CatState, keep: jax.Array) -> CatState:
         tokens=first(state.tokens),
         done=first(state.done),
     )
+    return taken.placed(mesh_of(cache))
 
 
 @jax.jit
@@ -47,7 +49,7 @@ def split_branches(state: CatState, keep: jax.Array) -> CatState:
         slot=jnp.zeros_like(nodes.slot),
         status=jnp.where(nodes.status == codes.FINISHED, codes.CLOSED, nodes.status),
     )
-    return dataclasses.replace(
+    split = dataclasses.replace(
         state,
         prompt_length=state.prompt_length[question],
         cache=split_rows(state.cache, keep) if isinstance(state.cache, KVCache) else state.cache,
@@ -63,3 +65,4 @@ def split_branches(state: CatState, keep: jax.Array) -> CatState:
         tokens=jnp.zeros_like(keep, jnp.int32),
         done=~slots.live[:, 0],
     )
+    return split.placed(mesh_of(state.cache))

@@ -17,6 +17,7 @@ from caspo_jax.sampling.automaton import Automaton, advance, counted_mask, next_
 from caspo_jax.sampling.policy import Boundary, Policy
 from caspo_jax.sampling.sampler import sample
 from caspo_jax.sampling.state import CatState, Knobs, fold_in, uniforms
+from caspo_jax.sharding import mesh_of, whole
 
 
 def _decode(params: Any, fixed: tuple[Automaton, Knobs], state: CatState, policy: Policy) -> CatState:
@@ -94,6 +95,8 @@ def _iteration(params: Any, policy: Policy, automaton: Automaton, knobs: Knobs, 
     drawn = jnp.zeros(batch * slots_per) if policy.sampler.greedy else uniforms(slots.key, column).reshape(-1)
     flat_token = sample(policy.sampler, knobs.sample, flat_logits, drawn)
     stats = token_stats(flat_logits, flat_token, fields=tuple(state.history.stats))
+    mesh = mesh_of(state.cache)
+    flat_token, stats = whole(mesh, (flat_token, stats))
     token = flat_token.reshape(batch, slots_per)
     history = _record(state, token, stats)
     cursor, reading = advance(automaton, slots.cursor, token, column)
@@ -176,7 +179,7 @@ def _iteration(params: Any, policy: Policy, automaton: Automaton, knobs: Knobs, 
     position = jnp.broadcast_to((state.prompt_length + column)[:, None], token.shape).reshape(-1)
     logits, cache = policy.decode(params, cache, token.reshape(-1), position, column)
 
-    return dataclasses.replace(
+    state = dataclasses.replace(
         state,
         iteration=column + 1,
         cache=cache,
@@ -189,6 +192,7 @@ def _iteration(params: Any, policy: Policy, automaton: Automaton, knobs: Knobs, 
         tokens=tokens,
         done=done,
     )
+    return state.placed(mesh)
 
 
 def _record(state: CatState, token: jax.Array, stats: Any) -> codes.History:

@@ -20,6 +20,7 @@ from caspo_jax.sampling.loop import cat_decode_donated
 from caspo_jax.sampling.policy import Policy, fork_never
 from caspo_jax.sampling.state import CatState, Knobs, grow_state, init_state
 from caspo_jax.sampling.tree import Tree, harvest
+from caspo_jax.sharding import batch_ways, mesh_of
 
 PROMPT_BUCKET = 16  # prompts are padded to a multiple of this
 FIRST_SEGMENT = 64  # tokens that the buffers hold at first; they double
@@ -67,7 +68,7 @@ def key_data(key: Any) -> np.ndarray:
 
 
 def default_rows(model: Any, columns: int) -> int:
-    """Slots whose KV cache of so many columns, and logits, stay within CACHE_BYTES."""
+    """Slots whose KV cache of so many columns, and logits, stay within CACHE_BYTES a device."""
     config = model.config
     row = (
         2
@@ -78,7 +79,7 @@ def default_rows(model: Any, columns: int) -> int:
         * jnp.dtype(model.dtype).itemsize
     )
     row += LOGITS_COPIES * 4 * config.vocab_size
-    return int(min(MOST_ROWS, max(1, CACHE_BYTES // row)))
+    return int(min(MOST_ROWS, max(1, CACHE_BYTES * batch_ways(mesh_of(model)) // row)))
 
 
 def grow_trees(
@@ -119,6 +120,8 @@ def grow_trees(
     limit = max(1, (batch_size or default_rows(model, longest + max_new_tokens)) // num_slots)
     batches = -(-len(units) // limit)
     size = min(_bucket(-(-len(units) // batches)), limit)  # even batches of one shape
+    ways = batch_ways(mesh_of(model))
+    size = -(-size // ways) * ways  # that the mesh splits evenly
     # Prompts of one length together; the order comes back at the end.
     order = sorted(range(len(units)), key=lambda i: len(units[i].prompt_ids))
     trees: list[list[Tree]] = [[] for _ in units]
@@ -150,11 +153,15 @@ def _prefill(graphdef: Any, params: Any, token_ids: jax.Array, mask: jax.Array, 
 
 # Jitted whole: each of their small operations would be compiled by itself, for every shape. What only passes through
 # (cache, automaton, knobs) stays outside, because a program's outputs are copies.
-_init = jax.jit(init_state, static_argnames=("num_slots", "roots", "capacity", "fields"))
+@functools.partial(jax.jit, static_argnames=("num_slots", "roots", "capacity", "fields", "mesh"))
+def _init(*arrays: Any, mesh: Any, **settings: Any) -> CatState:
+    return init_state(*arrays, **settings).placed(mesh)
+
+
 _branch = jax.jit(lambda cache, n, capacity: grow(branch(cache, n), capacity), static_argnums=(1, 2))
 _take_prompts = jax.jit(lambda logits, cache, row: (logits[row], take_prompts(cache, row)))
 _grow = jax.jit(grow, static_argnums=1)
-_grow_state = jax.jit(grow_state, static_argnums=1)
+_grow_state = jax.jit(lambda state, n, mesh: grow_state(state, n).placed(mesh), static_argnums=(1, 2))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -210,7 +217,7 @@ class _Batch:
         cache = _grow(state.cache, capacity)
         light = dataclasses.replace(state, cache=None, automaton=None, knobs=None)  # type: ignore[arg-type]
         return dataclasses.replace(
-            _grow_state(light, capacity), cache=cache, automaton=self.automaton, knobs=self.knobs
+            _grow_state(light, capacity, cache.mesh), cache=cache, automaton=self.automaton, knobs=self.knobs
         )
 
     def _start(self, units: list[Unit], size: int, capacity: int) -> CatState:
@@ -243,6 +250,7 @@ class _Batch:
             fields=self.fields,
             real=np.arange(size) < len(units),
             first_rank=np.array([unit.first_rank for unit in units + pad], np.int32),
+            mesh=cache.mesh,
         )
         return dataclasses.replace(state, cache=cache, automaton=self.automaton, knobs=self.knobs)
 

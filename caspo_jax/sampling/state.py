@@ -9,11 +9,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import Mesh
 
 from caspo_jax.confidence.path import PathState, path_init
 from caspo_jax.sampling.automaton import Automaton, Cursor, cursor_init
 from caspo_jax.sampling.config import CatConfig
 from caspo_jax.sampling.sampler import SampleKnobs
+from caspo_jax.sharding import constrain, whole
 
 NO_PARENT = -1  # parent of a child of the root
 NO_NODE = -1  # node of a slot that was never used
@@ -120,6 +122,23 @@ class CatState:
     def num_slots(self) -> int:
         """K."""
         return self.slots.live.shape[1]
+
+    def placed(self, mesh: Mesh | None) -> CatState:
+        """The same state, under jit, on a mesh: logits by question, the tree whole on every device.
+
+        The tree is small, and every device follows all of it: its gathers and scatters then stay local, and the host
+        can read it without asking other processes.
+        """
+        if mesh is None:
+            return self
+        light = dataclasses.replace(self, cache=None, logits=None, automaton=None, knobs=None)  # type: ignore[arg-type]
+        return dataclasses.replace(
+            whole(mesh, light),
+            cache=self.cache,
+            logits=constrain(mesh, self.logits, ("batch", None, None)),
+            automaton=self.automaton,
+            knobs=self.knobs,
+        )
 
 
 def node_capacity(num_slots: int, tokens: int) -> int:

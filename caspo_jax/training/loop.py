@@ -18,6 +18,7 @@ from jax.sharding import Mesh
 from caspo_jax.errors import Interrupted, UserError
 from caspo_jax.models.lora import base_model
 from caspo_jax.preferences.packing import Row
+from caspo_jax.sharding import batch_ways, mesh_of
 from caspo_jax.training.config import TrainConfig
 from caspo_jax.training.data import RowStore
 from caspo_jax.training.metrics_log import MetricsLog
@@ -88,7 +89,7 @@ def train(
       reference_cache: folder of reference log-probs that runs share (`reference_cache.ReferenceCache`); default
         `out_dir`'s own.
       out_dir: folder for checkpoints, `metrics.jsonl` and TensorBoard events; None keeps nothing.
-      mesh: devices to split batches over.
+      mesh: devices to split batches over; default the model's own.
       callback: called with each update's metrics and `steps`, the updates in all, one update late.
       progress: show a progress bar on stderr.
 
@@ -104,7 +105,8 @@ def train(
     started = time.perf_counter()
     model = trainable_model(model, config)
     store = RowStore.build(data, verified)
-    plan = make_plan(store, config)
+    mesh = mesh or mesh_of(model)
+    plan = make_plan(store, config, batch_ways(mesh))
     folder = None if out_dir is None else Path(out_dir)
     if folder is not None:
         claim_folder(folder, config, store.fingerprint(), model)

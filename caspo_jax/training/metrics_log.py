@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from caspo_jax.distributed import is_writer, writer_first
 from caspo_jax.store import write_text
 
 SCHEMA = {"name": "metrics", "version": 1}
@@ -19,10 +21,12 @@ class MetricsLog:
     def __init__(self, folder: Path, *, resume_after: int, tensorboard: bool):
         folder.mkdir(parents=True, exist_ok=True)
         self.path = folder / "metrics.jsonl"
-        self.history = self._recover(resume_after)
-        self._file = open(self.path, "a", encoding="utf-8")  # noqa: SIM115 - closed by close()
+        with writer_first("metrics"):
+            self.history = self._recover(resume_after)
+        name = self.path if is_writer() else Path(os.devnull)
+        self._file = open(name, "a", encoding="utf-8")  # noqa: SIM115 - closed by close()
         self._writer: Any = None
-        if tensorboard:
+        if tensorboard and is_writer():
             from tensorboardX import SummaryWriter
 
             self._writer = SummaryWriter(str(folder / "tensorboard"), purge_step=resume_after + 1)

@@ -33,8 +33,8 @@ class Plan(abc.ABC):
     batch can be short. Verified steps go beside them once an epoch, or alone for `rft`.
     """
 
-    def __init__(self, store: RowStore, config: TrainConfig):
-        self.store, self.config = store, config
+    def __init__(self, store: RowStore, config: TrainConfig, ways: int = 1):
+        self.store, self.config, self.ways = store, config, ways
         items, noun = len(store.chosen), "pairs"
         if not config.loss.uses_pairs:
             items, noun = len(store.verified), "verified steps"
@@ -80,25 +80,25 @@ class Plan(abc.ABC):
         return np.isnan(self.store.reference_chosen) | np.isnan(self.store.reference_rejected)
 
 
-def make_plan(store: RowStore, config: TrainConfig) -> Plan:
-    """The plan of `config.pack`.
+def make_plan(store: RowStore, config: TrainConfig, ways: int = 1) -> Plan:
+    """The plan of `config.pack`; a micro-batch's rows are a multiple of `ways`, which the mesh splits them into.
 
     Raises:
       UserError: nothing to train on.
     """
-    return TreePlan(store, config) if config.pack == "trees" else RowPlan(store, config)
+    return TreePlan(store, config, ways) if config.pack == "trees" else RowPlan(store, config, ways)
 
 
 class RowPlan(Plan):
     """Every sequence is a row of its own, padded; pairs in random order, micro-batches sorted by length."""
 
-    def __init__(self, store: RowStore, config: TrainConfig):
+    def __init__(self, store: RowStore, config: TrainConfig, ways: int = 1):
         import grain
 
-        super().__init__(store, config)
+        super().__init__(store, config, ways)
         batch = self.batch_size
         self.micro_batches = math.ceil(batch / (config.micro_batch_size or batch))
-        rows = math.ceil(batch / self.micro_batches)
+        rows = _multiple(math.ceil(batch / self.micro_batches), ways)
         self.pair_rows = rows if config.loss.uses_pairs else 0
         self.verified_rows = rows if not config.loss.uses_pairs else 0
         self.buckets = length_buckets(store.longest, config.min_length)
@@ -111,7 +111,8 @@ class RowPlan(Plan):
         if config.loss.uses_pairs and config.loss.uses_verified:
             available = len(store.verified)
             wanted = config.verified_per_batch or math.ceil(available * batch / self.items)
-            self.verified_rows = _round_up(math.ceil(min(wanted, available) / self.micro_batches))
+            most = math.ceil(min(wanted, available) / self.micro_batches)
+            self.verified_rows = _multiple(_round_up(most), ways)
             beside = shuffled(available, config.seed + 1).repeat()
             self._beside = beside.batch(min(wanted, available))
 
@@ -159,15 +160,15 @@ class RowPlan(Plan):
 class TreePlan(Plan):
     """Questions in random order, each with all its pairs and verified steps as one tree: what they share is read once."""
 
-    def __init__(self, store: RowStore, config: TrainConfig):
-        super().__init__(store, config)
+    def __init__(self, store: RowStore, config: TrainConfig, ways: int = 1):
+        super().__init__(store, config, ways)
         loss = config.loss
         sizes = [_unit_tokens(unit) for unit in self._units(*self._everything())]
         mean_batch = sum(sizes) * min(1.0, self.batch_size / self.items)
         length = max(*sizes, min(config.pack_length, math.ceil(mean_batch)))
         length = length_buckets(length, config.min_length)[-1]
         self.shape = RowShape.of(length, pairs=loss.uses_pairs, verified=loss.uses_verified)
-        self.rows = min(config.pack_rows, math.ceil(mean_batch / length))
+        self.rows = _multiple(min(config.pack_rows, math.ceil(mean_batch / length)), ways)
         self._updates = self._schedule()
 
     @property
@@ -268,6 +269,10 @@ def _unit_tokens(unit: Unit) -> int:
         return len(unit.rows[0].token_ids)
     chosen, rejected = (row.token_ids for row in unit.rows)
     return len(chosen) + len(rejected) - common_prefix(chosen, rejected)
+
+
+def _multiple(count: int, of: int) -> int:
+    return -(-count // of) * of
 
 
 def _round_up(count: int) -> int:

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from caspo_jax.distributed import writer_first
 from caspo_jax.errors import UserError
 from caspo_jax.store import write_json
 from caspo_jax.training.config import TrainConfig
@@ -28,9 +29,9 @@ def claim_folder(folder: Path, config: TrainConfig, data: str, model: Any) -> No
         "data": data,
         "model": _model_moments(model),
     }
-    if not path.exists():
-        write_json(path, wanted)
-        return
+    with writer_first("run folder"):
+        if not path.exists():
+            write_json(path, wanted)
     found = json.loads(path.read_text(encoding="utf-8"))
     differing = [
         name

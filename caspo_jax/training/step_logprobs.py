@@ -15,15 +15,23 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax.sharding import Mesh
 
 from caspo_jax.confidence import token_stats
 from caspo_jax.models.decoder import Remat
+from caspo_jax.sharding import constrain, mesh_of, place, whole
 from caspo_jax.types import PairBatch, StepRows, TreeBatch
 
 Array = jax.Array
 
-_HEAD_ELEMENTS = 1 << 25  # logits held at once when no chunk is given (128 MiB of float32)
+_HEAD_ELEMENTS = 1 << 25  # logits a device holds at once when no chunk is given (128 MiB of float32)
 _MAX_CHUNK = 32
+
+# Logical axes of the head's arrays on a mesh.
+_SPLIT_HEAD = ("head_vocab", None)  # [V, E]
+_SPLIT_LOGITS = ("replica", None, "head_vocab")  # [R, chunk, V]
+_SHARED_ROWS = ("replica", None, None)  # [R, chunk, E]
+_ROWS = ("batch", None, None)
 
 
 class StepSums(NamedTuple):
@@ -53,7 +61,7 @@ def step_sums(model: Any, rows: StepRows, chunk: int | None = None, remat: Remat
     hidden = jnp.take_along_axis(hidden, order[:, :, None], axis=1)
     targets = jnp.take_along_axis(targets, order, axis=1)
     kept = jnp.take_along_axis(step_mask, order, axis=1)
-    logprob, entropy = _slot_stats(hidden, model.unembedding(), targets, kept, chunk)
+    logprob, entropy = _slot_stats(hidden, model.unembedding(), targets, kept, chunk, mesh_of(model))
     tokens = jnp.sum(step_mask, axis=1, dtype=jnp.float32)
     return StepSums(jnp.sum(logprob, axis=1), jnp.sum(entropy, axis=1), tokens)
 
@@ -75,7 +83,8 @@ def tree_sums(model: Any, batch: TreeBatch, chunk: int | None = None, remat: Rem
         batch.token_ids, batch.positions, batch.subtree_end > 0, subtree_end=batch.subtree_end, **options
     )
     hidden = jnp.take_along_axis(hidden, batch.predictor[:, :, None], axis=1)
-    logprob, entropy = _slot_stats(hidden, model.unembedding(), batch.target, batch.target_mask, chunk)
+    mesh = mesh_of(model)
+    logprob, entropy = _slot_stats(hidden, model.unembedding(), batch.target, batch.target_mask, chunk, mesh)
     items = 2 * batch.weight.shape[1] + batch.verified.shape[1]
 
     def total(values: Array, slots: Array, owners: Array) -> Array:
@@ -95,36 +104,41 @@ def head_chunk(rows: int, vocab: int, slots: int, chunk: int | None = None, devi
 
 
 def _slot_stats(
-    hidden: Array, unembedding: Array, targets: Array, mask: Array, chunk: int | None
+    hidden: Array, unembedding: Array, targets: Array, mask: Array, chunk: int | None, mesh: Mesh | None
 ) -> tuple[Array, Array]:
     """Log-prob and entropy (no gradient) [R, S] of left-packed slots, from the states [R, S, E] that predict them."""
     slots = hidden.shape[1]
-    chunk = head_chunk(hidden.shape[0], unembedding.shape[0], slots, chunk)
+    devices = 1 if mesh is None else mesh.size
+    chunk = head_chunk(hidden.shape[0], unembedding.shape[0], slots, chunk, devices)
     widen = -slots % chunk
     hidden, targets, mask = (
         jnp.pad(a, ((0, 0), (0, widen)) + ((0, 0),) * (a.ndim - 2)) for a in (hidden, targets, mask)
     )
-    logprob, entropy = _masked_head(hidden, unembedding, targets, mask, chunk)
+    # On a mesh the head is split by vocabulary over all devices that share rows, and their states are gathered a chunk
+    # at a time: no device ever holds the head, or the head's gradient, whole.
+    unembedding = constrain(mesh, unembedding, _SPLIT_HEAD, uneven=True)
+    logprob, entropy = _masked_head(hidden, unembedding, targets, mask, chunk, mesh)
     return logprob[:, :slots], jax.lax.stop_gradient(entropy[:, :slots])
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
+@functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5))
 def _masked_head(
-    hidden: Array, unembedding: Array, targets: Array, mask: Array, chunk: int
+    hidden: Array, unembedding: Array, targets: Array, mask: Array, chunk: int, mesh: Mesh | None
 ) -> tuple[Array, Array]:
     """Log-prob and entropy `[R, S]` of left-packed step tokens; 0 where the mask is False.
 
     hidden `[R, S, E]`, unembedding `[V, E]`, targets and mask `[R, S]` with every row's True entries first,
     S a multiple of chunk. The entropy has no gradient.
     """
-    return _head_forward(hidden, unembedding, targets, mask, chunk)[0]
+    return _head_forward(hidden, unembedding, targets, mask, chunk, mesh)[0]
 
 
 def _head_forward(
-    hidden: Array, unembedding: Array, targets: Array, mask: Array, chunk: int
+    hidden: Array, unembedding: Array, targets: Array, mask: Array, chunk: int, mesh: Mesh | None
 ) -> tuple[tuple[Array, Array], tuple[Array, ...]]:
     def body(i: Array, outputs: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
-        logits = _logits(_columns(hidden, i, chunk), unembedding)
+        states = constrain(mesh, _columns(hidden, i, chunk), _SHARED_ROWS)
+        logits = _logits(states, unembedding, mesh)
         stats = token_stats(logits, _columns(targets, i, chunk), ("logprob", "entropy", "logsumexp"))
         keep = _columns(mask, i, chunk)
         values = (jnp.asarray(value) for value in (stats.logprob, stats.entropy, stats.logsumexp))
@@ -141,7 +155,7 @@ def _head_forward(
 
 
 def _head_backward(
-    chunk: int, residuals: tuple[Array, ...], cotangents: tuple[Array, Array]
+    chunk: int, mesh: Mesh | None, residuals: tuple[Array, ...], cotangents: tuple[Array, Array]
 ) -> tuple[Array, Array, None, None]:
     """d logprob / d logits = onehot(target) - softmax, a chunk at a time."""
     hidden, unembedding, targets, mask, logsumexp = residuals
@@ -149,18 +163,19 @@ def _head_backward(
 
     def body(i: Array, gradients: tuple[Array, Array]) -> tuple[Array, Array]:
         d_hidden, d_unembedding = gradients
-        states = _columns(hidden, i, chunk)
-        logits = _logits(states, unembedding)
+        states = constrain(mesh, _columns(hidden, i, chunk), _SHARED_ROWS)
+        logits = _logits(states, unembedding, mesh)
         softmax = jnp.exp(logits - _columns(logsumexp, i, chunk)[..., None])
         ids = jnp.arange(unembedding.shape[0], dtype=targets.dtype)
         onehot = _columns(targets, i, chunk)[..., None] == ids
         d_logits = _columns(upstream, i, chunk)[..., None] * (onehot - softmax)
         d_logits = d_logits.astype(states.dtype)
-        d_states = _einsum("rcv,ve->rce", d_logits, unembedding)
+        d_states = constrain(mesh, _einsum("rcv,ve->rce", d_logits, unembedding), _ROWS)
         d_hidden = jax.lax.dynamic_update_slice_in_dim(
             d_hidden, d_states.astype(d_hidden.dtype), i * chunk, axis=1
         )
-        return d_hidden, d_unembedding + _einsum("rcv,rce->ve", d_logits, states)
+        d_head = _einsum("rcv,rce->ve", d_logits, states)
+        return d_hidden, constrain(mesh, d_unembedding + d_head, _SPLIT_HEAD, uneven=True)
 
     zeros = (jnp.zeros_like(hidden), jnp.zeros(unembedding.shape, jnp.float32))
     with jax.named_scope("head_chunks"):
@@ -179,8 +194,8 @@ def _columns(array: Array, i: Array, chunk: int) -> Array:
     return jax.lax.dynamic_slice_in_dim(array, i * chunk, chunk, axis=1)
 
 
-def _logits(states: Array, unembedding: Array) -> Array:
-    return _einsum("rce,ve->rcv", states, unembedding)
+def _logits(states: Array, unembedding: Array, mesh: Mesh | None) -> Array:
+    return constrain(mesh, _einsum("rce,ve->rcv", states, unembedding), _SPLIT_LOGITS, uneven=True)
 
 
 def _einsum(spec: str, left: Array, right: Array) -> Array:
@@ -203,8 +218,9 @@ def concatenate_rows(*groups: StepRows) -> StepRows:
 
 @functools.partial(jax.jit, static_argnames=("graphdef", "chunk"))
 def _tree_logprobs(graphdef: Any, state: Any, batch: TreeBatch, chunk: int | None) -> Array:
-    sums = tree_sums(nnx.merge(graphdef, state), batch, chunk)
-    return sums.logprob[:, : 2 * batch.weight.shape[1]]
+    model = nnx.merge(graphdef, state)
+    sums = tree_sums(model, batch, chunk)
+    return whole(mesh_of(model), sums.logprob[:, : 2 * batch.weight.shape[1]])
 
 
 @functools.partial(jax.jit, static_argnames=("graphdef", "chunk"))
@@ -213,7 +229,7 @@ def _pair_logprobs(
 ) -> Array:
     model = nnx.merge(graphdef, state)
     sums = step_sums(model, concatenate_rows(chosen, rejected), chunk)
-    return sums.logprob.reshape(2, -1)
+    return whole(mesh_of(model), sums.logprob.reshape(2, -1))
 
 
 def batch_reference(
@@ -233,6 +249,7 @@ def batch_reference(
       Two float32 arrays of as many entries as `batch.weight`; 0 for padding.
     """
     graphdef, state = nnx.split(model)
+    batch = place(mesh_of(model), batch)
     if isinstance(batch, TreeBatch):
         both = np.asarray(_tree_logprobs(graphdef, state, batch, chunk))
         pairs = batch.weight.shape[1]

@@ -12,12 +12,12 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from flax import nnx
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh
 
 from caspo_jax.errors import UserError
 from caspo_jax.models.decoder import Remat
 from caspo_jax.models.lora import add_lora
-from caspo_jax.sharding import named_sharding
+from caspo_jax.sharding import mesh_of, place, replicated, whole
 from caspo_jax.training.config import LossConfig, TrainConfig
 from caspo_jax.training.optimizer import learning_rates, make_optimizer
 from caspo_jax.training.step_loss import (
@@ -103,29 +103,49 @@ class StepSpec:
     remat: Remat
     masters: str
     skip_nonfinite: bool
+    mesh: Mesh | None = None
+    shardings: tuple[Any, ...] | None = None  # of the parameters, in tree order; None without a mesh
 
     @classmethod
-    def of(cls, graphdef: Any, params: Any, config: TrainConfig) -> StepSpec:
-        """The part of a `TrainConfig` that is compiled in."""
+    def of(cls, graphdef: Any, params: Any, config: TrainConfig, mesh: Mesh | None = None) -> StepSpec:
+        """The part of a `TrainConfig` that is compiled in, and where the parameters lie."""
         dtypes = tuple(str(leaf.dtype) for leaf in jax.tree.leaves(params))
-        names = (
-            "loss",
-            "b1",
-            "b2",
-            "eps",
-            "weight_decay",
-            "clip_norm",
-            "head_chunk",
-            "remat",
-            "masters",
-            "skip_nonfinite",
-        )
-        return cls(graphdef, dtypes, **{name: getattr(config, name) for name in names})
+        names = ("loss", "b1", "b2", "eps", "weight_decay", "clip_norm", "head_chunk", "remat")
+        settings = {name: getattr(config, name) for name in (*names, "masters", "skip_nonfinite")}
+        shardings = None
+        if mesh is not None:
+            shardings = tuple(
+                leaf.sharding if getattr(leaf.sharding, "mesh", None) == mesh else replicated(mesh)
+                for leaf in jax.tree.leaves(params)
+            )
+        return cls(graphdef, dtypes, **settings, mesh=mesh, shardings=shardings)
 
     @property
     def optimizer(self) -> optax.GradientTransformation:
         """The optimiser at a rate of 1: the schedule's value is an argument of the update."""
         return make_optimizer(self)
+
+    def like_params(self, tree: Any) -> Any:
+        """Parameters or gradients, under jit, where the parameters lie."""
+        if self.shardings is None:
+            return tree
+        leaves, structure = jax.tree.flatten(tree)
+        return jax.tree.unflatten(structure, jax.lax.with_sharding_constraint(leaves, list(self.shardings)))
+
+    def placed(self, state: TrainState) -> TrainState:
+        """A state, under jit: parameters and their moments split alike, counts whole."""
+        if self.shardings is None:
+            return state
+        params = self.like_params(state.params)
+        shardings = jax.tree.unflatten(jax.tree.structure(params), self.shardings)
+        opt_state = optax.tree_map_params(
+            self.optimizer,
+            lambda moment, sharding: jax.lax.with_sharding_constraint(moment, sharding),
+            state.opt_state,
+            shardings,
+            transform_non_params=lambda count: whole(self.mesh, count),
+        )
+        return TrainState(whole(self.mesh, state.step), params, opt_state)
 
 
 class TrainStep:
@@ -136,27 +156,16 @@ class TrainStep:
     may differ in rows, tokens and weight. One micro-batch runs as a single program, `fused_update`.
     """
 
-    def __init__(self, spec: StepSpec, frozen: Any, learning_rates: np.ndarray, mesh: Mesh | None = None):
+    def __init__(self, spec: StepSpec, frozen: Any, learning_rates: np.ndarray):
         self.spec = spec
-        self.frozen, self._learning_rates, self._mesh = frozen, learning_rates, mesh
+        self.frozen, self._learning_rates = frozen, learning_rates
 
     def init(self, params: Any) -> TrainState:
         """The state of update 0; copies the parameters, so that donation leaves the caller's model alone."""
-        dtype = jnp.float32 if self.spec.masters == "float32" else None
-        params = jax.tree.map(lambda p: jnp.array(p, dtype, copy=True), params)
-        if self._mesh is None:
-            return TrainState(jnp.zeros((), jnp.int32), params, _init(self.spec, params))
-        replicated = NamedSharding(self._mesh, PartitionSpec())
-        optimizer, wide = self.spec.optimizer, jax.tree.map(_as_float32, params)
-        shardings = optax.tree_map_params(
-            optimizer,
-            lambda _, param: param.sharding,
-            jax.eval_shape(optimizer.init, wide),
-            params,
-            transform_non_params=lambda _: replicated,
-        )
-        opt_state = jax.jit(optimizer.init, out_shardings=shardings)(wide)
-        return TrainState(jax.device_put(jnp.zeros((), jnp.int32), replicated), params, opt_state)
+        if self.spec.mesh is not None:
+            return _init_on_mesh(self.spec, params)
+        params = jax.tree.map(lambda p: jnp.array(p, _kept_dtype(self.spec), copy=True), params)
+        return TrainState(jnp.zeros((), jnp.int32), params, _init(self.spec, params))
 
     def __call__(
         self, state: TrainState, micro_batches: Sequence[Batch], number: int
@@ -164,35 +173,22 @@ class TrainStep:
         """Update `number` (0, 1, ...) from host micro-batches (NumPy `PairBatch`es)."""
         learning_rate = self._learning_rates[min(number, len(self._learning_rates) - 1)]
         parts = [loss_denominators(batch, self.spec.loss) for batch in micro_batches]
-        whole = Denominators(
+        totals = Denominators(
             pairs=np.float32(sum(float(part.pairs) for part in parts)),  # type: ignore[arg-type]
             nll=np.float32(sum(float(part.nll) for part in parts)),  # type: ignore[arg-type]
         )
         if len(micro_batches) == 1:
-            batch = self._place(micro_batches[0])
-            return fused_update(self.spec, state, self.frozen, batch, whole, learning_rate)
-        total = (
-            jax.tree.map(lambda p: jnp.zeros_like(p, jnp.float32), state.params),
-            jnp.zeros((), jnp.float32),
-        )
+            batch = place(self.spec.mesh, micro_batches[0])
+            return fused_update(self.spec, state, self.frozen, batch, totals, learning_rate)
+        total = _zeros(self.spec, state.params)
         sums = []
         for batch in micro_batches:
             total, part_sums = _add_gradients(
-                self.spec, state.params, total, self.frozen, self._place(batch), whole
+                self.spec, state.params, total, self.frozen, place(self.spec.mesh, batch), totals
             )
             sums.append(part_sums)
         state, grad_norm, skipped = _update(self.spec, state, *total, learning_rate)
         return state, StepOutput(tuple(sums), grad_norm, learning_rate, skipped)
-
-    def _place(self, batch: Batch) -> Batch:
-        """Rows split over the mesh's batch axes; without a mesh, jit's own transfer."""
-        mesh = self._mesh
-        if mesh is None:
-            return batch
-        axes = ("batch", "length")
-        return jax.tree.map(
-            lambda a: jax.device_put(a, named_sharding(mesh, axes[: np.ndim(a)], np.shape(a))), batch
-        )
 
 
 @functools.partial(jax.jit, static_argnums=0, donate_argnums=1)
@@ -201,17 +197,17 @@ def fused_update(
     state: TrainState,
     frozen: Any,
     batch: Batch,
-    whole: Denominators,
+    totals: Denominators,
     learning_rate: jax.Array,
 ) -> tuple[TrainState, StepOutput]:
     """Gradient and update of a batch of one micro-batch, in one program."""
-    gradients, loss, sums = _gradients(spec, state.params, frozen, batch, whole)
+    gradients, loss, sums = _gradients(spec, state.params, frozen, batch, totals)
     state, grad_norm, skipped = _apply(spec, state, gradients, loss, learning_rate)
     return state, StepOutput((sums,), grad_norm, jnp.asarray(learning_rate), skipped)
 
 
 def _gradients(
-    spec: StepSpec, params: Any, frozen: Any, batch: Batch, whole: Denominators
+    spec: StepSpec, params: Any, frozen: Any, batch: Batch, totals: Denominators
 ) -> tuple[Any, jax.Array, LossSums]:
     def loss(params: Any) -> tuple[jax.Array, LossSums]:
         # Masters are float32; the forward pass sees the model's own dtypes.
@@ -219,10 +215,11 @@ def _gradients(
         own = jax.tree.unflatten(tree, [leaf.astype(dtype) for leaf, dtype in zip(leaves, spec.dtypes)])
         model = nnx.merge(spec.graphdef, own, frozen)
         sums = step_loss_sums(model, batch, spec.loss, chunk=spec.head_chunk, remat=spec.remat)
-        return total_loss(sums, whole, spec.loss), sums
+        return total_loss(sums, totals, spec.loss), sums
 
     (value, sums), gradients = jax.value_and_grad(loss, has_aux=True)(params)
-    return jax.tree.map(_as_float32, gradients), value, sums
+    gradients = spec.like_params(jax.tree.map(_as_float32, gradients))
+    return gradients, whole(spec.mesh, value), whole(spec.mesh, sums)
 
 
 def _apply(
@@ -241,7 +238,13 @@ def _apply(
             (state.params, state.opt_state),
             (params, opt_state),
         )
-    return TrainState(state.step + 1, params, opt_state), grad_norm, skipped
+    state = spec.placed(TrainState(state.step + 1, params, opt_state))
+    return state, whole(spec.mesh, grad_norm), whole(spec.mesh, skipped)
+
+
+def _kept_dtype(spec: StepSpec) -> Any:
+    """The dtype of the parameters in the state; None: the model's own."""
+    return jnp.float32 if spec.masters == "float32" else None
 
 
 def _as_float32(x: jax.Array) -> jax.Array:
@@ -277,11 +280,18 @@ def _add_gradients(
     total: tuple[Any, jax.Array],
     frozen: Any,
     batch: Batch,
-    whole: Denominators,
+    totals: Denominators,
 ) -> tuple[tuple[Any, jax.Array], LossSums]:
     """Gradients and loss of one micro-batch, added to those of the ones before."""
-    gradients, loss, sums = _gradients(spec, params, frozen, batch, whole)
-    return jax.tree.map(jnp.add, total, (gradients, loss)), sums
+    gradients, loss, sums = _gradients(spec, params, frozen, batch, totals)
+    return (spec.like_params(jax.tree.map(jnp.add, total[0], gradients)), total[1] + loss), sums
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _zeros(spec: StepSpec, params: Any) -> tuple[Any, jax.Array]:
+    """Gradients and loss of no micro-batch."""
+    gradients = jax.tree.map(lambda p: jnp.zeros_like(p, jnp.float32), params)
+    return spec.like_params(gradients), whole(spec.mesh, jnp.zeros((), jnp.float32))
 
 
 @functools.partial(jax.jit, static_argnums=0, donate_argnums=1)
@@ -310,6 +320,13 @@ def trainable_model(model: Any, config: TrainConfig) -> Any:
     return add_lora(model, config.lora, jax.random.key(config.seed))
 
 
+@functools.partial(jax.jit, static_argnums=0)
+def _init_on_mesh(spec: StepSpec, params: Any) -> TrainState:
+    kept = jax.tree.map(lambda p: p.astype(_kept_dtype(spec) or p.dtype), params)
+    opt_state = spec.optimizer.init(jax.tree.map(_as_float32, params))
+    return spec.placed(TrainState(jnp.zeros((), jnp.int32), kept, opt_state))
+
+
 def make_train_step(
     model: Any, config: TrainConfig, total_steps: int, mesh: Mesh | None = None
 ) -> tuple[TrainStep, TrainState]:
@@ -319,18 +336,25 @@ def make_train_step(
       model: an `nnx.Module`; its `nnx.Param`s are trained, any other variables stay as they are.
       config: loss, optimiser, schedule.
       total_steps: updates of the whole run: where the schedule ends.
-      mesh: devices to split the batch over; the parameters stay where they are.
+      mesh: devices to split the batch over, by default the model's own; the parameters stay where they are.
     """
     graphdef, params, frozen = nnx.split(model, nnx.Param, ...)  # type: ignore[misc]
-    step = TrainStep(StepSpec.of(graphdef, params, config), frozen, learning_rates(config, total_steps), mesh)
+    spec = StepSpec.of(graphdef, params, config, mesh or mesh_of(model))
+    step = TrainStep(spec, frozen, learning_rates(config, total_steps))
     return step, step.init(params)
 
 
 def trained_model(model: Any, state: TrainState) -> Any:
     """A new model like `model`, with the state's parameters in the model's dtype; adapters stay unmerged."""
     graphdef, params, frozen = nnx.split(model, nnx.Param, ...)  # type: ignore[misc]
-    new = jax.tree.map(lambda p, old: jnp.array(p, old.dtype, copy=True), state.params, params)
+    # Under jit, so that parts which other processes hold stay where they are.
+    new = jax.tree.map(lambda p, old: _copied(p, old.dtype), state.params, params)
     return nnx.merge(graphdef, new, frozen)
+
+
+@functools.partial(jax.jit, static_argnums=1)
+def _copied(array: jax.Array, dtype: Any) -> jax.Array:
+    return jnp.array(array, dtype, copy=True)
 
 
 def _divide(numerator: float, denominator: float) -> float:

@@ -1,9 +1,12 @@
 import jax
+import numpy as np
 import pytest
 from jax.sharding import AbstractMesh, PartitionSpec
 
 from caspo_jax.errors import UserError
-from caspo_jax.sharding import RULES, make_mesh, named_sharding
+from caspo_jax.models import ModelConfig
+from caspo_jax.models.weights import parameter_sharding, weights
+from caspo_jax.sharding import RULES, batch_ways, make_mesh, named_sharding, place, to_host
 
 
 @pytest.fixture
@@ -50,5 +53,39 @@ def test_rules_give_partitions(mesh):
     assert named_sharding(mesh, ("batch", None)).spec == PartitionSpec(("fsdp",), None)
     # 6 columns do not divide over 4 devices: that dimension stays whole, the other is still split
     assert named_sharding(mesh, ("embed", "mlp"), (8, 6)).spec == PartitionSpec(("fsdp",), None)
+    # a mesh axis splits one dimension of an array, the first that asks for it
+    assert named_sharding(mesh, ("batch", "embed")).spec == PartitionSpec(("fsdp",), None)
+    assert batch_ways(mesh) == 2
+    assert batch_ways(None) == 1
     with pytest.raises(KeyError):
         named_sharding(mesh, ("nonsense",))
+
+
+def test_heads_are_split_between_devices_and_never_inside(mesh):
+    config = ModelConfig(
+        model_type="qwen3",
+        vocab_size=64,
+        hidden_size=32,
+        intermediate_size=64,
+        num_layers=2,
+        num_heads=8,
+        num_kv_heads=2,
+        head_dim=8,
+        tie_word_embeddings=True,
+    )
+    specs = {w.name: parameter_sharding(mesh, w, config).spec for w in weights(config)}
+    assert specs["q"] == PartitionSpec(None, ("fsdp",), ("tensor",))
+    assert specs["o"] == PartitionSpec(None, ("tensor",), ("fsdp",))
+    # 2 KV heads on 4 devices: their 16 columns would divide, but each head would be cut in two
+    assert specs["k"] == specs["v"] == PartitionSpec(None, ("fsdp",), None)
+    assert specs["embed"] == PartitionSpec(("tensor",), ("fsdp",))
+
+
+def test_host_arrays_come_back_from_the_mesh():
+    mesh = make_mesh("data:-1")
+    batch = {"rows": np.arange(6.0).reshape(6, 1), "count": np.int32(3), "flags": np.array([True, False])}
+    placed = place(mesh, batch)
+    assert placed["rows"].sharding == named_sharding(mesh, ("batch", "length"))
+    for name, array in to_host(placed).items():
+        np.testing.assert_array_equal(array, batch[name])
+    assert place(None, batch) is batch

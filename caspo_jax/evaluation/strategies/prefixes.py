@@ -16,6 +16,7 @@ from caspo_jax.errors import UserError
 from caspo_jax.evaluation.strategies.base import Context
 from caspo_jax.models import encode_prompt
 from caspo_jax.sampling import SampleConfig, generate
+from caspo_jax.sharding import to_host
 from caspo_jax.types import Question, Trace
 
 
@@ -101,5 +102,5 @@ def next_logits(model: Any, prompts: Sequence[Sequence[int]], rows: int = 32) ->
         for row, prompt in enumerate(part):
             ids[row, : len(prompt)] = prompt
             mask[row, : len(prompt)] = True
-        found.append(np.asarray(_last_logits(graphdef, params, ids, mask), np.float64)[: len(part)])
+        found.append(np.asarray(to_host(_last_logits(graphdef, params, ids, mask)), np.float64)[: len(part)])
     return np.concatenate(found)

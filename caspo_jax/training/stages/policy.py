@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from caspo_jax.distributed import from_writer
 from caspo_jax.models import load_caspo_json, load_pretrained, token_bytes
 from caspo_jax.records import question_to_record
 from caspo_jax.store import JsonlOutput, Manifest, hash_path, manifest_path
@@ -33,7 +34,7 @@ class Policy:
     def load(cls, path: str | Path, dtype: str | None = None, mesh: Any = None) -> Policy:
         """Load a policy folder (or hub id) once, for all the stages that read it."""
         model, tokenizer = load_pretrained(path, dtype=dtype, mesh=mesh)
-        digest = hash_path(path) if Path(path).exists() else str(path)
+        digest = from_writer("policy", lambda: hash_path(path)) if Path(path).exists() else str(path)
         return cls(model, tokenizer, str(path), digest, load_caspo_json(path))
 
     @property

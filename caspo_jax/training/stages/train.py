@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from caspo_jax.distributed import writer_first
 from caspo_jax.errors import UserError
 from caspo_jax.models import load_adapter, save_adapter, save_pretrained
 from caspo_jax.preferences.packing import Row
@@ -58,8 +59,9 @@ def train_stage(
         "pairs": hash_path(pairs),
         "annotated": hash_path(annotated) if annotated is not None and config.loss.uses_verified else None,
     }
-    if overwrite and run.exists() and _differs(run, settings):
-        shutil.rmtree(run)
+    with writer_first("old run"):
+        if overwrite and run.exists() and _differs(run, settings):
+            shutil.rmtree(run)
     manifest = Manifest.open(manifest_path(run), program="train", config=settings, overwrite=overwrite)
     if manifest.complete:
         return manifest.contents["counts"]

@@ -1,0 +1,116 @@
+"""Two processes over gloo, four devices each: one result, one writer, and a clear end when one of them is gone."""
+
+from __future__ import annotations
+
+import json
+import socket
+import subprocess
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from processes import run, start
+
+JOB = Path(__file__).parent / "job.py"
+
+
+def free_port():
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return listener.getsockname()[1]
+
+
+def both(job, folder):
+    port = free_port()
+    return [start(JOB, index, port, job, folder, devices=4) for index in range(2)]
+
+
+def ends(processes, seconds):
+    """(exit code, stderr) of each, which all end in time."""
+    deadline = time.monotonic() + seconds
+    found = []
+    try:
+        for process in processes:
+            _, err = process.communicate(timeout=max(1, deadline - time.monotonic()))
+            found.append((process.returncode, err))
+    except subprocess.TimeoutExpired:
+        pytest.fail(f"process {len(found)} did not end in {seconds} s")
+    finally:
+        for process in processes:
+            process.kill()
+    return found
+
+
+def test_two_processes_do_what_one_does(tmp_path):
+    for code, err in ends(both("whole", tmp_path), 600):
+        assert code == 0, err[-4000:]
+    first, second = (dict(np.load(tmp_path / f"process{i}.npz")) for i in range(2))
+    for name in first:
+        np.testing.assert_array_equal(first[name], second[name], err_msg=name)
+    script = JOB.parent.parent / "sharding" / "on_devices.py"
+    for job in ("trees", "search"):
+        (tmp_path / job).mkdir()
+        run(script, job, tmp_path / job, "none", devices=1)
+    alone = dict(np.load(tmp_path / "search/none.npz"))
+    assert json.loads(str(first["trees"])) == json.loads(str(alone["trees"]))
+    np.testing.assert_allclose(first["logprob"], alone["logprob"], atol=1e-4)
+    trained = dict(np.load(tmp_path / "trees/none.npz"))
+    np.testing.assert_allclose(first["loss"], trained["loss"], rtol=2e-4)
+    np.testing.assert_allclose(first["embed"], trained["embed"], atol=2e-5)
+    lines = (tmp_path / "lines.jsonl").read_text().splitlines()
+    assert json.loads(lines[1])["by"] == 0
+    metrics = (tmp_path / "run/metrics.jsonl").read_text().splitlines()
+    assert [json.loads(line)["step"] for line in metrics] == [1, 2, 3]
+
+
+def test_a_barrier_names_who_is_missing(tmp_path):
+    (code, err), (other, told) = ends(both("late", tmp_path), 120)
+    assert (code, other) == (1, 1)
+    assert "barrier 'without the other': process 1 (" in err
+    assert "last at 'together'" in err
+    assert "process 0" in told
+    assert "without the other" in told
+
+
+def test_bad_input_in_one_process_ends_both(tmp_path):
+    (code, err), (other, told) = ends(both("refused", tmp_path), 120)
+    assert (code, other) == (1, 1)
+    assert "error: line 7 is bad" in told
+    assert "process 1" in err
+    assert "line 7 is bad" in err or "failed" in err
+
+
+@pytest.mark.parametrize("victim", [1, pytest.param(0, marks=pytest.mark.slow)])
+def test_when_one_is_killed_the_other_says_so_and_ends(tmp_path, victim):
+    processes = both("forever", tmp_path)
+    deadline = time.monotonic() + 180
+    while not all((tmp_path / f"running{i}").exists() for i in range(2)):
+        assert time.monotonic() < deadline
+        assert all(process.poll() is None for process in processes), processes[0].communicate()
+        time.sleep(0.2)
+    processes[victim].kill()
+    ((code, err),) = ends([processes[1 - victim]], 60)
+    assert code != 0
+    if victim == 1 or "error:" in err:
+        assert f"error: process {victim}" in err
+        assert "start all processes again" in err
+    else:  # without its service JAX ends the process at once, in its own words
+        assert "leader task" in err, err[-3000:]
+
+
+def test_flags_go_together(tmp_path):
+    from caspo_jax import distributed
+    from caspo_jax.errors import UserError
+
+    with pytest.raises(UserError, match="go together"):
+        distributed.start("127.0.0.1:1", 2)
+    with pytest.raises(UserError, match="from 0 to 1"):
+        distributed.start("127.0.0.1:1", 2, 2)
+    distributed.start()  # in no cluster: one process, and every function does nothing
+    distributed.start("127.0.0.1:1", 1, 0)
+    assert (distributed.process_count(), distributed.process_index()) == (1, 0)
+    with distributed.writer_first("file"):
+        distributed.barrier("nobody else", timeout=0)
+    assert distributed.from_writer("word", lambda: "mine") == "mine"
+    distributed.finish()

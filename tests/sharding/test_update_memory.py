@@ -1,0 +1,52 @@
+"""Under FSDP no device holds more of the parameters than its share and one layer."""
+
+from __future__ import annotations
+
+import itertools
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+from on_devices import SIZES
+from processes import run
+
+DEVICES = 8
+
+
+@pytest.fixture(scope="module")
+def program(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("compile")
+    run(Path(__file__).parent / "on_devices.py", "compile", folder, f"fsdp:{DEVICES}", devices=DEVICES)
+    return dict(np.load(folder / f"fsdp:{DEVICES}.npz"))
+
+
+def shapes(program):
+    """Every array of the optimised program."""
+    found = re.findall(r"\b(?:f32|bf16)\[([0-9,]+)\]", str(program["hlo"]))
+    return {tuple(map(int, shape.split(","))) for shape in found}
+
+
+def test_no_array_has_the_shape_of_a_whole_parameter(program):
+    layers, hidden, wide, vocab = (
+        SIZES[name] for name in ("num_layers", "hidden_size", "intermediate_size", "vocab_size")
+    )
+    heads, keys = SIZES["num_heads"] * 8, SIZES["num_kv_heads"] * 8
+    there = shapes(program)
+    for width in (wide, heads, keys):
+        for whole in itertools.permutations((layers, hidden, width)):
+            assert whole not in there
+    assert (vocab, hidden) not in there, "the embedding or the head is whole somewhere"
+    assert (hidden, vocab) not in there
+    # The same search finds what is there: one layer's weights, and a device's share of all layers.
+    assert (hidden, wide) in there
+    assert (layers, hidden // DEVICES, wide) in there
+
+
+def test_temporaries_are_far_from_a_copy_of_the_parameters(program):
+    parameters = int(program["parameters"])
+    # Parameters and two moments, split eight ways, updated in place.
+    assert int(program["arguments"]) < 1.1 * 3 * parameters / DEVICES + 100_000
+    assert int(program["aliased"]) > 0.95 * 3 * parameters / DEVICES
+    # The gradient's share, one layer, activations.
+    assert int(program["temporaries"]) < 0.6 * parameters
