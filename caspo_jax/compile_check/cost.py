@@ -110,9 +110,13 @@ class _Walk:
             read, written = self._fusion_bytes(computation, i, moved)
             cost.hbm_bytes += read + sum(written)
             if in_loop:
-                cost.largest_loop_array = max(cost.largest_loop_array, *written, 0)
+                made = [*written, *(shape.bytes for shape in moved if not shape.on_chip)]
+                cost.largest_loop_array = max(cost.largest_loop_array, *made, 0)
         elif _kind(i) is not None:
             self._collective(cost, computation, i, i.opcode, seen)
+            if in_loop:
+                made = [shape.bytes for shape in i.shapes if not shape.on_chip]
+                cost.largest_loop_array = max(cost.largest_loop_array, *made, 0)
         else:
             cost.flops += _flops(computation, i)
             if i.opcode in _FREE or i.opcode.endswith("-done"):
