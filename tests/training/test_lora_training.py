@@ -42,7 +42,7 @@ OPTIONS = [
         "nll_on": "verified",
         "nll_average": "token",
     },
-    {"loss": "rft"},
+    pytest.param({"loss": "rft"}, marks=pytest.mark.slow),
 ]
 PAIRS, VERIFIED = make_data(1)
 
@@ -163,6 +163,7 @@ def test_a_restored_run_merges_into_a_policy(run):
         np.testing.assert_array_equal(a, b)
 
 
+@pytest.mark.slow
 def test_no_gradient_of_the_frozen_head_is_computed():
     """The head's reverse pass could give one [V, E]; nothing reads it, so the compiled update must not hold it."""
     vocab, width = 4096, 32
