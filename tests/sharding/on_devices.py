@@ -133,7 +133,7 @@ def run_compile(mesh):
     """The optimised program of one device, and what memory it takes."""
     model = small_decoder(mesh, **SIZES)
     pairs, verified = preferences(8)
-    config = TrainConfig(pack="rows", batch_size=8, remat=True, **SETTINGS)
+    config = TrainConfig(pack="rows", batch_size=8, remat="full", **SETTINGS)
     store = RowStore.build(pairs, verified)
     plan = make_plan(store, config, batch_ways(mesh))
     (micro,) = plan.micro(*plan.rows_of(0))
