@@ -34,7 +34,8 @@ def _decode(params: Any, fixed: tuple[Automaton, Knobs], state: CatState, policy
         return _iteration(params, policy, *fixed, state)
 
     with jax.named_scope("search"):
-        return lax.while_loop(unfinished, body, state)
+        state = lax.while_loop(unfinished, body, state)
+    return state.placed(mesh_of(state.cache))  # said of the body alone, it leaves the program's outputs free
 
 
 @functools.partial(jax.jit, static_argnames="policy")

@@ -17,6 +17,7 @@ from flax import nnx
 
 from caspo_jax.distributed import barrier, is_writer
 from caspo_jax.errors import UserError
+from caspo_jax.sharding import to_host
 from caspo_jax.training.data import RowStore
 from caspo_jax.training.plan import Plan
 from caspo_jax.training.step_logprobs import batch_reference
@@ -133,7 +134,7 @@ def weights_digest(model: Any) -> str:
     state = nnx.to_pure_dict(nnx.split(model)[1])
     for path, leaf in jax.tree_util.tree_leaves_with_path(state):
         digest.update(f"{jax.tree_util.keystr(path)} {leaf.shape} {leaf.dtype};".encode())
-        digest.update(np.asarray(_bit_sums(leaf)).astype("<u4").tobytes())
+        digest.update(to_host(_bit_sums(leaf)).astype("<u4").tobytes())
     return digest.hexdigest()
 
 
