@@ -53,6 +53,7 @@ def test_remat_gives_the_same_update(kept, remat):
         assert np.mean(np.abs(a - b)) < 1e-5
 
 
+@pytest.mark.slow
 def test_remat_needs_less_memory():
     # Long enough that layers' activations are most of it.
     shape = ModelConfig("qwen3", 64, 32, 128, 6, 2, 1, 16, tie_word_embeddings=True)
