@@ -21,7 +21,9 @@ from caspo_jax.training.train_step import fused_update, stochastic_round
 
 from helpers import Toy, random_batch, tiny_decoder  # isort: skip
 
-CONFIG = TrainConfig(learning_rate=1e-2, warmup_fraction=0, min_length=16, tensorboard=False)
+CONFIG = TrainConfig(
+    learning_rate=1e-2, warmup_fraction=0, min_length=16, displacement_margin=100.0, tensorboard=False
+)
 
 
 def compiled_update(model, config, batch):
@@ -51,6 +53,7 @@ def test_remat_gives_the_same_update(kept, remat):
         assert np.mean(np.abs(a - b)) < 1e-5
 
 
+@pytest.mark.slow
 def test_remat_needs_less_memory():
     # Long enough that layers' activations are most of it.
     shape = ModelConfig("qwen3", 64, 32, 128, 6, 2, 1, 16, tie_word_embeddings=True)
@@ -157,9 +160,9 @@ def test_the_heads_temporaries_do_not_grow_with_length(name):
         )
         program = jax.jit(jax.value_and_grad(HEADS[name], (0, 1))).lower(*shapes).compile()
         sizes[length] = program.memory_analysis().temp_size_in_bytes
-    small = 4096 * 2048  # of a position: states, targets, the statistics; its logits would be 600 kB
-    assert sizes[4096] - sizes[512] < small
-    assert sizes[4096] < 4096 * vocab * 4 / 4
+    # A few sums a position, and chunks that even out to 52 tokens in one case and 55 in the other.
+    assert sizes[4096] - sizes[512] < 0.01 * (4096 - 512) * vocab * 4
+    assert sizes[4096] < 0.1 * 4096 * vocab * 4
 
 
 def test_the_step_head_in_bf16_against_float64():
