@@ -105,6 +105,23 @@ def main() -> None:
     report(shape, loads, results, versions, rate)
 
 
+def run_once(worker: Worker, workload: bench_model.Workload, settings: dict[str, Any]) -> dict[str, Any]:
+    """One run of a side.
+
+    Raises:
+      UserError: it did not make the updates that the workload asks for, so its time means nothing.
+    """
+    from caspo_jax.errors import UserError
+
+    answer = worker.ask(do="run", workload=workload.name, settings=settings)
+    wanted = -(-len(workload.pairs) // workload.batch_size)
+    if answer["updates"] != wanted:
+        raise UserError(
+            f"{worker.name}: {answer['updates']} updates of {workload.name!r} instead of {wanted}: not a measurement"
+        )
+    return answer
+
+
 def measure(workload: bench_model.Workload, workers: dict[str, Worker]) -> dict[str, Any]:
     """The warm-up's choice and all runs of one workload, by side."""
     chosen = {}
@@ -115,14 +132,11 @@ def measure(workload: bench_model.Workload, workers: dict[str, Worker]) -> dict[
             seconds = []
             for settings in tries[name]:
                 for _ in range(2):  # the first compiles
-                    answer = worker.ask(do="run", workload=workload.name, settings=settings)
+                    answer = run_once(worker, workload, settings)
                     progress.update()
                 seconds.append(answer["seconds"])
             chosen[name] = tries[name][seconds.index(min(seconds))]
-    sides = {
-        name: (lambda name=name: workers[name].ask(do="run", workload=workload.name, settings=chosen[name]))
-        for name in workers
-    }
+    sides = {name: (lambda name=name: run_once(workers[name], workload, chosen[name])) for name in workers}
     with common.Progress(2 * FLAGS.cycles * len(sides), workload.name, unit="run") as progress:
         runs = in_turns(sides, FLAGS.cycles, lambda _: progress.update())
     return {"settings": chosen, "runs": runs}
@@ -150,7 +164,7 @@ def report(
                     f"{workload.row_tokens / seconds:,.0f}",
                     f"{flops / seconds / rate:.0%}",
                     f"{median_of(measured, 'peak') / 2**30:.2f}",
-                    f"{measured[0]['first_loss']:.4f}",
+                    f"{measured[0]['first_loss'] or float('nan'):.4f}",
                 ]
             )
             if name != "caspo_jax":

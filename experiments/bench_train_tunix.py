@@ -43,15 +43,19 @@ class Side:
         workload = self._job["workloads"][name]
         batches = _batches(workload["pairs"], micro)
         trainer = self._trainer(workload["batch_size"] // micro)
-        started = time.perf_counter()
+        before, started = trainer.train_steps, time.perf_counter()
         trainer.train(batches)
         jax.block_until_ready(nnx.state(self._model))
         seconds = time.perf_counter() - started
-        losses = trainer.metrics_logger.get_metric_history("", "loss", "train")
+        try:  # written some updates late, so there may be none yet
+            losses = list(trainer.metrics_logger.get_metric_history("", "loss", "train"))
+        except KeyError:
+            losses = []
         return {
             "seconds": seconds,
-            "first_loss": float(losses[0]),
-            "last_loss": float(losses[-1]),
+            "first_loss": float(losses[0]) if losses else None,  # of the very first run
+            "last_loss": float(losses[-1]) if losses else None,
+            "updates": trainer.train_steps - before,
             "peak": peak_bytes(),
         }
 
@@ -68,6 +72,8 @@ class Side:
             self._trainers[accumulation] = dpo_trainer.DPOTrainer(
                 model=self._model, ref_model=self._reference, optimizer=optimizer, training_config=config
             )
+            # Else a second run skips as many batches as the first has read.
+            self._trainers[accumulation].is_managed_externally = True
         return self._trainers[accumulation]
 
 
