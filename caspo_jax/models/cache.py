@@ -105,9 +105,11 @@ def init_cache(
     layers, groups, dim = config.num_layers, config.num_kv_heads, config.head_dim
     prompt = jnp.zeros((layers, rows, groups, prompt_columns, dim), dtype)
     shape = (layers, capacity, dim, rows, groups) if lanes else (layers, rows, groups, capacity, dim)
-    own = jnp.zeros(shape, dtype)
+    empty = jnp.zeros(shape, dtype)
     valid = jnp.zeros((capacity, rows) if lanes else (rows, capacity), jnp.bool_)
-    return KVCache(prompt, prompt, jnp.zeros((rows, prompt_columns), jnp.bool_), own, own, valid, lanes, mesh)
+    return KVCache(
+        prompt, prompt, jnp.zeros((rows, prompt_columns), jnp.bool_), empty, empty, valid, lanes, mesh
+    )
 
 
 def write(cache: KVCache, layer: jax.Array, column: jax.Array, k: jax.Array, v: jax.Array) -> KVCache:
@@ -125,13 +127,8 @@ def write(cache: KVCache, layer: jax.Array, column: jax.Array, k: jax.Array, v: 
 def own(cache: KVCache, column: jax.Array) -> KVCache:
     """Marks a column as valid in every row."""
     axis = _COLUMNS[cache.lanes].valid
-    return dataclasses.replace(cache, valid=_set_column(cache.valid, True, column, axis))
-
-
-def _set_column(array: jax.Array, value: bool, index: jax.Array, axis: int) -> jax.Array:
-    shape = list(array.shape)
-    shape[axis] = 1
-    return lax.dynamic_update_slice_in_dim(array, jnp.full(shape, value, array.dtype), index, axis)
+    yes = jnp.ones((1, cache.rows) if cache.lanes else (cache.rows, 1), jnp.bool_)
+    return dataclasses.replace(cache, valid=lax.dynamic_update_slice_in_dim(cache.valid, yes, column, axis))
 
 
 def _on_rows(cache: KVCache, change: Callable[[jax.Array, int], jax.Array]) -> KVCache:

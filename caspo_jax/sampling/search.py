@@ -202,7 +202,7 @@ class _Batch:
     def __call__(self, units: list[Unit], size: int) -> list[list[Tree]]:
         lanes = prefers_lanes(size * self.num_slots)
         capacity = self.max_new_tokens if lanes else min(FIRST_SEGMENT, self.max_new_tokens)
-        state = self._start(units, size, capacity)
+        state = self._start(units, size, capacity, lanes)
         trees: list[list[Tree]] = [[] for _ in units]
         where = np.arange(size)  # which unit each question of the state belongs to
         where[len(units) :] = -1
@@ -243,7 +243,7 @@ class _Batch:
             _grow_state(light, capacity, cache.mesh), cache=cache, automaton=self.automaton, knobs=self.knobs
         )
 
-    def _start(self, units: list[Unit], size: int, capacity: int) -> CatState:
+    def _start(self, units: list[Unit], size: int, capacity: int, lanes: bool) -> CatState:
         longest = max(len(unit.prompt_ids) for unit in units)
         columns = self.prompt_columns
         while columns % 2 == 0 and longest <= columns // 2:  # few widths: every shape is compiled
@@ -256,7 +256,7 @@ class _Batch:
         for i, prompt in enumerate(prompts):
             token_ids[i, : len(prompt)] = prompt
             mask[i, : len(prompt)] = True
-        logits, cache = self._read(token_ids, mask, size)
+        logits, cache = self._read(token_ids, mask, lanes)
         row = np.array([index[unit.prompt_ids] for unit in units] + [0] * (size - len(units)))
         if len(logits) != size or (row != np.arange(size)).any():
             logits, cache = _take_prompts(logits, cache, row)
@@ -279,9 +279,8 @@ class _Batch:
         )
         return dataclasses.replace(state, cache=cache, automaton=self.automaton, knobs=self.knobs)
 
-    def _read(self, token_ids: np.ndarray, mask: np.ndarray, size: int) -> tuple[jax.Array, KVCache]:
+    def _read(self, token_ids: np.ndarray, mask: np.ndarray, lanes: bool) -> tuple[jax.Array, KVCache]:
         rows = max(1, PREFILL_PAIRS // token_ids.shape[1] ** 2)
-        lanes = prefers_lanes(size * self.num_slots)
         parts = [
             _prefill(self.graphdef, self.params, token_ids[i : i + rows], mask[i : i + rows], lanes)
             for i in range(0, len(token_ids), rows)
