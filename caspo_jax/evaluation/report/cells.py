@@ -48,7 +48,11 @@ def number_text(value: Any) -> str:
 
 
 def interval_text(low: float | None, high: float | None) -> str:
-    """[low, high] without the zeros before the points, or nothing."""
+    """[low, high] without the zeros before the points, or nothing.
+
+    >>> interval_text(-0.0123, 0.5)
+    '[−.012, .500]'
+    """
     if low is None or high is None:
         return ""
 
