@@ -62,6 +62,11 @@ def load_pretrained(
     Raises:
       UserError: one line naming the file or tensor: no such folder, an unknown architecture or rope type, a
         missing, unmapped or misshaped tensor, a pickle checkpoint, an unreadable file.
+
+    >>> from caspo_jax.tasks import get_task
+    >>> model, tokenizer = load_pretrained(get_task("graph").policy_path, dtype="float32")
+    >>> model(jnp.array([tokenizer.encode("a = 2; b: a + 3. b?")])).dtype.name
+    'float32'
     """
     folder = resolve_folder(path)
     config = ModelConfig.from_hf(folder)
@@ -135,6 +140,13 @@ def save_pretrained(
 
     Raises:
       UserError: an unknown dtype, or a path that holds something other than a checkpoint.
+
+    >>> import tempfile
+    >>> from caspo_jax.tasks import get_task
+    >>> folder = tempfile.mkdtemp() + "/copy"
+    >>> save_pretrained(*load_pretrained(get_task("graph").policy_path), folder)
+    >>> (Path(folder) / "model.safetensors").is_file()
+    True
     """
     target = Path(path)
     name = dtype or str(model.embed[...].dtype)
