@@ -14,7 +14,9 @@ import pytest
 
 from caspo_jax.records import question_to_record
 from caspo_jax.tasks import get_task
-from experiments.evaluate import even_groups, joined, restored
+from experiments.evaluate import joined
+from experiments.evaluate_run import even_groups
+from experiments.evaluate_settings import restored
 from tests.experiments.conftest import read
 
 TASK = get_task("graph")

@@ -1,0 +1,65 @@
+"""The settings of `evaluate`: from flags, into the manifest, and back from the file where they were chosen."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+from absl import flags
+
+from experiments import common
+
+FLAGS = flags.FLAGS
+
+
+def base_settings(policy: Any, questions: Sequence[Any]) -> Any:
+    """The flags as settings of all strategies."""
+    from caspo_jax.evaluation.strategies import Settings
+
+    sample = common.sample_config(policy, questions, num_samples=1)
+    judge = FLAGS.self_evaluation
+    if judge == "auto":
+        # The tiny policies have a template too, but nobody taught them to judge.
+        asks = getattr(policy.tokenizer, "chat_template", None) and not policy.settings.get("task")
+        judge = "prompt" if asks else "confidence"
+    return Settings(
+        sample=sample,
+        samples=FLAGS.num_samples,
+        warm_up=min(16, max(1, FLAGS.num_samples // 2)),
+        cat=common.cat_config(policy, sample),
+        cat_sizes=tuple(int(size) for size in FLAGS.cat_sizes),
+        self_evaluation=judge,
+    )
+
+
+def run_settings(policy: Any, strategies: Sequence[str], settings: Any, questions: Any) -> dict[str, Any]:
+    """What decides the answers, for the manifest."""
+    from caspo_jax.training.stages.policy import questions_digest
+
+    return {
+        "policy": policy.hash,
+        "dtype": str(policy.model.dtype),
+        "strategies": list(strategies),
+        "settings": dataclasses.asdict(settings),
+        "questions": {name: questions_digest(group) for name, group in questions.items()},
+        "seed": FLAGS.seed,
+        "group": FLAGS.group,
+        "repeats": FLAGS.repeats,
+        "tune": FLAGS.tune,
+        "tune_input": FLAGS.tune_input,
+        "batch_size": FLAGS.batch_size,
+    }
+
+
+def restored(base: Any, values: dict[str, Any]) -> Any:
+    """A (nested) settings dataclass from its JSON form."""
+    changes = {}
+    for field in dataclasses.fields(base):
+        before, value = getattr(base, field.name), values[field.name]
+        if dataclasses.is_dataclass(before):
+            value = restored(before, value)
+        elif isinstance(before, tuple):
+            value = tuple(tuple(v) if isinstance(v, list) else v for v in value)
+        changes[field.name] = value
+    return dataclasses.replace(base, **changes)
