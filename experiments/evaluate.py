@@ -28,7 +28,7 @@ from absl import flags
 
 from experiments import benchmark_source, common
 from experiments.evaluate_run import Runner
-from experiments.evaluate_settings import base_settings, run_settings
+from experiments.evaluate_settings import base_settings, cat_sizes, run_settings
 
 FLAGS = flags.FLAGS
 
@@ -40,7 +40,7 @@ def define_flags() -> None:
     common.define_question_flags()
     common.define_answer_flags()
     common.define_cat_flags()
-    flags.set_default(FLAGS["batch_size"], None)
+    FLAGS.set_default("batch_size", None)  # by memory
     flags.DEFINE_string(
         "base",
         None,
@@ -85,6 +85,8 @@ def define_flags() -> None:
 def main() -> None:
     """Evaluate, compare, or tabulate confidences."""
     from caspo_jax.errors import UserError
+    from caspo_jax.evaluation.strategies import check_names
+    from caspo_jax.models.pretrained import resolve_folder
 
     if FLAGS.compare:
         if len(FLAGS.compare) != 2:
@@ -104,10 +106,15 @@ def main() -> None:
     names = [*FLAGS.benchmarks, *(["input"] if FLAGS.input else [])]
     if not names:
         raise UserError("nothing to evaluate on: give --benchmarks=NAME,... or --input=Q.jsonl")
+    check_names(FLAGS.strategies)
+    cat_sizes()
     out = Path(FLAGS.out_dir)
     if FLAGS.base is None:
         evaluate(FLAGS.model, out, names)
         return
+    for path in (FLAGS.base, FLAGS.model):
+        if not (resolve_folder(path) / "config.json").is_file():
+            raise UserError(f"{path}: no config.json in it, so it is no policy")
     # One process: what one policy compiles serves the other, whose shapes are the same.
     both = {
         name: evaluate(path, out / name, names)

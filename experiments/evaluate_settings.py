@@ -8,6 +8,7 @@ from typing import Any
 
 from absl import flags
 
+from caspo_jax.errors import UserError
 from experiments import common
 
 FLAGS = flags.FLAGS
@@ -28,9 +29,20 @@ def base_settings(policy: Any, questions: Sequence[Any]) -> Any:
         samples=FLAGS.num_samples,
         warm_up=min(16, max(1, FLAGS.num_samples // 2)),
         cat=common.cat_config(policy, sample),
-        cat_sizes=tuple(int(size) for size in FLAGS.cat_sizes),
+        cat_sizes=cat_sizes(),
         self_evaluation=judge,
     )
+
+
+def cat_sizes() -> tuple[int, ...]:
+    """The numbers of --cat_sizes, in order, each once."""
+    try:
+        sizes = sorted({int(size) for size in FLAGS.cat_sizes})
+    except ValueError:
+        sizes = []
+    if not sizes or sizes[0] < 1:
+        raise UserError(f"--cat_sizes={','.join(FLAGS.cat_sizes)}: give numbers of branches such as 2,4,8")
+    return tuple(sizes)
 
 
 def run_settings(policy: Any, strategies: Sequence[str], settings: Any, questions: Any) -> dict[str, Any]:

@@ -149,6 +149,70 @@ def test_other_settings_are_refused_and_runs_compared_without_a_model(program, f
     assert program("evaluate", compare=str(whole))[0] == 1
 
 
+def test_base_and_policy_in_one_command(program, folder):
+    out = folder / "both"
+    code, _, err = run(program, out, base=TASK.policy_path, strategies="greedy,sequence_vote,cat", limit=8)
+    assert code == 0, err
+    rows = json.loads((out / "compare.json").read_text())["rows"]
+    assert {(r["strategy"], r["verdict"], r["difference"]) for r in rows} == {
+        (name, "equal", 0.0) for name in ("greedy", "sequence_vote", "cat")
+    }
+    assert figures(out / "base") == figures(out / "model")
+    for name in ("curve.png", "report.html", "base/against.graph.png", "model/report.html"):
+        assert (out / name).stat().st_size > 1000
+    code, _, err = run(program, folder / "none", base=folder)
+    assert (code, err.count("\n")) == (1, 1)
+    assert "config.json" in err
+    assert not (folder / "none").exists()
+
+
+@pytest.mark.parametrize(
+    ("line", "word"),
+    [
+        ("", "no questions"),
+        ('{"id": "a", "question": "x"}', "no gold answer"),
+        ('{"id": "a", "gold": "1"}', "questions.jsonl:1"),
+        ("{", "questions.jsonl:1"),
+    ],
+)
+@pytest.mark.parametrize("name", ["evaluate", "calibrate", "audit"])
+def test_bad_questions_are_one_line(program, tmp_path, name, line, word):
+    path = tmp_path / "questions.jsonl"
+    path.write_text(line)
+    flags = {"model": TASK.policy_path, "input": path}
+    flags |= {"output": tmp_path / "cal.json"} if name == "calibrate" else {"out_dir": tmp_path / "out"}
+    code, _, err = program(name, **flags)
+    assert (code, err.count("\n")) == (1, 1)
+    assert word in err
+
+
+def test_bad_traces_answers_and_alpha(program, tmp_path):
+    model = TASK.policy_path
+    (tmp_path / "empty.jsonl").write_text("")
+    (tmp_path / "answers.jsonl").write_text('{"benchmark": "graph"}\n')
+    (tmp_path / "unfinished").mkdir()
+    (tmp_path / "unfinished" / "answers.jsonl.partial").write_text("")
+    good = {"model": model, "out_dir": tmp_path / "out"}
+    for name, flags, word in (
+        ("evaluate", good | {"traces": tmp_path / "empty.jsonl"}, "no traces"),
+        ("evaluate", good | {"traces": tmp_path / "nowhere.jsonl"}, "nowhere.jsonl"),
+        ("evaluate", {"compare": f"{tmp_path / 'unfinished'},{tmp_path}"}, "has not ended"),
+        ("evaluate", {"compare": f"{tmp_path / 'nowhere'},{tmp_path}"}, "nowhere"),
+        ("evaluate", {"compare": f"{tmp_path},{tmp_path}"}, "answers.jsonl:1"),
+        ("evaluate", good | {"benchmarks": "graph", "cat_sizes": "2,many"}, "--cat_sizes=2,many"),
+        ("evaluate", good | {"benchmarks": "graph", "cat_sizes": "0"}, "--cat_sizes=0"),
+        (
+            "calibrate",
+            {"model": model, "input": tmp_path, "output": tmp_path / "c.json", "alpha": 0},
+            "--alpha=0",
+        ),
+        ("audit", good | {"input": tmp_path, "calibration": tmp_path / "answers.jsonl"}, "answers.jsonl"),
+    ):
+        code, _, err = program(name, **flags)
+        assert (code, err.count("\n")) == (1, 1), err
+        assert word in err
+
+
 def test_bad_flags(program, tmp_path):
     for flags, word in (
         ({}, "--model"),
