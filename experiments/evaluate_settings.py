@@ -18,7 +18,7 @@ def base_settings(policy: Any, questions: Sequence[Any]) -> Any:
     """The flags as settings of all strategies."""
     from caspo_jax.evaluation.strategies import Settings
 
-    sample = common.sample_config(policy, questions, num_samples=1)
+    sample = common.sample_config(policy, questions, num_samples=1, **length(policy, questions))
     judge = FLAGS.self_evaluation
     if judge == "auto":
         # The tiny policies have a template too, but nobody taught them to judge.
@@ -32,6 +32,21 @@ def base_settings(policy: Any, questions: Sequence[Any]) -> Any:
         cat_sizes=cat_sizes(),
         self_evaluation=judge,
     )
+
+
+def length(policy: Any, questions: Sequence[Any]) -> dict[str, int]:
+    """Without --max_new_tokens: half of what the context leaves, 1,024 at most.
+
+    Step by step a prefix as long as an output is read, and continued by another; and the questions that settings are
+    chosen on may be longer than these.
+    """
+    from caspo_jax.models import encode_prompt
+
+    if FLAGS.max_new_tokens is not None:
+        return {}
+    longest = max(len(encode_prompt(policy.tokenizer, q)) for q in questions)
+    room = policy.model.config.max_position_embeddings - longest
+    return {"max_new_tokens": max(1, min(1024, room // 2))}
 
 
 def cat_sizes() -> tuple[int, ...]:
