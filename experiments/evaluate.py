@@ -61,10 +61,13 @@ def define_flags() -> None:
         "group", 128, "questions decoded together; a killed run loses one group", lower_bound=1
     )
     flags.DEFINE_integer(
-        "tune", 64, "questions on which settings are chosen; 0 takes the flags as they are", lower_bound=0
+        "tune", 128, "questions on which settings are chosen; 0 takes the flags as they are", lower_bound=0
     )
     flags.DEFINE_integer(
         "repeats", 1, "answers a question of every strategy that draws at random, for mean@k", lower_bound=1
+    )
+    flags.DEFINE_bool(
+        "time_votes", False, "take the time of votes over fewer samples too, by drawing those samples again"
     )
     flags.DEFINE_string("tune_input", None, "JSONL of those questions, for what is no embedded task")
     flags.DEFINE_list("cat_sizes", ["2", "4", "8"], "numbers of branches K that CaT is run with")

@@ -27,6 +27,7 @@ def base_settings(policy: Any, questions: Sequence[Any]) -> Any:
     return Settings(
         sample=sample,
         samples=FLAGS.num_samples,
+        time_votes=FLAGS.time_votes,
         warm_up=min(16, max(1, FLAGS.num_samples // 2)),
         cat=common.cat_config(policy, sample),
         cat_sizes=cat_sizes(),

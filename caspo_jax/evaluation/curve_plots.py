@@ -20,7 +20,7 @@ _KINDS: Mapping[str, tuple[str, Sequence[str]]] = {
     COLOURS[2]: ("search by steps", ("beam", "mcts")),
 }
 _MARKERS = "osD^v"
-_COLUMNS = 4
+_COLUMNS = 5
 
 
 def _styles(names: Sequence[str]) -> dict[str, dict[str, Any]]:
@@ -92,7 +92,13 @@ def plot_curves(rows: Rows, path: str | Path) -> Path:
             axis.grid(axis="y", color="0.92", linewidth=0.8)
         line[1].sharey(line[0])
         line[0].set_ylabel("accuracy")
-        line[1].legend(frameon=False, fontsize=8, loc="center left", bbox_to_anchor=(1.0, 0.5))
+        line[1].legend(
+            *line[0].get_legend_handles_labels(),
+            frameon=False,
+            fontsize=8,
+            loc="center left",
+            bbox_to_anchor=(1.0, 0.5),
+        )
     return save_figure(figure, path)
 
 
@@ -104,7 +110,7 @@ def plot_against(rows: Rows, benchmark: str, path: str | Path, reference: str = 
     others = [n for n in names if n != reference]
     lines = -(-len(others) // _COLUMNS)
     columns = min(_COLUMNS, len(others))
-    figure, axes = axes_of(columns, width=2.9, height=2.6, rows=lines, share=True)
+    figure, axes = axes_of(columns, width=2.5, height=2.5, rows=lines, share=True)
     panels = axes.ravel()
     greedy = _of(here, "greedy")
     for axis, name in zip(panels, others):
