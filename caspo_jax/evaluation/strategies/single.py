@@ -6,7 +6,7 @@ import dataclasses
 
 from caspo_jax.evaluation.strategies.base import Answer, Context, Settings, timed
 from caspo_jax.sampling import CatConfig, cat_search, generate
-from caspo_jax.types import CatTree
+from caspo_jax.types import CatResult, CatTree
 
 
 def greedy(context: Context, settings: Settings) -> list[Answer]:
@@ -67,8 +67,9 @@ def search(context: Context, config: CatConfig, name: str, size: str) -> list[An
     return timed(lambda: _search(context, config, name, size), len(context.questions))
 
 
-def _search(context: Context, config: CatConfig, name: str, size: str) -> list[Answer]:
-    results = cat_search(
+def searched(context: Context, config: CatConfig) -> list[CatResult]:
+    """The trees of the context's questions, with their finished paths."""
+    return cat_search(
         context.model,
         context.tokenizer,
         context.questions,
@@ -78,6 +79,10 @@ def _search(context: Context, config: CatConfig, name: str, size: str) -> list[A
         equivalent=context.same,
         batch_size=context.batch_size,
     )
+
+
+def _search(context: Context, config: CatConfig, name: str, size: str) -> list[Answer]:
+    results = searched(context, config)
     context.show(f"{name}_{size}", results, vote=config.vote)
     return [
         Answer(
