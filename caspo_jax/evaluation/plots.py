@@ -10,7 +10,6 @@ import numpy as np
 
 from caspo_jax.distributed import is_writer
 from caspo_jax.evaluation.strategies import Outcome
-from caspo_jax.evaluation.strategies.pool import VOTES
 from caspo_jax.evaluation.tables import Tables
 from caspo_jax.metrics import reliability
 
@@ -19,18 +18,19 @@ COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#0
 MARKERS = "osD^vP*X"
 
 
-def axes_of(columns: int, width: float = 4.6, height: float = 3.8, rows: int = 1) -> tuple[Any, Any]:
-    """A figure and its panels, row after row, without a display."""
+def axes_of(columns: int, width: float = 4.6, height: float = 3.8) -> tuple[Any, Any]:
+    """A figure with one row of panels, without a display."""
     import matplotlib
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    size = (width * columns, height * rows)
-    figure, axes = plt.subplots(rows, columns, figsize=size, squeeze=False, layout="constrained")
-    for axis in axes.flat:
+    figure, axes = plt.subplots(
+        1, columns, figsize=(width * columns, height), squeeze=False, layout="constrained"
+    )
+    for axis in axes[0]:
         axis.spines[["top", "right"]].set_visible(False)
-    return figure, axes.ravel()
+    return figure, axes[0]
 
 
 def save_figure(figure: Any, path: str | Path) -> Path:
@@ -167,65 +167,32 @@ def plot_audit(
 
 
 def plot_curves(rows: Sequence[Mapping[str, Any]], path: str | Path) -> Path:
-    """Accuracy against decoded tokens, a line a strategy through its sizes with its 95 % band over questions.
-
-    Two panels a benchmark, so that bands can be told apart: votes over plain samples, and everything that steers or
-    stops outputs; greedy decoding, plain samples and CaT stand in both.
-    """
+    """Accuracy against decoded tokens, a line a strategy through its sizes with its 95 % band, one panel a benchmark."""
     benchmarks = list(dict.fromkeys(row["benchmark"] for row in rows))
-    panels = [(b, votes) for b in benchmarks for votes in (True, False)]
-    figure, axes = axes_of(2, width=5.4, height=4.6, rows=len(benchmarks))
-    for axis, (benchmark, votes) in zip(axes, panels):
-        mine = [r for r in rows if r["benchmark"] == benchmark and r["size"][:1] != "="]
-        names = list(dict.fromkeys(row["strategy"] for row in mine))
-        shown = [n for n in names if n in _REFERENCES or (n in VOTES) == votes]
-        others = [n for n in shown if n not in _STYLES]
-        for name in sorted(shown, key=lambda n: n == "cat"):  # CaT on top
-            i = others.index(name) if name in others else -1
-            colour, marker = _STYLES.get(name) or (COLOURS[1:6][i % 5], MARKERS[i % len(MARKERS)])
-            _curve(axis, [r for r in mine if r["strategy"] == name], name, colour, marker)
-        title = "votes over plain samples" if votes else "searches and stopped samples"
-        axis.set(title=f"{benchmark}: {title}", xlabel="decoded tokens a question", xscale="log")
-        ticks = _round_ticks([row["tokens"] for row in mine])
-        axis.set_xticks(ticks, [f"{tick:,}" for tick in ticks])
-        axis.minorticks_off()
-        axis.grid(axis="y", color="0.92", linewidth=0.8)
-        axis.set_axisbelow(True)
-        axis.legend(frameon=False, fontsize=8, loc="lower right")
-    for left, right in zip(axes[::2], axes[1::2]):
-        low, high = zip(left.get_ylim(), right.get_ylim())
-        left.set(ylim=(min(low), max(high)), ylabel="accuracy")
-        right.set_ylim(left.get_ylim())
+    names = list(dict.fromkeys(row["strategy"] for row in rows))
+    figure, axes = axes_of(len(benchmarks), width=7.2, height=4.6)
+    for axis, benchmark in zip(axes, benchmarks):
+        for i, name in enumerate(names):
+            mine = [
+                r
+                for r in rows
+                if (r["benchmark"], r["strategy"]) == (benchmark, name) and r["size"][:1] != "="
+            ]
+            mine.sort(key=lambda row: row["tokens"])
+            if not mine:
+                continue
+            x = [row["tokens"] for row in mine]
+            style = {"color": COLOURS[i % len(COLOURS)], "linewidth": 2.2 if name == "cat" else 1.1}
+            low, high = [row["low"] for row in mine], [row["high"] for row in mine]
+            axis.plot(x, [row["accuracy"] for row in mine], marker=MARKERS[i % len(MARKERS)], markersize=4,
+                      linestyle="-" if i < len(COLOURS) else "--", label=name.replace("_", " "), **style)  # fmt: skip
+            if len(mine) > 1:
+                axis.fill_between(x, low, high, color=style["color"], alpha=0.08, linewidth=0)
+            else:
+                axis.vlines(x, low, high, color=style["color"], linewidth=1, alpha=0.5)
+        axis.set(title=benchmark, xlabel="decoded tokens a question", ylabel="accuracy", xscale="log")
+        axis.legend(frameon=False, fontsize=7, loc="center left", bbox_to_anchor=(1.0, 0.5))
     return save_figure(figure, path)
-
-
-_REFERENCES = ("greedy", "sample", "cat")
-_STYLES = {
-    "greedy": (COLOURS[6], "*"),
-    "sample": ("0.5", "."),
-    "cat": (COLOURS[0], "o"),
-    "cat_paper": (COLOURS[0], "P"),
-}
-
-
-def _curve(axis: Any, rows: Sequence[Mapping[str, Any]], name: str, colour: str, marker: str) -> None:
-    rows = sorted(rows, key=lambda row: row["tokens"])
-    x, y = [row["tokens"] for row in rows], [row["accuracy"] for row in rows]
-    low, high = [row["low"] for row in rows], [row["high"] for row in rows]
-    width = 2.4 if name == "cat" else 1.2
-    label = name.replace("_", " ")
-    axis.plot(x, y, color=colour, marker=marker, markersize=5, linewidth=width, label=label)
-    if len(rows) > 1:
-        axis.fill_between(x, low, high, color=colour, alpha=0.18 if name == "cat" else 0.08, linewidth=0)
-    else:
-        axis.vlines(x, low, high, color=colour, linewidth=width, alpha=0.6)
-
-
-def _round_ticks(tokens: Sequence[float]) -> list[int]:
-    """1, 2, 5 times powers of ten in the range of the tokens."""
-    low, high = max(min(tokens), 1.0) / 1.1, max(tokens) * 1.1
-    found = [m * 10**p for p in range(8) for m in (1, 2, 5) if low <= m * 10**p <= high]
-    return found or [round(max(tokens))]
 
 
 def plot_noise(rows: Sequence[Mapping[str, Any]], base: Mapping[str, float], path: str | Path) -> Path:

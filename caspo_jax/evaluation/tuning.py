@@ -10,14 +10,11 @@ import numpy as np
 
 from caspo_jax.evaluation.strategies.base import Answer, Context, Settings
 from caspo_jax.evaluation.strategies.pool import VOTES, Pool, sample_pool, voted, with_statistics
-from caspo_jax.evaluation.strategies.single import cat_at, cat_paper, searched
+from caspo_jax.evaluation.strategies.single import cat_at, cat_paper, search
 from caspo_jax.evaluation.strategies.truncating import deepconf_online
-from caspo_jax.sampling import vote
-from caspo_jax.sampling.config import Vote
 
 TEMPERATURES = (0.5, 0.7, 1.0)
 THRESHOLDS = (0.0, 0.6, 0.7, 0.8, 0.9)
-CAT_VOTES: tuple[tuple[Vote, float], ...] = (("sequence", 1.0), ("confidence", 25.0))  # and its exponent
 GRIDS: dict[str, tuple[str, tuple[float, ...]]] = {
     "confidence_vote": ("gamma", (1.0, 5.0, 25.0)),
     "self_certainty": ("borda_power", (0.3, 0.7, 1.2)),
@@ -33,10 +30,9 @@ def tune(
 ) -> tuple[Settings, list[dict[str, Any]]]:
     """The best settings on the context's questions, and every trial with its accuracy.
 
-    The pool's temperature is the one with the best mean accuracy over the wanted votes, each at its best setting, ties to
-    the value that comes first; CaT has a temperature, a threshold and a vote of its own, at its middle size, and CaT as
-    published a threshold, ties to the fewest tokens. KAPPA, beam, MCTS and CoT-decoding keep their settings and take the
-    pool's temperature.
+    The pool's temperature is the one with the best mean accuracy over the wanted votes, each at its best setting; CaT
+    has a temperature and a threshold of its own, at its middle size. Ties go to the value that comes first. KAPPA,
+    beam, MCTS and CoT-decoding keep their settings and take the pool's temperature.
     """
     trials: list[dict[str, Any]] = []
     searched = [n for n in ("cat", "cat_paper") if n in names]
@@ -112,33 +108,23 @@ def _cat(
     context: Context, settings: Settings, trials: list[dict[str, Any]], tick: Callable[[], None]
 ) -> Settings:
     size = settings.cat_sizes[len(settings.cat_sizes) // 2]
-    best, chosen = (-1.0, 0.0), settings.cat
+    best, chosen = -1.0, settings.cat
     for temperature in TEMPERATURES:
         for threshold in THRESHOLDS:
             sample = dataclasses.replace(settings.cat.sample, temperature=temperature)
             config = dataclasses.replace(settings.cat, sample=sample, threshold=threshold)
-            found = searched(context, cat_at(config, size))
-            tokens = float(np.mean([result.tokens for result in found]))
-            for method, gamma in CAT_VOTES:  # the trees are the same for all
-                answers = [
-                    vote(r.paths, method, extract=context.extract, equivalent=context.same, gamma=gamma)[0]
-                    for r in found
-                ]
-                accuracy = float(np.mean([context.right(a, q) for a, q in zip(answers, context.questions)]))
-                trials.append(
-                    {
-                        "strategy": "cat",
-                        "temperature": temperature,
-                        "setting": "threshold",
-                        "value": threshold,
-                        "vote": method,
-                        "accuracy": accuracy,
-                        "tokens": tokens,
-                    }
-                )
-                if (accuracy, -tokens) > best:
-                    best = accuracy, -tokens
-                    chosen = dataclasses.replace(config, vote=method, gamma=gamma)
+            accuracy = _accuracy(search(context, cat_at(config, size), "cat", str(size)))
+            trials.append(
+                {
+                    "strategy": "cat",
+                    "temperature": temperature,
+                    "setting": "threshold",
+                    "value": threshold,
+                    "accuracy": accuracy,
+                }
+            )
+            if accuracy > best + 1e-12:
+                best, chosen = accuracy, config
             tick()
     return dataclasses.replace(settings, cat=chosen)
 
@@ -146,21 +132,14 @@ def _cat(
 def _paper(
     context: Context, settings: Settings, trials: list[dict[str, Any]], tick: Callable[[], None]
 ) -> Settings:
-    best, chosen = (-1.0, 0.0), settings
+    best, chosen = -1.0, settings
     for threshold in THRESHOLDS:
         at = dataclasses.replace(settings, paper_threshold=threshold)
-        answers = cat_paper(context, at)
-        accuracy, tokens = _accuracy(answers), float(np.mean([a.tokens for a in answers]))
+        accuracy = _accuracy(cat_paper(context, at))
         trials.append(
-            {
-                "strategy": "cat_paper",
-                "setting": "threshold",
-                "value": threshold,
-                "accuracy": accuracy,
-                "tokens": tokens,
-            }
+            {"strategy": "cat_paper", "setting": "threshold", "value": threshold, "accuracy": accuracy}
         )
-        if (accuracy, -tokens) > best:
-            best, chosen = (accuracy, -tokens), at
+        if accuracy > best + 1e-12:
+            best, chosen = accuracy, at
         tick()
     return chosen

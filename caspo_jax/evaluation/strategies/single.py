@@ -6,7 +6,7 @@ import dataclasses
 
 from caspo_jax.evaluation.strategies.base import Answer, Context, Settings, timed
 from caspo_jax.sampling import CatConfig, cat_search, generate
-from caspo_jax.types import CatResult, CatTree
+from caspo_jax.types import CatTree
 
 
 def greedy(context: Context, settings: Settings) -> list[Answer]:
@@ -67,9 +67,8 @@ def search(context: Context, config: CatConfig, name: str, size: str) -> list[An
     return timed(lambda: _search(context, config, name, size), len(context.questions))
 
 
-def searched(context: Context, config: CatConfig) -> list[CatResult]:
-    """The trees of the context's questions, with their finished paths."""
-    return cat_search(
+def _search(context: Context, config: CatConfig, name: str, size: str) -> list[Answer]:
+    results = cat_search(
         context.model,
         context.tokenizer,
         context.questions,
@@ -79,10 +78,6 @@ def searched(context: Context, config: CatConfig) -> list[CatResult]:
         equivalent=context.same,
         batch_size=context.batch_size,
     )
-
-
-def _search(context: Context, config: CatConfig, name: str, size: str) -> list[Answer]:
-    results = searched(context, config)
     context.show(f"{name}_{size}", results, vote=config.vote)
     return [
         Answer(
