@@ -175,9 +175,9 @@ def _suggestion(program: Program, chip: Chip, chips: int, needed: float) -> str:
     while needed / factor > 0.9 * chip.hbm_bytes:
         factor *= 2
     if program.what == "train":
-        if arguments > 0.8 * chip.hbm_bytes:
+        if arguments > 0.8 * chip.hbm_bytes or not program.divisible:
             return f"Split the parameters over more chips: about {factor * chips} with fsdp would hold them"
-        return f"Take fewer rows a batch (--rows, a {factor}th and more micro-batches), or more chips"
+        return f"Take fewer rows a batch (--rows, 1/{factor} of them in each of more micro-batches), or more chips"
     cache = program.arguments["KV cache"]
     if cache > arguments / 2:
         return f"Take fewer questions or branches at once (1/{factor} of them), a lower --max_new_tokens, or more chips"
