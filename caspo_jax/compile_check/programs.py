@@ -48,6 +48,7 @@ class Program:
     taken: tuple[str, ...]  # scopes of conditionals that count as their dearest branch
     tokens: int  # that a run of the program reads (train) or draws (cat)
     per: str  # what one run counts for
+    divisible: bool = True  # whether less could be done at once on this mesh
     growing: int = (
         0  # bytes a chip beside the arguments while buffers are made larger, before the program runs
     )
@@ -119,6 +120,7 @@ def train_program(
         taken=("attention_blocks",),  # the blocks that nobody sees are left out by the trips
         tokens=shape.rows * shape.length,
         per="update",
+        divisible=shape.rows > ways,
     )
 
 
