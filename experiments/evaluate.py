@@ -287,8 +287,7 @@ class Runner:
             if not self.outputs[output].complete:
                 self.outputs[output].finish()
         if not written.complete:
-            partial = written.path.with_name(written.path.name + ".partial")
-            records = [r for _, r in read_jsonl(partial)]
+            records = written.records()
             samples = [r for _, r in read_jsonl(self.out / "samples.jsonl")]
             for name, settings in self.settings.items():
                 mine = [r for r in records if r["benchmark"] == name and not r["size"].startswith("=")]
@@ -300,14 +299,11 @@ class Runner:
         rows, paired = results.table(records), results.paired_table(records)
         write_table(self.out / "table", rows, results.COLUMNS)
         plots.plot_curves(rows, self.out / "curve.png")
-        print(markdown(rows, results.COLUMNS))
+        common.say(markdown(rows, results.COLUMNS))
         if paired:
             write_table(self.out / "paired", paired, results.PAIRED_COLUMNS)
-            print(
-                "\nCaT against the others, paired by question",
-                markdown(paired, results.PAIRED_COLUMNS),
-                sep="\n\n",
-            )
+            heading = "\nCaT against the others, paired by question"
+            common.say(f"{heading}\n\n{markdown(paired, results.PAIRED_COLUMNS)}")
         return rows
 
 
@@ -337,7 +333,7 @@ def compare(a: str, b: str) -> None:
     from caspo_jax.evaluation.formats import markdown, write_table
 
     rows = results.compare(results.read_answers(a), results.read_answers(b))
-    print(markdown(rows, results.COMPARED_COLUMNS))
+    common.say(markdown(rows, results.COMPARED_COLUMNS))
     if FLAGS.out_dir:
         write_table(Path(FLAGS.out_dir) / "compare", rows, results.COMPARED_COLUMNS, a=str(a), b=str(b))
         common.write_html_report(FLAGS.out_dir, None)

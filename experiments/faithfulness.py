@@ -280,7 +280,7 @@ def report(
     if FLAGS.plots:
         draw(table, out)
     write_json(out / "report.json", record)
-    print(text)
+    common.say(text)
     common.write_html_report(out, FLAGS.model)
     common.closing(
         f"report in {out}",
@@ -330,7 +330,7 @@ def compare(folders: Sequence[Path], out: Path) -> None:
     text = f.render_comparison(record, str(folders[0]), str(folders[1]))
     write_json(out / "compare.json", record)
     write_text(out / "compare.txt", text)
-    print(text)
+    common.say(text)
     common.write_html_report(out, None)
     common.closing(
         f"comparison in {out / 'report.html'} and compare.json", {"questions": record["questions"]}

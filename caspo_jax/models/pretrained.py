@@ -90,7 +90,8 @@ def _load(
     checkpoint: Checkpoint, weight: Weight, config: ModelConfig, dtype: jnp.dtype, mesh: Mesh | None
 ) -> jax.Array:
     if mesh is None:
-        return jnp.asarray(read_parameter(checkpoint, weight, config, dtype))
+        # jnp.asarray would copy: a stacked parameter, a third of a model, would be there twice.
+        return jax.device_put(read_parameter(checkpoint, weight, config, dtype))
     parts: dict[str, np.ndarray] = {}  # devices that hold the same part share one reading of it
 
     def part(index: Any) -> np.ndarray:
