@@ -5,7 +5,6 @@ import shutil
 
 import pytest
 
-from tests.experiments.conftest import GOLDENS
 from tests.experiments.test_bad_input import MODEL, change_config, one_line
 
 QUESTION = {"id": "a", "prompt_ids": [5, 6, 7], "gold": "1"}
