@@ -317,9 +317,10 @@ def test_calibrate_generate_and_audit(program, held_out, tmp_path):
     assert audit["chosen"]["lost"] <= lost + 1e-12  # a question's last branch is never pruned
     assert audit["sweep"][0]["pruned"] == 0
     assert audit["oracle"]["accuracy"] == pytest.approx(len(scores) / 24)
-    code, _, err = program("calibrate", output=tmp_path / "y.json", threshold=0.5, **shared)
-    assert code == 1
-    assert "--threshold" in err
+    for flags, word in (({"threshold": 0.5}, "--threshold"), ({"alpha": 0}, "--alpha=0")):
+        code, _, err = program("calibrate", output=tmp_path / "y.json", **shared, **flags)
+        assert code == 1
+        assert word in err
 
 
 def test_confidence_table_of_traces(program, held_out, tmp_path):
