@@ -11,7 +11,8 @@ separate questions (the tune split of an embedded task, or --tune_input); --tune
 
 DIR/answers.jsonl holds one line an answer: what was answered, whether it is right, decoded tokens, forward passes,
 seconds. Every figure of DIR/table.{md,csv,json} and DIR/paired.{md,csv,json} can be computed from it; the ten-line
-script is in experiments/README.md. DIR/curve.png shows accuracy against tokens.
+script is in experiments/README.md. DIR/curve.png shows accuracy against tokens; DIR/report.html shows all of it, with the
+traces and trees of the first questions (DIR/samples).
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from typing import Any
 
 from absl import flags
 
-from experiments import benchmark_source, common
+from experiments import benchmark_source, common, evaluate_samples
 
 FLAGS = flags.FLAGS
 
@@ -89,6 +90,7 @@ def main() -> None:
         from experiments.confidence_report import report
 
         report(common.load_policy(), FLAGS.traces, Path(FLAGS.out_dir))
+        common.write_html_report(FLAGS.out_dir, FLAGS.model)
         return
     benchmark_source.data_paths(FLAGS.data)
     names = [*FLAGS.benchmarks, *(["input"] if FLAGS.input else [])]
@@ -119,8 +121,9 @@ def evaluate(names: Sequence[str]) -> None:
     rows = runner.finish()
     if not manifest.complete:
         manifest.finish(questions=sum(map(len, questions.values())), rows=len(rows))
+    common.write_html_report(out, FLAGS.model)
     common.closing(
-        f"answers, table.md, paired.md and curve.png in {out}",
+        f"answers, table.md, paired.md, curve.png and report.html in {out}",
         {
             "questions": sum(map(len, questions.values())),
             "strategies": len(strategies),
@@ -183,7 +186,7 @@ class Runner:
         self.settings: dict[str, Any] = {}
         self.count = 0
 
-    def context(self, benchmark: Any, questions: Sequence[Any], repeat: int = 0) -> Any:
+    def context(self, benchmark: Any, questions: Sequence[Any], repeat: int = 0, keep: Any = None) -> Any:
         """What the strategies are given; each repeat draws by a key of its own."""
         import jax
 
@@ -200,6 +203,7 @@ class Runner:
             score=lambda answer, question: bool(benchmark.score(answer, question)),
             same=benchmark.equal,
             batch_size=FLAGS.batch_size,
+            keep=keep,
         )
 
     def tuned(self, name: str, settings: Any) -> Any:
@@ -247,7 +251,8 @@ class Runner:
         done = self.outputs["groups"].done | self._finished("groups")
         with common.Progress(len(parts) * FLAGS.repeats * len(plan), name, unit="part") as progress:
             for repeat, (index, part) in itertools.product(range(FLAGS.repeats), enumerate(parts)):
-                context = self.context(benchmark, part, repeat)
+                keep = evaluate_samples.keeper(self.out, name, benchmark, part)
+                context = self.context(benchmark, part, repeat, None if repeat or index else keep)
                 for family, strategies in plan.items():
                     mark = f"{name}/{repeat}/{index}/{family}"
                     # What is drawn at random once is enough for greedy choices; votes are matched on the first pool.
@@ -282,8 +287,7 @@ class Runner:
             if not self.outputs[output].complete:
                 self.outputs[output].finish()
         if not written.complete:
-            partial = written.path.with_name(written.path.name + ".partial")
-            records = [r for _, r in read_jsonl(partial)]
+            records = written.records()
             samples = [r for _, r in read_jsonl(self.out / "samples.jsonl")]
             for name, settings in self.settings.items():
                 mine = [r for r in records if r["benchmark"] == name and not r["size"].startswith("=")]
@@ -295,14 +299,11 @@ class Runner:
         rows, paired = results.table(records), results.paired_table(records)
         write_table(self.out / "table", rows, results.COLUMNS)
         plots.plot_curves(rows, self.out / "curve.png")
-        print(markdown(rows, results.COLUMNS))
+        common.say(markdown(rows, results.COLUMNS))
         if paired:
             write_table(self.out / "paired", paired, results.PAIRED_COLUMNS)
-            print(
-                "\nCaT against the others, paired by question",
-                markdown(paired, results.PAIRED_COLUMNS),
-                sep="\n\n",
-            )
+            heading = "\nCaT against the others, paired by question"
+            common.say(f"{heading}\n\n{markdown(paired, results.PAIRED_COLUMNS)}")
         return rows
 
 
@@ -332,9 +333,10 @@ def compare(a: str, b: str) -> None:
     from caspo_jax.evaluation.formats import markdown, write_table
 
     rows = results.compare(results.read_answers(a), results.read_answers(b))
-    print(markdown(rows, results.COMPARED_COLUMNS))
+    common.say(markdown(rows, results.COMPARED_COLUMNS))
     if FLAGS.out_dir:
         write_table(Path(FLAGS.out_dir) / "compare", rows, results.COMPARED_COLUMNS, a=str(a), b=str(b))
+        common.write_html_report(FLAGS.out_dir, None)
     common.closing(
         f"{b} against {a}",
         {verdict: sum(row["verdict"] == verdict for row in rows) for verdict in ("above", "equal", "below")},

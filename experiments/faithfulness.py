@@ -13,7 +13,7 @@ Stages, each with its own file in DIR, each taken up again where it was stopped:
   hidden        RCC over last-layer states, step by step
   prefix        k continuations sampled before each step: 1 - share that contradicts it
   probe         a linear probe on hidden states, split by question; needs verdicts of steps, or --probe=DIR
-  report        tables, report.json, steps.jsonl (a line a step), plots
+  report        tables, report.json, steps.jsonl (a line a step), plots, report.html with the words beside the confidence
 
 --compare holds two finished folders together: differences paired by question, second minus first.
 """
@@ -280,12 +280,13 @@ def report(
     if FLAGS.plots:
         draw(table, out)
     write_json(out / "report.json", record)
-    print(text)
+    common.say(text)
+    common.write_html_report(out, FLAGS.model)
     common.closing(
         f"report in {out}",
         {
             "steps": len(table.texts),
-            "files": "report.json, report.txt, steps.jsonl" + (", plots" if FLAGS.plots else ""),
+            "files": "report.html, report.json, report.txt, steps.jsonl" + (", plots" if FLAGS.plots else ""),
         },
     )
 
@@ -329,8 +330,11 @@ def compare(folders: Sequence[Path], out: Path) -> None:
     text = f.render_comparison(record, str(folders[0]), str(folders[1]))
     write_json(out / "compare.json", record)
     write_text(out / "compare.txt", text)
-    print(text)
-    common.closing(f"comparison in {out / 'compare.json'}", {"questions": record["questions"]})
+    common.say(text)
+    common.write_html_report(out, None)
+    common.closing(
+        f"comparison in {out / 'report.html'} and compare.json", {"questions": record["questions"]}
+    )
 
 
 def read_table(folder: Path) -> Any:

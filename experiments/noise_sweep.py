@@ -56,7 +56,7 @@ def define_flags() -> None:
     flags.DEFINE_integer("seed", 0, "seed of questions, sampling, training and flips", lower_bound=0)
     flags.DEFINE_integer("batch_size", 2048, "rows decoded together", lower_bound=1)
     flags.DEFINE_bool("overwrite", False, "start anew even if DIR was begun with other settings")
-    flags.DEFINE_bool("quiet", False, "no progress bars")
+    common.define_terminal_flags()
 
 
 def main() -> None:

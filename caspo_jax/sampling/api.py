@@ -187,6 +187,16 @@ def generate(
 
     Raises:
       UserError: bad questions, prompts or key.
+
+    >>> import jax
+    >>> from caspo_jax.models import load_pretrained
+    >>> from caspo_jax.tasks import get_task
+    >>> task = get_task("graph")
+    >>> config = SampleConfig(max_new_tokens=96, temperature=0.0)
+    >>> questions = task.questions("test", 2, seed=0)
+    >>> traces = generate(*load_pretrained(task.policy_path), questions, config, jax.random.key(0))
+    >>> [trace.finish_reason for trace in traces], 0 < traces[0].steps[0].confidence <= 1
+    (['eos', 'eos'], True)
     """
     strategy = "greedy" if config.temperature == 0 else "sample"
     samples = config.num_samples
@@ -243,6 +253,18 @@ def cat_search(
 
     Raises:
       UserError: bad questions, prompts or key.
+
+    >>> import jax
+    >>> from caspo_jax.models import load_pretrained
+    >>> from caspo_jax.tasks import extract_answer, get_task
+    >>> task = get_task("graph")
+    >>> config = CatConfig(num_branches=2, threshold=0.8, sample=SampleConfig(max_new_tokens=96, temperature=0.7))
+    >>> questions = task.questions("test", 2, seed=0)
+    >>> results = cat_search(
+    ...     *load_pretrained(task.policy_path), questions, config, jax.random.key(0), extract=extract_answer
+    ... )
+    >>> [result.tokens > 0 and result.answer is not None for result in results]
+    [True, True]
     """
     run = _run(model, tokenizer, questions, config, key, strategy, None, batch_size, progress)
     results = []

@@ -125,7 +125,8 @@ def top_p_floor(weights: jax.Array, top_p: jax.Array) -> jax.Array:
     if weights.shape[-1] <= TOP_P_CANDIDATES:
         # Rounding alone can leave the total short of the target: keep everything then.
         return jnp.where(short, 0.0, found)
-    return lax.cond(jnp.any(short), search, lambda _: found, None)
+    with jax.named_scope("top_p_search"):
+        return lax.cond(jnp.any(short), search, lambda _: found, None)
 
 
 def inverse_cdf(weights: jax.Array, uniform: jax.Array) -> jax.Array:

@@ -136,7 +136,7 @@ def _head_forward(
     hidden: Array, unembedding: Array, targets: Array, mask: Array, chunk: int, mesh: Mesh | None
 ) -> tuple[tuple[Array, Array], tuple[Array, ...]]:
     def body(i: Array, outputs: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
-        states = constrain(mesh, _columns(hidden, i, chunk), _SHARED_ROWS)
+        states = _states(hidden, i, chunk, mesh)
         logits = _logits(states, unembedding, mesh)
         stats = token_stats(logits, _columns(targets, i, chunk), ("logprob", "entropy", "logsumexp"))
         keep = _columns(mask, i, chunk)
@@ -162,7 +162,7 @@ def _head_backward(
 
     def body(i: Array, gradients: tuple[Array, Array]) -> tuple[Array, Array]:
         d_hidden, d_unembedding = gradients
-        states = constrain(mesh, _columns(hidden, i, chunk), _SHARED_ROWS)
+        states = _states(hidden, i, chunk, mesh)
         logits = _logits(states, unembedding, mesh)
         softmax = jnp.exp(logits - _columns(logsumexp, i, chunk)[..., None])
         ids = jnp.arange(unembedding.shape[0], dtype=targets.dtype)
@@ -191,6 +191,12 @@ def _trips(mask: Array, chunk: int) -> Array:
 
 def _columns(array: Array, i: Array, chunk: int) -> Array:
     return jax.lax.dynamic_slice_in_dim(array, i * chunk, chunk, axis=1)
+
+
+def _states(hidden: Array, i: Array, chunk: int, mesh: Mesh | None) -> Array:
+    # Placed as it is first: the compiler would otherwise gather all columns in every trip, and cut the chunk from them.
+    columns = constrain(mesh, _columns(hidden, i, chunk), _ROWS)
+    return constrain(mesh, columns, _SHARED_ROWS)
 
 
 def _logits(states: Array, unembedding: Array, mesh: Mesh | None) -> Array:

@@ -90,6 +90,7 @@ def test_table_is_recomputed_from_the_answers_by_the_documented_script(program, 
     samples = read(folder / "whole" / "samples.jsonl")
     assert len(samples) == 16 * 4
     assert (folder / "whole" / "curve.png").stat().st_size > 1000
+    assert "CaT against the others" in (folder / "whole" / "report.html").read_text(encoding="utf-8")
     # A sample's own record and its answer agree; votes cost what their samples cost.
     spent = {}
     for s in samples:

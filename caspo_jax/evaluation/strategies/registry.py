@@ -84,6 +84,7 @@ def run_family(family: str, names: Sequence[str], context: Context, settings: Se
     started = time.monotonic()
     pool = sample_pool(context, settings)
     seconds = (time.monotonic() - started) / len(context.questions)
+    context.show("sample", [trace for group in pool.traces for trace in group])
     pool = with_statistics(pool, context, settings)
     whole = str(settings.samples)
     answers = [

@@ -26,6 +26,7 @@ def _greedy(context: Context, settings: Settings) -> list[Answer]:
         context.key,
         batch_size=context.batch_size,
     )
+    context.show("greedy", traces)
     answers = []
     for question, trace in zip(context.questions, traces, strict=True):
         answer = context.extract(trace.text)
@@ -77,6 +78,7 @@ def _search(context: Context, config: CatConfig, name: str, size: str) -> list[A
         equivalent=context.same,
         batch_size=context.batch_size,
     )
+    context.show(f"{name}_{size}", results, vote=config.vote)
     return [
         Answer(
             name,

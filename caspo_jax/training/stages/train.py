@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from caspo_jax.distributed import writer_first
+from caspo_jax.distributed import from_writer, writer_first
 from caspo_jax.errors import UserError
 from caspo_jax.models import load_adapter, save_adapter, save_pretrained
 from caspo_jax.preferences.packing import Row
@@ -192,7 +192,8 @@ def _write_once(
     overwrite: bool,
 ) -> Path:
     """Write a folder and its manifest, unless the manifest says that it is there."""
-    if manifest_path(output).exists():
+    # Said by one process: it may be done before another looks.
+    if from_writer("folder", lambda: str(manifest_path(output).exists())) == "True":
         manifest = Manifest.open(manifest_path(output), program=program, config=settings, overwrite=overwrite)
         if manifest.complete:
             return output
