@@ -8,24 +8,11 @@ from collections.abc import Sequence
 import numpy as np
 
 from caspo_jax.sampling import state as codes
-from caspo_jax.sampling.config import CatConfig
+from caspo_jax.sampling.config import BOUNDED, CatConfig
 from caspo_jax.sampling.traces import path_arrays
 from caspo_jax.sampling.tree import Tree
 from caspo_jax.sampling.votes import Equivalent, Extract, vote
 from caspo_jax.types import Trace
-
-# Step confidences in [0, 1]; every path confidence of theirs lies there too.
-BOUNDED = (
-    "entropy",
-    "max_entropy",
-    "tail_entropy",
-    "first_token",
-    "normalised",
-    "mean_logprob",
-    "sum_logprob",
-    "max_prob",
-    "margin",
-)
 
 
 def is_decided(

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import dataclasses
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from toy_model import BATCH, CAPACITY, EOS, VOCABULARY, config, make_policy, question_keys, start, tables
 
+import caspo_jax as cj
 from caspo_jax.sampling import cat_decode, tree_of, vote
 from caspo_jax.sampling.decided import is_decided
 from caspo_jax.sampling.policy import fork_expand, score_last
 from caspo_jax.sampling.traces import build_trace
 from caspo_jax.sampling.votes import same_text
+from caspo_jax.tasks import extract_answer, get_task
 from caspo_jax.types import Question
 
 QUESTION = Question(id="q", question="?")
@@ -90,6 +93,38 @@ def test_a_confidence_without_an_upper_bound_decides_nothing():
         tree = tree_of(state, b)
         if not bool(state.done[b]):
             assert not is_decided(tree, finished(tree, settings), settings, first_byte, same_text)
+
+
+def test_a_search_that_stops_early_answers_alike_with_fewer_tokens():
+    task = get_task("graph")
+    model, tokenizer = cj.load_pretrained(task.policy_path)
+    questions = task.questions("tune", 12, seed=0)
+    sample = cj.SampleConfig(max_new_tokens=96, temperature=0.7)
+    results = []
+    for stop in (False, True):
+        settings = cj.CatConfig(num_branches=4, threshold=0.8, stop_decided=stop, sample=sample)
+        results.append(
+            cj.cat_search(model, tokenizer, questions, settings, jax.random.key(0), extract=extract_answer)
+        )
+    for whole, early in zip(*results, strict=True):
+        assert early.answer == whole.answer
+        assert early.tokens <= whole.tokens
+    ended = [r for r in results[1] if any(node.reason == "decided" for node in r.tree.nodes)]
+    assert ended
+    assert sum(r.tokens for r in results[1]) < sum(r.tokens for r in results[0])
+    assert not any(node.status == "live" for result in results[1] for node in result.tree.nodes)
+
+
+@pytest.mark.parametrize(
+    ("changes", "match"),
+    [
+        ({"vote": "best_path"}, "a surer path may always come"),
+        ({"vote": "confidence", "step_confidence": "deepconf"}, "no upper bound"),
+    ],
+)
+def test_votes_that_are_never_decided_are_refused(changes, match):
+    with pytest.raises(cj.UserError, match=match):
+        cj.CatConfig(stop_decided=True, **changes)
 
 
 @pytest.mark.slow
