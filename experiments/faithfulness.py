@@ -13,7 +13,7 @@ Stages, each with its own file in DIR, each taken up again where it was stopped:
   hidden        RCC over last-layer states, step by step
   prefix        k continuations sampled before each step: 1 - share that contradicts it
   probe         a linear probe on hidden states, split by question; needs verdicts of steps, or --probe=DIR
-  report        tables, report.json, steps.jsonl (a line a step), plots
+  report        tables, report.json, steps.jsonl (a line a step), plots, report.html with the words beside the confidence
 
 --compare holds two finished folders together: differences paired by question, second minus first.
 """
@@ -26,7 +26,7 @@ from typing import Any
 
 from absl import flags
 
-from experiments import common
+from experiments import common, faithfulness_judges
 
 FLAGS = flags.FLAGS
 STAGES = ("decisiveness", "token", "hidden", "prefix", "probe", "report")
@@ -46,16 +46,7 @@ def define_flags() -> None:
     flags.DEFINE_string(
         "step_delimiter", None, r"what ends a step; default: the policy's caspo.json, else \n\n"
     )
-    flags.DEFINE_multi_string("scores", [], "JSONL of recorded decisiveness scores (repeatable)")
-    flags.DEFINE_string("decisiveness_judge", None, "checkpoint that rates decisiveness by a rubric")
-    flags.DEFINE_string("rubric", None, "text file with the rubric; default: the packaged one")
-    flags.DEFINE_bool("lexicon", True, "score decisiveness with the hedge lexicon")
-    flags.DEFINE_enum(
-        "consistency", "auto", ["auto", "exact", "answers", "judge"], "who says what contradicts. exact: the embedded "
-        "task's checker; answers: what the paragraphs come to; judge: --contradiction_judge; auto: exact for a tiny "
-        "policy, judge if one is given, else answers",
-    )  # fmt: skip
-    flags.DEFINE_string("contradiction_judge", None, "checkpoint that judges contradictions")
+    faithfulness_judges.define_flags()
     flags.DEFINE_integer("samples", 10, "continuations a step", lower_bound=1)
     flags.DEFINE_float("temperature", 0.8, "of the continuations")
     flags.DEFINE_float("top_p", 0.95, "of the continuations")
@@ -71,10 +62,6 @@ def define_flags() -> None:
     flags.DEFINE_float("delta", 0.4, "RCC: weight of the newest step")
     flags.DEFINE_string("probe", None, "folder of a fitted probe to use; default: fit one, split by question")
     flags.DEFINE_float("probe_l2", 1.0, "the probe's penalty", lower_bound=0)
-    flags.DEFINE_enum(
-        "verifier", "auto", ["auto", "recorded", "exact", "equations", "none"], "verdicts of steps, for the probe and "
-        "factual calibration; auto: recorded ones, else exact for a tiny policy, else none",
-    )  # fmt: skip
     flags.DEFINE_integer("draws", 1000, "bootstrap resamples and permutations", lower_bound=1)
     flags.DEFINE_bool("plots", True, "draw the plots")
 
@@ -111,7 +98,7 @@ def measure(out: Path) -> None:
         return f.Stage(subjects, out, settings, overwrite=FLAGS.overwrite, progress=progress.reach)
 
     if "decisiveness" in stage_flags:
-        scorers, files = build_scorers()
+        scorers, files = faithfulness_judges.build_scorers()
         f.decisiveness_stage(stage("decisiveness"), scorers, files=files)
     forced = [name for name in ("token", "hidden") if name in stage_flags]
     if forced:
@@ -126,7 +113,7 @@ def measure(out: Path) -> None:
             max_steps=FLAGS.max_steps,
             delimiter=settings["delimiter"],
         )
-        judge, files = build_contradiction_judge(policy)
+        judge, files = faithfulness_judges.build_contradiction_judge(policy)
         f.prefix_stage(
             stage("prefix"),
             policy.model,
@@ -137,7 +124,7 @@ def measure(out: Path) -> None:
             batch_size=FLAGS.batch_size,
             files=files,
         )
-    verdicts = verdicts_of(policy, subjects)
+    verdicts = faithfulness_judges.verdicts_of(policy, subjects)
     if "probe" in stage_flags:
         why = f.probe_stage(
             stage("probe"),
@@ -180,82 +167,6 @@ def prepared(policy: Any, out: Path) -> tuple[list[Any], dict[str, Any]]:
     return subjects, settings
 
 
-def build_scorers() -> tuple[list[Any], dict[str, str]]:
-    """The decisiveness scorers of the flags, and hashes of the files behind them."""
-    from caspo_jax.errors import UserError
-    from caspo_jax.evaluation import faithfulness as f
-    from caspo_jax.store import hash_path
-    from caspo_jax.training.stages import Policy
-
-    scorers: list[Any] = [f.LexiconScorer()] if FLAGS.lexicon else []
-    files: dict[str, str] = {}
-    if FLAGS.decisiveness_judge:
-        judge = Policy.load(FLAGS.decisiveness_judge, FLAGS.dtype, common.mesh())
-        options = {"rubric": FLAGS.rubric} if FLAGS.rubric else {}
-        scorers.append(
-            f.judge_from_model(judge.model, judge.tokenizer, batch_size=FLAGS.batch_size, **options)
-        )
-        files["judge"] = judge.hash
-    elif FLAGS.rubric:
-        raise UserError("--rubric goes with --decisiveness_judge")
-    for index, path in enumerate(FLAGS.scores):
-        name = "recorded" if len(FLAGS.scores) == 1 else f"recorded_{index + 1}"
-        scorers.append(f.read_scores(path, name))
-        files[name] = hash_path(path)
-    if not scorers:
-        raise UserError("nothing scores decisiveness: give --lexicon, --decisiveness_judge or --scores")
-    return scorers, files
-
-
-def build_contradiction_judge(policy: Any) -> tuple[Any, dict[str, str]]:
-    """The judge of --consistency, and hashes of the files behind it."""
-    from caspo_jax.errors import UserError
-    from caspo_jax.evaluation import faithfulness as f
-    from caspo_jax.tasks import get_task
-    from caspo_jax.training.stages import Policy
-    from experiments.verifiers import generate_with
-
-    name, task = FLAGS.consistency, policy.settings.get("task")
-    if name == "auto":
-        name = "judge" if FLAGS.contradiction_judge else "exact" if task else "answers"
-    if FLAGS.contradiction_judge and name != "judge":
-        raise UserError(f"--contradiction_judge goes with --consistency=judge, not {name}")
-    if name == "exact":
-        if not task:
-            raise UserError(
-                "--consistency=exact needs the tiny policy of an embedded task (caspo.json names its task)"
-            )
-        return get_task(task).contradiction(), {}
-    if name == "answers":
-        return f.AnswerEquivalence(), {}
-    if not FLAGS.contradiction_judge:
-        raise UserError("--consistency=judge needs --contradiction_judge=CHECKPOINT")
-    judge = Policy.load(FLAGS.contradiction_judge, FLAGS.dtype, common.mesh())
-    return f.LocalContradictionJudge(generate_with(judge, temperature=0.0)), {"judge": judge.hash}
-
-
-def verdicts_of(policy: Any, subjects: Sequence[Any]) -> dict[str, list[bool | None]]:
-    """Trace id -> for each step whether it is right, None where that is not known."""
-    from caspo_jax.errors import UserError
-    from caspo_jax.steps import StatedEquations, verify_traces
-    from caspo_jax.tasks import get_task
-
-    name, task = FLAGS.verifier, policy.settings.get("task")
-    recorded = any(step.verdict != "unknown" for s in subjects for step in s.trace.steps)
-    if name == "auto":
-        name = "recorded" if recorded else "exact" if task else "none"
-    if name == "exact" and not task:
-        raise UserError(
-            "--verifier=exact needs the tiny policy of an embedded task (caspo.json names its task)"
-        )
-    traces = [s.trace for s in subjects]
-    if name in ("exact", "equations"):
-        verifier: Any = get_task(task).verifier() if name == "exact" else StatedEquations()
-        traces = verify_traces(traces, verifier)
-    known = {"correct": True, "wrong": False, "unknown": None}
-    return {t.id: [None if name == "none" else known[step.verdict] for step in t.steps] for t in traces}
-
-
 def report(
     subjects: Sequence[Any],
     verdicts: Mapping[str, Sequence[bool | None]],
@@ -280,12 +191,13 @@ def report(
     if FLAGS.plots:
         draw(table, out)
     write_json(out / "report.json", record)
-    print(text)
+    common.say(text)
+    common.write_html_report(out, FLAGS.model)
     common.closing(
         f"report in {out}",
         {
             "steps": len(table.texts),
-            "files": "report.json, report.txt, steps.jsonl" + (", plots" if FLAGS.plots else ""),
+            "files": "report.html, report.json, report.txt, steps.jsonl" + (", plots" if FLAGS.plots else ""),
         },
     )
 
@@ -329,8 +241,11 @@ def compare(folders: Sequence[Path], out: Path) -> None:
     text = f.render_comparison(record, str(folders[0]), str(folders[1]))
     write_json(out / "compare.json", record)
     write_text(out / "compare.txt", text)
-    print(text)
-    common.closing(f"comparison in {out / 'compare.json'}", {"questions": record["questions"]})
+    common.say(text)
+    common.write_html_report(out, None)
+    common.closing(
+        f"comparison in {out / 'report.html'} and compare.json", {"questions": record["questions"]}
+    )
 
 
 def read_table(folder: Path) -> Any:

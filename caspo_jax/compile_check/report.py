@@ -127,7 +127,7 @@ def check(program: Program, chip: Chip, chips: int) -> Check:
     if memory.peak > chip.hbm_bytes:
         raise UserError(_too_large(program, chip, chips, memory.peak, chip.hbm_bytes))
     text = compiled.as_text()
-    cost = program_cost(parse(text), chips, program.trips)
+    cost = program_cost(parse(text), chips, program.trips, program.taken)
     roofline = Roofline(
         compute=cost.flops / chip.flops,
         hbm=cost.hbm_bytes / chip.hbm_bandwidth,

@@ -33,6 +33,9 @@ def mfg(f: Any) -> float:
       UserError: a value outside [0, 1] (a missing value is null, never -1).
 
     Source: arXiv 2606.03969.
+
+    >>> round(mfg([1.0, 0.5, 0.6]), 3)
+    0.7
     """
     (values,) = _present(f=f)
     return float(values.mean()) if values.size else float("nan")
@@ -57,6 +60,9 @@ def cmfg(f: Any, c: Any, bins: int = 10, empty: float | None = 0.5) -> float:
       UserError: lengths that differ, a value outside [0, 1].
 
     Source: arXiv 2606.03969.
+
+    >>> round(cmfg([1.0, 0.6], [0.95, 0.15]), 3)  # two bins hold a value, eight count 0.5
+    0.56
     """
     values, confidence = _present(f=f, c=c)
     index = bin_of(confidence, bins, right_closed=False)
@@ -75,7 +81,7 @@ def cmfg_star(f: Any, c: Any, bins: int = 10) -> float:
 
     np.array_split of the stable sort by C into at most n bins; edges midway between the last C of a bin and
     the first of the next, the smallest and largest C at the ends; sum_b width_b mean F_b / sum_b width_b.
-    Where all C are equal there is no width, and the plain mean of F is returned. Ties are cut in the order
+    Where all C are equal there is no width, and the bins count alike (as published). Ties are cut in the order
     given: use `average_ties` first where C takes few values.
 
     Args:
@@ -90,13 +96,16 @@ def cmfg_star(f: Any, c: Any, bins: int = 10) -> float:
       UserError: lengths that differ, a value outside [0, 1], bins < 1.
 
     Source: arXiv 2606.03969.
+
+    >>> round(cmfg_star([1.0, 0.6], [0.95, 0.15]), 3)  # two bins of one value each, equally wide
+    0.8
     """
     found = mass_bins(f, c, bins)
     if not found.counts.size:
         return float("nan")
     widths = np.diff(found.edges)
     if widths.sum() <= 0.0:
-        return float(found.counts @ found.faithfulness / found.counts.sum())
+        return float(found.faithfulness.mean())
     return float(widths @ found.faithfulness / widths.sum())
 
 

@@ -129,7 +129,7 @@ def _forward(
     vocab = unembedding.shape[0]
 
     def body(i: Array, outputs: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
-        states = constrain(mesh, _columns(hidden, i, chunk), _SHARED_ROWS)
+        states = _states(hidden, i, chunk, mesh)
         wanted = _columns(targets, i, chunk)
 
         def over_block(start: Array, weight: Array, fresh: Array | None, carry: Any) -> Any:
@@ -180,7 +180,7 @@ def _backward(
 
     def body(i: Array, gradients: tuple[Array, Array]) -> tuple[Array, Array]:
         d_hidden, d_unembedding = gradients
-        states = constrain(mesh, _columns(hidden, i, chunk), _SHARED_ROWS)
+        states = _states(hidden, i, chunk, mesh)
         wanted, log_z, factor = (_columns(x, i, chunk) for x in (targets, logsumexp, upstream))
 
         # The vocabulary first: the head's gradient, the largest product, then reads and writes its rows in order, which
@@ -244,6 +244,12 @@ def _trips(mask: Array, chunk: int) -> Array:
 
 def _columns(array: Array, i: Array, chunk: int) -> Array:
     return lax.dynamic_slice_in_dim(array, i * chunk, chunk, axis=1)
+
+
+def _states(hidden: Array, i: Array, chunk: int, mesh: Mesh | None) -> Array:
+    # Placed as it is first: the compiler would otherwise gather all columns in every trip, and cut the chunk from them.
+    columns = constrain(mesh, _columns(hidden, i, chunk), _ROWS)
+    return constrain(mesh, columns, _SHARED_ROWS)
 
 
 def _einsum(spec: str, left: Array, right: Array) -> Array:
