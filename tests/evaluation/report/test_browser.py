@@ -92,7 +92,9 @@ def pages(tmp_path_factory):
         "long": long_run,
         "large": large_run,
     }
-    return {name: write_report([make(root / name)], root / f"{name}.html") for name, make in made.items()}
+    found = {name: write_report([make(root / name)], root / f"{name}.html") for name, make in made.items()}
+    runs = [root / name for name in ("small", "evaluate", "faithfulness")]
+    return found | {"together": write_report(runs, root / "together.html", title="Three runs")}
 
 
 @pytest.fixture(scope="module")
@@ -139,7 +141,7 @@ def text(driver, selector):
     return driver.execute_script("return document.querySelector(arguments[0]).textContent", selector)
 
 
-@pytest.mark.parametrize("name", ["small", "evaluate", "faithfulness"])
+@pytest.mark.parametrize("name", ["small", "evaluate", "faithfulness", "together"])
 @pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
 @pytest.mark.parametrize("width", [1280, 390])
 def test_nothing_overlaps_and_nothing_is_cut(look, width, dark, name, tmp_path):
