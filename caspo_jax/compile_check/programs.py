@@ -29,9 +29,10 @@ from caspo_jax.sampling.search import ModelDecode
 from caspo_jax.sampling.state import LOGITS_AXES, CatState, Knobs, init_state
 from caspo_jax.sharding import batch_ways, named_sharding
 from caspo_jax.training.config import TrainConfig
-from caspo_jax.training.step_logprobs import head_chunk
+from caspo_jax.training.masked_head import head_chunk
 from caspo_jax.training.step_loss import Denominators
-from caspo_jax.training.train_step import StepSpec, TrainState, fused_update
+from caspo_jax.training.step_state import StepSpec, TrainState
+from caspo_jax.training.train_step import fused_update
 from caspo_jax.types import TreeBatch
 
 Shaped = jax.ShapeDtypeStruct
