@@ -100,8 +100,8 @@ def compare(
         recorder=Recorder(out / "samples", cat.vote),
     )
     rounds = final[preset]
-    # Base and final policy; what is beside the point or has no time limit to keep comes with the controls.
-    plan: list[tuple[str, Path, bool]] = [("base", task.policy_path, FLAGS.controls)]
+    # Base and final policy; the rounds between them, and CaT as published, come with the controls.
+    plan: list[tuple[str, Path, bool]] = [("base", task.policy_path, True)]
     plan += [
         (f"round_{k}", path, k == len(rounds))
         for k, path in enumerate(rounds, start=1)

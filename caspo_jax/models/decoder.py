@@ -216,7 +216,8 @@ class Decoder(nnx.Module):
         def layer_step(x: jax.Array, layer: Layer):
             layer = self._gathered(layer)
             q, k, v = self._qkv(layer, self._norm(x, layer["input_norm"]), cos, sin)
-            x = self._attention_output(layer, x, attend_self(q, k, v, visible_until))
+            mixed = attend_self(q, k, v, visible_until, split=self.mesh is not None)
+            x = self._attention_output(layer, x, mixed)
             kv = (k.transpose(0, 2, 1, 3), v.transpose(0, 2, 1, 3)) if keep_kv else None
             return self._mlp(layer, x), kv
 

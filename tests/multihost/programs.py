@@ -92,7 +92,7 @@ def all_programs() -> None:
     run("annotate", **model, input=at["traces"], output=at["annotated"], dataset_dir=FOLDER / "dataset")
     run("pairs", **model, input=at["annotated"], output=at["pairs"], trl_output=FOLDER / "trl.jsonl",
         max_step_tokens=48)  # fmt: skip
-    training = {"pairs": at["pairs"], "annotated": at["annotated"], "train.batch_size": 8}
+    training = {"pairs_file": at["pairs"], "annotated": at["annotated"], "train.batch_size": 8}
     training |= {"train.max_steps": 2, "train.min_length": 64, "train.tensorboard": False}
     run("train", **model, **training, out_dir=FOLDER / "run", lora_rank=2)
     run("export", **model, run=FOLDER / "run", output=FOLDER / "policy")
