@@ -56,7 +56,7 @@ def start(
     """Joins the run's other processes; call it before anything touches a device.
 
     Without arguments the cluster is found as JAX finds it (SLURM, Open MPI, Cloud TPU), and outside of one this does
-    nothing.
+    nothing. Processes that were joined already, by `jax.distributed.initialize`, are taken as they are.
 
     Args:
       coordinator_address: `host:port` of process 0.
@@ -74,12 +74,28 @@ def start(
         )
     if num_processes is not None and not 0 <= (process_id or 0) < num_processes:
         raise UserError(f"--process_id={process_id}: must be from 0 to {num_processes - 1}")
-    if _group.client is not None or num_processes == 1 or (given == (None,) * 3 and not _in_cluster()):
+    if _group.client is not None:
         return
+    if not _initialized():
+        if num_processes == 1 or (given == (None,) * 3 and not _in_cluster()):
+            return
+        if not _initialize(given, timeout):
+            return
+    _form_group(timeout)
+
+
+def _initialized() -> bool:
+    if "jax" not in sys.modules:
+        return False
     import jax
 
-    if jax.distributed.is_initialized():
-        return
+    return jax.distributed.is_initialized()
+
+
+def _initialize(given: tuple[str | None, int | None, int | None], timeout: float) -> bool:
+    """JAX's own start-up; False where there turn out to be no others."""
+    import jax
+
     try:
         jax.distributed.initialize(
             *given,
@@ -89,13 +105,19 @@ def start(
         )
     except ValueError as error:
         if given == (None,) * 3:  # a machine that looks like part of a cluster and is none
-            return
-        raise UserError(f"--coordinator_address={coordinator_address}: {error}") from error
+            return False
+        raise UserError(f"--coordinator_address={given[0]}: {error}") from error
     except RuntimeError as error:
         reason = str(error).strip().splitlines()[0][:200]
         raise UserError(
-            f"the run's {num_processes or ''} processes did not find each other within {timeout:.0f} s ({reason})"
+            f"the run's {given[1] or ''} processes did not find each other within {timeout:.0f} s ({reason})"
         ) from error
+    return True
+
+
+def _form_group(timeout: float) -> None:
+    """Learns who the others are, and watches over them from now on."""
+    import jax
     from jax._src.distributed import global_state  # the service's client has no public name
 
     count = jax.process_count()

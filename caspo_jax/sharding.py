@@ -21,6 +21,8 @@ MESH_AXES = ("data", "fsdp", "tensor")
 # earlier dimension of the same array took.
 RULES: dict[str, tuple[str, ...]] = {
     "batch": ("data", "fsdp"),  # rows: of batches, of the KV cache, of activations
+    "rows": ("data", "fsdp", "tensor"),  # of arrays that only row-wise work reads: the logits of a search
+    "slots": ("tensor",),  # branches of a question, where its rows are not split over the tensor axis
     "replica": ("data",),  # rows of an array whose other dimensions are split over fsdp
     "embed": ("fsdp",),
     "head_vocab": (
@@ -77,7 +79,17 @@ def make_mesh(spec: str | None, devices: Sequence[Any] | None = None) -> Mesh | 
             f"--mesh={spec}: needs {int(np.prod(list(sizes.values())))} devices, there are {there}"
         )
     axis_types = (AxisType.Auto,) * len(sizes)
-    return jax.make_mesh(tuple(sizes.values()), tuple(sizes), axis_types=axis_types, devices=devices)
+    shape, axes = tuple(sizes.values()), tuple(sizes)
+    try:
+        return jax.make_mesh(shape, axes, axis_types=axis_types, devices=devices)
+    except NotImplementedError:
+        # The sizes are no products of the chips' own grid (64 x 4 on 16 x 16): an axis of the grid is cut in two.
+        from jax.experimental import mesh_utils
+
+        arranged = mesh_utils.create_device_mesh(
+            shape, jax.devices() if devices is None else devices, allow_split_physical_axes=True
+        )
+        return Mesh(arranged, axes, axis_types=axis_types)
 
 
 def named_sharding(
@@ -88,7 +100,7 @@ def named_sharding(
     Args:
       mesh: the mesh.
       logical_axes: a name of `RULES`, or None, for each dimension.
-      shape: if given, a dimension that its mesh axes do not divide stays whole.
+      shape: if given, a dimension is split only over the leading ones of its mesh axes that divide it together.
 
     Raises:
       KeyError: a logical axis that `RULES` lacks.
@@ -97,8 +109,8 @@ def named_sharding(
     taken: set[str] = set()
     for dimension, logical in enumerate(logical_axes):
         axes = tuple(a for a in RULES[logical] if a in mesh.axis_names and a not in taken) if logical else ()
-        if shape is not None and shape[dimension] % _ways(mesh, axes):
-            axes = ()
+        while shape is not None and shape[dimension] % _ways(mesh, axes):
+            axes = axes[:-1]
         taken |= set(axes)
         parts.append(axes or None)
     return NamedSharding(mesh, PartitionSpec(*parts))
@@ -132,7 +144,7 @@ def constrain(
       mesh: the mesh, or None.
       array: inside a jitted function.
       logical_axes: as in `named_sharding`.
-      uneven: split also what the mesh axes do not divide (the last part is padded); else it stays whole.
+      uneven: split also what the mesh axes do not divide (the last part is padded).
     """
     if mesh is None:
         return array

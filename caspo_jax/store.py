@@ -273,6 +273,14 @@ class JsonlOutput:
         for line in whole.splitlines():
             self.done.add(str(json.loads(line)[self._key]))
 
+    def records(self) -> list[dict[str, Any]]:
+        """Everything that is in the file so far, the same in every process."""
+        barrier(f"{self.path.name} appended")
+        file = self.path if self.complete else self._partial
+        found = [record for _, record in read_jsonl(file)] if file.exists() else []
+        barrier(f"{self.path.name} read")  # before anything is added, or the file renamed
+        return found
+
     def append(self, records: Sequence[Mapping[str, Any]]) -> None:
         """Add records that are not there yet, as whole lines, flushed to the disk."""
         lines = "".join(to_line(r) for r in records if str(r[self._key]) not in self.done)

@@ -109,7 +109,7 @@ def main() -> None:
     write_text(out / "depths.md", markdown(depths, DEPTHS) + "\n")
     write_json(out / "audit.json", plain(more | {"sweep": rows, "questions": len(asked)}))
     plots.plot_audit(rows, depths, oracle, config.threshold, out / "audit.png")
-    print(markdown(rows, SWEEP), markdown(depths, DEPTHS), sep="\n\n")
+    common.say(f"{markdown(rows, SWEEP)}\n\n{markdown(depths, DEPTHS)}")
     summary: dict[str, Any] = {
         "threshold": f"{config.threshold:.6g}",
         "accuracy": f"{chosen['accuracy']:.3f} at {chosen['tokens']:.0f} tokens a question",

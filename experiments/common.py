@@ -271,6 +271,16 @@ def task_answer(text: str) -> str | None:
     return extract_answer(text)
 
 
+def write_html_report(out: str | Path, model: str | None) -> Path | None:
+    """OUT/report.html from what the folder holds; tokens are spelled by the tokenizer of `model`, if that is a folder."""
+    from caspo_jax.evaluation.report import write_report
+
+    if not distributed.is_writer():
+        return None
+    tokenizer = model if model is not None and Path(model).is_dir() else None
+    return write_report([out], Path(out) / "report.html", tokenizer=tokenizer)
+
+
 def require_folder(path: str | None, flag: str) -> Path:
     """The path of an input folder, checked."""
     if path is None or not Path(path).is_dir():

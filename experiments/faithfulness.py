@@ -14,7 +14,7 @@ Stages, each with its own file in DIR, each taken up again where it was stopped:
   hidden        RCC over last-layer states, step by step
   prefix        k continuations sampled before each step: 1 - share that contradicts it
   probe         a linear probe on hidden states, split by question; needs verdicts of steps, or --probe=DIR
-  report        tables, report.json, steps.jsonl (a line a step), plots
+  report        tables, report.json, steps.jsonl (a line a step), plots, report.html with the words beside the confidence
 
 --compare holds two finished folders together: differences paired by question, second minus first. --order takes folders from
 the most faithful to the least, known by construction (`experiments.hedge`), and says which metrics put them in that order.
@@ -198,12 +198,13 @@ def report(
     if FLAGS.plots:
         draw(table, out)
     write_json(out / "report.json", record)
-    print(text)
+    common.say(text)
+    common.write_html_report(out, FLAGS.model)
     common.closing(
         f"report in {out}",
         {
             "steps": len(table.texts),
-            "files": "report.json, report.txt, steps.jsonl" + (", plots" if FLAGS.plots else ""),
+            "files": "report.html, report.json, report.txt, steps.jsonl" + (", plots" if FLAGS.plots else ""),
         },
     )
 

@@ -28,8 +28,11 @@ def compare(folders: Sequence[Path], out: Path) -> None:
     text = f.render_comparison(record, str(folders[0]), str(folders[1]))
     write_json(out / "compare.json", record)
     write_text(out / "compare.txt", text)
-    print(text)
-    common.closing(f"comparison in {out / 'compare.json'}", {"questions": record["questions"]})
+    common.say(text)
+    common.write_html_report(out, None)
+    common.closing(
+        f"comparison in {out / 'report.html'} and compare.json", {"questions": record["questions"]}
+    )
 
 
 def order(folders: Sequence[Path], out: Path) -> None:
@@ -41,7 +44,7 @@ def order(folders: Sequence[Path], out: Path) -> None:
     text = f.render_ordering(record, [folder.name for folder in folders])
     write_json(out / "order.json", {"folders": [str(folder) for folder in folders], "order": record})
     write_text(out / "order.txt", text)
-    print(text)
+    common.say(text)
     common.closing(f"order in {out / 'order.json'}", {"folders": len(folders)})
 
 

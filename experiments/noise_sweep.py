@@ -3,13 +3,15 @@
     python -m experiments.noise_sweep --task=graph --out_dir=DIR --noise=0,0.05,0.1,0.2,0.4
 
 Trains on an embedded task, whose checker is exact, so that the rate of wrong verdicts is known, with the quickstart's
-settings. Each level has its rounds in DIR/noise_RATE; the final policies are held against the base, and against the one
-trained without noise, on held-out questions with exact verdicts. Writes DIR/noise.{md,csv,json} and DIR/noise.png. Killed
-at any moment, it goes on when it is started again.
+settings. Each level has its rounds in DIR/noise_RATE; the first round's traces, drawn from the base, are the same for all.
+The final policies are held against the base on held-out questions with exact verdicts; beside them stands the noisy
+judge's F1 at finding the first wrong step, as `experiments.verifier_f1` measures it for a judge of one's own. Writes
+DIR/noise.{md,csv,json} and DIR/noise.png. Killed at any moment, it goes on when it is started again.
 """
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,7 @@ from experiments import common
 FLAGS = flags.FLAGS
 COLUMNS = {
     "noise": "noise",
+    "judge_f1": "judge F1",
     "metric": "metric",
     "value": "value",
     "low": "low",
@@ -56,7 +59,7 @@ def define_flags() -> None:
     flags.DEFINE_integer("seed", 0, "seed of questions, sampling, training and flips", lower_bound=0)
     flags.DEFINE_integer("batch_size", 2048, "rows decoded together", lower_bound=1)
     flags.DEFINE_bool("overwrite", False, "start anew even if DIR was begun with other settings")
-    flags.DEFINE_bool("quiet", False, "no progress bars")
+    common.define_terminal_flags()
 
 
 def main() -> None:
@@ -81,13 +84,14 @@ def main() -> None:
         config={name: getattr(FLAGS, name) for name in names} | {"noise": levels},
         overwrite=FLAGS.overwrite,
     )
-    policies = {level: train(task, level, out / f"noise_{level:g}") for level in levels}
+    folders = {level: out / f"noise_{level:g}" for level in levels}
+    policies = {level: train(task, level, folder, folders[levels[0]]) for level, folder in folders.items()}
     with common.Progress(len(levels) + 1, "measure", unit="policy") as progress:
         base = measure(task, task.policy_path)
         progress.update()
         rows: list[dict[str, Any]] = []
         for level, path in policies.items():
-            rows += compared(measure(task, path), base, level)
+            rows += compared(measure(task, path), base, level, judge_f1(task, folders[level]))
             progress.update()
     write_table(out / "noise", rows, COLUMNS, base=base_values(base))
     plots.plot_noise(rows, base_values(base), out / "noise.png")
@@ -97,12 +101,13 @@ def main() -> None:
     common.closing(f"noise.md and noise.png in {out}", {"levels": len(levels), "rounds": FLAGS.rounds})
 
 
-def train(task: Any, level: float, folder: Path) -> Path:
-    """The last policy of rounds whose verifier flips this share of its verdicts."""
+def train(task: Any, level: float, folder: Path, first: Path) -> Path:
+    """The last policy of rounds whose verifier flips this share of its verdicts; `first` holds those of another level."""
     from caspo_jax.steps import NoisyVerifier
     from caspo_jax.training.rounds import Recipe, run_rounds
     from experiments.configs import quickstart as settings
 
+    share_traces(first / "round_1", folder / "round_1")
     exact = task.verifier()
     verifier = NoisyVerifier(exact, level, FLAGS.seed) if level else exact
     recipe = Recipe(
@@ -124,6 +129,34 @@ def train(task: Any, level: float, folder: Path) -> Path:
         overwrite=FLAGS.overwrite,
         watch=common.watch(f"noise {level:g}"),
     )[-1]
+
+
+def share_traces(source: Path, target: Path) -> None:
+    """Copy a round's finished traces where there are none yet: no judge was asked before they were drawn.
+
+    The manifest goes with them, so that a round begun with other settings is refused as ever.
+    """
+    from caspo_jax.store import manifest_path
+
+    traces = target / "traces.jsonl"
+    if (source / traces.name).exists() and not manifest_path(traces).exists():
+        target.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(source / traces.name, traces)
+        shutil.copyfile(manifest_path(source / traces.name), manifest_path(traces))
+
+
+def judge_f1(task: Any, folder: Path) -> float:
+    """ProcessBench's F1 of the verdicts that the first round was trained on, against exact ones."""
+    from caspo_jax.evaluation.verifier_f1 import first_error
+    from caspo_jax.metrics import processbench_f1
+    from caspo_jax.records import trace_from_record
+    from caspo_jax.steps import verify_traces
+    from caspo_jax.store import load_records
+
+    judged = load_records(folder / "round_1" / "annotated.jsonl", trace_from_record)
+    exact = verify_traces(judged, task.verifier())
+    found, labels = ([first_error([s.verdict for s in t.steps]) for t in side] for side in (judged, exact))
+    return processbench_f1(found, labels).f1
 
 
 def measure(task: Any, path: Path) -> Any:
@@ -155,7 +188,7 @@ def base_values(base: Any) -> dict[str, float]:
     return {name: value for name, value in values(base).items() if name in METRICS}
 
 
-def compared(tables: Any, base: Any, level: float) -> list[dict[str, Any]]:
+def compared(tables: Any, base: Any, level: float, f1: float) -> list[dict[str, Any]]:
     """A row a metric: value and difference to the base, 95 % intervals by question."""
     from caspo_jax.evaluation.tables import intervals, paired
 
@@ -163,6 +196,7 @@ def compared(tables: Any, base: Any, level: float) -> list[dict[str, Any]]:
     return [
         {
             "noise": level,
+            "judge_f1": f1,
             "metric": name,
             "value": own[name].value,
             "low": own[name].low,

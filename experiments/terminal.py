@@ -131,6 +131,22 @@ def closing(title: str, rows: dict[str, Any]) -> None:
     if not is_writer():
         return
     print(title)
-    width = max(map(len, rows), default=0)
-    for name, value in rows.items():
-        print(f"  {name:<{width}}  {value:,}" if isinstance(value, int) else f"  {name:<{width}}  {value}")
+    shown = {name.replace("_", " "): _written(value) for name, value in rows.items()}
+    width = max(map(len, shown), default=0)
+    for name, text in shown.items():
+        first, *others = text.split("\n")
+        print(f"  {name:<{width}}  {first}")
+        for line in others:
+            print(f"  {'':<{width}}  {line}")
+
+
+def _written(value: Any) -> str:
+    """A value of the closing summary; the entries of a mapping stand below each other."""
+    if isinstance(value, Mapping):
+        width = max((len(str(k)) for k in value), default=0)
+        return "\n".join(f"{k:<{width}}  {_written(v)}" for k, v in value.items())
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return str(value)
+    return (
+        f"{value:,}" if isinstance(value, int) else f"{value:,.0f}" if abs(value) >= 1e4 else f"{value:.4g}"
+    )

@@ -9,6 +9,7 @@ python -m experiments.export --model=POLICY --run=RUN --output=NEW_POLICY
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any
 
 from absl import flags
@@ -88,7 +89,17 @@ def main() -> None:
             overwrite=FLAGS.overwrite,
             progress=progress.reach,
         )
+    if "last" in summary:
+        summary = {**summary, "last": _read_last(summary["last"])}
     common.closing(f"run in {FLAGS.out_dir}", summary)
+
+
+def _read_last(record: Any) -> Any:
+    """Of the last update's numbers those that tell how it went."""
+    if not isinstance(record, Mapping):
+        return record
+    names = ("loss", "rewards/margin", "rewards/accuracy", "logps/chosen", "logps/rejected", "displacement")
+    return {name: record[name] for name in names if name in record}
 
 
 if __name__ == "__main__":

@@ -5,14 +5,19 @@ The policies shipped in caspo_jax/tasks/policies were made by
     python -m experiments.train_tiny --task=graph --out_dir=SKILLS
     python -m experiments.train_tiny --task=graph --init=SKILLS --out_dir=DIR
 
-and the same with --task=chain. The first run learns the skills: looking up, sums, working shown; its text is always
+    python -m experiments.train_tiny --task=chain --init=caspo_jax/tasks/policies/graph --out_dir=DIR
+
+The first run learns the skills: looking up, sums, working shown; its text is always
 right. The second learns to write as the base policy does, from text as hurried people write it: some steps skip the
 working, which a small decoder often gets wrong, and now and then a result is off by one or by ten. So the base makes
-two kinds of natural mistakes: what it cannot do in one go, and slips that it imitates and need not make.
+two kinds of natural mistakes: what it cannot do in one go, and slips that it imitates and need not make. The chain
+task's policy starts from the graph task's, whose sums it needs: a tokenizer of its own, and the old embedding of every
+token that both have.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import random
 import time
@@ -72,12 +77,13 @@ def _mix(task: Any) -> dict[str, float]:
 
 
 def _tokenizer(task: Any) -> Any:
+    """A tokenizer made from solutions in this stage's phrasings."""
     from caspo_jax.tasks.tokenizer import build_tokenizer
 
     rng = random.Random(f"{task.name}/tokenizer")
     corpus: list[str] = []
     for problem, _ in zip(task.problems("pretrain", seed=0), range(4000), strict=False):
-        corpus += [problem.text, "\n\n".join(task.solve(problem, rng, dict(task.basics)))]
+        corpus += [problem.text, "\n\n".join(task.solve(problem, rng, _mix(task)))]
     corpus += [str(number) for number in range(100)] * 3
     return build_tokenizer(corpus)
 
@@ -107,6 +113,28 @@ def _config(tokenizer: Any) -> dict[str, Any]:
         "dtype": "float32",
         "use_cache": True,
     }
+
+
+def with_tokenizer(model: Any, old: Any, new: Any, seed: int) -> Any:
+    """The model with a row of its embedding for each token of another tokenizer: the old row where both have it."""
+    import jax
+    import numpy as np
+    from flax import nnx
+
+    from caspo_jax.models import Decoder
+
+    before = np.asarray(model.embed[...])
+    config = dataclasses.replace(model.config, vocab_size=-(-len(new) // 16) * 16)
+    adopted = Decoder(config, rngs=nnx.Rngs(seed))
+    rng = np.random.default_rng(seed)
+    embed = rng.normal(0.0, before.std(), adopted.embed[...].shape).astype(before.dtype)
+    known = old.get_vocab()
+    for token, row in new.get_vocab().items():
+        if token in known:
+            embed[row] = before[known[token]]
+    nnx.update(adopted, nnx.state(model, nnx.filterlib.Not(nnx.filterlib.PathContains("embed"))))
+    adopted.embed[...] = jax.numpy.asarray(embed)
+    return adopted
 
 
 Row = tuple[list[int], list[bool]]  # token ids, and which of them are learned
@@ -219,7 +247,13 @@ def main() -> None:
     from flax import nnx
 
     from caspo_jax.errors import UserError
-    from caspo_jax.models import Decoder, ModelConfig, load_pretrained, save_pretrained
+    from caspo_jax.models import (
+        Decoder,
+        ModelConfig,
+        load_caspo_json,
+        load_pretrained,
+        save_pretrained,
+    )
     from caspo_jax.tasks import get_task
 
     task = get_task(FLAGS.task)
@@ -227,6 +261,9 @@ def main() -> None:
         raise UserError("--traces goes with --init: traces alone teach no skills")
     if FLAGS.init:
         model, tokenizer = load_pretrained(common.require_folder(FLAGS.init, "init"))
+        if load_caspo_json(FLAGS.init).get("task") != task.name:
+            own = _tokenizer(task)
+            model, tokenizer = with_tokenizer(model, tokenizer, own, FLAGS.seed), own
     else:
         tokenizer = _tokenizer(task)
         model = Decoder(ModelConfig.from_hf(_config(tokenizer)), rngs=nnx.Rngs(FLAGS.seed))

@@ -24,7 +24,7 @@ class Shape:
 
     dtype: str
     dims: tuple[int, ...]
-    on_chip: bool = False  # in VMEM, not in HBM
+    on_chip: bool = False  # in a memory of the chip's own (vector, scalar, flags), not in HBM
 
     @property
     def elements(self) -> int:
@@ -97,6 +97,11 @@ class Computation:
         found = [i for i in self.instructions.values() if i.is_root]
         return found[0] if found else list(self.instructions.values())[-1]
 
+    def shapes_of(self, name: str) -> tuple[Shape, ...]:
+        """The shapes of one of its instructions; none if it has no such instruction."""
+        found = self.instructions.get(name)
+        return found.shapes if found else ()
+
     @functools.cached_property
     def users(self) -> dict[str, list[Instruction]]:
         """Instruction -> those that read it."""
@@ -119,45 +124,6 @@ class Module:
 
     computations: dict[str, Computation]
     entry: str
-
-
-def loop_length(module: Module, within: Computation, loop: Instruction) -> int | None:
-    """How often a `while` runs: as the compiler notes it, or by a counter that is held against a constant."""
-    if loop.trip_count is not None:
-        return loop.trip_count
-    condition = module.computations.get(loop.condition or "")
-    if condition is None:
-        return None
-    test = condition.root
-    if test.opcode == "fusion" and len(test.called) == 1:
-        inner = module.computations[test.called[0]]
-        outer = dict(zip((p.name for p in inner.parameters), test.operands))
-        operands = [
-            condition.instructions.get(outer.get(name, ""), inner.instructions[name])
-            for name in inner.root.operands
-        ]
-        test = inner.root
-    else:
-        operands = [condition.instructions[name] for name in test.operands if name in condition.instructions]
-    if test.opcode != "compare" or "direction=LT" not in test.attributes or len(operands) != 2:
-        return None
-    counter, bound = operands
-    limit = _constant(bound)
-    index = re.search(r"index=(\d+)", counter.attributes)
-    if limit is None or counter.opcode != "get-tuple-element" or index is None:
-        return None
-    state = within.instructions.get(loop.operands[0])
-    start = None
-    if state is not None and state.opcode == "tuple":
-        start = _constant(within.instructions.get(state.operands[int(index[1])]))
-    return max(0, limit - (start or 0))
-
-
-def _constant(instruction: Instruction | None) -> int | None:
-    if instruction is None or instruction.opcode != "constant":
-        return None
-    text = instruction.operands[0]
-    return int(text) if text.lstrip("-").isdecimal() else None
 
 
 def parse(text: str) -> Module:
@@ -206,7 +172,8 @@ def _instruction(line: str) -> Instruction:
 def _shapes(text: str) -> Iterator[Shape]:
     for dtype, dims, layout in _SHAPE.findall(text):
         sizes = tuple(int(d.removeprefix("<=")) for d in dims.split(",") if d)
-        yield Shape(dtype, sizes, "S(1)" in layout)
+        space = re.search(r"S\((\d+)\)", layout)  # none: HBM
+        yield Shape(dtype, sizes, space is not None)
 
 
 def _balanced(text: str, end: str) -> str:

@@ -26,12 +26,13 @@ from caspo_jax.sampling.automaton import build_automaton
 from caspo_jax.sampling.loop import donated_program
 from caspo_jax.sampling.policy import make_policy
 from caspo_jax.sampling.search import ModelDecode
-from caspo_jax.sampling.state import CatState, Knobs, init_state
+from caspo_jax.sampling.state import LOGITS_AXES, CatState, Knobs, init_state
 from caspo_jax.sharding import batch_ways, named_sharding
 from caspo_jax.training.config import TrainConfig
-from caspo_jax.training.step_logprobs import head_chunk
+from caspo_jax.training.masked_head import head_chunk
 from caspo_jax.training.step_loss import Denominators
-from caspo_jax.training.train_step import StepSpec, TrainState, fused_update
+from caspo_jax.training.step_state import StepSpec, TrainState
+from caspo_jax.training.train_step import fused_update
 from caspo_jax.types import TreeBatch
 
 Shaped = jax.ShapeDtypeStruct
@@ -45,8 +46,10 @@ class Program:
     lowered: Any  # jax.stages.Lowered
     arguments: Mapping[str, int]  # bytes a chip, by kind
     trips: Mapping[str, float]  # of loops whose length the compiler does not see, by the name of their scope
+    taken: tuple[str, ...]  # scopes of conditionals that count as their dearest branch
     tokens: int  # that a run of the program reads (train) or draws (cat)
     per: str  # what one run counts for
+    divisible: bool = True  # whether less could be done at once on this mesh
     growing: int = (
         0  # bytes a chip beside the arguments while buffers are made larger, before the program runs
     )
@@ -115,8 +118,10 @@ def train_program(
             "head_chunks": max(1.0, shape.step_share * shape.length / chunk),
             "attention_blocks": (blocks + 1) / 2,  # causal: block i meets i + 1 others
         },
+        taken=("attention_blocks",),  # the blocks that nobody sees are left out by the trips
         tokens=shape.rows * shape.length,
         per="update",
+        divisible=shape.rows > ways,
     )
 
 
@@ -149,6 +154,7 @@ def cat_program(config: ModelConfig, mesh: Mesh, shape: CatShape, dtype: str) ->
             "tree": bytes_a_chip(dataclasses.replace(state, cache=None, logits=None)),  # type: ignore[arg-type]
         },
         trips={"search": 1.0, "forks": 0.0},
+        taken=("cache_columns",),  # buffers that are full
         tokens=shape.questions * shape.branches,
         per="iteration",
         growing=cache // 2,  # buffers double: the old ones are there until they are copied
@@ -239,5 +245,5 @@ def _abstract_search(
     cache = jax.tree.map(lambda x: placed(x, columns if x.ndim == 5 else ("batch", "length")), state.cache)
     light = dataclasses.replace(state, cache=None, logits=None)  # type: ignore[arg-type]
     return dataclasses.replace(
-        jax.tree.map(placed, light), cache=cache, logits=placed(state.logits, ("batch", None, None))
+        jax.tree.map(placed, light), cache=cache, logits=placed(state.logits, LOGITS_AXES)
     )

@@ -2,83 +2,56 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
+from typing import Any
 
 from caspo_jax.errors import UserError
 from caspo_jax.models.config import ModelConfig
 from caspo_jax.models.rope import RopeConfig
+from caspo_jax.models.weights import parameter_shape, weights
+
+_QWEN2 = {
+    "model_type": "qwen2",
+    "qkv_bias": True,
+    "rope": RopeConfig(theta=1e6),
+    "max_position_embeddings": 32768,
+}
+_QWEN3 = {"model_type": "qwen3", "rope": RopeConfig(theta=1e6), "max_position_embeddings": 40960}
+_LLAMA31 = {
+    "model_type": "llama",
+    "rms_norm_eps": 1e-5,
+    "max_position_embeddings": 131072,
+    "rope": RopeConfig(
+        rope_type="llama3",
+        theta=500000.0,
+        factor=8.0,
+        low_freq_factor=1.0,
+        high_freq_factor=4.0,
+        original_max_position_embeddings=8192,
+    ),
+}
+# name -> (family, (V, E, width of the MLP, L, H, G, D), whether the head is the embedding)
+_PUBLISHED: dict[str, tuple[dict[str, Any], tuple[int, ...], bool]] = {
+    "tiny": (_QWEN3, (512, 256, 512, 2, 2, 2, 128), True),  # of no model: compiles in seconds
+    "qwen2.5-1.5b": (_QWEN2, (151936, 1536, 8960, 28, 12, 2, 128), True),
+    "qwen2.5-7b": (_QWEN2, (152064, 3584, 18944, 28, 28, 4, 128), False),
+    "qwen3-8b": (_QWEN3, (151936, 4096, 12288, 36, 32, 8, 128), False),
+    "llama-3.1-8b": (_LLAMA31, (128256, 4096, 14336, 32, 32, 8, 128), False),
+}
+_SIZES = (
+    "vocab_size",
+    "hidden_size",
+    "intermediate_size",
+    "num_layers",
+    "num_heads",
+    "num_kv_heads",
+    "head_dim",
+)
 
 SHAPES = {
-    "tiny": ModelConfig(
-        model_type="qwen3",
-        vocab_size=512,
-        hidden_size=256,
-        intermediate_size=512,
-        num_layers=2,
-        num_heads=2,
-        num_kv_heads=2,
-        head_dim=128,
-        tie_word_embeddings=True,
-    ),
-    "qwen2.5-1.5b": ModelConfig(
-        model_type="qwen2",
-        vocab_size=151936,
-        hidden_size=1536,
-        intermediate_size=8960,
-        num_layers=28,
-        num_heads=12,
-        num_kv_heads=2,
-        head_dim=128,
-        rope=RopeConfig(theta=1e6),
-        max_position_embeddings=32768,
-        qkv_bias=True,
-        tie_word_embeddings=True,
-    ),
-    "qwen2.5-7b": ModelConfig(
-        model_type="qwen2",
-        vocab_size=152064,
-        hidden_size=3584,
-        intermediate_size=18944,
-        num_layers=28,
-        num_heads=28,
-        num_kv_heads=4,
-        head_dim=128,
-        rope=RopeConfig(theta=1e6),
-        max_position_embeddings=32768,
-        qkv_bias=True,
-    ),
-    "qwen3-8b": ModelConfig(
-        model_type="qwen3",
-        vocab_size=151936,
-        hidden_size=4096,
-        intermediate_size=12288,
-        num_layers=36,
-        num_heads=32,
-        num_kv_heads=8,
-        head_dim=128,
-        rope=RopeConfig(theta=1e6),
-        max_position_embeddings=40960,
-    ),
-    "llama-3.1-8b": ModelConfig(
-        model_type="llama",
-        vocab_size=128256,
-        hidden_size=4096,
-        intermediate_size=14336,
-        num_layers=32,
-        num_heads=32,
-        num_kv_heads=8,
-        head_dim=128,
-        rope=RopeConfig(
-            rope_type="llama3",
-            theta=500000.0,
-            factor=8.0,
-            low_freq_factor=1.0,
-            high_freq_factor=4.0,
-            original_max_position_embeddings=8192,
-        ),
-        rms_norm_eps=1e-5,
-        max_position_embeddings=131072,
-    ),
+    name: ModelConfig(**dict(zip(_SIZES, sizes, strict=True)), **family, tie_word_embeddings=tied)
+    for name, (family, sizes, tied) in _PUBLISHED.items()
 }
 
 
@@ -99,12 +72,4 @@ def model_shape(name: str) -> ModelConfig:
 
 def parameter_count(config: ModelConfig) -> int:
     """All parameters of a decoder of this shape."""
-    from caspo_jax.models.weights import weights
-
-    total = 0
-    for weight in weights(config):
-        size = 1
-        for dimension in weight.shape:
-            size *= dimension
-        total += size * (config.num_layers if weight.stacked else 1)
-    return total
+    return sum(math.prod(parameter_shape(weight, config)) for weight in weights(config))

@@ -67,6 +67,13 @@ def token_logprobs(
 
     Returns:
       [B, T-1] float32, nats; 0 where token t or token t + 1 is not real. Works under nnx.value_and_grad.
+
+    >>> from caspo_jax.models import load_pretrained
+    >>> from caspo_jax.tasks import get_task
+    >>> model, _ = load_pretrained(get_task("graph").policy_path)
+    >>> logprobs = token_logprobs(model, jnp.array([[5, 6, 7]]))
+    >>> logprobs.shape, bool((logprobs < 0).all())
+    ((1, 2), True)
     """
     return token_logprobs_and_entropy(model, token_ids, mask, chunk=chunk)[0]
 

@@ -48,6 +48,11 @@ def rcc(
       UserError: lengths that do not add up, an empty step.
 
     Source: arXiv 2606.03969. Blocks are step by step: no T x T matrix is built.
+
+    >>> hidden = np.eye(4)[[0, 1, 1, 2]] * 8.0  # a prompt of two tokens, two steps of one
+    >>> q, p = rcc(hidden, 2, [1, 1], np.array([0.9, 0.5]))
+    >>> q.round(2).tolist(), p.round(2).tolist()  # p_1 = 0.4 q_1 + 0.6 p_0
+    ([0.9, 0.5], [0.9, 0.74])
     """
     states = np.asarray(hidden, dtype=np.float64)
     top1 = np.asarray(top1_prob, dtype=np.float64)

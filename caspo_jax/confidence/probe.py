@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from caspo_jax.distributed import is_writer
 from caspo_jax.errors import UserError
 
 WEIGHTS, SETTINGS = "probe.safetensors", "probe.json"
@@ -162,11 +163,13 @@ def cross_fitted_probe(
 
 
 def save_probe(probe: Probe, folder: str | Path) -> None:
-    """Write `probe.safetensors` and `probe.json`, the latter last: a folder with it is whole."""
+    """Write `probe.safetensors` and `probe.json`, the latter last: a folder with it is whole. One process writes."""
     from safetensors.numpy import save_file
 
     from caspo_jax.store import write_json
 
+    if not is_writer():
+        return
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     temporary = folder / f".{WEIGHTS}.tmp"

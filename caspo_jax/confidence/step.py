@@ -122,6 +122,10 @@ def step_confidence(name: str, stats: TokenStats, mask: Array, vocab_size: int |
 
     Raises:
       UserError: unknown name, a missing field, or `normalised` without vocab_size >= 2.
+
+    >>> stats = TokenStats(entropy=np.array([0.1, 0.3, 5.0]))
+    >>> round(float(step_confidence("entropy", stats, np.array([True, True, False]))), 4)  # exp(-0.2)
+    0.8187
     """
     fields, formula = _formula(name)
     for field in fields:

@@ -46,6 +46,11 @@ def bootstrap_interval(
 
     Raises:
       UserError: no items, draws < 1, a level outside (0, 1).
+
+    >>> from caspo_jax.metrics import mean_statistic
+    >>> found = bootstrap_interval(mean_statistic([1.0, 0.0, 1.0, 1.0]), ["a", "a", "b", "b"], draws=200)
+    >>> found.value, found.low <= found.value <= found.high
+    (0.75, True)
     """
     order = canonical(_ids(groups))
     value, resampled = _resample(statistic, groups, order, _multiplicities(len(order), draws, seed))

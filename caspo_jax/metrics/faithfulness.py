@@ -33,6 +33,9 @@ def mfg(f: Any) -> float:
       UserError: a value outside [0, 1] (a missing value is null, never -1).
 
     Source: arXiv 2606.03969.
+
+    >>> round(mfg([1.0, 0.5, 0.6]), 3)
+    0.7
     """
     (values,) = _present(f=f)
     return float(values.mean()) if values.size else float("nan")
@@ -57,6 +60,9 @@ def cmfg(f: Any, c: Any, bins: int = 10, empty: float | None = 0.5) -> float:
       UserError: lengths that differ, a value outside [0, 1].
 
     Source: arXiv 2606.03969.
+
+    >>> round(cmfg([1.0, 0.6], [0.95, 0.15]), 3)  # two bins hold a value, eight count 0.5
+    0.56
     """
     values, confidence = _present(f=f, c=c)
     index = bin_of(confidence, bins, right_closed=False)
@@ -90,6 +96,9 @@ def cmfg_star(f: Any, c: Any, bins: int = 10) -> float:
       UserError: lengths that differ, a value outside [0, 1], bins < 1.
 
     Source: arXiv 2606.03969.
+
+    >>> round(cmfg_star([1.0, 0.6], [0.95, 0.15]), 3)  # two bins of one value each, equally wide
+    0.8
     """
     found = mass_bins(f, c, bins)
     if not found.counts.size:

@@ -34,6 +34,9 @@ def paired_permutation_test(a: Any, b: Any, draws: int = 10_000, seed: int = 0) 
 
     Returns:
       PairedTest; the p-value is 1 where no question differs.
+
+    >>> paired_permutation_test([1, 1, 1, 1, 0], [0, 0, 0, 1, 0]).p_value  # 3 questions differ: 2 of 8 sign patterns
+    0.25
     """
     first, second = vector(a, "a"), vector(b, "b")
     if first.size != second.size or not first.size:

@@ -31,6 +31,9 @@ def auroc(confidence: Any, correct: Any, weights: Any = None) -> float:
 
     Returns:
       A float; NaN if one of the verdicts is missing.
+
+    >>> auroc([0.9, 0.8, 0.3, 0.8], [1, 1, 0, 0])  # 3.5 of 4 pairs in order, a tie counts half
+    0.875
     """
     statistic = auroc_statistic(confidence, correct)
     return statistic(weight_of(weights, np.size(correct)))
@@ -76,7 +79,12 @@ def grouped_auroc(confidence: Any, correct: Any, groups: Sequence[Hashable] | np
 def within_prefix_auroc(
     confidence: Any, correct: Any, prefixes: Sequence[Hashable] | np.ndarray
 ) -> GroupedAuroc:
-    """`grouped_auroc` over the candidates of each prefix: can the confidence tell siblings apart?"""
+    """`grouped_auroc` over the candidates of each prefix: can the confidence tell siblings apart?
+
+    >>> found = within_prefix_auroc([0.9, 0.2, 0.7, 0.8], [1, 0, 1, 0], ["a", "a", "b", "b"])
+    >>> found.value, found.groups
+    (0.5, 2)
+    """
     return grouped_auroc(confidence, correct, prefixes)
 
 

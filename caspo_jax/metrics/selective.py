@@ -34,6 +34,9 @@ def aurc(confidence: Any, correct: Any, weights: Any = None) -> float:
       A float in [0, 1]; NaN for no items.
 
     Source: Geifman et al. 2019; ties as in Zhou et al. 2024.
+
+    >>> round(aurc([0.9, 0.8, 0.1], [1, 1, 0]), 4)  # (0 + 0 + 1/3) / 3
+    0.1111
     """
     return aurc_statistic(confidence, correct)(weight_of(weights, np.size(correct)))
 

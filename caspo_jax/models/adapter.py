@@ -13,6 +13,7 @@ import jax
 import numpy as np
 from safetensors.numpy import save_file
 
+from caspo_jax.distributed import barrier
 from caspo_jax.errors import UserError
 from caspo_jax.models.checkpoint import STORED_DTYPES, Checkpoint, read_parameter, tensor_names
 from caspo_jax.models.config import read_json
@@ -161,6 +162,7 @@ def save_adapter(model: Decoder, path: str | Path, *, base: str | None = None) -
         raise UserError(f"{target}: exists and is no adapter folder; choose another path or remove it")
     tensors = dict(_tensors(model))
     if jax.process_index() != 0:
+        barrier(f"{target} written")
         return
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}.") as workspace:
@@ -175,6 +177,7 @@ def save_adapter(model: Decoder, path: str | Path, *, base: str | None = None) -
         if target.exists():
             os.rename(target, Path(workspace) / "old")
         os.rename(folder, target)
+    barrier(f"{target} written")
 
 
 def _settings(lora: LoraConfig, base: str | None) -> dict[str, Any]:

@@ -81,7 +81,8 @@ def attend_cache(q: jax.Array, cache: KVCache, layer: jax.Array, column: jax.Arr
     widths = [min(capacity, part * (i + 1)) for i in range(parts)]
     branches = [functools.partial(_attend_columns, width) for width in widths]
     operands = (grouped, cache, layer)
-    mixed = lax.switch(column // part, branches, *operands) if parts > 1 else branches[0](*operands)
+    with jax.named_scope("cache_columns"):
+        mixed = lax.switch(column // part, branches, *operands) if parts > 1 else branches[0](*operands)
     return mixed.reshape(rows, heads, dim)
 
 

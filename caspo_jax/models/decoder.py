@@ -125,7 +125,11 @@ class Decoder(nnx.Module):
         return head[...].astype(self.dtype)
 
     def unembed(self, hidden: jax.Array) -> jax.Array:
-        """Logits [..., V] float32 of final states [..., E]; on a mesh each row's logits are whole."""
+        """Logits [..., V] float32 of final states [..., E]; on a mesh the rows are split over all of its axes.
+
+        Every device multiplies with its own part of the vocabulary, and then parts of logits change places: left to
+        itself the compiler gathers the head, which is a thousand times larger, on every device.
+        """
         logits = jnp.einsum(
             "...e,ve->...v",
             hidden.astype(self.dtype),
@@ -133,7 +137,9 @@ class Decoder(nnx.Module):
             precision=precision(self.dtype),
             preferred_element_type=jnp.float32,
         )
-        return self._rows(logits)
+        between = (None,) * (logits.ndim - 2)
+        logits = constrain(self.mesh, logits, ("batch", *between, "vocab"))
+        return constrain(self.mesh, logits, ("rows", *between, None))
 
     def prefill(
         self, token_ids: jax.Array, mask: jax.Array, capacity: int, *, lanes: bool = False
@@ -210,7 +216,8 @@ class Decoder(nnx.Module):
         def layer_step(x: jax.Array, layer: Layer):
             layer = self._gathered(layer)
             q, k, v = self._qkv(layer, self._norm(x, layer["input_norm"]), cos, sin)
-            x = self._attention_output(layer, x, attend_self(q, k, v, visible_until))
+            mixed = attend_self(q, k, v, visible_until, split=self.mesh is not None)
+            x = self._attention_output(layer, x, mixed)
             kv = (k.transpose(0, 2, 1, 3), v.transpose(0, 2, 1, 3)) if keep_kv else None
             return self._mlp(layer, x), kv
 

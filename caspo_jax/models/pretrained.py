@@ -62,6 +62,11 @@ def load_pretrained(
     Raises:
       UserError: one line naming the file or tensor: no such folder, an unknown architecture or rope type, a
         missing, unmapped or misshaped tensor, a pickle checkpoint, an unreadable file.
+
+    >>> from caspo_jax.tasks import get_task
+    >>> model, tokenizer = load_pretrained(get_task("graph").policy_path, dtype="float32")
+    >>> model(jnp.array([tokenizer.encode("a = 2; b: a + 3. b?")])).dtype.name
+    'float32'
     """
     folder = resolve_folder(path)
     config = ModelConfig.from_hf(folder)
@@ -85,7 +90,8 @@ def _load(
     checkpoint: Checkpoint, weight: Weight, config: ModelConfig, dtype: jnp.dtype, mesh: Mesh | None
 ) -> jax.Array:
     if mesh is None:
-        return jnp.asarray(read_parameter(checkpoint, weight, config, dtype))
+        # jnp.asarray would copy: a stacked parameter, a third of a model, would be there twice.
+        return jax.device_put(read_parameter(checkpoint, weight, config, dtype))
     parts: dict[str, np.ndarray] = {}  # devices that hold the same part share one reading of it
 
     def part(index: Any) -> np.ndarray:
@@ -135,6 +141,13 @@ def save_pretrained(
 
     Raises:
       UserError: an unknown dtype, or a path that holds something other than a checkpoint.
+
+    >>> import tempfile
+    >>> from caspo_jax.tasks import get_task
+    >>> folder = tempfile.mkdtemp() + "/copy"
+    >>> save_pretrained(*load_pretrained(get_task("graph").policy_path), folder)
+    >>> (Path(folder) / "model.safetensors").is_file()
+    True
     """
     target = Path(path)
     name = dtype or str(model.embed[...].dtype)

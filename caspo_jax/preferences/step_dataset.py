@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from caspo_jax.distributed import is_writer
 from caspo_jax.errors import UserError
 from caspo_jax.steps import is_closed, is_flawed_correct
 from caspo_jax.store import hash_path, write_text
@@ -90,17 +91,35 @@ def write_step_dataset(
         title: of the card.
 
     Returns:
-        Counts: `traces`, `steps`, and steps by verdict.
+        Counts: `traces`, `steps`, and steps by verdict. Of several processes one writes.
 
     Raises:
         UserError: no trace has a step.
     """
-    import pyarrow
-    import pyarrow.parquet
-
     rows = step_rows(traces)
     if not rows:
         raise UserError(f"{directory}: no step to write: annotate the traces first")
+    verdicts = collections.Counter(row["verdict"] for row in rows)
+    counts = {
+        "traces": len(traces),
+        "steps": len(rows),
+        **{v: verdicts[v] for v in ("correct", "wrong", "unknown")},
+    }
+    if is_writer():
+        folder = Path(directory) / "data"
+        file = _write_rows(rows, folder)
+        write_text(Path(directory) / "README.md", _card(rows, counts, confidence, title, f"data/{file.name}"))
+        for old in folder.glob("train-*.parquet"):
+            if old != file:
+                old.unlink()
+    return counts
+
+
+def _write_rows(rows: Sequence[dict[str, Any]], folder: Path) -> Path:
+    """The parquet file of the rows."""
+    import pyarrow
+    import pyarrow.parquet
+
     types = {"list": pyarrow.list_(pyarrow.int32())}
     schema = pyarrow.schema(
         [
@@ -108,24 +127,13 @@ def write_step_dataset(
             for name, (kind, _) in COLUMNS.items()
         ]
     )
-    folder = Path(directory) / "data"
     folder.mkdir(parents=True, exist_ok=True)
     temporary = folder / f".train.{os.getpid()}.tmp"
     pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows, schema), temporary)
     # `datasets` caches by the folder's name and what the card says, not by content: the file's name tells them apart.
     path = folder / f"train-{hash_path(temporary)[:16]}.parquet"
     os.replace(temporary, path)
-    verdicts = collections.Counter(row["verdict"] for row in rows)
-    counts = {
-        "traces": len(traces),
-        "steps": len(rows),
-        **{v: verdicts[v] for v in ("correct", "wrong", "unknown")},
-    }
-    write_text(Path(directory) / "README.md", _card(rows, counts, confidence, title, f"data/{path.name}"))
-    for old in folder.glob("train-*.parquet"):
-        if old != path:
-            old.unlink()
-    return counts
+    return path
 
 
 def _card(

@@ -13,6 +13,7 @@ from caspo_jax.sampling.policy import (
     register_prune_rule,
 )
 from caspo_jax.sampling.sampler import Sampler
+from caspo_jax.sampling.search import Usage
 from caspo_jax.sampling.segments import Segment, character_spans, segment_bytes, segment_tokens, token_text
 from caspo_jax.sampling.state import CatState, Knobs, init_state
 from caspo_jax.sampling.tree import Tree, tree_of
@@ -31,6 +32,7 @@ __all__ = [
     "Sampler",
     "Segment",
     "Tree",
+    "Usage",
     "as_questions",
     "build_automaton",
     "cat_decode",

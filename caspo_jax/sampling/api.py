@@ -18,7 +18,7 @@ from caspo_jax.models.tokenizer import check_prompt_ids, encode_prompt, eos_ids,
 from caspo_jax.sampling.automaton import build_automaton
 from caspo_jax.sampling.config import CatConfig, SampleConfig
 from caspo_jax.sampling.policy import make_policy
-from caspo_jax.sampling.search import Progress, Unit, default_rows, grow_trees, key_data
+from caspo_jax.sampling.search import Progress, Unit, Usage, default_rows, grow_trees, key_data
 from caspo_jax.sampling.state import Knobs, fold_in
 from caspo_jax.sampling.traces import build_trace, build_tree
 from caspo_jax.sampling.tree import Tree
@@ -107,6 +107,7 @@ def _run(
     samples: int | None,
     batch_size: int | None,
     progress: Progress | None,
+    usage: Usage | None,
 ) -> _Run:
     records = as_questions(questions)
     if batch_size is not None and batch_size < 1:
@@ -144,6 +145,7 @@ def _run(
         fields=fields,
         batch_size=batch_size,
         progress=None if progress is None else lambda done, of: progress(done // repeats, of // repeats),
+        usage=usage,
     )
     grouped = [list(itertools.chain(*trees[i : i + repeats])) for i in range(0, len(trees), repeats)]
     for record, found in zip(records, grouped, strict=True):
@@ -165,6 +167,7 @@ def generate(
     step_confidence: str = "entropy",
     path_confidence: str = "geometric",
     progress: Progress | None = None,
+    usage: Usage | None = None,
 ) -> list[Trace]:
     """Samples `config.num_samples` outputs a question.
 
@@ -181,12 +184,23 @@ def generate(
       step_confidence: name of the confidence that the steps carry.
       path_confidence: name of the traces' confidence.
       progress: called with (questions done, questions in all).
+      usage: counters of how well the slots were used, to which this call adds.
 
     Returns:
       Traces in question order, num_samples in a row for each.
 
     Raises:
       UserError: bad questions, prompts or key.
+
+    >>> import jax
+    >>> from caspo_jax.models import load_pretrained
+    >>> from caspo_jax.tasks import get_task
+    >>> task = get_task("graph")
+    >>> config = SampleConfig(max_new_tokens=96, temperature=0.0)
+    >>> questions = task.questions("test", 2, seed=0)
+    >>> traces = generate(*load_pretrained(task.policy_path), questions, config, jax.random.key(0))
+    >>> [trace.finish_reason for trace in traces], 0 < traces[0].steps[0].confidence <= 1
+    (['eos', 'eos'], True)
     """
     strategy = "greedy" if config.temperature == 0 else "sample"
     samples = config.num_samples
@@ -197,7 +211,9 @@ def generate(
         path_confidence=path_confidence,
         sample=dataclasses.replace(config, num_samples=1),
     )
-    run = _run(model, tokenizer, questions, search, key, "self_consistency", samples, batch_size, progress)
+    run = _run(
+        model, tokenizer, questions, search, key, "self_consistency", samples, batch_size, progress, usage
+    )
     traces = []
     for record, prompt, trees in zip(run.records, run.prompts, run.trees, strict=True):
         # In the order of their child ranks: paths finish in any order.
@@ -222,6 +238,7 @@ def cat_search(
     extract: Extract = last_line,
     equivalent: Equivalent = same_text,
     progress: Progress | None = None,
+    usage: Usage | None = None,
     strategy: str = "cat",
 ) -> list[CatResult]:
     """Confidence-aware Thought: a tree of branches that are pruned and forked at step boundaries.
@@ -236,6 +253,7 @@ def cat_search(
       extract: text -> answer or None, for the vote.
       equivalent: (answer, answer) -> bool, for the vote.
       progress: called with (questions done, questions in all).
+      usage: counters of how well the slots were used, to which this call adds.
       strategy: cat | self_consistency | explore, the policy of the loop.
 
     Returns:
@@ -243,8 +261,20 @@ def cat_search(
 
     Raises:
       UserError: bad questions, prompts or key.
+
+    >>> import jax
+    >>> from caspo_jax.models import load_pretrained
+    >>> from caspo_jax.tasks import extract_answer, get_task
+    >>> task = get_task("graph")
+    >>> config = CatConfig(num_branches=2, threshold=0.8, sample=SampleConfig(max_new_tokens=96, temperature=0.7))
+    >>> questions = task.questions("test", 2, seed=0)
+    >>> results = cat_search(
+    ...     *load_pretrained(task.policy_path), questions, config, jax.random.key(0), extract=extract_answer
+    ... )
+    >>> [result.tokens > 0 and result.answer is not None for result in results]
+    [True, True]
     """
-    run = _run(model, tokenizer, questions, config, key, strategy, None, batch_size, progress)
+    run = _run(model, tokenizer, questions, config, key, strategy, None, batch_size, progress, usage)
     results = []
     for record, prompt, seed, (tree,) in zip(run.records, run.prompts, run.keys, run.trees, strict=True):
         paths = tuple(

@@ -107,11 +107,12 @@ def _iteration(params: Any, policy: Policy, automaton: Automaton, knobs: Knobs, 
     finished = slots.live & (reading.eos | reading.stop | at_length)
     delimited = slots.live & reading.closes
     closed = (delimited | finished) & (cursor.first_column >= 0)
-    confidence = lax.cond(
-        jnp.any(closed),
-        lambda: _confidence(policy, history, cursor, reading, column),
-        lambda: jnp.full((batch, slots_per), jnp.nan, jnp.float32),
-    )
+    with jax.named_scope("step_confidence"):
+        confidence = lax.cond(
+            jnp.any(closed),
+            lambda: _confidence(policy, history, cursor, reading, column),
+            lambda: jnp.full((batch, slots_per), jnp.nan, jnp.float32),
+        )
     path = path_update(slots.path, jnp.where(closed, confidence, 1.0), closed)
     path_confidence = policy.path_confidence(path)
 

@@ -38,6 +38,14 @@ MOST_ROWS = 2048
 Progress = Callable[[int, int], None]  # (questions done, questions in all)
 
 
+@dataclasses.dataclass
+class Usage:
+    """How well the slots were used: a caller's counters, to which every batch adds."""
+
+    live: int = 0  # steps of slots that held a live branch: tokens decoded
+    slots: int = 0  # steps of all slots
+
+
 @dataclasses.dataclass(frozen=True)
 class ModelDecode:
     """A Decoder's `decode_step` as the policy's model function."""
@@ -98,6 +106,7 @@ def grow_trees(
     fields: tuple[str, ...],
     batch_size: int | None = None,
     progress: Progress | None = None,
+    usage: Usage | None = None,
 ) -> list[list[Tree]]:
     """Grows one tree a unit and returns them in the units' order.
 
@@ -116,6 +125,7 @@ def grow_trees(
       fields: TokenStats fields to keep.
       batch_size: slots on the device at once (default: what CACHE_BYTES holds).
       progress: called with (units done, units in all).
+      usage: counters to add to.
     """
     graphdef, params = nnx.split(model)
     search = policy(ModelDecode(graphdef), copy_rows)
@@ -148,9 +158,12 @@ def grow_trees(
             max_new_tokens,
             fields,
             report,
+            Usage() if usage is None else usage,
         )
         for index, found in zip(batch, run([units[i] for i in batch], size), strict=True):
             trees[index] = found
+    if usage is not None:
+        usage.live += sum(tree.tokens for found in trees for tree in found)
     return trees
 
 
@@ -177,7 +190,12 @@ def _init(*arrays: Any, mesh: Any, **settings: Any) -> CatState:
     return init_state(*arrays, **settings).placed(mesh)
 
 
-_branch = jax.jit(lambda cache, n, capacity: grow(branch(cache, n), capacity), static_argnums=(1, 2))
+def start_cache(cache: KVCache, num_slots: int, capacity: int) -> KVCache:
+    """Rows for `num_slots` branches a prompt, of `capacity` empty columns each; the cache has the prompts alone."""
+    return grow(branch(cache, num_slots), capacity)
+
+
+_branch = jax.jit(start_cache, static_argnums=(1, 2))
 _take_prompts = jax.jit(lambda logits, cache, row: (logits[row], take_prompts(cache, row)))
 _grow = jax.jit(grow, static_argnums=1)
 _grow_state = jax.jit(lambda state, n, mesh: grow_state(state, n).placed(mesh), static_argnums=(1, 2))
@@ -198,6 +216,7 @@ class _Batch:
     max_new_tokens: int
     fields: tuple[str, ...]
     report: Callable[[int], None]
+    usage: Usage
 
     def __call__(self, units: list[Unit], size: int) -> list[list[Tree]]:
         lanes = prefers_lanes(size * self.num_slots)
@@ -214,6 +233,7 @@ class _Batch:
             limit = jnp.asarray(min(iteration + CHECK_EVERY, capacity), jnp.int32)
             state = cat_decode_donated(self.params, dataclasses.replace(state, limit=limit), self.policy)
             done = np.asarray(state.done)
+            self.usage.slots += (int(state.iteration) - iteration) * state.slots.live.size
             self.report(len(units) - len(np.unique(where[~done & (where >= 0)])))
             if done.all():
                 harvest(state, where, trees, where >= 0)

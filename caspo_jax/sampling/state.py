@@ -17,6 +17,7 @@ from caspo_jax.sampling.config import CatConfig
 from caspo_jax.sampling.sampler import SampleKnobs
 from caspo_jax.sharding import constrain, whole
 
+LOGITS_AXES = ("rows", "slots", None)  # of `CatState.logits`, see caspo_jax.sharding
 NO_PARENT = -1  # parent of a child of the root
 NO_NODE = -1  # node of a slot that was never used
 
@@ -124,9 +125,9 @@ class CatState:
         return self.slots.live.shape[1]
 
     def placed(self, mesh: Mesh | None) -> CatState:
-        """The same state, under jit, on a mesh: logits by question, the tree whole on every device.
+        """The same state, under jit, on a mesh: logits by row over all axes, the tree whole on every device.
 
-        The tree is small, and every device follows all of it: its gathers and scatters then stay local, and the host
+        A row's draw and statistics need no other row, so each device reads its share of the logits once. The tree is small, and every device follows all of it: its gathers and scatters then stay local, and the host
         can read it without asking other processes.
         """
         if mesh is None:
@@ -135,7 +136,7 @@ class CatState:
         return dataclasses.replace(
             whole(mesh, light),
             cache=self.cache,
-            logits=constrain(mesh, self.logits, ("batch", None, None)),
+            logits=constrain(mesh, self.logits, LOGITS_AXES),
             automaton=self.automaton,
             knobs=self.knobs,
         )

@@ -25,7 +25,11 @@ def same_text(a: str, b: str) -> bool:
 
 
 def merge_answers(answers: Sequence[str | None], equivalent: Equivalent = same_text) -> list[int | None]:
-    """Class of each answer: the index of the first answer that is equivalent to it; None for no answer."""
+    """Class of each answer: the index of the first answer that is equivalent to it; None for no answer.
+
+    >>> merge_answers(["42", "7", None, "42"])
+    [0, 1, None, 0]
+    """
     known: dict[Hashable, int] = {}
     leaders: list[int] = []
     classes: list[int | None] = []

@@ -101,6 +101,9 @@ def extract_answer(text: str, kind: AnswerKind | str = AnswerKind.MATH) -> str |
 
     Returns:
         The answer (a letter in upper case, `yes`/`no`, an integer's digits), or None.
+
+    >>> extract_answer(r"So it is \boxed{\frac{1}{2}}."), extract_answer("The answer is (b).", "letter")
+    ('\\frac{1}{2}', 'B')
     """
     kind = answer_kind(kind)
     marked = last_boxed(text)
@@ -151,10 +154,13 @@ def _yes_no(text: str) -> str | None:
 
 
 def equivalent(gold: str, answer: str, kind: AnswerKind | str = AnswerKind.MATH) -> bool:
-    """Whether an answer is the gold one; the order matters for `math` (math-verify's `verify(gold, answer)`).
+    r"""Whether an answer is the gold one; the order matters for `math` (math-verify's `verify(gold, answer)`).
 
     Equal strings and equal plain numbers are decided here; other mathematics by math-verify in a process of its
     own, so that its time limit holds in any thread. What meets the limit counts as different.
+
+    >>> equivalent("0.5", r"\frac{1}{2}"), equivalent("1,000", "1000", "integer"), equivalent("2", "3")
+    (True, True, False)
     """
     kind = answer_kind(kind)
     if kind is AnswerKind.LETTER:

@@ -38,6 +38,10 @@ def dpo_loss(
       `rewards/accuracy`, `logps/chosen`, `logps/rejected`.
 
     Source: Rafailov et al. 2023 (arXiv 2305.18290), eq. 7; label smoothing: Mitchell 2023, cDPO.
+
+    >>> loss, aux = dpo_loss(*jnp.array([[-2.0], [-5.0], [-3.0], [-4.0]]), beta=0.1)
+    >>> round(float(loss), 4), round(float(aux["rewards/margin"]), 4)  # h = (-2 + 3) - (-5 + 4) = 2
+    (0.5981, 0.2)
     """
     config = LossConfig(beta=beta, label_smoothing=label_smoothing)
     if weights is None:

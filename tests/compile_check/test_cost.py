@@ -2,12 +2,9 @@
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
-from caspo_jax.compile_check.cost import _valid_pairs, program_cost
+from caspo_jax.compile_check.cost import program_cost
 from caspo_jax.compile_check.hlo import parse
 
 
@@ -41,11 +38,45 @@ def test_loops_of_unknown_length_take_the_given_one():
     assert list(cost.assumed.values()) == [1.0]
 
 
-def test_the_dearest_branch_counts():
+def test_a_conditional_counts_as_its_cheapest_branch_and_the_rest_is_named():
     def branches(x, small, large, which):
-        return jax.lax.cond(which > 0, lambda: x @ small @ small.T, lambda: x @ large @ large.T)
+        with jax.named_scope("choice"):
+            return jax.lax.cond(which > 0, lambda: x @ small @ small.T, lambda: x @ large @ large.T)
 
-    assert flops(compiled(branches, (8, 16), (16, 4), (16, 64), ())) == 2 * 2 * 8 * 16 * 64
+    text = compiled(branches, (8, 16), (16, 4), (16, 64), ())
+    small, large = (2 * 2 * 8 * 16 * width for width in (4, 64))
+    cost = program_cost(parse(text), 1, {})
+    assert cost.flops == small
+    assert cost.when_taken["choice"].flops == large - small
+    assert cost.when_taken["choice"].hbm_bytes > 0
+    dear = program_cost(parse(text), 1, {}, taken=["choice"])
+    assert dear.flops == large
+    assert not dear.when_taken
+    assert dear.hbm_bytes == cost.hbm_bytes + cost.when_taken["choice"].hbm_bytes
+
+
+def test_what_is_conditional_in_a_loop_counts_once_a_trip():
+    def maybe(x, weights, which):
+        def step(x, w):
+            return jax.lax.cond(jnp.sum(x) > which, lambda: jnp.tanh(x @ w), lambda: x), None
+
+        with jax.named_scope("maybe"):
+            return jax.lax.scan(step, x, weights)[0]
+
+    cost = program_cost(parse(compiled(maybe, (8, 16), (5, 16, 16), ())), 1, {})
+    assert cost.flops == 0
+    assert cost.when_taken["maybe"].flops == 5 * 2 * 8 * 16 * 16
+    assert cost.largest_loop_array >= 8 * 16 * 4  # of the product, though it may never be made
+
+
+def test_a_loop_taken_not_to_run_is_named_with_the_cost_of_a_trip():
+    def power(x, w, n):
+        with jax.named_scope("repeated_product"):
+            return jax.lax.fori_loop(0, n.astype(jnp.int32), lambda _, x: jnp.tanh(x @ w), x)
+
+    cost = program_cost(parse(compiled(power, (16, 32), (32, 32), ())), 1, {"repeated_product": 0.0})
+    assert cost.flops == 0
+    assert cost.when_taken["repeated_product"].flops == 2 * 16 * 32 * 32
 
 
 # Hand-written, in the dialect of the TPU compiler.
@@ -140,9 +171,9 @@ ENTRY %main (a: bf16[2,32], out: bf16[8,32], flag: u32[], x: f32[16,16]) -> (bf1
   %out = bf16[8,32]{1,0} parameter(1)
   %flag = u32[] parameter(2)
   %x = f32[16,16]{1,0} parameter(3)
-  %first = (bf16[8,32]{1,0}, u32[]) fusion(%a, %out, %flag), kind=kCustom, calls=%start
-  %dest = bf16[8,32]{1,0} get-tuple-element(%first), index=0
-  %ready = u32[] get-tuple-element(%first), index=1
+  %async-collective-start = (bf16[8,32]{1,0}, u32[]) fusion(%a, %out, %flag), kind=kCustom, calls=%start
+  %dest = bf16[8,32]{1,0} get-tuple-element(%async-collective-start), index=0
+  %ready = u32[] get-tuple-element(%async-collective-start), index=1
   ROOT %second = (bf16[8,32]{1,0}, f32[16,16]{1,0}) fusion(%a, %dest, %ready, %x), kind=kCustom, calls=%beside
 }
 """
@@ -162,23 +193,63 @@ def test_a_module_without_an_entry_is_refused():
         parse("HloModule x\n")
 
 
-@given(
-    size=st.integers(1, 7),
-    kernel=st.integers(1, 7),
-    stride=st.integers(1, 3),
-    pad=st.integers(0, 3),
-    lhs=st.integers(1, 3),
-    rhs=st.integers(1, 3),
-)
-@settings(max_examples=60, deadline=None)
-def test_convolution_windows_count_what_a_convolution_of_ones_sums(size, kernel, stride, pad, lhs, rhs):
-    dilated = np.zeros((size - 1) * lhs + 1)
-    dilated[::lhs] = 1
-    padded = np.pad(dilated, pad)
-    reach = (kernel - 1) * rhs + 1
-    output = (len(padded) - reach) // stride + 1
-    if output < 1:
-        return
-    total = sum(padded[o * stride : o * stride + reach : rhs].sum() for o in range(output))
-    options = {"stride": stride, "pad": pad, "lhs_dilate": lhs, "rhs_dilate": rhs}
-    assert _valid_pairs(size, kernel, output, options) == total
+# A gather that is started, carried on beside the products of an inner loop, and ended.
+ACROSS_A_LOOP = """\
+HloModule jit_f, num_partitions=8
+
+%start (a: bf16[2,32]) -> (bf16[2,32], bf16[16,32], u32[]) {
+  %a = bf16[2,32]{1,0} parameter(0)
+  %all-gather.1 = bf16[16,32]{1,0} all-gather(%a), channel_id=7, replica_groups=[1,8]<=[8], dimensions={0}
+  %flag = u32[]{:S(2)} constant(0)
+  ROOT %both = (bf16[2,32]{1,0}, bf16[16,32]{1,0}, u32[]{:S(2)}) tuple(%a, %all-gather.1, %flag)
+}
+
+%beside (a: bf16[2,32], out: bf16[16,32], x: bf16[16,16]) -> (bf16[16,16], bf16[2,32], bf16[16,32]) {
+  %a = bf16[2,32]{1,0} parameter(0)
+  %out = bf16[16,32]{1,0} parameter(1)
+  %x = bf16[16,16]{1,0} parameter(2)
+  %all-gather.2 = bf16[16,32]{1,0} all-gather(%a), channel_id=7, replica_groups=[1,8]<=[8], dimensions={0}
+  %product = bf16[16,16]{1,0} dot(%x, %x), lhs_contracting_dims={1}, rhs_contracting_dims={0}
+  ROOT %all = (bf16[16,16]{1,0}, bf16[2,32]{1,0}, bf16[16,32]{1,0}) tuple(%product, %a, %all-gather.2)
+}
+
+%end (a: bf16[2,32], out: bf16[16,32]) -> bf16[16,32] {
+  %a = bf16[2,32]{1,0} parameter(0)
+  %out = bf16[16,32]{1,0} parameter(1)
+  ROOT %all-gather.3 = bf16[16,32]{1,0} all-gather(%a), channel_id=7, replica_groups=[1,8]<=[8], dimensions={0}
+}
+
+%body (state: (bf16[16,16], bf16[2,32], bf16[16,32])) -> (bf16[16,16], bf16[2,32], bf16[16,32]) {
+  %state = (bf16[16,16]{1,0}, bf16[2,32]{1,0}, bf16[16,32]{1,0}) parameter(0)
+  %x = bf16[16,16]{1,0} get-tuple-element(%state), index=0
+  %a = bf16[2,32]{1,0} get-tuple-element(%state), index=1
+  %out = bf16[16,32]{1,0} get-tuple-element(%state), index=2
+  ROOT %fusion.4 = (bf16[16,16]{1,0}, bf16[2,32]{1,0}, bf16[16,32]{1,0}) fusion(%a, %out, %x), kind=kCustom, calls=%beside
+}
+
+%condition (state: (bf16[16,16], bf16[2,32], bf16[16,32])) -> pred[] {
+  %state = (bf16[16,16]{1,0}, bf16[2,32]{1,0}, bf16[16,32]{1,0}) parameter(0)
+  ROOT %go = pred[] constant(true)
+}
+
+ENTRY %main (a: bf16[2,32], x: bf16[16,16]) -> bf16[16,32] {
+  %a = bf16[2,32]{1,0} parameter(0)
+  %x = bf16[16,16]{1,0} parameter(1)
+  %async-collective-start.1 = (bf16[2,32]{1,0}, bf16[16,32]{1,0}, u32[]{:S(2)}) fusion(%a), kind=kCustom, calls=%start
+  %source = bf16[2,32]{1,0} get-tuple-element(%async-collective-start.1), index=0
+  %dest = bf16[16,32]{1,0} get-tuple-element(%async-collective-start.1), index=1
+  %state = (bf16[16,16]{1,0}, bf16[2,32]{1,0}, bf16[16,32]{1,0}) tuple(%x, %source, %dest)
+  %while = (bf16[16,16]{1,0}, bf16[2,32]{1,0}, bf16[16,32]{1,0}) while(%state), condition=%condition, body=%body, backend_config={"known_trip_count":{"n":"36"}}
+  %last = bf16[2,32]{1,0} get-tuple-element(%while), index=1
+  %gathered = bf16[16,32]{1,0} get-tuple-element(%while), index=2
+  ROOT %async-collective-done.1 = bf16[16,32]{1,0} fusion(%last, %gathered), kind=kCustom, calls=%end
+}
+"""
+
+
+def test_a_collective_that_runs_beside_a_loop_counts_once():
+    cost = program_cost(parse(ACROSS_A_LOOP), 8, {})
+    gather = cost.collectives["all-gather"]
+    assert (gather.count, gather.bytes) == (1, 7 * 2 * 32 * 2)
+    assert cost.flops == 36 * 2 * 16**3
+    assert cost.hbm_bytes == (2 * 32 + 16 * 32) * 2 + 36 * 2 * (16 * 16 * 2)

@@ -8,7 +8,8 @@ from flax import nnx
 from caspo_jax.confidence import rcc
 from caspo_jax.confidence.forced import StepRow, measure, measure_all, plan_batches
 from caspo_jax.errors import UserError
-from caspo_jax.models import Decoder, ModelConfig
+from caspo_jax.models import Decoder
+from tests.shapes import small_shape
 
 VOCAB, WIDTH = 13, 16
 ROWS = (
@@ -21,19 +22,8 @@ ROWS = (
 
 @pytest.fixture(scope="module")
 def model():
-    config = ModelConfig(
-        model_type="qwen3",
-        vocab_size=VOCAB,
-        hidden_size=WIDTH,
-        intermediate_size=24,
-        num_layers=2,
-        num_heads=2,
-        num_kv_heads=1,
-        head_dim=8,
-        initializer_range=0.4,
-        max_position_embeddings=128,
-        tie_word_embeddings=True,
-    )
+    sizes = {"vocab_size": VOCAB, "hidden_size": WIDTH, "max_position_embeddings": 128}
+    config = small_shape(**sizes, initializer_range=0.4)
     return Decoder(config, rngs=nnx.Rngs(0))
 
 

@@ -9,9 +9,11 @@ import pytest
 from caspo_jax.errors import UserError
 from caspo_jax.evaluation.replay import RecordedPath, recorded_paths, replay, unpruned
 from caspo_jax.evaluation.thresholds import question_score
-from caspo_jax.sampling import cat_decode, tree_of
+from caspo_jax.models import load_pretrained
+from caspo_jax.sampling import CatConfig, SampleConfig, cat_decode, cat_search, generate, tree_of
 from caspo_jax.sampling.policy import fork_expand, fork_never, score_last, score_never, score_path
 from caspo_jax.sampling.traces import build_tree
+from caspo_jax.tasks import get_task
 from caspo_jax.types import CatNode, CatTree
 from tests.sampling.toy_model import BATCH, config, make_policy, question_keys, start, tables
 
@@ -85,6 +87,48 @@ def test_original_paths_under_cat_are_those_of_plain_sampling():
                 assert mine == (original if finished else original[: len(mine)])
                 whole, cut = whole + finished, cut + (not finished)
     assert min(forks, cut, whole) > 20
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("prune", RULES)
+def test_original_paths_of_the_shipped_policy_under_forks(prune):
+    """The same through the whole library: branch k of a pruning, forking search writes sample k as far as it lives."""
+    task = get_task("graph")
+    model, tokenizer = load_pretrained(task.policy_path)
+    questions = task.questions("tune", 16, seed=3)
+    settings = CatConfig(
+        num_branches=4,
+        threshold=0.85,
+        prune=prune,
+        step_confidence="mean_logprob",
+        sample=SampleConfig(max_new_tokens=96, temperature=0.9),
+    )
+    key = jax.random.key(5)
+    sampled = generate(model, tokenizer, questions, dataclasses.replace(settings.sample, num_samples=4), key)
+    searched = cat_search(model, tokenizer, questions, settings, key)
+    cut = whole = forks = 0
+    for q, result in enumerate(searched):
+        nodes = result.tree.nodes
+        below = [[i for i, n in enumerate(nodes) if n.parent == parent] for parent in range(-1, len(nodes))]
+        forks += sum(len(children) > 1 for children in below[1:])
+        assert len(below[0]) == 4
+        for root, sample in zip(below[0], sampled[4 * q : 4 * q + 4], strict=True):
+            end = _along(nodes, below, root, sample.token_ids)
+            assert end is not None
+            whole, cut = whole + (end == "finished"), cut + (end != "finished")
+    assert min(cut, whole, forks) > 5
+
+
+def _along(nodes, below, node, rest):
+    """Status of the leaf where a branch from `node` on that spells `rest`, or its beginning if it was cut, ends."""
+    mine = tuple(nodes[node].token_ids)
+    if tuple(rest[: len(mine)]) != mine:
+        return None
+    rest, children = rest[len(mine) :], below[node + 1]
+    if not children:
+        status = nodes[node].status
+        return None if status == "finished" and rest else status
+    return next((s for child in children if (s := _along(nodes, below, child, rest))), None)
 
 
 def test_replay_by_hand():

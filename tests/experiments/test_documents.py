@@ -10,7 +10,8 @@ from absl import flags
 
 ROOT = Path(__file__).parents[2]
 DOCUMENTS = [
-    *(ROOT / name for name in ("README.md", "experiments/README.md", "docs/extending.md")),
+    *(ROOT / name for name in ("README.md", "experiments/README.md", "tpu_scripts/README.md")),
+    *sorted((ROOT / "docs").glob("*.md")),
     *sorted((ROOT / "experiments").glob("*.py")),
 ]
 COMMAND = re.compile(r"python -m experiments\.([a-z]\w*)((?:\\\\?\n|[^`|\n])*)")
@@ -38,6 +39,34 @@ def test_there_are_commands_in_all_of_them():
     assert len(COMMANDS) > 20
 
 
+def programs():
+    return [
+        p
+        for p in sorted((ROOT / "experiments").glob("*.py"))
+        if "common.run(main)" in p.read_text(encoding="utf-8")
+    ]
+
+
+def test_ci_runs_every_program_for_real():
+    ran = "".join((ROOT / ".ci" / name).read_text(encoding="utf-8") for name in ("run", "stages"))
+    assert len(programs()) > 15
+    for path in programs():
+        assert f"experiments.{path.stem} " in ran, path.stem
+
+
+def test_every_program_can_be_quiet_or_speak_json(program, monkeypatch):
+    for path in programs():
+        module = importlib.import_module(f"experiments.{path.stem}")
+        monkeypatch.setattr(module, "main", lambda: None)
+        try:
+            code, out, err = program(path.stem, "--quiet", "--log_json")
+        except flags.IllegalFlagValueError as error:
+            if "must have a value other than None" not in str(error):  # a required flag: these two are known
+                raise
+        else:
+            assert (code, out, err) == (0, "", "")
+
+
 @pytest.mark.parametrize("title", COMMANDS)
 def test_the_program_takes_the_command(program, monkeypatch, title):
     name, given = COMMANDS[title]
@@ -51,3 +80,23 @@ def test_the_program_takes_the_command(program, monkeypatch, title):
             raise
     else:
         assert code == 0, err
+
+
+def test_named_benchmarks_strategies_and_interventions_exist():
+    from caspo_jax.evaluation.benchmarks import benchmark_names
+    from caspo_jax.evaluation.faithfulness import INTERVENTIONS
+    from caspo_jax.evaluation.strategies import STRATEGIES
+
+    known = {
+        "benchmarks": {*benchmark_names(), "graph", "chain"},
+        "strategies": {*STRATEGIES, "all"},
+        "intervention": set(INTERVENTIONS),
+    }
+    seen = set()
+    for title, (_, given) in COMMANDS.items():
+        for word in given:
+            flag, _, values = word.removeprefix("--").partition("=")
+            if flag in known and values != "NAME":
+                seen.add(flag)
+                assert set(values.split(",")) <= known[flag], title
+    assert seen == set(known)

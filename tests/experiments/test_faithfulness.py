@@ -62,6 +62,7 @@ def test_all_stages(program, measured, tmp_path_factory, whole):
     for name in FILES:
         assert (out / f"{name}.jsonl").exists(), name
     report = json.loads((out / "report.json").read_text())
+    assert "What trivial words would score" in (out / "report.html").read_text(encoding="utf-8")
     assert report["traces"]["traces"] == 6
     assert report["traces"]["questions"] == 3
     assert report["traces"]["retokenised"] == 6

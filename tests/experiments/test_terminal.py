@@ -95,3 +95,26 @@ def test_numbers_that_json_lacks_become_null(given, capsys):
         "loss": None,
         "last": {"x": [None, 1]},
     }
+
+
+def test_the_closing_table_reads_well(given, capsys):
+    given()
+    terminal.closing(
+        "run in D",
+        {
+            "verified_rows": 12345,
+            "rate": 0.123456,
+            "big": 1234567.8,
+            "last": {"loss": 1.5, "n": 2},
+            "name": "x",
+        },
+    )
+    assert capsys.readouterr().out.splitlines() == [
+        "run in D",
+        "  verified rows  12,345",
+        "  rate           0.1235",
+        "  big            1,234,568",
+        "  last           loss  1.5",
+        "                 n     2",
+        "  name           x",
+    ]

@@ -9,23 +9,12 @@ from flax import nnx
 
 from caspo_jax.models import Decoder, ModelConfig, RopeConfig, branch, grow
 from caspo_jax.models.weights import weights
+from tests.shapes import small_shape
 
 
 def tiny(layers=2, **changes) -> ModelConfig:
-    fields = {
-        "model_type": "qwen3",
-        "vocab_size": 40,
-        "hidden_size": 16,
-        "intermediate_size": 24,
-        "num_layers": layers,
-        "num_heads": 4,
-        "num_kv_heads": 2,
-        "head_dim": 8,
-        "initializer_range": 0.3,
-        "tie_word_embeddings": True,
-        "rope": RopeConfig(theta=1e4),
-    }
-    return ModelConfig(**(fields | changes))
+    fields = {"vocab_size": 40, "num_layers": layers, "num_heads": 4, "num_kv_heads": 2}
+    return small_shape(**(fields | {"rope": RopeConfig(theta=1e4)} | changes))
 
 
 @pytest.fixture(scope="module")

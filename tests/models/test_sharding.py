@@ -4,9 +4,9 @@ import pytest
 from jax.sharding import AbstractMesh, PartitionSpec
 
 from caspo_jax.errors import UserError
-from caspo_jax.models import ModelConfig
 from caspo_jax.models.weights import parameter_sharding, weights
 from caspo_jax.sharding import RULES, batch_ways, make_mesh, named_sharding, place, to_host
+from tests.shapes import small_shape
 
 
 @pytest.fixture
@@ -53,6 +53,10 @@ def test_rules_give_partitions(mesh):
     assert named_sharding(mesh, ("batch", None)).spec == PartitionSpec(("fsdp",), None)
     # 6 columns do not divide over 4 devices: that dimension stays whole, the other is still split
     assert named_sharding(mesh, ("embed", "mlp"), (8, 6)).spec == PartitionSpec(("fsdp",), None)
+    # of several mesh axes, the leading ones that divide the dimension together
+    three = AbstractMesh((2, 2, 2), ("data", "fsdp", "tensor"))
+    for rows, axes in ((8, ("data", "fsdp", "tensor")), (4, ("data", "fsdp")), (6, ("data",)), (3, None)):
+        assert named_sharding(three, ("rows", None), (rows, 5)).spec == PartitionSpec(axes, None)
     # a mesh axis splits one dimension of an array, the first that asks for it
     assert named_sharding(mesh, ("batch", "embed")).spec == PartitionSpec(("fsdp",), None)
     assert batch_ways(mesh) == 2
@@ -62,17 +66,7 @@ def test_rules_give_partitions(mesh):
 
 
 def test_heads_are_split_between_devices_and_never_inside(mesh):
-    config = ModelConfig(
-        model_type="qwen3",
-        vocab_size=64,
-        hidden_size=32,
-        intermediate_size=64,
-        num_layers=2,
-        num_heads=8,
-        num_kv_heads=2,
-        head_dim=8,
-        tie_word_embeddings=True,
-    )
+    config = small_shape(hidden_size=32, intermediate_size=64, num_heads=8, num_kv_heads=2)
     specs = {w.name: parameter_sharding(mesh, w, config).spec for w in weights(config)}
     assert specs["q"] == PartitionSpec(None, ("fsdp",), ("tensor",))
     assert specs["o"] == PartitionSpec(None, ("tensor",), ("fsdp",))

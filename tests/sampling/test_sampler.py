@@ -77,6 +77,22 @@ def test_top_p_searches_beyond_its_candidates():
         assert mass[row > value].sum() < 0.5 * mass.sum() * (1 + 1e-6)
 
 
+@pytest.mark.parametrize("scale, top_p", [(0.3, 0.9), (1.0, 0.5), (3.0, 0.999), (3.0, 0.3)])
+def test_top_p_is_exact_on_flat_and_peaked_rows(scale, top_p):
+    """Rows that are settled after different numbers of halvings, among them one of ties and one with zeros."""
+    logits = np.random.default_rng(9).normal(size=(6, 20 * TOP_P_CANDIDATES)).astype(np.float32) * scale
+    logits[1] = np.round(logits[1])
+    logits[2, 100:] = -np.inf
+    logits[3] = 0.0
+    weights = np.exp(logits - logits.max(-1, keepdims=True)).astype(np.float32)
+    floor = np.asarray(jax.jit(top_p_floor)(jnp.asarray(weights), jnp.float32(top_p)))
+    for row, value in zip(weights, floor, strict=True):
+        mass = row.astype(np.float64)
+        assert value in row
+        assert mass[row >= value].sum() >= top_p * mass.sum() * (1 - 1e-6)
+        assert mass[row > value].sum() < top_p * mass.sum() * (1 + 1e-6)
+
+
 def test_ties_at_the_border_are_kept():
     weights = jnp.asarray([[1.0, 0.5, 0.5, 0.5, 0.1]])
     assert float(weight_floor(Sampler(top_k=2), knobs(), weights)[0]) == 0.5
@@ -134,6 +150,11 @@ def test_inverse_cdf_in_blocks_agrees_with_one_cumulative_sum():
 def test_greedy_takes_the_first_of_equals():
     logits = jnp.asarray([[0.0, 2.0, 2.0], [1.0, 0.0, -1.0]])
     assert sample(Sampler(greedy=True), knobs(), logits, jnp.zeros(2)).tolist() == [1, 0]
+    wide = np.random.default_rng(8).integers(0, 3, (50, 301)).astype(np.float32)
+    assert (
+        sample(Sampler(greedy=True), knobs(), jnp.asarray(wide), jnp.zeros(50)).tolist()
+        == wide.argmax(1).tolist()
+    )
 
 
 @pytest.mark.parametrize("sampler", [Sampler(top_k=20), Sampler(top_p=True), Sampler(top_k=20, top_p=True)])

@@ -18,7 +18,7 @@ import jax
 import numpy as np
 from flax import nnx
 
-from caspo_jax.models import Decoder, ModelConfig, load_pretrained, save_pretrained
+from caspo_jax.models import Decoder, load_pretrained, save_pretrained
 from caspo_jax.models.checkpoint import Checkpoint, read_parameter
 from caspo_jax.models.weights import parameter_sharding, weights
 from caspo_jax.sampling import CatConfig, SampleConfig, cat_search
@@ -30,6 +30,7 @@ from caspo_jax.training.plan import make_plan
 from caspo_jax.training.step_loss import loss_denominators
 from caspo_jax.training.train_step import fused_update, make_train_step
 from caspo_jax.types import Pair
+from tests.shapes import small_shape
 
 # Without DPO-Positive: its kink lies at a log-ratio of 0, where training starts, and the last bit decides on its side.
 LOSS = LossConfig(nll_alpha=0.5, nll_on="verified", label_smoothing=0.1)
@@ -37,15 +38,11 @@ LOSS = LossConfig(nll_alpha=0.5, nll_on="verified", label_smoothing=0.1)
 SETTINGS = dict(loss=LOSS, learning_rate=1e-2, eps=1e-3, max_steps=3, epochs=3, tensorboard=False)
 
 
-SMALL = ModelConfig(
-    model_type="qwen3",
-    vocab_size=64,
+SMALL = small_shape(
     hidden_size=32,
     intermediate_size=64,
-    num_layers=2,
     num_heads=8,
     num_kv_heads=2,  # fewer than tensor:4 asks for
-    head_dim=8,
     initializer_range=0.2,
     tie_word_embeddings=False,
 )

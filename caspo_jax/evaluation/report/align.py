@@ -9,7 +9,11 @@ CONTINUES = -1  # the token shares characters with the one before it
 
 
 def utf16_length(text: str) -> int:
-    """Length in UTF-16 units: what a browser's strings count, two for a character beyond U+FFFF."""
+    """Length in UTF-16 units: what a browser's strings count, two for a character beyond U+FFFF.
+
+    >>> utf16_length("né"), utf16_length("🤖")
+    (2, 2)
+    """
     return len(text) + sum(character > "\uffff" for character in text)
 
 
@@ -26,6 +30,9 @@ def token_lengths(token_ids: Sequence[int], token_bytes: Sequence[bytes]) -> tup
 
     Returns:
       The text as `bytes.decode("utf-8", "replace")` gives it, and T lengths.
+
+    >>> token_lengths([0, 1, 2], [b"a", "🤖".encode()[:2], "🤖".encode()[2:]])
+    ('a🤖', [1, 2, -1])
     """
     decoder = codecs.getincrementaldecoder("utf-8")("replace")
     lengths: list[int] = []

@@ -16,10 +16,13 @@ _UNSAFE = str.maketrans(
 
 
 def script_json(value: Any) -> str:
-    """Compact JSON that holds no `<`, `>` or `&` and no lone surrogate: data, whatever a model wrote.
+    r"""Compact JSON that holds no `<`, `>` or `&` and no lone surrogate: data, whatever a model wrote.
 
     Raises:
       ValueError: NaN or an infinity, which JSON cannot hold.
+
+    >>> script_json({"text": "</script>"})
+    '{"text":"\\u003c/script\\u003e"}'
     """
     text = json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
     return _SURROGATE.sub("\ufffd", text).translate(_UNSAFE)

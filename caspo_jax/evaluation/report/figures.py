@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
+from caspo_jax.evaluation.report import evaluate_figures, faithfulness_figures
+from caspo_jax.evaluation.report.evaluate_tables import spoken
 from caspo_jax.evaluation.report.folder import SAMPLES, Run, TraceFile
-from caspo_jax.evaluation.report.svg import SERIES, WIDTH, Panel, hover, number, tag
+from caspo_jax.evaluation.report.svg import SERIES, WIDTH, Figure, Panel, hover, number, tag
 from caspo_jax.evaluation.report.tables import strategies_of
 from caspo_jax.metrics import reliability
 
@@ -21,20 +22,12 @@ _CURVES = (
 )
 
 
-@dataclasses.dataclass(frozen=True)
-class Figure:
-    """A picture with what stands above and below it; legend: (mark class, text)."""
-
-    title: str
-    svg: str
-    note: str = ""
-    legend: Sequence[tuple[str, str]] = ()
-
-
 def run_figures(run: Run) -> list[Figure]:
     """Every picture that the run's files have numbers for."""
     policies = [p for p in run.summary.get("policies") or () if isinstance(p, Mapping)]
-    found = [strategies(policies, run.summary.get("questions")), differences(policies)]
+    found: list[Figure | None] = [*evaluate_figures.curves(run.summaries)]
+    found += [strategies(policies, run.summary.get("questions")), differences(policies)]
+    found += faithfulness_figures.faithfulness_figures(run)
     shown = sampled(run)
     found += [reliability_diagram(shown), *map(entropy_histogram, shown)]
     return [f for f in (*found, *curves(run.metrics)) if f is not None]
@@ -69,7 +62,7 @@ def strategies(policies: Sequence[Mapping[str, Any]], questions: int | None) -> 
     for i, (name, row) in enumerate(zip(names, points, strict=True)):
         _, middle = panel.at(low, len(names) - i - 0.5)
         panel.add(tag("line", x1=panel.left, x2=panel.right, y1=middle, y2=middle, class_="grid"))
-        panel.add(tag("text", name.replace("_", " "), x=panel.left - 8, y=middle + 4, class_="row end"))
+        panel.add(tag("text", spoken(name), x=panel.left - 8, y=middle + 4, class_="row end"))
         for k, entry in enumerate(row):
             if not entry:
                 continue
@@ -103,7 +96,9 @@ def differences(policies: Sequence[Mapping[str, Any]]) -> Figure | None:
         "ece",
         "brier_scaled",
     )
-    shown = [p for p in policies if isinstance(p.get("paired_with_base"), Mapping)][:SERIES]
+    shown = [p for p in policies if isinstance(p.get("paired_with_base"), Mapping) and p["paired_with_base"]][
+        :SERIES
+    ]
     rows = [
         (name, [p["paired_with_base"].get(name) for p in shown])
         for name in metrics

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from caspo_jax.errors import UserError
+from caspo_jax.evaluation.report.beside import Beside, completed, read_beside, share
 from caspo_jax.records import check_schema, pair_from_record, trace_from_record
 from caspo_jax.store import parse_at, read_jsonl
 from caspo_jax.types import Pair, Trace
@@ -28,7 +29,7 @@ class TraceFile:
 
     name: str  # path inside the run, without suffix
     traces: Sequence[Trace]
-    decisiveness: Sequence[Sequence[float | None]]  # [traces][steps], null where the file has none
+    beside: Sequence[Beside]  # of each trace
 
 
 @dataclasses.dataclass(frozen=True)
@@ -151,31 +152,16 @@ def _read(file: Path, parse: Callable[[dict[str, Any]], T]) -> list[T]:
 
 
 def _trace_file(file: Path, label: str) -> TraceFile:
-    stated = _stated(file.with_name("decisiveness.jsonl"))
+    known = read_beside(file)
 
-    def parse(record: dict[str, Any]) -> tuple[Trace, list[float | None]]:
+    def parse(record: dict[str, Any]) -> tuple[Trace, Beside]:
         trace = trace_from_record(record)
-        own = [step.get("decisiveness") for step in record.get("steps") or ()]
-        return trace, [_share(value) for value in stated.get(trace.id, own)]
+        own = Beside([share(step.get("decisiveness")) for step in record.get("steps") or ()])
+        found = known.get(trace.id, own)
+        return completed(trace, found), found
 
-    found = _read(file, parse)
-    return TraceFile(label, [trace for trace, _ in found], [steps for _, steps in found])
-
-
-def _stated(file: Path) -> dict[str, list[Any]]:
-    """Trace id -> decisiveness of its steps, as `experiments.faithfulness` keeps it beside the traces; of several
-    scorers the first."""
-    if not file.is_file():
-        return {}
-    return {str(r["id"]): next(iter(r["scores"].values())) for _, r in read_jsonl(file) if r.get("scores")}
-
-
-def _share(value: Any) -> float | None:
-    if value is None:
-        return None
-    if not 0 <= float(value) <= 1:
-        raise UserError(f"`decisiveness` must lie in [0, 1], found {value!r}")
-    return float(value)
+    read = _read(file, parse)
+    return TraceFile(label, [trace for trace, _ in read], [beside for _, beside in read])
 
 
 def _tree(record: dict[str, Any]) -> dict[str, Any]:

@@ -10,19 +10,21 @@ from pathlib import Path
 from typing import Any
 
 from caspo_jax.errors import UserError
+from caspo_jax.evaluation.report.cells import number_text
 from caspo_jax.evaluation.report.encode import script_json
 from caspo_jax.evaluation.report.figures import run_figures
 from caspo_jax.evaluation.report.folder import Run, load_run
+from caspo_jax.evaluation.report.headline import headlines
 from caspo_jax.evaluation.report.pair_view import view_pairs
 from caspo_jax.evaluation.report.spelling import Spellings
-from caspo_jax.evaluation.report.tables import facts, number_text, run_tables
+from caspo_jax.evaluation.report.tables import facts, run_tables
 from caspo_jax.evaluation.report.trace_view import view_traces
 from caspo_jax.evaluation.report.tree_view import view_trees
 from caspo_jax.store import write_text
 
 _HERE = Path(__file__).parent
 # In this order they are one script; each file is one viewer.
-_SCRIPTS = ("core", "text", "list", "tables", "traces", "trees", "pairs", "start")
+_SCRIPTS = ("core", "text", "said", "list", "tables", "traces", "trees", "pairs", "start")
 MOST_TRACES = 10_000  # of one file
 MOST_TREES = 200
 MOST_PAIRS = 1000
@@ -163,6 +165,7 @@ def _run(run: Run) -> dict[str, Any]:
                 versions[name].append(version)
     return {
         "name": run.name,
+        "headlines": headlines(run),
         "facts": facts(run),
         "manifests": manifests,
         "versions": [(name, ", ".join(found)) for name, found in versions.items()],

@@ -2,12 +2,23 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Sequence
 from html import escape
 
 WIDTH, HEIGHT = 372, 232  # of a figure: one column on a phone, so that its text is never scaled down
 SERIES = 6  # colours of the style sheet: .s0 ... .s5
+
+
+@dataclasses.dataclass(frozen=True)
+class Figure:
+    """A picture with what stands above and below it; legend: (mark class, text)."""
+
+    title: str
+    svg: str
+    note: str = ""
+    legend: Sequence[tuple[str, str]] = ()
 
 
 def number(value: float) -> str:
@@ -92,7 +103,7 @@ class Panel:
                 _, y = self.at(self.x[0], value)
                 self.add(tag("line", x1=self.left, x2=self.right, y1=y, y2=y, class_="grid"))
                 self.add(tag("text", label(value, gap), x=self.left - 6, y=y + 3.5, class_="tick end"))
-        values = [v for v in ticks(*self.x, x_ticks) if not whole or v == round(v)]
+        values = [v for v in ticks(*self.x, x_ticks) if not whole or v == round(v)] if x_ticks else []
         gap = values[1] - values[0] if len(values) > 1 else 1.0
         for value in values:
             x, _ = self.at(value, self.y[0])

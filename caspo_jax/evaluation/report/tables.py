@@ -6,6 +6,9 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from caspo_jax.evaluation.report.cells import Cell, Table, interval_text, number_cell, number_text
+from caspo_jax.evaluation.report.evaluate_tables import evaluate_tables, spoken
+from caspo_jax.evaluation.report.faithfulness_tables import faithfulness_tables
 from caspo_jax.evaluation.report.folder import Run
 
 # (field, title, what it is, whether more is better; None: neither)
@@ -31,59 +34,6 @@ POLICY_COLUMNS: tuple[tuple[str, str, str, bool | None], ...] = (
 )
 
 
-@dataclasses.dataclass(frozen=True)
-class Cell:
-    """Text, the number to sort by (None: by text), a second line, and what hovering shows."""
-
-    text: str
-    value: float | None = None
-    under: str = ""
-    best: bool = False
-
-
-@dataclasses.dataclass(frozen=True)
-class Table:
-    """A sortable table; columns are (title, explanation, is a number)."""
-
-    title: str
-    columns: Sequence[tuple[str, str, bool]]
-    rows: Sequence[Sequence[Cell]]
-    note: str = ""
-    aside: bool = False  # folded away under the others
-
-
-def number_text(value: Any) -> str:
-    """A number as people read it: whole numbers with separators, others to three places."""
-    if isinstance(value, bool) or value is None:
-        return {True: "yes", False: "no", None: "–"}[value]
-    if isinstance(value, int):
-        return f"{value:,}"
-    if isinstance(value, float):
-        if value != 0 and abs(value) < 0.0005:
-            return f"{value:.1e}"
-        return (
-            f"{value:,.0f}"
-            if abs(value) >= 10_000
-            else f"{value:,.1f}"
-            if abs(value) >= 100
-            else f"{value:.3f}"
-        )
-    return str(value)
-
-
-def interval_text(low: float | None, high: float | None) -> str:
-    """[low, high] without the zeros before the points, or nothing."""
-    if low is None or high is None:
-        return ""
-
-    def end(value: float) -> str:
-        places = 3 if abs(value) < 1 else 2 if abs(value) < 10 else 1
-        text = f"{round(value, places) + 0.0:.{places}f}"  # + 0.0: no minus before a zero
-        return text.replace("0.", ".", 1) if abs(value) < 1 else text
-
-    return f"[{end(low)}, {end(high)}]"
-
-
 def strategies_of(policy: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
     """A policy's strategies that have an accuracy."""
     found = policy.get("strategies")
@@ -101,10 +51,15 @@ def run_tables(runs: Sequence[Run]) -> list[Table]:
     tables = [table for table in (_policies(runs), _strategies(runs)) if table is not None]
     for run in runs:
         prefix = f"{run.name}: " if len(runs) > 1 else ""
+        named = evaluate_tables(run.summaries, prefix) | faithfulness_tables(run.summaries, prefix)
+        tables += [table for found in named.values() for table in found]
         for name, summary in run.summaries.items():
+            if name in named:
+                continue
             known = {"policies"} if name == "summary" and isinstance(summary, Mapping) else set()
             found = _generic(prefix if name == "summary" else f"{prefix}{name}, ", summary, known)
-            tables += [dataclasses.replace(table, aside=name == "summary" and bool(known)) for table in found]
+            aside = (name == "summary" and bool(known)) or name.startswith("settings.")
+            tables += [dataclasses.replace(table, aside=aside) for table in found]
     return tables
 
 
@@ -136,7 +91,7 @@ def _policies(runs: Sequence[Run]) -> Table | None:
             value = policy.get(field)
             low, high = intervals.get(field) or (None, None)
             cells.append(
-                _cell(value, interval_text(low, high), value is not None and best.get(field) == value)
+                number_cell(value, interval_text(low, high), value is not None and best.get(field) == value)
             )
         body.append(cells)
     heads = [("run", "", False)] if len(runs) > 1 else []
@@ -157,21 +112,16 @@ def _strategies(runs: Sequence[Run]) -> Table | None:
     best = [max(e["accuracy"] for e in strategies_of(p).values()) for _, p in rows]
     body = []
     for name in names:
-        cells = [Cell(name.replace("_", " "))]
+        cells = [Cell(spoken(name))]
         for (_, policy), top in zip(rows, best, strict=True):
             entry = strategies_of(policy).get(name)
             accuracy = entry["accuracy"] if entry else None
             used = (entry or {}).get("tokens_per_question")
             tokens = None if used is None else float(round(used))
-            cells.append(_cell(accuracy, "", accuracy == top))
+            cells.append(number_cell(accuracy, "", accuracy == top))
             cells.append(Cell("–" if tokens is None else f"{tokens:,.0f}", tokens))
         body.append(cells)
     return Table("Strategies", columns, body, "Accuracy, and decoded tokens a question.")
-
-
-def _cell(value: Any, under: str = "", best: bool = False) -> Cell:
-    number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    return Cell(number_text(value), float(value) if number else None, under, best)
 
 
 def _generic(title: str, value: Any, known: set[str], depth: int = 0) -> list[Table]:
@@ -221,7 +171,7 @@ def _records_table(title: str, records: list[dict[str, Any]]) -> list[Table]:
             shown = value if _plain(value) else None
             if isinstance(shown, str) and field == "":
                 shown = shown.replace("_", " ")
-            cells.append(_cell(shown, under))
+            cells.append(number_cell(shown, under))
         body.append(cells)
     numeric = [
         all(row[i].value is not None or row[i].text == "–" for row in body) for i in range(len(fields))

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from caspo_jax.evaluation.report.align import utf16_length
+from caspo_jax.evaluation.report.beside import Beside
 from caspo_jax.evaluation.report.encode import short, thousandths
 from caspo_jax.evaluation.report.folder import Run, TraceFile
 from caspo_jax.evaluation.report.spelling import Spelling, Spellings
@@ -44,6 +45,18 @@ def confidence_gap(trace: Trace) -> float | None:
     if not judged or any(not 0 <= (s.confidence or 0.0) <= 1 for s in judged):
         return None
     return float(np.mean([(s.confidence or 0.0) - (s.verdict == "correct") for s in judged]))
+
+
+def overstatement(trace: Trace, beside: Beside) -> float | None:
+    """Mean decisiveness of the words minus confidence over the steps that have both; None where none has."""
+    both = [
+        (said, step.confidence)
+        for said, step in zip(beside.decisiveness, trace.steps)
+        if said is not None and step.confidence is not None
+    ]
+    if not both or any(not 0 <= sure <= 1 for _, sure in both):
+        return None
+    return float(np.mean([said - sure for said, sure in both]))
 
 
 def is_flawed(trace: Trace) -> bool:
@@ -86,7 +99,10 @@ def view_traces(runs: Sequence[Run], spellings: Mapping[str, Spellings], most: i
     view = TraceView(
         sets=[],
         questions=[],
-        index={k: [] for k in ("set", "id", "question", "correct", "flawed", "gap", "confidence", "tokens")}
+        index={
+            k: []
+            for k in ("set", "id", "question", "correct", "flawed", "gap", "boast", "confidence", "tokens")
+        }
         | {"chunk": [], "place": []},
         names={},
         chunks=[],
@@ -109,8 +125,9 @@ def view_traces(runs: Sequence[Run], spellings: Mapping[str, Spellings], most: i
                 question = known.setdefault(key, len(known))
                 if question == len(view.questions):
                     view.questions.append(list(key))
-                _add(view.index, trace, question, len(view.sets) - 1, view.chunks)
-                view.chunks[-1].append(_trace(trace, file.decisiveness[number], spelling, names))
+                boast = overstatement(trace, file.beside[number])
+                _add(view.index, trace, question, boast, len(view.sets) - 1, view.chunks)
+                view.chunks[-1].append(_trace(trace, file.beside[number], spelling, names))
                 room -= max(1, len(trace.token_ids))
     return view
 
@@ -126,7 +143,14 @@ def _set(run: Run, file: TraceFile, shown: int, spelling: Spelling | None) -> di
     }
 
 
-def _add(index: dict[str, list[Any]], trace: Trace, question: int, set_: int, chunks: list[Any]) -> None:
+def _add(
+    index: dict[str, list[Any]],
+    trace: Trace,
+    question: int,
+    boast: float | None,
+    set_: int,
+    chunks: list[Any],
+) -> None:
     row = {
         "set": set_,
         "id": trace.id,
@@ -134,6 +158,7 @@ def _add(index: dict[str, list[Any]], trace: Trace, question: int, set_: int, ch
         "correct": None if trace.correct is None else int(trace.correct),
         "flawed": int(is_flawed(trace)),
         "gap": short(confidence_gap(trace), 3),
+        "boast": short(boast, 3),
         "confidence": short(_confidence(trace), 3),
         "tokens": len(trace.token_ids),
         "chunk": len(chunks) - 1,
@@ -150,13 +175,16 @@ def _confidence(trace: Trace) -> float | None:
     return float(np.mean(known)) if known else None
 
 
-def _trace(
-    trace: Trace, decisiveness: Sequence[float | None], spelling: Spelling | None, names: dict[str, str]
-) -> dict[str, Any]:
+def _trace(trace: Trace, beside: Beside, spelling: Spelling | None, names: dict[str, str]) -> dict[str, Any]:
     lengths = spelling.lengths(trace.token_ids, trace.text) if spelling is not None else None
     if lengths is not None and spelling is not None:
         name_silent(trace.token_ids, lengths, spelling, names)
-    stated = [*decisiveness, *[None] * (len(trace.steps) - len(decisiveness))]
+    stated = [*beside.decisiveness, *[None] * (len(trace.steps) - len(beside.decisiveness))]
+    estimates = {
+        name: [short(v) for v in values]
+        for name, values in beside.estimates.items()
+        if len(values) == len(trace.steps) and any(v is not None for v in values)
+    }
     units = _units(trace.text, trace.steps)
     record = {
         "answer": trace.answer,
@@ -173,6 +201,7 @@ def _trace(
             [*units[i], s.token_start, s.token_end, *_judgement(s, stated[i])]
             for i, s in enumerate(trace.steps)
         ],
+        "estimates": estimates or None,
         "verifier": next((s.verifier for s in trace.steps if s.verifier), None),
     }
     return {name: value for name, value in record.items() if value is not None}

@@ -25,10 +25,16 @@ class Context:
     score: Callable[[str, Question], bool]  # (answer, question) -> is it right?
     same: Callable[[str, str], bool]  # are two answers one? for votes
     batch_size: int | None = None  # rows on the device at once
+    keep: Callable[..., None] | None = None  # (name, traces or search results, facts): for the report
 
     def right(self, answer: str | None, question: Question) -> bool:
         """Is this answer, if any, right?"""
         return answer is not None and bool(self.score(answer, question))
+
+    def show(self, name: str, found: Sequence[Any], **facts: Any) -> None:
+        """Hand traces, or results of searches, to whoever keeps them; `facts` go on record beside each tree."""
+        if self.keep is not None:
+            self.keep(name, found, **facts)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,6 +67,7 @@ class Settings:
 
     sample: SampleConfig = dataclasses.field(default_factory=lambda: SampleConfig(temperature=0.7))
     samples: int = 16  # size of the pool behind sampling and the votes
+    time_votes: bool = False  # draw the smaller pools again, to know what votes over them take
     gamma: float = 25.0  # exponent of the confidence vote
     borda_power: float = 0.7  # Borda votes (n - rank + 1)^p of self-certainty
     window: int = 16  # tokens of DeepConf's sliding window (2,048 in the paper, for traces of that order)

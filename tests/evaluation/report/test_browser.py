@@ -6,7 +6,14 @@ import pytest
 
 from caspo_jax.evaluation.report import write_report
 from tests.evaluation.report import browser
-from tests.evaluation.report.runs import HOSTILE, large_run, long_run, small_run
+from tests.evaluation.report.runs import (
+    HOSTILE,
+    evaluate_run,
+    faithfulness_run,
+    large_run,
+    long_run,
+    small_run,
+)
 
 WHY = browser.missing()
 pytestmark = pytest.mark.skipif(WHY is not None, reason=str(WHY))
@@ -42,14 +49,52 @@ for (const group of groups) {
 }
 return found;
 """
+# Any two texts of the page, as far as they are seen: each line's box, cut by what scrolls or hides around it.
+TEXTS = """
+const lines = [];
+const walker = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT);
+for (let node = walker.nextNode(); node; node = walker.nextNode()) {
+  const owner = node.parentElement;
+  if (!node.data.trim() || owner.closest('script, style, noscript, select, title, [hidden]')) continue;
+  const range = document.createRange();
+  range.selectNodeContents(node);
+  for (const rect of range.getClientRects()) {
+    let [left, top, right, bottom] = [rect.left, rect.top, rect.right, rect.bottom];
+    for (let at = owner; at && at !== document.body; at = at.parentElement) {
+      if (getComputedStyle(at).overflowX === 'visible') continue;
+      const box = at.getBoundingClientRect();
+      [left, top, right, bottom] = [Math.max(left, box.left), Math.max(top, box.top), Math.min(right, box.right), Math.min(bottom, box.bottom)];
+    }
+    if (right - left > 1 && bottom - top > 1) lines.push({ node, left, top, right, bottom });
+  }
+}
+lines.sort((a, b) => a.top - b.top);
+const found = [];
+lines.forEach((a, i) => {
+  for (let j = i + 1; j < lines.length && lines[j].top < a.bottom; j += 1) {
+    const b = lines[j];
+    const [w, h] = [Math.min(a.right, b.right) - Math.max(a.left, b.left), Math.min(a.bottom, b.bottom) - b.top];
+    if (a.node !== b.node && w > 2 && h > 4) found.push(a.node.data.trim().slice(0, 24) + ' / ' + b.node.data.trim().slice(0, 24));
+  }
+});
+return found;
+"""
 
 
 @pytest.fixture(scope="module")
 def pages(tmp_path_factory):
     """name -> report file."""
     root = tmp_path_factory.mktemp("pages")
-    made = {"small": small_run, "long": long_run, "large": large_run}
-    return {name: write_report([make(root / name)], root / f"{name}.html") for name, make in made.items()}
+    made = {
+        "small": small_run,
+        "evaluate": evaluate_run,
+        "faithfulness": faithfulness_run,
+        "long": long_run,
+        "large": large_run,
+    }
+    found = {name: write_report([make(root / name)], root / f"{name}.html") for name, make in made.items()}
+    runs = [root / name for name in ("small", "evaluate", "faithfulness")]
+    return found | {"together": write_report(runs, root / "together.html", title="Three runs")}
 
 
 @pytest.fixture(scope="module")
@@ -96,18 +141,75 @@ def text(driver, selector):
     return driver.execute_script("return document.querySelector(arguments[0]).textContent", selector)
 
 
+@pytest.mark.parametrize("name", ["small", "evaluate", "faithfulness", "together"])
 @pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
 @pytest.mark.parametrize("width", [1280, 390])
-def test_nothing_overlaps_and_nothing_is_cut(look, width, dark):
-    driver = look("small", width=width, dark=dark)
+def test_nothing_overlaps_and_nothing_is_cut(look, width, dark, name, tmp_path):
+    """At full height, so that everything is in sight; the screenshots stay where pytest keeps its folders."""
+    driver = look(name, width=width, dark=dark)
     for tab in TABS:
+        if not one(driver, f"#tab-{tab}").is_enabled():
+            continue
         click(driver, f"#tab-{tab}")
-        wide, room = driver.execute_script(
-            "const d = document.documentElement; return [d.scrollWidth, d.clientWidth]"
+        wide, room, tall = driver.execute_script(
+            "const d = document.documentElement; return [d.scrollWidth, d.clientWidth, d.scrollHeight]"
         )
         assert wide <= room, tab
+        browser.resize(driver, width, max(900, tall), dark=dark)
+        driver.save_screenshot(str(tmp_path / f"{tab}.png"))
         assert driver.execute_script(OVERFLOWS) == [], tab
         assert driver.execute_script(OVERLAPS) == [], tab
+        assert driver.execute_script(TEXTS) == [], tab
+        browser.resize(driver, width, 900, dark=dark)
+
+
+def test_the_search_for_overlaps_finds_one(look):
+    driver = look("small")
+    driver.execute_script("document.querySelector('#summary h2').style.marginBottom = '-30px'")
+    assert driver.execute_script(TEXTS) != []
+
+
+def test_the_first_screen_says_what_was_found(look):
+    for name, words in (
+        ("small", "of the reasoning steps are right"),
+        ("evaluate", "On graph (24 questions) CaT (4) is right most often: 0.850 [.750, .950] at 190 tokens"),
+        ("faithfulness", "The words sound 0.55 sure, the model is 0.48 sure (entropy, 12 steps)"),
+    ):
+        driver = look(name, width=390)
+        lead = one(driver, "#summary .lead")
+        assert words in lead.text
+        assert lead.location["y"] + lead.size["height"] < 844  # without scrolling, on a phone
+
+
+def test_decisiveness_stands_beside_confidence(look):
+    """The chart of both, and the estimators to choose from; the step's number follows the choice."""
+    driver = look("faithfulness", "traces")
+    assert len(every(driver, ".said-chart .words")) == len(every(driver, ".said-chart .sure")) == 3
+    assert "words .55" in text(driver, ".said-box")
+    assert "confidence .40" in text(driver, ".said-box")
+    assert "sounds .15 surer than it is" in text(driver, ".said-box")
+    driver.execute_script(
+        "const s = document.querySelector('#trace .keyline select'); s.value = 'of:prefix'; s.dispatchEvent(new Event('change'))"
+    )
+    assert "prefix .50" in text(driver, ".said-box")
+    assert [e.text for e in every(driver, "#trace .step .value")] == [
+        ".50"
+    ]  # of the one step that was sampled
+    values = driver.execute_script(
+        "return [...document.getElementById('trace-sort').options].map((o) => o.value)"
+    )
+    assert "boast" in values
+
+
+def test_tabs_and_trees_answer_to_keys_alone(look):
+    driver = look("small")
+    press(driver, "\ue014")  # arrow right, from the tab that was clicked
+    assert driver.execute_script("return document.body.dataset.view") == "traces"
+    press(driver, "\ue014")
+    assert driver.execute_script("return document.body.dataset.view") == "trees"
+    assert driver.execute_script("return document.activeElement.id") == "tab-trees"
+    press(driver, "\ue004", "\ue004")  # tab: past the theme, into the view
+    assert driver.execute_script("return document.activeElement.closest('#trees') !== null")
 
 
 @pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])

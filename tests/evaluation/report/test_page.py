@@ -4,6 +4,7 @@ import base64
 import hashlib
 import json
 import re
+import shutil
 from html.parser import HTMLParser
 
 import hypothesis.strategies as st
@@ -12,7 +13,15 @@ from hypothesis import given, settings
 
 from caspo_jax.evaluation.report import write_report
 from caspo_jax.evaluation.report.encode import script_json
-from tests.evaluation.report.runs import HOSTILE, ODD, large_run, small_run, write_lines
+from tests.evaluation.report.runs import (
+    HOSTILE,
+    ODD,
+    evaluate_run,
+    faithfulness_run,
+    large_run,
+    small_run,
+    write_lines,
+)
 
 
 class Page(HTMLParser):
@@ -22,6 +31,7 @@ class Page(HTMLParser):
         super().__init__()
         self.elements: list[tuple[str, dict[str, str]]] = []
         self.scripts: list[tuple[dict[str, str], str]] = []
+        self.text: list[str] = []  # of everything that is no script
         self._open = False
         self.feed(text)
 
@@ -37,6 +47,8 @@ class Page(HTMLParser):
     def handle_data(self, data):
         if self._open:
             self.scripts[-1] = (self.scripts[-1][0], self.scripts[-1][1] + data)
+        else:
+            self.text.append(data)
 
     def data(self, name: str):
         return next(json.loads(text) for attrs, text in self.scripts if attrs.get("id") == name)
@@ -217,3 +229,22 @@ def test_an_empty_or_missing_folder_is_refused(tmp_path):
         write_report([tmp_path], tmp_path / "report.html")
     with pytest.raises(UserError, match="no such folder"):
         write_report([tmp_path / "nowhere"], tmp_path / "report.html")
+
+
+def test_hostile_names_are_data_in_every_kind_of_run(tmp_path):
+    """Benchmarks, strategies, scorers, estimators, file and folder names, whatever they say."""
+    folder = tmp_path / "<img src=x onerror=pwned()>"
+    for number, make in enumerate((evaluate_run, faithfulness_run, small_run)):
+        run = make(folder / f"{number}<b onmouseover=pwned()>")
+        (run / "x<script>pwned()<").mkdir()
+        shutil.copy(next(run.rglob("*.jsonl")), run / "x<script>pwned()<" / "traces.jsonl")
+        (run / "a&quot;<i>.png").write_bytes(b"\x89PNG")
+        page = Page(write_report([run], tmp_path / "report.html").read_text(encoding="utf-8"))
+        assert not [a for _, a in page.elements if any(name.startswith("on") for name in a)]
+        assert len([a for a, _ in page.scripts if a.get("type") != "application/json"]) == 1
+        images = [a for tag, a in page.elements if tag == "img"]
+        assert [a["alt"] for a in images] == ["a&quot;<i>"]
+        assert "pwned" in "".join(t for a, t in page.scripts if a.get("type") == "application/json")
+        shown = "".join(page.text)
+        assert f"{number}<b onmouseover=pwned()>" in shown  # the run's name, as text
+        assert HOSTILE.split()[0].split("<script>")[0] in shown

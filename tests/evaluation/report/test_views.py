@@ -18,7 +18,15 @@ from caspo_jax.evaluation.report.tree_view import path_weights
 from caspo_jax.records import trace_from_record
 from caspo_jax.sampling import vote
 from caspo_jax.types import Trace
-from tests.evaluation.report.runs import SUMMARY, small_run, tokenizer, trace, write_lines
+from tests.evaluation.report.runs import (
+    SUMMARY,
+    evaluate_run,
+    faithfulness_run,
+    small_run,
+    tokenizer,
+    trace,
+    write_lines,
+)
 
 
 def path(ids, logprob, confidence, answer):
@@ -127,11 +135,14 @@ def test_other_tables_and_decisiveness_beside_the_traces(tmp_path):
     ]
     (tmp_path / "table.json").write_text(json.dumps({"rows": rows}), encoding="utf-8")
     run = load_run(tmp_path)
-    assert run.traces[0].decisiveness == [[0.5, None]]
+    assert run.traces[0].beside[0].decisiveness == [0.5, None]
     (table,) = run_tables([run])
-    assert table.title == "table"
+    assert table.title == "Strategies"
     assert not table.aside
-    assert [[c.text for c in row] for row in table.rows] == [["cat", "0.500", "190"], ["greedy", "–", "47"]]
+    assert [[row[i].text for i in (0, 2, 3)] for row in table.rows] == [
+        ["CaT", "0.500", "190"],
+        ["greedy", "–", "47"],
+    ]
 
 
 def test_tables_of_a_summary(tmp_path):
@@ -144,7 +155,66 @@ def test_tables_of_a_summary(tmp_path):
     assert policies.rows[1][column].best
     assert not policies.rows[0][column].best
     assert policies.rows[0][column].under == "[.730, .770]"
-    assert [c.text for c in strategy.rows[1]] == ["cat", "0.800", "190", "0.900", "190"]
+    assert [c.text for c in strategy.rows[1]] == ["CaT", "0.800", "190", "0.900", "190"]
     assert other.aside
     assert other.title == "final minus · sft"
-    assert [c.text for c in other.rows[0]] == ["step accuracy", "0.010", "-0.020", "0.040"]
+    assert [c.text for c in other.rows[0]] == ["step accuracy", "0.010", "−0.020", "0.040"]
+
+
+def test_what_evaluate_found_in_a_sentence_and_in_tables(tmp_path):
+    from caspo_jax.evaluation.report import load_run
+    from caspo_jax.evaluation.report.headline import headlines
+
+    run = load_run(evaluate_run(tmp_path / "run"))
+    said = headlines(run)
+    assert said[0].startswith(
+        "On graph (24 questions) CaT (4) is right most often: 0.850 [.750, .950] at 190 tokens."
+    )
+    assert said[1] == (
+        "Paired by question, at or near its own cost, CaT (4) is above greedy; not told apart from sequence vote."
+    )
+    assert said[-1] == (
+        "Of 2 confidences, mean_logprob tells right steps from wrong best: AUROC 0.930 [.880, .980]; entropy 0.860."
+    )
+    tables = {t.title: t for t in run_tables([run])}
+    strategies = tables["Strategies: graph"]
+    assert [c.text for c in strategies.rows[1]] == ["CaT", "4", "0.850", "190", "191", "0.250"]
+    assert strategies.rows[1][2].best
+    assert [c.text for c in tables["CaT against the others: graph"].rows[0]] == [
+        *("CaT, 4", "greedy, 1", "+0.150", "< .001", "190", "188", "above"),
+    ]
+    assert tables["Confidences of steps"].rows[0][1].best
+
+
+def test_what_faithfulness_found_in_a_sentence_and_in_tables(tmp_path):
+    from caspo_jax.evaluation.report import load_run
+    from caspo_jax.evaluation.report.headline import headlines
+
+    run = load_run(faithfulness_run(tmp_path / "run"))
+    said = headlines(run)
+    assert said[0] == (
+        "The words sound 0.55 sure, the model is 0.48 sure (entropy, 12 steps); "
+        "the words follow the model at a rank correlation of +0.80."
+    )
+    assert "a skill of +0.330 [.280, .380]" in said[1]
+    tables = run_tables([run])
+    words, trivial, calibration, agreement = tables
+    assert [c.text for c in words.rows[0]][:4] == ["entropy", "0.550", "0.480", "0.800"]
+    assert len(words.rows) == 2  # an estimator without a step is left out
+    assert [c.text for c in trivial.rows[0]] == [
+        *("entropy", "MFG", "0.800", "0.700", "0.600", "0.600", "0.600", "0.330")
+    ]
+    assert calibration.rows[0][1].under == "[.750, .850]"
+    assert agreement.aside
+
+
+def test_estimates_fill_what_the_steps_lack(tmp_path):
+    """Confidence from `entropy`, verdicts from the report's; words minus confidence as the trace's overstatement."""
+    from caspo_jax.evaluation.report import load_run
+    from caspo_jax.evaluation.report.trace_view import overstatement
+
+    (file,) = load_run(faithfulness_run(tmp_path / "run")).traces
+    trace, beside = file.traces[1], file.beside[1]
+    assert [s.confidence for s in trace.steps] == pytest.approx([0.25, 0.45, 0.65])
+    assert [s.verdict for s in trace.steps] == ["correct", "correct", "wrong"]
+    assert overstatement(trace, beside) == pytest.approx((0.3 - 0.25 + 0.95 - 0.45 + 0.4 - 0.65) / 3)

@@ -18,6 +18,21 @@ const MEASURES = {
   decisiveness: { title: "decisiveness", text: "how sure the step's words sound" },
 };
 
+/** Measures by what an estimator makes of each step are named `of:NAME`. */
+const estimatorOf = (measure) => (measure && measure.startsWith("of:") ? measure.slice(3) : null);
+const describe = (measure) => MEASURES[measure]
+  || { title: estimatorOf(measure).replace(/_/g, " "), text: `the step's confidence by the estimator ${estimatorOf(measure)}` };
+
+/** What a measure of whole steps says of step k; undefined for a measure of tokens. */
+function stepValue(record, k, measure) {
+  const step = record.steps[k];
+  if (!step) return null;
+  if (measure === "step") return step[4];
+  if (measure === "decisiveness") return step[7];
+  const name = estimatorOf(measure);
+  return name === null ? undefined : record.estimates[name][k];
+}
+
 const nats = (list, i) => (list && list[i] !== null && list[i] !== undefined ? list[i] / 1000 : null);
 
 /** The confidence that colours token i, for a measure of tokens. */
@@ -95,7 +110,7 @@ function partsOf(record) {
 function textBlocks(record, names, measure) {
   return partsOf(record).map((part) => {
     const step = part.step >= 0 ? record.steps[part.step] : null;
-    const whole = step && measure === "step" ? step[4] : step && measure === "decisiveness" ? step[7] : null;
+    const whole = step ? stepValue(record, part.step, measure) ?? null : null;
     const body = make("div", { class: "body" });
     if (part.cells) {
       const last = part.cells.length - 1;
@@ -111,15 +126,16 @@ function textBlocks(record, names, measure) {
     } else {
       body.append(make("span", { class: "nl" }, part.text));
     }
-    return make("div", { class: step ? "step" : "step loose", "data-step": part.step }, stepHead(step, part.step), body);
+    const shown = step && estimatorOf(measure) !== null ? whole : step ? step[4] : null;
+    return make("div", { class: step ? "step" : "step loose", "data-step": part.step }, stepHead(step, part.step, shown), body);
   });
 }
 
-function stepHead(step, index) {
+function stepHead(step, index, confidence) {
   if (!step) return make("div", { class: "head" });
-  const [, , , , confidence, entropy, verdict, decisive] = step;
+  const [, , , , , entropy, verdict, decisive] = step;
   const head = make("div", { class: "head" }, make("b", {}, String(index + 1)), sign(verdict));
-  if (confidence !== null) {
+  if (confidence !== null && confidence !== undefined) {
     head.append(make("span", { class: "value", title: "step confidence" }, fixed(confidence)));
     if (confidence >= 0 && confidence <= 1) head.append(meter(confidence, decisive));
   }
@@ -172,13 +188,13 @@ function tipsOnText(root, lookup) {
 function shadeKey(measure) {
   const swatches = SHADES.map((_, level) => make("i", { class: `h${level}` }));
   const words = measure === "decisiveness" ? ["decisive", "hedged"] : ["sure", "unsure"];
-  return make("span", { class: "key", title: `${MEASURES[measure].text}. Shades begin at 1, .98, .90, .75, .55, .35, .15` },
+  return make("span", { class: "key", title: `${describe(measure).text}. Shades begin at 1, .98, .90, .75, .55, .35, .15` },
     words[0], ...swatches, words[1]);
 }
 
 /** All tokens as one strip, a column a token, verdicts of the steps below; a click goes to the place. */
 function strip(record, measure, go) {
-  const canvas = make("canvas", { class: "strip", role: "img", "aria-label": `${MEASURES[measure].title}, token by token` });
+  const canvas = make("canvas", { class: "strip", role: "img", "aria-label": `${describe(measure).title}, token by token` });
   const count = record.lengths ? record.lengths.length : (record.entropy || record.ids || []).length;
   const draw = () => {
     const ratio = window.devicePixelRatio || 1;
@@ -194,10 +210,11 @@ function strip(record, measure, go) {
     const stepOf = new Int32Array(count).fill(-1);
     (record.steps || []).forEach((step, k) => stepOf.fill(k, step[2], step[3]));
     // Many tokens a pixel: the pixel shows the most doubtful of them.
+    const byToken = measure === "entropy" || measure === "probability";
     const pixels = new Int8Array(canvas.width).fill(-1);
     for (let i = 0; i < count; i += 1) {
-      const step = stepOf[i] >= 0 ? record.steps[stepOf[i]] : null;
-      const value = measure === "step" ? step && step[4] : measure === "decisiveness" ? step && step[7] : tokenValue(record, i, measure);
+      const whole = stepOf[i] >= 0 ? stepValue(record, stepOf[i], measure) : undefined;
+      const value = whole === undefined && byToken ? tokenValue(record, i, measure) : whole;
       const level = shade(value);
       const last = Math.max(Math.floor(i * column) + 1, Math.floor((i + 1) * column));
       for (let x = Math.floor(i * column); x < last; x += 1) pixels[x] = Math.max(pixels[x], level);

@@ -33,6 +33,8 @@ const traceView = (() => {
     sure: ["surer than right first", (i, n) => last(i.gap[n], -1)],
     unsure: ["less sure than right first", (i, n) => last(i.gap[n], 1)],
     gap: ["largest gap first", (i, n) => last(i.gap[n] === null ? null : Math.abs(i.gap[n]), -1)],
+    boast: ["sounds surer than it is first", (i, n) => last(i.boast[n], -1)],
+    modest: ["sounds less sure than it is first", (i, n) => last(i.boast[n], 1)],
     low: ["lowest confidence first", (i, n) => last(i.confidence[n], 1)],
     high: ["highest confidence first", (i, n) => last(i.confidence[n], -1)],
     long: ["longest first", (i, n) => -i.tokens[n]],
@@ -149,10 +151,11 @@ const traceView = (() => {
     const names = namesOf(sets[index.set[n]].run);
     const record = traceRecord(n);
     state.shown = n;
-    const measures = Object.keys(MEASURES).filter((name) =>
+    const estimators = Object.keys(record.estimates || {}).map((name) => `of:${name}`);
+    const measures = [...Object.keys(MEASURES), ...estimators].filter((name) =>
       name === "step" ? record.steps.length
         : name === "decisiveness" ? record.steps.some((s) => s[7] !== null)
-          : record.lengths && (name === "entropy" ? record.entropy : record.surprise));
+          : estimatorOf(name) !== null || (record.lengths && (name === "entropy" ? record.entropy : record.surprise)));
     const measure = measures.includes(state.measure) ? state.measure : measures[0];
     const text = make("div", { class: "text" });
     const goTo = (k) => {
@@ -168,26 +171,35 @@ const traceView = (() => {
         index.flawed[n] ? make("span", { class: "badge" }, "flawed: a step is wrong") : null),
       facts(n, record));
     const chooser = make("div", { class: "segments", role: "group", "aria-label": "Colour by" });
-    segments(chooser, measures.map((name) => [name, MEASURES[name].title, MEASURES[name].text]), measure,
-      (value) => ((state.measure = value), open(n, "measure")));
+    const own = measures.filter((name) => estimatorOf(name) === null);
+    const paint = (value) => ((state.measure = value), open(n, "measure"));
+    segments(chooser, own.map((name) => [name, describe(name).title, describe(name).text]), measure, paint);
+    const others = measures.length > own.length ? make("select", { "aria-label": "Colour by an estimator" }) : null;
+    if (others) {
+      fill(others, [["", "estimators …"], ...measures.filter((name) => !own.includes(name)).map((name) => [name, describe(name).title])]);
+      others.value = own.includes(measure) ? "" : measure;
+      others.addEventListener("change", () => others.value && paint(others.value));
+    }
     const key = measure
-      ? make("div", { class: "keyline" }, chooser, shadeKey(measure))
+      ? make("div", { class: "keyline" }, chooser, others, shadeKey(measure))
       : make("p", { class: "note" }, "This trace carries no confidences.");
     const note = sets[index.set[n]].tokens ? null
       : make("p", { class: "note" }, "No tokenizer at hand spells these traces, so they are shown by steps, not by tokens.");
     $("trace").replaceChildren(head, questionBlock(n), key,
-      ...(measure ? [strip(record, measure, goTo)] : []), ...(note ? [note] : []), text, ...[elsewhere(n)].filter(Boolean));
+      ...(measure ? [strip(record, measure, goTo), saidChart(record, measure, goTo)].filter(Boolean) : []), ...(note ? [note] : []), text, ...[elsewhere(n)].filter(Boolean));
     bringUp($("trace"), by);
     remember("traces", state.set, index.id[n]);
   }
 
   function start() {
-    const { sets } = traceData();
+    const { index, sets } = traceData();
     const several = new Set(sets.map((set) => set.run)).size > 1;
     list = new List($("trace-list"), 46, row, open);
     fill($("trace-set"), sets.map((set, k) => [k,
       `${setTitle(set, several)} (${set.shown < set.total ? `${thousands(set.shown)} of ` : ""}${thousands(set.total)})`]));
-    fill($("trace-sort"), Object.entries(sorts).map(([name, [text]]) => [name, text]));
+    const known = { boast: index.boast, modest: index.boast, sure: index.gap, unsure: index.gap, gap: index.gap };
+    const offered = Object.entries(sorts).filter(([name]) => !known[name] || known[name].some((value) => value !== null));
+    fill($("trace-sort"), offered.map(([name, [text]]) => [name, text]));
     $("trace-set").addEventListener("change", (e) => ((state.set = e.target.value), refresh()));
     $("trace-sort").addEventListener("change", (e) => ((state.sort = e.target.value), refresh()));
     $("trace-search").addEventListener("input", (e) => ((state.search = e.target.value), refresh()));

@@ -52,21 +52,22 @@ const treeView = (() => {
     return { children, roots, start, lane, lanes, tokens };
   }
 
+  const WHY = { answers: "enough answers", budget: "budget spent", length: "length limit", delimiter: "" };
   const outcome = {
     finished: (node) => ["→ ", make("b", {}, node.answer ?? "no answer"),
       node.right === null || node.right === undefined ? "" : node.right ? " ✓" : " ✗",
       make("small", {}, node.weight === null || node.weight === undefined ? "duplicate, no weight" : `weight ${fixed(node.weight)}`)],
     pruned: (node, tree) => [make("b", {}, "✂ pruned"), make("small", {}, belowText(node, tree))],
-    expired: (node) => [make("b", {}, "stopped"), make("small", {}, node.reason || "")],
+    expired: (node) => [make("b", {}, "stopped"), make("small", {}, WHY[node.reason] || node.reason || "")],
     live: () => [make("b", {}, "unfinished")],
   };
   const belowText = (node, tree) =>
-    tree.threshold === null ? node.reason || "" : `${fixed(node.confidence)} (path ${fixed(node.path)}), bar ${fixed(tree.threshold)}`;
+    tree.threshold === null ? node.reason || "" : `${fixed(node.confidence)}, path ${fixed(node.path)}; bar ${fixed(tree.threshold)}`;
 
   function draw(tree) {
     const plan = layout(tree);
     const box = make("div", { class: "tree", tabindex: "-1" });
-    const room = Math.max(280, $("tree").clientWidth - 40) - 158;
+    const room = Math.max(280, $("tree").clientWidth - 64) - 158;
     const least = Math.max(2, Math.min(9, 3000 / plan.tokens)); // a long tree scrolls, but not for ever
     const scale = Math.min(30, Math.max(least, room / plan.tokens));
     const width = Math.ceil(plan.tokens * scale) + 14;

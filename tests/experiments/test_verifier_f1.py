@@ -1,0 +1,55 @@
+"""The program that holds a verifier against labelled first errors."""
+
+import itertools
+import json
+import random
+
+from caspo_jax.tasks import get_task
+from tests.evaluation.test_verifier_f1 import ROWS
+
+TASK = get_task("graph")
+
+
+def test_stated_equations_without_a_model(program, write, tmp_path):
+    path = write("p.jsonl", ROWS)
+    code, out, err = program("verifier_f1", input=path, output=tmp_path / "f1.json")
+    assert code == 0, err
+    found = json.loads((tmp_path / "f1.json").read_text())
+    assert found["solutions"][1] == {"id": "gsm8k-1", "label": 1, "found": 1}
+    assert [row["found"] for row in found["solutions"]] == [-1, 1, -1, -1]
+    assert (found["error_accuracy"], found["correct_accuracy"], found["errors"]) == (0.5, 1.0, 2)
+    assert abs(found["f1"] - 2 / 3) < 1e-12
+    assert "0.667" in out
+
+
+def test_the_exact_checker_finds_every_planted_error(program, write, tmp_path):
+    rows = []
+    rng = random.Random(0)
+    for i, problem in enumerate(itertools.islice(TASK.problems("test", 2), 8)):
+        steps = TASK.solve(problem, rng, TASK.mix)
+        record = {"id": str(i), "problem": problem.text, "steps": steps, "label": -1}
+        at = rng.randrange(len(steps))
+        start, value = steps[at].rsplit(" ", 1)
+        wrong = [*steps[:at], f"{start} {int(value) + 1}", *steps[at + 1 :]]
+        rows += [record, record | {"id": f"{i}x", "steps": wrong, "label": at}]
+    path = write("p.jsonl", rows)
+    code, _, err = program(
+        "verifier_f1", input=path, verifier="exact", model=TASK.policy_path, output=tmp_path / "f1.json"
+    )
+    assert code == 0, err
+    assert json.loads((tmp_path / "f1.json").read_text())["f1"] == 1.0
+
+
+def test_bad_input(program, write):
+    path, empty = write("p.jsonl", ROWS), write("empty.jsonl", [])
+    for flags, word in (
+        ({"input": empty}, "no solution in it"),
+        ({"input": path, "verifier": "exact"}, "--model"),
+        ({"input": path, "verifier": "rollouts"}, "gold answers"),
+        ({"input": path, "verifier": "judge"}, "--judge"),
+        ({"input": write("q.jsonl", [{"id": "a", "problem": "x", "steps": ["y"]}])}, "label"),
+    ):
+        code, _, err = program("verifier_f1", **flags)
+        assert code == 1
+        assert word in err
+        assert err.count("\n") == 1

@@ -1,0 +1,41 @@
+"""Every example in a docstring runs and prints what it says."""
+
+import doctest
+import importlib
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+MODULES = sorted(
+    ".".join(path.relative_to(ROOT).with_suffix("").parts)
+    for path in (ROOT / "caspo_jax").rglob("*.py")
+    if ">>> " in path.read_text(encoding="utf-8")
+)
+# DESIGN's first names, and what else is easiest learned from an example.
+SHOWN = {
+    "models.pretrained": ("load_pretrained", "save_pretrained"),
+    "confidence.token": ("token_stats",),
+    "confidence.chunked": ("token_logprobs",),
+    "confidence.hidden": ("rcc",),
+    "sampling.api": ("generate", "cat_search"),
+    "training.losses": ("dpo_loss",),
+    "metrics.calibration": ("expected_calibration_error",),
+    "metrics.faithfulness": ("mfg", "cmfg", "cmfg_star"),
+    "steps.answers": ("extract_answer", "equivalent"),
+}
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_examples(name):
+    module = importlib.import_module(name)
+    found = doctest.testmod(module, optionflags=doctest.NORMALIZE_WHITESPACE)
+    assert found.attempted > 0
+    assert found.failed == 0
+
+
+@pytest.mark.parametrize("name", SHOWN)
+def test_names_that_a_newcomer_tries_have_an_example(name):
+    module = importlib.import_module(f"caspo_jax.{name}")
+    for function in SHOWN[name]:
+        assert ">>> " in getattr(module, function).__doc__, function
