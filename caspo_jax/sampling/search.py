@@ -18,8 +18,8 @@ from caspo_jax.models.cache import KVCache, branch, concatenate, copy_rows, grow
 from caspo_jax.sampling.automaton import Automaton
 from caspo_jax.sampling.compaction import split_branches, take_questions
 from caspo_jax.sampling.loop import cat_decode_donated
-from caspo_jax.sampling.policy import Policy, fork_never
-from caspo_jax.sampling.state import CatState, Knobs, grow_state, init_state
+from caspo_jax.sampling.policy import Policy
+from caspo_jax.sampling.state import CatState, Knobs, end_decided, grow_state, init_state
 from caspo_jax.sampling.tree import Tree, harvest
 from caspo_jax.sharding import batch_ways, mesh_of
 
@@ -36,6 +36,7 @@ PREFILL_PAIRS = 1 << 24  # pairs of prompt columns (rows x P x P) that one prefi
 MOST_ROWS = 2048
 
 Progress = Callable[[int, int], None]  # (questions done, questions in all)
+Decided = Callable[[int, Tree], bool]  # (unit, its tree so far) -> may its search end now?
 
 
 @dataclasses.dataclass
@@ -107,11 +108,13 @@ def grow_trees(
     batch_size: int | None = None,
     progress: Progress | None = None,
     usage: Usage | None = None,
+    split: bool = False,
+    decided: Decided | None = None,
 ) -> list[list[Tree]]:
     """Grows one tree a unit and returns them in the units' order.
 
-    Where the policy never forks, the few branches of a batch that outlive the others go on by themselves: such a
-    unit has several trees, and each of its branches is finished in one of them.
+    With `split`, the few branches of a batch that outlive the others go on by themselves: such a unit has several
+    trees, and each of its branches is finished in one of them.
 
     Args:
       model: a Decoder.
@@ -126,6 +129,8 @@ def grow_trees(
       batch_size: slots on the device at once (default: what CACHE_BYTES holds).
       progress: called with (units done, units in all).
       usage: counters to add to.
+      split: whether branches may leave their tree; for a policy that never forks.
+      decided: asked between two segments about each question with a finished path; goes without `split`.
     """
     graphdef, params = nnx.split(model)
     search = policy(ModelDecode(graphdef), copy_rows)
@@ -159,6 +164,8 @@ def grow_trees(
             fields,
             report,
             Usage() if usage is None else usage,
+            split,
+            decided and (lambda unit, tree, batch=batch: decided(batch[unit], tree)),
         )
         for index, found in zip(batch, run([units[i] for i in batch], size), strict=True):
             trees[index] = found
@@ -217,6 +224,8 @@ class _Batch:
     fields: tuple[str, ...]
     report: Callable[[int], None]
     usage: Usage
+    split: bool
+    decided: Decided | None
 
     def __call__(self, units: list[Unit], size: int) -> list[list[Tree]]:
         lanes = prefers_lanes(size * self.num_slots)
@@ -232,6 +241,8 @@ class _Batch:
                 state = self._grown(state, capacity)
             limit = jnp.asarray(min(iteration + CHECK_EVERY, capacity), jnp.int32)
             state = cat_decode_donated(self.params, dataclasses.replace(state, limit=limit), self.policy)
+            if self.decided is not None:
+                state = self._without_decided(state, where)
             done = np.asarray(state.done)
             self.usage.slots += (int(state.iteration) - iteration) * state.slots.live.size
             self.report(len(units) - len(np.unique(where[~done & (where >= 0)])))
@@ -239,12 +250,11 @@ class _Batch:
                 harvest(state, where, trees, where >= 0)
                 return trees
             live = np.asarray(state.slots.live)
-            alone = self.policy.fork is fork_never  # branches need no questions to go on
-            each = 1 if alone else live.shape[1]
+            each = 1 if self.split else live.shape[1]
             rows = _quarter(live.size)
             if rows < max(LEAST_ROWS, each) or rows >= live.size:
                 continue
-            if alone and live.shape[1] > 1 and int(np.sum(live)) <= rows:
+            if self.split and live.shape[1] > 1 and int(np.sum(live)) <= rows:
                 harvest(state, where, trees, where >= 0)
                 keep = np.argsort(~live.reshape(-1), kind="stable")[:rows]
                 where = np.where(live.reshape(-1)[keep], np.repeat(where, live.shape[1])[keep], -1)
@@ -255,6 +265,19 @@ class _Batch:
                 keep = np.argsort(done, kind="stable")[: rows // each]
                 where = np.where(done[keep], -1, where[keep])
                 state = take_questions(state, jnp.asarray(keep))
+
+    def _without_decided(self, state: CatState, where: np.ndarray) -> CatState:
+        """The state with the questions ended whose vote nothing can change."""
+        assert self.decided is not None
+        ask = ~np.asarray(state.done) & (np.asarray(state.finished) > 0) & (where >= 0)
+        if not ask.any():
+            return state
+        trees: list[list[Tree]] = [[] for _ in where]
+        harvest(state, np.arange(len(where)), trees, ask)
+        decided = np.zeros(len(where), bool)
+        for b in np.flatnonzero(ask):
+            decided[b] = self.decided(int(where[b]), trees[b][0])
+        return end_decided(state, decided) if decided.any() else state
 
     def _grown(self, state: CatState, capacity: int) -> CatState:
         cache = _grow(state.cache, capacity)

@@ -25,8 +25,8 @@ NO_NODE = -1  # node of a slot that was never used
 UNUSED, LIVE, CLOSED, PRUNED, FINISHED, EXPIRED = range(6)
 STATUSES = ("unused", "live", "closed", "pruned", "finished", "expired")
 # Why it ended.
-NONE, DELIMITER, EOS, STOP, LENGTH, THRESHOLD, BUDGET, ANSWERS = range(8)
-REASONS = (None, "delimiter", "eos", "stop", "length", "threshold", "budget", "answers")
+NONE, DELIMITER, EOS, STOP, LENGTH, THRESHOLD, BUDGET, ANSWERS, DECIDED = range(9)
+REASONS = (None, "delimiter", "eos", "stop", "length", "threshold", "budget", "answers", "decided")
 
 
 @jax.tree_util.register_dataclass
@@ -237,6 +237,28 @@ def init_state(
         knobs=knobs,
         automaton=automaton,
     )
+
+
+def end_decided(state: CatState, decided: np.ndarray) -> CatState:
+    """Ends the questions `decided` [B] from the host: their live branches expire as they are."""
+    nodes, live, done = _end(state.nodes, state.slots.live, state.done, state.iteration, decided)
+    return dataclasses.replace(
+        state, nodes=nodes, slots=dataclasses.replace(state.slots, live=live), done=done
+    )
+
+
+@jax.jit
+def _end(
+    nodes: Nodes, live: jax.Array, done: jax.Array, iteration: jax.Array, decided: jax.Array
+) -> tuple[Nodes, jax.Array, jax.Array]:
+    ends = decided[:, None] & (nodes.status == LIVE)
+    nodes = dataclasses.replace(
+        nodes,
+        end=jnp.where(ends, iteration, nodes.end),
+        status=jnp.where(ends, EXPIRED, nodes.status),
+        reason=jnp.where(ends, DECIDED, nodes.reason),
+    )
+    return nodes, live & ~decided[:, None], done | decided
 
 
 def fold_in(keys: jax.Array, data: jax.Array | np.ndarray) -> jax.Array:

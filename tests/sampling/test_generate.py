@@ -206,6 +206,15 @@ def test_cat_search_records(model_and_tokenizer, questions, sampled):
     assert_teacher_forced(model_and_tokenizer[0], paths)
 
 
+def test_self_consistency_keeps_a_question_in_one_tree(model_and_tokenizer):
+    """Also where a batch is large enough to be cut down to the branches that are left."""
+    questions = [Question(id=f"q{i}", prompt_ids=(5, 6, 7 + i % 3)) for i in range(80)]
+    sample = cj.SampleConfig(max_new_tokens=40, step_delimiter="e")
+    settings = cj.CatConfig(num_branches=4, sample=sample)
+    results = cj.cat_search(*model_and_tokenizer, questions, settings, KEY, strategy="self_consistency")
+    assert [len(result.paths) for result in results] == [4] * len(questions)
+
+
 def test_string_questions_have_stable_ids():
     a, b = as_questions(["one", "two"])
     assert as_questions(["two"])[0].id == b.id != a.id
