@@ -165,13 +165,17 @@ def grow_trees(
             report,
             Usage() if usage is None else usage,
             split,
-            decided and (lambda unit, tree, batch=batch: decided(batch[unit], tree)),
+            None if decided is None else functools.partial(_of_batch, decided, batch),
         )
         for index, found in zip(batch, run([units[i] for i in batch], size), strict=True):
             trees[index] = found
     if usage is not None:
         usage.live += sum(tree.tokens for found in trees for tree in found)
     return trees
+
+
+def _of_batch(decided: Decided, batch: Sequence[int], unit: int, tree: Tree) -> bool:
+    return decided(batch[unit], tree)
 
 
 def _quarter(rows: int) -> int:
