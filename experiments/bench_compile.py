@@ -9,6 +9,7 @@ it is run, so that any depth fits. Tracing, lowering and compiling are timed tog
 
 from __future__ import annotations
 
+import functools
 import sys
 from typing import Any
 
@@ -47,7 +48,7 @@ def main() -> None:
 
     with common.Progress(4 * FLAGS.cycles, "bench_compile", unit="program") as progress:
         runs = in_turns(
-            {depth: (lambda depth=depth: compiled(depth)) for depth in depths},
+            {depth: functools.partial(compiled, depth) for depth in depths},
             FLAGS.cycles,
             lambda _: progress.update(),
         )

@@ -28,7 +28,7 @@ class Side:
         self._job = job
         self._device = "cuda" if torch.cuda.is_available() else "cpu"
         reset_peak()
-        model = AutoModelForCausalLM.from_pretrained(job["model"], dtype=getattr(torch, job["dtype"]))
+        model: Any = AutoModelForCausalLM.from_pretrained(job["model"], dtype=getattr(torch, job["dtype"]))
         self._model = model.to(self._device).eval()
         self._model.generation_config.eos_token_id = None  # every output has the same length
         self._ids = torch.tensor(job["prompts"], device=self._device)

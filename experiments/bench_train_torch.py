@@ -30,7 +30,7 @@ class Side:
         self._job = job
         self._device = "cuda" if torch.cuda.is_available() else "cpu"
         reset_peak()
-        model = AutoModelForCausalLM.from_pretrained(
+        model: Any = AutoModelForCausalLM.from_pretrained(
             job["model"], dtype=getattr(torch, job["dtype"]), attn_implementation="sdpa"
         )
         model.config.use_cache = False

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from typing import Any
 
 import jax
@@ -54,13 +55,16 @@ def harvest(state: CatState, where: np.ndarray, trees: list[list[Tree]], which: 
     )
     for b in np.flatnonzero(which):
         start = 0 if born is None else int(born[b])
-
-        def window(x: np.ndarray, b: int = b, start: int = start) -> np.ndarray:
-            return np.roll(x[:, b], -start, axis=0) if start else x[:, b]
-
         row = jax.tree.map(lambda x, b=b: x[b], nodes)
+        window = jax.tree.map(functools.partial(_window, int(b), start), history)
         age = int(state.iteration) - start
-        trees[where[b]].append(_tree(row, jax.tree.map(window, history), int(count[b]), int(tokens[b]), age))
+        trees[where[b]].append(_tree(row, window, int(count[b]), int(tokens[b]), age))
+
+
+def _window(question: int, start: int, x: np.ndarray) -> np.ndarray:
+    """One question's columns of [T, B, K], from its birth on."""
+    mine = x[:, question]
+    return np.roll(mine, -start, axis=0) if start else mine
 
 
 def harvest_ended(ended: Any, count: int, trees: list[list[Tree]]) -> None:
