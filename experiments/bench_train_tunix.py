@@ -34,7 +34,7 @@ class Side:
             raise ValueError("the tunix side of bench_train knows neither --lora_rank nor --remat")
         reset_peak()
         dtype = jnp.dtype(job["dtype"])
-        self._model, self._reference = (_load(Path(job["model"]), dtype) for _ in range(2))
+        self._model, self._reference = (load(Path(job["model"]), dtype) for _ in range(2))
 
     def __call__(self, command: dict[str, Any]) -> dict[str, Any]:
         """One command."""
@@ -80,7 +80,8 @@ class Side:
         return self._trainers[accumulation]
 
 
-def _load(folder: Path, dtype: Any) -> Any:
+def load(folder: Path, dtype: Any) -> Any:
+    """tunix's model with the weights of a Hugging Face folder of Qwen3."""
     hf = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     if hf["model_type"] != "qwen3":
         raise ValueError(f"the tunix side of bench_train knows qwen3 alone, not {hf['model_type']}")

@@ -16,10 +16,11 @@ from caspo_jax.confidence.step import needed_fields
 from caspo_jax.errors import UserError
 from caspo_jax.models.tokenizer import check_prompt_ids, encode_prompt, eos_ids, token_bytes
 from caspo_jax.sampling.automaton import build_automaton
+from caspo_jax.sampling.batch import Unit, Usage
 from caspo_jax.sampling.config import CatConfig, SampleConfig
 from caspo_jax.sampling.decided import is_decided
 from caspo_jax.sampling.policy import make_policy
-from caspo_jax.sampling.search import Progress, Unit, Usage, default_rows, grow_trees, key_data
+from caspo_jax.sampling.search import Progress, default_rows, grow_trees, key_data
 from caspo_jax.sampling.state import Knobs, fold_in
 from caspo_jax.sampling.traces import build_trace, build_tree
 from caspo_jax.sampling.tree import Tree
@@ -138,7 +139,7 @@ def _run(
             for p, k in zip(prompts, keys, strict=True)
             for i in range(repeats)
         ],
-        lambda decode, copy: make_policy(decode, copy, config, shape.vocab_size, strategy),
+        lambda decode, copy, load: make_policy(decode, copy, config, shape.vocab_size, strategy, load),
         Knobs.of(config),
         automaton,
         num_slots=config.num_branches,

@@ -132,3 +132,33 @@ def test_tokens_that_no_model_takes(program, tmp_path, write, name):
         given = write("in.jsonl", [record | change])
         one_line(program(name, **flags_of(name, tmp_path, MODEL, given)), word)
     assert not list(tmp_path.glob("out*/**/*.json*"))
+
+
+@pytest.mark.parametrize("name", ["score", "annotate", "pairs"])
+def test_one_id_for_two_outputs(program, tmp_path, write, name):
+    _, record = INPUTS[name]
+    given = write("in.jsonl", [record, record])
+    one_line(program(name, **flags_of(name, tmp_path, MODEL, given)), "in.jsonl:2", "'a'")
+
+
+@pytest.mark.parametrize(
+    "name, flags, word",
+    [
+        ("annotate", {"verifier": "gold", "labels": "labels.jsonl"}, "--labels"),
+        ("annotate", {"verifier": "exact"}, "tiny policy"),
+        ("annotate", {"verifier": "labels", "labels": "nowhere.jsonl"}, "nowhere.jsonl"),
+        ("pairs", {"judge": "model"}, "--judge"),
+        ("pairs", {"verifier": "labels"}, "--labels"),
+        ("train", {"lora_alpha": 2.0}, "--lora_rank"),
+        ("export", {"adapter": "folder"}, "--adapter"),
+        ("caspo", {"verifier": "equations", "rollouts": 3}, "--rollouts"),
+        ("caspo", {"verifier": "judge"}, "--judge"),
+        ("caspo", {"root_branches": 2}, "--explore"),
+        ("caspo", {"num_samples": 8, "temperature": 0}, "num_samples"),
+    ],
+)
+def test_contradictory_flags(program, tmp_path, write, name, flags, word):
+    _, record = INPUTS[name]
+    given = write("in.jsonl", [record]) if record else tmp_path
+    one_line(program(name, **(flags_of(name, tmp_path, MODEL, given) | flags)), word)
+    assert not list(tmp_path.glob("out*/**/*.json*"))

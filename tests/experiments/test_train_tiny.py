@@ -25,7 +25,7 @@ def test_another_tokenizer_keeps_the_layers_and_the_rows_of_tokens_that_both_hav
     for token in shared:
         np.testing.assert_array_equal(after[new.get_vocab()[token]], before[old.get_vocab()[token]])
     assert len(np.unique(after, axis=0)) == len(after)  # tokens of its own have rows of their own
-    for name in ("q_proj", "down_proj"):
+    for name in ("q", "q_norm", "down"):
         np.testing.assert_array_equal(
             np.asarray(getattr(model.layers, name)[...]), np.asarray(getattr(adopted.layers, name)[...])
         )

@@ -46,13 +46,20 @@ class Policy:
           prompts: whether a trace must have prompt ids; without, one may lack the field.
 
         Raises:
-          UserError: a malformed record or ids that the policy cannot read (file:line), or no traces at all.
+          UserError: a malformed record, token ids that the policy cannot read or a trace's id that was used before
+            (file:line), or no traces at all.
         """
+        seen: set[str] = set()
 
         def parse(record: dict[str, Any]) -> Trace:
             trace = trace_from_record(record)
             if prompts or "prompt_ids" in record:
                 self.check_ids(trace.prompt_ids, trace.token_ids)
+            if trace.id in seen:
+                raise UserError(
+                    f"id {trace.id!r} was used before: give every trace its own, such as q/0, q/1"
+                )
+            seen.add(trace.id)
             return trace
 
         traces = load_records(path, parse)
