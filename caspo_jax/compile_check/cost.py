@@ -124,7 +124,7 @@ class _Walk:
         elif i.opcode == "conditional":
             branches = [self.computation(name, in_loop) for name in i.called]
             branches.sort(key=lambda branch: branch.flops + branch.hbm_bytes)
-            if any(scope in i.op_name for scope in self._taken):
+            if any(scope in self._name_of(i) for scope in self._taken):
                 cost.add(branches[-1], 1.0)
             else:
                 cost.add(branches[0], 1.0)
@@ -183,6 +183,11 @@ class _Walk:
             # The start of an asynchronous one may give its operands back before the results.
             shapes += results[len(i.operands) :] or results
         cost.hbm_bytes += hbm_bytes(shapes)
+
+    def _name_of(self, i: Instruction) -> str:
+        """Its `op_name`, or that of something in it: the compiler drops some."""
+        inside = (x for name in i.called for x in self._module.computations[name].instructions.values())
+        return i.op_name or next((x.op_name for x in inside if x.op_name), "")
 
     def _trips_of(self, cost: Cost, within: Computation, i: Instruction) -> float:
         known = loop_length(self._module, within, i)
