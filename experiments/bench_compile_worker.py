@@ -8,12 +8,16 @@ import time
 from typing import Any
 
 import jax
+import numpy as np
+from flax import nnx
 
-from caspo_jax.compile_check.programs import TrainShape, train_program
-from caspo_jax.models import ModelConfig
-from caspo_jax.sharding import make_mesh
-from caspo_jax.training import TrainConfig
-from experiments.bench_model import Shape
+from caspo_jax.models import Decoder, ModelConfig
+from caspo_jax.training import TrainConfig, make_train_step
+from caspo_jax.training.data import RowStore
+from caspo_jax.training.plans import make_plan
+from caspo_jax.training.step_loss import loss_denominators
+from caspo_jax.training.train_step import fused_update
+from experiments.bench_model import Shape, as_pairs, unrelated_pairs
 from experiments.bench_worker import serve
 
 
@@ -21,16 +25,20 @@ def main(layers: int, vocab_size: int, width: int, rows: int, length: int) -> No
     """Serve one command."""
     heads = width // 32
     shape = Shape(vocab_size, width, 4 * width, layers, heads, max(1, heads // 2))
-    config = ModelConfig(**dataclasses.asdict(shape))
+    model = Decoder(ModelConfig(**dataclasses.asdict(shape)), rngs=nnx.Rngs(0))
+    prompt = length // 8
+    workload = unrelated_pairs(rows, vocab_size, prompt, (length - prompt) // 2, batch_size=rows)
+    config = TrainConfig(batch_size=rows, pack_length=length, pack_rows=rows)
+    plan = make_plan(RowStore.build(as_pairs(workload.pairs)), config)
+    (micro,) = plan.micro(*plan.rows_of(0))
+    step, state = make_train_step(model, config, 1)
+    totals = loss_denominators(micro.batch, config.loss)
     jax.config.update("jax_enable_compilation_cache", False)
-    jax.block_until_ready(jax.numpy.zeros(1))  # the backend starts before the clock does
 
     def answer(_: dict[str, Any]) -> dict[str, Any]:
         started = time.perf_counter()
-        mesh = make_mesh("data:1", jax.devices()[:1])
-        assert mesh is not None
-        program = train_program(config, mesh, TrainShape(rows, length), TrainConfig(), "float32")
-        compiled = program.lowered.compile()
+        lowered = fused_update.lower(step.spec, state, step.frozen, micro.batch, totals, np.float32(0))
+        compiled = lowered.compile()
         seconds = time.perf_counter() - started
         return {"seconds": seconds, "temporaries": compiled.memory_analysis().temp_size_in_bytes}
 

@@ -122,6 +122,28 @@ def step_pairs(
     return Workload("steps", pairs, steps)
 
 
+def as_pairs(pairs: list[dict[str, list[int]]]) -> list[Any]:
+    """A workload's pairs as caspo_jax has them."""
+    from caspo_jax.types import Pair
+
+    return [
+        Pair(
+            id=str(i),
+            kind="wrong",
+            prompt="",
+            prefix="",
+            chosen="",
+            rejected="",
+            prompt_ids=tuple(pair["prompt"]),
+            prefix_ids=tuple(pair["prefix"]),
+            chosen_ids=tuple(pair["chosen"]),
+            rejected_ids=tuple(pair["rejected"]),
+            ends_trace=(False, False),
+        )
+        for i, pair in enumerate(pairs)
+    ]
+
+
 def _drawer(vocab_size: int, seed: int) -> Any:
     rng = np.random.default_rng(seed)
     return lambda count: rng.integers(_FIRST_ID, vocab_size, count).tolist()

@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+from experiments import bench_model
 from experiments.bench_worker import peak_bytes, reset_peak, resident_bytes, serve, versions
 
 
@@ -37,25 +38,9 @@ class Side:
 
         from caspo_jax.models.lora import LoraConfig
         from caspo_jax.training import TrainConfig, train
-        from caspo_jax.types import Pair
 
         workload = self._job["workloads"][name]
-        pairs = [
-            Pair(
-                id=str(i),
-                kind="wrong",
-                prompt="",
-                prefix="",
-                chosen="",
-                rejected="",
-                prompt_ids=tuple(pair["prompt"]),
-                prefix_ids=tuple(pair["prefix"]),
-                chosen_ids=tuple(pair["chosen"]),
-                rejected_ids=tuple(pair["rejected"]),
-                ends_trace=(False, False),
-            )
-            for i, pair in enumerate(workload["pairs"])
-        ]
+        pairs = bench_model.as_pairs(workload["pairs"])
         rank = self._job["lora_rank"]
         config = TrainConfig(
             batch_size=workload["batch_size"],

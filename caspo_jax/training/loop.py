@@ -24,7 +24,8 @@ from caspo_jax.training.data import RowStore
 from caspo_jax.training.metrics_log import MetricsLog
 from caspo_jax.training.monitor import DisplacementMonitor
 from caspo_jax.training.nonfinite import MOST_IN_A_ROW, describe, write_batch
-from caspo_jax.training.plan import Micro, Plan, make_plan
+from caspo_jax.training.plan import Micro, Plan
+from caspo_jax.training.plans import make_plan
 from caspo_jax.training.preemption import StopNotice
 from caspo_jax.training.reference_cache import fill_references
 from caspo_jax.training.run_folder import claim_folder

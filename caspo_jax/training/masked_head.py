@@ -15,6 +15,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.custom_derivatives import SymbolicZero
 from jax.sharding import Mesh
 
 from caspo_jax.sharding import constrain
@@ -72,7 +73,8 @@ def scored_stats(
     packed = (x.reshape(count)[order][None] for x in (targets, mask))
     states = _permuted(hidden.reshape(count, width), order, place)[None]
     logprob, entropy = masked_head(*_widened(states, *packed, size, unembedding), size, block, None)
-    return tuple(x[0, place].reshape(rows, slots) for x in (logprob, lax.stop_gradient(entropy)))  # type: ignore[return-value]
+    logprob, entropy = (_permuted(x[0, :count], place, order) for x in (logprob, entropy))
+    return logprob.reshape(rows, slots), lax.stop_gradient(entropy).reshape(rows, slots)
 
 
 def head_chunk(rows: int, vocab: int, slots: int, chunk: int | None, devices: int) -> int:
@@ -172,13 +174,15 @@ def _forward(
 
 
 def _backward(
-    chunk: int, block: int, mesh: Mesh | None, residuals: tuple[Array, ...], cotangents: tuple[Array, Array]
-) -> tuple[Array, Array, None, None]:
+    chunk: int, block: int, mesh: Mesh | None, residuals: tuple[Any, ...], cotangents: tuple[Any, Any]
+) -> tuple[Array | None, Array | None, None, None]:
     """d logprob / d logits = onehot(target) - softmax, a block at a time; the logits are computed again."""
-    hidden, unembedding, targets, mask, logsumexp = residuals
+    hidden, unembedding, targets, mask, logsumexp, trained = residuals
+    if isinstance(cotangents[0], SymbolicZero):
+        return None, None, None, None
     upstream = jnp.where(mask, cotangents[0], 0)
 
-    def body(i: Array, gradients: tuple[Array, Array]) -> tuple[Array, Array]:
+    def body(i: Array, gradients: tuple[Array, Array | None]) -> tuple[Array, Array | None]:
         d_hidden, d_unembedding = gradients
         states = _states(hidden, i, chunk, mesh)
         wanted, log_z, factor = (_columns(x, i, chunk) for x in (targets, logsumexp, upstream))
@@ -195,6 +199,8 @@ def _backward(
                 d_logits = jnp.where(fresh[:, None, None], d_logits, 0)
             d_logits = d_logits.astype(states.dtype)
             d_states = d_states + _einsum("vrc,ve->rce", d_logits, weight)
+            if trained is None:
+                return d_states, None
             d_weight = _einsum("vrc,rce->ve", d_logits, states)
             if block == unembedding.shape[0]:
                 return d_states, constrain(mesh, d_unembedding + d_weight, _SPLIT_HEAD, uneven=True)
@@ -206,13 +212,22 @@ def _backward(
         d_states = constrain(mesh, d_states, _ROWS).astype(d_hidden.dtype)
         return lax.dynamic_update_slice_in_dim(d_hidden, d_states, i * chunk, axis=1), d_unembedding
 
-    zeros = (jnp.zeros_like(hidden), jnp.zeros(unembedding.shape, jnp.float32))
+    zeros = (jnp.zeros_like(hidden), None if trained is None else jnp.zeros(unembedding.shape, jnp.float32))
     with jax.named_scope("head_chunks"):
         d_hidden, d_unembedding = lax.fori_loop(0, _trips(mask, chunk), body, zeros)
-    return d_hidden, d_unembedding.astype(unembedding.dtype), None, None
+    return d_hidden, None if trained is None else d_unembedding.astype(unembedding.dtype), None, None
 
 
-masked_head.defvjp(_forward, _backward)
+def _forward_to_differentiate(
+    hidden: Any, unembedding: Any, targets: Any, mask: Any, chunk: int, block: int, mesh: Mesh | None
+) -> tuple[tuple[Array, Array], tuple[Array | None, ...]]:
+    """`_forward` of what `custom_vjp` hands over; the last residual is None where the head is frozen."""
+    arrays = (x.value for x in (hidden, unembedding, targets, mask))
+    outputs, residuals = _forward(*arrays, chunk, block, mesh)
+    return outputs, (*residuals, jnp.zeros(()) if unembedding.perturbed else None)
+
+
+masked_head.defvjp(_forward_to_differentiate, _backward, symbolic_zeros=True)
 
 
 def _over_vocabulary(

@@ -29,7 +29,7 @@ PAIRS: dict[str, PairConfig] = {
 }
 
 _SMALL = TrainConfig(
-    batch_size=32, learning_rate=3e-4, pack_length=256, pack_rows=8, min_length=64, warmup_fraction=0.1
+    batch_size=32, learning_rate=3e-4, pack_length=256, pack_rows=4, min_length=64, warmup_fraction=0.1
 )
 TRAIN: dict[str, TrainConfig] = {
     "paper": dataclasses.replace(_SMALL, batch_size=64, learning_rate=1e-4),

@@ -17,7 +17,9 @@ from caspo_jax.training import (
     make_schedule,
 )
 from caspo_jax.training.data import RowStore
-from caspo_jax.training.plan import RowPlan, make_plan
+from caspo_jax.training.plans import make_plan
+from caspo_jax.training.row_plan import RowPlan
+from experiments import bench_model
 
 from helpers import make_data, random_batch  # isort: skip
 
@@ -143,6 +145,24 @@ def test_references_are_computed_of_what_the_run_reads():
     assert sorted(seen[seen >= 0]) == sorted(short.rows_of(0)[0])
     data.reference_chosen[:] = data.reference_rejected[:] = -1.0
     assert not list(make_plan(data, TrainConfig()).reference_micros())
+
+
+def benchmark_plan(workload, **settings):
+    config = TrainConfig(batch_size=workload.batch_size, **settings)
+    return make_plan(RowStore.build(bench_model.as_pairs(workload.pairs)), config)
+
+
+def test_rows_take_the_length_that_fits_whatever_the_seed():
+    pairs = bench_model.unrelated_pairs(16, 1000, prompt=64, response=192)
+    steps = bench_model.step_pairs(3, 1000, prompt=64, steps=16, step=20)
+    for seed in (0, 5):
+        plan = benchmark_plan(pairs, pack_length=512, seed=seed)
+        assert plan.packing == {"pack": "trees", "rows": 4, "lengths": [448]}  # a tree of 64 + 2 x 192 a row
+        assert plan.accumulates  # an update has 8 of them
+        plan = benchmark_plan(steps, seed=seed)
+        assert plan.packing == {"pack": "trees", "rows": 1, "lengths": [704]}  # a trace of 64 + 2 x 16 x 20
+        assert not plan.accumulates
+        assert [len(plan.micro(*plan.rows_of(step))) for step in range(plan.steps)] == [1, 1, 1]
 
 
 def test_micro_batches_are_sorted_by_length_and_hold_the_rows():

@@ -13,7 +13,7 @@ from caspo_jax.errors import UserError
 from caspo_jax.preferences.packing import pack_pairs
 from caspo_jax.training import LossConfig, TrainConfig, train
 from caspo_jax.training.data import RowStore
-from caspo_jax.training.plan import make_plan
+from caspo_jax.training.plans import make_plan
 from caspo_jax.training.reference_cache import ReferenceCacheWarning, fill_references, weights_digest
 
 from helpers import Toy, make_data  # isort: skip

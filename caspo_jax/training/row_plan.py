@@ -1,0 +1,89 @@
+"""Every sequence as a row of its own: micro-batches of few lengths."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+
+from caspo_jax.preferences.packing import length_buckets
+from caspo_jax.training.config import TrainConfig
+from caspo_jax.training.data import RowStore
+from caspo_jax.training.plan import Micro, Plan, multiple
+
+
+class RowPlan(Plan):
+    """Every sequence is a row of its own, padded; pairs in random order, micro-batches sorted by length."""
+
+    def __init__(self, store: RowStore, config: TrainConfig, ways: int = 1):
+        import grain
+
+        super().__init__(store, config, ways)
+        batch = self.batch_size
+        self.micro_batches = math.ceil(batch / (config.micro_batch_size or batch))
+        self.accumulates = self.micro_batches > 1
+        rows = multiple(math.ceil(batch / self.micro_batches), ways)
+        self.pair_rows = rows if config.loss.uses_pairs else 0
+        self.verified_rows = rows if not config.loss.uses_pairs else 0
+        self.buckets = length_buckets(store.longest, config.min_length)
+
+        def shuffled(count: int, seed: int) -> Any:
+            return grain.MapDataset.range(count).seed(seed).shuffle()
+
+        self._main = shuffled(self.items, config.seed).repeat(config.epochs).batch(batch)
+        self._beside = None
+        if config.loss.uses_pairs and config.loss.uses_verified:
+            available = len(store.verified)
+            wanted = config.verified_per_batch or math.ceil(available * batch / self.items)
+            most = math.ceil(min(wanted, available) / self.micro_batches)
+            self.verified_rows = multiple(_round_up(most), ways)
+            beside = shuffled(available, config.seed + 1).repeat()
+            self._beside = beside.batch(min(wanted, available))
+
+    @property
+    def packing(self) -> dict[str, Any]:
+        """See Plan."""
+        return {"pack": "rows", "rows": self.pair_rows, "lengths": list(self.buckets)}
+
+    def rows_of(self, step: int) -> tuple[np.ndarray, np.ndarray]:
+        """See Plan."""
+        none = np.zeros(0, int)
+        first = np.asarray(self._main[step])
+        if not self.config.loss.uses_pairs:
+            return none, first
+        return first, none if self._beside is None else np.asarray(self._beside[step])
+
+    def micro(self, pairs: np.ndarray, verified: np.ndarray) -> list[Micro]:
+        """The rows of one update as micro-batches: sorted by length when there are several."""
+        store, parts = self.store, self.micro_batches
+        if parts > 1:
+            if len(pairs):
+                pairs = pairs[np.argsort(store.lengths_of(pairs), kind="stable")]
+            if len(verified):
+                sizes = np.array([len(store.verified[i].token_ids) for i in verified])
+                verified = verified[np.argsort(sizes, kind="stable")]
+        micros = []
+        for part in range(parts):
+            chosen = pairs[part * self.pair_rows : (part + 1) * self.pair_rows]
+            steps = verified[part * self.verified_rows : (part + 1) * self.verified_rows]
+            if len(chosen) or len(steps):
+                batch = store.pack(chosen, steps, self.pair_rows, self.verified_rows, self.buckets)
+                micros.append(Micro(batch, chosen, steps))
+        return micros
+
+    def reference_micros(self) -> Iterator[Micro]:
+        """All pairs that lack a reference, sorted by length: the cheapest order for a pass without gradients."""
+        pairs = np.flatnonzero(self._missing())
+        pairs = pairs[np.argsort(self.store.lengths_of(pairs), kind="stable")]
+        none = np.zeros(0, int)
+        for start in range(0, len(pairs), self.pair_rows):
+            part = pairs[start : start + self.pair_rows]
+            yield Micro(self.store.pack(part, none, self.pair_rows, 0, self.buckets), part, none)
+
+
+def _round_up(count: int) -> int:
+    """Few sizes (at most an eighth of padding), so that another round's count finds the same compiled shape."""
+    grain = max(1, (1 << count.bit_length()) // 16)
+    return -(-count // grain) * grain

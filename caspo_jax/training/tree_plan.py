@@ -1,0 +1,160 @@
+"""Packed trees: what the sequences of a question share is read once, and a run's rows have one shape."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+
+from caspo_jax.preferences.packing import length_buckets
+from caspo_jax.preferences.token_tree import common_prefix
+from caspo_jax.preferences.tree_packing import Piece, RowShape, Unit, pack_trees, plan_rows
+from caspo_jax.training.config import TrainConfig
+from caspo_jax.training.data import RowStore
+from caspo_jax.training.plan import Micro, Plan, multiple
+
+_SAMPLED = 16  # updates that the shape of rows is chosen by
+_GRAIN = 64  # tokens between the lengths that are tried
+_WORTH = 0.93  # of the positions: what a shorter row must save
+
+
+class TreePlan(Plan):
+    """Questions in random order, each with all its pairs and verified steps as one tree: what they share is read once."""
+
+    def __init__(self, store: RowStore, config: TrainConfig, ways: int = 1):
+        super().__init__(store, config, ways)
+        self._updates = self._schedule(config.seed, config.epochs, self.steps)
+        self.shape, rows = self._shape_of_rows()
+        self.rows = multiple(min(config.pack_rows, rows), ways)
+        self.accumulates = rows > self.rows
+
+    def _shape_of_rows(self) -> tuple[RowShape, int]:
+        """The shape of all rows, and how many an update needs: whatever the seed, so that references stay known."""
+        config, loss = self.config, self.config.loss
+        longest = max(_unit_tokens(unit) for unit in self._units(*self._everything()))
+        epoch = self._schedule(0, 1, math.ceil(self.items / self.batch_size))
+        few = np.unique(np.linspace(0, len(epoch) - 1, _SAMPLED).astype(int))
+        updates = [self._units(*epoch[step]) for step in few]
+        most = max(_shared_tokens(units) for units in updates)
+        limit = length_buckets(max(longest, min(config.pack_length, most)), config.min_length)[-1]
+
+        def planned(length: int) -> tuple[RowShape, list[int]]:
+            shape = RowShape.of(length, pairs=loss.uses_pairs, verified=loss.uses_verified)
+            return shape, [len(plan_rows(units, shape)) for units in updates]
+
+        shape, rows = planned(limit)
+        # Rows of 512 hold one tree of 448: a shorter row is worth another compiled shape where it saves enough.
+        for length in range(limit - _GRAIN, max(longest, limit // 2) - 1, -_GRAIN):
+            shorter, more = planned(length)
+            if sum(more) * length < _WORTH * sum(rows) * shape.length:
+                shape, rows = shorter, more
+        return shape, max(rows)
+
+    @property
+    def packing(self) -> dict[str, Any]:
+        """See Plan."""
+        return {"pack": "trees", "rows": self.rows, "lengths": [self.shape.length]}
+
+    def _everything(self) -> tuple[np.ndarray, np.ndarray]:
+        loss = self.config.loss
+        return (
+            np.arange(len(self.store.chosen) if loss.uses_pairs else 0),
+            np.arange(len(self.store.verified) if loss.uses_verified else 0),
+        )
+
+    def _units(self, pairs: Sequence[int] | np.ndarray, verified: Sequence[int] | np.ndarray) -> list[Unit]:
+        store, sides = self.store, 2 if self.config.loss.contrastive else 1
+        units = []
+        for i in pairs:
+            both = (store.chosen[i], store.rejected[i])
+            units.append(Unit(both[:sides], int(i), int(store.pair_group[i]), True))
+        for i in verified:
+            units.append(Unit((store.verified[i],), int(i), int(store.verified_group[i]), False))
+        return units
+
+    def _schedule(self, seed: int, epochs: int, count: int) -> list[tuple[np.ndarray, np.ndarray]]:
+        """The pairs and verified steps of the first `count` updates of so many epochs."""
+        config, store = self.config, self.store
+        pairs, verified = self._everything()
+        main_group, beside_group = store.pair_group[pairs], store.verified_group[verified]
+        if not config.loss.uses_pairs:
+            main_group, beside_group = beside_group, np.zeros(0, int)
+        main: list[np.ndarray] = []
+        beside: list[list[int]] = [[] for _ in range(count)]
+        groups = np.union1d(main_group, beside_group)
+        for epoch in range(epochs):
+            random = np.random.default_rng([seed, epoch])
+            place = np.zeros(int(groups.max()) + 1, int)
+            place[random.permutation(groups)] = np.arange(len(groups))
+            order = np.argsort(place[main_group], kind="stable")
+            main.append(order)
+            # A question's verified steps go where its first pair goes, or would go if it had one.
+            before = np.searchsorted(place[main_group][order], place[beside_group])
+            for i, at in enumerate(before):
+                update = (epoch * self.items + min(int(at), self.items - 1)) // self.batch_size
+                if update < count:
+                    beside[update].append(i)
+        everything = np.concatenate(main)
+        none = np.zeros(0, int)
+        updates = []
+        for step in range(count):
+            first = everything[step * self.batch_size : (step + 1) * self.batch_size]
+            if not config.loss.uses_pairs:
+                updates.append((none, first))
+                continue
+            steps = np.array(beside[step], int)
+            most = config.verified_per_batch
+            if most is not None and len(steps) > most:
+                steps = np.random.default_rng([seed, epochs, step]).permutation(steps)[:most]
+            updates.append((first, steps))
+        return updates
+
+    def rows_of(self, step: int) -> tuple[np.ndarray, np.ndarray]:
+        """See Plan."""
+        return self._updates[step]
+
+    def micro(self, pairs: np.ndarray, verified: np.ndarray) -> list[Micro]:
+        """The trees of one update, `rows` packed rows at a time."""
+        store = self.store
+        planned = plan_rows(self._units(pairs, verified), self.shape)
+        micros = []
+        for start in range(0, len(planned), self.rows):
+            packed = pack_trees(
+                planned[start : start + self.rows],
+                self.rows,
+                self.shape,
+                store.weight,
+                store.reference_chosen,
+                store.reference_rejected,
+            )
+            micros.append(Micro(packed.batch, packed.pairs, packed.verified))
+        return micros
+
+    def reference_micros(self) -> Iterator[Micro]:
+        """The updates' own micro-batches, so that the reference runs the same program over the same rows."""
+        wanted = self._missing()
+        for pairs, verified in self._updates:
+            if wanted[pairs].any():
+                for micro in self.micro(pairs, verified):
+                    found = micro.pairs[micro.pairs >= 0]
+                    if wanted[found].any():
+                        wanted[found] = False
+                        yield micro
+
+
+def _unit_tokens(unit: Unit) -> int:
+    """Tokens of a unit's own tree."""
+    if len(unit.rows) == 1:
+        return len(unit.rows[0].token_ids)
+    chosen, rejected = (row.token_ids for row in unit.rows)
+    return len(chosen) + len(rejected) - common_prefix(chosen, rejected)
+
+
+def _shared_tokens(units: Sequence[Unit]) -> int:
+    """Tokens of the trees of all groups."""
+    groups: dict[int, list[Unit]] = {}
+    for unit in units:
+        groups.setdefault(unit.group, []).append(unit)
+    return sum(Piece.of(group).size[0] for group in groups.values())
