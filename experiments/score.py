@@ -59,7 +59,8 @@ def main() -> None:
         raise UserError(f"{FLAGS.input}: nothing in it")
     policy = common.load_policy()
     model, tokenizer = policy.model, policy.tokenizer
-    ids, outputs, seen = [], [], {}
+    ids, outputs = [], []
+    seen: dict[str, str] = {}
     for number, (where, record) in enumerate(lines):
         prompt, output = parse_at(where, lambda r: _read(r, tokenizer, model.config), record)
         ids.append(str(record.get("id", number)))
