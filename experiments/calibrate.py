@@ -34,7 +34,7 @@ def define_flags() -> None:
         "input", None, "JSONL of questions with gold answers, none of them used elsewhere", required=True
     )
     flags.DEFINE_string("output", None, "calibration file (JSON)", required=True)
-    flags.DEFINE_float("alpha", 0.1, "share of answerable questions that may lose every right path", 0.0, 1.0)
+    flags.DEFINE_float("alpha", 0.1, "share of answerable questions that may lose every right path")
     flags.DEFINE_integer(
         "splits", 1000, "random halves of the questions on which the promise is tried out", lower_bound=1
     )
@@ -54,6 +54,8 @@ def main() -> None:
         split_rates,
     )
 
+    if not 0.0 < FLAGS.alpha < 1.0:  # before hours of sampling
+        raise UserError(f"--alpha={FLAGS.alpha}: give a share between 0 and 1, both excluded")
     if FLAGS["threshold"].present:
         raise UserError("--threshold is what calibrate finds: drop it")
     if not 0.0 < FLAGS.alpha < 1.0:

@@ -5,7 +5,6 @@
     python -m experiments.evaluate --model=POLICY --input=questions.jsonl --strategies=greedy,sequence_vote,cat --out_dir=DIR
     python -m experiments.evaluate --compare BASE_DIR POLICY_DIR                    # stored answers, no model
     python -m experiments.evaluate --model=POLICY --traces=annotated.jsonl --out_dir=DIR   # every confidence, no decoding
-    python -m experiments.evaluate --solutions=processbench.jsonl --verifier=equations --out_dir=DIR   # F1 of a verifier
 
 Strategies: greedy, sample, self_consistency, confidence_vote, sequence_vote, cot_decoding, deepconf, deepconf_online,
 self_certainty, kappa, beam, mcts, cat, cat_paper, or all. Temperatures, thresholds and exponents are chosen on --tune
@@ -27,7 +26,7 @@ from typing import Any
 
 from absl import flags
 
-from experiments import benchmark_source, common, verifier_report
+from experiments import benchmark_source, common
 from experiments.evaluate_run import Runner
 from experiments.evaluate_settings import base_settings, cat_sizes, run_settings
 
@@ -86,7 +85,6 @@ def define_flags() -> None:
     flags.DEFINE_string(
         "traces", None, "annotated traces: print the table of every named confidence, decode nothing"
     )
-    verifier_report.define_flags()
     flags.DEFINE_list("compare", [], "two folders of earlier runs (A,B or A B): B minus A, no model needed")
 
 
@@ -101,13 +99,9 @@ def main() -> None:
             raise UserError(f"--compare={','.join(FLAGS.compare)}: give two folders or files of answers")
         compare(*FLAGS.compare)
         return
-    if FLAGS.out_dir is None:
-        raise UserError("--out_dir is needed, except with --compare")
-    if FLAGS.solutions:
-        verifier_report.report(FLAGS.solutions, Path(FLAGS.out_dir))
-        return
-    if FLAGS.model is None:
-        raise UserError("--model is needed, except with --compare and --solutions")
+    for flag in ("model", "out_dir"):
+        if getattr(FLAGS, flag) is None:
+            raise UserError(f"--{flag} is needed, except with --compare")
     if FLAGS.traces:
         from experiments.confidence_report import report
 

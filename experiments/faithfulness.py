@@ -2,6 +2,7 @@ r"""Does a trace sound as sure as the model is? Decisiveness of the words agains
 
     python -m experiments.faithfulness --traces=traces.jsonl --model=POLICY --out_dir=DIR
     python -m experiments.faithfulness --compare=DIR_A,DIR_B --out_dir=DIR
+    python -m experiments.faithfulness --order=DIR_A,DIR_B,DIR_C --out_dir=DIR
 
 Traces: ours (`experiments.generate`), raw .txt, JSONL with a text field, vLLM outputs or completions with log-probs, lm-eval
 samples, inspect-ai logs (.json, .eval); with or without <think> blocks. Steps are the paragraphs of the thinking block.
@@ -15,7 +16,8 @@ Stages, each with its own file in DIR, each taken up again where it was stopped:
   probe         a linear probe on hidden states, split by question; needs verdicts of steps, or --probe=DIR
   report        tables, report.json, steps.jsonl (a line a step), plots, report.html with the words beside the confidence
 
---compare holds two finished folders together: differences paired by question, second minus first.
+--compare holds two finished folders together: differences paired by question, second minus first. --order takes folders from
+the most faithful to the least, known by construction (`experiments.hedge`), and says which metrics put them in that order.
 """
 
 from __future__ import annotations
@@ -26,7 +28,7 @@ from typing import Any
 
 from absl import flags
 
-from experiments import common, faithfulness_judges
+from experiments import common, faithfulness_compare, faithfulness_judges
 
 FLAGS = flags.FLAGS
 STAGES = ("decisiveness", "token", "hidden", "prefix", "probe", "report")
@@ -38,6 +40,9 @@ def define_flags() -> None:
     flags.DEFINE_string("traces", None, "traces to measure: .jsonl, .json, .eval, .txt, or a folder of .txt")
     flags.DEFINE_string("out_dir", None, "folder of everything that is written", required=True)
     flags.DEFINE_list("compare", None, "two folders of finished reports, A,B: reports B - A")
+    flags.DEFINE_list(
+        "order", None, "folders of finished reports, the most faithful first: which metrics say so?"
+    )
     flags.DEFINE_list("stages", list(STAGES), "stages to run, of " + ", ".join(STAGES))
     flags.DEFINE_enum(
         "steps", "auto", ["auto", "thinking", "all"], "paragraphs of the thinking block, or of all the text; auto: "
@@ -70,11 +75,13 @@ def main() -> None:
     """Measure or compare."""
     from caspo_jax.errors import UserError
 
-    if FLAGS.compare:
-        if FLAGS.traces:
-            raise UserError("--compare reads two finished folders: drop --traces")
-        compare([Path(folder) for folder in FLAGS.compare], Path(FLAGS.out_dir))
-        return
+    for flag, hold in (("compare", faithfulness_compare.compare), ("order", faithfulness_compare.order)):
+        folders = FLAGS[flag].value
+        if folders:
+            if FLAGS.traces:
+                raise UserError(f"--{flag} reads finished folders: drop --traces")
+            hold([Path(folder) for folder in folders], Path(FLAGS.out_dir))
+            return
     unknown = [name for name in FLAGS.stages if name not in STAGES]
     if unknown:
         raise UserError(f"--stages={unknown[0]}: choose from {', '.join(STAGES)}")
@@ -225,42 +232,6 @@ def draw(table: Any, out: Path) -> None:
         for name in usable:
             figures.plot_traces(table, scorer, name, out / f"traces_{scorer}_{name}.png")
     figures.plot_agreement(table, out / "agreement.png")
-
-
-def compare(folders: Sequence[Path], out: Path) -> None:
-    """Two finished folders held together."""
-    from caspo_jax.errors import UserError
-    from caspo_jax.evaluation import faithfulness as f
-    from caspo_jax.store import write_json, write_text
-
-    if len(folders) != 2:
-        raise UserError(f"--compare takes two folders, A,B, found {len(folders)}")
-    first, second = (read_table(folder) for folder in folders)
-    record = f.compare_record(first, second, FLAGS.draws, FLAGS.seed)
-    record |= {"first": str(folders[0]), "second": str(folders[1])}
-    text = f.render_comparison(record, str(folders[0]), str(folders[1]))
-    write_json(out / "compare.json", record)
-    write_text(out / "compare.txt", text)
-    common.say(text)
-    common.write_html_report(out, None)
-    common.closing(
-        f"comparison in {out / 'report.html'} and compare.json", {"questions": record["questions"]}
-    )
-
-
-def read_table(folder: Path) -> Any:
-    """The table of a folder; verdicts come from its steps.jsonl."""
-    from caspo_jax.errors import UserError
-    from caspo_jax.evaluation import faithfulness as f
-    from caspo_jax.store import load_records, read_jsonl
-
-    for name in ("traces.jsonl", "steps.jsonl"):
-        if not (folder / name).exists():
-            raise UserError(f"{folder}: no {name} in it; run the report there first")
-    verdicts: dict[str, list[bool | None]] = {}
-    for _, record in read_jsonl(folder / "steps.jsonl"):
-        verdicts.setdefault(record["trace_id"], []).append(record["right"])
-    return f.build_table(load_records(folder / "traces.jsonl", f.subject_from_record), folder, verdicts)
 
 
 if __name__ == "__main__":

@@ -201,6 +201,8 @@ def strategy_table(records: Sequence[Mapping[str, Any]]) -> str:
     with_strategies = [r for r in records if r["strategies"]]
     lines = ["", f"{'strategy':<18}" + "".join(f"{r['name'] + ' acc (tokens)':>26}" for r in with_strategies)]
     for name in STRATEGY_ORDER:
+        if not any(name in record["strategies"] for record in with_strategies):
+            continue
         cells = []
         for record in with_strategies:
             entry = record["strategies"].get(name)

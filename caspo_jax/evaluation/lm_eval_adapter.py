@@ -1,6 +1,6 @@
 """A policy as a model of EleutherAI's lm-evaluation-harness, so that any of its tasks runs on it.
 
-Needs the extra `caspo_jax[lm_eval]`:
+Needs the extra `caspo_jax[lm-eval]`:
 
     import lm_eval
     from caspo_jax.evaluation.lm_eval_adapter import CaspoLM
@@ -30,7 +30,7 @@ try:
     from lm_eval.api.registry import register_model
     from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 except ImportError as error:
-    raise UserError("lm-eval is not installed: pip install 'caspo_jax[lm_eval]'") from error
+    raise UserError("lm-eval is not installed: pip install 'caspo_jax[lm-eval]'") from error
 
 _BUCKET = 64  # row lengths are rounded up to a multiple of this, so that few shapes are compiled
 _LENGTHS = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens")

@@ -112,8 +112,10 @@ def plot_entropy(policies: Mapping[str, Tables], path: str | Path) -> Path:
 
 
 def plot_strategies(policies: Mapping[str, Mapping[str, Outcome]], path: str | Path) -> Path:
-    """Accuracy against decoded tokens a question for every strategy, 95 % intervals over questions."""
-    figure, axes = axes_of(len(policies), width=5.4, height=4.2)
+    """Accuracy against decoded tokens a question for every strategy, 95 % intervals over questions; a panel a
+    policy that has strategies."""
+    policies = {name: outcomes for name, outcomes in policies.items() if outcomes}
+    figure, axes = axes_of(max(1, len(policies)), width=5.4, height=4.2)
     for axis, (name, outcomes) in zip(axes, policies.items()):
         for i, (strategy, outcome) in enumerate(outcomes.items()):
             mean = outcome.correct.mean()

@@ -1,4 +1,4 @@
-"""The adapter against the model's own logits, and tasks of lm-eval run with it; needs the lm_eval extra."""
+"""The adapter against the model's own logits, and tasks of lm-eval run with it; needs the extra lm-eval."""
 
 import json
 
@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
-pytest.importorskip("lm_eval", reason="the lm_eval extra is not installed")
+pytest.importorskip("lm_eval", reason="pip install caspo_jax[lm-eval]")
 
 import lm_eval
 from lm_eval.api.instance import Instance

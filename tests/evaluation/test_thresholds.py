@@ -3,12 +3,13 @@
 import dataclasses
 import math
 
+import jax
 import numpy as np
 import pytest
 from scipy import stats
 
 from caspo_jax.errors import UserError
-from caspo_jax.evaluation.replay import RecordedPath
+from caspo_jax.evaluation.replay import RecordedPath, recorded_paths, unpruned
 from caspo_jax.evaluation.thresholds import (
     Calibration,
     beta_binomial_quantile,
@@ -19,7 +20,9 @@ from caspo_jax.evaluation.thresholds import (
     question_score,
     split_rates,
 )
-from caspo_jax.sampling import CatConfig, SampleConfig
+from caspo_jax.models import load_pretrained
+from caspo_jax.sampling import CatConfig, SampleConfig, cat_search
+from caspo_jax.tasks import extract_answer, get_task
 
 
 def population(rng, questions=400, paths=6):
@@ -78,6 +81,37 @@ def test_one_draw_is_beta_and_a_fresh_split_lies_under_its_beta_binomial_point()
     point = beta_binomial_quantile(0.975, fresh, k, calibrated)
     assert point == theory.ppf(0.975)
     assert (losses <= point).mean() >= 0.975 - 3 * math.sqrt(0.025 * 0.975 / draws)
+
+
+@pytest.fixture(scope="module")
+def sampled():
+    """(tree, is each path right?) of unpruned searches on 200 questions of the tune split and 200 of the test split."""
+    task = get_task("graph")
+    model, tokenizer = load_pretrained(task.policy_path)
+    config = unpruned(CatConfig(num_branches=4, sample=SampleConfig(max_new_tokens=96, temperature=0.7)))
+    found = []
+    for split in ("tune", "test"):
+        questions = task.questions(split, 200, seed=11)
+        results = cat_search(model, tokenizer, questions, config, jax.random.key(0), extract=extract_answer)
+        found.append([(r.tree, [p.answer == q.gold for p in r.paths]) for r, q in zip(results, questions)])
+    return found
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("alpha", [0.05, 0.1])
+@pytest.mark.parametrize("rule", ["last", "path"])
+def test_promise_on_the_shipped_policy(sampled, rule, alpha):
+    tuned, fresh = (
+        np.array([question_score(recorded_paths(tree, right, rule)) for tree, right in split])
+        for split in sampled
+    )
+    rates = split_rates(np.concatenate([tuned, fresh]), alpha, splits=1000)
+    assert rates.mean() <= alpha + 2 * rates.std() / math.sqrt(len(rates))
+    assert rates.mean() > alpha / 3  # it is used, not void
+    found = conformal_threshold(tuned, alpha)
+    answerable = int((~np.isnan(fresh)).sum())
+    lost = int((fresh < found.threshold).sum())
+    assert lost <= beta_binomial_quantile(0.975, answerable, found.rank, found.answerable)
 
 
 def test_quantile_against_scipy():

@@ -217,8 +217,7 @@ def test_bad_traces_answers_and_alpha(program, tmp_path):
 
 def test_bad_flags(program, tmp_path):
     for flags, word in (
-        ({}, "--out_dir"),
-        ({"out_dir": tmp_path}, "--model"),
+        ({}, "--model"),
         ({"model": TASK.policy_path}, "--out_dir"),
         ({"model": TASK.policy_path, "out_dir": tmp_path}, "--benchmarks"),
         (
@@ -317,9 +316,10 @@ def test_calibrate_generate_and_audit(program, held_out, tmp_path):
     assert audit["chosen"]["lost"] <= lost + 1e-12  # a question's last branch is never pruned
     assert audit["sweep"][0]["pruned"] == 0
     assert audit["oracle"]["accuracy"] == pytest.approx(len(scores) / 24)
-    code, _, err = program("calibrate", output=tmp_path / "y.json", threshold=0.5, **shared)
-    assert code == 1
-    assert "--threshold" in err
+    for flags, word in (({"threshold": 0.5}, "--threshold"), ({"alpha": 0}, "--alpha=0")):
+        code, _, err = program("calibrate", output=tmp_path / "y.json", **shared, **flags)
+        assert code == 1
+        assert word in err
 
 
 def test_confidence_table_of_traces(program, held_out, tmp_path):
@@ -353,34 +353,6 @@ def test_confidence_table_of_traces(program, held_out, tmp_path):
     code, _, err = program("evaluate", model=model, traces=tmp_path / "other.jsonl", out_dir=tmp_path / "x")
     assert code == 1
     assert "was written by policy" in err
-
-
-def test_f1_of_a_verifier_by_its_noise(program, write, tmp_path):
-    rows = []
-    for i, question in enumerate(TASK.questions("tune", 12, seed=1)):
-        steps = ["2 + 2 = 4", "4 + 1 = 5", "so it is 5"]
-        label = (-1, 0, 1)[i % 3]
-        if label >= 0:
-            steps[label] = "2 + 2 = 7"
-        rows.append({"id": str(i), "problem": question.question, "steps": steps, "label": label})
-    path = write("solutions.jsonl", rows)
-    code, _, err = program(
-        "evaluate",
-        "--label_noise=0",
-        "--label_noise=1",
-        solutions=path,
-        out_dir=tmp_path,
-        verifier="equations",
-    )
-    assert code == 0, err
-    exact, inverted = json.loads((tmp_path / "verifier.json").read_text())["rows"]
-    assert (exact["f1"], exact["correct_accuracy"], exact["error_accuracy"]) == (1.0, 1.0, 1.0)
-    # Inverted: right equations are called wrong, so no right solution passes; a wrong first step does.
-    assert (inverted["f1"], inverted["correct_accuracy"]) == (0.0, 0.0)
-    assert exact["unknown"] == inverted["unknown"] == pytest.approx(1 / 3)
-    code, _, err = program("evaluate", solutions=path, out_dir=tmp_path, verifier="exact")
-    assert (code, err.count("\n")) == (1, 1)
-    assert "--model" in err
 
 
 @pytest.mark.slow
