@@ -43,7 +43,7 @@ def main() -> None:
         raise UserError("--verifier=exact needs --model, the tiny policy of an embedded task")
     policy: Any = common.load_policy() if FLAGS.model is not None else None
     if policy is None and FLAGS.verifier == "auto":
-        FLAGS.verifier = "equations"
+        FLAGS["verifier"].value = "equations"
     if verifiers.choose(policy) in NEED_GOLD:
         raise UserError(f"--verifier={FLAGS.verifier} reads gold answers, which ProcessBench's layout lacks")
     # How answers are read is for verifiers that need a gold answer; none of those is left.
