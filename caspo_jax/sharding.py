@@ -79,7 +79,17 @@ def make_mesh(spec: str | None, devices: Sequence[Any] | None = None) -> Mesh | 
             f"--mesh={spec}: needs {int(np.prod(list(sizes.values())))} devices, there are {there}"
         )
     axis_types = (AxisType.Auto,) * len(sizes)
-    return jax.make_mesh(tuple(sizes.values()), tuple(sizes), axis_types=axis_types, devices=devices)
+    shape, axes = tuple(sizes.values()), tuple(sizes)
+    try:
+        return jax.make_mesh(shape, axes, axis_types=axis_types, devices=devices)
+    except NotImplementedError:
+        # The sizes are no products of the chips' own grid (64 x 4 on 16 x 16): an axis of the grid is cut in two.
+        from jax.experimental import mesh_utils
+
+        arranged = mesh_utils.create_device_mesh(
+            shape, jax.devices() if devices is None else devices, allow_split_physical_axes=True
+        )
+        return Mesh(arranged, axes, axis_types=axis_types)
 
 
 def named_sharding(

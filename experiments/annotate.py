@@ -39,6 +39,7 @@ def main() -> None:
 
     traces = load_records(FLAGS.input, trace_from_record)
     policy = common.load_policy()
+    verifiers.check(policy)
     if verifiers.needs_gold(policy):
         without = next((t.id for t in traces if t.gold is None), None)
         if without is not None:

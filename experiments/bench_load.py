@@ -41,12 +41,17 @@ def define_shape_flags(vocab_size: int, width: int, layers: int) -> None:
     flags.DEFINE_integer("vocab_size", vocab_size, "vocabulary of the random checkpoint", lower_bound=32)
     flags.DEFINE_integer("width", width, "its hidden size, a multiple of 32", lower_bound=32)
     flags.DEFINE_integer("layers", layers, "its layers", lower_bound=1)
+    flags.DEFINE_enum(
+        "shape", None, list(bench_model.SHAPES), "instead of these three, the shape of a published model"
+    )
 
 
 def given_shape() -> bench_model.Shape:
     """The shape flags: heads of 32, half as many key heads, an inner width of four times the width."""
     from caspo_jax.errors import UserError
 
+    if FLAGS.shape:
+        return bench_model.SHAPES[FLAGS.shape]
     heads, rest = divmod(FLAGS.width, 32)
     if rest:
         raise UserError(f"--width={FLAGS.width}: give a multiple of 32")

@@ -22,12 +22,41 @@ class Shape:
     num_heads: int = 8
     num_kv_heads: int = 4
     head_dim: int = 32
+    model_type: str = "qwen3"
+    tie_word_embeddings: bool = True
+    qkv_bias: bool = False
 
     @property
     def layer_parameters(self) -> int:
         """Entries of all layers' matrices."""
         attention = 2 * self.hidden_size * self.head_dim * (self.num_heads + self.num_kv_heads)
         return self.num_layers * (attention + 3 * self.hidden_size * self.intermediate_size)
+
+
+# Of published models, for machines that hold them.
+SHAPES = {
+    "qwen2.5-1.5b": Shape(
+        vocab_size=151_936,
+        hidden_size=1536,
+        intermediate_size=8960,
+        num_layers=28,
+        num_heads=12,
+        num_kv_heads=2,
+        head_dim=128,
+        model_type="qwen2",
+        qkv_bias=True,
+    ),
+    "qwen3-8b": Shape(
+        vocab_size=151_936,
+        hidden_size=4096,
+        intermediate_size=12_288,
+        num_layers=36,
+        num_heads=32,
+        num_kv_heads=8,
+        head_dim=128,
+        tie_word_embeddings=False,
+    ),
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,8 +86,6 @@ def make_checkpoint(shape: Shape, path: Path, dtype: str = "float32", seed: int 
     from caspo_jax.models import Decoder, ModelConfig, save_pretrained
 
     config = ModelConfig(
-        model_type="qwen3",
-        tie_word_embeddings=True,
         max_position_embeddings=4096,
         dtype=dtype,
         eos_token_ids=(1,),
@@ -100,9 +127,10 @@ def _drawer(vocab_size: int, seed: int) -> Any:
     return lambda count: rng.integers(_FIRST_ID, vocab_size, count).tolist()
 
 
-def useful_flops(shape: Shape, workload: Workload) -> float:
+def useful_flops(shape: Shape, workload: Workload, lora: bool = False) -> float:
     """Operations that a run needs: each distinct token of an update once, forward for the reference, and forward and
-    backward for the update; the head on scored tokens alone; nothing recomputed, no padding.
+    backward for the update; the head on scored tokens alone; nothing recomputed, no padding. With adapters no
+    gradient of a weight is needed, and the adapters' own products are not counted.
 
     A product with a matrix of n entries is 2 n operations a token forward and 4 n backward. Attention is
     4 H D operations a layer for every key that a query sees, forward, and twice that backward.
@@ -126,4 +154,6 @@ def useful_flops(shape: Shape, workload: Workload) -> float:
     layers = 2 * shape.layer_parameters * tokens
     head = 2 * shape.vocab_size * shape.hidden_size * scored
     attention = 4 * shape.num_layers * shape.num_heads * shape.head_dim * seen
-    return float((1 + 3) * (layers + head + attention))
+    # Attention's products have two gradients each, with or without adapters.
+    passes = 3 if lora else 4
+    return float(passes * (layers + head) + 4 * attention)

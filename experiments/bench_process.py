@@ -23,6 +23,9 @@ MALLOC = {
     "MALLOC_TOP_PAD_": "268435456",
 }
 
+# On a GPU both sides are alive at once: JAX must not take most of the memory beforehand.
+_NO_POOL = {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
+
 
 class Worker:
     """A module that serves (`bench_worker.serve`) in an interpreter of its own."""
@@ -32,7 +35,7 @@ class Worker:
             raise UserError(f"{python}: no such interpreter")
         self.name = module
         self._log = tempfile.TemporaryFile(mode="w+", encoding="utf-8", errors="replace")  # noqa: SIM115
-        environment = {**os.environ, **(MALLOC if tuned else {}), "PYTHONUNBUFFERED": "1"}
+        environment = {**os.environ, **_NO_POOL, **(MALLOC if tuned else {}), "PYTHONUNBUFFERED": "1"}
         self._process = subprocess.Popen(
             [python, "-m", module, *arguments],
             stdin=subprocess.PIPE,

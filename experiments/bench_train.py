@@ -3,8 +3,9 @@
     python -m experiments.bench_train
     python -m experiments.bench_train --peer=trl --peer_python=TRL_VENV/bin/python --output=bench_train.json
     python -m experiments.bench_train --peer=tunix --peer_python=TUNIX_VENV/bin/python --workloads=steps
+    python -m experiments.bench_train --peer=torch --peer_python=TORCH_VENV/bin/python --shape=qwen2.5-1.5b --dtype=bfloat16
 
-A run is one epoch of DPO from the same random checkpoint, reference log-probs included, in float32; both sides stay alive
+A run is one epoch of DPO from the same random checkpoint, reference log-probs included; both sides stay alive
 in processes of their own and run in turns (A B B A), after a warm-up in which each tries its micro-batch sizes
 and keeps the fastest. Two workloads: `pairs`, whole responses that share each its own prompt; `steps`, a pair at every
 step of a trace. Tokens are those of the rows without sharing, so that both sides are measured by the same work.
@@ -26,7 +27,7 @@ from experiments.bench_load import define_shape_flags, given_shape
 from experiments.bench_process import Worker, in_turns, machine, median_of, ratio_of, table
 
 FLAGS = flags.FLAGS
-MODULES = {"trl": "experiments.bench_train_trl", "tunix": "experiments.bench_train_tunix"}
+MODULES = {peer: f"experiments.bench_train_{peer}" for peer in ("trl", "tunix", "torch")}
 
 
 def define_flags() -> None:
@@ -45,6 +46,9 @@ def define_flags() -> None:
     flags.DEFINE_string("peer_python", None, "interpreter that has the peer; default: this one")
     flags.DEFINE_integer("cycles", 3, "times that both are run in the order A B B A", lower_bound=1)
     flags.DEFINE_integer("seed", 0, "seed of weights and tokens", lower_bound=0)
+    flags.DEFINE_enum("dtype", "float32", ["float32", "bfloat16"], "of weights and products, on both sides")
+    flags.DEFINE_integer("lora_rank", 0, "train adapters of this rank alone; 0: all weights", lower_bound=0)
+    flags.DEFINE_bool("remat", False, "recompute each layer in the backward pass, on both sides")
     define_shape_flags(vocab_size=32_768, width=256, layers=4)
     flags.DEFINE_string("output", None, "JSON file for all that was measured")
     common.define_terminal_flags()
@@ -74,10 +78,14 @@ def workloads() -> list[bench_model.Workload]:
 
 
 def settings_to_try(side: str, workload: bench_model.Workload) -> list[dict[str, Any]]:
-    """What the warm-up chooses from: for caspo_jax rows and their length, for a peer pairs a micro-batch."""
+    """What the warm-up chooses from: for caspo_jax the length of rows and remat, for a peer pairs a micro-batch."""
     if side == "caspo_jax":
-        lengths = sorted({256, 512, 1024})
-        return [{"pack_length": length, "pack_rows": max(1, 2048 // length)} for length in lengths]
+        remats = ("full",) if FLAGS.remat else ("none", "full")
+        return [
+            {"pack_length": length, "pack_rows": max(1, 2048 // length), "remat": remat}
+            for length in (512, 1024)
+            for remat in remats
+        ]
     return [{"micro": micro} for micro in (2, 4, 8, 16) if workload.batch_size % micro == 0]
 
 
@@ -85,9 +93,13 @@ def main() -> None:
     """Measure."""
     shape, loads = given_shape(), workloads()
     with tempfile.TemporaryDirectory() as temporary:
-        folder = bench_model.make_checkpoint(shape, Path(temporary) / "model", seed=FLAGS.seed)
+        folder = bench_model.make_checkpoint(shape, Path(temporary) / "model", FLAGS.dtype, FLAGS.seed)
         job = Path(temporary) / "job.json"
-        contents = {"model": str(folder), "workloads": {w.name: dataclasses.asdict(w) for w in loads}}
+        contents = {
+            "model": str(folder),
+            "workloads": {w.name: dataclasses.asdict(w) for w in loads},
+            **{name: FLAGS[name].value for name in ("dtype", "lora_rank", "remat")},
+        }
         job.write_text(json.dumps(contents), encoding="utf-8")
         interpreters = {"caspo_jax": (sys.executable, "experiments.bench_train_ours")}
         if FLAGS.peer != "none":
@@ -153,7 +165,10 @@ def report(
     rows: list[list[str]] = []
     summary: dict[str, Any] = {}
     for workload in loads:
-        runs, flops = results[workload.name]["runs"], bench_model.useful_flops(shape, workload)
+        runs, flops = (
+            results[workload.name]["runs"],
+            bench_model.useful_flops(shape, workload, lora=FLAGS.lora_rank > 0),
+        )
         for name, measured in runs.items():
             seconds = median_of(measured, "seconds")
             rows.append(
@@ -184,6 +199,7 @@ def report(
             FLAGS.output,
             {
                 "shape": dataclasses.asdict(shape),
+                **{name: FLAGS[name].value for name in ("dtype", "lora_rank", "remat")},
                 "machine": machine() | {"matmul_flops": rate},
                 "versions": versions,
                 "workloads": described,
@@ -191,7 +207,7 @@ def report(
                 "results": results,
             },
         )
-    summary["float32 matmul, GFLOP/s"] = round(rate / 1e9, 1)
+    summary[f"{FLAGS.dtype} matmul, GFLOP/s"] = round(rate / 1e9, 1)
     common.closing("training (speed: their seconds over ours; memory: ours over theirs)", summary)
 
 

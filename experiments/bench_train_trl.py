@@ -54,7 +54,7 @@ class Side:
         torch.set_num_threads(os.cpu_count() or 1)
         self._job = job
         reset_peak()
-        self._model = AutoModelForCausalLM.from_pretrained(job["model"], dtype=torch.float32)
+        self._model = AutoModelForCausalLM.from_pretrained(job["model"], dtype=getattr(torch, job["dtype"]))
         words = Tokenizer(WordLevel({"<pad>": 0, "<eos>": 1}, unk_token="<pad>"))
         self._tokenizer = PreTrainedTokenizerFast(
             tokenizer_object=words, pad_token="<pad>", eos_token="<eos>"
@@ -76,8 +76,8 @@ class Side:
                 "precompute_ref_log_probs": True,
                 "precompute_ref_batch_size": micro,
                 "beta": 0.1,
-                "bf16": False,
-                "gradient_checkpointing": False,
+                "bf16": self._job["dtype"] == "bfloat16",
+                "gradient_checkpointing": self._job["remat"],
                 "learning_rate": 1e-5,
                 "max_grad_norm": 1.0,
                 "max_length": None,
@@ -85,8 +85,8 @@ class Side:
                 "logging_steps": 1,
                 "report_to": "none",
                 "save_strategy": "no",
-                "use_cpu": True,
-                "dataloader_pin_memory": False,
+                "use_cpu": not torch.cuda.is_available(),
+                "dataloader_pin_memory": torch.cuda.is_available(),
                 "disable_tqdm": True,
             }
             known = {field.name for field in dataclasses.fields(DPOConfig)}
@@ -95,7 +95,10 @@ class Side:
                 args=DPOConfig(**{key: value for key, value in wanted.items() if key in known}),
                 train_dataset=_dataset(workload["pairs"]),
                 processing_class=self._tokenizer,
+                peft_config=self._adapter(),
             )
+            if self._job["lora_rank"]:
+                self._model = trainer.model
             started = time.perf_counter()
             trainer.training = True
             trainer.train()
@@ -107,8 +110,16 @@ class Side:
             "first_loss": losses[0],
             "last_loss": losses[-1],
             "updates": trainer.state.global_step,
-            "peak": peak_bytes(),
+            "peak": torch.cuda.max_memory_allocated() if torch.cuda.is_available() else peak_bytes(),
         }
+
+    def _adapter(self) -> Any:
+        """What PEFT is asked for, once: TRL wraps the model that it is given."""
+        if not self._job["lora_rank"] or hasattr(self._model, "peft_config"):
+            return None
+        from peft import LoraConfig
+
+        return LoraConfig(r=self._job["lora_rank"], target_modules="all-linear", task_type="CAUSAL_LM")
 
 
 def _dataset(pairs: list[dict[str, list[int]]]) -> Dataset:

@@ -30,8 +30,11 @@ class Side:
     def __init__(self, job: dict[str, Any]):
         self._job = job
         self._trainers: dict[int, Any] = {}
+        if job["lora_rank"] or job["remat"]:
+            raise ValueError("the tunix side of bench_train knows neither --lora_rank nor --remat")
         reset_peak()
-        self._model, self._reference = (_load(Path(job["model"])) for _ in range(2))
+        dtype = jnp.dtype(job["dtype"])
+        self._model, self._reference = (load(Path(job["model"]), dtype) for _ in range(2))
 
     def __call__(self, command: dict[str, Any]) -> dict[str, Any]:
         """One command."""
@@ -77,8 +80,11 @@ class Side:
         return self._trainers[accumulation]
 
 
-def _load(folder: Path) -> Any:
+def load(folder: Path, dtype: Any) -> Any:
+    """tunix's model with the weights of a Hugging Face folder of Qwen3."""
     hf = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    if hf["model_type"] != "qwen3":
+        raise ValueError(f"the tunix side of bench_train knows qwen3 alone, not {hf['model_type']}")
     config = qwen3.ModelConfig(
         num_layers=hf["num_hidden_layers"],
         vocab_size=hf["vocab_size"],
@@ -89,10 +95,10 @@ def _load(folder: Path) -> Any:
         num_kv_heads=hf["num_key_value_heads"],
         rope_theta=int(hf["rope_parameters"]["rope_theta"]),
         norm_eps=hf["rms_norm_eps"],
-        use_tied_embedding=True,
+        use_tied_embedding=hf["tie_word_embeddings"],
     )
     mesh = jax.make_mesh((1, 1), ("fsdp", "tp"), axis_types=(jax.sharding.AxisType.Auto,) * 2)
-    return params.create_model_from_safe_tensors(str(folder), config, mesh, dtype=jnp.float32)
+    return params.create_model_from_safe_tensors(str(folder), config, mesh, dtype=dtype)
 
 
 def _batches(pairs: list[dict[str, list[int]]], micro: int) -> list[Any]:

@@ -75,6 +75,7 @@ def main() -> None:
     if FLAGS.root_branches and not FLAGS.explore:
         raise UserError("--root_branches goes with --explore")
     policy = Policy.load(FLAGS.model, FLAGS.dtype, common.mesh())
+    verifiers.check(policy)
     questions = common.load_questions(FLAGS.input, need_gold=verifiers.needs_gold(policy))
     sample: Any = common.sample_config(policy, questions)
     if FLAGS.explore:

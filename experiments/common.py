@@ -170,6 +170,7 @@ def define_cat_flags() -> None:
     flags.DEFINE_string("prune", "last", "what is held against the threshold: path, last or relative")
     flags.DEFINE_string("vote", "sequence", "majority, confidence, sequence or best_path")
     flags.DEFINE_float("gamma", 1.0, "exponent of the confidence vote")
+    flags.DEFINE_bool("stop_decided", False, "end a question once nothing can change its answer")
 
 
 def load_questions(path: str, *, need_gold: bool = False) -> list[Any]:
@@ -242,6 +243,7 @@ def cat_config(policy: Any, sample: Any) -> Any:
 
     names = ("num_branches", "root_branches", "expand", "num_answers", "min_live", "token_budget")
     values = {name: getattr(FLAGS, name) for name in (*names, "path_confidence", "prune", "vote", "gamma")}
+    values["stop_decided"] = FLAGS.stop_decided
     threshold, confidence = FLAGS.threshold, FLAGS.confidence
     values["threshold"] = policy.settings.get("threshold", 0.0) if threshold is None else threshold
     values["step_confidence"] = confidence or policy.settings.get("confidence", "mean_logprob")

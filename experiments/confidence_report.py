@@ -12,7 +12,7 @@ def report(policy: Any, path: str, out: Path) -> None:
     """Write and print confidences.steps.* and confidences.paths.*."""
     from caspo_jax.errors import UserError
     from caspo_jax.evaluation import confidences
-    from caspo_jax.evaluation.formats import markdown, write_table
+    from caspo_jax.evaluation.formats import tables, write_table
     from caspo_jax.evaluation.rescoring import token_statistics
     from caspo_jax.records import trace_from_record
     from caspo_jax.store import load_records
@@ -38,6 +38,6 @@ def report(policy: Any, path: str, out: Path) -> None:
         rows, head = confidences.confidence_table(items), confidences.overview(items)
         write_table(out / f"confidences.{kind}", rows, confidences.COLUMNS, overview=head)
         print(f"{kind}: " + ", ".join(f"{k.replace('_', ' ')} {v:.4g}" for k, v in head.items()))
-        print(markdown(rows, confidences.COLUMNS), end="\n\n")
+        print(tables(rows, confidences.COLUMNS), end="\n\n")
         seen[kind] = f"{head['items']:,} with a verdict, {head['questions']:,} questions"
     common.closing(f"confidence tables in {out}", seen)

@@ -2,6 +2,7 @@ r"""Does a trace sound as sure as the model is? Decisiveness of the words agains
 
     python -m experiments.faithfulness --traces=traces.jsonl --model=POLICY --out_dir=DIR
     python -m experiments.faithfulness --compare=DIR_A,DIR_B --out_dir=DIR
+    python -m experiments.faithfulness --order=DIR_A,DIR_B,DIR_C --out_dir=DIR
 
 Traces: ours (`experiments.generate`), raw .txt, JSONL with a text field, vLLM outputs or completions with log-probs, lm-eval
 samples, inspect-ai logs (.json, .eval); with or without <think> blocks. Steps are the paragraphs of the thinking block.
@@ -15,7 +16,8 @@ Stages, each with its own file in DIR, each taken up again where it was stopped:
   probe         a linear probe on hidden states, split by question; needs verdicts of steps, or --probe=DIR
   report        tables, report.json, steps.jsonl (a line a step), plots, report.html with the words beside the confidence
 
---compare holds two finished folders together: differences paired by question, second minus first.
+--compare holds two finished folders together: differences paired by question, second minus first. --order takes folders from
+the most faithful to the least, known by construction (`experiments.hedge`), and says which metrics put them in that order.
 """
 
 from __future__ import annotations
@@ -26,7 +28,7 @@ from typing import Any
 
 from absl import flags
 
-from experiments import common
+from experiments import common, faithfulness_compare, faithfulness_judges
 
 FLAGS = flags.FLAGS
 STAGES = ("decisiveness", "token", "hidden", "prefix", "probe", "report")
@@ -38,6 +40,9 @@ def define_flags() -> None:
     flags.DEFINE_string("traces", None, "traces to measure: .jsonl, .json, .eval, .txt, or a folder of .txt")
     flags.DEFINE_string("out_dir", None, "folder of everything that is written", required=True)
     flags.DEFINE_list("compare", None, "two folders of finished reports, A,B: reports B - A")
+    flags.DEFINE_list(
+        "order", None, "folders of finished reports, the most faithful first: which metrics say so?"
+    )
     flags.DEFINE_list("stages", list(STAGES), "stages to run, of " + ", ".join(STAGES))
     flags.DEFINE_enum(
         "steps", "auto", ["auto", "thinking", "all"], "paragraphs of the thinking block, or of all the text; auto: "
@@ -46,16 +51,7 @@ def define_flags() -> None:
     flags.DEFINE_string(
         "step_delimiter", None, r"what ends a step; default: the policy's caspo.json, else \n\n"
     )
-    flags.DEFINE_multi_string("scores", [], "JSONL of recorded decisiveness scores (repeatable)")
-    flags.DEFINE_string("decisiveness_judge", None, "checkpoint that rates decisiveness by a rubric")
-    flags.DEFINE_string("rubric", None, "text file with the rubric; default: the packaged one")
-    flags.DEFINE_bool("lexicon", True, "score decisiveness with the hedge lexicon")
-    flags.DEFINE_enum(
-        "consistency", "auto", ["auto", "exact", "answers", "judge"], "who says what contradicts. exact: the embedded "
-        "task's checker; answers: what the paragraphs come to; judge: --contradiction_judge; auto: exact for a tiny "
-        "policy, judge if one is given, else answers",
-    )  # fmt: skip
-    flags.DEFINE_string("contradiction_judge", None, "checkpoint that judges contradictions")
+    faithfulness_judges.define_flags()
     flags.DEFINE_integer("samples", 10, "continuations a step", lower_bound=1)
     flags.DEFINE_float("temperature", 0.8, "of the continuations")
     flags.DEFINE_float("top_p", 0.95, "of the continuations")
@@ -71,10 +67,6 @@ def define_flags() -> None:
     flags.DEFINE_float("delta", 0.4, "RCC: weight of the newest step")
     flags.DEFINE_string("probe", None, "folder of a fitted probe to use; default: fit one, split by question")
     flags.DEFINE_float("probe_l2", 1.0, "the probe's penalty", lower_bound=0)
-    flags.DEFINE_enum(
-        "verifier", "auto", ["auto", "recorded", "exact", "equations", "none"], "verdicts of steps, for the probe and "
-        "factual calibration; auto: recorded ones, else exact for a tiny policy, else none",
-    )  # fmt: skip
     flags.DEFINE_integer("draws", 1000, "bootstrap resamples and permutations", lower_bound=1)
     flags.DEFINE_bool("plots", True, "draw the plots")
 
@@ -83,11 +75,13 @@ def main() -> None:
     """Measure or compare."""
     from caspo_jax.errors import UserError
 
-    if FLAGS.compare:
-        if FLAGS.traces:
-            raise UserError("--compare reads two finished folders: drop --traces")
-        compare([Path(folder) for folder in FLAGS.compare], Path(FLAGS.out_dir))
-        return
+    for flag, hold in (("compare", faithfulness_compare.compare), ("order", faithfulness_compare.order)):
+        folders = FLAGS[flag].value
+        if folders:
+            if FLAGS.traces:
+                raise UserError(f"--{flag} reads finished folders: drop --traces")
+            hold([Path(folder) for folder in folders], Path(FLAGS.out_dir))
+            return
     unknown = [name for name in FLAGS.stages if name not in STAGES]
     if unknown:
         raise UserError(f"--stages={unknown[0]}: choose from {', '.join(STAGES)}")
@@ -111,7 +105,7 @@ def measure(out: Path) -> None:
         return f.Stage(subjects, out, settings, overwrite=FLAGS.overwrite, progress=progress.reach)
 
     if "decisiveness" in stage_flags:
-        scorers, files = build_scorers()
+        scorers, files = faithfulness_judges.build_scorers()
         f.decisiveness_stage(stage("decisiveness"), scorers, files=files)
     forced = [name for name in ("token", "hidden") if name in stage_flags]
     if forced:
@@ -126,7 +120,7 @@ def measure(out: Path) -> None:
             max_steps=FLAGS.max_steps,
             delimiter=settings["delimiter"],
         )
-        judge, files = build_contradiction_judge(policy)
+        judge, files = faithfulness_judges.build_contradiction_judge(policy)
         f.prefix_stage(
             stage("prefix"),
             policy.model,
@@ -137,7 +131,7 @@ def measure(out: Path) -> None:
             batch_size=FLAGS.batch_size,
             files=files,
         )
-    verdicts = verdicts_of(policy, subjects)
+    verdicts = faithfulness_judges.verdicts_of(policy, subjects)
     if "probe" in stage_flags:
         why = f.probe_stage(
             stage("probe"),
@@ -178,82 +172,6 @@ def prepared(policy: Any, out: Path) -> tuple[list[Any], dict[str, Any]]:
         write_jsonl(path, (f.subject_to_record(subject) for subject in subjects))
         manifest.finish(**f.count_subjects(subjects))
     return subjects, settings
-
-
-def build_scorers() -> tuple[list[Any], dict[str, str]]:
-    """The decisiveness scorers of the flags, and hashes of the files behind them."""
-    from caspo_jax.errors import UserError
-    from caspo_jax.evaluation import faithfulness as f
-    from caspo_jax.store import hash_path
-    from caspo_jax.training.stages import Policy
-
-    scorers: list[Any] = [f.LexiconScorer()] if FLAGS.lexicon else []
-    files: dict[str, str] = {}
-    if FLAGS.decisiveness_judge:
-        judge = Policy.load(FLAGS.decisiveness_judge, FLAGS.dtype, common.mesh())
-        options = {"rubric": FLAGS.rubric} if FLAGS.rubric else {}
-        scorers.append(
-            f.judge_from_model(judge.model, judge.tokenizer, batch_size=FLAGS.batch_size, **options)
-        )
-        files["judge"] = judge.hash
-    elif FLAGS.rubric:
-        raise UserError("--rubric goes with --decisiveness_judge")
-    for index, path in enumerate(FLAGS.scores):
-        name = "recorded" if len(FLAGS.scores) == 1 else f"recorded_{index + 1}"
-        scorers.append(f.read_scores(path, name))
-        files[name] = hash_path(path)
-    if not scorers:
-        raise UserError("nothing scores decisiveness: give --lexicon, --decisiveness_judge or --scores")
-    return scorers, files
-
-
-def build_contradiction_judge(policy: Any) -> tuple[Any, dict[str, str]]:
-    """The judge of --consistency, and hashes of the files behind it."""
-    from caspo_jax.errors import UserError
-    from caspo_jax.evaluation import faithfulness as f
-    from caspo_jax.tasks import get_task
-    from caspo_jax.training.stages import Policy
-    from experiments.verifiers import generate_with
-
-    name, task = FLAGS.consistency, policy.settings.get("task")
-    if name == "auto":
-        name = "judge" if FLAGS.contradiction_judge else "exact" if task else "answers"
-    if FLAGS.contradiction_judge and name != "judge":
-        raise UserError(f"--contradiction_judge goes with --consistency=judge, not {name}")
-    if name == "exact":
-        if not task:
-            raise UserError(
-                "--consistency=exact needs the tiny policy of an embedded task (caspo.json names its task)"
-            )
-        return get_task(task).contradiction(), {}
-    if name == "answers":
-        return f.AnswerEquivalence(), {}
-    if not FLAGS.contradiction_judge:
-        raise UserError("--consistency=judge needs --contradiction_judge=CHECKPOINT")
-    judge = Policy.load(FLAGS.contradiction_judge, FLAGS.dtype, common.mesh())
-    return f.LocalContradictionJudge(generate_with(judge, temperature=0.0)), {"judge": judge.hash}
-
-
-def verdicts_of(policy: Any, subjects: Sequence[Any]) -> dict[str, list[bool | None]]:
-    """Trace id -> for each step whether it is right, None where that is not known."""
-    from caspo_jax.errors import UserError
-    from caspo_jax.steps import StatedEquations, verify_traces
-    from caspo_jax.tasks import get_task
-
-    name, task = FLAGS.verifier, policy.settings.get("task")
-    recorded = any(step.verdict != "unknown" for s in subjects for step in s.trace.steps)
-    if name == "auto":
-        name = "recorded" if recorded else "exact" if task else "none"
-    if name == "exact" and not task:
-        raise UserError(
-            "--verifier=exact needs the tiny policy of an embedded task (caspo.json names its task)"
-        )
-    traces = [s.trace for s in subjects]
-    if name in ("exact", "equations"):
-        verifier: Any = get_task(task).verifier() if name == "exact" else StatedEquations()
-        traces = verify_traces(traces, verifier)
-    known = {"correct": True, "wrong": False, "unknown": None}
-    return {t.id: [None if name == "none" else known[step.verdict] for step in t.steps] for t in traces}
 
 
 def report(
@@ -314,42 +232,6 @@ def draw(table: Any, out: Path) -> None:
         for name in usable:
             figures.plot_traces(table, scorer, name, out / f"traces_{scorer}_{name}.png")
     figures.plot_agreement(table, out / "agreement.png")
-
-
-def compare(folders: Sequence[Path], out: Path) -> None:
-    """Two finished folders held together."""
-    from caspo_jax.errors import UserError
-    from caspo_jax.evaluation import faithfulness as f
-    from caspo_jax.store import write_json, write_text
-
-    if len(folders) != 2:
-        raise UserError(f"--compare takes two folders, A,B, found {len(folders)}")
-    first, second = (read_table(folder) for folder in folders)
-    record = f.compare_record(first, second, FLAGS.draws, FLAGS.seed)
-    record |= {"first": str(folders[0]), "second": str(folders[1])}
-    text = f.render_comparison(record, str(folders[0]), str(folders[1]))
-    write_json(out / "compare.json", record)
-    write_text(out / "compare.txt", text)
-    common.say(text)
-    common.write_html_report(out, None)
-    common.closing(
-        f"comparison in {out / 'report.html'} and compare.json", {"questions": record["questions"]}
-    )
-
-
-def read_table(folder: Path) -> Any:
-    """The table of a folder; verdicts come from its steps.jsonl."""
-    from caspo_jax.errors import UserError
-    from caspo_jax.evaluation import faithfulness as f
-    from caspo_jax.store import load_records, read_jsonl
-
-    for name in ("traces.jsonl", "steps.jsonl"):
-        if not (folder / name).exists():
-            raise UserError(f"{folder}: no {name} in it; run the report there first")
-    verdicts: dict[str, list[bool | None]] = {}
-    for _, record in read_jsonl(folder / "steps.jsonl"):
-        verdicts.setdefault(record["trace_id"], []).append(record["right"])
-    return f.build_table(load_records(folder / "traces.jsonl", f.subject_from_record), folder, verdicts)
 
 
 if __name__ == "__main__":

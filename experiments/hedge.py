@@ -1,19 +1,27 @@
 r"""Puts hedges into the traces of an embedded task, so that the true faithfulness is known.
 
-    python -m experiments.hedge --model=POLICY --input=traces.jsonl --output=hedged.jsonl --how=right
+    python -m experiments.hedge --model=POLICY --out_dir=DIR
+    python -m experiments.train_tiny --task=graph --init=POLICY --traces=DIR/right.jsonl --out_dir=HEDGING \
+        --steps=800 --learning_rate=1e-3
 
-Each step gets a phrase behind it (`c: k - a, so c = 41, maybe`). --how=right: the phrase whose decisiveness is nearest to the
+The first command samples an output for each of --questions training questions of the policy's task (plain.jsonl) and writes them
+hedged in three ways (right.jsonl, random.jsonl, inverted.jsonl), with the questions themselves (questions.jsonl) and
+--test_questions others to measure on (test.jsonl). The second teaches one of the three to a policy, which then hedges by itself.
+
+Each step gets a phrase behind it (`c: k - a, so c = 41, maybe`). right: the phrase whose decisiveness is nearest to the
 confidence that the policy had in the step; random: the same phrases, shuffled over all steps; inverted: the same
-phrases, the surest to the least sure step. --input: traces of `experiments.generate`, token statistics included.
+phrases, the surest to the least sure step.
 
-The hedged traces can be measured as they are, or taught to a policy that then hedges by itself:
+Traces of `experiments.generate`, token statistics included, can be hedged by themselves:
 
-    python -m experiments.train_tiny --task=graph --init=POLICY --traces=hedged.jsonl --out_dir=HEDGING
+    python -m experiments.hedge --model=POLICY --input=traces.jsonl --output=hedged.jsonl --how=right
 """
 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from absl import flags
@@ -26,37 +34,102 @@ FLAGS = flags.FLAGS
 def define_flags() -> None:
     """The program's flags."""
     common.define_model_flags()
-    flags.DEFINE_string("input", None, "JSONL of traces with token statistics", required=True)
-    flags.DEFINE_string("output", None, "JSONL of hedged traces", required=True)
-    flags.DEFINE_enum("how", "right", ["right", "random", "inverted"], "which step gets which hedge")
+    flags.DEFINE_string("out_dir", None, "folder for questions, plain and hedged traces; without --input")
+    flags.DEFINE_integer("questions", 6000, "training questions that are sampled once each", lower_bound=1)
+    flags.DEFINE_integer("test_questions", 200, "questions of the test split that are written", lower_bound=1)
+    flags.DEFINE_integer("batch_size", 1024, "rows decoded together", lower_bound=1)
+    flags.DEFINE_string("input", None, "JSONL of traces with token statistics; goes with --output")
+    flags.DEFINE_string("output", None, "JSONL of hedged traces")
+    flags.DEFINE_enum(
+        "how", "right", ["right", "random", "inverted"], "which step gets which hedge, in --output"
+    )
     flags.DEFINE_string("confidence", "entropy", "step confidence that the hedges follow, in [0, 1]")
 
 
 def main() -> None:
-    """Hedge a file."""
+    """Hedge a file, or make all three from new traces."""
     from caspo_jax.errors import UserError
-    from caspo_jax.records import trace_from_record, trace_to_record
-    from caspo_jax.steps import segment_trace
-    from caspo_jax.store import Manifest, load_records, manifest_path, write_jsonl
-    from caspo_jax.tasks.hedging import HEDGES, levels
+    from caspo_jax.tasks.hedging import HOWS
 
+    if bool(FLAGS.input) != bool(FLAGS.output) or bool(FLAGS.out_dir) == bool(FLAGS.input):
+        raise UserError("give --out_dir, or --input and --output")
     policy = common.load_policy()
-    spelled = policy.token_bytes
+    if FLAGS.input:
+        traces = segmented(policy, Path(FLAGS.input))
+        common.closing(
+            f"{FLAGS.how} hedges in {FLAGS.output}",
+            write_hedged(policy, traces, Path(FLAGS.input), Path(FLAGS.output), FLAGS.how),
+        )
+        return
+    out = Path(FLAGS.out_dir)
+    plain = sample_plain(policy, out)
+    traces = segmented(policy, plain)
+    for how in HOWS:
+        rows = write_hedged(policy, traces, plain, out / f"{how}.jsonl", how)
+        common.closing(f"{how} hedges in {out / f'{how}.jsonl'}", rows)
+
+
+def sample_plain(policy: Any, out: Path) -> Path:
+    """questions.jsonl, test.jsonl and plain.jsonl: one output of the policy a training question."""
+    from caspo_jax.errors import UserError
+    from caspo_jax.records import question_to_record
+    from caspo_jax.sampling import SampleConfig
+    from caspo_jax.store import write_jsonl
+    from caspo_jax.tasks import get_task
+    from caspo_jax.training.stages import sample_stage
+
+    if not policy.settings.get("task"):
+        raise UserError(
+            "--out_dir needs the policy of an embedded task (caspo.json names it); else give --input"
+        )
+    task = get_task(policy.settings["task"])
+    questions = task.questions("train", FLAGS.questions, seed=FLAGS.seed)
+    test = task.questions("test", FLAGS.test_questions, seed=FLAGS.seed)
+    for name, asked in (("questions", questions), ("test", test)):
+        write_jsonl(out / f"{name}.jsonl", map(question_to_record, asked))
+    with common.Progress(len(questions), "sample") as progress:
+        return sample_stage(
+            policy,
+            questions,
+            out / "plain.jsonl",
+            SampleConfig(max_new_tokens=256, step_delimiter=policy.settings.get("step_delimiter", "\n\n")),
+            seed=FLAGS.seed,
+            batch_size=FLAGS.batch_size,
+            overwrite=FLAGS.overwrite,
+            progress=progress.reach,
+        )
+
+
+def segmented(policy: Any, path: Path) -> list[Any]:
+    """The traces of a file with their steps and the confidence of each."""
+    from caspo_jax.errors import UserError
+    from caspo_jax.records import trace_from_record
+    from caspo_jax.steps import segment_trace
+    from caspo_jax.store import load_records
+
     delimiter = policy.settings.get("step_delimiter", "\n\n")
     traces = [
-        segment_trace(trace, spelled, delimiter=delimiter, confidence=FLAGS.confidence)
-        for trace in load_records(FLAGS.input, trace_from_record)
+        segment_trace(trace, policy.token_bytes, delimiter=delimiter, confidence=FLAGS.confidence)
+        for trace in load_records(path, trace_from_record)
     ]
     confidence = [step.confidence for trace in traces for step in trace.steps]
-    known = [c for c in confidence if c is not None]
-    if len(known) < len(confidence) or not known:
-        raise UserError(f"{FLAGS.input}: steps without a confidence; give traces that hold token statistics")
-    chosen = iter(levels(known, FLAGS.how, FLAGS.seed))
+    if None in confidence or not confidence:
+        raise UserError(f"{path}: steps without a confidence; give traces that hold token statistics")
+    return traces
+
+
+def write_hedged(policy: Any, traces: Sequence[Any], source: Path, output: Path, how: Any) -> dict[str, int]:
+    """The traces hedged, with a manifest; returns how often each phrase was used."""
+    from caspo_jax.records import trace_to_record
+    from caspo_jax.store import Manifest, manifest_path, write_jsonl
+    from caspo_jax.tasks.hedging import HEDGES, levels
+
+    chosen = iter(levels([step.confidence for t in traces for step in t.steps], how, FLAGS.seed))
     manifest = Manifest.open(
-        manifest_path(FLAGS.output),
+        manifest_path(output),
         program="hedge",
-        config={"how": FLAGS.how, "confidence": FLAGS.confidence, "seed": FLAGS.seed},
-        inputs={"model": FLAGS.model, "input": FLAGS.input},
+        config={"how": how, "confidence": FLAGS.confidence, "seed": FLAGS.seed},
+        inputs={"model": FLAGS.model, "input": str(source)},
         overwrite=FLAGS.overwrite,
     )
     counts = [0] * len(HEDGES)
@@ -66,12 +139,10 @@ def main() -> None:
         for level in mine:
             counts[level] += 1
         hedged.append(trace_to_record(hedge_trace(trace, mine, policy.tokenizer)))
-    write_jsonl(FLAGS.output, hedged)
+    write_jsonl(output, hedged)
     manifest.finish(traces=len(hedged), steps=sum(counts))
     phrases = [phrase.removeprefix(", ") or "(plain)" for _, phrase in HEDGES]
-    common.closing(
-        f"{FLAGS.how} hedges in {FLAGS.output}", dict(zip(phrases, counts)) | {"traces": len(hedged)}
-    )
+    return dict(zip(phrases, counts)) | {"traces": len(hedged)}
 
 
 def hedge_trace(trace: Any, chosen: list[int], tokenizer: Any) -> Any:

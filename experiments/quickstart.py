@@ -18,16 +18,6 @@ from absl import flags
 from experiments import common
 
 FLAGS = flags.FLAGS
-SHOWN = (
-    "step_accuracy",
-    "answer_accuracy",
-    "flawed_correct_rate",
-    "entropy_auroc",
-    "within_prefix_auroc",
-    "entropy_gap",
-    "ece",
-    "brier_scaled",
-)
 
 
 def define_flags() -> None:

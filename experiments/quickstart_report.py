@@ -100,8 +100,8 @@ def compare(
         recorder=Recorder(out / "samples", cat.vote),
     )
     rounds = final[preset]
-    # Base and final policy; what is beside the point or has no time limit to keep comes with the controls.
-    plan: list[tuple[str, Path, bool]] = [("base", task.policy_path, FLAGS.controls)]
+    # Base and final policy; the rounds between them, and CaT as published, come with the controls.
+    plan: list[tuple[str, Path, bool]] = [("base", task.policy_path, True)]
     plan += [
         (f"round_{k}", path, k == len(rounds))
         for k, path in enumerate(rounds, start=1)
@@ -201,6 +201,8 @@ def strategy_table(records: Sequence[Mapping[str, Any]]) -> str:
     with_strategies = [r for r in records if r["strategies"]]
     lines = ["", f"{'strategy':<18}" + "".join(f"{r['name'] + ' acc (tokens)':>26}" for r in with_strategies)]
     for name in STRATEGY_ORDER:
+        if not any(name in record["strategies"] for record in with_strategies):
+            continue
         cells = []
         for record in with_strategies:
             entry = record["strategies"].get(name)

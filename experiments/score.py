@@ -60,9 +60,13 @@ def main() -> None:
     policy = common.load_policy()
     model, tokenizer = policy.model, policy.tokenizer
     ids, outputs = [], []
+    seen: dict[str, str] = {}
     for number, (where, record) in enumerate(lines):
         prompt, output = parse_at(where, lambda r: _read(r, tokenizer, model.config), record)
         ids.append(str(record.get("id", number)))
+        if ids[-1] in seen:
+            raise UserError(f"{where}: id {ids[-1]!r} was used before, at {seen[ids[-1]]}")
+        seen[ids[-1]] = where
         outputs.append((prompt, output))
     manifest = Manifest.open(
         manifest_path(FLAGS.output),

@@ -115,7 +115,7 @@ def _config(tokenizer: Any) -> dict[str, Any]:
     }
 
 
-def _with_tokenizer(model: Any, old: Any, new: Any) -> Any:
+def with_tokenizer(model: Any, old: Any, new: Any, seed: int) -> Any:
     """The model with a row of its embedding for each token of another tokenizer: the old row where both have it."""
     import jax
     import numpy as np
@@ -125,8 +125,8 @@ def _with_tokenizer(model: Any, old: Any, new: Any) -> Any:
 
     before = np.asarray(model.embed[...])
     config = dataclasses.replace(model.config, vocab_size=-(-len(new) // 16) * 16)
-    adopted = Decoder(config, rngs=nnx.Rngs(FLAGS.seed))
-    rng = np.random.default_rng(FLAGS.seed)
+    adopted = Decoder(config, rngs=nnx.Rngs(seed))
+    rng = np.random.default_rng(seed)
     embed = rng.normal(0.0, before.std(), adopted.embed[...].shape).astype(before.dtype)
     known = old.get_vocab()
     for token, row in new.get_vocab().items():
@@ -263,7 +263,7 @@ def main() -> None:
         model, tokenizer = load_pretrained(common.require_folder(FLAGS.init, "init"))
         if load_caspo_json(FLAGS.init).get("task") != task.name:
             own = _tokenizer(task)
-            model, tokenizer = _with_tokenizer(model, tokenizer, own), own
+            model, tokenizer = with_tokenizer(model, tokenizer, own, FLAGS.seed), own
     else:
         tokenizer = _tokenizer(task)
         model = Decoder(ModelConfig.from_hf(_config(tokenizer)), rngs=nnx.Rngs(FLAGS.seed))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from absl import flags
@@ -10,6 +11,13 @@ from caspo_jax.errors import UserError
 from experiments import common
 
 FLAGS = flags.FLAGS
+_OWNERS = {
+    "labels": "labels",
+    "judge": "judge",
+    "judge_prompt": "judge",
+    "rollouts": "rollouts",
+    "rollout_threshold": "rollouts",
+}
 NAMES = ("auto", "exact", "gold", "equations", "labels", "rollouts", "judge")
 
 
@@ -44,33 +52,45 @@ def choose(policy: Any) -> str:
     return "exact" if policy.settings.get("task") else "equations"
 
 
-def build(policy: Any, extract: Any, equal: Any, delimiter: str) -> Any:
-    """The verifier of the flags.
+def check(policy: Any) -> str:
+    """The verifier's name, once it has what it needs: found out before a round samples, not after.
 
     Raises:
       UserError: a verifier without what it needs, or a flag that goes with another one.
     """
+    name = choose(policy)
+    for flag, owner in _OWNERS.items():
+        if FLAGS[flag].present and name != owner:
+            raise UserError(f"--{flag} goes with --verifier={owner}, not {name}")
+    if name == "exact" and not policy.settings.get("task"):
+        raise UserError(
+            "--verifier=exact needs the tiny policy of an embedded task (caspo.json names its task)"
+        )
+    if name == "labels" and not FLAGS.labels:
+        raise UserError("--verifier=labels needs --labels=FILE")
+    if name == "judge" and not FLAGS.judge:
+        raise UserError("--verifier=judge needs --judge=CHECKPOINT")
+    for flag in ("labels", "judge_prompt"):
+        path = getattr(FLAGS, flag)
+        if path and not Path(path).is_file():
+            raise UserError(f"--{flag}={path}: no such file")
+    return name
+
+
+def build(policy: Any, extract: Any, equal: Any, delimiter: str) -> Any:
+    """The verifier of the flags; raises as `check` does."""
     from caspo_jax import steps
 
-    name = choose(policy)
-    for flag, owner in (("labels", "labels"), ("judge", "judge"), ("judge_prompt", "judge")):
-        if getattr(FLAGS, flag) and name != owner:
-            raise UserError(f"--{flag} goes with --verifier={owner}, not {name}")
+    name = check(policy)
     if name == "exact":
         from caspo_jax.tasks import get_task
 
-        if not policy.settings.get("task"):
-            raise UserError(
-                "--verifier=exact needs the tiny policy of an embedded task (caspo.json names its task)"
-            )
         return get_task(policy.settings["task"]).verifier()
     if name == "gold":
         return steps.GoldAnswer(extract=extract, equal=equal)
     if name == "equations":
         return steps.StatedEquations()
     if name == "labels":
-        if not FLAGS.labels:
-            raise UserError("--verifier=labels needs --labels=FILE")
         return steps.read_labels(FLAGS.labels)
     if name == "rollouts":
         return steps.Rollouts(
@@ -82,8 +102,6 @@ def build(policy: Any, extract: Any, equal: Any, delimiter: str) -> Any:
         )
     from caspo_jax.training.stages import Policy
 
-    if not FLAGS.judge:
-        raise UserError("--verifier=judge needs --judge=CHECKPOINT")
     judge = Policy.load(FLAGS.judge, FLAGS.dtype, common.mesh())
     template = steps.load_prompt(FLAGS.judge_prompt) if FLAGS.judge_prompt else steps.load_prompt()
     return steps.LocalJudge(generate=generate_with(judge, temperature=0.0), template=template)

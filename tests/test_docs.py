@@ -130,7 +130,13 @@ def test_files_that_the_documents_name_exist():
     for document in ("README.md", "docs/extending.md", "experiments/README.md", "CHANGELOG.md"):
         text = (ROOT / document).read_text(encoding="utf-8")
         for target in re.findall(r"\]\((?!https?:|#)([^)]+)\)", text):
-            assert ((ROOT / document).parent / target).exists(), (document, target)
+            file, _, anchor = target.partition("#")
+            path = (ROOT / document).parent / file
+            assert path.exists(), (document, target)
+            if anchor:
+                heads = re.findall(r"^#+ (.*)$", path.read_text(encoding="utf-8"), flags=re.MULTILINE)
+                anchors = {re.sub(r"[^\w\- ]", "", head).lower().replace(" ", "-") for head in heads}
+                assert anchor in anchors, (document, target)
 
 
 def test_the_citation_file_names_this_version_and_licence():

@@ -33,6 +33,12 @@ CHIPS = {
     "v6e": Chip("v6e", 918e12, 32 * 2**30, 1638e9, 400e9),
 }
 MOST_CHIPS = 256
+_NO_MACHINE = {
+    "TPU_SKIP_MDS_QUERY": "1",
+    "TPU_ACCELERATOR_TYPE": "v5litepod-8",
+    "TPU_WORKER_HOSTNAMES": "localhost",
+    "TPU_WORKER_ID": "0",
+}
 
 
 def topology_devices(topology: str) -> tuple[Chip, list[Any]]:
@@ -56,7 +62,9 @@ def topology_devices(topology: str) -> tuple[Chip, list[Any]]:
         import libtpu  # noqa: F401
     except ImportError:
         raise UserError("the TPU compiler is not installed: pip install 'caspo_jax[tpu]'") from None
-    os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")  # there is no metadata server to ask
+    # There is no metadata server to ask what this machine is; without an answer the compiler prints pages of warnings.
+    for variable, value in _NO_MACHINE.items():
+        os.environ.setdefault(variable, value)
     import jax
     from jax.experimental import topologies
 

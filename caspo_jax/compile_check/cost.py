@@ -24,7 +24,7 @@ _FREE = {
 }  # fmt: skip
 # Parts of an op_name that say nothing of what the operation is for.
 _PLUMBING = re.compile(
-    r"while|body|cond|closed_call|branch_\d+_fun|checkpoint|rematted_computation|\w+\(.*\)|"
+    r"while|body|cond|closed_call|shard_map|branch_\d+_fun|checkpoint|rematted_computation|\w+\(.*\)|"
 )
 
 
@@ -43,9 +43,7 @@ class Cost:
     flops: float = 0.0  # of matrix products, in bf16 passes (a full-precision float32 product takes six)
     hbm_bytes: float = 0.0  # read and written
     collectives: dict[str, Traffic] = dataclasses.field(default_factory=dict)
-    largest_loop_array: int = (
-        0  # bytes of the largest array that a loop makes anew, in-place updates left out
-    )
+    largest_loop_array: int = 0  # bytes of the largest array that a loop makes anew, be it on a condition; in-place updates left out
     assumed: dict[str, float] = dataclasses.field(default_factory=dict)  # trips the compiler does not know
     # What comes on top where a condition holds, or for one trip of a loop that is taken not to run; by what it is for.
     when_taken: dict[str, Cost] = dataclasses.field(default_factory=dict)
@@ -67,6 +65,11 @@ class Cost:
         self.assumed |= other.assumed
         for name, cost in other.when_taken.items():
             self.when_taken.setdefault(name, Cost()).add(cost, times)
+
+    def extra(self, purpose: str, other: Cost) -> None:
+        """Add what is not always there."""
+        self.when_taken.setdefault(purpose, Cost()).add(other, 1.0)
+        self.largest_loop_array = max(self.largest_loop_array, other.largest_loop_array)
 
     def beyond(self, least: Cost) -> Cost:
         """What this costs more than another that may run in its place."""
@@ -117,17 +120,17 @@ class _Walk:
             if trips:
                 cost.add(body, trips)
             else:
-                cost.when_taken.setdefault(_purpose(i), Cost()).add(body, 1.0)
+                cost.extra(_purpose(i), body)
         elif i.opcode == "conditional":
             branches = [self.computation(name, in_loop) for name in i.called]
             branches.sort(key=lambda branch: branch.flops + branch.hbm_bytes)
-            if any(scope in i.op_name for scope in self._taken):
+            if any(scope in self._name_of(i) for scope in self._taken):
                 cost.add(branches[-1], 1.0)
             else:
                 cost.add(branches[0], 1.0)
                 more = branches[-1].beyond(branches[0])
                 if more.flops or more.hbm_bytes or more.collectives:
-                    cost.when_taken.setdefault(_purpose(i), Cost()).add(more, 1.0)
+                    cost.extra(_purpose(i), more)
         elif i.opcode in ("call", "async-start"):
             for name in i.called:
                 cost.add(self.computation(name, in_loop), 1.0)
@@ -180,6 +183,11 @@ class _Walk:
             # The start of an asynchronous one may give its operands back before the results.
             shapes += results[len(i.operands) :] or results
         cost.hbm_bytes += hbm_bytes(shapes)
+
+    def _name_of(self, i: Instruction) -> str:
+        """Its `op_name`, or that of something in it: the compiler drops some."""
+        inside = (x for name in i.called for x in self._module.computations[name].instructions.values())
+        return i.op_name or next((x.op_name for x in inside if x.op_name), "")
 
     def _trips_of(self, cost: Cost, within: Computation, i: Instruction) -> float:
         known = loop_length(self._module, within, i)

@@ -23,15 +23,16 @@ from caspo_jax.models.weights import parameter_shape, parameter_sharding, weight
 from caspo_jax.preferences.tree_packing import RowShape
 from caspo_jax.sampling import CatConfig, SampleConfig
 from caspo_jax.sampling.automaton import build_automaton
+from caspo_jax.sampling.batch import ModelDecode
 from caspo_jax.sampling.loop import donated_program
 from caspo_jax.sampling.policy import make_policy
-from caspo_jax.sampling.search import ModelDecode
 from caspo_jax.sampling.state import LOGITS_AXES, CatState, Knobs, init_state
 from caspo_jax.sharding import batch_ways, named_sharding
 from caspo_jax.training.config import TrainConfig
-from caspo_jax.training.step_logprobs import head_chunk
+from caspo_jax.training.masked_head import head_chunk
 from caspo_jax.training.step_loss import Denominators
-from caspo_jax.training.train_step import StepSpec, TrainState, fused_update
+from caspo_jax.training.step_state import StepSpec, TrainState
+from caspo_jax.training.train_step import fused_update
 from caspo_jax.types import TreeBatch
 
 Shaped = jax.ShapeDtypeStruct
@@ -48,6 +49,7 @@ class Program:
     taken: tuple[str, ...]  # scopes of conditionals that count as their dearest branch
     tokens: int  # that a run of the program reads (train) or draws (cat)
     per: str  # what one run counts for
+    divisible: bool = True  # whether less could be done at once on this mesh
     growing: int = (
         0  # bytes a chip beside the arguments while buffers are made larger, before the program runs
     )
@@ -119,6 +121,7 @@ def train_program(
         taken=("attention_blocks",),  # the blocks that nobody sees are left out by the trips
         tokens=shape.rows * shape.length,
         per="update",
+        divisible=shape.rows > ways,
     )
 
 

@@ -43,6 +43,15 @@ class Roofline:
     hbm: float
     ici: float
 
+    @classmethod
+    def of(cls, cost: Cost, chip: Chip) -> Roofline:
+        """Of a cost at a chip's peak rates."""
+        return cls(
+            compute=cost.flops / chip.flops,
+            hbm=cost.hbm_bytes / chip.hbm_bandwidth,
+            ici=cost.ici_bytes / chip.ici_bandwidth,
+        )
+
     @property
     def overlapped(self) -> float:
         """If the three overlap perfectly: nothing can be faster."""
@@ -89,6 +98,10 @@ class Check:
             "collectives": {k: dataclasses.asdict(v) for k, v in sorted(self.cost.collectives.items())},
             "largest_loop_array": self.cost.largest_loop_array,
             "assumed_trips": self.cost.assumed,
+            "when_taken": {
+                name: {"flops": more.flops, "hbm_bytes": more.hbm_bytes, "ici_bytes": more.ici_bytes}
+                for name, more in sorted(self.cost.when_taken.items())
+            },
             "roofline_seconds": roofline
             | {"overlapped": self.roofline.overlapped, "serial": self.roofline.serial},
             "bound": self.roofline.bound,
@@ -110,11 +123,9 @@ def check(program: Program, chip: Chip, chips: int) -> Check:
     try:
         compiled = program.lowered.compile()
     except jax.errors.JaxRuntimeError as error:
-        used = re.search(r"Used ([\d.]+)([MG]) of ([\d.]+)([MG]) hbm", str(error))
-        if "RESOURCE_EXHAUSTED" not in str(error) or used is None:
+        if "RESOURCE_EXHAUSTED" not in str(error):
             raise
-        wanted, limit = (float(used[i]) * (GIB if used[i + 1] == "G" else 2**20) for i in (1, 3))
-        raise UserError(_too_large(program, chip, chips, wanted, limit)) from error
+        raise UserError(_too_large(program, chip, chips, *_exhausted(str(error), needed, chip))) from error
     seconds = time.perf_counter() - started
     analysis = compiled.memory_analysis()
     memory = Memory(
@@ -128,12 +139,22 @@ def check(program: Program, chip: Chip, chips: int) -> Check:
         raise UserError(_too_large(program, chip, chips, memory.peak, chip.hbm_bytes))
     text = compiled.as_text()
     cost = program_cost(parse(text), chips, program.trips, program.taken)
-    roofline = Roofline(
-        compute=cost.flops / chip.flops,
-        hbm=cost.hbm_bytes / chip.hbm_bandwidth,
-        ici=cost.ici_bytes / chip.ici_bandwidth,
-    )
-    return Check(program, chip, chips, memory, cost, roofline, seconds, text)
+    return Check(program, chip, chips, memory, cost, Roofline.of(cost, chip), seconds, text)
+
+
+def _exhausted(message: str, arguments: float, chip: Chip) -> tuple[float, float]:
+    """(bytes needed, bytes there are) in the words of the compiler, which has several; of others, what is known."""
+    size = r"([\d.]+)([KMG])"
+    units = {"K": 2**10, "M": 2**20, "G": 2**30}
+    for pattern, beside in (
+        (rf"Used {size} of {size} hbm", 0.0),
+        (rf"temporaries \({size}\) exceeds available HBM \({size}\)", arguments),
+    ):
+        found = re.search(pattern, message)
+        if found:
+            wanted, limit = (float(found[i]) * units[found[i + 1]] for i in (1, 3))
+            return wanted + beside, limit
+    return max(arguments, chip.hbm_bytes), chip.hbm_bytes
 
 
 def _too_large(program: Program, chip: Chip, chips: int, needed: float, limit: float) -> str:
@@ -154,9 +175,9 @@ def _suggestion(program: Program, chip: Chip, chips: int, needed: float) -> str:
     while needed / factor > 0.9 * chip.hbm_bytes:
         factor *= 2
     if program.what == "train":
-        if arguments > 0.8 * chip.hbm_bytes:
+        if arguments > 0.8 * chip.hbm_bytes or not program.divisible:
             return f"Split the parameters over more chips: about {factor * chips} with fsdp would hold them"
-        return f"Take fewer rows a batch (--rows, a {factor}th and more micro-batches), or more chips"
+        return f"Take fewer rows a batch (--rows, 1/{factor} of them in each of more micro-batches), or more chips"
     cache = program.arguments["KV cache"]
     if cache > arguments / 2:
         return f"Take fewer questions or branches at once (1/{factor} of them), a lower --max_new_tokens, or more chips"
@@ -197,6 +218,15 @@ def table(result: Check) -> str:
         ),
         ("at most", f"{result.program.tokens / roofline.overlapped:,.0f} tokens a second"),
     ]
+    for name, more in sorted(cost.when_taken.items()):
+        time = Roofline.of(more, result.chip)
+        rows.append(
+            (
+                f"when taken: {name}",
+                f"{_ms(time.overlapped)} more ({time.bound}): {more.flops / 1e12:.3g} TFLOP, "
+                f"{more.hbm_bytes / 1e9:.3g} GB of HBM, {more.ici_bytes / 1e9:.3g} GB over the links",
+            )
+        )
     if cost.assumed:
         listed = ", ".join(f"{name} {trips:g}" for name, trips in sorted(cost.assumed.items()))
         rows.append(("loops taken to run", f"{listed} times"))

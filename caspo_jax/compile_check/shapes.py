@@ -49,10 +49,13 @@ _SIZES = (
     "head_dim",
 )
 
-SHAPES = {
-    name: ModelConfig(**dict(zip(_SIZES, sizes, strict=True)), **family, tie_word_embeddings=tied)
-    for name, (family, sizes, tied) in _PUBLISHED.items()
-}
+
+def _published(family: dict[str, Any], sizes: tuple[int, ...], tied: bool) -> ModelConfig:
+    named: dict[str, Any] = dict(zip(_SIZES, sizes, strict=True))
+    return ModelConfig(**named, **family, tie_word_embeddings=tied)
+
+
+SHAPES = {name: _published(*description) for name, description in _PUBLISHED.items()}
 
 
 def model_shape(name: str) -> ModelConfig:

@@ -47,7 +47,8 @@ def fusion_bytes(
 def plain_bytes(computation: Computation, i: Instruction) -> float:
     """HBM bytes of an instruction that is no fusion."""
     if i.opcode in ("dynamic-update-slice", "scatter"):
-        return 2.0 * hbm_bytes(computation.shapes_of(i.operands[-1 if i.opcode == "scatter" else 1]))
+        update = computation.shapes_of(i.operands[-1 if i.opcode == "scatter" else 1])
+        return hbm_bytes(update) + (0 if i.shapes[0].on_chip else sum(shape.bytes for shape in update))
     if i.opcode.endswith("-start"):  # (operands, result, flags); of a copy (result, operand, flags)
         source, result = i.shapes[:2] if i.opcode != "copy-start" else i.shapes[1::-1]
         size = min(source.bytes, result.bytes)

@@ -159,8 +159,7 @@ def policy_record(evaluation: Evaluation, baseline: Evaluation | None, draws: in
     record |= {name: tables_module.finite(values[name]) for name in REPORTED}
     record["strategies"] = {name: o.record() for name, o in evaluation.strategies.items()}
     record["intervals"] = {name: i for name, i in tables_module.records(found).items() if name in REPORTED}
-    if baseline is not None:
-        record["paired_with_base"] = paired_record(evaluation, baseline, draws)
+    record["paired_with_base"] = {} if baseline is None else paired_record(evaluation, baseline, draws)
     return record
 
 

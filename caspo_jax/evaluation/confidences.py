@@ -22,23 +22,36 @@ from caspo_jax.steps import segment
 from caspo_jax.types import Trace
 
 UNBOUNDED = ("deepconf", "self_certainty")  # not in [0, 1]: squashed by c / (1 + c) before they are scaled
-COLUMNS = {
+RANKING = {
     "confidence": "confidence",
     "auroc": "AUROC",
     "auroc_low": "low",
     "auroc_high": "high",
-    "within_question": "within question",
-    "within_prefix": "within prefix",
+    "within_question": "in question",
+    "within_question_groups": "questions",
+    "within_prefix": "in prefix",
+    "within_prefix_groups": "prefixes",
     "length_controlled": "length controlled",
+    "length_controlled_null": "97.5 % of null",
+    "length_controlled_p": "p",
     "auprc_errors": "AUPRC errors",
+    "auprc_correct": "AUPRC right",
     "aurc": "AURC",
     "augrc": "AUGRC",
+}
+_LEVELS = {
     "bias": "bias",
     "ece": "ECE",
+    "ece_mass": "ECE mass",
+    "ece_debiased": "ECE debiased",
     "brier": "Brier",
-    "ece_scaled": "ECE scaled",
-    "brier_scaled": "Brier scaled",
+    "reliability": "reliability",
+    "resolution": "resolution",
+    "within_bins": "in bins",
 }
+RAW = {"confidence": "as it is"} | _LEVELS
+SCALED = {"confidence": "scaled, p = c^a"} | {f"{field}_scaled": title for field, title in _LEVELS.items()}
+COLUMNS = (RANKING, RAW, SCALED)  # Brier = reliability - resolution + uncertainty + what is inside the bins
 
 
 @dataclasses.dataclass(frozen=True)
@@ -170,8 +183,8 @@ def confidence_table(items: Items, draws: int = 1000, seed: int = 0, bins: int =
     """One row a confidence, and one for the length alone (shorter is surer), the best AUROC first.
 
     Ranking figures: AUROC pooled with its 95 % interval by question, within question, within prefix (each with the
-    number of groups that have both verdicts), among items of like length with the permutation p-value; AUPRC of
-    finding errors; AURC, AUGRC. Calibration figures for confidences in [0, 1]: bias, ECE of equal width, of equal mass
+    number of groups that have both verdicts), among items of like length with the 97.5 % point of its permutation null
+    and the p-value; AUPRC of finding errors, and of finding right ones; AURC, AUGRC. Calibration figures for confidences in [0, 1]: bias, ECE of equal width, of equal mass
     and debiased, Brier and its parts; and all of these again, `_scaled`, after the cross-fitted one-parameter scaling
     p = c^a, which an unbounded confidence enters as c / (1 + c).
 
@@ -201,7 +214,7 @@ def overview(items: Items, draws: int = 1000, seed: int = 0) -> dict[str, Any]:
         "entropy_gap": gap.value,
         "entropy_gap_low": gap.low,
         "entropy_gap_high": gap.high,
-        "brier_of_the_base_rate": base * (1.0 - base),
+        "brier_of_the_base_rate": base * (1.0 - base),  # the uncertainty of the Brier score's parts
     }
 
 
@@ -224,6 +237,7 @@ def _row(name: str, items: Items, rank: np.ndarray, draws: int, seed: int, bins:
         "within_prefix_groups": by_prefix.groups,
         "length_controlled": by_length.value,
         "length_controlled_p": by_length.p_value,
+        "length_controlled_null": by_length.null_high,
         "auprc_errors": metrics.average_precision(-rank, 1.0 - right),
         "auprc_correct": metrics.average_precision(rank, right),
         "aurc": metrics.aurc(rank, right),

@@ -68,9 +68,20 @@ def plain(value: Any) -> Any:
     return value
 
 
-def write_table(path: str | Path, rows: Sequence[Row], columns: Mapping[str, str], **more: Any) -> None:
+def write_table(
+    path: str | Path,
+    rows: Sequence[Row],
+    columns: Mapping[str, str] | Sequence[Mapping[str, str]],
+    **more: Any,
+) -> None:
     """PATH.md, PATH.csv and PATH.json; `more` goes into the JSON beside `rows`."""
     path = Path(path)
-    write_text(path.with_name(f"{path.name}.md"), markdown(rows, columns) + "\n")
+    write_text(path.with_name(f"{path.name}.md"), tables(rows, columns) + "\n")
     write_text(path.with_name(f"{path.name}.csv"), csv_text(rows))
     write_json(path.with_name(f"{path.name}.json"), plain({**more, "rows": list(rows)}))
+
+
+def tables(rows: Sequence[Row], columns: Mapping[str, str] | Sequence[Mapping[str, str]]) -> str:
+    """The rows as one Markdown table, or as several below each other, each with columns of its own."""
+    several = [columns] if isinstance(columns, Mapping) else columns
+    return "\n\n".join(markdown(rows, each) for each in several)

@@ -1,4 +1,4 @@
-"""The quickstart's pictures: reliability, entropy of right and wrong steps, accuracy against tokens."""
+"""Pictures of a comparison: reliability, entropy of right and wrong steps, strategies, pruning, noisy verdicts."""
 
 from __future__ import annotations
 
@@ -18,19 +18,35 @@ COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#0
 MARKERS = "osD^vP*X"
 
 
-def axes_of(columns: int, width: float = 4.6, height: float = 3.8) -> tuple[Any, Any]:
-    """A figure with one row of panels, without a display."""
+def axes_of(
+    columns: int, width: float = 4.6, height: float = 3.8, rows: int | None = None, share: bool = False
+) -> tuple[Any, Any]:
+    """A figure without a display, and its panels: a row of them [columns], or with `rows` a grid [rows, columns].
+
+    Args:
+      columns: panels beside each other.
+      width: of a panel, inches.
+      height: of a panel, inches.
+      rows: panels below each other.
+      share: one scale on both axes for all panels.
+    """
     import matplotlib
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
     figure, axes = plt.subplots(
-        1, columns, figsize=(width * columns, height), squeeze=False, layout="constrained"
+        rows or 1,
+        columns,
+        figsize=(width * columns, height * (rows or 1)),
+        squeeze=False,
+        layout="constrained",
+        sharex=share,
+        sharey=share,
     )
-    for axis in axes[0]:
+    for axis in axes.ravel():
         axis.spines[["top", "right"]].set_visible(False)
-    return figure, axes[0]
+    return figure, axes if rows else axes[0]
 
 
 def save_figure(figure: Any, path: str | Path) -> Path:
@@ -96,8 +112,10 @@ def plot_entropy(policies: Mapping[str, Tables], path: str | Path) -> Path:
 
 
 def plot_strategies(policies: Mapping[str, Mapping[str, Outcome]], path: str | Path) -> Path:
-    """Accuracy against decoded tokens a question for every strategy, 95 % intervals over questions."""
-    figure, axes = axes_of(len(policies), width=5.4, height=4.2)
+    """Accuracy against decoded tokens a question for every strategy, 95 % intervals over questions; a panel a
+    policy that has strategies."""
+    policies = {name: outcomes for name, outcomes in policies.items() if outcomes}
+    figure, axes = axes_of(max(1, len(policies)), width=5.4, height=4.2)
     for axis, (name, outcomes) in zip(axes, policies.items()):
         for i, (strategy, outcome) in enumerate(outcomes.items()):
             mean = outcome.correct.mean()
@@ -163,35 +181,6 @@ def plot_audit(
         right.plot(at, [row[field] for row in depths], marker="o", color=colour, label=label)
     right.set(xlabel="depth (steps closed)", ylabel="share pruned there", ylim=(0, None))
     right.legend(frameon=False, fontsize=8)
-    return save_figure(figure, path)
-
-
-def plot_curves(rows: Sequence[Mapping[str, Any]], path: str | Path) -> Path:
-    """Accuracy against decoded tokens, a line a strategy through its sizes with its 95 % band, one panel a benchmark."""
-    benchmarks = list(dict.fromkeys(row["benchmark"] for row in rows))
-    names = list(dict.fromkeys(row["strategy"] for row in rows))
-    figure, axes = axes_of(len(benchmarks), width=7.2, height=4.6)
-    for axis, benchmark in zip(axes, benchmarks):
-        for i, name in enumerate(names):
-            mine = [
-                r
-                for r in rows
-                if (r["benchmark"], r["strategy"]) == (benchmark, name) and r["size"][:1] != "="
-            ]
-            mine.sort(key=lambda row: row["tokens"])
-            if not mine:
-                continue
-            x = [row["tokens"] for row in mine]
-            style = {"color": COLOURS[i % len(COLOURS)], "linewidth": 2.2 if name == "cat" else 1.1}
-            low, high = [row["low"] for row in mine], [row["high"] for row in mine]
-            axis.plot(x, [row["accuracy"] for row in mine], marker=MARKERS[i % len(MARKERS)], markersize=4,
-                      linestyle="-" if i < len(COLOURS) else "--", label=name.replace("_", " "), **style)  # fmt: skip
-            if len(mine) > 1:
-                axis.fill_between(x, low, high, color=style["color"], alpha=0.08, linewidth=0)
-            else:
-                axis.vlines(x, low, high, color=style["color"], linewidth=1, alpha=0.5)
-        axis.set(title=benchmark, xlabel="decoded tokens a question", ylabel="accuracy", xscale="log")
-        axis.legend(frameon=False, fontsize=7, loc="center left", bbox_to_anchor=(1.0, 0.5))
     return save_figure(figure, path)
 
 

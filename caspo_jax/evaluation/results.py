@@ -77,6 +77,8 @@ def read_answers(path: str | Path) -> list[dict[str, Any]]:
     """
     path = Path(path)
     file = path / "answers.jsonl" if path.is_dir() else path
+    if not file.exists() and (unfinished := file.with_name(f"{file.name}.partial")).exists():
+        raise UserError(f"{unfinished}: that run has not ended; start it again and it goes on")
 
     def parse(record: dict[str, Any]) -> dict[str, Any]:
         missing = {"benchmark", "strategy", "size", "question", "correct", "tokens", "calls"} - set(record)

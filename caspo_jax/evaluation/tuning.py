@@ -10,8 +10,9 @@ import numpy as np
 
 from caspo_jax.evaluation.strategies.base import Answer, Context, Settings
 from caspo_jax.evaluation.strategies.pool import VOTES, Pool, sample_pool, voted, with_statistics
-from caspo_jax.evaluation.strategies.single import cat_at, cat_paper, search
+from caspo_jax.evaluation.strategies.single import cat_at, cat_paper, elected, searched
 from caspo_jax.evaluation.strategies.truncating import deepconf_online
+from caspo_jax.sampling.config import Vote
 
 TEMPERATURES = (0.5, 0.7, 1.0)
 THRESHOLDS = (0.0, 0.6, 0.7, 0.8, 0.9)
@@ -20,6 +21,13 @@ GRIDS: dict[str, tuple[str, tuple[float, ...]]] = {
     "self_certainty": ("borda_power", (0.3, 0.7, 1.2)),
     "deepconf": ("keep", (0.1, 0.5, 0.9)),
 }
+
+
+# What CaT's paths may elect by: the probability of distinct paths, or their confidence to a power.
+CAT_VOTES: tuple[tuple[Vote, float], ...] = (
+    ("sequence", 1.0),
+    *(("confidence", g) for g in (1.0, 5.0, 25.0)),
+)
 
 
 def tune(
@@ -31,7 +39,8 @@ def tune(
     """The best settings on the context's questions, and every trial with its accuracy.
 
     The pool's temperature is the one with the best mean accuracy over the wanted votes, each at its best setting; CaT
-    has a temperature and a threshold of its own, at its middle size. Ties go to the value that comes first. KAPPA,
+    has a temperature, a threshold and a vote of its own, at its middle size. Ties go to what costs fewer tokens (CaT), else
+    to the value that comes first. KAPPA,
     beam, MCTS and CoT-decoding keep their settings and take the pool's temperature.
     """
     trials: list[dict[str, Any]] = []
@@ -108,23 +117,30 @@ def _cat(
     context: Context, settings: Settings, trials: list[dict[str, Any]], tick: Callable[[], None]
 ) -> Settings:
     size = settings.cat_sizes[len(settings.cat_sizes) // 2]
-    best, chosen = -1.0, settings.cat
+    best, chosen = (-1.0, 0.0), settings.cat
     for temperature in TEMPERATURES:
         for threshold in THRESHOLDS:
             sample = dataclasses.replace(settings.cat.sample, temperature=temperature)
             config = dataclasses.replace(settings.cat, sample=sample, threshold=threshold)
-            accuracy = _accuracy(search(context, cat_at(config, size), "cat", str(size)))
-            trials.append(
-                {
-                    "strategy": "cat",
-                    "temperature": temperature,
-                    "setting": "threshold",
-                    "value": threshold,
-                    "accuracy": accuracy,
-                }
-            )
-            if accuracy > best + 1e-12:
-                best, chosen = accuracy, config
+            results = searched(context, cat_at(config, size))
+            for vote, gamma in CAT_VOTES:  # of the same paths
+                at = dataclasses.replace(config, vote=vote, gamma=gamma)
+                answers = elected(context, at, results, "cat", str(size))
+                accuracy, tokens = _accuracy(answers), float(np.mean([a.tokens for a in answers]))
+                trials.append(
+                    {
+                        "strategy": "cat",
+                        "temperature": temperature,
+                        "setting": "threshold",
+                        "value": threshold,
+                        "vote": vote,
+                        "gamma": gamma,
+                        "accuracy": accuracy,
+                        "tokens": tokens,
+                    }
+                )
+                if (accuracy, -tokens) > best:
+                    best, chosen = (accuracy, -tokens), at
             tick()
     return dataclasses.replace(settings, cat=chosen)
 

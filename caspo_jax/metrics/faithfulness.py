@@ -81,7 +81,7 @@ def cmfg_star(f: Any, c: Any, bins: int = 10) -> float:
 
     np.array_split of the stable sort by C into at most n bins; edges midway between the last C of a bin and
     the first of the next, the smallest and largest C at the ends; sum_b width_b mean F_b / sum_b width_b.
-    Where all C are equal there is no width, and the plain mean of F is returned. Ties are cut in the order
+    Where all C are equal there is no width, and the bins count alike (as published). Ties are cut in the order
     given: use `average_ties` first where C takes few values.
 
     Args:
@@ -105,7 +105,7 @@ def cmfg_star(f: Any, c: Any, bins: int = 10) -> float:
         return float("nan")
     widths = np.diff(found.edges)
     if widths.sum() <= 0.0:
-        return float(found.counts @ found.faithfulness / found.counts.sum())
+        return float(found.faithfulness.mean())
     return float(widths @ found.faithfulness / widths.sum())
 
 

@@ -55,17 +55,17 @@ def attend(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array) -> jax.Arr
     return mixed.reshape(batch, length, heads, dim).astype(q.dtype)
 
 
-def attend_cache(q: jax.Array, cache: KVCache, layer: jax.Array, column: jax.Array) -> jax.Array:
+def attend_cache(q: jax.Array, cache: KVCache, layer: jax.Array, last: jax.Array) -> jax.Array:
     """Attention of one query a row over its prompt and over the valid columns of its own, in one layer's cache.
 
-    The K rows of a prompt read it in one product. Of the rows' own columns only the leading part that holds `column`
+    The K rows of a prompt read it in one product. Of the rows' own columns only the leading part that holds `last`
     is read, in whole parts of the capacity: a search whose buffers are half empty does half the work.
 
     Args:
       q: [R, H, D].
       cache: R rows, P prompt columns, S columns.
       layer: scalar int32.
-      column: scalar int32, the last column written.
+      last: scalar int32, the last column that was ever written.
 
     Returns:
       [R, H, D] in q's dtype.
@@ -74,7 +74,7 @@ def attend_cache(q: jax.Array, cache: KVCache, layer: jax.Array, column: jax.Arr
     groups = cache.prompt_k.shape[2]
     grouped = q.reshape(rows, groups, heads // groups, dim)
     if cache.lanes:
-        return _attend_lanes(grouped, cache, layer, column).reshape(rows, heads, dim)
+        return _attend_lanes(grouped, cache, layer, last).reshape(rows, heads, dim)
     capacity = cache.capacity
     parts = max(1, min(_MAX_PARTS, capacity // _MIN_PART))
     part = -(-capacity // parts)
@@ -82,7 +82,7 @@ def attend_cache(q: jax.Array, cache: KVCache, layer: jax.Array, column: jax.Arr
     branches = [functools.partial(_attend_columns, width) for width in widths]
     operands = (grouped, cache, layer)
     with jax.named_scope("cache_columns"):
-        mixed = lax.switch(column // part, branches, *operands) if parts > 1 else branches[0](*operands)
+        mixed = lax.switch(last // part, branches, *operands) if parts > 1 else branches[0](*operands)
     return mixed.reshape(rows, heads, dim)
 
 
@@ -101,7 +101,7 @@ def _attend_columns(columns: int, q: jax.Array, cache: KVCache, layer: jax.Array
     return (mixed + _product("rgqs,rgsd->rgqd", weights[..., length:], values)).astype(q.dtype)
 
 
-def _attend_lanes(q: jax.Array, cache: KVCache, layer: jax.Array, column: jax.Array) -> jax.Array:
+def _attend_lanes(q: jax.Array, cache: KVCache, layer: jax.Array, last: jax.Array) -> jax.Array:
     """`attend_cache` of q [R, G, J, D] over a cache of lanes: the softmax goes on from block to block of columns.
 
     With the largest score so far m, z = sum e^(s - m) and a = sum e^(s - m) v, a block's scores change (m, z, a) only
@@ -145,7 +145,7 @@ def _attend_lanes(q: jax.Array, cache: KVCache, layer: jax.Array, column: jax.Ar
             after.append((higher, total * factor + sum(block_weights), mixed))
         return tuple(after)
 
-    carry = lax.fori_loop(0, column // width + 1, block, start)
+    carry = lax.fori_loop(0, last // width + 1, block, start)
     mixed = jnp.stack([jnp.moveaxis(mixed / total, -1, 0) for _, total, mixed in carry], axis=1)
     return mixed.reshape(rows, groups, shared, dim).astype(q.dtype)
 

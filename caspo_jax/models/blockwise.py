@@ -15,17 +15,20 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from caspo_jax.models.attention import attend, precision
+from caspo_jax.models.attention import precision
+from caspo_jax.models.short_rows import attend_short
 
 BLOCK = 256
-# Up to here a [T, T] array of scores costs less than going block by block.
-_LONGEST_DENSE = 1024
+# Up to here blocks of queries that are written out cost less than loops over blocks.
+_LONGEST_SHORT = 1024
 _LOWEST = -1e30  # a finite stand-in for -inf: differences of two of them stay numbers
 
 Array = jax.Array
 
 
-def attend_self(q: jax.Array, k: jax.Array, v: jax.Array, visible_until: jax.Array) -> jax.Array:
+def attend_self(
+    q: jax.Array, k: jax.Array, v: jax.Array, visible_until: jax.Array, *, split: bool = False
+) -> jax.Array:
     """Attention within rows: query q sees key k exactly if k <= q < visible_until[k]; block by block in long rows.
 
     Args:
@@ -33,16 +36,14 @@ def attend_self(q: jax.Array, k: jax.Array, v: jax.Array, visible_until: jax.Arr
       k: [B, T, G, D].
       v: [B, T, G, D].
       visible_until: [B, T] int32: the length for plain sequences, the end of a key's subtree for trees, 0 in padding.
+      split: whether rows are split over devices.
 
     Returns:
       [B, T, H, D] in q's dtype; entries at padding mean nothing.
     """
-    length = q.shape[1]
-    if length > _LONGEST_DENSE:
+    if q.shape[1] > _LONGEST_SHORT:
         return attend_blockwise(q, k, v, visible_until)
-    columns = jnp.arange(length)
-    seen = (columns <= columns[:, None]) & (columns[:, None] < visible_until[:, None, :])
-    return attend(q, k, v, seen)
+    return attend_short(q, k, v, visible_until, split=split)
 
 
 def attend_blockwise(q: Array, k: Array, v: Array, visible_until: Array, block: int = BLOCK) -> Array:

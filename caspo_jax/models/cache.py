@@ -36,8 +36,8 @@ class KVCache:
     """Keys (rotated when written) and values: those of B prompts, and those of R = B * K rows that go on from them.
 
     Row b * K + k goes on from prompt b, whose part is stored once and read once for all K. The rows' columns are the
-    loop's iterations, the same for all; which of them a row owns is in `valid`, so that a write is one
-    dynamic_update_slice and never a scatter.
+    loop's iterations, the same for all, as a ring of S: iteration i is in column i % S. Which of them a row owns is in
+    `valid`, so that a write is one dynamic_update_slice and never a scatter.
 
     The rows' own columns lie in one of two layouts. `lanes` False: a row's columns are together, as matrix units want
     them. `lanes` True: a column's rows are together, [S, D, R, G], so that one vector instruction works on many rows:
@@ -208,19 +208,60 @@ def _copy_rows_on_mesh(
     return run(arrays, source, destination, count)
 
 
-def grow(cache: KVCache, capacity: int) -> KVCache:
-    """Adds empty columns to the rows, up to `capacity`; a cache that is already as large is returned as it is."""
+def ring_source(iteration: jax.Array, size: int, larger: int) -> tuple[jax.Array, jax.Array]:
+    """Where the places of a larger ring find what they hold in a ring of `size` places; place i % size is iteration i's.
+
+    Returns:
+      [larger] int32 places of the smaller ring, and [larger] bool: it still holds that iteration.
+    """
+    newest = iteration - 1
+    held = newest - (newest - jnp.arange(larger, dtype=jnp.int32)) % larger  # the iteration at each new place
+    return held % size, (held >= 0) & (held > newest - size)
+
+
+def grow(cache: KVCache, capacity: int, iteration: jax.Array | None = None) -> KVCache:
+    """More columns for the rows, `capacity` in all; a cache that is already as large is returned as it is.
+
+    The new ones are empty and come last; with `iteration` (scalar int32, columns written so far) the columns are a ring
+    and move to their places in the larger one.
+    """
     extra = capacity - cache.capacity
     if extra <= 0:
         return cache
-
-    def pad(array: jax.Array, axis: int) -> jax.Array:
-        return jnp.pad(array, [(0, extra if i == axis else 0) for i in range(array.ndim)])
-
     axis = _COLUMNS[cache.lanes]
+
+    def wider(array: jax.Array, axis: int) -> jax.Array:
+        if iteration is None:
+            return jnp.pad(array, [(0, extra if i == axis else 0) for i in range(array.ndim)])
+        return jnp.take(array, ring_source(iteration, cache.capacity, capacity)[0], axis=axis)
+
+    valid = wider(cache.valid, axis.valid)
+    if iteration is not None:
+        held = ring_source(iteration, cache.capacity, capacity)[1]
+        valid &= held[:, None] if cache.lanes else held
     return dataclasses.replace(
-        cache, k=pad(cache.k, axis.kv), v=pad(cache.v, axis.kv), valid=pad(cache.valid, axis.valid)
+        cache, k=wider(cache.k, axis.kv), v=wider(cache.v, axis.kv), valid=valid
     ).placed()
+
+
+def load_prompt(cache: KVCache, queued: KVCache, prompt: jax.Array, entry: jax.Array) -> KVCache:
+    """Puts prompt `entry` of another cache in the place of `prompt`; its rows are emptied. Both scalar int32."""
+    branches = cache.branches
+
+    def put(array: jax.Array, source: jax.Array, axis: int) -> jax.Array:
+        one = lax.dynamic_slice_in_dim(source, entry, 1, axis)
+        return lax.dynamic_update_slice_in_dim(array, one, prompt, axis)
+
+    axis = _ROWS[cache.lanes].valid
+    shape = (cache.capacity, branches) if cache.lanes else (branches, cache.capacity)
+    empty = jnp.zeros(shape, jnp.bool_)
+    return dataclasses.replace(
+        cache,
+        prompt_k=put(cache.prompt_k, queued.prompt_k, 1),
+        prompt_v=put(cache.prompt_v, queued.prompt_v, 1),
+        prompt_valid=put(cache.prompt_valid, queued.prompt_valid, 0),
+        valid=lax.dynamic_update_slice_in_dim(cache.valid, empty, prompt * branches, axis),
+    )
 
 
 def concatenate(caches: Sequence[KVCache]) -> KVCache:

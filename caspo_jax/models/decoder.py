@@ -173,11 +173,14 @@ class Decoder(nnx.Module):
           cache: R rows.
           token_ids: [R] int32, the tokens to read.
           positions: [R] int32, their positions in their own sequences (for the rotation).
-          column: scalar int32, which of the rows' own columns, the same for all; it becomes valid in every row.
+          column: scalar int32, which of the rows' own columns, the same for all; it becomes valid in every row. Counts on
+            past the last one: column c is then c % S, and what was there is gone.
 
         Returns:
           [R, V] float32 logits and the cache.
         """
+        last = jnp.minimum(column, cache.capacity - 1)  # of the columns that were ever written
+        column = column % cache.capacity
         cache = own(cache, column)
         cos, sin = rotation(self.config.rope, self.config.head_dim, positions)
         x = self._embed(token_ids)
@@ -188,7 +191,7 @@ class Decoder(nnx.Module):
             layer, index = inputs
             q, k, v = self._qkv(layer, self._norm(x, layer["input_norm"]), cos, sin)
             cache = write(cache, index, column, k, v)
-            x = self._attention_output(layer, x, attend_cache(q, cache, index, column))
+            x = self._attention_output(layer, x, attend_cache(q, cache, index, last))
             return (self._mlp(layer, x), cache), None
 
         steps = (self._stacked(), jnp.arange(self.config.num_layers))
@@ -216,7 +219,8 @@ class Decoder(nnx.Module):
         def layer_step(x: jax.Array, layer: Layer):
             layer = self._gathered(layer)
             q, k, v = self._qkv(layer, self._norm(x, layer["input_norm"]), cos, sin)
-            x = self._attention_output(layer, x, attend_self(q, k, v, visible_until))
+            mixed = attend_self(q, k, v, visible_until, split=self.mesh is not None)
+            x = self._attention_output(layer, x, mixed)
             kv = (k.transpose(0, 2, 1, 3), v.transpose(0, 2, 1, 3)) if keep_kv else None
             return self._mlp(layer, x), kv
 

@@ -2,6 +2,7 @@
 
 from caspo_jax.sampling.api import as_questions, cat_search, explore, generate, question_keys
 from caspo_jax.sampling.automaton import Automaton, build_automaton
+from caspo_jax.sampling.batch import Usage
 from caspo_jax.sampling.config import CatConfig, SampleConfig
 from caspo_jax.sampling.loop import cat_decode
 from caspo_jax.sampling.policy import (
@@ -13,7 +14,6 @@ from caspo_jax.sampling.policy import (
     register_prune_rule,
 )
 from caspo_jax.sampling.sampler import Sampler
-from caspo_jax.sampling.search import Usage
 from caspo_jax.sampling.segments import Segment, character_spans, segment_bytes, segment_tokens, token_text
 from caspo_jax.sampling.state import CatState, Knobs, init_state
 from caspo_jax.sampling.tree import Tree, tree_of

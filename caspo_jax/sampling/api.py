@@ -6,7 +6,7 @@ import dataclasses
 import functools
 import hashlib
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax.numpy as jnp
@@ -16,9 +16,11 @@ from caspo_jax.confidence.step import needed_fields
 from caspo_jax.errors import UserError
 from caspo_jax.models.tokenizer import check_prompt_ids, encode_prompt, eos_ids, token_bytes
 from caspo_jax.sampling.automaton import build_automaton
+from caspo_jax.sampling.batch import Unit, Usage
 from caspo_jax.sampling.config import CatConfig, SampleConfig
+from caspo_jax.sampling.decided import is_decided
 from caspo_jax.sampling.policy import make_policy
-from caspo_jax.sampling.search import Progress, Unit, Usage, default_rows, grow_trees, key_data
+from caspo_jax.sampling.search import Progress, default_rows, grow_trees, key_data
 from caspo_jax.sampling.state import Knobs, fold_in
 from caspo_jax.sampling.traces import build_trace, build_tree
 from caspo_jax.sampling.tree import Tree
@@ -108,6 +110,7 @@ def _run(
     batch_size: int | None,
     progress: Progress | None,
     usage: Usage | None,
+    decided: Callable[[Question, tuple[int, ...], Sequence[bytes], Tree], bool] | None = None,
 ) -> _Run:
     records = as_questions(questions)
     if batch_size is not None and batch_size < 1:
@@ -136,7 +139,7 @@ def _run(
             for p, k in zip(prompts, keys, strict=True)
             for i in range(repeats)
         ],
-        lambda decode, copy: make_policy(decode, copy, config, shape.vocab_size, strategy),
+        lambda decode, copy, load: make_policy(decode, copy, config, shape.vocab_size, strategy, load),
         Knobs.of(config),
         automaton,
         num_slots=config.num_branches,
@@ -146,6 +149,8 @@ def _run(
         batch_size=batch_size,
         progress=None if progress is None else lambda done, of: progress(done // repeats, of // repeats),
         usage=usage,
+        split=samples is not None,
+        decided=decided and (lambda i, tree: decided(records[i], prompts[i], vocabulary, tree)),
     )
     grouped = [list(itertools.chain(*trees[i : i + repeats])) for i in range(0, len(trees), repeats)]
     for record, found in zip(records, grouped, strict=True):
@@ -274,15 +279,35 @@ def cat_search(
     >>> [result.tokens > 0 and result.answer is not None for result in results]
     [True, True]
     """
-    run = _run(model, tokenizer, questions, config, key, strategy, None, batch_size, progress, usage)
+
+    def finished(
+        record: Question, prompt: tuple[int, ...], vocabulary: Sequence[bytes], tree: Tree
+    ) -> tuple[Trace, ...]:
+        paths = [
+            build_trace(tree, node, record, prompt, vocabulary, config.sample.step_delimiter, strategy)
+            for node in tree.finished()
+        ]
+        return tuple(dataclasses.replace(path, answer=extract(path.text)) for path in paths)
+
+    def decided(*found: Any) -> bool:
+        return is_decided(found[-1], finished(*found), config, extract, equivalent)
+
+    run = _run(
+        model,
+        tokenizer,
+        questions,
+        config,
+        key,
+        strategy,
+        None,
+        batch_size,
+        progress,
+        usage,
+        decided if config.stop_decided else None,
+    )
     results = []
     for record, prompt, seed, (tree,) in zip(run.records, run.prompts, run.keys, run.trees, strict=True):
-        paths = tuple(
-            build_trace(tree, node, record, prompt, run.vocabulary, config.sample.step_delimiter, strategy)
-            for node in tree.finished()
-        )
-        answers = [extract(path.text) for path in paths]
-        paths = tuple(dataclasses.replace(p, answer=a) for p, a in zip(paths, answers, strict=True))
+        paths = finished(record, prompt, run.vocabulary, tree)
         answer, votes = vote(paths, config.vote, extract=extract, equivalent=equivalent, gamma=config.gamma)
         threshold = config.threshold if strategy == "cat" else None
         results.append(

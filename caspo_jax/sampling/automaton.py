@@ -274,7 +274,7 @@ def advance(
       automaton: the tables.
       cursor: [...].
       token: [...] int32.
-      column: scalar int32, the history column of the token.
+      column: scalar or [B, 1] int32, the token's index in its path.
     """
     kind = automaton.token_class[token]
     length = automaton.length[token]
@@ -320,9 +320,10 @@ def counted_mask(
       cursor: [...], as `advance` left it.
       reading: [...].
       byte_start: [..., T] int32, byte at which the token of each column starts.
-      column: scalar int32, the newest column.
+      column: scalar or [B, 1] int32, the newest column: indices of tokens in their paths.
       columns: [T] int32, 0 .. T-1.
     """
+    column = jnp.asarray(column)[..., None]
     inside = (
         (columns >= cursor.first_column[..., None])
         & (columns <= column)

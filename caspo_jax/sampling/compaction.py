@@ -30,6 +30,7 @@ def take_questions(state: CatState, keep: jax.Array) -> CatState:
         finished=first(state.finished),
         tokens=first(state.tokens),
         done=first(state.done),
+        born=None if state.born is None else first(state.born),
     )
     return taken.placed(mesh_of(cache))
 
@@ -64,5 +65,6 @@ def split_branches(state: CatState, keep: jax.Array) -> CatState:
         finished=jnp.broadcast_to(state.knobs.num_answers - 1, keep.shape).astype(jnp.int32),
         tokens=jnp.zeros_like(keep, jnp.int32),
         done=~slots.live[:, 0],
+        born=None if state.born is None else state.born[question],
     )
     return split.placed(mesh_of(state.cache))

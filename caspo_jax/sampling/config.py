@@ -13,6 +13,18 @@ from caspo_jax.errors import UserError
 Vote = Literal["majority", "confidence", "sequence", "best_path"]
 
 PRUNE_RULES = ["path", "last", "relative"]  # and those that `register_prune_rule` adds
+# Step confidences in [0, 1]; every path confidence of theirs lies there too.
+BOUNDED = (
+    "entropy",
+    "max_entropy",
+    "tail_entropy",
+    "first_token",
+    "normalised",
+    "mean_logprob",
+    "sum_logprob",
+    "max_prob",
+    "margin",
+)
 VOTES: tuple[Vote, ...] = ("majority", "confidence", "sequence", "best_path")
 
 
@@ -101,6 +113,9 @@ class CatConfig:
     )
     vote: Vote = "sequence"
     gamma: float = 1.0  # exponent of the `confidence` vote
+    stop_decided: bool = (
+        False  # end a question once nothing can change its vote (`caspo_jax.sampling.decided`)
+    )
 
     def __post_init__(self) -> None:
         _at_least("num_branches", self.num_branches, 1)
@@ -131,6 +146,15 @@ class CatConfig:
             self.sample.num_samples == 1,
             f"sample.num_samples={self.sample.num_samples}: a tree search takes num_branches instead; leave it at 1",
         )
+        if self.stop_decided and self.vote == "best_path":
+            raise UserError(
+                "stop_decided with vote='best_path': a surer path may always come; take another vote"
+            )
+        if self.stop_decided and self.vote == "confidence" and self.step_confidence not in BOUNDED:
+            raise UserError(
+                f"stop_decided with vote='confidence': {self.step_confidence!r} has no upper bound; "
+                f"take one of {', '.join(BOUNDED)}"
+            )
         if self.sample.temperature == 0 and (self.expand > 1 or self.roots > 1):
             raise UserError(
                 "temperature=0 cannot fork or branch (all children would be equal): set expand=1 and "

@@ -15,23 +15,30 @@ from caspo_jax.confidence.token import token_stats
 from caspo_jax.sampling import state as codes
 from caspo_jax.sampling.automaton import Automaton, advance, counted_mask, next_step
 from caspo_jax.sampling.policy import Boundary, Policy
+from caspo_jax.sampling.refill import Queue, refill, starved
 from caspo_jax.sampling.sampler import sample
 from caspo_jax.sampling.state import CatState, Knobs, fold_in, uniforms
 from caspo_jax.sharding import mesh_of, whole
 
+Fixed = tuple[Automaton, Knobs, Queue | None]  # what the loop reads and never changes
 
-def _decode(params: Any, fixed: tuple[Automaton, Knobs], state: CatState, policy: Policy) -> CatState:
-    """The loop itself; `fixed` is what it reads and never changes."""
+
+def _decode(params: Any, fixed: Fixed, state: CatState, policy: Policy) -> CatState:
+    """The loop itself."""
+    automaton, knobs, queue = fixed
 
     def unfinished(state: CatState) -> jax.Array:
-        return (
+        full = ~state.done & (state.age.reshape(-1) >= state.capacity)
+        wanted = (
             ~jnp.all(state.done)  # some question still wants tokens
             & (state.iteration < state.limit)  # and its segment
-            & (state.iteration < state.history.token.shape[0])  # and its buffers have room
+            & ~jnp.any(full)  # and its buffers have room
         )
+        return wanted if queue is None else wanted & ~starved(queue, state)
 
     def body(state: CatState) -> CatState:
-        return _iteration(params, policy, *fixed, state)
+        state = _iteration(params, policy, automaton, knobs, state)
+        return state if queue is None else refill(policy, queue, state)
 
     with jax.named_scope("search"):
         state = lax.while_loop(unfinished, body, state)
@@ -62,12 +69,12 @@ def cat_decode(params: Any, state: CatState, policy: Policy) -> CatState:
     Returns:
       CatState; `done` [B] says which questions have ended.
     """
-    return _restore(state, _decode(params, (state.automaton, state.knobs), _strip(state), policy))
+    return _restore(state, _decode(params, _fixed(state), _strip(state), policy))
 
 
 def cat_decode_donated(params: Any, state: CatState, policy: Policy) -> CatState:
-    """`cat_decode` that writes into the state's own buffers (automaton and knobs excepted): `state` is used up."""
-    return _restore(state, _donated(params, (state.automaton, state.knobs), _strip(state), policy))
+    """`cat_decode` that writes into the state's own buffers (automaton, knobs and queue excepted): `state` is used up."""
+    return _restore(state, _donated(params, _fixed(state), _strip(state), policy))
 
 
 _donated = jax.jit(_decode, static_argnames="policy", donate_argnames="state")
@@ -75,42 +82,56 @@ _donated = jax.jit(_decode, static_argnames="policy", donate_argnames="state")
 
 def donated_program(params: Any, state: CatState, policy: Policy) -> jax.stages.Lowered:
     """`cat_decode_donated`, lowered and not run; the arrays may be shapes with shardings alone."""
-    return _donated.lower(params, (state.automaton, state.knobs), _strip(state), policy)
+    return _donated.lower(params, _fixed(state), _strip(state), policy)
+
+
+@functools.partial(jax.jit, static_argnames="policy", donate_argnames="state")
+def _refilled(queue: Queue, state: CatState, policy: Policy) -> CatState:
+    return refill(policy, queue, state)
+
+
+def refill_donated(state: CatState, policy: Policy) -> CatState:
+    """Puts questions of the queue where there are none; `state` is used up, as by `cat_decode_donated`."""
+    return _restore(state, _refilled(state.queue, _strip(state), policy))
+
+
+def _fixed(state: CatState) -> Fixed:
+    # The loop never changes these, and a caller may share them between states that are used up.
+    return state.automaton, state.knobs, state.queue
 
 
 def _strip(state: CatState) -> CatState:
-    # The loop never changes these two, and a caller may share them between states that are used up.
-    return dataclasses.replace(state, automaton=None, knobs=None)  # type: ignore[arg-type]
+    return dataclasses.replace(state, automaton=None, knobs=None, queue=None)  # type: ignore[arg-type]
 
 
 def _restore(before: CatState, after: CatState) -> CatState:
-    return dataclasses.replace(after, automaton=before.automaton, knobs=before.knobs)
+    return dataclasses.replace(after, automaton=before.automaton, knobs=before.knobs, queue=before.queue)
 
 
 def _iteration(params: Any, policy: Policy, automaton: Automaton, knobs: Knobs, state: CatState) -> CatState:
     batch, slots_per = state.slots.live.shape
-    slots, nodes, column = state.slots, state.nodes, state.iteration
+    slots, nodes, age = state.slots, state.nodes, state.age
 
     # One token in every slot; what dead slots draw is never read.
     flat_logits = state.logits.reshape(batch * slots_per, -1)
-    drawn = jnp.zeros(batch * slots_per) if policy.sampler.greedy else uniforms(slots.key, column).reshape(-1)
+    drawn = jnp.zeros(batch * slots_per) if policy.sampler.greedy else uniforms(slots.key, age).reshape(-1)
     flat_token = sample(policy.sampler, knobs.sample, flat_logits, drawn)
     stats = token_stats(flat_logits, flat_token, fields=tuple(state.history.stats))
     mesh = mesh_of(state.cache)
     flat_token, stats = whole(mesh, (flat_token, stats))
     token = flat_token.reshape(batch, slots_per)
     history = _record(state, token, stats)
-    cursor, reading = advance(automaton, slots.cursor, token, column)
+    cursor, reading = advance(automaton, slots.cursor, token, age)
 
     # Rule 1: steps end at the delimiter and where their path ends.
-    at_length = column + 1 >= knobs.max_new_tokens
+    at_length = age + 1 >= knobs.max_new_tokens
     finished = slots.live & (reading.eos | reading.stop | at_length)
     delimited = slots.live & reading.closes
     closed = (delimited | finished) & (cursor.first_column >= 0)
     with jax.named_scope("step_confidence"):
         confidence = lax.cond(
             jnp.any(closed),
-            lambda: _confidence(policy, history, cursor, reading, column),
+            lambda: _confidence(policy, state, history, cursor, reading),
             lambda: jnp.full((batch, slots_per), jnp.nan, jnp.float32),
         )
     path = path_update(slots.path, jnp.where(closed, confidence, 1.0), closed)
@@ -163,9 +184,9 @@ def _iteration(params: Any, policy: Policy, automaton: Automaton, knobs: Knobs, 
         codes.ANSWERS,
     )
     nodes = _close_nodes(
-        nodes, slots, ended, reason, jnp.where(closed, confidence, jnp.nan), path_confidence, column + 1
+        nodes, slots, ended, reason, jnp.where(closed, confidence, jnp.nan), path_confidence, age + 1
     )
-    nodes, node, num_nodes = _open_nodes(state, nodes, view.boundary, source, child, forked, column + 1)
+    nodes, node, num_nodes = _open_nodes(state, nodes, view.boundary, source, child, forked, age + 1)
 
     # Children take over; a fork starts as a copy of its source.
     take = jax.vmap(lambda x, i: x[i])
@@ -178,12 +199,12 @@ def _iteration(params: Any, policy: Policy, automaton: Automaton, knobs: Knobs, 
     live = (alive & ~done[:, None]) | forked
 
     cache = _fork_rows(policy, state.cache, source, forked)
-    position = jnp.broadcast_to((state.prompt_length + column)[:, None], token.shape).reshape(-1)
-    logits, cache = policy.decode(params, cache, token.reshape(-1), position, column)
+    position = jnp.broadcast_to(state.prompt_length[:, None] + age, token.shape).reshape(-1)
+    logits, cache = policy.decode(params, cache, token.reshape(-1), position, state.iteration)
 
     state = dataclasses.replace(
         state,
-        iteration=column + 1,
+        iteration=state.iteration + 1,
         cache=cache,
         logits=logits.astype(jnp.float32).reshape(state.logits.shape),
         slots=codes.Slots(live=live, node=node, key=key, cursor=copied[0], path=copied[1]),
@@ -198,7 +219,8 @@ def _iteration(params: Any, policy: Policy, automaton: Automaton, knobs: Knobs, 
 
 
 def _record(state: CatState, token: jax.Array, stats: Any) -> codes.History:
-    history, column = state.history, state.iteration
+    history = state.history
+    column = state.iteration if state.born is None else state.iteration % state.capacity
 
     def write(array: jax.Array, row: jax.Array) -> jax.Array:
         return lax.dynamic_update_slice_in_dim(array, row.reshape(1, *token.shape), column, 0)
@@ -210,12 +232,20 @@ def _record(state: CatState, token: jax.Array, stats: Any) -> codes.History:
     )
 
 
-def _confidence(policy: Policy, history: codes.History, cursor, reading, column: jax.Array) -> jax.Array:
+def _confidence(policy: Policy, state: CatState, history: codes.History, cursor, reading) -> jax.Array:
     """[B, K] confidence of the step that ends now in each slot; garbage where none does."""
-    rows = lambda x: jnp.moveaxis(x, 0, -1).reshape(-1, x.shape[0])  # noqa: E731
-    columns = jnp.arange(history.token.shape[0], dtype=jnp.int32)
-    mask = counted_mask(cursor, reading, jnp.moveaxis(history.byte_start, 0, -1), column, columns)
-    stats = {field: rows(array) for field, array in history.stats.items()}
+    columns = jnp.arange(state.capacity, dtype=jnp.int32)
+
+    def by_age(
+        x: jax.Array,
+    ) -> jax.Array:  # [T, B, K] in the ring's order -> [B, K, T] from each question's birth on
+        if state.born is not None:
+            place = (state.born + columns[:, None]) % state.capacity
+            x = jnp.take_along_axis(x, place[..., None], axis=0)
+        return jnp.moveaxis(x, 0, -1)
+
+    mask = counted_mask(cursor, reading, by_age(history.byte_start), state.age, columns)
+    stats = {field: by_age(array).reshape(-1, state.capacity) for field, array in history.stats.items()}
     return policy.step_confidence(stats, mask.reshape(-1, mask.shape[-1])).reshape(mask.shape[:-1])
 
 

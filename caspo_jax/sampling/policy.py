@@ -64,6 +64,11 @@ def fork_expand(knobs: Knobs, view: Boundary) -> jax.Array:
     return jnp.full(view.live.shape, knobs.expand - 1, jnp.int32)
 
 
+def load_nothing(cache: Any, queued: Any, question: jax.Array, entry: jax.Array) -> Any:
+    """The cache as it is, for models that keep nothing of a question's prompt."""
+    return cache
+
+
 def fork_never(knobs: Knobs, view: Boundary) -> jax.Array:
     """Never fork."""
     return jnp.zeros(view.live.shape, jnp.int32)
@@ -124,7 +129,8 @@ class Policy:
 
     Attributes:
       decode: (params, cache, token [R] int32, position [R] int32, column scalar int32) -> (logits [R, V] f32, cache).
-        Row b * K + k is slot k of question b. It is called for all rows, dead ones included.
+        Row b * K + k is slot k of question b. It is called for all rows, dead ones included. `column` counts the
+        iterations.
       copy_rows: (cache, source [R] int32, destination [R] int32, count scalar int32) -> cache, row source[i] copied
         onto row destination[i] for i < count.
       sampler: how tokens are drawn.
@@ -132,6 +138,8 @@ class Policy:
       path_confidence: PathState [...] -> [...] f32.
       prune: score that is held against the threshold.
       fork: how many further children a node at a boundary may get.
+      load_prompt: (cache, queued cache, question scalar int32, entry scalar int32) -> cache in which that question has the
+        prompt of the queued cache's entry and its rows are empty; called where a queue refills slots (`refill`).
     """
 
     decode: Callable[..., tuple[jax.Array, Any]]
@@ -141,6 +149,7 @@ class Policy:
     path_confidence: Callable[[Any], jax.Array] = NamedPathConfidence("geometric")
     prune: PruneScore = score_last
     fork: ForkCount = fork_expand
+    load_prompt: Callable[..., Any] = load_nothing
 
 
 def make_policy(
@@ -149,6 +158,7 @@ def make_policy(
     config: CatConfig,
     vocab_size: int | None = None,
     strategy: str = "cat",
+    load_prompt: Callable = load_nothing,
 ) -> Policy:
     """The policy of a strategy: `cat`, `self_consistency` (never prune, never fork), `explore` (never prune)."""
     return Policy(
@@ -161,4 +171,5 @@ def make_policy(
         path_confidence=NamedPathConfidence(config.path_confidence),
         prune=PRUNE_SCORES[config.prune] if strategy == "cat" else score_never,
         fork=fork_never if strategy == "self_consistency" else fork_expand,
+        load_prompt=load_prompt,
     )

@@ -12,6 +12,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from caspo_jax.confidence.path import PathState, path_init
+from caspo_jax.models.cache import ring_source
 from caspo_jax.sampling.automaton import Automaton, Cursor, cursor_init
 from caspo_jax.sampling.config import CatConfig
 from caspo_jax.sampling.sampler import SampleKnobs
@@ -25,8 +26,8 @@ NO_NODE = -1  # node of a slot that was never used
 UNUSED, LIVE, CLOSED, PRUNED, FINISHED, EXPIRED = range(6)
 STATUSES = ("unused", "live", "closed", "pruned", "finished", "expired")
 # Why it ended.
-NONE, DELIMITER, EOS, STOP, LENGTH, THRESHOLD, BUDGET, ANSWERS = range(8)
-REASONS = (None, "delimiter", "eos", "stop", "length", "threshold", "budget", "answers")
+NONE, DELIMITER, EOS, STOP, LENGTH, THRESHOLD, BUDGET, ANSWERS, DECIDED = range(9)
+REASONS = (None, "delimiter", "eos", "stop", "length", "threshold", "budget", "answers", "decided")
 
 
 @jax.tree_util.register_dataclass
@@ -64,7 +65,7 @@ class Knobs:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Slots:
-    """The K places of each question's branches. A live branch has as many tokens as iterations were run."""
+    """The K places of each question's branches. A live branch has as many tokens as its question is old."""
 
     live: jax.Array  # [B, K] bool
     node: jax.Array  # [B, K] int32, the branch's open node
@@ -76,7 +77,7 @@ class Slots:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Nodes:
-    """The trees. Tokens of node i: history columns [start, end) of its slot."""
+    """The trees. Tokens of node i: those of its slot at the question's ages [start, end)."""
 
     parent: jax.Array  # [B, N] int32, NO_PARENT: child of the root
     rank: jax.Array  # [B, N] int32, which child of its parent
@@ -92,7 +93,10 @@ class Nodes:
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class History:
-    """What each slot emitted at each iteration: time first, so that an iteration writes one contiguous row."""
+    """What each slot emitted at each iteration: time first, so that an iteration writes one contiguous row.
+
+    Iteration i is in row i % T, and a question's age 0 in row born % T.
+    """
 
     token: jax.Array  # [T, B, K] int32
     byte_start: jax.Array  # [T, B, K] int32, byte of the path at which the token starts
@@ -104,7 +108,7 @@ class History:
 class CatState:
     """Everything that the loop carries."""
 
-    iteration: jax.Array  # scalar int32, tokens of every live branch
+    iteration: jax.Array  # scalar int32, iterations run
     limit: jax.Array  # scalar int32, cat_decode returns at this iteration at the latest
     prompt_length: jax.Array  # [B] int32, real prompt tokens: position of the first new token
     cache: Any  # the model's own pytree, rows b * K + k
@@ -118,11 +122,26 @@ class CatState:
     done: jax.Array  # [B] bool
     knobs: Knobs
     automaton: Automaton
+    born: Any = (
+        None  # [B] int32, iteration at which each question started; None: all at 0, and no buffer wraps
+    )
+    queue: Any = None  # refill.Queue, questions that take the places of those that end
+    refill: Any = None  # refill.Refill, how far the queue is used, and the trees of questions that ended
 
     @property
     def num_slots(self) -> int:
         """K."""
         return self.slots.live.shape[1]
+
+    @property
+    def capacity(self) -> int:
+        """T, tokens that a branch may have."""
+        return self.history.token.shape[0]
+
+    @property
+    def age(self) -> jax.Array:
+        """Tokens of a question's live branches: [B, 1], or a scalar where all are of one age; int32."""
+        return self.iteration if self.born is None else (self.iteration - self.born)[:, None]
 
     def placed(self, mesh: Mesh | None) -> CatState:
         """The same state, under jit, on a mesh: logits by row over all axes, the tree whole on every device.
@@ -132,9 +151,10 @@ class CatState:
         """
         if mesh is None:
             return self
-        light = dataclasses.replace(self, cache=None, logits=None, automaton=None, knobs=None)  # type: ignore[arg-type]
+        light = dataclasses.replace(self, cache=None, logits=None, automaton=None, knobs=None, queue=None)  # type: ignore[arg-type]
         return dataclasses.replace(
             whole(mesh, light),
+            queue=self.queue,
             cache=self.cache,
             logits=constrain(mesh, self.logits, LOGITS_AXES),
             automaton=self.automaton,
@@ -203,13 +223,6 @@ def init_state(
     slot = jnp.broadcast_to(jnp.arange(num_slots, dtype=jnp.int32), shape)
     live = (slot < roots) & real[:, None]
     rank = slot + jnp.broadcast_to(jnp.asarray(first_rank, jnp.int32), (batch,))[:, None]
-    nodes = _empty_nodes((batch, node_capacity(num_slots, capacity)))
-    nodes = dataclasses.replace(
-        nodes,
-        slot=nodes.slot.at[:, :num_slots].set(slot),
-        rank=nodes.rank.at[:, :num_slots].set(rank),
-        status=nodes.status.at[:, :num_slots].set(jnp.where(live, LIVE, UNUSED)),
-    )
     time = (capacity, *shape)
     return CatState(
         iteration=jnp.asarray(0, jnp.int32),
@@ -217,14 +230,8 @@ def init_state(
         prompt_length=jnp.asarray(prompt_length, jnp.int32),
         cache=cache,
         logits=jnp.repeat(logits[:, None].astype(jnp.float32), num_slots, axis=1),
-        slots=Slots(
-            live=live,
-            node=jnp.where(live, slot, NO_NODE),
-            key=fold_in(jnp.broadcast_to(jnp.asarray(keys)[:, None], (*shape, 2)), rank),
-            cursor=cursor_init(shape),
-            path=path_init(shape),
-        ),
-        nodes=nodes,
+        slots=root_slots(jnp.asarray(keys), live, rank),
+        nodes=root_nodes(live, rank, node_capacity(num_slots, capacity)),
         history=History(
             token=jnp.zeros(time, jnp.int32),
             byte_start=jnp.zeros(time, jnp.int32),
@@ -236,6 +243,50 @@ def init_state(
         done=~real,
         knobs=knobs,
         automaton=automaton,
+    )
+
+
+def end_decided(state: CatState, decided: np.ndarray) -> CatState:
+    """Ends the questions `decided` [B] from the host: their live branches expire as they are."""
+    nodes, live, done = _end(state.nodes, state.slots.live, state.done, state.age, decided)
+    return dataclasses.replace(
+        state, nodes=nodes, slots=dataclasses.replace(state.slots, live=live), done=done
+    )
+
+
+@jax.jit
+def _end(
+    nodes: Nodes, live: jax.Array, done: jax.Array, age: jax.Array, decided: jax.Array
+) -> tuple[Nodes, jax.Array, jax.Array]:
+    ends = decided[:, None] & (nodes.status == LIVE)
+    nodes = dataclasses.replace(
+        nodes,
+        end=jnp.where(ends, age, nodes.end),
+        status=jnp.where(ends, EXPIRED, nodes.status),
+        reason=jnp.where(ends, DECIDED, nodes.reason),
+    )
+    return nodes, live & ~decided[:, None], done | decided
+
+
+def root_slots(keys: jax.Array, live: jax.Array, rank: jax.Array) -> Slots:
+    """The slots of questions that begin: children `rank` [B, K] of the roots with keys [B, 2], where `live` [B, K]."""
+    return Slots(
+        live=live,
+        node=jnp.where(live, jnp.arange(live.shape[1], dtype=jnp.int32), NO_NODE),
+        key=fold_in(jnp.broadcast_to(keys[:, None], (*live.shape, 2)), rank),
+        cursor=cursor_init(live.shape),
+        path=path_init(live.shape),
+    )
+
+
+def root_nodes(live: jax.Array, rank: jax.Array, count: int) -> Nodes:
+    """The `count` nodes a question of trees that hold the roots' children alone: node k in slot k, where `live` [B, K]."""
+    nodes, slots = _empty_nodes((len(live), count)), live.shape[1]
+    return dataclasses.replace(
+        nodes,
+        slot=nodes.slot.at[:, :slots].set(jnp.arange(slots, dtype=jnp.int32)),
+        rank=nodes.rank.at[:, :slots].set(rank),
+        status=nodes.status.at[:, :slots].set(jnp.where(live, LIVE, UNUSED)),
     )
 
 
@@ -259,10 +310,16 @@ def uniforms(keys: jax.Array, index: jax.Array) -> jax.Array:
 @functools.partial(jax.jit, static_argnames="capacity")
 def grow_state(state: CatState, capacity: int) -> CatState:
     """The same state with room for `capacity` tokens a branch (the cache is grown by its owner)."""
-    extra = capacity - state.history.token.shape[0]
+    extra = capacity - state.capacity
     if extra <= 0:
         return state
-    history = jax.tree.map(lambda x: jnp.pad(x, [(0, extra), (0, 0), (0, 0)]), state.history)
+    if state.born is None:
+        widen = lambda x: jnp.pad(x, [(0, extra), (0, 0), (0, 0)])  # noqa: E731
+    else:
+        source, _ = ring_source(state.iteration, state.capacity, capacity)
+        widen = lambda x: jnp.take(x, source, axis=0)  # noqa: E731
+    history = jax.tree.map(widen, state.history)
     more = _empty_nodes((len(state.done), extra * state.num_slots))  # a slot makes at most one an iteration
     nodes = jax.tree.map(lambda a, b: jnp.concatenate([a, b], axis=1), state.nodes, more)
-    return dataclasses.replace(state, history=history, nodes=nodes, limit=jnp.asarray(capacity, jnp.int32))
+    limit = jnp.asarray(capacity, jnp.int32) if state.born is None else state.limit
+    return dataclasses.replace(state, history=history, nodes=nodes, limit=limit)

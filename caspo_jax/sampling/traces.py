@@ -63,7 +63,7 @@ def build_trace(
             )
         )
     reason = codes.REASONS[int(tree.reason[node])]
-    finish = {"threshold": "pruned", "answers": "budget"}.get(str(reason), reason)
+    finish = {"threshold": "pruned", "answers": "budget", "decided": "budget"}.get(str(reason), reason)
     return Trace(
         id=question.id,
         question=question.question,

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
+from typing import Any
 
 import jax
 import numpy as np
@@ -48,22 +50,44 @@ class Tree:
 
 def harvest(state: CatState, where: np.ndarray, trees: list[list[Tree]], which: np.ndarray) -> None:
     """Copies the trees of the questions `which` [B] to the host, question b's to `trees[where[b]]`."""
-    nodes, history, count, tokens = jax.device_get(
-        (state.nodes, state.history, state.num_nodes, state.tokens)
+    nodes, history, count, tokens, born = jax.device_get(
+        (state.nodes, state.history, state.num_nodes, state.tokens, state.born)
     )
     for b in np.flatnonzero(which):
-        # Copies: a view would keep the whole batch alive.
-        arrays = {f.name: getattr(nodes, f.name)[b, : count[b]].copy() for f in dataclasses.fields(nodes)}
-        # The open nodes of a question that has not ended reach up to now.
-        arrays["end"] = np.where(arrays["status"] == codes.LIVE, int(state.iteration), arrays["end"])
-        columns = int(arrays["end"].max())
-        tree = Tree(
-            **arrays,
-            token=history.token[:columns, b].copy(),
-            stats={name: array[:columns, b].copy() for name, array in history.stats.items()},
-            tokens=int(tokens[b]),
-        )
-        trees[where[b]].append(tree)
+        start = 0 if born is None else int(born[b])
+        row = jax.tree.map(lambda x, b=b: x[b], nodes)
+        window = jax.tree.map(functools.partial(_window, int(b), start), history)
+        age = int(state.iteration) - start
+        trees[where[b]].append(_tree(row, window, int(count[b]), int(tokens[b]), age))
+
+
+def _window(question: int, start: int, x: np.ndarray) -> np.ndarray:
+    """One question's columns of [T, B, K], from its birth on."""
+    mine = x[:, question]
+    return np.roll(mine, -start, axis=0) if start else mine
+
+
+def harvest_ended(ended: Any, count: int, trees: list[list[Tree]]) -> None:
+    """Copies the first `count` trees of `refill.Ended` to the host, each to `trees[its unit]`."""
+    ended = jax.device_get(ended)
+    for i in range(count):
+        nodes, history = (jax.tree.map(lambda x, i=i: x[i], part) for part in (ended.nodes, ended.history))
+        # A question that has ended has no open node whose end the age would tell.
+        trees[ended.unit[i]].append(_tree(nodes, history, int(ended.num_nodes[i]), int(ended.tokens[i]), 0))
+
+
+def _tree(nodes: Any, history: Any, count: int, tokens: int, age: int) -> Tree:
+    """A question's nodes [N] and history [T, K] from its birth on, copied: a view would keep the whole batch alive."""
+    arrays = {f.name: getattr(nodes, f.name)[:count].copy() for f in dataclasses.fields(nodes)}
+    # The open nodes of a question that has not ended reach up to now.
+    arrays["end"] = np.where(arrays["status"] == codes.LIVE, age, arrays["end"])
+    columns = int(arrays["end"].max())
+    return Tree(
+        **arrays,
+        token=history.token[:columns].copy(),
+        stats={name: array[:columns].copy() for name, array in history.stats.items()},
+        tokens=tokens,
+    )
 
 
 def tree_of(state: CatState, question: int = 0) -> Tree:

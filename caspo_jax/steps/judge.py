@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import re
 from collections.abc import Sequence
 from pathlib import Path
 
 from caspo_jax.errors import UserError
+from caspo_jax.steps.asking import ask, fill_template, last_line, load_template
 from caspo_jax.steps.rollouts import Generate
 from caspo_jax.steps.verifiers import VerifyItem
-from caspo_jax.types import Question, Verdict
+from caspo_jax.types import Verdict
 
 PROMPT_FILE = Path(__file__).with_name("judge_prompt.txt")
 _FIELDS = ("question", "prefix", "step")
@@ -20,26 +20,12 @@ _VERDICT = re.compile(r"[*_\s]*verdict[*_\s]*:[*_\s]*(correct|wrong)[*_.\s]*", r
 
 def load_prompt(path: str | Path = PROMPT_FILE) -> str:
     """A judge's prompt template. Raises UserError unless it holds {question}, {prefix} and {step}."""
-    try:
-        template = Path(path).read_text(encoding="utf-8")
-    except OSError as error:
-        raise UserError(f"cannot read the judge's prompt {path}: {error.strerror}") from error
-    missing = [f"{{{field}}}" for field in _FIELDS if f"{{{field}}}" not in template]
-    if missing:
-        raise UserError(f"{path}: the judge's prompt lacks {', '.join(missing)}")
-    return template
-
-
-def fill_prompt(template: str, **values: str) -> str:
-    """The template with its fields filled in one pass, so that braces in the values stay as they are."""
-    pattern = "|".join(re.escape(f"{{{name}}}") for name in values)
-    return re.sub(pattern, lambda match: values[match.group()[1:-1]], template)
+    return load_template(path, _FIELDS, "judge's prompt")
 
 
 def parse_verdict(reply: str) -> Verdict:
     """The verdict of a reply's last line, which must be exactly `Verdict: correct` or `Verdict: wrong`."""
-    lines = [line for line in reply.strip().splitlines() if line.strip()]
-    match = _VERDICT.fullmatch(lines[-1]) if lines else None
+    match = _VERDICT.fullmatch(last_line(reply))
     if match is None:
         return "unknown"
     return "correct" if match.group(1).lower() == "correct" else "wrong"
@@ -59,32 +45,16 @@ class LocalJudge:
 
     def verify(self, items: Sequence[VerifyItem]) -> list[Verdict]:
         """One verdict an item."""
-        if not items:
-            return []
-        prompts = [self.prompt(item) for item in items]
-        distinct = list(dict.fromkeys(prompts))
-        questions = [Question(id=f"judge/{_digest(prompt)}", question=prompt) for prompt in distinct]
-        traces = self.generate(questions, 1)
-        if len(traces) != len(questions):
-            raise ValueError(f"generate gave {len(traces)} traces for {len(questions)} questions")
-        verdicts = {
-            prompt: parse_verdict(trace.text) if trace.finish_reason in ("eos", "stop") else "unknown"
-            for prompt, trace in zip(distinct, traces)
-        }
-        return [verdicts[prompt] for prompt in prompts]
+        return ask(self.generate, [self.prompt(item) for item in items], "judge", parse_verdict, "unknown")
 
     def prompt(self, item: VerifyItem) -> str:
         """What the judge reads about an item."""
         question = item.question.question or item.question.prompt
         if question is None:
             raise UserError(f"question {item.question.id!r} has no text: a judge cannot read prompt_ids")
-        return fill_prompt(
+        return fill_template(
             self.template,
             question=question.strip(),
             prefix=item.prefix.strip() or "(none)",
             step=item.step.strip(),
         )
-
-
-def _digest(text: str) -> str:
-    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:16]

@@ -7,7 +7,8 @@ from caspo_jax.training.monitor import DisplacementMonitor, LikelihoodDisplaceme
 from caspo_jax.training.optimizer import make_optimizer, make_schedule
 from caspo_jax.training.step_logprobs import StepSums, reference_logprobs, step_sums
 from caspo_jax.training.step_loss import step_dpo_loss
-from caspo_jax.training.train_step import TrainState, TrainStep, make_train_step, trained_model
+from caspo_jax.training.step_state import TrainState
+from caspo_jax.training.train_step import TrainStep, make_train_step, trained_model
 
 __all__ = [
     "PRESETS",

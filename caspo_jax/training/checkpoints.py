@@ -19,7 +19,7 @@ import numpy as np
 
 from caspo_jax.errors import UserError
 from caspo_jax.store import hash_path, write_json
-from caspo_jax.training.train_step import TrainState
+from caspo_jax.training.step_state import TrainState
 
 CHECKSUMS = "checksums.json"
 # Orbax notes the time of the commit in it after the checksums were taken: it need only be readable.

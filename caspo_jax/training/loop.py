@@ -28,13 +28,8 @@ from caspo_jax.training.plan import Micro, Plan, make_plan
 from caspo_jax.training.preemption import StopNotice
 from caspo_jax.training.reference_cache import fill_references
 from caspo_jax.training.run_folder import claim_folder
-from caspo_jax.training.train_step import (
-    StepOutput,
-    StepReport,
-    make_train_step,
-    trainable_model,
-    trained_model,
-)
+from caspo_jax.training.step_state import StepOutput, StepReport
+from caspo_jax.training.train_step import make_train_step, trainable_model, trained_model
 from caspo_jax.types import Pair, PairBatch, StepRows, TreeBatch
 
 Callback = Callable[[Mapping[str, Any]], None]
@@ -118,7 +113,7 @@ def train(
         cache = None if reference_cache is None else Path(reference_cache)
         fill_references(store, plan, reference, cache, config.head_chunk)
 
-    step_fn, state = make_train_step(model, config, plan.steps, mesh)
+    step_fn, state = make_train_step(model, config, plan.steps, mesh, accumulate=plan.accumulates)
     iterator, resumed = plan.iterator(), 0
     with contextlib.ExitStack() as resources:
         checkpoints, log, notice = None, None, None

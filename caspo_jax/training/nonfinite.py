@@ -11,7 +11,7 @@ import numpy as np
 from caspo_jax.store import write_json
 from caspo_jax.training.data import RowStore
 from caspo_jax.training.plan import Micro
-from caspo_jax.training.train_step import StepReport
+from caspo_jax.training.step_state import StepReport
 
 FOLDER = "not_finite"
 MOST_IN_A_ROW = 10  # skipped updates; more than that is no bad batch but a bad run

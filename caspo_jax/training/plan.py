@@ -12,10 +12,14 @@ import numpy as np
 from caspo_jax.errors import UserError
 from caspo_jax.preferences.packing import length_buckets
 from caspo_jax.preferences.token_tree import common_prefix
-from caspo_jax.preferences.tree_packing import RowShape, Unit, pack_trees, plan_rows
+from caspo_jax.preferences.tree_packing import Piece, RowShape, Unit, pack_trees, plan_rows
 from caspo_jax.training.config import TrainConfig
 from caspo_jax.training.data import RowStore
 from caspo_jax.types import PairBatch, TreeBatch
+
+_SAMPLED = 16  # updates that the shape of rows is chosen by
+_GRAIN = 64  # tokens between the lengths that are tried
+_WORTH = 0.93  # of the positions: what a shorter row must save
 
 
 class Micro(NamedTuple):
@@ -49,6 +53,8 @@ class Plan(abc.ABC):
         steps = math.ceil(items * config.epochs / self.batch_size)
         self.steps = steps if config.max_steps is None else min(steps, config.max_steps)
         self.epoch_steps = items / self.batch_size
+
+    accumulates: bool  # whether updates have several micro-batches, as far as was looked
 
     @property
     @abc.abstractmethod
@@ -98,6 +104,7 @@ class RowPlan(Plan):
         super().__init__(store, config, ways)
         batch = self.batch_size
         self.micro_batches = math.ceil(batch / (config.micro_batch_size or batch))
+        self.accumulates = self.micro_batches > 1
         rows = _multiple(math.ceil(batch / self.micro_batches), ways)
         self.pair_rows = rows if config.loss.uses_pairs else 0
         self.verified_rows = rows if not config.loss.uses_pairs else 0
@@ -162,14 +169,31 @@ class TreePlan(Plan):
 
     def __init__(self, store: RowStore, config: TrainConfig, ways: int = 1):
         super().__init__(store, config, ways)
-        loss = config.loss
-        sizes = [_unit_tokens(unit) for unit in self._units(*self._everything())]
-        mean_batch = sum(sizes) * min(1.0, self.batch_size / self.items)
-        length = max(*sizes, min(config.pack_length, math.ceil(mean_batch)))
-        length = length_buckets(length, config.min_length)[-1]
-        self.shape = RowShape.of(length, pairs=loss.uses_pairs, verified=loss.uses_verified)
-        self.rows = _multiple(min(config.pack_rows, math.ceil(mean_batch / length)), ways)
         self._updates = self._schedule()
+        self.shape, rows = self._shape_of_rows()
+        self.rows = _multiple(min(config.pack_rows, rows), ways)
+        self.accumulates = rows > self.rows
+
+    def _shape_of_rows(self) -> tuple[RowShape, int]:
+        """The shape of all rows, and how many an update needs; from a few updates, as they fall."""
+        config, loss = self.config, self.config.loss
+        longest = max(_unit_tokens(unit) for unit in self._units(*self._everything()))
+        few = np.unique(np.linspace(0, self.steps - 1, _SAMPLED).astype(int))
+        updates = [self._units(*self._updates[step]) for step in few]
+        most = max(_shared_tokens(units) for units in updates)
+        limit = length_buckets(max(longest, min(config.pack_length, most)), config.min_length)[-1]
+
+        def planned(length: int) -> tuple[RowShape, list[int]]:
+            shape = RowShape.of(length, pairs=loss.uses_pairs, verified=loss.uses_verified)
+            return shape, [len(plan_rows(units, shape)) for units in updates]
+
+        shape, rows = planned(limit)
+        # Rows of 512 hold one tree of 448: a shorter row is worth another compiled shape where it saves enough.
+        for length in range(limit - _GRAIN, max(longest, limit // 2) - 1, -_GRAIN):
+            shorter, more = planned(length)
+            if sum(more) * length < _WORTH * sum(rows) * shape.length:
+                shape, rows = shorter, more
+        return shape, max(rows)
 
     @property
     def packing(self) -> dict[str, Any]:
@@ -269,6 +293,14 @@ def _unit_tokens(unit: Unit) -> int:
         return len(unit.rows[0].token_ids)
     chosen, rejected = (row.token_ids for row in unit.rows)
     return len(chosen) + len(rejected) - common_prefix(chosen, rejected)
+
+
+def _shared_tokens(units: Sequence[Unit]) -> int:
+    """Tokens of the trees of all groups."""
+    groups: dict[int, list[Unit]] = {}
+    for unit in units:
+        groups.setdefault(unit.group, []).append(unit)
+    return sum(Piece.of(group).size[0] for group in groups.values())
 
 
 def _multiple(count: int, of: int) -> int:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 from collections.abc import Sequence
 from typing import Any
@@ -10,16 +9,15 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 from flax import nnx
 from jax.sharding import Mesh
 
 from caspo_jax.errors import UserError
-from caspo_jax.models.decoder import Remat
 from caspo_jax.models.lora import add_lora
-from caspo_jax.sharding import mesh_of, place, replicated, whole
-from caspo_jax.training.config import LossConfig, TrainConfig
-from caspo_jax.training.optimizer import learning_rates, make_optimizer
+from caspo_jax.sharding import mesh_of, place, whole
+from caspo_jax.training.config import TrainConfig
+from caspo_jax.training.optimizer import learning_rates
+from caspo_jax.training.rounding import stored_like
 from caspo_jax.training.step_loss import (
     Denominators,
     LossSums,
@@ -27,141 +25,10 @@ from caspo_jax.training.step_loss import (
     step_loss_sums,
     total_loss,
 )
+from caspo_jax.training.step_state import StepOutput, StepSpec, TrainState
 from caspo_jax.types import PairBatch, TreeBatch
 
 Batch = PairBatch | TreeBatch
-
-
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
-class TrainState:
-    """All that an update changes."""
-
-    step: jax.Array  # [] int32, updates done
-    params: Any  # the trainable parameters, in float32 or, with masters=none, in the model's own dtype
-    opt_state: Any  # float32
-
-
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
-class StepOutput:
-    """What an update reports, still on the device: sums of each micro-batch."""
-
-    sums: tuple[LossSums, ...]
-    grad_norm: jax.Array  # [] before clipping
-    learning_rate: jax.Array  # []
-    skipped: jax.Array  # [] bool, the update was left out because loss or gradient is not finite
-
-    def fetch(self, config: LossConfig) -> StepReport:
-        """Bring it to the host (blocks until the update is done) and reduce it over the micro-batches."""
-        host: StepOutput = jax.device_get(self)
-        pairs = sum(float(s.pairs) for s in host.sums)
-        nll = sum(float(s.nll) for s in host.sums)
-        pair_weight = sum(float(s.denominators.pairs) for s in host.sums)
-        nll_weight = sum(float(s.denominators.nll) for s in host.sums)
-        loss = config.nll_weight * _divide(nll, nll_weight)
-        if config.contrastive:
-            loss += _divide(pairs, pair_weight)
-        metrics = {"loss": loss}
-        for name in host.sums[0].metrics:
-            total = sum(float(s.metrics[name][0]) for s in host.sums)
-            weight = sum(float(s.metrics[name][1]) for s in host.sums)
-            metrics[name] = total if name in ("tokens", "step_tokens") else _divide(total, weight)
-        metrics["grad_norm"] = float(host.grad_norm)
-        metrics["learning_rate"] = float(host.learning_rate)
-        return StepReport(
-            metrics=metrics,
-            skipped=bool(host.skipped),
-            pair_finite=[np.asarray(s.pair_finite) for s in host.sums],
-            verified_finite=[np.asarray(s.verified_finite) for s in host.sums],
-        )
-
-
-@dataclasses.dataclass(frozen=True)
-class StepReport:
-    """An update's metrics on the host, and which rows of each micro-batch gave a finite loss."""
-
-    metrics: dict[str, float]
-    skipped: bool
-    pair_finite: list[np.ndarray]  # [B] bool for each micro-batch
-    verified_finite: list[np.ndarray]  # [M] bool
-
-
-@dataclasses.dataclass(frozen=True)
-class StepSpec:
-    """What the compiled update depends on. Equal specs share their programs: a new round compiles nothing."""
-
-    graphdef: Any
-    dtypes: tuple[str, ...]  # of the model's own parameters, in tree order
-    loss: LossConfig
-    b1: float
-    b2: float
-    eps: float
-    weight_decay: float
-    clip_norm: float | None
-    head_chunk: int | None
-    remat: Remat
-    masters: str
-    skip_nonfinite: bool
-    mesh: Mesh | None = None
-    shardings: tuple[Any, ...] | None = None  # of the parameters, in tree order; None without a mesh
-
-    @classmethod
-    def of(cls, graphdef: Any, params: Any, config: TrainConfig, mesh: Mesh | None = None) -> StepSpec:
-        """The part of a `TrainConfig` that is compiled in, and where the parameters lie."""
-        dtypes = tuple(str(leaf.dtype) for leaf in jax.tree.leaves(params))
-        names = (
-            "loss",
-            "b1",
-            "b2",
-            "eps",
-            "weight_decay",
-            "clip_norm",
-            "head_chunk",
-            "remat",
-            "masters",
-            "skip_nonfinite",
-        )
-        settings = {name: getattr(config, name) for name in names}
-        shardings = None
-        if mesh is not None:
-            shardings = tuple(
-                leaf.sharding if getattr(leaf.sharding, "mesh", None) == mesh else replicated(mesh)
-                for leaf in jax.tree.leaves(params)
-            )
-        return cls(graphdef, dtypes, **settings, mesh=mesh, shardings=shardings)
-
-    @property
-    def stored_dtype(self) -> Any:
-        """Of the parameters in the state; None: each one's own."""
-        return jnp.float32 if self.masters == "float32" else None
-
-    @property
-    def optimizer(self) -> optax.GradientTransformation:
-        """The optimiser at a rate of 1: the schedule's value is an argument of the update."""
-        return make_optimizer(self)
-
-    def like_params(self, tree: Any) -> Any:
-        """Parameters or gradients, under jit, where the parameters lie."""
-        if self.shardings is None:
-            return tree
-        leaves, structure = jax.tree.flatten(tree)
-        return jax.tree.unflatten(structure, jax.lax.with_sharding_constraint(leaves, list(self.shardings)))
-
-    def placed(self, state: TrainState) -> TrainState:
-        """A state, under jit: parameters and their moments split alike, counts whole."""
-        if self.shardings is None:
-            return state
-        params = self.like_params(state.params)
-        shardings = jax.tree.unflatten(jax.tree.structure(params), self.shardings)
-        opt_state = optax.tree_map_params(
-            self.optimizer,
-            lambda moment, sharding: jax.lax.with_sharding_constraint(moment, sharding),
-            state.opt_state,
-            shardings,
-            transform_non_params=lambda count: whole(self.mesh, count),
-        )
-        return TrainState(whole(self.mesh, state.step), params, opt_state)
 
 
 class TrainStep:
@@ -169,12 +36,14 @@ class TrainStep:
 
     The gradient is that of the whole batch: each micro-batch contributes its unreduced sums over the
     denominators of all of them, which are known from weights and masks before any forward pass. So micro-batches
-    may differ in rows, tokens and weight. One micro-batch runs as a single program, `fused_update`.
+    may differ in rows, tokens and weight. One micro-batch runs as a single program, `fused_update`; not so with
+    `accumulate`, for runs where most updates have several: theirs is then the only large program to compile.
     """
 
-    def __init__(self, spec: StepSpec, frozen: Any, learning_rates: np.ndarray):
+    def __init__(self, spec: StepSpec, frozen: Any, learning_rates: np.ndarray, accumulate: bool = False):
         self.spec = spec
         self.frozen, self._learning_rates = frozen, learning_rates
+        self._accumulate = accumulate
 
     def init(self, params: Any) -> TrainState:
         """The state of update 0; copies the parameters, so that donation leaves the caller's model alone."""
@@ -193,7 +62,7 @@ class TrainStep:
             pairs=np.float32(sum(float(part.pairs) for part in parts)),  # type: ignore[arg-type]
             nll=np.float32(sum(float(part.nll) for part in parts)),  # type: ignore[arg-type]
         )
-        if len(micro_batches) == 1:
+        if len(micro_batches) == 1 and not self._accumulate:
             batch = place(self.spec.mesh, micro_batches[0])
             return fused_update(self.spec, state, self.frozen, batch, totals, learning_rate)
         so_far = (_zeros(self.spec, state.params), jnp.zeros((), jnp.float32))
@@ -244,7 +113,7 @@ def _apply(
     wide = jax.tree.map(_as_float32, state.params)
     updates, opt_state = spec.optimizer.update(gradients, state.opt_state, wide)
     params = jax.tree.map(lambda p, u: p + learning_rate * u, wide, updates)
-    params = _stored_like(state.params, params, jax.random.fold_in(jax.random.key(0), state.step))
+    params = stored_like(state.params, params, jax.random.fold_in(jax.random.key(0), state.step))
     grad_norm = jnp.sqrt(sum(jnp.sum(jnp.square(leaf)) for leaf in jax.tree.leaves(gradients)))
     skipped = jnp.zeros((), bool)
     if spec.skip_nonfinite:
@@ -256,32 +125,6 @@ def _apply(
         )
     state = spec.placed(TrainState(state.step + 1, params, opt_state))
     return state, whole(spec.mesh, grad_norm), whole(spec.mesh, skipped)
-
-
-def _as_float32(x: jax.Array) -> jax.Array:
-    return x.astype(jnp.float32)
-
-
-def _stored_like(old: Any, new: Any, key: jax.Array) -> Any:
-    """float32 parameters in the dtypes of `old`: as they are, or rounded to bfloat16 at random."""
-    leaves, tree = jax.tree.flatten(new)
-    wanted = [leaf.dtype for leaf in jax.tree.leaves(old)]
-    stored = [
-        stochastic_round(leaf, jax.random.fold_in(key, i)) if dtype == jnp.bfloat16 else leaf.astype(dtype)
-        for i, (leaf, dtype) in enumerate(zip(leaves, wanted, strict=True))
-    ]
-    return jax.tree.unflatten(tree, stored)
-
-
-def stochastic_round(x: jax.Array, key: jax.Array) -> jax.Array:
-    """float32 to bfloat16, up or down with probabilities that make the mean exact.
-
-    An update far below a weight's last bit then moves it now and then, where rounding to nearest would lose it.
-    """
-    bits = jax.lax.bitcast_convert_type(x, jnp.uint32)
-    bits = bits + jax.random.bits(key, x.shape, jnp.uint16).astype(jnp.uint32)
-    rounded = jax.lax.bitcast_convert_type(bits & jnp.uint32(0xFFFF0000), jnp.float32)
-    return jnp.where(jnp.isfinite(x), rounded, x).astype(jnp.bfloat16)
 
 
 @functools.partial(jax.jit, static_argnums=0, donate_argnums=2)
@@ -316,6 +159,10 @@ def _init(spec: StepSpec, params: Any) -> Any:
     return spec.optimizer.init(jax.tree.map(_as_float32, params))
 
 
+def _as_float32(x: jax.Array) -> jax.Array:
+    return x.astype(jnp.float32)
+
+
 def trainable_model(model: Any, config: TrainConfig) -> Any:
     """The model that a run trains: with fresh adapters if `config.lora` asks for them and it has none.
 
@@ -338,7 +185,12 @@ def _init_on_mesh(spec: StepSpec, params: Any) -> TrainState:
 
 
 def make_train_step(
-    model: Any, config: TrainConfig, total_steps: int, mesh: Mesh | None = None
+    model: Any,
+    config: TrainConfig,
+    total_steps: int,
+    mesh: Mesh | None = None,
+    *,
+    accumulate: bool = False,
 ) -> tuple[TrainStep, TrainState]:
     """The jitted update of a model's parameters and the state to start from.
 
@@ -347,10 +199,11 @@ def make_train_step(
       config: loss, optimiser, schedule.
       total_steps: updates of the whole run: where the schedule ends.
       mesh: devices to split the batch over, by default the model's own; the parameters stay where they are.
+      accumulate: see `TrainStep`.
     """
     graphdef, params, frozen = nnx.split(model, nnx.Param, ...)  # type: ignore[misc]
     spec = StepSpec.of(graphdef, params, config, mesh or mesh_of(model))
-    step = TrainStep(spec, frozen, learning_rates(config, total_steps))
+    step = TrainStep(spec, frozen, learning_rates(config, total_steps), accumulate)
     return step, step.init(params)
 
 
@@ -365,7 +218,3 @@ def trained_model(model: Any, state: TrainState) -> Any:
 @functools.partial(jax.jit, static_argnums=1)
 def _copied(array: jax.Array, dtype: Any) -> jax.Array:
     return jnp.array(array, dtype, copy=True)
-
-
-def _divide(numerator: float, denominator: float) -> float:
-    return numerator / denominator if denominator > 0 else 0.0

@@ -66,6 +66,7 @@ def test_what_is_conditional_in_a_loop_counts_once_a_trip():
     cost = program_cost(parse(compiled(maybe, (8, 16), (5, 16, 16), ())), 1, {})
     assert cost.flops == 0
     assert cost.when_taken["maybe"].flops == 5 * 2 * 8 * 16 * 16
+    assert cost.largest_loop_array >= 8 * 16 * 4  # of the product, though it may never be made
 
 
 def test_a_loop_taken_not_to_run_is_named_with_the_cost_of_a_trip():

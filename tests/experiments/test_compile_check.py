@@ -71,6 +71,12 @@ def test_the_search_updates_its_cache_in_place(program, tmp_path):
     assert found["arguments"]["KV cache"] >= 2 * rows_keys
     assert found["largest_loop_array"] < rows_keys
     assert found["hbm_bytes_a_chip"]["aliased"] >= 2 * rows_keys
+    # An iteration reads the weights and the cache once. No weight is gathered.
+    read = sum(size for name, size in found["arguments"].items() if name != "tree")
+    assert 0.8 * read < found["hbm_traffic_a_chip_iteration"] < 1.5 * read
+    assert found["collectives"]["all-gather"]["bytes"] < 512 * 256 * 2 / 4  # half of the head's share
+    assert found["when_taken"]["forks"]["hbm_bytes"] > 0
+    assert found["when_taken"]["step_confidence"]["hbm_bytes"] > 0
 
 
 @pytest.mark.slow

@@ -5,8 +5,10 @@ import json
 import math
 import re
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +16,9 @@ import pytest
 
 from caspo_jax.records import question_to_record
 from caspo_jax.tasks import get_task
-from experiments.evaluate import even_groups, joined, restored
+from experiments.evaluate import joined
+from experiments.evaluate_run import even_groups
+from experiments.evaluate_settings import restored
 from tests.experiments.conftest import read
 
 TASK = get_task("graph")
@@ -145,6 +149,70 @@ def test_other_settings_are_refused_and_runs_compared_without_a_model(program, f
     rows = json.loads((folder / "compared" / "compare.json").read_text())["rows"]
     assert all(row["difference"] == 0 and row["verdict"] == "equal" for row in rows)
     assert program("evaluate", compare=str(whole))[0] == 1
+
+
+def test_base_and_policy_in_one_command(program, folder):
+    out = folder / "both"
+    code, _, err = run(program, out, base=TASK.policy_path, strategies="greedy,sequence_vote,cat", limit=8)
+    assert code == 0, err
+    rows = json.loads((out / "compare.json").read_text())["rows"]
+    assert {(r["strategy"], r["verdict"], r["difference"]) for r in rows} == {
+        (name, "equal", 0.0) for name in ("greedy", "sequence_vote", "cat")
+    }
+    assert figures(out / "base") == figures(out / "model")
+    for name in ("curve.png", "report.html", "base/against.graph.png", "model/report.html"):
+        assert (out / name).stat().st_size > 1000
+    code, _, err = run(program, folder / "none", base=folder)
+    assert (code, err.count("\n")) == (1, 1)
+    assert "config.json" in err
+    assert not (folder / "none").exists()
+
+
+@pytest.mark.parametrize(
+    ("line", "word"),
+    [
+        ("", "no questions"),
+        ('{"id": "a", "question": "x"}', "no gold answer"),
+        ('{"id": "a", "gold": "1"}', "questions.jsonl:1"),
+        ("{", "questions.jsonl:1"),
+    ],
+)
+@pytest.mark.parametrize("name", ["evaluate", "calibrate", "audit"])
+def test_bad_questions_are_one_line(program, tmp_path, name, line, word):
+    path = tmp_path / "questions.jsonl"
+    path.write_text(line)
+    flags = {"model": TASK.policy_path, "input": path}
+    flags |= {"output": tmp_path / "cal.json"} if name == "calibrate" else {"out_dir": tmp_path / "out"}
+    code, _, err = program(name, **flags)
+    assert (code, err.count("\n")) == (1, 1)
+    assert word in err
+
+
+def test_bad_traces_answers_and_alpha(program, tmp_path):
+    model = TASK.policy_path
+    (tmp_path / "empty.jsonl").write_text("")
+    (tmp_path / "answers.jsonl").write_text('{"benchmark": "graph"}\n')
+    (tmp_path / "unfinished").mkdir()
+    (tmp_path / "unfinished" / "answers.jsonl.partial").write_text("")
+    good = {"model": model, "out_dir": tmp_path / "out"}
+    for name, flags, word in (
+        ("evaluate", good | {"traces": tmp_path / "empty.jsonl"}, "no traces"),
+        ("evaluate", good | {"traces": tmp_path / "nowhere.jsonl"}, "nowhere.jsonl"),
+        ("evaluate", {"compare": f"{tmp_path / 'unfinished'},{tmp_path}"}, "has not ended"),
+        ("evaluate", {"compare": f"{tmp_path / 'nowhere'},{tmp_path}"}, "nowhere"),
+        ("evaluate", {"compare": f"{tmp_path},{tmp_path}"}, "answers.jsonl:1"),
+        ("evaluate", good | {"benchmarks": "graph", "cat_sizes": "2,many"}, "--cat_sizes=2,many"),
+        ("evaluate", good | {"benchmarks": "graph", "cat_sizes": "0"}, "--cat_sizes=0"),
+        (
+            "calibrate",
+            {"model": model, "input": tmp_path, "output": tmp_path / "c.json", "alpha": 0},
+            "--alpha=0",
+        ),
+        ("audit", good | {"input": tmp_path, "calibration": tmp_path / "answers.jsonl"}, "answers.jsonl"),
+    ):
+        code, _, err = program(name, **flags)
+        assert (code, err.count("\n")) == (1, 1), err
+        assert word in err
 
 
 def test_bad_flags(program, tmp_path):
@@ -303,3 +371,33 @@ def test_all_strategies_with_tuning(program, tmp_path):
         "cat_paper",
     }
     assert run(program, tmp_path / "all", strategies="all", limit=8, tune=8, num_samples=4)[0] == 0
+
+
+@pytest.mark.slow
+def test_killed_for_real_and_resumed(tmp_path):
+    flags = {"model": TASK.policy_path, "benchmarks": "graph", "strategies": "greedy,sequence_vote,beam,cat"}
+    flags |= SMALL | {"limit": 32, "group": 8, "tune": 8}
+
+    def start(out):
+        words = [f"--{name}={value}" for name, value in (flags | {"out_dir": out}).items()]
+        return subprocess.Popen(
+            [sys.executable, "-m", "experiments.evaluate", *words],
+            cwd=README.parents[1],
+            stdout=subprocess.DEVNULL,
+        )
+
+    assert start(tmp_path / "whole").wait() == 0
+    groups, kills = tmp_path / "killed" / "groups.jsonl.partial", 0
+    while not (tmp_path / "killed" / "groups.jsonl").exists():
+        before = groups.read_bytes().count(b"\n") if groups.exists() else 0
+        run = start(tmp_path / "killed")
+        while run.poll() is None:
+            time.sleep(0.01)
+            if kills < 3 and groups.exists() and groups.read_bytes().count(b"\n") > before:
+                run.kill()
+                kills += run.wait() == -signal.SIGKILL
+        assert kills <= 3
+        assert run.returncode in (0, -signal.SIGKILL)
+    assert kills == 3
+    one, other = (sorted(map(tuple, figures(tmp_path / name))) for name in ("whole", "killed"))
+    assert one == other

@@ -2,6 +2,9 @@
 
 import json
 import random
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -116,6 +119,51 @@ def test_killed_at_any_stage_it_goes_on(program, measured, tmp_path, whole, monk
     assert contents(out) == whole["files"]
 
 
+# The program with a write that dies in the middle: its second non-empty one, so that every start gets further.
+KILLED = """
+import os, signal, sys
+from caspo_jax.store import JsonlOutput
+from experiments import faithfulness, common
+
+real, done = JsonlOutput.append, []
+
+def append(self, records):
+    if records and done:
+        real(self, records[: len(records) // 2])
+        with open(self._partial, "ab") as file:
+            file.write(b'{"id": "torn')
+        print(self.path.name, flush=True)
+        os.kill(os.getpid(), signal.SIGKILL)
+    if records:
+        done.append(self.path.name)
+    real(self, records)
+
+JsonlOutput.append = append
+faithfulness.define_flags()
+common.run(faithfulness.main)
+"""
+
+
+@pytest.mark.slow
+def test_sigkill_in_every_stage(measured, tmp_path, whole):
+    """Real processes, ended by the system in the middle of a write, again and again until one gets through."""
+    out = tmp_path / "run"
+    given = [f"--{k}={v}" for k, v in flags_of(measured, out).items()]
+    at = []
+    for _ in range(12):
+        ended = subprocess.run(
+            [sys.executable, "-c", KILLED, "--noplots", *given], capture_output=True, text=True, check=False
+        )
+        if ended.returncode == 0:
+            break
+        assert ended.returncode == -signal.SIGKILL, ended.stderr
+        assert not (out / "report.json").exists()
+        at.append(ended.stdout.split()[-1].removesuffix(".jsonl"))
+    assert ended.returncode == 0
+    assert {"hidden", "prefix", "probe"} <= set(at), at
+    assert contents(out) == whole["files"]
+
+
 def test_stages_one_by_one_and_another_judge(program, measured, tmp_path, whole):
     out = tmp_path / "run"
     for stage in ("token", "hidden", "decisiveness"):
@@ -149,6 +197,18 @@ def test_compare(program, whole, tmp_path):
     assert "difference" in printed
 
 
+def test_order(program, whole, tmp_path):
+    folder = whole["folder"]
+    code, printed, err = program("faithfulness", order=f"{folder},{folder}", out_dir=tmp_path)
+    assert code == 0, err
+    found = json.loads((tmp_path / "order.json").read_text())["order"]["lexicon"]["entropy"]["mfg"]
+    assert found["verdict"] == "not"  # no policy is above itself
+    assert "NO" in printed
+    code, _, err = program("faithfulness", order=f"{folder},nowhere", out_dir=tmp_path)
+    assert (code, len(err.strip().splitlines())) == (1, 1)
+    assert "no report.json in it" in err
+
+
 def test_hedge_writes_the_hedges_it_says(program, write, tmp_path):
     from caspo_jax.tasks.hedging import HEDGES, plain
 
@@ -168,6 +228,25 @@ def test_hedge_writes_the_hedges_it_says(program, write, tmp_path):
         assert "logprob" not in b
     assert found > 0
     assert "inverted hedges" in printed
+
+
+def test_hedge_makes_all_three_from_nothing(program, tmp_path):
+    flags = {"model": TASK.policy_path, "out_dir": tmp_path / "h", "questions": 6, "test_questions": 3}
+    code, printed, err = program("hedge", **flags)
+    assert code == 0, err
+    folder = tmp_path / "h"
+    assert (len(read(folder / "questions.jsonl")), len(read(folder / "test.jsonl"))) == (6, 3)
+    plain = read(folder / "plain.jsonl")
+    for how in ("right", "random", "inverted"):
+        hedged = read(folder / f"{how}.jsonl")
+        assert [t["question"] for t in hedged] == [t["question"] for t in plain]
+        assert f"{how} hedges in" in printed
+    before = contents(folder)
+    assert program("hedge", **flags)[0] == 0
+    assert contents(folder) == before
+    code, _, err = program("hedge", model=TASK.policy_path)
+    assert (code, len(err.strip().splitlines())) == (1, 1)
+    assert "--out_dir, or --input and --output" in err
 
 
 @pytest.mark.parametrize(

@@ -25,7 +25,7 @@ def star_by_loops(f, c, bins=10):
     edges.append(c[parts[-1][-1]])
     weights = [b - a for a, b in itertools.pairwise(edges)]
     if sum(weights) == 0:
-        return float(np.mean(f))
+        weights = [1.0] * len(parts)
     return sum(w * np.mean([f[i] for i in p]) for w, p in zip(weights, parts)) / sum(weights)
 
 

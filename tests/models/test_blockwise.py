@@ -1,14 +1,20 @@
-"""Block-wise attention against the dense one: values and gradients, sequences, padding and trees."""
+"""Attention of short and of long rows against the dense one: values and gradients, sequences, padding and trees."""
 
 from __future__ import annotations
+
+import functools
+import re
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 
+from caspo_jax.models import Decoder, ModelConfig, short_rows
 from caspo_jax.models.attention import attend
 from caspo_jax.models.blockwise import attend_blockwise
+from caspo_jax.models.short_rows import attend_short
 from caspo_jax.preferences.token_tree import build_tree
 
 BLOCK = 8
@@ -39,9 +45,25 @@ def plain(length):
     return jnp.array([[length] * length, [0, 0] + [length] * (length - 5) + [0] * 3])
 
 
+WAYS = {
+    "blocks": functools.partial(attend_blockwise, block=BLOCK),
+    "short, row by row": attend_short,
+    "short, rows together": functools.partial(attend_short, split=True),
+}
+
+
+@pytest.fixture
+def small_blocks(monkeypatch):
+    """Short rows in blocks of 8 queries, a row at a time."""
+    monkeypatch.setattr(short_rows, "_QUERIES", BLOCK)
+    monkeypatch.setattr(short_rows, "_CPU_SCORES", 1)
+
+
 @pytest.mark.parametrize("length", [5, 16, 37])
 @pytest.mark.parametrize("visible", [plain, some_trees])
-def test_equals_dense(length, visible):
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.usefixtures("small_blocks")
+def test_equals_dense(length, visible, way):
     q, k, v = inputs(length)
     until = visible(length)
     columns = jnp.arange(length)
@@ -57,33 +79,47 @@ def test_equals_dense(length, visible):
         return jax.jit(jax.value_and_grad(loss, (0, 1, 2), has_aux=True))
 
     (_, dense), dense_gradients = total(lambda q, k, v: attend(q, k, v, seen))(q, k, v)
-    (_, blocks), gradients = total(lambda q, k, v: attend_blockwise(q, k, v, until, BLOCK))(q, k, v)
+    (_, blocks), gradients = total(lambda q, k, v: WAYS[way](q, k, v, until))(q, k, v)
     np.testing.assert_allclose(blocks, dense, atol=2e-6)
     for mine, theirs in zip(gradients, dense_gradients):
         np.testing.assert_allclose(mine, theirs, atol=1e-5)
 
 
-def test_bfloat16_stays_close_to_float32():
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.usefixtures("small_blocks")
+def test_bfloat16_stays_close_to_float32(way):
     q, k, v = inputs(24, jnp.bfloat16)
     until = some_trees(24)
-    low = attend_blockwise(q, k, v, until, BLOCK)
-    high = attend_blockwise(*(x.astype(jnp.float32) for x in (q, k, v)), until, BLOCK)
+    low = WAYS[way](q, k, v, until)
+    high = WAYS[way](*(x.astype(jnp.float32) for x in (q, k, v)), until)
     assert low.dtype == jnp.bfloat16
-    np.testing.assert_allclose(low.astype(jnp.float32), high, atol=0.03)
+    real = np.asarray(until > 0)
+    np.testing.assert_allclose(low.astype(jnp.float32)[real], high[real], atol=0.03)
 
 
-def test_huge_scores_and_blind_queries_stay_finite():
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.usefixtures("small_blocks")
+def test_huge_scores_and_blind_queries_stay_finite(way):
     q, k, v = (1e3 * x for x in inputs(20))
     until = jnp.zeros((2, 20), jnp.int32).at[0].set(20)
-    mixed, pull = jax.vjp(lambda q, k, v: attend_blockwise(q, k, v, until, BLOCK), q, k, v)
+    mixed, pull = jax.vjp(lambda q, k, v: WAYS[way](q, k, v, until), q, k, v)
     assert jnp.isfinite(mixed).all()
-    assert (mixed[1] == 0).all()
+    if way == "blocks":
+        assert (mixed[1] == 0).all()
     assert all(jnp.isfinite(g).all() for g in pull(jnp.ones_like(mixed)))
 
 
 def test_long_rows_hold_no_array_of_all_pairs():
+    """The compiled program of a model's forward and backward pass over trees: no array, of any type, is [..., T, T]."""
     length = 4096
-    shapes = [jax.ShapeDtypeStruct((1, length, h, 8), jnp.float32) for h in (2, 1, 1)]
-    until = jax.ShapeDtypeStruct((1, length), jnp.int32)
-    program = jax.jit(jax.grad(lambda *x: jnp.sum(attend_blockwise(*x)))).lower(*shapes, until).compile()
+    config = ModelConfig("qwen3", 32, 16, 32, 1, 2, 1, 8, tie_word_embeddings=True)
+    graphdef, params = nnx.split(nnx.eval_shape(lambda: Decoder(config, rngs=nnx.Rngs(0))))
+
+    def loss(params, token_ids, positions, end):
+        model = nnx.merge(graphdef, params)
+        return jnp.sum(model.hidden_states(token_ids, positions, end > 0, subtree_end=end))
+
+    ints = jax.ShapeDtypeStruct((1, length), jnp.int32)
+    program = jax.jit(jax.value_and_grad(loss)).lower(params, ints, ints, ints).compile()
+    assert not re.search(rf"\[[\d,]*{length},{length}\]", program.as_text())
     assert program.memory_analysis().temp_size_in_bytes < 4 * length * length

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from caspo_jax.models import KVCache, ModelConfig, branch, copy_rows, grow, init_cache, take_prompts
+from caspo_jax.models.cache import load_prompt
 
 CONFIG = ModelConfig("llama", 8, 8, 8, num_layers=2, num_heads=2, num_kv_heads=1, head_dim=2)
 
@@ -105,3 +106,31 @@ def test_grow_adds_empty_columns(cache):
     np.testing.assert_array_equal(grown.k[..., :6, :], cache.k)
     np.testing.assert_array_equal(grown.v[..., :6, :], cache.v)
     assert not grown.valid[:, 6:].any()
+
+
+def test_a_ring_grows_with_its_columns_in_their_new_places(cache):
+    """Of ten iterations a ring of six columns holds the last six; in one of eleven they are where ten iterations put them."""
+    lanes = cache.lanes
+    rows = relaid(cache) if lanes else cache
+    iteration = jnp.asarray([6, 7, 8, 9, 4, 5], jnp.float32)  # what each column holds
+    ring = dataclasses.replace(
+        rows, k=rows.k * 0 + iteration[:, None], v=rows.v, valid=jnp.ones_like(rows.valid)
+    )
+    grown = jax.jit(grow, static_argnums=1)(relaid(ring) if lanes else ring, 11, jnp.int32(10))
+    assert grown.capacity == 11
+    grown = relaid(grown) if lanes else grown
+    np.testing.assert_array_equal(grown.valid[0], [False] * 4 + [True] * 6 + [False])
+    np.testing.assert_array_equal(grown.k[0, 0, 0, 4:10, 0], [4, 5, 6, 7, 8, 9])
+
+
+def test_a_queued_prompt_takes_a_place_and_its_rows_are_empty(cache):
+    wide = branch(cache, 2)
+    queued = dataclasses.replace(take_prompts(cache, jnp.array([3, 0])))
+    loaded = jax.jit(load_prompt)(wide, queued, 1, 0)
+    assert prompts(loaded) == [0, 3, 2, 3]
+    valid = np.asarray(loaded.valid.T if cache.lanes else loaded.valid)
+    assert not valid[2:4].any()
+    np.testing.assert_array_equal(
+        np.delete(valid, [2, 3], 0),
+        np.delete(np.asarray(wide.valid.T if cache.lanes else wide.valid), [2, 3], 0),
+    )

@@ -1,6 +1,6 @@
 """One process of two that runs the programs one after another: `python programs.py INDEX PORT FOLDER`.
 
-The second process notes in FOLDER/written1.json whatever it writes there itself.
+The second process prints, as JSON, the names of whatever it writes there itself.
 """
 
 from __future__ import annotations
@@ -92,15 +92,15 @@ def all_programs() -> None:
     run("annotate", **model, input=at["traces"], output=at["annotated"], dataset_dir=FOLDER / "dataset")
     run("pairs", **model, input=at["annotated"], output=at["pairs"], trl_output=FOLDER / "trl.jsonl",
         max_step_tokens=48)  # fmt: skip
-    training = {"pairs": at["pairs"], "annotated": at["annotated"], "train.batch_size": 8}
+    training = {"pairs_file": at["pairs"], "annotated": at["annotated"], "train.batch_size": 8}
     training |= {"train.max_steps": 2, "train.min_length": 64, "train.tensorboard": False}
     run("train", **model, **training, out_dir=FOLDER / "run", lora_rank=2)
     run("export", **model, run=FOLDER / "run", output=FOLDER / "policy")
     run("export", **model, run=FOLDER / "run", output=FOLDER / "adapter", format="peft")
     run("calibrate", **model, **short, input=at["questions"], output=FOLDER / "calibration.json",
         num_branches=4, splits=10)  # fmt: skip
-    run("evaluate", **model, **short, benchmarks="graph", strategies="greedy,sample,self_consistency,cat",
-        out_dir=FOLDER / "evaluated", limit=8, group=8, num_samples=4, cat_sizes=2, tune=0)  # fmt: skip
+    run("evaluate", **model, **short, benchmarks="graph", strategies="greedy,sample,cat",
+        out_dir=FOLDER / "evaluated", limit=4, group=4, num_samples=4, cat_sizes=2, tune=0)  # fmt: skip
     run("faithfulness", **model, traces=FOLDER / "hedged.jsonl", out_dir=FOLDER / "faithful", samples=2,
         max_new_tokens=24, draws=20, batch_size=64, probe_l2=10.0)  # fmt: skip
 

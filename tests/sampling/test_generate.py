@@ -12,7 +12,7 @@ import pytest
 import caspo_jax as cj
 from caspo_jax.errors import UserError
 from caspo_jax.models import token_bytes
-from caspo_jax.sampling import question_keys, search, segment_tokens
+from caspo_jax.sampling import batch, question_keys, segment_tokens, stream
 from caspo_jax.sampling.api import as_questions
 from caspo_jax.sampling.compaction import split_branches
 from caspo_jax.types import Question
@@ -122,7 +122,7 @@ def test_a_question_does_not_depend_on_its_neighbours(model_and_tokenizer, quest
     assert [t.token_ids for t in again] == [t.token_ids for i in (2, 1, 0) for t in traces[2 * i : 2 * i + 2]]
     # Small buffers that grow, batches that shrink.
     for name, value in (("FIRST_SEGMENT", 4), ("CHECK_EVERY", 4), ("LEAST_ROWS", 1), ("PREFILL_PAIRS", 4000)):
-        monkeypatch.setattr(search, name, value)
+        monkeypatch.setattr(batch, name, value)
     pieces = cj.generate(*model_and_tokenizer, questions, config, KEY, batch_size=4)
     assert [t.token_ids for t in pieces] == [t.token_ids for t in traces]
 
@@ -136,14 +136,14 @@ def test_samples_do_not_depend_on_how_they_share_the_device(
     for short, long in zip(whole[::4], sampled[1][::2], strict=True):
         assert short.token_ids == long.token_ids[: len(short.token_ids)]
     for name, value in (("CHECK_EVERY", 2), ("LEAST_ROWS", 3)):
-        monkeypatch.setattr(search, name, value)
+        monkeypatch.setattr(batch, name, value)
     sizes = []
 
     def split(state, keep):
         sizes.append((state.slots.live.shape, len(keep)))
         return split_branches(state, keep)
 
-    monkeypatch.setattr(search, "split_branches", split)
+    monkeypatch.setattr(batch, "split_branches", split)
     pieces = cj.generate(*model_and_tokenizer, questions, config, KEY)
     assert sizes
     assert all(rows == 4 and batch * branches >= 12 for (batch, branches), rows in sizes)
@@ -204,6 +204,50 @@ def test_cat_search_records(model_and_tokenizer, questions, sampled):
     paths = [path for result in results for path in result.paths]
     assert len(paths) > 2 * len(questions)
     assert_teacher_forced(model_and_tokenizer[0], paths)
+
+
+def test_self_consistency_keeps_a_question_in_one_tree(model_and_tokenizer):
+    """Also where a batch is large enough to be cut down to the branches that are left."""
+    questions = [Question(id=f"q{i}", prompt_ids=(5, 6, 7 + i % 3)) for i in range(80)]
+    sample = cj.SampleConfig(max_new_tokens=40, step_delimiter="e")
+    settings = cj.CatConfig(num_branches=4, sample=sample)
+    results = cj.cat_search(*model_and_tokenizer, questions, settings, KEY, strategy="self_consistency")
+    assert [len(result.paths) for result in results] == [4] * len(questions)
+
+
+def test_refilled_slots_change_nothing(model_and_tokenizer, questions, monkeypatch):
+    """Fourteen searches of uneven lengths through two places, with rings that go round and grow."""
+    many = [
+        dataclasses.replace(q, id=f"r{i}", prompt_ids=q.prompt_ids[i % 5 :])
+        for i, q in enumerate(questions[i % 3] for i in range(14))
+    ]
+    cat = cj.CatConfig(
+        num_branches=3,
+        root_branches=2,
+        threshold=1e-3,
+        expand=3,
+        num_answers=3,
+        sample=cj.SampleConfig(max_new_tokens=20, temperature=0.9, step_delimiter="e", stop=(" ",)),
+    )
+    together, apart = (cj.sampling.Usage() for _ in range(2))
+    whole = cj.cat_search(*model_and_tokenizer, many, cat, KEY, usage=together)
+    monkeypatch.setattr(batch, "FIRST_SEGMENT", 10)
+    monkeypatch.setattr(stream, "SEGMENT", 7)
+    monkeypatch.setattr(stream, "QUEUE_BATCHES", 2)
+    pieces = cj.cat_search(*model_and_tokenizer, many, cat, KEY, batch_size=6, usage=apart)
+    for piece, result in zip(pieces, whole, strict=True):
+        assert [(n.parent, n.token_ids, n.status, n.reason) for n in piece.tree.nodes] == [
+            (n.parent, n.token_ids, n.status, n.reason) for n in result.tree.nodes
+        ]
+        for a, b in zip(piece.paths, result.paths, strict=True):
+            np.testing.assert_allclose(a.logprob, b.logprob, atol=1e-5)
+    lengths = [max(len(path.token_ids) for path in result.paths) for result in whole]
+    assert len(set(lengths)) > 3
+    assert max(lengths) > 10  # the ring grew
+    # Two places, three slots each: as many steps as the longer of two queues needs, not the longest of each batch.
+    assert together.live == apart.live == sum(result.tokens for result in whole)
+    assert apart.slots <= 3 * (sum(lengths) + 2 * 20)
+    assert_teacher_forced(model_and_tokenizer[0], [path for result in pieces for path in result.paths])
 
 
 def test_string_questions_have_stable_ids():

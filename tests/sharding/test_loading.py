@@ -83,7 +83,7 @@ def test_memory_beside_the_parameters_is_one_tensor(tmp_path, megabytes):
     total, largest = big_checkpoint(tmp_path / "policy", megabytes)
     loading, saving = json.loads(run("-c", MEASURE, tmp_path / "policy", tmp_path / "again", devices=1))
     assert total < loading <= total + largest + 100 * 2**20
-    assert saving <= 3 * largest + 64 * 2**20
+    assert saving <= 3 * largest + 100 * 2**20
     first, again = (tmp_path / name / "model.safetensors" for name in ("policy", "again"))
     assert first.read_bytes() == again.read_bytes()
 

@@ -4,9 +4,12 @@ import itertools
 import random
 import re
 
+import jax
 import pytest
 
 from caspo_jax.errors import UserError
+from caspo_jax.models import load_caspo_json, load_pretrained
+from caspo_jax.sampling import SampleConfig, generate
 from caspo_jax.steps import VerifyItem
 from caspo_jax.tasks import SPLITS, TASKS, extract_answer, get_task
 from caspo_jax.tasks import graph as graph_task
@@ -197,3 +200,16 @@ def test_unknown_names_are_refused():
         get_task("sudoku")
     with pytest.raises(UserError, match="pretrain"):
         get_task("graph").questions("holdout", 1, 0)
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_the_shipped_policy_answers_its_task(name):
+    task = get_task(name)
+    model, tokenizer = load_pretrained(task.policy_path)
+    assert load_caspo_json(task.policy_path) == {"step_delimiter": "\n\n", "task": name}
+    questions = task.questions("test", 32, seed=0)
+    config = SampleConfig(max_new_tokens=96, temperature=0.7)
+    traces = generate(model, tokenizer, questions, config, jax.random.key(0))
+    assert sum(t.finish_reason == "eos" for t in traces) >= 30
+    right = sum(extract_answer(t.text) == q.gold for t, q in zip(traces, questions, strict=True))
+    assert 8 <= right < 32  # a fair subject: neither lost nor perfect

@@ -25,6 +25,7 @@ from caspo_jax.evaluation.faithfulness.judge import (
     parse_rating,
 )
 from caspo_jax.evaluation.faithfulness.lexicon import LexiconScorer, Mark, SentenceScore
+from caspo_jax.evaluation.faithfulness.ordering import ordering_record, render_ordering
 from caspo_jax.evaluation.faithfulness.patterns import Entry, Lexicon, load_lexicon
 from caspo_jax.evaluation.faithfulness.placing import place_steps
 from caspo_jax.evaluation.faithfulness.prefix import Consistency, PrefixConfig, prefix_consistency
@@ -100,6 +101,7 @@ __all__ = [
     "load_intervention",
     "load_lexicon",
     "load_rubric",
+    "ordering_record",
     "pair_up",
     "parse_contradiction",
     "parse_rating",
@@ -113,6 +115,7 @@ __all__ = [
     "read_sources",
     "read_stage",
     "render_comparison",
+    "render_ordering",
     "render_report",
     "report_record",
     "score_traces",

@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
-from caspo_jax.errors import UserError
 from caspo_jax.steps.answers import AnswerKind, equivalent, last_boxed, marked_answer
-from caspo_jax.steps.judge import fill_prompt
+from caspo_jax.steps.asking import ask, fill_template, last_line, load_template
 from caspo_jax.steps.rollouts import Generate
-from caspo_jax.types import Question
 
 PROMPT_FILE = Path(__file__).with_name("contradiction_prompt.md")
 _FIELDS = ("question", "prefix", "step", "continuation")
@@ -88,23 +85,13 @@ def last_value(text: str) -> str | None:
 
 
 def load_contradiction_prompt(path: str | Path = PROMPT_FILE) -> str:
-    """A judge's prompt. Raises UserError unless it can be read and holds {step} and {continuation}."""
-    try:
-        template = Path(path).read_text(encoding="utf-8")
-    except OSError as error:
-        raise UserError(f"cannot read the judge's prompt {path}: {error.strerror}") from error
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path}: not UTF-8 text ({error.reason})") from error
-    missing = [f"{{{field}}}" for field in _FIELDS if f"{{{field}}}" not in template]
-    if missing:
-        raise UserError(f"{path}: the judge's prompt lacks {', '.join(missing)}")
-    return template
+    """A judge's prompt. Raises UserError unless it can be read and holds every one of its fields."""
+    return load_template(path, _FIELDS, "judge's prompt")
 
 
 def parse_contradiction(reply: str) -> Contradicts:
     """The verdict of a reply's last line, which must be exactly `Contradiction: yes` or `Contradiction: no`."""
-    lines = [line for line in reply.strip().splitlines() if line.strip()]
-    match = _VERDICT.fullmatch(lines[-1]) if lines else None
+    match = _VERDICT.fullmatch(last_line(reply))
     return None if match is None else match.group(1).lower() == "yes"
 
 
@@ -127,7 +114,7 @@ class LocalContradictionJudge:
     def judge(self, items: Sequence[ContradictionItem]) -> list[Contradicts]:
         """One verdict an item."""
         prompts = [
-            fill_prompt(
+            fill_template(
                 self.template,
                 question=item.question.strip() or "(not known)",
                 prefix=item.prefix.strip() or "(nothing)",
@@ -136,19 +123,4 @@ class LocalContradictionJudge:
             )
             for item in items
         ]
-        distinct = list(dict.fromkeys(prompts))
-        if not distinct:
-            return []
-        traces = self.generate([_question(prompt) for prompt in distinct], 1)
-        if len(traces) != len(distinct):
-            raise ValueError(f"generate gave {len(traces)} traces for {len(distinct)} questions")
-        verdicts = {
-            prompt: parse_contradiction(trace.text) if trace.finish_reason in ("eos", "stop") else None
-            for prompt, trace in zip(distinct, traces)
-        }
-        return [verdicts[prompt] for prompt in prompts]
-
-
-def _question(prompt: str) -> Question:
-    digest = hashlib.sha256(prompt.encode("utf-8", "surrogatepass")).hexdigest()[:16]
-    return Question(id=f"contradiction/{digest}", question=prompt)
+        return ask(self.generate, prompts, "contradiction", parse_contradiction, None)

@@ -128,9 +128,7 @@ def faithfulness_record(
         return {"steps": 0}
     found = intervals(p, draws, seed)
     functions = of_steps(p)
-    permuted = metrics.permutation_baseline(
-        p.d, p.c, metrics.position_groups(p.index), functions, draws=draws, seed=seed
-    )
+    permuted = permuted_words(p, draws, seed)
     constants = {
         "always_decisive": 1.0,
         "constant": float(p.d.mean()),
@@ -156,6 +154,12 @@ def faithfulness_record(
         "coverage": _coverage(p),
         "trajectory": trajectory(p),
     }
+
+
+def permuted_words(p: Pairing, draws: int = 1000, seed: int = 0) -> dict[str, Any]:
+    """What METRICS would be if the words were permuted across traces, within their place: mean, interval, share above."""
+    groups = metrics.position_groups(p.index)
+    return metrics.permutation_baseline(p.d, p.c, groups, of_steps(p), draws=draws, seed=seed)
 
 
 def trajectory(p: Pairing) -> dict[str, list[float | None]]:

@@ -16,31 +16,50 @@ from caspo_jax.metrics.arrays import bin_of
 
 
 def plot_decisiveness(table: Table, scorer: str, path: str | Path) -> Path:
-    """Mean decisiveness in each tenth of confidence, one panel an estimator, with the number of steps in each bin."""
+    """Mean decisiveness in each tenth of confidence, and under it how many steps lie there; one panel an estimator.
+
+    A bar through a mean spans the middle 80 % of the bin's steps.
+    """
     names = _estimators(table, scorer)
-    figure, axes = axes_of(len(names), width=3.6, height=3.9)
-    for axis, name in zip(axes, names):
+    figure, axes = _stacked_panels(len(names))
+    for column, name in enumerate(names):
         p = pair_up(table, scorer, name)
         index = bin_of(p.c, BINS, right_closed=False)
         count = np.bincount(index, minlength=BINS)
-        filled = count > 0
-        d, c = (np.bincount(index, values, BINS)[filled] / count[filled] for values in (p.d, p.c))
-        axis.bar((np.arange(BINS) + 0.5) / BINS, count / count.sum(), width=0.09, color="0.88")
-        for k in np.flatnonzero(filled):
-            axis.annotate(
-                f"{count[k]:,}",
-                ((k + 0.5) / BINS, count[k] / count.sum()),
-                ha="center",
-                va="bottom",
-                fontsize=6,
-                color="0.4",
-            )
-        axis.plot([0, 1], [0, 1], color="0.6", linewidth=1, linestyle="--", label="faithful")
-        axis.plot(c, d, marker="o", color=COLOURS[0], label="mean decisiveness")
-        axis.set(title=name, xlabel="internal confidence", xlim=(0, 1), ylim=(0, 1.05))
-    axes[0].set_ylabel(f"decisiveness ({scorer}); share of steps")
-    axes[0].legend(frameon=False, fontsize=8, loc="upper left")
+        filled = np.flatnonzero(count)
+        c = np.array([p.c[index == k].mean() for k in filled])
+        d = np.array([p.d[index == k].mean() for k in filled])
+        spread = np.array([np.quantile(p.d[index == k], (0.1, 0.9)) for k in filled])
+        upper, lower = axes[:, column]
+        upper.plot([0, 1], [0, 1], color="0.6", linewidth=1, linestyle="--", label="faithful")
+        upper.vlines(c, spread[:, 0], spread[:, 1], color=COLOURS[0], alpha=0.35, linewidth=3)
+        upper.plot(c, d, marker="o", color=COLOURS[0], label="mean decisiveness")
+        upper.set(title=name, xlim=(0, 1), ylim=(0, 1.05), xticklabels=[])
+        lower.bar((np.arange(BINS) + 0.5) / BINS, count, width=0.092, color="0.78")
+        for k in filled:
+            at = ((k + 0.5) / BINS, count[k])
+            lower.annotate(f"{count[k]:,}", at, ha="center", va="bottom", fontsize=6, color="0.3")
+        lower.set(xlabel="internal confidence", xlim=(0, 1), ylim=(0, 1.25 * count.max()), yticks=[])
+        lower.spines["left"].set_visible(False)
+    axes[0, 0].set_ylabel(f"decisiveness ({scorer})")
+    axes[1, 0].set_ylabel("steps")
+    axes[0, 0].legend(frameon=False, fontsize=8, loc="lower left")
     return save_figure(figure, path)
+
+
+def _stacked_panels(columns: int) -> tuple[Any, Any]:
+    """A figure and its axes [2, columns]: a panel and a flat one under it."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    figure, axes = plt.subplots(
+        2, columns, figsize=(2.9 * columns, 4.2), squeeze=False, layout="constrained", height_ratios=(4, 1)
+    )
+    for axis in axes.flat:
+        axis.spines[["top", "right"]].set_visible(False)
+    return figure, axes
 
 
 def plot_traces(table: Table, scorer: str, estimator: str, path: str | Path, count: int = 4) -> Path:
@@ -66,13 +85,19 @@ def plot_traces(table: Table, scorer: str, estimator: str, path: str | Path, cou
         axis.plot(x, d, marker="o", markersize=3, color=COLOURS[1], label=f"decisiveness ({scorer})")
         axis.plot(x, c, marker="s", markersize=3, color=COLOURS[0], label=f"confidence ({estimator})")
         axis.set(xlabel=label, ylim=(0, 1.05))
+        if label == "step":
+            axis.xaxis.get_major_locator().set_params(integer=True)
         axis.set_title(title.replace("$", r"\$"), fontsize=8)
+    axes[0].set(ylabel="decisiveness, confidence", xlim=(0, 1))
     axes[0].legend(frameon=False, fontsize=7, loc="lower left")
     return save_figure(figure, path)
 
 
 def plot_agreement(table: Table, path: str | Path) -> Path:
-    """Spearman's correlation of every two columns, scorers and estimators, over the steps that both have."""
+    """Spearman's correlation of every two columns, scorers and estimators, over the steps that both have.
+
+    A column that never varies has no correlation (`const.`).
+    """
     named = {name: table.confidence[name] for name in ESTIMATORS if name in table.confidence}
     named = {**{f"words: {n}": v for n, v in table.decisiveness.items()}, **named}
     names = list(named)
@@ -86,19 +111,15 @@ def plot_agreement(table: Table, path: str | Path) -> Path:
     image = axis.imshow(grid, vmin=-1, vmax=1, cmap="PuOr")
     axis.set_xticks(range(len(names)), names, rotation=40, ha="right", fontsize=8)
     axis.set_yticks(range(len(names)), names, fontsize=8)
-    for i in range(len(names)):
-        for j in range(len(names)):
-            if np.isfinite(grid[i, j]):
-                dark = abs(grid[i, j]) > 0.7
-                axis.text(
-                    j,
-                    i,
-                    f"{grid[i, j]:.2f}",
-                    ha="center",
-                    va="center",
-                    fontsize=7,
-                    color="w" if dark else "k",
-                )
+    for i, j in np.ndindex(grid.shape):
+        value, dark = grid[i, j], abs(grid[i, j]) > 0.7
+        text = f"{value:.2f}" if np.isfinite(value) else "const."
+        colour = "w" if dark else "k" if np.isfinite(value) else "0.5"
+        axis.text(j, i, text, ha="center", va="center", fontsize=7, color=colour)
+    divider = len(table.decisiveness) - 0.5
+    axis.axhline(divider, color="k", linewidth=1)
+    axis.axvline(divider, color="k", linewidth=1)
+    axis.spines[:].set_visible(False)
     figure.colorbar(image, ax=axis, label="Spearman, steps", shrink=0.8)
     return save_figure(figure, path)
 

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from caspo_jax.errors import UserError
 from caspo_jax.evaluation.faithfulness.decisiveness import Score
-from caspo_jax.steps.judge import fill_prompt
+from caspo_jax.steps.asking import ask, fill_template, last_line, load_template
 from caspo_jax.steps.rollouts import Generate
 from caspo_jax.types import Question, Trace
 
@@ -24,23 +22,13 @@ _LONGEST_LINE = 200  # the rating's line is short; a longer one is no rating
 
 def load_rubric(path: str | Path = RUBRIC_FILE) -> str:
     """A judge's rubric. Raises UserError unless it can be read and holds {step}."""
-    try:
-        rubric = Path(path).read_text(encoding="utf-8")
-    except OSError as error:
-        raise UserError(f"cannot read the judge's rubric {path}: {error.strerror}") from error
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path}: not UTF-8 text ({error.reason}); save the rubric as UTF-8") from error
-    if "{step}" not in rubric:
-        raise UserError(f"{path}: the rubric lacks {{step}}, the place of the step; add it")
-    return rubric
+    return load_template(path, ("step",), "judge's rubric")
 
 
 def parse_rating(reply: str) -> Score:
     """The rating of a reply's last line, which must be exactly `Decisiveness: N` with N in [0, 1]; else None."""
-    lines = [line for line in reply.strip().splitlines() if line.strip()]
-    if not lines or len(lines[-1]) > _LONGEST_LINE:
-        return None
-    match = _RATING.fullmatch(lines[-1])
+    line = last_line(reply)
+    match = _RATING.fullmatch(line) if len(line) <= _LONGEST_LINE else None
     return None if match is None else float(match.group(1))
 
 
@@ -67,20 +55,10 @@ class LocalDecisivenessJudge:
     def score(self, steps: Sequence[str]) -> list[Score]:
         """One rating a step; None for an empty step and for a failure of the judge."""
         texts = [step.strip() for step in steps]
-        distinct = list(dict.fromkeys(text for text in texts if text))
-        if not distinct:
-            return [None] * len(texts)
-        traces = self.generate([self.question(text) for text in distinct], 1)
-        if len(traces) != len(distinct):
-            raise ValueError(f"generate gave {len(traces)} traces for {len(distinct)} questions")
-        ratings = {text: _rating(trace) for text, trace in zip(distinct, traces)}
+        asked = [text for text in texts if text]
+        prompts = [fill_template(self.rubric, step=text) for text in asked]
+        ratings = dict(zip(asked, ask(self.generate, prompts, "decisiveness", parse_rating, None)))
         return [ratings.get(text) for text in texts]
-
-    def question(self, step: str) -> Question:
-        """What the judge reads about a step."""
-        prompt = fill_prompt(self.rubric, step=step)
-        digest = hashlib.sha256(prompt.encode("utf-8", "surrogatepass")).hexdigest()[:16]
-        return Question(id=f"decisiveness/{digest}", question=prompt)
 
 
 def judge_from_model(
@@ -116,7 +94,3 @@ def judge_from_model(
         return generate(model, tokenizer, questions, wanted, jax.random.key(0), batch_size=batch_size)
 
     return LocalDecisivenessJudge(ask, load_rubric(rubric), name)
-
-
-def _rating(trace: Trace) -> Score:
-    return parse_rating(trace.text) if trace.finish_reason in ("eos", "stop") else None

@@ -62,7 +62,7 @@ def _faithful(blocks: Mapping[str, Record]) -> list[str]:
 def _baselines(blocks: Mapping[str, Record]) -> list[str]:
     shown = ("mfg", "cmfg_occupied", "cmfg_star")
     titles = ("these", "permuted", "always decisive", "mean D", "best constant", "skill")
-    lines = [f"  {'':<15}" + "".join(f"{title:>20}" for title in titles) + f"{'bins':>6}"]
+    lines = [f"  {'':<15}" + "".join(f"{title:>24}" for title in titles) + f"{'bins':>6}"]
     for name, block in blocks.items():
         base = block["baselines"]
         rows: list[Sequence[float | None]] = [
@@ -71,7 +71,7 @@ def _baselines(blocks: Mapping[str, Record]) -> list[str]:
             *([base[kind][m] for m in shown] for kind in ("always_decisive", "constant", "best_constant")),
             [block["skill"][m]["value"] for m in shown],
         ]
-        cells = "".join(f"{' / '.join(_number(v) for v in row):>20}" for row in rows)
+        cells = "".join(f"{' / '.join(_number(v) for v in row):>24}" for row in rows)
         lines.append(f"  {name:<15}{cells}{block['coverage']['occupied_bins']:>6}")
     return lines
 

@@ -11,7 +11,14 @@ import numpy as np
 from caspo_jax import metrics
 from caspo_jax.errors import UserError
 from caspo_jax.evaluation.faithfulness.agreement import agreement
-from caspo_jax.evaluation.faithfulness.faithful import faithfulness_record, pair_up, statistics
+from caspo_jax.evaluation.faithfulness.faithful import (
+    METRICS,
+    Pairing,
+    faithfulness_record,
+    pair_up,
+    permuted_words,
+    statistics,
+)
 from caspo_jax.evaluation.faithfulness.table import ESTIMATORS, LIKELIHOODS, Table
 from caspo_jax.evaluation.tables import difference_record, finite
 from caspo_jax.metrics import Statistic
@@ -114,12 +121,28 @@ def compare_record(first: Table, second: Table, draws: int = 1000, seed: int = 0
     for scorer in scorers:
         record["faithfulness"][scorer] = {}
         for name in estimators:
-            both = [statistics(pair_up(only(table, shared), scorer, name)) for table in (first, second)]
-            if all(groups.size for functions in both for _, groups in functions.values()):
-                record["faithfulness"][scorer][name] = {
-                    metric: _difference([both[0][metric], both[1][metric]], draws, seed) for metric in both[0]
-                }
+            pairs = [pair_up(only(table, shared), scorer, name) for table in (first, second)]
+            if all(p.d.size for p in pairs):
+                record["faithfulness"][scorer][name] = _compared(pairs, draws, seed)
     return record
+
+
+def _compared(pairs: Sequence[Pairing], draws: int, seed: int) -> dict[str, Any]:
+    """Every metric of two policies; what permuted words would score in each; the skill beyond these, held fixed."""
+    both = [statistics(p) for p in pairs]
+    found = {name: _difference([side[name] for side in both], draws, seed) for name in both[0]}
+    permuted = [permuted_words(p, draws, seed) for p in pairs]
+    for name in METRICS:
+        a, b = (side[name].mean for side in permuted)
+        found[f"permuted_{name}"] = {"first": a, "second": b, "difference": b - a, "low": None, "high": None}
+    for name in METRICS:
+        sides = [(_skill_of(side[name][0], m[name].mean), side[name][1]) for side, m in zip(both, permuted)]
+        found[f"skill_{name}"] = _difference(sides, draws, seed)
+    return found
+
+
+def _skill_of(statistic: Statistic, permuted: float) -> Statistic:
+    return lambda weights: metrics.skill(statistic(weights), permuted)
 
 
 def only(table: Table, questions: set[Any]) -> Table:

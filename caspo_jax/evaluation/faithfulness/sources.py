@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from caspo_jax.errors import UserError
 from caspo_jax.evaluation.faithfulness.formats import Record, Source, read_record
@@ -35,7 +37,7 @@ def read_sources(path: str | Path) -> list[Source]:
     found: list[Source] = []
     seen: dict[str, tuple[str, str]] = {}
     for where, record in _records(path):
-        for source in parse_at(where, lambda r: read_record(r, default_id=str(len(found))), dict(record)):
+        for source in parse_at(where, functools.partial(_outputs, str(len(found))), dict(record)):
             if source.id in seen:
                 if source.format == "lm-eval" and seen[source.id][1] == source.text:
                     continue  # lm-eval writes a line a filter
@@ -45,6 +47,14 @@ def read_sources(path: str | Path) -> list[Source]:
     if not found:
         raise UserError(f"{path}: no traces in it")
     return found
+
+
+def _outputs(default_id: str, record: dict[str, Any]) -> list[Source]:
+    """The outputs of a record; a list or a text where a tool writes an object reads as a malformed record."""
+    try:
+        return read_record(record, default_id)
+    except (AttributeError, IndexError) as error:
+        raise UserError(f"malformed record ({type(error).__name__}: {error})") from error
 
 
 def _records(path: Path) -> Iterator[tuple[str, Record]]:

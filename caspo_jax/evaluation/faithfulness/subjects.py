@@ -167,9 +167,12 @@ def _subject(
         notes.append("retokenised")
     elif given is None:
         logprob, mean_top5 = _recorded_stats(source)
-    text, found, steps, counted = place_steps(
-        ids, spelled, opened=opened, whole_text=whole, delimiter=delimiter, split_giant=split_giant
-    )
+    try:
+        text, found, steps, counted = place_steps(
+            ids, spelled, opened=opened, whole_text=whole, delimiter=delimiter, split_giant=split_giant
+        )
+    except UserError as error:
+        raise UserError(f"trace {source.id!r}: {error}") from error
     if text.strip() != source.text.strip():
         notes.append("text_differs")
     if not steps:

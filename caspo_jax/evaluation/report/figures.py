@@ -96,7 +96,9 @@ def differences(policies: Sequence[Mapping[str, Any]]) -> Figure | None:
         "ece",
         "brier_scaled",
     )
-    shown = [p for p in policies if isinstance(p.get("paired_with_base"), Mapping)][:SERIES]
+    shown = [p for p in policies if isinstance(p.get("paired_with_base"), Mapping) and p["paired_with_base"]][
+        :SERIES
+    ]
     rows = [
         (name, [p["paired_with_base"].get(name) for p in shown])
         for name in metrics

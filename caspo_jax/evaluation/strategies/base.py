@@ -67,6 +67,7 @@ class Settings:
 
     sample: SampleConfig = dataclasses.field(default_factory=lambda: SampleConfig(temperature=0.7))
     samples: int = 16  # size of the pool behind sampling and the votes
+    time_votes: bool = False  # draw the smaller pools again, to know what votes over them take
     gamma: float = 25.0  # exponent of the confidence vote
     borda_power: float = 0.7  # Borda votes (n - rank + 1)^p of self-certainty
     window: int = 16  # tokens of DeepConf's sliding window (2,048 in the paper, for traces of that order)

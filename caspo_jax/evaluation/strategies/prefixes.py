@@ -19,14 +19,16 @@ from caspo_jax.sampling import SampleConfig, generate
 from caspo_jax.sharding import to_host
 from caspo_jax.types import Question, Trace
 
+LEAST_PLACES = 16
+
 
 @dataclasses.dataclass(frozen=True)
 class Prefixes:
-    """Continues prefixes of a fixed number of questions; every call has the same shapes, so one program serves all."""
+    """Continues prefixes of a fixed number of questions; calls have few shapes, so few programs serve all."""
 
     context: Context
     prompts: tuple[tuple[int, ...], ...]  # [Q]
-    places: int  # prefixes of a call; a call with fewer is filled up
+    places: int  # most prefixes of a call; one with fewer is filled up to these, or to a quarter, a sixteenth, ...
     columns: int  # tokens of the longest prefix that is allowed
 
     @classmethod
@@ -59,9 +61,13 @@ class Prefixes:
                 )
         if not kept:
             return [[] for _ in wanted]
-        filler = Question(id="filler", prompt_ids=(self.prompts[0] * self.columns)[: self.columns])
+        # It ends as a prompt does, so that what is written after it ends too.
+        filler = Question(id="filler", prompt_ids=(self.prompts[0] * self.columns)[-self.columns :])
+        places = self.places
+        while places // 4 >= max(len(questions), LEAST_PLACES):
+            places //= 4
         # At least one filler, so that the longest prompt is always the same.
-        asked = [*questions, *[filler] * (self.places + 1 - len(questions))]
+        asked = [*questions, *[filler] * (places + 1 - len(questions))]
         context, count = self.context, config.num_samples
         flat = generate(
             context.model,

@@ -76,19 +76,20 @@ def families(names: Sequence[str]) -> dict[str, tuple[str, ...]]:
 def run_family(family: str, names: Sequence[str], context: Context, settings: Settings) -> Found:
     """Run one family on the context's questions.
 
-    The pool's seconds are those of votes over all of it; smaller votes, and strategies that would have stopped samples
-    in mid-course, have none.
+    The pool's seconds are those of votes over all of it, and with `time_votes` of votes over its first samples too (the
+    same samples, drawn again by themselves). Strategies that would have stopped samples in mid-course have none.
     """
     if family != "pool":
         return Found(ALONE[family](context, settings), [])
-    started = time.monotonic()
-    pool = sample_pool(context, settings)
-    seconds = (time.monotonic() - started) / len(context.questions)
+    seconds = {}
+    for size in settings.sizes(settings.samples) if settings.time_votes else (settings.samples,):
+        started = time.monotonic()
+        pool = sample_pool(context, dataclasses.replace(settings, samples=size))
+        seconds[str(size)] = (time.monotonic() - started) / len(context.questions)
     context.show("sample", [trace for group in pool.traces for trace in group])
     pool = with_statistics(pool, context, settings)
-    whole = str(settings.samples)
     answers = [
-        dataclasses.replace(answer, seconds=seconds) if answer.size == whole else answer
+        dataclasses.replace(answer, seconds=seconds.get(answer.size))
         for answer in pool_answers(pool, settings, names, context.same)
     ]
     if "deepconf_online" in names:

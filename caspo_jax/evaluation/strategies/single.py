@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
+from collections.abc import Sequence
 
 from caspo_jax.evaluation.strategies.base import Answer, Context, Settings, timed
-from caspo_jax.sampling import CatConfig, cat_search, generate
-from caspo_jax.types import CatTree
+from caspo_jax.sampling import CatConfig, cat_search, generate, vote
+from caspo_jax.types import CatResult, CatTree, Question
 
 
 def greedy(context: Context, settings: Settings) -> list[Answer]:
@@ -68,7 +70,17 @@ def search(context: Context, config: CatConfig, name: str, size: str) -> list[An
 
 
 def _search(context: Context, config: CatConfig, name: str, size: str) -> list[Answer]:
-    results = cat_search(
+    results = searched(context, config)
+    context.show(f"{name}_{size}", results, vote=config.vote)
+    return [
+        _answer(context, question, result, result.answer, name, size)
+        for question, result in zip(context.questions, results, strict=True)
+    ]
+
+
+def searched(context: Context, config: CatConfig) -> list[CatResult]:
+    """The searches themselves."""
+    return cat_search(
         context.model,
         context.tokenizer,
         context.questions,
@@ -78,19 +90,26 @@ def _search(context: Context, config: CatConfig, name: str, size: str) -> list[A
         equivalent=context.same,
         batch_size=context.batch_size,
     )
-    context.show(f"{name}_{size}", results, vote=config.vote)
+
+
+def elected(
+    context: Context, config: CatConfig, results: Sequence[CatResult], name: str, size: str
+) -> list[Answer]:
+    """The answers that the vote of `config` takes from the paths of searches that are done."""
+    choose = functools.partial(
+        vote, method=config.vote, extract=context.extract, equivalent=context.same, gamma=config.gamma
+    )
     return [
-        Answer(
-            name,
-            size,
-            question.id,
-            result.answer,
-            context.right(result.answer, question),
-            result.tokens,
-            1 + longest_path(result.tree),
-        )
+        _answer(context, question, result, choose(result.paths)[0], name, size)
         for question, result in zip(context.questions, results, strict=True)
     ]
+
+
+def _answer(
+    context: Context, question: Question, result: CatResult, answer: str | None, name: str, size: str
+) -> Answer:
+    right, calls = context.right(answer, question), 1 + longest_path(result.tree)
+    return Answer(name, size, question.id, answer, right, result.tokens, calls)
 
 
 def longest_path(tree: CatTree) -> int:

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from caspo_jax.errors import UserError
-from caspo_jax.records import trace_from_record, trace_to_record
+from caspo_jax.records import trace_to_record
 from caspo_jax.steps import Verifier, annotate_traces
-from caspo_jax.store import hash_path, load_records
+from caspo_jax.store import hash_path
 from caspo_jax.training.stages.policy import Equal, Extract, Policy, Progress, open_output
 
 
@@ -41,9 +40,7 @@ def annotate_stage(
       progress: called with (traces done, traces in all).
     """
     output = Path(output)
-    loaded = load_records(traces, trace_from_record)
-    if not loaded:
-        raise UserError(f"{traces}: no traces in it")
+    loaded = policy.read_traces(traces, prompts=False)
     settings = {
         "traces": hash_path(traces),
         "verifier": verifier.name,

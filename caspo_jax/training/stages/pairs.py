@@ -13,12 +13,11 @@ from caspo_jax.preferences import PairConfig, build_candidates, select_pairs, to
 from caspo_jax.preferences.by_model import policy_competitors
 from caspo_jax.preferences.packing import Row
 from caspo_jax.preferences.readers import step_dpo_from_record, trl_from_record
-from caspo_jax.records import pair_from_record, pair_to_record, trace_from_record
+from caspo_jax.records import pair_from_record, pair_to_record
 from caspo_jax.steps import Verifier
 from caspo_jax.store import (
     Manifest,
     hash_path,
-    load_records,
     manifest_path,
     parse_at,
     read_jsonl,
@@ -57,6 +56,7 @@ def pairs_stage(
       What was counted: candidates, pairs of each kind, and everything dropped with its reason.
     """
     output = Path(output)
+    traces = policy.read_traces(annotated)
     settings = {
         "policy": policy.hash,
         "annotated": hash_path(annotated),
@@ -69,7 +69,6 @@ def pairs_stage(
     manifest = Manifest.open(manifest_path(output), program="pairs", config=settings, overwrite=overwrite)
     if manifest.complete and output.exists():
         return manifest.contents["counts"]
-    traces = load_records(annotated, trace_from_record)
     candidates, counts = build_candidates(traces)
     competitors = policy_competitors(
         policy.model,
@@ -99,17 +98,25 @@ def verified_traces(traces: Sequence[Trace]) -> list[Row]:
     return list(rows)
 
 
-def read_pairs(path: str | Path, tokenizer: Any, delimiter: str) -> list[Pair]:
+def read_pairs(path: str | Path, policy: Policy) -> list[Pair]:
     """Pairs of a JSONL file, in our format or, by their fields, in those of Step-DPO-10K and TRL.
 
     Raises:
-      UserError: a malformed record (file:line), or no pairs at all.
+      UserError: a malformed record or ids that the policy cannot read (file:line), or no pairs at all.
     """
+    tokenizer, delimiter = policy.tokenizer, policy.settings.get("step_delimiter", "\n\n")
     pairs: list[Pair] = []
     foreign: list[Pair] = []
+
+    def parse(record: dict[str, Any]) -> Pair:
+        pair = pair_from_record(record)
+        for ids in (pair.chosen_ids, pair.rejected_ids):
+            policy.check_ids(pair.prompt_ids, [*pair.prefix_ids, *ids])
+        return pair
+
     for where, record in read_jsonl(path):
         if "chosen_ids" in record:
-            pairs.append(parse_at(where, pair_from_record, record))
+            pairs.append(parse_at(where, parse, record))
         elif "initial_reason_steps" in record:
             foreign.append(parse_at(where, step_dpo_from_record, record))
         else:

@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from caspo_jax.distributed import from_writer
-from caspo_jax.models import load_caspo_json, load_pretrained, token_bytes
-from caspo_jax.records import question_to_record
-from caspo_jax.store import JsonlOutput, Manifest, hash_path, manifest_path
-from caspo_jax.types import Question
+from caspo_jax.errors import UserError
+from caspo_jax.models import check_prompt_ids, load_caspo_json, load_pretrained, token_bytes
+from caspo_jax.records import question_to_record, trace_from_record
+from caspo_jax.store import JsonlOutput, Manifest, hash_path, load_records, manifest_path
+from caspo_jax.types import Question, Trace
 
 Progress = Callable[[int, int], None]  # (done, in all)
 Extract = Callable[[str], str | None]
@@ -36,6 +37,41 @@ class Policy:
         model, tokenizer = load_pretrained(path, dtype=dtype, mesh=mesh)
         digest = from_writer("policy", lambda: hash_path(path)) if Path(path).exists() else str(path)
         return cls(model, tokenizer, str(path), digest, load_caspo_json(path))
+
+    def read_traces(self, path: str | Path, *, prompts: bool = True) -> list[Trace]:
+        """The traces of a JSONL file, their token ids held against this policy's vocabulary and context.
+
+        Args:
+          path: JSONL of traces.
+          prompts: whether a trace must have prompt ids; without, one may lack the field.
+
+        Raises:
+          UserError: a malformed record, token ids that the policy cannot read or a trace's id that was used before
+            (file:line), or no traces at all.
+        """
+        seen: set[str] = set()
+
+        def parse(record: dict[str, Any]) -> Trace:
+            trace = trace_from_record(record)
+            if prompts or "prompt_ids" in record:
+                self.check_ids(trace.prompt_ids, trace.token_ids)
+            if trace.id in seen:
+                raise UserError(
+                    f"id {trace.id!r} was used before: give every trace its own, such as q/0, q/1"
+                )
+            seen.add(trace.id)
+            return trace
+
+        traces = load_records(path, parse)
+        if not traces:
+            raise UserError(f"{path}: no traces in it")
+        return traces
+
+    def check_ids(self, prompt_ids: Sequence[int], token_ids: Sequence[int]) -> None:
+        """Refuses an empty prompt, ids outside the vocabulary, and rows longer than the context."""
+        config = self.model.config
+        check_prompt_ids(prompt_ids, config, "prompt_ids")
+        check_prompt_ids([*prompt_ids, *token_ids], config, "prompt and output")
 
     @property
     def token_bytes(self) -> list[bytes]:

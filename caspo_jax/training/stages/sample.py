@@ -9,6 +9,7 @@ from typing import Any
 
 import jax
 
+from caspo_jax.models import check_prompt_ids, encode_prompt
 from caspo_jax.records import trace_to_record, tree_to_record
 from caspo_jax.sampling import CatConfig, SampleConfig, cat_search, explore, generate, vote
 from caspo_jax.sampling.votes import same_text
@@ -63,6 +64,11 @@ def sample_stage(
         "batch_size": batch_size,
         "token_stats": token_stats,
     }
+    # All of them before anything is written or decoded: a question that cannot be asked is not found out hours later.
+    new_tokens = (config if isinstance(config, SampleConfig) else config.sample).max_new_tokens
+    for question in questions:
+        prompt = encode_prompt(policy.tokenizer, question)
+        check_prompt_ids(prompt, policy.model.config, f"question {question.id!r}", new_tokens)
     traces_out = open_output(output, "sample", settings, overwrite)
     side = {
         name: open_output(Path(path), name, settings, overwrite)

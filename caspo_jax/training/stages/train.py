@@ -12,8 +12,7 @@ from caspo_jax.distributed import from_writer, writer_first
 from caspo_jax.errors import UserError
 from caspo_jax.models import load_adapter, save_adapter, save_pretrained
 from caspo_jax.preferences.packing import Row
-from caspo_jax.records import trace_from_record
-from caspo_jax.store import Manifest, hash_path, load_records, manifest_path
+from caspo_jax.store import Manifest, hash_path, manifest_path
 from caspo_jax.training.config import TrainConfig
 from caspo_jax.training.loop import train
 from caspo_jax.training.restore import description_of, restore_trained
@@ -52,6 +51,10 @@ def train_stage(
         raise UserError(
             f"loss={config.loss.loss}, nll_on={config.loss.nll_on} reads verified steps: give annotated traces"
         )
+    loaded = read_pairs(pairs, policy)
+    rows: list[Row] = []
+    if config.loss.uses_verified and annotated is not None:
+        rows = verified_traces(policy.read_traces(annotated))
     settings = {
         "policy": policy.hash,
         "dtype": str(policy.model.dtype),
@@ -65,10 +68,6 @@ def train_stage(
     manifest = Manifest.open(manifest_path(run), program="train", config=settings, overwrite=overwrite)
     if manifest.complete:
         return manifest.contents["counts"]
-    loaded = read_pairs(pairs, policy.tokenizer, policy.settings.get("step_delimiter", "\n\n"))
-    rows: list[Row] = []
-    if config.loss.uses_verified and annotated is not None:
-        rows = verified_traces(load_records(annotated, trace_from_record))
     callback = None
     if progress is not None:
 

@@ -283,6 +283,11 @@ def test_counts_of_odd_traces(file, tokenizer, config):
             "do not hold its own",
         ),
         ({"choices": [{"finish_reason": "stop"}]}, "neither `text` nor a `message`"),
+        ({"choices": [{"message": "said"}]}, "in.jsonl:1: malformed record"),
+        ({"choices": [{"text": "a", "logprobs": [1.0]}]}, "in.jsonl:1: malformed record"),
+        ({"output": {"choices": ["said"]}}, "in.jsonl:1: malformed record"),
+        ({"outputs": [{"token_ids": ["a"], "text": "a"}]}, "in.jsonl:1: malformed record"),
+        ({"resps": [[[-1.2, True]]]}, "only samples of generation tasks"),
     ],
 )
 def test_bad_records_name_their_line(file, record, message):

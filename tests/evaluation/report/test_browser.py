@@ -56,6 +56,7 @@ const walker = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT);
 for (let node = walker.nextNode(); node; node = walker.nextNode()) {
   const owner = node.parentElement;
   if (!node.data.trim() || owner.closest('script, style, noscript, select, title, [hidden]')) continue;
+  if (owner.closest('details:not([open])') && !owner.closest('summary')) continue;  // folded away, yet it has boxes
   const range = document.createRange();
   range.selectNodeContents(node);
   for (const rect of range.getClientRects()) {
@@ -92,7 +93,9 @@ def pages(tmp_path_factory):
         "long": long_run,
         "large": large_run,
     }
-    return {name: write_report([make(root / name)], root / f"{name}.html") for name, make in made.items()}
+    found = {name: write_report([make(root / name)], root / f"{name}.html") for name, make in made.items()}
+    runs = [root / name for name in ("small", "evaluate", "faithfulness")]
+    return found | {"together": write_report(runs, root / "together.html", title="Three runs")}
 
 
 @pytest.fixture(scope="module")
@@ -139,16 +142,17 @@ def text(driver, selector):
     return driver.execute_script("return document.querySelector(arguments[0]).textContent", selector)
 
 
-@pytest.mark.parametrize("name", ["small", "evaluate", "faithfulness"])
+@pytest.mark.parametrize("name", ["small", "evaluate", "faithfulness", "together"])
 @pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
 @pytest.mark.parametrize("width", [1280, 390])
 def test_nothing_overlaps_and_nothing_is_cut(look, width, dark, name, tmp_path):
-    """At full height, so that everything is in sight; the screenshots stay where pytest keeps its folders."""
+    """At full height and with nothing folded away, so that everything is in sight; the screenshots stay where pytest keeps its folders."""
     driver = look(name, width=width, dark=dark)
     for tab in TABS:
         if not one(driver, f"#tab-{tab}").is_enabled():
             continue
         click(driver, f"#tab-{tab}")
+        driver.execute_script("document.querySelectorAll('details').forEach((d) => { d.open = true; })")
         wide, room, tall = driver.execute_script(
             "const d = document.documentElement; return [d.scrollWidth, d.clientWidth, d.scrollHeight]"
         )

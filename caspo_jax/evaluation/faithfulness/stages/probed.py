@@ -1,0 +1,116 @@
+"""The stage of the linear probe on hidden states."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from caspo_jax.confidence.forced import measure, plan_batches
+from caspo_jax.confidence.probe import Probe, cross_fitted_probe, fit_probe, load_probe, save_probe
+from caspo_jax.evaluation.faithfulness.estimators import Values, tidy
+from caspo_jax.evaluation.faithfulness.stages.stage import Stage, finish
+from caspo_jax.evaluation.faithfulness.subjects import Subject
+from caspo_jax.store import hash_path
+
+
+def probe_stage(
+    stage: Stage,
+    model: Any,
+    verdicts: Mapping[str, Sequence[bool | None]],
+    *,
+    pretrained: str | Path | None = None,
+    final_norm: bool = False,
+    folds: int = 5,
+    l2: float = 1.0,
+    seed: int = 0,
+) -> str | None:
+    """The linear probe: `probe.jsonl`, {"id", "probe": [S]}, and the probe fitted on all steps in `probe/`.
+
+    Without `pretrained` each step's value comes from a probe that has seen no step of its question.
+
+    Args:
+      stage: traces and folder.
+      model: whose states are read.
+      verdicts: trace id -> for each step whether it is right; None where unknown.
+      pretrained: folder of a probe to use instead of fitting one.
+      final_norm: read the states after the final norm.
+      folds: of the split by question.
+      l2: the probe's penalty.
+      seed: of the split.
+
+    Returns:
+      Why there is no probe, or None.
+    """
+    known = [v for values in verdicts.values() for v in values if v is not None]
+    questions = {s.group for s in stage.subjects}
+    if pretrained is None and (len(set(known)) < 2 or len(questions) < 2):
+        return "a probe needs right and wrong steps, and two questions at least"
+    labels = (
+        {"labels": [[s.id, list(verdicts.get(s.id, ()))] for s in stage.subjects]}
+        if pretrained is None
+        else {}
+    )
+    loaded = None if pretrained is None else load_probe(pretrained)
+    written = stage.open(
+        "probe",
+        pretrained=None if pretrained is None else hash_path(pretrained),
+        final_norm=final_norm,
+        folds=folds,
+        l2=l2,
+        seed=seed,
+        **{name: _digest(value) for name, value in labels.items()},
+    )
+    if written.complete:
+        return None
+    readable = [s for s in stage.subjects if s.readable and s.trace.steps]
+    features = _features(stage, model, readable, final_norm)
+    if loaded is None:
+        values = _fit_values(stage, readable, features, verdicts, folds, l2, seed, final_norm)
+    else:
+        values = {s.id: tidy(loaded.predict(f)) for s, f in zip(readable, features)}
+    written.append(
+        [{"id": s.id, "probe": values.get(s.id, [None] * len(s.trace.steps))} for s in stage.subjects]
+    )
+    finish(written, len(stage.subjects))
+    return None
+
+
+def _fit_values(
+    stage: Stage,
+    readable: Sequence[Subject],
+    features: Sequence[np.ndarray],
+    verdicts: Mapping[str, Sequence[bool | None]],
+    folds: int,
+    l2: float,
+    seed: int,
+    final_norm: bool,
+) -> dict[str, Values]:
+    x = np.concatenate(features)
+    right = np.array([np.nan if v is None else float(v) for s in readable for v in verdicts[s.id]])
+    groups = [s.group for s in readable for _ in s.trace.steps]
+    found = cross_fitted_probe(x, right, groups, folds=folds, l2=l2, seed=seed)
+    settings = {"final_norm": final_norm, "l2": l2, "steps": int(np.sum(~np.isnan(right)))}
+    whole: Probe = fit_probe(x, right, ~np.isnan(right), l2=l2, settings=settings)
+    save_probe(whole, stage.folder / "probe")
+    ends = itertools.accumulate(len(f) for f in features)
+    return {s.id: tidy(found[end - len(f) : end]) for s, f, end in zip(readable, features, ends)}
+
+
+def _features(stage: Stage, model: Any, readable: Sequence[Subject], final_norm: bool) -> list[np.ndarray]:
+    rows = [s.row() for s in readable]
+    found: dict[int, np.ndarray] = {}
+    for batch in plan_batches(rows):
+        measured = measure(model, [rows[i] for i in batch], rcc=False, features=True, final_norm=final_norm)
+        found |= {i: m.features for i, m in zip(batch, measured)}
+        stage.report(len(found))
+    return [found[i] for i in range(len(rows))]
+
+
+def _digest(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value).encode()).hexdigest()

@@ -1,0 +1,136 @@
+"""Attention within rows of up to a thousand tokens: dense, causal blocks of queries, scores never kept.
+
+Queries go by in a few blocks, each against the keys up to its own end, so that half of the square is never computed. The
+backward pass computes the scores again from the log-sum-exp: the head dimension is small, and scores that were kept
+would be most of a layer's memory. On a CPU as many rows go together as keep a block's scores in the cache.
+
+Source: FlashAttention's backward pass, arXiv 2205.14135.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from caspo_jax.models.attention import precision
+
+_QUERIES = 128  # a block
+_CPU_SCORES = 1 << 20  # entries of a block's scores held at once on a CPU (4 MiB)
+_LOWEST = -1e30  # a finite stand-in for -inf: a query that sees nothing gets a harmless mean and no NaN
+
+Array = jax.Array
+
+
+def attend_short(q: Array, k: Array, v: Array, visible_until: Array, *, split: bool = False) -> Array:
+    """softmax(q k^T / sqrt(D)) v, where query q sees key k exactly if k <= q < visible_until[k].
+
+    Args:
+      q: [B, T, H, D].
+      k: [B, T, G, D], H a multiple of G.
+      v: [B, T, G, D].
+      visible_until: [B, T] int32.
+      split: whether rows are split over devices; they then all go together.
+
+    Returns:
+      [B, T, H, D] in q's dtype; entries of queries that see nothing mean nothing. Scores and sums are float32.
+    """
+    batch, length, heads, dim = q.shape
+    groups = k.shape[2]
+    together = batch
+    if not split and jax.default_backend() == "cpu":
+        fitting = max(1, _CPU_SCORES // (heads * min(length, _QUERIES) * length))
+        together = math.gcd(batch, 1 << (fitting.bit_length() - 1))
+    grouped = q.reshape(batch, length, groups, heads // groups, dim).transpose(0, 2, 3, 1, 4)
+    k, v = (x.transpose(0, 2, 1, 3) for x in (k, v))
+    mixed = _attend(grouped, k, v, visible_until, together)
+    return mixed.transpose(0, 3, 1, 2, 4).reshape(batch, length, heads, dim)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
+def _attend(q: Array, k: Array, v: Array, until: Array, together: int) -> Array:
+    """q [B, G, J, T, D], k and v [B, G, T, D], until [B, T]: J queries a key head, so many rows at once."""
+    return _forward(q, k, v, until, together)[0]
+
+
+def _forward(q: Array, k: Array, v: Array, until: Array, together: int) -> tuple[Array, tuple[Array, ...]]:
+    mixed, logsumexp = _some_at_once(_forward_rows, together, q, k, v, until)
+    return mixed, (q, k, v, until, mixed, logsumexp)
+
+
+def _forward_rows(q: Array, k: Array, v: Array, until: Array) -> tuple[Array, Array]:
+    outputs, logsumexps = [], []
+    for block in _blocks(q.shape[3]):
+        queries, end = q[..., block, :], block.stop
+        scores, seen = _scores(queries, k[:, :, :end], until[:, :end], block)
+        scores = jnp.where(seen, scores, _LOWEST)
+        top = jnp.max(scores, axis=-1)
+        weights = jnp.exp(scores - top[..., None])
+        total = jnp.sum(weights, axis=-1)
+        mixed = _product("bgjqk,bgkd->bgjqd", weights.astype(v.dtype), v[:, :, :end])
+        outputs.append((mixed / total[..., None]).astype(q.dtype))
+        logsumexps.append(top + jnp.log(total))
+    return jnp.concatenate(outputs, axis=3), jnp.concatenate(logsumexps, axis=3)
+
+
+def _backward(
+    together: int, residuals: tuple[Array, ...], upstream: Array
+) -> tuple[Array, Array, Array, None]:
+    """With P the softmax: dV = P^T dO, dS = P (dO V^T - rowsum(dO O)), dQ = dS K, dK = dS^T Q, P recomputed."""
+    q, k, v, until, mixed, logsumexp = residuals
+    inner = jnp.sum(upstream.astype(jnp.float32) * mixed.astype(jnp.float32), axis=-1)
+    d_q, d_k, d_v = _some_at_once(_backward_rows, together, q, k, v, until, logsumexp, inner, upstream)
+    return d_q, d_k, d_v, None
+
+
+def _backward_rows(
+    q: Array, k: Array, v: Array, until: Array, logsumexp: Array, inner: Array, upstream: Array
+) -> tuple[Array, Array, Array]:
+    scale = q.shape[-1] ** -0.5
+    d_q = []
+    d_k, d_v = jnp.zeros(k.shape, jnp.float32), jnp.zeros(v.shape, jnp.float32)
+    for block in _blocks(q.shape[3]):
+        queries, outer, end = q[..., block, :], upstream[..., block, :], block.stop
+        keys, values = k[:, :, :end], v[:, :, :end]
+        scores, seen = _scores(queries, keys, until[:, :end], block)
+        softmax = jnp.where(seen, jnp.exp(scores - logsumexp[..., block, None]), 0.0)
+        d_v = d_v.at[:, :, :end].add(_product("bgjqk,bgjqd->bgkd", softmax.astype(v.dtype), outer))
+        d_softmax = _product("bgjqd,bgkd->bgjqk", outer, values)
+        d_scores = (softmax * (d_softmax - inner[..., block, None]) * scale).astype(q.dtype)
+        d_k = d_k.at[:, :, :end].add(_product("bgjqk,bgjqd->bgkd", d_scores, queries))
+        d_q.append(_product("bgjqk,bgkd->bgjqd", d_scores, keys).astype(q.dtype))
+    return jnp.concatenate(d_q, axis=3), d_k.astype(k.dtype), d_v.astype(v.dtype)
+
+
+_attend.defvjp(_forward, _backward)
+
+
+def _some_at_once(rows: Callable[..., Any], together: int, *arrays: Array) -> Any:
+    """`rows(*arrays)` over the leading axis, so many entries at a time."""
+    batch = arrays[0].shape[0]
+    if together == batch:
+        return rows(*arrays)
+    cut = tuple(x.reshape(batch // together, together, *x.shape[1:]) for x in arrays)
+    return jax.tree.map(lambda x: x.reshape(batch, *x.shape[2:]), lax.map(lambda some: rows(*some), cut))
+
+
+def _blocks(length: int) -> Iterator[slice]:
+    for start in range(0, length, _QUERIES):
+        yield slice(start, min(start + _QUERIES, length))
+
+
+def _scores(q: Array, k: Array, until: Array, block: slice) -> tuple[Array, Array]:
+    """Scores [B, G, J, C, S] float32 of a block of C queries against the first S keys, and which are seen [B, 1, 1, C, S]."""
+    query, key = jnp.arange(block.start, block.stop)[:, None], jnp.arange(block.stop)
+    seen = ((key <= query) & (query < until[:, None, :]))[:, None, None]
+    return _product("bgjqd,bgkd->bgjqk", q, k) * q.shape[-1] ** -0.5, seen
+
+
+def _product(spec: str, left: Array, right: Array) -> Array:
+    right = right.astype(left.dtype)
+    return jnp.einsum(spec, left, right, precision=precision(left.dtype), preferred_element_type=jnp.float32)

@@ -1,0 +1,302 @@
+"""One batch of questions on the device: how it starts, runs, grows, shrinks, and is fed."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from caspo_jax.models.cache import KVCache, branch, concatenate, grow, init_cache, take_prompts
+from caspo_jax.sampling.automaton import Automaton
+from caspo_jax.sampling.compaction import split_branches, take_questions
+from caspo_jax.sampling.loop import cat_decode_donated
+from caspo_jax.sampling.policy import Policy
+from caspo_jax.sampling.refill import Queue
+from caspo_jax.sampling.state import CatState, Knobs, end_decided, grow_state, init_state
+from caspo_jax.sampling.tree import Tree, harvest
+
+FIRST_SEGMENT = 64  # tokens that the buffers hold at first; they double (lanes: all from the start, since unused ones are not read)
+CHECK_EVERY = 16  # iterations between two looks at which questions have ended
+UNCHECKED = 64  # the same for batches too small to be cut
+SHRINK = (
+    4  # batches are cut to about a quarter, a power of two, and not to more sizes: every shape is compiled
+)
+LEAST_ROWS = 64  # nor below this: the compilation would cost more than it saves
+PREFILL_PAIRS = 1 << 24  # pairs of prompt columns (rows x P x P) that one prefill may attend over
+
+
+@dataclasses.dataclass
+class Usage:
+    """How well the slots were used: a caller's counters, to which every batch adds."""
+
+    live: int = 0  # steps of slots that held a live branch: tokens decoded
+    slots: int = 0  # steps of all slots
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelDecode:
+    """A Decoder's `decode_step` as the policy's model function."""
+
+    graphdef: Any
+
+    def __call__(self, params, cache, token, position, column):
+        """One token a row (see Policy.decode)."""
+        return nnx.merge(self.graphdef, params).decode_step(cache, token, position, column)
+
+
+@dataclasses.dataclass(frozen=True)
+class Unit:
+    """One tree to grow: a prompt, the key of its question, and which child of the root comes first."""
+
+    prompt_ids: tuple[int, ...]
+    key: tuple[int, int]  # raw threefry key data
+    first_rank: int = 0
+
+
+PADDING = Unit((0,), (0, 0))  # fills up a batch
+
+
+def bucket(count: int) -> int:
+    """The next number of the form 2^k or 3 * 2^k: few shapes, at most a third of padding."""
+    power = 1 << (count - 1).bit_length()
+    return power * 3 // 4 if power >= 4 and power * 3 // 4 >= count else power
+
+
+def _quarter(rows: int) -> int:
+    """The power of two next to a `SHRINK`-th."""
+    return 1 << max(0, round(math.log2(rows / SHRINK)))
+
+
+@functools.partial(jax.jit, static_argnames=("graphdef", "lanes"))
+def _prefill(graphdef: Any, params: Any, token_ids: jax.Array, mask: jax.Array, lanes: bool):
+    return nnx.merge(graphdef, params).prefill(token_ids, mask, 0, lanes=lanes)
+
+
+# Jitted whole: each of their small operations would be compiled by itself, for every shape. What only passes through
+# (cache, automaton, knobs) stays outside, because a program's outputs are copies.
+@functools.partial(jax.jit, static_argnames=("num_slots", "roots", "capacity", "fields", "mesh"))
+def _init(*arrays: Any, mesh: Any, **settings: Any) -> CatState:
+    return init_state(*arrays, **settings).placed(mesh)
+
+
+def start_cache(cache: KVCache, num_slots: int, capacity: int) -> KVCache:
+    """Rows for `num_slots` branches a prompt, of `capacity` empty columns each; the cache has the prompts alone."""
+    return grow(branch(cache, num_slots), capacity)
+
+
+_branch = jax.jit(start_cache, static_argnums=(1, 2))
+_take_prompts = jax.jit(lambda logits, cache, row: (logits[row], take_prompts(cache, row)))
+_grow = jax.jit(grow, static_argnums=1)
+_grow_state = jax.jit(lambda state, n, mesh: grow_state(state, n).placed(mesh), static_argnums=(1, 2))
+
+
+@dataclasses.dataclass(frozen=True)
+class Batch:
+    """What stays the same while trees grow, and the steps of growing them."""
+
+    graphdef: Any
+    params: Any
+    policy: Policy
+    knobs: Knobs
+    automaton: Automaton
+    num_slots: int
+    roots: int
+    prompt_columns: int  # of the longest prompt
+    max_new_tokens: int
+    fields: tuple[str, ...]
+    lanes: bool  # the cache's layout
+    usage: Usage
+    report: Callable[[int], None]  # is told how many units are done
+    split: bool = False  # branches may go on without their tree: the policy never forks
+    decided: Callable[[int, Tree], bool] | None = None  # (unit, its tree so far) -> may its search end now?
+
+    @property
+    def first_capacity(self) -> int:
+        """Columns that the buffers have at first."""
+        return self.max_new_tokens if self.lanes else min(FIRST_SEGMENT, self.max_new_tokens)
+
+    def run(self, state: CatState, iterations: int) -> CatState:
+        """So many iterations, or fewer; larger buffers before, if they are full. `state` is used up."""
+        before = int(state.iteration)
+        limit = jnp.asarray(before + iterations, jnp.int32)
+        state = cat_decode_donated(self.params, dataclasses.replace(state, limit=limit), self.policy)
+        self.usage.slots += (int(state.iteration) - before) * state.slots.live.size
+        return state
+
+    def full(self, state: CatState) -> bool:
+        """Whether a branch that goes on has as many tokens as the buffers hold."""
+        age = np.broadcast_to(np.asarray(state.age).reshape(-1), state.done.shape)
+        return bool(np.any(~np.asarray(state.done) & (age >= state.capacity)))
+
+    def drain(self, state: CatState, where: np.ndarray, trees: list[list[Tree]], total: int) -> None:
+        """Runs until all questions of the state have ended; the batch shrinks as they do.
+
+        Args:
+          state: used up.
+          where: [B] the unit of each question, -1: none.
+          trees: by unit.
+          total: units done when these are.
+        """
+        while True:
+            if self.full(state):
+                state = self.grown(state)
+            often = self.smaller(state) or self.decided is not None
+            state = self.run(state, CHECK_EVERY if often else UNCHECKED)
+            if self.decided is not None:
+                state = self._without_decided(state, where)
+            done = np.asarray(state.done)
+            self.report(total - len(np.unique(where[~done & (where >= 0)])))
+            if done.all():
+                harvest(state, where, trees, where >= 0)
+                return
+            state, where = self.shrunk(state, where, trees)
+
+    def smaller(self, state: CatState) -> int:
+        """The rows that the batch may be cut to; 0: none."""
+        size, slots = state.slots.live.size, state.num_slots
+        rows = _quarter(size)
+        least = max(LEAST_ROWS, 1 if self.split else slots)
+        return rows if least <= rows < size else 0
+
+    def shrunk(
+        self, state: CatState, where: np.ndarray, trees: list[list[Tree]]
+    ) -> tuple[CatState, np.ndarray]:
+        """A smaller batch where a quarter of the rows holds all that goes on, else the same one."""
+        rows = self.smaller(state)
+        if not rows:
+            return state, where
+        done, live = np.asarray(state.done), np.asarray(state.slots.live)
+        each = 1 if self.split else live.shape[1]
+        if self.split and live.shape[1] > 1 and int(np.sum(live)) <= rows:
+            harvest(state, where, trees, where >= 0)
+            keep = np.argsort(~live.reshape(-1), kind="stable")[:rows]
+            where = np.where(live.reshape(-1)[keep], np.repeat(where, live.shape[1])[keep], -1)
+            state = split_branches(_alone(state), jnp.asarray(keep))
+        elif live.shape[1] == each and int(np.sum(~done)) <= rows // each:
+            harvest(state, where, trees, done & (where >= 0))
+            # Ended questions fill up the batch; they were harvested and stay ended.
+            keep = np.argsort(done, kind="stable")[: rows // each]
+            where = np.where(done[keep], -1, where[keep])
+            state = take_questions(_alone(state), jnp.asarray(keep))
+        return state, where
+
+    def _without_decided(self, state: CatState, where: np.ndarray) -> CatState:
+        """The state with the questions ended whose vote nothing can change."""
+        assert self.decided is not None
+        ask = ~np.asarray(state.done) & (np.asarray(state.finished) > 0) & (where >= 0)
+        if not ask.any():
+            return state
+        trees: list[list[Tree]] = [[] for _ in where]
+        harvest(state, np.arange(len(where)), trees, ask)
+        ended = np.zeros(len(where), bool)
+        for b in np.flatnonzero(ask):
+            ended[b] = self.decided(int(where[b]), trees[b][0])
+        return end_decided(state, ended) if ended.any() else state
+
+    def grown(self, state: CatState) -> CatState:
+        """The state with twice the columns, or as many as the longest path needs."""
+        capacity = min(2 * state.capacity, self.max_new_tokens)
+        ring = None if state.born is None else state.iteration
+        cache = _grow(state.cache, capacity, ring)
+        cut: dict[str, Any] = dict.fromkeys(("cache", "automaton", "knobs", "queue", "refill"))
+        light = dataclasses.replace(state, **cut)
+        return dataclasses.replace(
+            _grow_state(light, capacity, cache.mesh),
+            cache=cache,
+            automaton=self.automaton,
+            knobs=self.knobs,
+            queue=state.queue,
+            refill=state.refill,
+        )
+
+    def start(self, units: list[Unit], size: int) -> CatState:
+        """A batch of `size` questions, the first of which are the units."""
+        prompts = list(dict.fromkeys(unit.prompt_ids for unit in units))
+        index = {prompt: i for i, prompt in enumerate(prompts)}
+        longest = max(map(len, prompts))
+        columns = self.prompt_columns
+        while columns % 2 == 0 and longest <= columns // 2:  # few widths: every shape is compiled
+            columns //= 2
+        logits, cache = self._read(prompts, bucket(len(prompts)), columns)
+        row = np.array([index[unit.prompt_ids] for unit in units] + [0] * (size - len(units)))
+        if len(logits) != size or (row != np.arange(size)).any():
+            logits, cache = _take_prompts(logits, cache, row)
+        return self._state(logits, cache, units)
+
+    def empty(self, size: int) -> CatState:
+        """A batch of no question, for `stream`."""
+        model = nnx.merge(self.graphdef, self.params)
+        cache = init_cache(
+            model.config, size, 0, model.dtype, prompt_columns=self.prompt_columns, lanes=self.lanes
+        )
+        return self._state(jnp.zeros((size, model.config.vocab_size)), cache, [])
+
+    def queue(self, units: list[Unit], first: int, entries: int, rows: int, more: bool) -> Queue:
+        """The units as a queue of so many entries, prompts read `rows` at a time; unit i is called first + i."""
+        logits, cache = self._read([unit.prompt_ids for unit in units], entries, self.prompt_columns, rows)
+        padded = units + [PADDING] * (entries - len(units))
+        return Queue(
+            cache=cache,
+            logits=logits,
+            keys=np.array([unit.key for unit in padded], np.uint32),  # type: ignore[arg-type]
+            prompt_length=np.array([len(unit.prompt_ids) for unit in padded], np.int32),  # type: ignore[arg-type]
+            first_rank=np.array([unit.first_rank for unit in padded], np.int32),  # type: ignore[arg-type]
+            unit=np.arange(first, first + entries, dtype=np.int32),  # type: ignore[arg-type]
+            size=np.int32(len(units)),  # type: ignore[arg-type]
+            roots=np.int32(self.roots),  # type: ignore[arg-type]
+            more=np.bool_(more),  # type: ignore[arg-type]
+        )
+
+    def _state(self, logits: jax.Array, cache: KVCache, units: list[Unit]) -> CatState:
+        size, capacity = len(logits), self.first_capacity
+        cache = _branch(cache, self.num_slots, capacity)
+        padded = units + [PADDING] * (size - len(units))
+        state = _init(
+            None,
+            logits,
+            np.array([unit.key for unit in padded], np.uint32),
+            np.array([len(unit.prompt_ids) for unit in padded], np.int32),
+            None,
+            None,
+            num_slots=self.num_slots,
+            roots=self.roots,
+            capacity=capacity,
+            fields=self.fields,
+            real=np.arange(size) < len(units),
+            first_rank=np.array([unit.first_rank for unit in padded], np.int32),
+            mesh=cache.mesh,
+        )
+        return dataclasses.replace(state, cache=cache, automaton=self.automaton, knobs=self.knobs)
+
+    def _read(
+        self, prompts: Sequence[tuple[int, ...]], count: int, columns: int, rows: int | None = None
+    ) -> tuple[jax.Array, KVCache]:
+        """Logits after each of `count` prompts [count, V], those that are missing made up, and their cache."""
+        token_ids = np.zeros((count, columns), np.int32)
+        mask = np.zeros(token_ids.shape, bool)
+        mask[:, 0] = True  # rows that only pad the batch have one token, so that no softmax is empty
+        for i, prompt in enumerate(prompts):
+            token_ids[i, : len(prompt)] = prompt
+            mask[i, : len(prompt)] = True
+        rows = min(rows or count, max(1, PREFILL_PAIRS // columns**2))
+        read = len(prompts) if count % rows == 0 else count
+        parts = [
+            _prefill(self.graphdef, self.params, token_ids[i : i + rows], mask[i : i + rows], self.lanes)
+            for i in range(0, max(1, read), rows)
+        ]
+        parts += [parts[0]] * (-(-count // rows) - len(parts))  # in the place of those that are missing
+        if len(parts) == 1:
+            return parts[0]
+        logits, caches = zip(*parts)
+        return jnp.concatenate(logits), concatenate(caches)
+
+
+def _alone(state: CatState) -> CatState:
+    return dataclasses.replace(state, queue=None, refill=None)

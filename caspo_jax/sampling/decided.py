@@ -1,0 +1,75 @@
+"""Whether the vote of a question can still change: what its live branches could add to it, at the most."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+
+from caspo_jax.sampling import state as codes
+from caspo_jax.sampling.config import BOUNDED, CatConfig
+from caspo_jax.sampling.traces import path_arrays
+from caspo_jax.sampling.tree import Tree
+from caspo_jax.sampling.votes import Equivalent, Extract, vote
+from caspo_jax.types import Trace
+
+
+def is_decided(
+    tree: Tree, paths: Sequence[Trace], config: CatConfig, extract: Extract, equivalent: Equivalent
+) -> bool:
+    """Whether no ending of the search can change the answer (DESIGN section 3, CaT, rule 5).
+
+    With w the leader's weight, w' the runner-up's and a bound on all that can still be added (`most_to_come`):
+    w - w' > a; for `best_path`, where weights do not add up, w > a.
+
+    Args:
+      tree: the search so far.
+      paths: its finished paths, `tree.finished()` in order, with log-probs and path confidences.
+      config: the search; `vote` and `gamma` say how paths are weighed.
+      extract: text -> answer or None.
+      equivalent: (answer, answer) -> bool.
+    """
+    _, weights = vote(paths, config.vote, extract=extract, equivalent=equivalent, gamma=config.gamma)
+    if not weights:
+        return False
+    leader, *others = sorted(weights.values(), reverse=True)
+    if config.vote == "best_path":
+        return leader > most_to_come(tree, paths, config)
+    return leader - (others[0] if others else 0.0) > most_to_come(tree, paths, config)
+
+
+def most_to_come(tree: Tree, paths: Sequence[Trace], config: CatConfig) -> float:
+    """The largest weight that paths not finished yet can add to one answer, in the units of `vote`.
+
+    `majority` and `confidence`: one a path that may still finish. Those are the live branches; where branches fork,
+    K - 1 more than the answers that are missing, because all slots may finish at once. `sequence`: continuations of a
+    prefix are disjoint events, so together they weigh no more than the prefix itself; live prefixes have one length, so
+    distinct ones are disjoint too. Infinite for a confidence without an upper bound.
+    """
+    live = np.flatnonzero(tree.status == codes.LIVE)
+    if not live.size:
+        return 0.0
+    if config.vote == "sequence":
+        return math.exp(_log_mass(_prefixes(tree, live)) - _log_mass(_finished(paths)))
+    if config.vote != "majority" and config.step_confidence not in BOUNDED:
+        return math.inf
+    if config.vote == "best_path":
+        return 1.0
+    if config.expand == 1:
+        return float(live.size)
+    return float(max(config.answers - len(paths), 1) - 1 + config.num_branches)
+
+
+def _log_mass(logprobs: dict[tuple[int, ...], float]) -> float:
+    """Log of the summed probability of distinct token sequences, which may lie far below the smallest float."""
+    return float(np.logaddexp.reduce(list(logprobs.values())))
+
+
+def _finished(paths: Sequence[Trace]) -> dict[tuple[int, ...], float]:
+    return {path.token_ids: math.fsum(path.logprob) for path in paths if path.logprob is not None}
+
+
+def _prefixes(tree: Tree, live: np.ndarray) -> dict[tuple[int, ...], float]:
+    arrays = [path_arrays(tree, tree.path(int(node))) for node in live]
+    return {tuple(a["token"].tolist()): math.fsum(a["logprob"].tolist()) for a in arrays}

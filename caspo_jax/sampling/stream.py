@@ -1,0 +1,51 @@
+"""Trees grown in one batch whose slots a queue refills: the host feeds the queue and takes what has ended."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from caspo_jax.sampling.batch import Batch, Unit
+from caspo_jax.sampling.loop import refill_donated
+from caspo_jax.sampling.refill import NO_UNIT, harvested, refillable, with_queue
+from caspo_jax.sampling.tree import Tree, harvest_ended
+
+QUEUE_BATCHES = (
+    4  # a queue holds so many times the questions of the batch: its prompts, and room for their trees
+)
+SEGMENT = 64  # iterations between two looks from the host
+
+
+def stream(search: Batch, units: list[Unit], size: int) -> list[list[Tree]]:
+    """Grows one tree a unit, `size` at a time.
+
+    Memory does not grow with the number of units: the queue and what has ended hold `QUEUE_BATCHES` batches.
+    """
+    trees: list[list[Tree]] = [[] for _ in units]
+    entries = -(-min(len(units), QUEUE_BATCHES * size) // size) * size
+    state = refillable(search.empty(size), entries)
+    fed = queued = 0
+    while True:
+        if int(state.refill.next) == queued and fed < len(units):
+            batch = units[fed : fed + entries]
+            more = fed + len(batch) < len(units)
+            state = with_queue(state, search.queue(batch, fed, entries, size, more))
+            fed, queued = fed + len(batch), len(batch)
+            state = refill_donated(state, search.policy)
+        if search.full(state):
+            state = refillable(search.grown(state), entries)  # nothing is in it: harvested below
+        state = search.run(state, SEGMENT)
+        harvest_ended(state.refill.ended, int(state.refill.stored), trees)
+        state = harvested(state)
+        where, done = np.asarray(state.refill.unit), np.asarray(state.done)
+        search.report(sum(map(bool, trees)))
+        if (done & (where != NO_UNIT)).any():  # there was no room for their trees
+            state = refill_donated(state, search.policy)
+            continue
+        if fed < len(units) or int(state.refill.next) < queued:
+            continue
+        if done.all():
+            return trees
+        smaller, where = search.shrunk(state, where, trees)
+        if smaller is not state:
+            search.drain(smaller, where, trees, len(units))
+            return trees

@@ -1,0 +1,259 @@
+"""Log-probs and entropies of the scored tokens of a batch, forward and backward, the logits a block at a time.
+
+The loss looks at the tokens of steps alone, so only their states meet the head. They are moved together and cut into
+chunks, as many as they fill: a loop of dynamic trip count, with its own reverse pass. Within a chunk the vocabulary
+goes by in blocks that stay in the processor's cache, the sums carried from block to block (online softmax, Milakov and
+Gimelshein arXiv 1805.02867). At most `[chunk, block]` logits exist.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.sharding import Mesh
+
+from caspo_jax.sharding import constrain
+
+Array = jax.Array
+
+# Logits held at once: on a CPU what its last-level cache holds (8 MiB of float32), elsewhere 128 MiB.
+_CPU_ELEMENTS = 1 << 21
+_ELEMENTS = 1 << 25
+# The head's gradient is read and written once a chunk, which so many states are worth.
+_LEAST_CHUNK = 512
+_MESH_COLUMNS = 32  # at most, of each row, on a mesh
+_LOWEST = -1e30  # a finite stand-in for -inf: differences of two of them stay numbers
+
+# Logical axes of the head's arrays on a mesh.
+_SPLIT_HEAD = ("head_vocab", None)  # [V, E]
+_SPLIT_LOGITS = ("replica", None, "head_vocab")  # [R, chunk, V]
+_SPLIT_LOGITS_FIRST = ("head_vocab", "replica", None)  # [V, R, chunk]
+_SHARED_ROWS = ("replica", None, None)  # [R, chunk, E]
+_ROWS = ("batch", None, None)
+
+
+def scored_stats(
+    hidden: Array, unembedding: Array, targets: Array, mask: Array, chunk: int | None, mesh: Mesh | None
+) -> tuple[Array, Array]:
+    """Log-prob and entropy (no gradient) of the targets where the mask is True, 0 elsewhere.
+
+    Args:
+      hidden: [R, S, E] states that predict the targets.
+      unembedding: [V, E].
+      targets: [R, S] int32.
+      mask: [R, S] bool.
+      chunk: states of a row whose logits are held at once; None: by the vocabulary.
+      mesh: devices that the arrays are split over; each row's mask must then have its True entries first.
+
+    Returns:
+      Two [R, S] float32, nats.
+    """
+    rows, slots, width = hidden.shape
+    vocab = unembedding.shape[0]
+    if mesh is not None:
+        # The head is split by vocabulary over all devices that share rows, and their states are gathered a chunk at a
+        # time: no device ever holds the head, or the head's gradient, whole.
+        unembedding = constrain(mesh, unembedding, _SPLIT_HEAD, uneven=True)
+        size = head_chunk(rows, vocab, slots, chunk, mesh.size)
+        logprob, entropy = masked_head(*_widened(hidden, targets, mask, size, unembedding), size, vocab, mesh)
+        return logprob[:, :slots], lax.stop_gradient(entropy[:, :slots])
+    elements = _CPU_ELEMENTS if jax.default_backend() == "cpu" else _ELEMENTS
+    count = rows * slots
+    size = min(count, max(_LEAST_CHUNK, elements // vocab) if chunk is None else chunk * rows)
+    block = min(vocab, max(1, elements // size))
+    # All rows as one: a row with few scored tokens then costs no more than these.
+    order = jnp.argsort(~mask.reshape(count), stable=True)
+    place = jnp.argsort(order)
+    packed = (x.reshape(count)[order][None] for x in (targets, mask))
+    states = _permuted(hidden.reshape(count, width), order, place)[None]
+    logprob, entropy = masked_head(*_widened(states, *packed, size, unembedding), size, block, None)
+    return tuple(x[0, place].reshape(rows, slots) for x in (logprob, lax.stop_gradient(entropy)))  # type: ignore[return-value]
+
+
+def head_chunk(rows: int, vocab: int, slots: int, chunk: int | None, devices: int) -> int:
+    """On a mesh: columns of step tokens whose logits the devices hold at once, of `slots` in each of so many rows."""
+    if chunk is None:
+        chunk = _ELEMENTS * devices // (rows * vocab)
+    return max(1, min(chunk, _MESH_COLUMNS, slots))
+
+
+def _widened(
+    hidden: Array, targets: Array, mask: Array, chunk: int, unembedding: Array
+) -> tuple[Array, Array, Array, Array]:
+    """The first four arguments of `masked_head`, padded to whole chunks."""
+    widen = -hidden.shape[1] % chunk
+    hidden, targets, mask = (
+        jnp.pad(a, ((0, 0), (0, widen)) + ((0, 0),) * (a.ndim - 2)) for a in (hidden, targets, mask)
+    )
+    return hidden, unembedding, targets, mask
+
+
+@jax.custom_vjp
+def _permuted(x: Array, order: Array, place: Array) -> Array:
+    """x[order]; its gradient is gathered with the inverse permutation, where JAX would scatter it."""
+    return x[order]
+
+
+_permuted.defvjp(lambda x, order, place: (x[order], place), lambda place, g: (g[place], None, None))
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5, 6))
+def masked_head(
+    hidden: Array, unembedding: Array, targets: Array, mask: Array, chunk: int, block: int, mesh: Mesh | None
+) -> tuple[Array, Array]:
+    """Log-prob and entropy `[R, S]` of left-packed step tokens; 0 where the mask is False.
+
+    Args:
+      hidden: [R, S, E], S a multiple of `chunk`.
+      unembedding: [V, E].
+      targets: [R, S].
+      mask: [R, S], every row's True entries first.
+      chunk: columns whose logits are held at once.
+      block: rows of the unembedding that they meet at once; V on a mesh.
+      mesh: devices that the arrays are split over.
+
+    Returns:
+      Two [R, S] float32, nats; the entropy has no gradient.
+    """
+    return _forward(hidden, unembedding, targets, mask, chunk, block, mesh)[0]
+
+
+def _forward(
+    hidden: Array, unembedding: Array, targets: Array, mask: Array, chunk: int, block: int, mesh: Mesh | None
+) -> tuple[tuple[Array, Array], tuple[Array, ...]]:
+    vocab = unembedding.shape[0]
+
+    def body(i: Array, outputs: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
+        states = _states(hidden, i, chunk, mesh)
+        wanted = _columns(targets, i, chunk)
+
+        def over_block(start: Array, weight: Array, fresh: Array | None, carry: Any) -> Any:
+            top, total, moment, picked = carry
+            logits = _einsum("rce,ve->rcv", states, weight)
+            logits = constrain(mesh, logits, _SPLIT_LOGITS, uneven=True)
+            if fresh is not None:
+                logits = jnp.where(fresh, logits, -jnp.inf)
+            new_top = jnp.maximum(top, jnp.max(logits, axis=-1))
+            shrink = jnp.exp(top - new_top)
+            shifted = logits - new_top[..., None]
+            e = jnp.exp(shifted)
+            # sum e^z z moves with the maximum like this; where e is 0, z may be -inf.
+            moment = shrink * (moment + total * (top - new_top))
+            moment += jnp.sum(jnp.where(e > 0, e * shifted, 0.0), axis=-1)
+            total = shrink * total + jnp.sum(e, axis=-1)
+            here = (wanted >= start) & (wanted < start + block)
+            at = jnp.clip(wanted - start, 0, block - 1)[..., None]
+            found = jnp.take_along_axis(logits, at, axis=-1)[..., 0]
+            return new_top, total, moment, jnp.where(here, found, picked)
+
+        zero = jnp.zeros(wanted.shape, jnp.float32)
+        first = (jnp.full(wanted.shape, _LOWEST), zero, zero, jnp.full(wanted.shape, jnp.nan))
+        top, total, moment, picked = _over_vocabulary(unembedding, block, over_block, first)
+        log_total = jnp.log(total)
+        keep = _columns(mask, i, chunk)
+        logprob, entropy = (
+            jnp.where(keep, value, 0) for value in (picked - top - log_total, log_total - moment / total)
+        )
+        return tuple(  # type: ignore[return-value]
+            lax.dynamic_update_slice_in_dim(old, value, i * chunk, axis=1)
+            for old, value in zip(outputs, (logprob, entropy, top + log_total))
+        )
+
+    assert mesh is None or block == vocab
+    empty = jnp.zeros(targets.shape, jnp.float32)
+    with jax.named_scope("head_chunks"):
+        logprob, entropy, logsumexp = lax.fori_loop(0, _trips(mask, chunk), body, (empty, empty, empty))
+    return (logprob, entropy), (hidden, unembedding, targets, mask, logsumexp)
+
+
+def _backward(
+    chunk: int, block: int, mesh: Mesh | None, residuals: tuple[Array, ...], cotangents: tuple[Array, Array]
+) -> tuple[Array, Array, None, None]:
+    """d logprob / d logits = onehot(target) - softmax, a block at a time; the logits are computed again."""
+    hidden, unembedding, targets, mask, logsumexp = residuals
+    upstream = jnp.where(mask, cotangents[0], 0)
+
+    def body(i: Array, gradients: tuple[Array, Array]) -> tuple[Array, Array]:
+        d_hidden, d_unembedding = gradients
+        states = _states(hidden, i, chunk, mesh)
+        wanted, log_z, factor = (_columns(x, i, chunk) for x in (targets, logsumexp, upstream))
+
+        # The vocabulary first: the head's gradient, the largest product, then reads and writes its rows in order, which
+        # is worth a sixth of the whole on a CPU.
+        def over_block(start: Array, weight: Array, fresh: Array | None, carry: Any) -> Any:
+            d_states, d_unembedding = carry
+            logits = _einsum("ve,rce->vrc", weight.astype(states.dtype), states)
+            logits = constrain(mesh, logits, _SPLIT_LOGITS_FIRST, uneven=True)
+            ids = (start + jnp.arange(block, dtype=wanted.dtype))[:, None, None]
+            d_logits = factor * ((wanted == ids) - jnp.exp(logits - log_z))
+            if fresh is not None:
+                d_logits = jnp.where(fresh[:, None, None], d_logits, 0)
+            d_logits = d_logits.astype(states.dtype)
+            d_states = d_states + _einsum("vrc,ve->rce", d_logits, weight)
+            d_weight = _einsum("vrc,rce->ve", d_logits, states)
+            if block == unembedding.shape[0]:
+                return d_states, constrain(mesh, d_unembedding + d_weight, _SPLIT_HEAD, uneven=True)
+            d_weight += lax.dynamic_slice_in_dim(d_unembedding, start, block)
+            return d_states, lax.dynamic_update_slice_in_dim(d_unembedding, d_weight, start, axis=0)
+
+        first = (jnp.zeros(states.shape, jnp.float32), d_unembedding)
+        d_states, d_unembedding = _over_vocabulary(unembedding, block, over_block, first)
+        d_states = constrain(mesh, d_states, _ROWS).astype(d_hidden.dtype)
+        return lax.dynamic_update_slice_in_dim(d_hidden, d_states, i * chunk, axis=1), d_unembedding
+
+    zeros = (jnp.zeros_like(hidden), jnp.zeros(unembedding.shape, jnp.float32))
+    with jax.named_scope("head_chunks"):
+        d_hidden, d_unembedding = lax.fori_loop(0, _trips(mask, chunk), body, zeros)
+    return d_hidden, d_unembedding.astype(unembedding.dtype), None, None
+
+
+masked_head.defvjp(_forward, _backward)
+
+
+def _over_vocabulary(
+    unembedding: Array,
+    block: int,
+    over_block: Callable[[Array, Array, Array | None, Any], Any],
+    carry: Any,
+) -> Any:
+    """`over_block(start, weight [block, E], fresh [block], carry)` for one block of the vocabulary after the other.
+
+    The last block may begin before its turn; `fresh` is False for what was counted already, None if nothing was.
+    """
+    vocab = unembedding.shape[0]
+    if block == vocab:
+        return over_block(jnp.zeros((), jnp.int32), unembedding, None, carry)
+
+    def step(j: Array, carry: Any) -> Any:
+        start = jnp.minimum(j * block, vocab - block)
+        weight = lax.dynamic_slice_in_dim(unembedding, start, block)
+        fresh = None if vocab % block == 0 else start + jnp.arange(block) >= j * block
+        return over_block(start, weight, fresh, carry)
+
+    return lax.fori_loop(0, -(-vocab // block), step, carry)
+
+
+def _trips(mask: Array, chunk: int) -> Array:
+    return (jnp.max(jnp.sum(mask, axis=1, dtype=jnp.int32)) + chunk - 1) // chunk
+
+
+def _columns(array: Array, i: Array, chunk: int) -> Array:
+    return lax.dynamic_slice_in_dim(array, i * chunk, chunk, axis=1)
+
+
+def _states(hidden: Array, i: Array, chunk: int, mesh: Mesh | None) -> Array:
+    # Placed as it is first: the compiler would otherwise gather all columns in every trip, and cut the chunk from them.
+    columns = constrain(mesh, _columns(hidden, i, chunk), _ROWS)
+    return constrain(mesh, columns, _SHARED_ROWS)
+
+
+def _einsum(spec: str, left: Array, right: Array) -> Array:
+    # float32 means full precision on every backend; half precision accumulates in float32.
+    precision = lax.Precision.HIGHEST if left.dtype == jnp.float32 else None
+    right = right.astype(left.dtype)
+    return jnp.einsum(spec, left, right, precision=precision, preferred_element_type=jnp.float32)

@@ -1,0 +1,163 @@
+"""`evaluate` at work: strategies on a group of questions at a time, into files that survive a kill."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from absl import flags
+
+from experiments import benchmark_source, common, evaluate_samples
+from experiments.evaluate_settings import restored
+
+FLAGS = flags.FLAGS
+
+
+class Runner:
+    """Runs strategies a group of questions at a time, into files that survive a kill."""
+
+    def __init__(
+        self, policy: Any, out: Path, config: dict[str, Any], strategies: Sequence[str], overwrite: bool
+    ):
+        from caspo_jax.training.stages.policy import open_output
+
+        self.policy, self.out, self.strategies = policy, out, strategies
+        self.outputs = {
+            name: open_output(out / f"{name}.jsonl", "evaluate", config, overwrite)
+            for name in ("groups", "samples", "answers", "tuning")
+        }
+        self.sames: dict[str, Any] = {}
+        self.settings: dict[str, Any] = {}
+        self.count = 0
+
+    def context(self, benchmark: Any, questions: Sequence[Any], repeat: int = 0, keep: Any = None) -> Any:
+        """What the strategies are given; each repeat draws by a key of its own."""
+        import jax
+
+        from caspo_jax.evaluation.strategies import Context
+
+        return Context(
+            model=self.policy.model,
+            tokenizer=self.policy.tokenizer,
+            questions=questions,
+            key=jax.random.fold_in(jax.random.key(FLAGS.seed), repeat)
+            if repeat
+            else jax.random.key(FLAGS.seed),
+            extract=benchmark.extract,
+            score=lambda answer, question: bool(benchmark.score(answer, question)),
+            same=benchmark.equal,
+            batch_size=FLAGS.batch_size,
+            keep=keep,
+        )
+
+    def tuned(self, name: str, settings: Any) -> Any:
+        """The settings chosen on separate questions, taken from the file where they were chosen before."""
+        import json
+
+        from caspo_jax.evaluation.formats import plain
+        from caspo_jax.evaluation.tuning import tune
+        from caspo_jax.store import write_json
+
+        separate = FLAGS.tune > 0 and benchmark_source.has_tuning_questions(name)
+        path = self.out / f"settings.{name}.json"
+        if separate and not (
+            path.exists() and name in self.outputs["tuning"].done | self._finished("tuning")
+        ):
+            benchmark = benchmark_source.tuning_benchmark(name, self.policy)
+            asked = benchmark_source.questions_of(benchmark, FLAGS.tune)
+            with common.Progress(1, f"{name}: settings", unit="trial") as progress:
+                settings, trials = tune(
+                    self.context(benchmark, asked), settings, self.strategies, progress.reach
+                )
+            write_json(
+                path,
+                plain({"questions": len(asked), "settings": dataclasses.asdict(settings), "trials": trials}),
+            )
+            self.outputs["tuning"].append([{"id": name}])
+        elif separate:
+            settings = restored(settings, json.loads(path.read_text(encoding="utf-8"))["settings"])
+        self.settings[name] = settings
+        return settings
+
+    def _finished(self, output: str) -> set[str]:
+        from caspo_jax.store import read_jsonl
+
+        written = self.outputs[output]
+        return {str(r["id"]) for _, r in read_jsonl(written.path)} if written.complete else set()
+
+    def run(self, name: str, benchmark: Any, questions: Sequence[Any], settings: Any) -> None:
+        """All strategies on one benchmark."""
+        from caspo_jax.evaluation.strategies import families, run_family
+
+        self.sames[name] = benchmark.equal
+        plan = families(self.strategies)
+        parts = even_groups(questions, FLAGS.group)
+        done = self.outputs["groups"].done | self._finished("groups")
+        with common.Progress(len(parts) * FLAGS.repeats * len(plan), name, unit="part") as progress:
+            for repeat, (index, part) in itertools.product(range(FLAGS.repeats), enumerate(parts)):
+                keep = evaluate_samples.keeper(self.out, name, benchmark, part)
+                context = self.context(benchmark, part, repeat, None if repeat or index else keep)
+                for family, strategies in plan.items():
+                    mark = f"{name}/{repeat}/{index}/{family}"
+                    # What is drawn at random once is enough for greedy choices; votes are matched on the first pool.
+                    if mark not in done and not (repeat and family in ("greedy", "cot_decoding")):
+                        found = run_family(family, strategies, context, settings)
+                        self.write(name, mark, found, repeat, settings)
+                    progress.update(1, part=family)
+
+    def write(self, name: str, mark: str, found: Any, repeat: int, settings: Any) -> None:
+        """Append what a family found; the mark comes last."""
+        from caspo_jax.evaluation.results import answer_record, sample_record
+
+        if repeat == 0:
+            self.outputs["samples"].append([sample_record(s, name) for group in found.samples for s in group])
+        moved = [
+            dataclasses.replace(
+                a, index=repeat * (settings.samples if a.strategy == "sample" else 1) + a.index
+            )
+            for a in found.answers
+        ]
+        self.outputs["answers"].append([answer_record(a, name) for a in moved])
+        self.outputs["groups"].append([{"id": mark}])
+
+    def finish(self) -> list[dict[str, Any]]:
+        """Votes at CaT's cost, the tables, the curve."""
+        from caspo_jax.evaluation import curve_plots, results
+        from caspo_jax.evaluation.formats import markdown, write_table
+        from caspo_jax.store import read_jsonl
+
+        written = self.outputs["answers"]
+        for output in ("groups", "samples", "tuning"):
+            if not self.outputs[output].complete:
+                self.outputs[output].finish()
+        if not written.complete:
+            records = written.records()
+            samples = [r for _, r in read_jsonl(self.out / "samples.jsonl")]
+            for name, settings in self.settings.items():
+                mine = [r for r in records if r["benchmark"] == name and not r["size"].startswith("=")]
+                drawn = [r for r in samples if r["benchmark"] == name]
+                written.append(results.matched_votes(mine, drawn, settings, self.sames[name]))
+            written.finish()
+        records = results.read_answers(written.path)
+        self.count = len(records)
+        rows, paired = results.table(records), results.paired_table(records)
+        write_table(self.out / "table", rows, results.COLUMNS)
+        curve_plots.plot_curves(rows, self.out / "curve.png")
+        for name in self.settings if "cat" in self.strategies and len(self.strategies) > 1 else ():
+            curve_plots.plot_against(rows, name, self.out / f"against.{name}.png")
+        common.say(markdown(rows, results.COLUMNS))
+        if paired:
+            write_table(self.out / "paired", paired, results.PAIRED_COLUMNS)
+            heading = "\nCaT against the others, paired by question"
+            common.say(f"{heading}\n\n{markdown(paired, results.PAIRED_COLUMNS)}")
+        return rows
+
+
+def even_groups(questions: Sequence[Any], size: int) -> list[Sequence[Any]]:
+    """Groups of at most `size`, as even as can be: few shapes to compile."""
+    count = -(-len(questions) // size)
+    per = -(-len(questions) // count)
+    return [questions[i : i + per] for i in range(0, len(questions), per)]

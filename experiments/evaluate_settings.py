@@ -1,0 +1,93 @@
+"""The settings of `evaluate`: from flags, into the manifest, and back from the file where they were chosen."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any
+
+from absl import flags
+
+from caspo_jax.errors import UserError
+from experiments import common
+
+FLAGS = flags.FLAGS
+
+
+def base_settings(policy: Any, questions: Sequence[Any]) -> Any:
+    """The flags as settings of all strategies."""
+    from caspo_jax.evaluation.strategies import Settings
+
+    sample = common.sample_config(policy, questions, num_samples=1, **length(policy, questions))
+    judge = FLAGS.self_evaluation
+    if judge == "auto":
+        # The tiny policies have a template too, but nobody taught them to judge.
+        asks = getattr(policy.tokenizer, "chat_template", None) and not policy.settings.get("task")
+        judge = "prompt" if asks else "confidence"
+    return Settings(
+        sample=sample,
+        samples=FLAGS.num_samples,
+        time_votes=FLAGS.time_votes,
+        warm_up=min(16, max(1, FLAGS.num_samples // 2)),
+        cat=common.cat_config(policy, sample),
+        cat_sizes=cat_sizes(),
+        self_evaluation=judge,
+    )
+
+
+def length(policy: Any, questions: Sequence[Any]) -> dict[str, int]:
+    """Without --max_new_tokens: half of what the context leaves, 1,024 at most.
+
+    Step by step a prefix as long as an output is read, and continued by another; and the questions that settings are
+    chosen on may be longer than these.
+    """
+    from caspo_jax.models import encode_prompt
+
+    if FLAGS.max_new_tokens is not None:
+        return {}
+    longest = max(len(encode_prompt(policy.tokenizer, q)) for q in questions)
+    room = policy.model.config.max_position_embeddings - longest
+    return {"max_new_tokens": max(1, min(1024, room // 2))}
+
+
+def cat_sizes() -> tuple[int, ...]:
+    """The numbers of --cat_sizes, in order, each once."""
+    try:
+        sizes = sorted({int(size) for size in FLAGS.cat_sizes})
+    except ValueError:
+        sizes = []
+    if not sizes or sizes[0] < 1:
+        raise UserError(f"--cat_sizes={','.join(FLAGS.cat_sizes)}: give numbers of branches such as 2,4,8")
+    return tuple(sizes)
+
+
+def run_settings(policy: Any, strategies: Sequence[str], settings: Any, questions: Any) -> dict[str, Any]:
+    """What decides the answers, for the manifest."""
+    from caspo_jax.training.stages.policy import questions_digest
+
+    return {
+        "policy": policy.hash,
+        "dtype": str(policy.model.dtype),
+        "strategies": list(strategies),
+        "settings": dataclasses.asdict(settings),
+        "questions": {name: questions_digest(group) for name, group in questions.items()},
+        "seed": FLAGS.seed,
+        "group": FLAGS.group,
+        "repeats": FLAGS.repeats,
+        "tune": FLAGS.tune,
+        "tune_input": FLAGS.tune_input,
+        "batch_size": FLAGS.batch_size,
+    }
+
+
+def restored(base: Any, values: dict[str, Any]) -> Any:
+    """A (nested) settings dataclass from its JSON form."""
+    changes = {}
+    for field in dataclasses.fields(base):
+        before, value = getattr(base, field.name), values[field.name]
+        if dataclasses.is_dataclass(before):
+            value = restored(before, value)
+        elif isinstance(before, tuple):
+            value = tuple(tuple(v) if isinstance(v, list) else v for v in value)
+        changes[field.name] = value
+    return dataclasses.replace(base, **changes)

@@ -1,0 +1,106 @@
+"""Who judges in a faithfulness report, by flag: the words, contradictions, the steps."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from absl import flags
+
+from experiments import common
+
+FLAGS = flags.FLAGS
+
+
+def define_flags() -> None:
+    """The flags that choose them."""
+    flags.DEFINE_multi_string("scores", [], "JSONL of recorded decisiveness scores (repeatable)")
+    flags.DEFINE_string("decisiveness_judge", None, "checkpoint that rates decisiveness by a rubric")
+    flags.DEFINE_string("rubric", None, "text file with the rubric; default: the packaged one")
+    flags.DEFINE_bool("lexicon", True, "score decisiveness with the hedge lexicon")
+    flags.DEFINE_enum(
+        "consistency", "auto", ["auto", "exact", "answers", "judge"], "who says what contradicts. exact: the embedded "
+        "task's checker; answers: what the paragraphs come to; judge: --contradiction_judge; auto: exact for a tiny "
+        "policy, judge if one is given, else answers",
+    )  # fmt: skip
+    flags.DEFINE_string("contradiction_judge", None, "checkpoint that judges contradictions")
+    flags.DEFINE_enum(
+        "verifier", "auto", ["auto", "recorded", "exact", "equations", "none"], "verdicts of steps, for the probe and "
+        "factual calibration; auto: recorded ones, else exact for a tiny policy, else none",
+    )  # fmt: skip
+
+
+def build_scorers() -> tuple[list[Any], dict[str, str]]:
+    """The decisiveness scorers of the flags, and hashes of the files behind them."""
+    from caspo_jax.errors import UserError
+    from caspo_jax.evaluation import faithfulness as f
+    from caspo_jax.store import hash_path
+    from caspo_jax.training.stages import Policy
+
+    scorers: list[Any] = [f.LexiconScorer()] if FLAGS.lexicon else []
+    files: dict[str, str] = {}
+    if FLAGS.decisiveness_judge:
+        judge = Policy.load(FLAGS.decisiveness_judge, FLAGS.dtype, common.mesh())
+        options = {"rubric": FLAGS.rubric} if FLAGS.rubric else {}
+        scorers.append(
+            f.judge_from_model(judge.model, judge.tokenizer, batch_size=FLAGS.batch_size, **options)
+        )
+        files["judge"] = judge.hash
+    elif FLAGS.rubric:
+        raise UserError("--rubric goes with --decisiveness_judge")
+    for index, path in enumerate(FLAGS.scores):
+        name = "recorded" if len(FLAGS.scores) == 1 else f"recorded_{index + 1}"
+        scorers.append(f.read_scores(path, name))
+        files[name] = hash_path(path)
+    if not scorers:
+        raise UserError("nothing scores decisiveness: give --lexicon, --decisiveness_judge or --scores")
+    return scorers, files
+
+
+def build_contradiction_judge(policy: Any) -> tuple[Any, dict[str, str]]:
+    """The judge of --consistency, and hashes of the files behind it."""
+    from caspo_jax.errors import UserError
+    from caspo_jax.evaluation import faithfulness as f
+    from caspo_jax.tasks import get_task
+    from caspo_jax.training.stages import Policy
+    from experiments.verifiers import generate_with
+
+    name, task = FLAGS.consistency, policy.settings.get("task")
+    if name == "auto":
+        name = "judge" if FLAGS.contradiction_judge else "exact" if task else "answers"
+    if FLAGS.contradiction_judge and name != "judge":
+        raise UserError(f"--contradiction_judge goes with --consistency=judge, not {name}")
+    if name == "exact":
+        if not task:
+            raise UserError(
+                "--consistency=exact needs the tiny policy of an embedded task (caspo.json names its task)"
+            )
+        return get_task(task).contradiction(), {}
+    if name == "answers":
+        return f.AnswerEquivalence(), {}
+    if not FLAGS.contradiction_judge:
+        raise UserError("--consistency=judge needs --contradiction_judge=CHECKPOINT")
+    judge = Policy.load(FLAGS.contradiction_judge, FLAGS.dtype, common.mesh())
+    return f.LocalContradictionJudge(generate_with(judge, temperature=0.0)), {"judge": judge.hash}
+
+
+def verdicts_of(policy: Any, subjects: Sequence[Any]) -> dict[str, list[bool | None]]:
+    """Trace id -> for each step whether it is right, None where that is not known."""
+    from caspo_jax.errors import UserError
+    from caspo_jax.steps import StatedEquations, verify_traces
+    from caspo_jax.tasks import get_task
+
+    name, task = FLAGS.verifier, policy.settings.get("task")
+    recorded = any(step.verdict != "unknown" for s in subjects for step in s.trace.steps)
+    if name == "auto":
+        name = "recorded" if recorded else "exact" if task else "none"
+    if name == "exact" and not task:
+        raise UserError(
+            "--verifier=exact needs the tiny policy of an embedded task (caspo.json names its task)"
+        )
+    traces = [s.trace for s in subjects]
+    if name in ("exact", "equations"):
+        verifier: Any = get_task(task).verifier() if name == "exact" else StatedEquations()
+        traces = verify_traces(traces, verifier)
+    known = {"correct": True, "wrong": False, "unknown": None}
+    return {t.id: [None if name == "none" else known[step.verdict] for step in t.steps] for t in traces}

@@ -1,0 +1,133 @@
+"""A vote that is called decided is the vote of the whole search."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from toy_model import BATCH, CAPACITY, EOS, VOCABULARY, config, make_policy, question_keys, start, tables
+
+import caspo_jax as cj
+from caspo_jax.sampling import cat_decode, tree_of, vote
+from caspo_jax.sampling.decided import is_decided
+from caspo_jax.sampling.policy import fork_expand, score_last
+from caspo_jax.sampling.traces import build_trace
+from caspo_jax.sampling.votes import same_text
+from caspo_jax.tasks import extract_answer, get_task
+from caspo_jax.types import Question
+
+QUESTION = Question(id="q", question="?")
+
+
+def first_byte(text):
+    """Few answers, so that votes are often decided."""
+    return text[:1].strip() or None
+
+
+def finished(tree, settings):
+    traces = [
+        build_trace(tree, node, QUESTION, (0,), VOCABULARY, settings.sample.step_delimiter, "cat")
+        for node in tree.finished()
+    ]
+    return [dataclasses.replace(trace, answer=first_byte(trace.text)) for trace in traces]
+
+
+def answer_of(tree, settings):
+    paths = finished(tree, settings)
+    return vote(paths, settings.vote, extract=first_byte, gamma=settings.gamma)[0]
+
+
+def early_answers(method: str, seed: int, rounds: int) -> int:
+    """How many questions were decided before they ended, each checked against its whole search."""
+    policy = make_policy(score_last, fork_expand, "mean_logprob", "geometric")
+    early = 0
+    for round_ in range(rounds):
+        rng = np.random.default_rng([seed, round_])
+        settings = config(
+            num_branches=8,
+            root_branches=int(rng.integers(6, 9)),
+            expand=int(rng.choice([1, 1, 1, 2])),
+            threshold=float(rng.choice([0.0, 0.217, 0.417])),
+            num_answers=int(rng.integers(4, 16)),
+            max_new_tokens=CAPACITY,
+            step_confidence="mean_logprob",
+            vote=method,
+            gamma=float(rng.choice([1.0, 5.0])),
+        )
+        model = 2 * tables(int(rng.integers(2**31)))  # sure of themselves: many equal answers
+        model[..., EOS] += 4  # and of different lengths
+        state = start(model, question_keys(int(rng.integers(2**31))), settings)
+        model = jnp.asarray(model)
+        whole = cat_decode(model, state, policy)
+        said: dict[int, str | None] = {}
+        for limit in range(2, CAPACITY, 2):
+            state = cat_decode(model, dataclasses.replace(state, limit=jnp.int32(limit)), policy)
+            for b in set(np.flatnonzero(~np.asarray(state.done)).tolist()) - set(said):
+                tree = tree_of(state, b)
+                if is_decided(tree, finished(tree, settings), settings, first_byte, same_text):
+                    said[b] = answer_of(tree, settings)
+        for b, answer in said.items():
+            assert answer == answer_of(tree_of(whole, b), settings), (round_, b, settings)
+        early += len(said)
+    return early
+
+
+@pytest.mark.parametrize("method", ["majority", "confidence", "sequence"])
+def test_what_is_decided_stays(method):
+    assert early_answers(method, seed=0, rounds=6) >= 3
+
+
+def test_the_best_path_can_always_be_beaten():
+    assert early_answers("best_path", seed=0, rounds=1) == 0
+
+
+def test_a_confidence_without_an_upper_bound_decides_nothing():
+    settings = config(num_branches=4, step_confidence="deepconf", vote="confidence", max_new_tokens=CAPACITY)
+    state = start(tables(0), question_keys(0), settings)
+    policy = make_policy(score_last, fork_expand, "mean_logprob", "geometric")
+    state = cat_decode(jnp.asarray(tables(0)), dataclasses.replace(state, limit=jnp.int32(8)), policy)
+    for b in range(BATCH):
+        tree = tree_of(state, b)
+        if not bool(state.done[b]):
+            assert not is_decided(tree, finished(tree, settings), settings, first_byte, same_text)
+
+
+def test_a_search_that_stops_early_answers_alike_with_fewer_tokens():
+    task = get_task("graph")
+    model, tokenizer = cj.load_pretrained(task.policy_path)
+    questions = task.questions("tune", 12, seed=0)
+    sample = cj.SampleConfig(max_new_tokens=96, temperature=0.7)
+    results = []
+    for stop in (False, True):
+        settings = cj.CatConfig(num_branches=4, threshold=0.8, stop_decided=stop, sample=sample)
+        results.append(
+            cj.cat_search(model, tokenizer, questions, settings, jax.random.key(0), extract=extract_answer)
+        )
+    for whole, early in zip(*results, strict=True):
+        assert early.answer == whole.answer
+        assert early.tokens <= whole.tokens
+    ended = [r for r in results[1] if any(node.reason == "decided" for node in r.tree.nodes)]
+    assert ended
+    assert sum(r.tokens for r in results[1]) < sum(r.tokens for r in results[0])
+    assert not any(node.status == "live" for result in results[1] for node in result.tree.nodes)
+
+
+@pytest.mark.parametrize(
+    ("changes", "match"),
+    [
+        ({"vote": "best_path"}, "a surer path may always come"),
+        ({"vote": "confidence", "step_confidence": "deepconf"}, "no upper bound"),
+    ],
+)
+def test_votes_that_are_never_decided_are_refused(changes, match):
+    with pytest.raises(cj.UserError, match=match):
+        cj.CatConfig(stop_decided=True, **changes)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["majority", "confidence", "sequence"])
+def test_what_is_decided_stays_over_many_models(method):
+    assert early_answers(method, seed=1, rounds=60) > 100
