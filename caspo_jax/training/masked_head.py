@@ -70,9 +70,9 @@ def scored_stats(
     # All rows as one: a row with few scored tokens then costs no more than these.
     order = jnp.argsort(~mask.reshape(count), stable=True)
     place = jnp.argsort(order)
-    packed = (x.reshape(count)[order][None] for x in (targets, mask))
+    ids, scored = (x.reshape(count)[order][None] for x in (targets, mask))
     states = _permuted(hidden.reshape(count, width), order, place)[None]
-    logprob, entropy = masked_head(*_widened(states, *packed, size, unembedding), size, block, None)
+    logprob, entropy = masked_head(*_widened(states, ids, scored, size, unembedding), size, block, None)
     logprob, entropy = (_permuted(x[0, :count], place, order) for x in (logprob, entropy))
     return logprob.reshape(rows, slots), lax.stop_gradient(entropy).reshape(rows, slots)
 
@@ -222,8 +222,9 @@ def _forward_to_differentiate(
     hidden: Any, unembedding: Any, targets: Any, mask: Any, chunk: int, block: int, mesh: Mesh | None
 ) -> tuple[tuple[Array, Array], tuple[Array | None, ...]]:
     """`_forward` of what `custom_vjp` hands over; the last residual is None where the head is frozen."""
-    arrays = (x.value for x in (hidden, unembedding, targets, mask))
-    outputs, residuals = _forward(*arrays, chunk, block, mesh)
+    outputs, residuals = _forward(
+        hidden.value, unembedding.value, targets.value, mask.value, chunk, block, mesh
+    )
     return outputs, (*residuals, jnp.zeros(()) if unembedding.perturbed else None)
 
 
