@@ -138,6 +138,9 @@ def _forward(
             top, total, moment, picked = carry
             logits = _einsum("rce,ve->rcv", states, weight)
             logits = constrain(mesh, logits, _SPLIT_LOGITS, uneven=True)
+            here = (wanted >= start) & (wanted < start + block)
+            at = jnp.clip(wanted - start, 0, block - 1)[..., None]
+            found = jnp.take_along_axis(logits, at, axis=-1)[..., 0]
             if fresh is not None:
                 logits = jnp.where(fresh, logits, -jnp.inf)
             new_top = jnp.maximum(top, jnp.max(logits, axis=-1))
@@ -148,9 +151,6 @@ def _forward(
             moment = shrink * (moment + total * (top - new_top))
             moment += jnp.sum(jnp.where(e > 0, e * shifted, 0.0), axis=-1)
             total = shrink * total + jnp.sum(e, axis=-1)
-            here = (wanted >= start) & (wanted < start + block)
-            at = jnp.clip(wanted - start, 0, block - 1)[..., None]
-            found = jnp.take_along_axis(logits, at, axis=-1)[..., 0]
             return new_top, total, moment, jnp.where(here, found, picked)
 
         zero = jnp.zeros(wanted.shape, jnp.float32)

@@ -179,3 +179,26 @@ def test_the_step_head_in_bf16_against_float64():
     logps = logits - np.log(np.sum(np.exp(logits), axis=-1, keepdims=True))
     np.testing.assert_allclose(logprob, np.take_along_axis(logps, targets[..., None], -1)[..., 0], atol=1e-5)
     np.testing.assert_allclose(entropy, -np.sum(np.exp(logps) * logps, axis=-1), atol=1e-5)
+
+
+def test_blocks_of_the_vocabulary_that_overlap_count_once():
+    """300 does not divide 1,000: values and gradients against whole logits, targets in the overlap among them."""
+    rng = np.random.default_rng(0)
+    hidden, weight = (jnp.asarray(rng.normal(size=size), jnp.float32) for size in ((1, 48, 16), (1000, 16)))
+    targets = rng.integers(0, 1000, (1, 48)).astype(np.int32)
+    targets[0, :4] = (999, 700, 899, 0)
+    real, factor = np.arange(48)[None] < 40, np.linspace(-1, 1, 48, dtype=np.float32)
+
+    def by_blocks(hidden, weight):
+        return jnp.sum(factor * masked_head(hidden, weight, targets, real, 16, 300, None)[0])
+
+    def whole(hidden, weight):
+        logps = jax.nn.log_softmax(hidden @ weight.T)
+        picked = jnp.take_along_axis(logps, targets[..., None], axis=-1)[..., 0]
+        return jnp.sum(jnp.where(real, factor * picked, 0))
+
+    value, gradients = jax.value_and_grad(by_blocks, (0, 1))(hidden, weight)
+    expected, wanted = jax.value_and_grad(whole, (0, 1))(hidden, weight)
+    np.testing.assert_allclose(value, expected, rtol=1e-5)
+    for mine, theirs in zip(gradients, wanted, strict=True):
+        np.testing.assert_allclose(mine, theirs, atol=1e-5)
