@@ -5,7 +5,8 @@ The policies shipped in caspo_jax/tasks/policies were made by
     python -m experiments.train_tiny --task=graph --out_dir=SKILLS
     python -m experiments.train_tiny --task=graph --init=SKILLS --out_dir=DIR
 
-    python -m experiments.train_tiny --task=chain --init=caspo_jax/tasks/policies/graph --out_dir=DIR
+    python -m experiments.train_tiny --task=chain --init=caspo_jax/tasks/policies/graph --out_dir=FIRST
+    python -m experiments.train_tiny --task=chain --init=FIRST --steps=400 --learning_rate=1.5e-3 --out_dir=DIR
 
 The first run learns the skills: looking up, sums, working shown; its text is always
 right. The second learns to write as the base policy does, from text as hurried people write it: some steps skip the
