@@ -123,7 +123,7 @@ class Batch:
         return self.max_new_tokens if self.lanes else min(FIRST_SEGMENT, self.max_new_tokens)
 
     def run(self, state: CatState, iterations: int) -> CatState:
-        """So many iterations, or fewer; larger buffers before, if they are full. `state` is used up."""
+        """So many iterations, or fewer where the buffers are full or all have ended. `state` is used up."""
         before = int(state.iteration)
         limit = jnp.asarray(before + iterations, jnp.int32)
         state = cat_decode_donated(self.params, dataclasses.replace(state, limit=limit), self.policy)

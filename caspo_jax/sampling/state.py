@@ -146,8 +146,9 @@ class CatState:
     def placed(self, mesh: Mesh | None) -> CatState:
         """The same state, under jit, on a mesh: logits by row over all axes, the tree whole on every device.
 
-        A row's draw and statistics need no other row, so each device reads its share of the logits once. The tree is small, and every device follows all of it: its gathers and scatters then stay local, and the host
-        can read it without asking other processes.
+        A row's draw and statistics need no other row, so each device reads its share of the logits once. The tree is
+        small, and every device follows all of it: its gathers and scatters then stay local, and the host can read it
+        without asking other processes.
         """
         if mesh is None:
             return self
