@@ -224,8 +224,8 @@ def from_writer(name: str, compute: Callable[[], str]) -> str:
 
 
 def finish() -> None:
-    """Leaves the run in good order, together with the others."""
-    if _group.count == 1:
+    """Leaves the run in good order, together with the others; a second call does nothing."""
+    if _group.count == 1 or _group.over.is_set():
         return
     barrier("the end")
     _group.over.set()

@@ -46,18 +46,19 @@ class Side:
         workload = self._job["workloads"][name]
         batches = _batches(workload["pairs"], micro)
         trainer = self._trainer(workload["batch_size"] // micro)
-        before, started = trainer.train_steps, time.perf_counter()
+        # Every run from the same weights, so that its first loss is log 2 as on the other sides. A copy: updates donate.
+        nnx.update(self._model, jax.tree.map(jnp.copy, nnx.state(self._reference)))
+        logged, before = len(_losses(trainer)), trainer.train_steps
+        started = time.perf_counter()
         trainer.train(batches)
         jax.block_until_ready(nnx.state(self._model))
         seconds = time.perf_counter() - started
-        try:  # written some updates late, so there may be none yet
-            losses = list(trainer.metrics_logger.get_metric_history("", "loss", "train"))
-        except KeyError:
-            losses = []
+        trainer._write_train_metrics()  # else the last update's are written when the next run's come
+        losses = _losses(trainer)[logged:]
         return {
             "seconds": seconds,
-            "first_loss": float(losses[0]) if losses else None,  # of the very first run
-            "last_loss": float(losses[-1]) if losses else None,
+            "first_loss": losses[0],
+            "last_loss": losses[-1],
             "updates": trainer.train_steps - before,
             "peak": peak_bytes(),
         }
@@ -78,6 +79,14 @@ class Side:
             # Else a second run skips as many batches as the first has read.
             self._trainers[accumulation].is_managed_externally = True
         return self._trainers[accumulation]
+
+
+def _losses(trainer: Any) -> list[float]:
+    """The losses of all updates so far."""
+    try:
+        return [float(x) for x in trainer.metrics_logger.get_metric_history("", "loss", "train")]
+    except KeyError:  # none is written yet
+        return []
 
 
 def load(folder: Path, dtype: Any) -> Any:

@@ -19,7 +19,8 @@ class MetricsLog:
     """Appends updates' metrics; opened again, it drops what came after the checkpoint it resumes from."""
 
     def __init__(self, folder: Path, *, resume_after: int, tensorboard: bool):
-        folder.mkdir(parents=True, exist_ok=True)
+        if is_writer():
+            folder.mkdir(parents=True, exist_ok=True)
         self.path = folder / "metrics.jsonl"
         with writer_first("metrics"):
             self.history = self._recover(resume_after)

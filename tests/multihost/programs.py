@@ -114,7 +114,6 @@ def main() -> None:
     if INDEX == 1:
         sys.stdout.write(json.dumps(sorted(WRITES)))
         sys.stdout.flush()
-    distributed.finish()
 
 
 if __name__ == "__main__":
