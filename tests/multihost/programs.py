@@ -1,6 +1,6 @@
 """One process of two that runs the programs one after another: `python programs.py INDEX PORT FOLDER`.
 
-The second process prints, as JSON, the names of whatever it writes there itself.
+The second process prints, as JSON in a last line, the names of whatever it writes there itself.
 """
 
 from __future__ import annotations
@@ -112,7 +112,7 @@ def main() -> None:
     distributed.start(f"127.0.0.1:{PORT}", 2, INDEX)
     all_programs()
     if INDEX == 1:
-        sys.stdout.write(json.dumps(sorted(WRITES)))
+        sys.stdout.write(f"\n{json.dumps(sorted(WRITES))}\n")  # a line of its own: Gloo prints too
         sys.stdout.flush()
 
 
