@@ -54,7 +54,12 @@ def define_flags() -> None:
     flags.DEFINE_integer("prompt_length", 64, "tokens of a prompt", lower_bound=1)
     flags.DEFINE_integer("new_tokens", 128, "tokens of an output", lower_bound=2)
     flags.DEFINE_integer("branches", 10, "branches of the search, samples beside it", lower_bound=2)
-    flags.DEFINE_integer("skewed_questions", 64, "outputs of skewed lengths; 0: leave out", lower_bound=0)
+    flags.DEFINE_integer(
+        "skewed_questions",
+        64,
+        "prompts with outputs of skewed lengths, a few each; 0: leave out",
+        lower_bound=0,
+    )
     flags.DEFINE_enum("dtype", "float32", ["float32", "bfloat16"], "dtype of weights and cache")
     flags.DEFINE_enum("peer", "none", ["none", *MODULES], "what to compare with")
     flags.DEFINE_string("peer_python", None, "interpreter that has the peer; default: this one")

@@ -20,6 +20,7 @@ PRUNED = 0.2  # share of a plain run's step confidences below CaT's threshold
 LONG = (
     8  # the skewed set: outputs that end by themselves are this many times shorter than the limit, on average
 )
+SAMPLES = 4  # of each of its prompts
 
 
 class Side:
@@ -115,7 +116,7 @@ class Side:
         }
 
     def _skewed(self, questions: int) -> dict[str, Any]:
-        """Prompts whose outputs end by themselves, `LONG` times before the limit on average, some at the limit."""
+        """Prompts, `SAMPLES` outputs each, that end by themselves, `LONG` times before the limit on average."""
         import jax
 
         from caspo_jax.sampling import SampleConfig, Usage, generate
@@ -139,7 +140,7 @@ class Side:
                     self._model,
                     self._tokenizer,
                     records,
-                    SampleConfig(max_new_tokens=new),
+                    SampleConfig(max_new_tokens=new, num_samples=SAMPLES),
                     jax.random.key(0),
                     batch_size=len(self._job["prompts"]),
                     usage=usage,
@@ -213,6 +214,7 @@ def loop_temporaries(model: Any, job: dict[str, Any]) -> dict[str, int]:
         waiting = Queue(
             cache=prompts,
             logits=state.logits[:, 0],
+            prompt=many,
             keys=jnp.zeros((1, 2), jnp.uint32),
             prompt_length=many,
             first_rank=many,

@@ -127,11 +127,11 @@ def _run(
     automaton = build_automaton(vocabulary, settings.step_delimiter, settings.stop, ends)
     fields = tuple(dict.fromkeys(("logprob", "entropy", *needed_fields(config.step_confidence))))
     repeats = 1
-    if samples is not None:  # the branches of one tree, or of a few where they are too many for the device
+    if samples is not None:  # the branches of one tree, or a tree each where they are too many for the device
         longest = max(len(prompt) for prompt in prompts)
         most = batch_size or default_rows(model, longest + settings.max_new_tokens)
-        repeats = -(-samples // most)
-        config = dataclasses.replace(config, num_branches=-(-samples // repeats))
+        repeats = samples if samples > most else 1
+        config = dataclasses.replace(config, num_branches=samples // repeats)
     trees = grow_trees(
         model,
         [
@@ -225,7 +225,7 @@ def generate(
         paths = [
             (int(tree.rank[tree.path(node)[0]]), tree, node) for tree in trees for node in tree.finished()
         ]
-        for _, tree, node in sorted(paths, key=lambda path: path[0])[:samples]:
+        for _, tree, node in sorted(paths, key=lambda path: path[0]):
             traces.append(
                 build_trace(tree, node, record, prompt, run.vocabulary, config.step_delimiter, strategy)
             )

@@ -63,6 +63,32 @@ class Unit:
 PADDING = Unit((0,), (0, 0))  # fills up a batch
 
 
+@dataclasses.dataclass(frozen=True)
+class QueueRoom:
+    """The sizes of a queue, the same each time that it is filled."""
+
+    entries: int  # units
+    prompts: int  # different ones that they may have, a multiple of `read`
+    read: int  # prompts that are read together
+
+    @classmethod
+    def of(cls, entries: int, size: int, shared: int) -> QueueRoom:
+        """For a batch of `size`, where `shared` units in a row have one prompt."""
+        prompts = min(entries, -(-entries // shared) + 1)  # the first may be the rest of the fill before
+        read = min(size, prompts)
+        return cls(entries, -(-prompts // read) * read, read)
+
+    def fill(self, units: Sequence[Unit]) -> list[Unit]:
+        """The first units, as many as there is room for."""
+        taken, prompts = [], set()
+        for unit in units[: self.entries]:
+            prompts.add(unit.prompt_ids)
+            if len(prompts) > self.prompts:
+                break
+            taken.append(unit)
+        return taken
+
+
 def bucket(count: int) -> int:
     """The next number of the form 2^k or 3 * 2^k: few shapes, at most a third of padding."""
     power = 1 << (count - 1).bit_length()
@@ -115,6 +141,7 @@ class Batch:
     usage: Usage
     report: Callable[[int], None]  # is told how many units are done
     split: bool = False  # branches may go on without their tree: the policy never forks
+    shared: int = 1  # units in a row that have one prompt, or nearly so: what a queue has room for
     decided: Callable[[int, Tree], bool] | None = None  # (unit, its tree so far) -> may its search end now?
 
     @property
@@ -238,13 +265,16 @@ class Batch:
         )
         return self._state(jnp.zeros((size, model.config.vocab_size)), cache, [])
 
-    def queue(self, units: list[Unit], first: int, entries: int, rows: int, more: bool) -> Queue:
-        """The units as a queue of so many entries, prompts read `rows` at a time; unit i is called first + i."""
-        logits, cache = self._read([unit.prompt_ids for unit in units], entries, self.prompt_columns, rows)
+    def queue(self, units: list[Unit], first: int, room: QueueRoom, more: bool) -> Queue:
+        """The units as a queue, each of their prompts read once; unit i is called first + i."""
+        prompts = {prompt: i for i, prompt in enumerate(dict.fromkeys(unit.prompt_ids for unit in units))}
+        logits, cache = self._read(list(prompts), room.prompts, self.prompt_columns, room.read)
+        entries = room.entries
         padded = units + [PADDING] * (entries - len(units))
         return Queue(
             cache=cache,
             logits=logits,
+            prompt=np.array([prompts.get(unit.prompt_ids, 0) for unit in padded], np.int32),  # type: ignore[arg-type]
             keys=np.array([unit.key for unit in padded], np.uint32),  # type: ignore[arg-type]
             prompt_length=np.array([len(unit.prompt_ids) for unit in padded], np.int32),  # type: ignore[arg-type]
             first_rank=np.array([unit.first_rank for unit in padded], np.int32),  # type: ignore[arg-type]

@@ -24,10 +24,11 @@ NO_UNIT = -1  # unit of slots that hold no question
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Queue:
-    """Q questions that wait. The loop reads it and changes nothing."""
+    """Q questions that wait, with U prompts between them. The loop reads it and changes nothing."""
 
-    cache: Any  # the model's own pytree, of the prompts
-    logits: jax.Array  # [Q, V] f32, after each prompt
+    cache: Any  # the model's own pytree, of the U prompts
+    logits: jax.Array  # [U, V] f32, after each prompt
+    prompt: jax.Array  # [Q] int32, which of the prompts each question has
     keys: jax.Array  # [Q, 2] uint32, raw data of the questions' threefry keys
     prompt_length: jax.Array  # [Q] int32
     first_rank: jax.Array  # [Q] int32, child rank of the first root child
@@ -157,7 +158,8 @@ def _load(policy: Policy, queue: Queue, state: CatState, question: jax.Array) ->
     entry, slots = state.refill.next, state.num_slots
     own = jnp.arange(slots, dtype=jnp.int32)[None]
     live, rank = own < queue.roots, own + queue.first_rank[entry]
-    logits = jnp.broadcast_to(queue.logits[entry], state.logits.shape[1:])
+    prompt = queue.prompt[entry]
+    logits = jnp.broadcast_to(queue.logits[prompt], state.logits.shape[1:])
 
     def put(array: jax.Array, row: Any) -> jax.Array:
         return _put(array, jnp.asarray(row, array.dtype), question)
@@ -166,7 +168,7 @@ def _load(policy: Policy, queue: Queue, state: CatState, question: jax.Array) ->
     return dataclasses.replace(
         state,
         prompt_length=put(state.prompt_length, queue.prompt_length[entry]),
-        cache=policy.load_prompt(state.cache, queue.cache, question, entry),
+        cache=policy.load_prompt(state.cache, queue.cache, question, prompt),
         logits=put(state.logits, logits),
         slots=jax.tree.map(first, state.slots, root_slots(queue.keys[entry][None], live, rank)),
         nodes=jax.tree.map(first, state.nodes, root_nodes(live, rank, state.nodes.parent.shape[1])),

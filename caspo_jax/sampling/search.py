@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -79,8 +80,9 @@ def grow_trees(
     Where there are more units than fit together, the slots of a unit that has ended go to the next one, inside the loop.
     On a mesh, in a cache of lanes, and where `decided` is asked, units go in batches instead.
 
-    With `split`, the few branches of a batch that outlive the others go on by themselves: such a unit has several
-    trees, and each of its branches is finished in one of them.
+    With `split`, branches do not wait for each other: where slots are refilled, each root is a tree of its own from the
+    start; in batches, the few that outlive the others go on by themselves. Such a unit has several trees, and each of
+    its branches is finished in one of them.
 
     Args:
       model: a Decoder.
@@ -102,14 +104,21 @@ def grow_trees(
     graphdef, params = nnx.split(model)
     longest = max(len(unit.prompt_ids) for unit in units)
     columns = -(-longest // PROMPT_BUCKET) * PROMPT_BUCKET
-    limit = max(1, (batch_size or default_rows(model, longest + max_new_tokens)) // num_slots)
-    batches = -(-len(units) // limit)
-    size = min(bucket(-(-len(units) // batches)), limit)  # even batches of one shape
+    rows = batch_size or default_rows(model, longest + max_new_tokens)
     ways = batch_ways(mesh_of(model))
-    size = -(-size // ways) * ways  # that the mesh splits evenly
-    # Prompts of one length together; the order comes back at the end.
-    order = sorted(range(len(units)), key=lambda i: len(units[i].prompt_ids))
+    size = _even_size(len(units), max(1, rows // num_slots), ways)
     lanes = prefers_lanes(size * num_slots)
+    if refill is None:
+        refill = len(units) > size and mesh_of(model) is None and not lanes and decided is None
+    wanted, shared = list(units), 1
+    if refill and split and num_slots > 1:
+        wanted = [
+            dataclasses.replace(unit, first_rank=unit.first_rank + i) for unit in units for i in range(roots)
+        ]
+        num_slots, roots, shared = 1, 1, roots
+        size = _even_size(len(wanted), max(1, rows), ways)
+    # Prompts of one length together; the order comes back at the end.
+    order = sorted(range(len(wanted)), key=lambda i: len(wanted[i].prompt_ids))
     search = Batch(
         graphdef,
         params,
@@ -123,19 +132,25 @@ def grow_trees(
         fields,
         lanes,
         Usage() if usage is None else usage,
-        (lambda done: None) if progress is None else (lambda done: progress(done, len(units))),
+        (lambda done: None) if progress is None else (lambda done: progress(done // shared, len(units))),
         split,
+        shared,
         None if decided is None else lambda unit, tree: decided(order[unit], tree),
     )
-    if refill is None:
-        refill = len(units) > size and mesh_of(model) is None and not lanes and decided is None
-    found = (stream if refill else _in_batches)(search, [units[i] for i in order], size)
+    found = (stream if refill else _in_batches)(search, [wanted[i] for i in order], size)
     trees: list[list[Tree]] = [[] for _ in units]
-    for index, its in zip(order, found, strict=True):
-        trees[index] = its
+    for index, its in sorted(zip(order, found, strict=True)):
+        trees[index // shared].extend(its)
     if usage is not None:
         usage.live += sum(tree.tokens for its in trees for tree in its)
     return trees
+
+
+def _even_size(count: int, limit: int, ways: int) -> int:
+    """Units of a batch: at most `limit`, batches of about one size, that the mesh splits evenly."""
+    batches = -(-count // limit)
+    size = min(bucket(-(-count // batches)), limit)
+    return -(-size // ways) * ways
 
 
 def _in_batches(search: Batch, units: list[Unit], size: int) -> list[list[Tree]]:

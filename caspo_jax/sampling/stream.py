@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import numpy as np
 
-from caspo_jax.sampling.batch import Batch, Unit
+from caspo_jax.sampling.batch import Batch, QueueRoom, Unit
 from caspo_jax.sampling.loop import refill_donated
 from caspo_jax.sampling.refill import NO_UNIT, harvested, refillable, with_queue
 from caspo_jax.sampling.tree import Tree, harvest_ended
 
-QUEUE_BATCHES = (
-    4  # a queue holds so many times the questions of the batch: its prompts, and room for their trees
-)
+QUEUE_BATCHES = 4  # a queue holds so many times the units of the batch, and there is room for their trees
 SEGMENT = 64  # iterations between two looks from the host
 
 
@@ -22,13 +20,14 @@ def stream(search: Batch, units: list[Unit], size: int) -> list[list[Tree]]:
     """
     trees: list[list[Tree]] = [[] for _ in units]
     entries = -(-min(len(units), QUEUE_BATCHES * size) // size) * size
+    room = QueueRoom.of(entries, size, search.shared)
     state = refillable(search.empty(size), entries)
     fed = queued = 0
     while True:
         if int(state.refill.next) == queued and fed < len(units):
-            batch = units[fed : fed + entries]
+            batch = room.fill(units[fed:])
             more = fed + len(batch) < len(units)
-            state = with_queue(state, search.queue(batch, fed, entries, size, more))
+            state = with_queue(state, search.queue(batch, fed, room, more))
             fed, queued = fed + len(batch), len(batch)
             state = refill_donated(state, search.policy)
         if search.full(state):

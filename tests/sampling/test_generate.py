@@ -130,7 +130,7 @@ def test_a_question_does_not_depend_on_its_neighbours(model_and_tokenizer, quest
 def test_samples_do_not_depend_on_how_they_share_the_device(
     model_and_tokenizer, questions, sampled, monkeypatch
 ):
-    """Four branches of one tree; those that outlive the others by themselves; and trees of three branches each."""
+    """Four branches of one tree; those that outlive the others by themselves; and a tree each."""
     config = dataclasses.replace(sampled[0], num_samples=4, stop=(" ",))  # lengths from 1 to 16
     whole = cj.generate(*model_and_tokenizer, questions, config, KEY)
     for short, long in zip(whole[::4], sampled[1][::2], strict=True):
@@ -248,6 +248,60 @@ def test_refilled_slots_change_nothing(model_and_tokenizer, questions, monkeypat
     assert together.live == apart.live == sum(result.tokens for result in whole)
     assert apart.slots <= 3 * (sum(lengths) + 2 * 20)
     assert_teacher_forced(model_and_tokenizer[0], [path for result in pieces for path in result.paths])
+
+
+@pytest.mark.parametrize("samples", [1, 3, 5])
+def test_samples_are_refilled_one_by_one(model_and_tokenizer, questions, monkeypatch, samples):
+    """Samples of uneven lengths through three places: those of a question share a prompt, and wait for nobody."""
+    many = [
+        dataclasses.replace(
+            q, id=f"s{i}", prompt_ids=q.prompt_ids[i % 4 // 2 :]
+        )  # two questions a prompt, often
+        for i, q in enumerate(questions[i % 3] for i in range(12))
+    ]
+    config = cj.SampleConfig(
+        max_new_tokens=24, temperature=0.9, num_samples=samples, step_delimiter="e", stop=(" ",)
+    )
+    together, apart = (cj.sampling.Usage() for _ in range(2))
+    whole = cj.generate(*model_and_tokenizer, many, config, KEY, usage=together)
+    reads, read, done = [], batch._prefill, []
+
+    def counting(graphdef, params, token_ids, mask, lanes):
+        reads.extend(tuple(row[real].tolist()) for row, real in zip(token_ids, mask))
+        return read(graphdef, params, token_ids, mask, lanes)
+
+    monkeypatch.setattr(batch, "_prefill", counting)
+    monkeypatch.setattr(stream, "SEGMENT", 7)
+    pieces = cj.generate(
+        *model_and_tokenizer,
+        many,
+        config,
+        KEY,
+        batch_size=3,
+        usage=apart,
+        progress=lambda n, of: done.append((n, of)),
+    )
+    for piece, trace in zip(pieces, whole, strict=True):
+        assert (piece.id, piece.token_ids, piece.finish_reason) == (
+            trace.id,
+            trace.token_ids,
+            trace.finish_reason,
+        )
+        np.testing.assert_allclose(piece.logprob, trace.logprob, atol=1e-5)
+        np.testing.assert_allclose(
+            [step.confidence for step in piece.steps], [step.confidence for step in trace.steps], atol=1e-5
+        )
+    lengths = [len(trace.token_ids) for trace in whole]
+    assert len(set(lengths)) > 3
+    assert together.live == apart.live == sum(lengths)
+    # Three places are busy until the queue is empty; then at most the longest output is waited for.
+    assert apart.slots <= sum(lengths) + 2 * max(lengths) + 3 * stream.SEGMENT
+    assert done[-1] == (12, 12)
+    # No prompt is read again for another sample of its question, and seldom for another fill of the queue.
+    prompts = {q.prompt_ids for q in many}
+    fills = -(-12 * samples // (3 * stream.QUEUE_BATCHES))
+    assert prompts <= set(reads)
+    assert sum(prompt in prompts for prompt in reads) <= len(many) + fills
 
 
 def test_string_questions_have_stable_ids():

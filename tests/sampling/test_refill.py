@@ -42,6 +42,7 @@ def queue_of(model, keys, units, roots, more):
     return Queue(
         cache=jnp.asarray(index),
         logits=jnp.asarray(model[index, PROMPT]),
+        prompt=jnp.arange(ENTRIES, dtype=jnp.int32),
         keys=jnp.asarray(keys[index]),
         prompt_length=jnp.ones(ENTRIES, jnp.int32),
         first_rank=jnp.zeros(ENTRIES, jnp.int32),
