@@ -39,10 +39,11 @@ def queue_of(model, keys, units, roots, more):
     """Entries for the questions `units`, padded to ENTRIES."""
     index = np.zeros(ENTRIES, np.int32)
     index[: len(units)] = units
+    back = np.arange(ENTRIES, dtype=np.int32)[::-1]  # the prompts lie in another order than the questions
     return Queue(
-        cache=jnp.asarray(index),
-        logits=jnp.asarray(model[index, PROMPT]),
-        prompt=jnp.arange(ENTRIES, dtype=jnp.int32),
+        cache=jnp.asarray(index[back]),
+        logits=jnp.asarray(model[index[back], PROMPT]),
+        prompt=jnp.asarray(back),
         keys=jnp.asarray(keys[index]),
         prompt_length=jnp.ones(ENTRIES, jnp.int32),
         first_rank=jnp.zeros(ENTRIES, jnp.int32),
@@ -117,8 +118,8 @@ def compare(name, slots, rounds, seed):
 
 def test_refilled_trees_are_the_references():
     compared, wrapped = compare("last-dyadic-min", slots=4, rounds=5, seed=0)
-    assert compared > 60
-    assert wrapped >= 1  # the ring went round
+    assert compared > 100
+    assert wrapped >= 4  # the ring went round
 
 
 @pytest.mark.slow
