@@ -128,6 +128,6 @@ def test_votes_that_are_never_decided_are_refused(changes, match):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("method", ["majority", "confidence", "sequence"])
-def test_what_is_decided_stays_over_many_models(method):
-    assert early_answers(method, seed=1, rounds=60) > 100
+@pytest.mark.parametrize(("method", "decided"), [("majority", 80), ("confidence", 25), ("sequence", 200)])
+def test_what_is_decided_stays_over_many_models(method, decided):
+    assert early_answers(method, seed=1, rounds=60) > decided
