@@ -16,7 +16,8 @@ BLOCK = 256  # the inverse CDF looks at sums of so many tokens first
 TOP_P_CANDIDATES = 64  # top-p looks at so many most probable tokens before it searches all
 ONE = 0x3F800000  # bits of 1.0
 HALVINGS = 7  # of top-p's search, between two looks whether it is over
-NARROW_BLOCK, NARROW_BLOCKS = 64, 64  # what top-p's search narrows down to: tokens of a block, and blocks at most
+NARROW_BLOCK = 64  # tokens of the blocks that searches for large weights narrow down to
+NARROW_BLOCKS = 64  # so many at most in top-p's search
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,9 +95,33 @@ def weight_floor(sampler: Sampler, knobs: SampleKnobs, weights: jax.Array) -> ja
 
 
 def _largest(weights: jax.Array, k: int) -> jax.Array:
-    """[R, k] the k largest of each row, descending."""
+    """[R, k] the k largest of each row, descending.
+
+    They are in the k blocks with the largest maxima: of a large vocabulary only the maxima and those blocks are ordered,
+    which takes 0.11 instead of 0.34 ms on a CPU for k 20, 0.37 instead of 0.49 ms for k 64 (8 rows, V 32,768).
+    """
+    if weights.shape[-1] > 2 * k * NARROW_BLOCK:
+        blocked = _in_blocks(weights)
+        weights = _take_blocks(blocked, jnp.max(blocked, axis=-1), k)
+    return _top(weights, k)[0]
+
+
+def _top(x: jax.Array, k: int) -> list[jax.Array]:
     # Without the barrier later slices merge into it, and XLA CPU then sorts the whole vocabulary.
-    return lax.optimization_barrier(lax.top_k(weights, k))[0]
+    return lax.optimization_barrier(lax.top_k(x, k))
+
+
+def _in_blocks(weights: jax.Array) -> jax.Array:
+    """[R, V] -> [R, blocks, NARROW_BLOCK], zeros at the end."""
+    blocks = -(-weights.shape[-1] // NARROW_BLOCK)
+    missing = blocks * NARROW_BLOCK - weights.shape[-1]
+    return jnp.pad(weights, [(0, 0), (0, missing)]).reshape(len(weights), blocks, NARROW_BLOCK)
+
+
+def _take_blocks(blocked: jax.Array, score: jax.Array, count: int) -> jax.Array:
+    """[R, count * NARROW_BLOCK] the blocks of each row with the largest scores [R, blocks]."""
+    chosen = _top(score, count)[1]
+    return jnp.take_along_axis(blocked, chosen[:, :, None], axis=1).reshape(len(blocked), -1)
 
 
 def top_p_floor(weights: jax.Array, top_p: jax.Array) -> jax.Array:
@@ -132,28 +157,25 @@ def _mass_floor(weights: jax.Array, target: jax.Array) -> jax.Array:
     Bit patterns of non-negative floats are ordered as the floats are, so 31 halvings are exact; some 20 do for most rows.
     When about as many halvings were done as make `NARROW_BLOCKS` weights of a vocabulary, few are left between the
     bounds, and the rest looks only at the blocks of tokens that hold them: an eighth of a vocabulary of 32,768, where a
-    CPU takes 1.1 instead of 1.7 ms. Rows with weights in too many blocks (ties) send all rows through the search of all.
+    CPU takes 1.2 instead of 1.8 ms. Rows with weights in too many blocks (ties) send all rows through the search of all.
     """
     # Where rounding leaves the total short of the target, the smallest weight: everything is kept.
     low = lax.bitcast_convert_type(jnp.min(weights, axis=-1), jnp.int32)
     bounds = (low, jnp.full_like(low, ONE + 1))
     above = jnp.zeros_like(target)
-    rows, vocab = weights.shape
-    blocks = -(-vocab // NARROW_BLOCK)
-    if blocks <= NARROW_BLOCKS:
+    vocab = weights.shape[-1]
+    if vocab <= NARROW_BLOCKS * NARROW_BLOCK:
         return _halved_floor(weights, above, target, bounds)
     halve = functools.partial(_halve, weights, above, target)
     wide = (vocab // NARROW_BLOCKS).bit_length() + 2  # weights are not spread evenly over the range: two more
     bounds = lax.fori_loop(0, wide, lambda _, bounds: halve(bounds), bounds)
     low_weight, high_weight = (_as_floats(bound)[:, None] for bound in bounds)
     between = jnp.where((weights >= low_weight) & (weights < high_weight), weights, 0.0)
-    blocked = jnp.pad(between, [(0, 0), (0, blocks * NARROW_BLOCK - vocab)]).reshape(rows, blocks, -1)
+    blocked = _in_blocks(between)
     largest = jnp.max(blocked, axis=-1)  # 0 where a block holds none, or none but zeros
 
     def narrow(_) -> jax.Array:
-        # The barrier is that of `_largest`.
-        chosen = lax.optimization_barrier(lax.top_k(largest, NARROW_BLOCKS))[1]
-        few = jnp.take_along_axis(blocked, chosen[:, :, None], axis=1).reshape(rows, -1)
+        few = _take_blocks(blocked, largest, NARROW_BLOCKS)
         floor = _halved_floor(few, _mass(weights, weights >= high_weight), target, bounds)
         return jnp.minimum(floor, jnp.max(few, axis=-1))  # sums in another order may lead past the last one
 

@@ -15,6 +15,7 @@ from caspo_jax.sampling.sampler import (
     TOP_P_CANDIDATES,
     SampleKnobs,
     Sampler,
+    _largest,
     inverse_cdf,
     sample,
     top_p_floor,
@@ -93,6 +94,18 @@ def test_top_p_is_exact_on_flat_and_peaked_rows(scale, top_p):
         assert value in row
         assert mass[row >= value].sum() >= top_p * mass.sum() * (1 - 1e-6)
         assert mass[row > value].sum() < top_p * mass.sum() * (1 + 1e-6)
+
+
+@pytest.mark.parametrize("k", [1, 3, 20])
+def test_the_largest_of_a_large_vocabulary_are_those_of_a_sort(k):
+    rng = np.random.default_rng(11)
+    weights = rng.uniform(size=(6, 2 * 20 * NARROW_BLOCK + 5)).astype(np.float32)
+    weights[1] = np.sort(weights[1])
+    weights[2] = np.round(weights[2], 1)
+    weights[3, 2:] = 0
+    weights[4, :-2] = 0
+    got = np.asarray(jax.jit(_largest, static_argnums=1)(jnp.asarray(weights), k))
+    np.testing.assert_array_equal(got, -np.sort(-weights, axis=-1)[:, :k])
 
 
 @pytest.mark.parametrize("scale, top_p", [(0.3, 0.9), (1.0, 0.99), (3.0, 0.9)])
