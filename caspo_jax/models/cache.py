@@ -86,9 +86,14 @@ class KVCache:
         return jax.tree.map(put, self)
 
 
+def on_one_cpu() -> bool:
+    """Whether all that this process has is one CPU device."""
+    return jax.default_backend() == "cpu" and jax.device_count() == 1
+
+
 def prefers_lanes(rows: int) -> bool:
     """Whether a cache of so many rows should be one of lanes here: on one CPU device, with many rows."""
-    return rows >= _LANES_FROM and jax.default_backend() == "cpu" and jax.device_count() == 1
+    return rows >= _LANES_FROM and on_one_cpu()
 
 
 def init_cache(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from typing import Any
 
 import jax
@@ -15,6 +16,8 @@ BLOCK = 256  # the inverse CDF looks at sums of so many tokens first
 TOP_P_CANDIDATES = 64  # top-p looks at so many most probable tokens before it searches all
 ONE = 0x3F800000  # bits of 1.0
 HALVINGS = 7  # of top-p's search, between two looks whether it is over
+NARROW_BLOCK = 64  # tokens of the blocks that searches for large weights narrow down to
+NARROW_BLOCKS = 64  # so many at most in top-p's search
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,9 +95,33 @@ def weight_floor(sampler: Sampler, knobs: SampleKnobs, weights: jax.Array) -> ja
 
 
 def _largest(weights: jax.Array, k: int) -> jax.Array:
-    """[R, k] the k largest of each row, descending."""
+    """[R, k] the k largest of each row, descending.
+
+    They are in the k blocks with the largest maxima: of a large vocabulary only the maxima and those blocks are ordered,
+    which takes 0.11 instead of 0.34 ms on a CPU for k 20, 0.37 instead of 0.49 ms for k 64 (8 rows, V 32,768).
+    """
+    if weights.shape[-1] > 2 * k * NARROW_BLOCK:
+        blocked = _in_blocks(weights)
+        weights = _take_blocks(blocked, jnp.max(blocked, axis=-1), k)
+    return _top(weights, k)[0]
+
+
+def _top(x: jax.Array, k: int) -> list[jax.Array]:
     # Without the barrier later slices merge into it, and XLA CPU then sorts the whole vocabulary.
-    return lax.optimization_barrier(lax.top_k(weights, k))[0]
+    return lax.optimization_barrier(lax.top_k(x, k))
+
+
+def _in_blocks(weights: jax.Array) -> jax.Array:
+    """[R, V] -> [R, blocks, NARROW_BLOCK], zeros at the end."""
+    blocks = -(-weights.shape[-1] // NARROW_BLOCK)
+    missing = blocks * NARROW_BLOCK - weights.shape[-1]
+    return jnp.pad(weights, [(0, 0), (0, missing)]).reshape(len(weights), blocks, NARROW_BLOCK)
+
+
+def _take_blocks(blocked: jax.Array, score: jax.Array, count: int) -> jax.Array:
+    """[R, count * NARROW_BLOCK] the blocks of each row with the largest scores [R, blocks]."""
+    chosen = _top(score, count)[1]
+    return jnp.take_along_axis(blocked, chosen[:, :, None], axis=1).reshape(len(blocked), -1)
 
 
 def top_p_floor(weights: jax.Array, top_p: jax.Array) -> jax.Array:
@@ -127,32 +154,71 @@ def top_p_floor(weights: jax.Array, top_p: jax.Array) -> jax.Array:
 def _mass_floor(weights: jax.Array, target: jax.Array) -> jax.Array:
     """[R] the largest w with sum of the weights >= w at least `target` [R], by halving a range of float bit patterns.
 
-    Bit patterns of non-negative floats are ordered as the floats are, so 31 halvings are exact. Some 20 do for most
-    rows: as soon as one weight is left between the bounds, more precisely when the weights above the smallest one kept do
-    not reach the target, that one is the answer.
+    Bit patterns of non-negative floats are ordered as the floats are, so 31 halvings are exact; some 20 do for most rows.
+    When about as many halvings were done as make `NARROW_BLOCKS` weights of a vocabulary, few are left between the
+    bounds, and the rest looks only at the blocks of tokens that hold them: an eighth of a vocabulary of 32,768, where a
+    CPU takes 1.2 instead of 1.8 ms. Rows with weights in too many blocks (ties) send all rows through the search of all.
     """
-
-    def mass(kept: jax.Array) -> jax.Array:
-        return jnp.sum(jnp.where(kept, weights, 0.0), axis=-1)
-
-    def halve(_, bounds: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
-        low, high = bounds  # low keeps enough mass, high does not
-        middle = low + (high - low) // 2
-        ok = mass(weights >= lax.bitcast_convert_type(middle, jnp.float32)[:, None]) >= target
-        return jnp.where(ok, middle, low), jnp.where(ok, high, middle)
-
-    def body(carry: tuple) -> tuple:
-        low, high = lax.fori_loop(0, HALVINGS, halve, carry[:2], unroll=True)
-        at = lax.bitcast_convert_type(low, jnp.float32)[:, None]
-        least = jnp.min(jnp.where(weights >= at, weights, jnp.inf), axis=-1)
-        found = (mass(weights > least[:, None]) < target) | (high - low <= 1)
-        return low, high, jnp.where(found, least, 0.0), found
-
     # Where rounding leaves the total short of the target, the smallest weight: everything is kept.
     low = lax.bitcast_convert_type(jnp.min(weights, axis=-1), jnp.int32)
-    high = jnp.full_like(low, ONE + 1)
-    start = (low, high, jnp.zeros_like(target), jnp.zeros(target.shape, bool))
+    bounds = (low, jnp.full_like(low, ONE + 1))
+    above = jnp.zeros_like(target)
+    vocab = weights.shape[-1]
+    if vocab <= NARROW_BLOCKS * NARROW_BLOCK:
+        return _halved_floor(weights, above, target, bounds)
+    halve = functools.partial(_halve, weights, above, target)
+    wide = (vocab // NARROW_BLOCKS).bit_length() + 2  # weights are not spread evenly over the range: two more
+    bounds = lax.fori_loop(0, wide, lambda _, bounds: halve(bounds), bounds)
+    low_weight, high_weight = (_as_floats(bound)[:, None] for bound in bounds)
+    between = jnp.where((weights >= low_weight) & (weights < high_weight), weights, 0.0)
+    blocked = _in_blocks(between)
+    largest = jnp.max(blocked, axis=-1)  # 0 where a block holds none, or none but zeros
+
+    def narrow(_) -> jax.Array:
+        few = _take_blocks(blocked, largest, NARROW_BLOCKS)
+        floor = _halved_floor(few, _mass(weights, weights >= high_weight), target, bounds)
+        return jnp.minimum(floor, jnp.max(few, axis=-1))  # sums in another order may lead past the last one
+
+    fits = jnp.all(jnp.sum(largest > 0, axis=-1) <= NARROW_BLOCKS)
+    return lax.cond(fits, narrow, lambda _: _halved_floor(weights, above, target, bounds), None)
+
+
+def _halved_floor(
+    weights: jax.Array, above: jax.Array, target: jax.Array, bounds: tuple[jax.Array, jax.Array]
+) -> jax.Array:
+    """`_mass_floor` by halving `bounds`, where `above` [R] is what tokens that are not in `weights` add to every sum.
+
+    Over as soon as one weight is left between the bounds; more precisely, when the weights above the smallest one kept
+    do not reach the target, that one is the answer.
+    """
+    halve = functools.partial(_halve, weights, above, target)
+
+    def body(carry: tuple) -> tuple:
+        low, high = lax.fori_loop(0, HALVINGS, lambda _, bounds: halve(bounds), carry[:2], unroll=True)
+        least = jnp.min(jnp.where(weights >= _as_floats(low)[:, None], weights, jnp.inf), axis=-1)
+        found = (above + _mass(weights, weights > least[:, None]) < target) | (high - low <= 1)
+        return low, high, jnp.where(found, least, 0.0), found
+
+    start = (*bounds, jnp.zeros_like(target), jnp.zeros(target.shape, bool))
     return lax.while_loop(lambda carry: ~jnp.all(carry[3]), body, start)[2]
+
+
+def _halve(
+    weights: jax.Array, above: jax.Array, target: jax.Array, bounds: tuple[jax.Array, jax.Array]
+) -> tuple[jax.Array, jax.Array]:
+    """Half the range of bit patterns [R]: `low` keeps the target's mass, `high` does not."""
+    low, high = bounds
+    middle = low + (high - low) // 2
+    enough = above + _mass(weights, weights >= _as_floats(middle)[:, None]) >= target
+    return jnp.where(enough, middle, low), jnp.where(enough, high, middle)
+
+
+def _mass(weights: jax.Array, kept: jax.Array) -> jax.Array:
+    return jnp.sum(jnp.where(kept, weights, 0.0), axis=-1)
+
+
+def _as_floats(bits: jax.Array) -> jax.Array:
+    return lax.bitcast_convert_type(bits, jnp.float32)
 
 
 def _first_largest(x: jax.Array) -> jax.Array:

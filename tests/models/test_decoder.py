@@ -7,8 +7,10 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from caspo_jax.models import Decoder, ModelConfig, RopeConfig, branch, grow
+from caspo_jax.models import Decoder, ModelConfig, RopeConfig, branch, decoder, grow
+from caspo_jax.models.lora import LoraConfig, add_lora
 from caspo_jax.models.weights import weights
+from caspo_jax.sharding import make_mesh
 from tests.shapes import small_shape
 
 
@@ -172,6 +174,73 @@ def lowered(layers, dtype=jnp.float32, decode=False) -> str:
 @pytest.mark.parametrize("decode", [False, True])
 def test_program_does_not_grow_with_depth(decode):
     assert lowered(2, decode=decode).count("\n") == lowered(24, decode=decode).count("\n")
+
+
+def loop_size(layers) -> int:
+    """Instructions of the compiled decode step."""
+    model = Decoder(tiny(layers), rngs=nnx.Rngs(0))
+    graphdef, params = nnx.split(model)
+    _, cache = model.prefill(jnp.ones((2, 6), jnp.int32), jnp.ones((2, 6), bool), 8)
+    ids = jnp.zeros(2, jnp.int32)
+    step = jax.jit(lambda params, *args: nnx.merge(graphdef, params).decode_step(*args))
+    return step.lower(params, cache, ids, ids, jnp.int32(0)).compile().as_text().count(" = ")
+
+
+def test_compiled_decode_step_does_not_grow_with_depth():
+    assert loop_size(2) == loop_size(8)
+
+
+SHAPES = {
+    "tied": {},
+    "untied": {"tie_word_embeddings": False, "model_type": "llama"},
+    "biases": {"qkv_bias": True, "output_bias": True, "mlp_bias": True},
+    "lora": {},
+}
+
+
+@pytest.mark.parametrize("name", SHAPES)
+@pytest.mark.parametrize("row_count", [1, 3])
+def test_decoding_on_one_cpu_gives_the_logits_of_any_device(name, row_count, monkeypatch):
+    model = Decoder(tiny(3, **SHAPES[name]), rngs=nnx.Rngs(2))
+    rng = np.random.default_rng(0)
+    for path, value in nnx.to_flat_state(nnx.state(model)):
+        if "bias" in path[-1] or "norm" in path[-1]:
+            value[...] += rng.normal(size=value[...].shape).astype(np.float32) * 0.1
+    if name == "lora":
+        model = add_lora(model, LoraConfig(rank=2), jax.random.key(1))
+        b = model.layers.q_lora_b
+        b[...] = jnp.asarray(rng.normal(size=b[...].shape), jnp.float32)
+    ids = jnp.asarray(rng.integers(0, 40, (row_count, 6)), jnp.int32)
+    _, cache = model.prefill(ids, jnp.ones(ids.shape, bool), 8)
+    results = []
+    for cpu in (True, False):
+        monkeypatch.setattr(decoder, "on_one_cpu", lambda cpu=cpu: cpu)
+        step = jax.jit(lambda *args: model.decode_step(*args))
+        results.append(step(cache, ids[:, 0], jnp.full(row_count, 6), jnp.int32(0)))
+    for a, b in zip(*map(jax.tree.leaves, results), strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-5)
+
+
+def test_a_row_with_a_nan_leaves_the_others_alone(model, monkeypatch):
+    monkeypatch.setattr(decoder, "on_one_cpu", lambda: True)
+    ids = jnp.asarray([[1, 2], [3, 4]], jnp.int32)
+    _, cache = model.prefill(ids, jnp.ones(ids.shape, bool), 2)
+    broken = dataclasses.replace(cache, prompt_v=cache.prompt_v.at[:, 0].set(jnp.nan))
+    good, bad = (model.decode_step(c, ids[:, 1], ids[:, 1], jnp.int32(0))[0] for c in (cache, broken))
+    assert np.isnan(bad[0]).all()
+    np.testing.assert_allclose(bad[1], good[1], atol=1e-6)
+
+
+def test_decoding_on_a_mesh_does_not_ask_what_the_device_is(monkeypatch):
+    model = Decoder(tiny(), rngs=nnx.Rngs(0), mesh=make_mesh("data:1", jax.devices()[:1]))
+    ids = jnp.zeros((2, 6), jnp.int32)
+    _, cache = model.prefill(ids, jnp.ones(ids.shape, bool), 8)
+    programs = []
+    for cpu in (True, False):
+        monkeypatch.setattr(decoder, "on_one_cpu", lambda cpu=cpu: cpu)
+        step = jax.jit(lambda *args: model.decode_step(*args))
+        programs.append(step.lower(cache, ids[:, 0], ids[:, 0], jnp.int32(0)).as_text())
+    assert programs[0] == programs[1]
 
 
 def test_float32_asks_for_full_precision_in_every_product():

@@ -10,9 +10,12 @@ from scipy import stats
 
 from caspo_jax.sampling.sampler import (
     BLOCK,
+    NARROW_BLOCK,
+    NARROW_BLOCKS,
     TOP_P_CANDIDATES,
     SampleKnobs,
     Sampler,
+    _largest,
     inverse_cdf,
     sample,
     top_p_floor,
@@ -84,6 +87,38 @@ def test_top_p_is_exact_on_flat_and_peaked_rows(scale, top_p):
     logits[1] = np.round(logits[1])
     logits[2, 100:] = -np.inf
     logits[3] = 0.0
+    weights = np.exp(logits - logits.max(-1, keepdims=True)).astype(np.float32)
+    floor = np.asarray(jax.jit(top_p_floor)(jnp.asarray(weights), jnp.float32(top_p)))
+    for row, value in zip(weights, floor, strict=True):
+        mass = row.astype(np.float64)
+        assert value in row
+        assert mass[row >= value].sum() >= top_p * mass.sum() * (1 - 1e-6)
+        assert mass[row > value].sum() < top_p * mass.sum() * (1 + 1e-6)
+
+
+@pytest.mark.parametrize("k", [1, 3, 20])
+def test_the_largest_of_a_large_vocabulary_are_those_of_a_sort(k):
+    rng = np.random.default_rng(11)
+    weights = rng.uniform(size=(6, 2 * 20 * NARROW_BLOCK + 5)).astype(np.float32)
+    weights[1] = np.sort(weights[1])
+    weights[2] = np.round(weights[2], 1)
+    weights[3, 2:] = 0
+    weights[4, :-2] = 0
+    got = np.asarray(jax.jit(_largest, static_argnums=1)(jnp.asarray(weights), k))
+    np.testing.assert_array_equal(got, -np.sort(-weights, axis=-1)[:, :k])
+
+
+@pytest.mark.parametrize("scale, top_p", [(0.3, 0.9), (1.0, 0.99), (3.0, 0.9)])
+@pytest.mark.parametrize("tied", [False, True])
+def test_top_p_is_exact_where_the_search_narrows_to_blocks(scale, top_p, tied):
+    """And where it cannot, because a row of ties has the border in every block."""
+    vocab = 2 * NARROW_BLOCKS * NARROW_BLOCK + 37
+    logits = np.random.default_rng(10).normal(size=(5, vocab)).astype(np.float32) * scale
+    logits[1, 3000:] = -np.inf
+    logits[2, :] = np.sort(logits[2])  # the border is in few blocks
+    if tied:
+        logits[3] = np.round(logits[3] / scale)
+        logits[4] = 0.0
     weights = np.exp(logits - logits.max(-1, keepdims=True)).astype(np.float32)
     floor = np.asarray(jax.jit(top_p_floor)(jnp.asarray(weights), jnp.float32(top_p)))
     for row, value in zip(weights, floor, strict=True):
