@@ -201,8 +201,10 @@ def test_accumulation_over_unequal_micro_batches_is_exact():
     ids=["trees", "rows"],
 )
 def test_micro_batches_give_the_same_run(whole, parts):
+    # Without DPO-Positive: its hinge is undecided at the start, where policy and reference are equal up to rounding.
+    config = dataclasses.replace(CONFIG, loss=LossConfig.preset("caspo", dpop_lambda=0.0))
     runs = [
-        train(Toy(), PAIRS, dataclasses.replace(CONFIG, **change), verified=VERIFIED)
+        train(Toy(), PAIRS, dataclasses.replace(config, **change), verified=VERIFIED)
         for change in (whole, parts)
     ]
     for a, b in zip(*(leaves(model) for model, _ in runs)):
