@@ -252,11 +252,9 @@ def test_refilled_slots_change_nothing(model_and_tokenizer, questions, monkeypat
 
 @pytest.mark.parametrize("samples", [1, 3, 5])
 def test_samples_are_refilled_one_by_one(model_and_tokenizer, questions, monkeypatch, samples):
-    """Samples of uneven lengths through three places: those of a question share a prompt, and wait for nobody."""
+    """Samples of uneven lengths through three places: those of a question, often of two, share a prompt."""
     many = [
-        dataclasses.replace(
-            q, id=f"s{i}", prompt_ids=q.prompt_ids[i % 4 // 2 :]
-        )  # two questions a prompt, often
+        dataclasses.replace(q, id=f"s{i}", prompt_ids=q.prompt_ids[i % 4 // 2 :])
         for i, q in enumerate(questions[i % 3] for i in range(12))
     ]
     config = cj.SampleConfig(

@@ -23,6 +23,16 @@ from caspo_jax.sampling.sampler import (
 )
 
 
+def assert_exact_floor(weights, top_p):
+    """Each row's floor is one of its weights: those from it on reach `top_p` of the mass, those above it do not."""
+    floor = np.asarray(jax.jit(top_p_floor)(jnp.asarray(weights), jnp.float32(top_p)))
+    for row, value in zip(weights, floor, strict=True):
+        mass = row.astype(np.float64)
+        assert value in row
+        assert mass[row >= value].sum() >= top_p * mass.sum() * (1 - 1e-6)
+        assert mass[row > value].sum() < top_p * mass.sum() * (1 + 1e-6)
+
+
 def knobs(temperature=1.0, top_p=1.0, min_p=0.0):
     return SampleKnobs(*(jnp.float32(x) for x in (temperature, top_p, min_p)))
 
@@ -72,12 +82,7 @@ def test_truncated_support_is_exact(options, vocab):
 
 def test_top_p_searches_beyond_its_candidates():
     flat = np.random.default_rng(1).uniform(0.9, 1.0, (4, 40 * TOP_P_CANDIDATES)).astype(np.float32)
-    floor = np.asarray(jax.jit(top_p_floor)(jnp.asarray(flat), jnp.float32(0.5)))
-    for row, value in zip(flat, floor, strict=True):
-        assert value in row
-        mass = row.astype(np.float64)
-        assert mass[row >= value].sum() >= 0.5 * mass.sum() * (1 - 1e-6)
-        assert mass[row > value].sum() < 0.5 * mass.sum() * (1 + 1e-6)
+    assert_exact_floor(flat, 0.5)
 
 
 @pytest.mark.parametrize("scale, top_p", [(0.3, 0.9), (1.0, 0.5), (3.0, 0.999), (3.0, 0.3)])
@@ -88,12 +93,7 @@ def test_top_p_is_exact_on_flat_and_peaked_rows(scale, top_p):
     logits[2, 100:] = -np.inf
     logits[3] = 0.0
     weights = np.exp(logits - logits.max(-1, keepdims=True)).astype(np.float32)
-    floor = np.asarray(jax.jit(top_p_floor)(jnp.asarray(weights), jnp.float32(top_p)))
-    for row, value in zip(weights, floor, strict=True):
-        mass = row.astype(np.float64)
-        assert value in row
-        assert mass[row >= value].sum() >= top_p * mass.sum() * (1 - 1e-6)
-        assert mass[row > value].sum() < top_p * mass.sum() * (1 + 1e-6)
+    assert_exact_floor(weights, top_p)
 
 
 @pytest.mark.parametrize("k", [1, 3, 20])
@@ -120,12 +120,7 @@ def test_top_p_is_exact_where_the_search_narrows_to_blocks(scale, top_p, tied):
         logits[3] = np.round(logits[3] / scale)
         logits[4] = 0.0
     weights = np.exp(logits - logits.max(-1, keepdims=True)).astype(np.float32)
-    floor = np.asarray(jax.jit(top_p_floor)(jnp.asarray(weights), jnp.float32(top_p)))
-    for row, value in zip(weights, floor, strict=True):
-        mass = row.astype(np.float64)
-        assert value in row
-        assert mass[row >= value].sum() >= top_p * mass.sum() * (1 - 1e-6)
-        assert mass[row > value].sum() < top_p * mass.sum() * (1 + 1e-6)
+    assert_exact_floor(weights, top_p)
 
 
 def test_ties_at_the_border_are_kept():
