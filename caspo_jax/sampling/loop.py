@@ -114,8 +114,8 @@ def _iteration(params: Any, policy: Policy, automaton: Automaton, knobs: Knobs, 
 
     # One token in every slot; what dead slots draw is never read.
     flat_logits = state.logits.reshape(batch * slots_per, -1)
-    drawn = jnp.zeros(batch * slots_per) if policy.sampler.greedy else uniforms(slots.key, age).reshape(-1)
-    flat_token = sample(policy.sampler, knobs.sample, flat_logits, drawn)
+    draw = lambda attempt: uniforms(slots.key, age, attempt).reshape(-1)  # noqa: E731
+    flat_token = sample(policy.sampler, knobs.sample, flat_logits, draw)
     stats = token_stats(flat_logits, flat_token, fields=tuple(state.history.stats))
     mesh = mesh_of(state.cache)
     flat_token, stats = whole(mesh, (flat_token, stats))

@@ -301,9 +301,10 @@ def fold_in(keys: jax.Array, data: jax.Array | np.ndarray) -> jax.Array:
     return flat(keys.reshape(-1, 2), jnp.broadcast_to(data, keys.shape[:-1]).reshape(-1)).reshape(keys.shape)
 
 
-def uniforms(keys: jax.Array, index: jax.Array) -> jax.Array:
-    """[...] one uniform in [0, 1) a row: that of fold_in(node key [..., 2], token index)."""
+def uniforms(keys: jax.Array, index: jax.Array, attempt: jax.Array | int = 0) -> jax.Array:
+    """[...] one uniform in [0, 1) a row: that of fold_in(node key [..., 2], token index), `attempt` folded in if not 0."""
     tokens = fold_in(keys, index)
+    tokens = jnp.where(jnp.asarray(attempt) > 0, fold_in(tokens, jnp.asarray(attempt)), tokens)
     draw = jax.vmap(lambda k: jax.random.uniform(jax.random.wrap_key_data(k, impl="threefry2x32")))
     return draw(tokens.reshape(-1, 2)).reshape(keys.shape[:-1])
 
