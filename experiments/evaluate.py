@@ -60,7 +60,7 @@ def define_flags() -> None:
         "group", 128, "questions decoded together; a killed run loses one group", lower_bound=1
     )
     flags.DEFINE_integer(
-        "tune", 128, "questions on which settings are chosen; 0 takes the flags as they are", lower_bound=0
+        "tune", 64, "questions on which settings are chosen; 0 takes the flags as they are", lower_bound=0
     )
     flags.DEFINE_integer(
         "repeats", 1, "answers a question of every strategy that draws at random, for mean@k", lower_bound=1

@@ -14,7 +14,6 @@ from caspo_jax.sampling.config import SampleConfig
 
 Draw = Callable[[jax.Array | int], jax.Array]  # attempt, counted from 0 -> [R] uniforms in [0, 1)
 
-BLOCK = 256  # the inverse CDF looks at sums of so many tokens first
 TOP_K_BLOCK = 64  # the largest weights are looked for in blocks of so many
 TOP_P_ATTEMPTS = 8  # top-p draws so often before it searches the border
 HALVINGS = 7  # of that search, between two looks whether it is over
@@ -217,9 +216,8 @@ def _block_sums(weights: jax.Array) -> jax.Array:
 
 
 def _cdf_blocks(weights: jax.Array) -> jax.Array:
-    """[R, V] -> [R, blocks, tokens of one]; a small vocabulary is one block."""
-    vocab = weights.shape[-1]
-    return _in_blocks(weights, vocab if vocab <= 2 * BLOCK else BLOCK)
+    """[R, V] -> [R, blocks, tokens of one], about as many blocks as tokens in one: cumulative sums are short then."""
+    return _in_blocks(weights, 1 << (weights.shape[-1].bit_length() // 2))
 
 
 def _first_above(weights: jax.Array, target: jax.Array) -> jax.Array:

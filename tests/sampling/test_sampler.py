@@ -9,7 +9,6 @@ import pytest
 from scipy import stats
 
 from caspo_jax.sampling.sampler import (
-    BLOCK,
     TOP_K_BLOCK,
     TOP_P_ATTEMPTS,
     SampleKnobs,
@@ -20,6 +19,8 @@ from caspo_jax.sampling.sampler import (
     sample,
     top_p_floor,
 )
+from caspo_jax.sampling.state import fold_in
+from caspo_jax.sampling.state import uniforms as token_uniforms
 
 
 def floor_of(weights, top_p):
@@ -122,7 +123,7 @@ def test_ties_at_the_border_are_kept():
         assert set(token.tolist()) == {0, 1, 2, 3}
 
 
-@pytest.mark.parametrize("vocab", [11, 2 * BLOCK + 37])
+@pytest.mark.parametrize("vocab", [11, 549])
 @pytest.mark.parametrize("options", FILTERS)
 def test_draws_follow_the_truncated_distribution(options, vocab):
     rows = 10_000
@@ -143,7 +144,7 @@ def test_draws_follow_the_truncated_distribution(options, vocab):
     assert stats.chisquare(observed, expected).pvalue > 1e-4
 
 
-@pytest.mark.parametrize("vocab", [9, 3 * BLOCK])
+@pytest.mark.parametrize("vocab", [9, 768])
 def test_inverse_cdf_never_draws_weight_zero(vocab):
     weights = np.random.default_rng(4).uniform(size=(500, vocab)).astype(np.float32)
     weights[:, ::2] = 0
@@ -155,7 +156,7 @@ def test_inverse_cdf_never_draws_weight_zero(vocab):
 
 
 def test_inverse_cdf_in_blocks_agrees_with_one_cumulative_sum():
-    weights = np.random.default_rng(6).exponential(size=(300, 5 * BLOCK + 3))
+    weights = np.random.default_rng(6).exponential(size=(300, 1283))
     uniform = np.random.default_rng(7).uniform(size=300)
     cumulative = np.cumsum(weights, axis=-1)
     expected = np.sum(cumulative <= (uniform * cumulative[:, -1])[:, None], axis=-1)
@@ -198,3 +199,15 @@ def test_no_filter_sorts_the_vocabulary(sampler):
     logits = jax.ShapeDtypeStruct((4, 32000), jnp.float32)
     draw = jax.jit(lambda logits: sample(sampler, knobs(0.7, 0.9), logits, uniforms(0, 4)))
     assert " sort(" not in draw.lower(logits).compile().as_text()
+
+
+def test_attempts_draw_apart_and_the_first_is_the_tokens_own():
+    keys = jnp.asarray(np.random.default_rng(13).integers(0, 2**32, (5000, 2), np.uint64).astype(np.uint32))
+    draw = jax.jit(lambda attempt: token_uniforms(keys, jnp.int32(7), attempt))
+    drawn = np.stack([np.asarray(draw(attempt)) for attempt in range(3)])
+    own = [
+        float(jax.random.uniform(jax.random.wrap_key_data(key))) for key in fold_in(keys[:5], jnp.int32(7))
+    ]
+    np.testing.assert_array_equal(drawn[0, :5], np.float32(own))
+    np.testing.assert_array_equal(drawn[0], np.asarray(token_uniforms(keys, jnp.int32(7))))
+    assert np.abs(np.corrcoef(drawn) - np.eye(3)).max() < 0.06
