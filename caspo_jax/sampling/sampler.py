@@ -89,11 +89,11 @@ def _draw_top_p(weights: jax.Array, probable: jax.Array, top_p: jax.Array, draw:
     get their border searched.
     """
     target = top_p * jnp.sum(weights, axis=-1)
-    sums = _block_sums(probable)
+    blocks = _cdf_blocks(probable)
 
     def attempt(carry: tuple) -> tuple:
         count, token, found = carry
-        drawn = inverse_cdf(probable, draw(count), sums)
+        drawn = _inverted(*blocks, draw(count))
         return count + 1, jnp.where(found, token, drawn), found | in_nucleus(weights, target, drawn)
 
     rows = len(weights)
@@ -188,36 +188,30 @@ def _first_largest(x: jax.Array) -> jax.Array:
     return jnp.minimum(first, size - 1)  # a row with a NaN has no largest
 
 
-def inverse_cdf(weights: jax.Array, uniform: jax.Array, sums: jax.Array | None = None) -> jax.Array:
+def inverse_cdf(weights: jax.Array, uniform: jax.Array) -> jax.Array:
     """[R] the first index whose cumulative weight exceeds uniform * total; never one of weight 0.
 
     Two levels: the block is found by the cumulative block sums, the token inside it, so that a large vocabulary is
     summed once and scanned never.
-
-    Args:
-      weights: [R, V] f32, at least 0.
-      uniform: [R] f32 in [0, 1).
-      sums: `_block_sums(weights)`, for several draws from the same weights.
     """
-    sums = _block_sums(weights) if sums is None else sums
+    return _inverted(*_cdf_blocks(weights), uniform)
+
+
+def _cdf_blocks(weights: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """[R, blocks, tokens of one] and their sums [R, blocks], about as many blocks as tokens in one: short to scan."""
+    blocked = _in_blocks(weights, 1 << (weights.shape[-1].bit_length() // 2))
+    return blocked, jnp.sum(blocked, axis=-1)
+
+
+def _inverted(blocked: jax.Array, sums: jax.Array, uniform: jax.Array) -> jax.Array:
     ends = jnp.cumsum(sums, axis=-1)
     target = uniform * ends[:, -1]
     block = _first_above(sums, target)
     start = jnp.where(
         block > 0, jnp.take_along_axis(ends, jnp.maximum(block - 1, 0)[:, None], axis=-1)[:, 0], 0.0
     )
-    blocked = _cdf_blocks(weights)
     inside = jnp.take_along_axis(blocked, block[:, None, None], axis=1)[:, 0]
     return block * blocked.shape[-1] + _first_above(inside, target - start)
-
-
-def _block_sums(weights: jax.Array) -> jax.Array:
-    return jnp.sum(_cdf_blocks(weights), axis=-1)
-
-
-def _cdf_blocks(weights: jax.Array) -> jax.Array:
-    """[R, V] -> [R, blocks, tokens of one], about as many blocks as tokens in one: cumulative sums are short then."""
-    return _in_blocks(weights, 1 << (weights.shape[-1].bit_length() // 2))
 
 
 def _first_above(weights: jax.Array, target: jax.Array) -> jax.Array:

@@ -79,6 +79,21 @@ FILTERS = [
 ]
 
 
+@pytest.mark.parametrize("options", FILTERS)
+def test_truncated_support_is_exact(options):
+    """Uniforms at even distances draw every token that is kept, and no other."""
+    logits = np.random.default_rng(0).normal(size=(16, 23)).astype(np.float32) * 2
+    even = jnp.tile((jnp.arange(8192) + 0.5) / 8192, len(logits))
+    rows = jnp.repeat(jnp.asarray(logits), 8192, axis=0)
+    sampler, k = sampler_and_knobs(options)
+    token = np.asarray(jax.jit(lambda x: sample(sampler, k, x, lambda attempt: even))(rows))
+    for row, drawn in zip(logits, token.reshape(len(logits), -1), strict=True):
+        likely = np.exp((row - row.max()) / options.get("temperature", 1.0))
+        seen = kept(row, **options) & (likely > likely.sum() / 4096)
+        assert set(np.flatnonzero(seen)) <= set(drawn.tolist())
+        assert set(drawn.tolist()) <= set(np.flatnonzero(kept(row, **options)))
+
+
 @pytest.mark.parametrize("vocab", [23, 700])
 @pytest.mark.parametrize("top_p", [0.05, 0.7, 0.99])
 def test_a_token_is_in_the_nucleus_where_sorting_says_so(top_p, vocab):
