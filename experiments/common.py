@@ -18,6 +18,7 @@ os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")  # PyTorch is no
 from absl import app, flags, logging  # noqa: E402
 
 from caspo_jax import distributed  # noqa: E402
+from caspo_jax.compilation import keep_programs  # noqa: E402
 from caspo_jax.errors import Interrupted, UserError  # noqa: E402
 from experiments.terminal import (  # noqa: E402, F401 - programs reach them through this module
     Progress,
@@ -46,6 +47,7 @@ def guarded(main: Callable[[], None], argv: Sequence[str]) -> int:
         return _fail(f"unexpected argument {argv[1]!r}: flags are written --name=value")
     try:
         _join_processes()
+        keep_programs()
         main()
         distributed.finish()
     except UserError as error:

@@ -15,6 +15,7 @@ ORDER = [
     "records",
     "store",
     "sharding",
+    "compilation",
     "models",
     "confidence",
     "sampling",

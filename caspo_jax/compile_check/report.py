@@ -9,6 +9,7 @@ from typing import Any
 
 import jax
 
+from caspo_jax.compilation import compiled_anew
 from caspo_jax.compile_check.chips import Chip
 from caspo_jax.compile_check.cost import Cost, program_cost
 from caspo_jax.compile_check.hlo import parse
@@ -121,7 +122,8 @@ def check(program: Program, chip: Chip, chips: int) -> Check:
         raise UserError(_too_large(program, chip, chips, needed, chip.hbm_bytes))
     started = time.perf_counter()
     try:
-        compiled = program.lowered.compile()
+        with compiled_anew():
+            compiled = program.lowered.compile()
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
             raise

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
@@ -57,15 +57,15 @@ def token_statistics(
       batch_size: rows on the device at once.
     """
     graphdef, params = nnx.split(model)
-    found: list[TokenStats] = []
+    found: dict[int, TokenStats] = {}
     for ids, mask, part in _batches(traces, batch_size):
         stats = to_host(_statistics(graphdef, params, ids, mask, tuple(fields)))
         arrays = {name: getattr(stats, name) for name in fields}
-        for row, trace in enumerate(part):
-            span = _span(trace)
+        for row, i in enumerate(part):
+            span = _span(traces[i])
             mine: dict[str, Any] = {k: np.asarray(v[row, span], np.float64) for k, v in arrays.items()}
-            found.append(TokenStats(**mine))
-    return found
+            found[i] = TokenStats(**mine)
+    return [found[i] for i in range(len(traces))]
 
 
 def reference_kl(
@@ -81,28 +81,35 @@ def reference_kl(
     """
     graphdef, params = nnx.split(model)
     reference = jax.nn.log_softmax(model(jnp.asarray([[context, context]]))[0, 0])
-    found = []
+    found: dict[int, np.ndarray] = {}
     for ids, mask, part in _batches(traces, batch_size):
         cross = np.asarray(to_host(_cross_entropy(graphdef, params, ids, mask, reference)), np.float64)
-        for row, trace in enumerate(part):
-            found.append(np.maximum(cross[row, _span(trace)] - np.asarray(trace.entropy), 0.0))
-    return found
+        for row, i in enumerate(part):
+            found[i] = np.maximum(cross[row, _span(traces[i])] - np.asarray(traces[i].entropy), 0.0)
+    return [found[i] for i in range(len(traces))]
 
 
 def _span(trace: Trace) -> slice:
     return slice(len(trace.prompt_ids) - 1, len(trace.prompt_ids) + len(trace.token_ids) - 1)
 
 
-def _batches(traces: Sequence[Trace], batch_size: int):
-    """(token ids [R, T], mask [R, T], traces) with R the same for every batch."""
+def _length(trace: Trace) -> int:
+    return len(trace.prompt_ids) + len(trace.token_ids)
+
+
+def _batches(
+    traces: Sequence[Trace], batch_size: int
+) -> Iterator[tuple[np.ndarray, np.ndarray, Sequence[int]]]:
+    """(token ids [R, T], mask [R, T], which traces), those of one length together; R is the same for every batch."""
+    order = sorted(range(len(traces)), key=lambda i: _length(traces[i]))
     for start in range(0, len(traces), batch_size):
-        part = traces[start : start + batch_size]
-        longest = max(len(t.prompt_ids) + len(t.token_ids) for t in part)
+        part = order[start : start + batch_size]
+        longest = _length(traces[part[-1]])
         shape = (batch_size if len(traces) > batch_size else len(part), -(-longest // BUCKET) * BUCKET)
         ids, mask = np.zeros(shape, np.int32), np.zeros(shape, bool)
         mask[:, :2] = True  # rows that only fill up the batch
-        for row, trace in enumerate(part):
-            whole = [*trace.prompt_ids, *trace.token_ids]
+        for row, i in enumerate(part):
+            whole = [*traces[i].prompt_ids, *traces[i].token_ids]
             ids[row, : len(whole)] = whole
             mask[row] = np.arange(shape[1]) < len(whole)
         yield ids, mask, part

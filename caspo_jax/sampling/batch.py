@@ -29,6 +29,7 @@ SHRINK = (
     4  # batches are cut to about a quarter, a power of two, and not to more sizes: every shape is compiled
 )
 LEAST_ROWS = 64  # nor below this: the compilation would cost more than it saves
+LEAST_WIDTH = 128  # prompts' columns are not halved below this, for the same reason
 PREFILL_PAIRS = 1 << 24  # pairs of prompt columns (rows x P x P) that one prefill may attend over
 
 
@@ -93,6 +94,13 @@ def bucket(count: int) -> int:
     """The next number of the form 2^k or 3 * 2^k: few shapes, at most a third of padding."""
     power = 1 << (count - 1).bit_length()
     return power * 3 // 4 if power >= 4 and power * 3 // 4 >= count else power
+
+
+def prompt_width(longest: int, columns: int) -> int:
+    """Columns for prompts of at most `longest` tokens, where the longest of all has `columns`: the half of it, a quarter, ..."""
+    while columns % 2 == 0 and max(longest, LEAST_WIDTH) <= columns // 2:  # few widths: every shape is compiled
+        columns //= 2
+    return columns
 
 
 def _quarter(rows: int) -> int:
@@ -248,9 +256,7 @@ class Batch:
         prompts = list(dict.fromkeys(unit.prompt_ids for unit in units))
         index = {prompt: i for i, prompt in enumerate(prompts)}
         longest = max(map(len, prompts))
-        columns = self.prompt_columns
-        while columns % 2 == 0 and longest <= columns // 2:  # few widths: every shape is compiled
-            columns //= 2
+        columns = prompt_width(longest, self.prompt_columns)
         logits, cache = self._read(prompts, bucket(len(prompts)), columns)
         row = np.array([index[unit.prompt_ids] for unit in units] + [0] * (size - len(units)))
         if len(logits) != size or (row != np.arange(size)).any():

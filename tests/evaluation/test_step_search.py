@@ -13,7 +13,10 @@ from caspo_jax.errors import UserError
 from caspo_jax.evaluation.strategies import beam as beam_module
 from caspo_jax.evaluation.strategies import mcts as mcts_module
 from caspo_jax.evaluation.strategies.base import Context, Settings
+from caspo_jax.evaluation.strategies.prefixes import Prefixes
+from caspo_jax.models import load_pretrained
 from caspo_jax.sampling import SampleConfig
+from caspo_jax.tasks import get_task
 from caspo_jax.types import Question, Step, Trace
 
 SPELLED = [b"a", b"b", b"c", b"\n\n", b""]
@@ -40,6 +43,9 @@ class TablePrefixes:
             self.asked.append((question, ids, name))
             found.append([self.one(ids, i, step_by_step) for i in range(config.num_samples)])
         return found
+
+    def extend_by_steps(self, wanted, config, room):
+        return self.extend(wanted, config), room
 
     def one(self, ids, turn, step_by_step):
         rest, confidences = (), []
@@ -143,3 +149,29 @@ def test_tree_search_asks_the_policy_where_told_to(world, monkeypatch):
     assert all(a.scored == 0 for a in mcts_module.mcts(context, prompted))
     with pytest.raises(UserError, match="choose from confidence, prompt"):
         mcts_module.mcts(context, dataclasses.replace(settings, self_evaluation="other"))
+
+
+def test_steps_are_the_same_whatever_the_room():
+    task = get_task("graph")
+    model, tokenizer = load_pretrained(task.policy_path)
+    plain = {"extract": str, "score": lambda *_: False, "same": lambda a, b: a == b}
+    context = Context(model, tokenizer, task.questions("test", 2, seed=0), jax.random.key(3), **plain)
+    config = SampleConfig(max_new_tokens=40, num_samples=2, temperature=1.0, step_delimiter="\n", stop=("\n",))
+    prefixes = Prefixes.of(context, config, 3)
+    wanted = [(0, (), "one"), (1, (), "two"), (1, tuple(tokenizer("m")["input_ids"]), "three")]
+
+    def read(found):
+        return [[(t.token_ids, t.finish_reason) for t in traces] for traces in found]
+
+    def confidences(found):
+        return [step.confidence for traces in found for trace in traces for step in trace.steps]
+
+    whole = prefixes.extend(wanted, config)
+    lengths = [len(t.token_ids) for traces in whole for t in traces]
+    assert {t.finish_reason for traces in whole for t in traces} == {"stop"}
+    few, first = prefixes.extend_by_steps(wanted, config, 4)
+    assert read(few) == read(whole)
+    assert 16 <= first < max(lengths) * 4  # many needed more, so the next steps begin with more
+    enough, first = prefixes.extend_by_steps(wanted, config, max(lengths) + 1)
+    assert read(enough) == read(whole) and first == max(lengths) + 1
+    np.testing.assert_allclose(confidences(few), confidences(whole), rtol=1e-5)

@@ -9,7 +9,7 @@ import numpy as np
 
 from caspo_jax.confidence import path_confidence
 from caspo_jax.evaluation.strategies.base import Answer, Context, Settings, timed
-from caspo_jax.evaluation.strategies.prefixes import Prefixes
+from caspo_jax.evaluation.strategies.prefixes import FIRST_ROOM, Prefixes
 from caspo_jax.models import token_bytes
 from caspo_jax.sampling import token_text
 
@@ -50,6 +50,7 @@ def _beam(context: Context, settings: Settings, kept: int, tried: int) -> list[A
     beams: list[list[Beam]] = [[Beam()] for _ in context.questions]
     tokens, calls = np.zeros(len(beams), int), np.zeros(len(beams), int)
     spelled = token_bytes(context.tokenizer, context.model.config.vocab_size)
+    step_room = FIRST_ROOM
     for depth in range(settings.most_steps):
         wanted = [
             (q, b.ids, f"step{depth}/{rank}")
@@ -59,7 +60,7 @@ def _beam(context: Context, settings: Settings, kept: int, tried: int) -> list[A
         ]
         if not wanted:
             break
-        found = prefixes.extend(wanted, config)
+        found, step_room = prefixes.extend_by_steps(wanted, config, step_room)
         grown: list[list[Beam]] = [[b for b in held if b.ended] for held in beams]
         longest = np.zeros(len(beams), int)
         sources = [b for held in beams for b in held if not b.ended]

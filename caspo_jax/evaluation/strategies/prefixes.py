@@ -16,10 +16,15 @@ from caspo_jax.errors import UserError
 from caspo_jax.evaluation.strategies.base import Context
 from caspo_jax.models import encode_prompt
 from caspo_jax.sampling import SampleConfig, generate
+from caspo_jax.sampling.batch import prompt_width
+from caspo_jax.sampling.search import PROMPT_BUCKET
 from caspo_jax.sharding import to_host
 from caspo_jax.types import Question, Trace
 
 LEAST_PLACES = 16
+FIRST_ROOM = 64  # tokens that the next step is given at first; most steps are shorter
+ROOM_GROWTH = 4  # where it was too little
+MANY = 1 / 8  # share of prefixes for which it was, to begin with more the next time
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,12 +66,14 @@ class Prefixes:
                 )
         if not kept:
             return [[] for _ in wanted]
+        longest = max(len(question.prompt_ids or ()) for question in questions)
+        width = min(prompt_width(longest, -(-self.columns // PROMPT_BUCKET) * PROMPT_BUCKET), self.columns)
         # It ends as a prompt does, so that what is written after it ends too.
-        filler = Question(id="filler", prompt_ids=(self.prompts[0] * self.columns)[-self.columns :])
+        filler = Question(id="filler", prompt_ids=(self.prompts[0] * width)[-width:])
         places = self.places
         while places // 4 >= max(len(questions), LEAST_PLACES):
             places //= 4
-        # At least one filler, so that the longest prompt is always the same.
+        # At least one filler, so that the longest prompt has one of few lengths.
         asked = [*questions, *[filler] * (places + 1 - len(questions))]
         context, count = self.context, config.num_samples
         flat = generate(
@@ -82,6 +89,34 @@ class Prefixes:
         for place, i in enumerate(kept):
             found[i] = flat[place * count : (place + 1) * count]
         return found
+
+
+    def extend_by_steps(
+        self, wanted: Sequence[tuple[int, tuple[int, ...], str]], config: SampleConfig, room: int
+    ) -> tuple[list[list[Trace]], int]:
+        """The same traces as `extend`, for a `config` that ends them after a step.
+
+        They are given `room` tokens at first, so that the buffers, which take time to make and to cut, are as small as
+        most steps allow. A prefix with a continuation that is longer is asked again with four times the room, and so on:
+        its tokens depend on its name alone, so the new traces begin with the old ones.
+
+        Returns:
+          The traces, and the room to begin with next time: more where many prefixes were asked again.
+        """
+        found: list[list[Trace]] = [[] for _ in wanted]
+        asked, first = list(range(len(wanted))), room
+        while asked:
+            room = min(room, config.max_new_tokens)
+            short = dataclasses.replace(config, max_new_tokens=room)
+            for i, traces in zip(asked, self.extend([wanted[i] for i in asked], short)):
+                found[i] = traces
+            if room == config.max_new_tokens:
+                break
+            asked = [i for i in asked if any(trace.finish_reason == "length" for trace in found[i])]
+            room *= ROOM_GROWTH
+            if len(asked) > len(wanted) * MANY:
+                first = room
+        return found, first
 
 
 def first_tokens(context: Context, prompts: Sequence[tuple[int, ...]], count: int) -> np.ndarray:

@@ -1,0 +1,108 @@
+"""Programs kept on disk."""
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from caspo_jax import compilation
+
+ROOT = Path(__file__).parent.parent
+
+# A program that takes more than LEAST_SECONDS to compile, after `keep_programs`; prints the folder and the hits.
+PROGRAM = """
+import jax, jax.numpy as jnp
+from caspo_jax.compilation import keep_programs
+hits = []
+jax.monitoring.register_event_listener(lambda name, **_: hits.append(name) if name.endswith("/cache_hits") else None)
+folder = keep_programs()
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+value = jax.jit(lambda x: jnp.sort(jnp.sin(x @ x)).sum())(jnp.ones((8, 8)))
+print(folder, bool(hits), float(value))
+"""
+
+
+def kept(**environment: str) -> list[str]:
+    settled = {k: v for k, v in os.environ.items() if not k.startswith(("JAX_COMPILATION", "JAX_PERSISTENT"))}
+    settled |= {"JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT)} | environment
+    done = subprocess.run([sys.executable, "-c", PROGRAM], env=settled, capture_output=True, text=True, check=True)
+    assert not done.stderr, done.stderr
+    return done.stdout.split()
+
+
+def test_the_second_run_finds_what_the_first_compiled(tmp_path):
+    folder, hit, value = kept(XDG_CACHE_HOME=str(tmp_path))
+    assert Path(folder).parent == tmp_path / "caspo_jax" / "programs"
+    assert hit == "False" and list(Path(folder).glob("*-cache"))
+    assert kept(XDG_CACHE_HOME=str(tmp_path)) == [folder, "True", value]
+
+
+def test_what_was_damaged_is_compiled_anew(tmp_path):
+    folder, _, value = kept(XDG_CACHE_HOME=str(tmp_path))
+    for path in Path(folder).glob("*-cache"):
+        path.write_bytes(path.read_bytes()[:20])
+    environment = {"XDG_CACHE_HOME": str(tmp_path), "PYTHONWARNINGS": "ignore"}
+    assert kept(**environment) == [folder, "False", value]
+
+
+def test_jax_s_own_settings_stand(tmp_path):
+    mine, home = tmp_path / "mine", str(tmp_path)
+    assert kept(XDG_CACHE_HOME=home, JAX_COMPILATION_CACHE_DIR=str(mine))[0] == str(mine)
+    assert kept(XDG_CACHE_HOME=home, JAX_ENABLE_COMPILATION_CACHE="false")[:2] == ["None", "False"]
+
+
+def test_a_folder_that_cannot_be_made_is_gone_without(tmp_path):
+    (tmp_path / "caspo_jax").write_text("a file in the way")
+    assert kept(XDG_CACHE_HOME=str(tmp_path))[:2] == ["None", "False"]
+
+
+def test_programs_that_were_long_not_read_are_dropped(tmp_path):
+    names = {"old": 61, "fresh": 1}
+    for name, days in names.items():
+        (tmp_path / name).touch()
+        then = time.time() - days * 86400
+        os.utime(tmp_path / name, (then, then))
+    compilation._drop_old(tmp_path)
+    assert [p.name for p in tmp_path.iterdir()] == ["fresh"]
+
+
+def test_compiled_anew_neither_reads_nor_writes():
+    events: list[str] = []
+    listen = lambda name, **_: events.append(name.rsplit("/", 1)[-1])  # noqa: E731
+    jax.monitoring.register_event_listener(listen)
+
+    def compile_one():
+        jax.jit(lambda x: jnp.cumsum(jnp.cos(x)) * 3).lower(jnp.ones(7)).compile()
+
+    least = jax.config.jax_persistent_cache_min_compile_time_secs
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+    try:
+        with compilation.compiled_anew():
+            compile_one()
+        assert not {"cache_hits", "cache_misses"} & set(events)
+        compile_one()  # now it is written, or found
+        assert {"cache_hits", "cache_misses"} & set(events)
+    finally:
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", least)
+
+
+def test_options_are_those_that_the_compiler_knows(monkeypatch):
+    known = compilation.quick_compile_options()
+    monkeypatch.setattr(compilation, "_QUICK_ON_CPU", known | {"xla_no_such_option": True})
+    compilation.quick_compile_options.cache_clear()
+    assert compilation.quick_compile_options() == known
+    monkeypatch.setattr(jax, "default_backend", lambda: "tpu")
+    compilation.quick_compile_options.cache_clear()
+    assert compilation.quick_compile_options() == {}
+    monkeypatch.undo()
+    compilation.quick_compile_options.cache_clear()
+
+
+@pytest.mark.skipif(jax.default_backend() != "cpu", reason="options of the CPU's compiler")
+def test_this_compiler_knows_one_at_least():
+    assert compilation.quick_compile_options()
