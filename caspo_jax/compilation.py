@@ -1,9 +1,8 @@
-"""Compiling less: compiled programs kept on disk, and options that compile faster."""
+"""Compiling less: compiled programs kept on disk."""
 
 from __future__ import annotations
 
 import contextlib
-import functools
 import hashlib
 import os
 import platform
@@ -12,15 +11,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import jax
-import jax.numpy as jnp
 from jax.experimental.compilation_cache.compilation_cache import reset_cache
 
 LEAST_SECONDS = 0.2  # of compilation; what takes less is not kept
 KEPT_DAYS = 60  # since a program was last read
-
-# For programs that are compiled for many shapes and made of many small kernels. Such kernels run as fast either way (no
-# difference beyond the noise for a decode step of 8 rows, nor for tiny policies of hundreds); training's do not.
-_QUICK_ON_CPU = {"xla_cpu_use_fusion_emitters": False, "xla_llvm_disable_expensive_passes": True}
 
 
 def keep_programs(folder: Path | None = None) -> Path | None:
@@ -89,22 +83,3 @@ def _drop_old(folder: Path) -> None:
         times = path.stat()
         if max(times.st_atime, times.st_mtime) < oldest:
             path.unlink(missing_ok=True)
-
-
-@functools.cache
-def quick_compile_options() -> dict[str, bool]:
-    """`compiler_options` for `jax.jit` with which a CPU compiles about a third faster; none for other backends.
-
-    Options come and go with versions of XLA: those that it does not know are left out.
-    """
-    if jax.default_backend() != "cpu":
-        return {}
-    return {name: value for name, value in _QUICK_ON_CPU.items() if _known(name, value)}
-
-
-def _known(name: str, value: bool) -> bool:
-    try:
-        jax.jit(lambda x: x + 1, compiler_options={name: value}).lower(jnp.zeros(())).compile()
-    except Exception:  # the type of XLA's error for it has changed before
-        return False
-    return True

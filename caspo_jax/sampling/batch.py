@@ -98,7 +98,9 @@ def bucket(count: int) -> int:
 
 def prompt_width(longest: int, columns: int) -> int:
     """Columns for prompts of at most `longest` tokens, where the longest of all has `columns`: the half of it, a quarter, ..."""
-    while columns % 2 == 0 and max(longest, LEAST_WIDTH) <= columns // 2:  # few widths: every shape is compiled
+    while (
+        columns % 2 == 0 and max(longest, LEAST_WIDTH) <= columns // 2
+    ):  # few widths: every shape is compiled
         columns //= 2
     return columns
 

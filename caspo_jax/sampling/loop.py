@@ -10,7 +10,6 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from caspo_jax.compilation import quick_compile_options
 from caspo_jax.confidence.path import path_update
 from caspo_jax.confidence.token import token_stats
 from caspo_jax.sampling import state as codes
@@ -75,18 +74,10 @@ def cat_decode(params: Any, state: CatState, policy: Policy) -> CatState:
 
 def cat_decode_donated(params: Any, state: CatState, policy: Policy) -> CatState:
     """`cat_decode` that writes into the state's own buffers (automaton, knobs and queue excepted): `state` is used up."""
-    return _restore(state, _quick_donated()(params, _fixed(state), _strip(state), policy))
+    return _restore(state, _donated(params, _fixed(state), _strip(state), policy))
 
 
 _donated = jax.jit(_decode, static_argnames="policy", donate_argnames="state")
-
-
-@functools.cache
-def _quick_donated() -> Any:
-    # At the first call, not before: asking for the backend starts it.
-    return jax.jit(
-        _decode, static_argnames="policy", donate_argnames="state", compiler_options=quick_compile_options()
-    )
 
 
 def donated_program(params: Any, state: CatState, policy: Policy) -> jax.stages.Lowered:

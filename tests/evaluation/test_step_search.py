@@ -156,7 +156,9 @@ def test_steps_are_the_same_whatever_the_room():
     model, tokenizer = load_pretrained(task.policy_path)
     plain = {"extract": str, "score": lambda *_: False, "same": lambda a, b: a == b}
     context = Context(model, tokenizer, task.questions("test", 2, seed=0), jax.random.key(3), **plain)
-    config = SampleConfig(max_new_tokens=40, num_samples=2, temperature=1.0, step_delimiter="\n", stop=("\n",))
+    config = SampleConfig(
+        max_new_tokens=40, num_samples=2, temperature=1.0, step_delimiter="\n", stop=("\n",)
+    )
     prefixes = Prefixes.of(context, config, 3)
     wanted = [(0, (), "one"), (1, (), "two"), (1, tuple(tokenizer("m")["input_ids"]), "three")]
 
@@ -173,5 +175,6 @@ def test_steps_are_the_same_whatever_the_room():
     assert read(few) == read(whole)
     assert 16 <= first < max(lengths) * 4  # many needed more, so the next steps begin with more
     enough, first = prefixes.extend_by_steps(wanted, config, max(lengths) + 1)
-    assert read(enough) == read(whole) and first == max(lengths) + 1
+    assert read(enough) == read(whole)
+    assert first == max(lengths) + 1
     np.testing.assert_allclose(confidences(few), confidences(whole), rtol=1e-5)

@@ -90,7 +90,6 @@ class Prefixes:
             found[i] = flat[place * count : (place + 1) * count]
         return found
 
-
     def extend_by_steps(
         self, wanted: Sequence[tuple[int, tuple[int, ...], str]], config: SampleConfig, room: int
     ) -> tuple[list[list[Trace]], int]:
