@@ -111,6 +111,7 @@ def _run(
     progress: Progress | None,
     usage: Usage | None,
     decided: Callable[[Question, tuple[int, ...], Sequence[bytes], Tree], bool] | None = None,
+    pad_to: tuple[int, int] = (0, 0),
 ) -> _Run:
     records = as_questions(questions)
     if batch_size is not None and batch_size < 1:
@@ -151,6 +152,7 @@ def _run(
         usage=usage,
         split=samples is not None,
         decided=decided and (lambda i, tree: decided(records[i], prompts[i], vocabulary, tree)),
+        pad_to=(pad_to[0] * repeats, pad_to[1]),
     )
     grouped = [list(itertools.chain(*trees[i : i + repeats])) for i in range(0, len(trees), repeats)]
     for record, found in zip(records, grouped, strict=True):
@@ -173,6 +175,7 @@ def generate(
     path_confidence: str = "geometric",
     progress: Progress | None = None,
     usage: Usage | None = None,
+    pad_to: tuple[int, int] = (0, 0),
 ) -> list[Trace]:
     """Samples `config.num_samples` outputs a question.
 
@@ -190,6 +193,8 @@ def generate(
       path_confidence: name of the traces' confidence.
       progress: called with (questions done, questions in all).
       usage: counters of how well the slots were used, to which this call adds.
+      pad_to: the most questions and the most prompt tokens of several calls: each is then run in batches made for these,
+        so that they share what is compiled. Changes no trace.
 
     Returns:
       Traces in question order, num_samples in a row for each.
@@ -217,7 +222,17 @@ def generate(
         sample=dataclasses.replace(config, num_samples=1),
     )
     run = _run(
-        model, tokenizer, questions, search, key, "self_consistency", samples, batch_size, progress, usage
+        model,
+        tokenizer,
+        questions,
+        search,
+        key,
+        "self_consistency",
+        samples,
+        batch_size,
+        progress,
+        usage,
+        pad_to=pad_to,
     )
     traces = []
     for record, prompt, trees in zip(run.records, run.prompts, run.trees, strict=True):

@@ -91,18 +91,9 @@ class QueueRoom:
 
 
 def bucket(count: int) -> int:
-    """The next number of the form 2^k or 3 * 2^k: few shapes, at most a third of padding."""
-    power = 1 << (count - 1).bit_length()
-    return power * 3 // 4 if power >= 4 and power * 3 // 4 >= count else power
-
-
-def prompt_width(longest: int, columns: int) -> int:
-    """Columns for prompts of at most `longest` tokens, where the longest of all has `columns`: the half of it, a quarter, ..."""
-    while (
-        columns % 2 == 0 and max(longest, LEAST_WIDTH) <= columns // 2
-    ):  # few widths: every shape is compiled
-        columns //= 2
-    return columns
+    """The next number that is 2^k times 4, 5, 6 or 7: few shapes, at most a fifth of padding."""
+    step = 1 << max(0, (count - 1).bit_length() - 3)
+    return -(-count // step) * step
 
 
 def _quarter(rows: int) -> int:
@@ -153,6 +144,7 @@ class Batch:
     split: bool = False  # branches may go on without their tree: the policy never forks
     shared: int = 1  # units in a row that have one prompt, or nearly so: what a queue has room for
     decided: Callable[[int, Tree], bool] | None = None  # (unit, its tree so far) -> may its search end now?
+    padded: bool = False  # other calls have other numbers of units: prompts are read as if there were `size`
 
     @property
     def first_capacity(self) -> int:
@@ -258,9 +250,12 @@ class Batch:
         prompts = list(dict.fromkeys(unit.prompt_ids for unit in units))
         index = {prompt: i for i, prompt in enumerate(prompts)}
         longest = max(map(len, prompts))
-        columns = prompt_width(longest, self.prompt_columns)
-        logits, cache = self._read(prompts, bucket(len(prompts)), columns)
-        row = np.array([index[unit.prompt_ids] for unit in units] + [0] * (size - len(units)))
+        columns = self.prompt_columns
+        while columns % 2 == 0 and max(longest, LEAST_WIDTH) <= columns // 2:
+            columns //= 2  # few widths: every shape is compiled
+        logits, cache = self._read(prompts, size if self.padded else bucket(len(prompts)), columns)
+        row = np.array([index[unit.prompt_ids] for unit in units] + list(range(len(units), size)))
+        row = np.minimum(row, len(logits) - 1)  # padding has any prompt
         if len(logits) != size or (row != np.arange(size)).any():
             logits, cache = _take_prompts(logits, cache, row)
         return self._state(logits, cache, units)

@@ -74,6 +74,7 @@ def grow_trees(
     refill: bool | None = None,
     split: bool = False,
     decided: Decided | None = None,
+    pad_to: tuple[int, int] = (0, 0),
 ) -> list[list[Tree]]:
     """Grows one tree a unit and returns them in the units' order.
 
@@ -100,13 +101,15 @@ def grow_trees(
       refill: whether slots are refilled (default: where that is possible and pays).
       split: whether branches may leave their tree; for a policy that never forks.
       decided: asked between two segments about each question with a finished path; goes without `split` and `refill`.
+      pad_to: (units, prompt tokens) that the batch is made for if there are fewer, so that calls share their programs.
     """
     graphdef, params = nnx.split(model)
-    longest = max(len(unit.prompt_ids) for unit in units)
+    longest = max(pad_to[1], *(len(unit.prompt_ids) for unit in units))
+    count = max(pad_to[0], len(units))
     columns = -(-longest // PROMPT_BUCKET) * PROMPT_BUCKET
     rows = batch_size or default_rows(model, longest + max_new_tokens)
     ways = batch_ways(mesh_of(model))
-    size = _even_size(len(units), max(1, rows // num_slots), ways)
+    size = _even_size(count, max(1, rows // num_slots), ways)
     lanes = prefers_lanes(size * num_slots)
     if refill is None:
         refill = len(units) > size and mesh_of(model) is None and not lanes and decided is None
@@ -116,7 +119,7 @@ def grow_trees(
             dataclasses.replace(unit, first_rank=unit.first_rank + i) for unit in units for i in range(roots)
         ]
         num_slots, roots, shared = 1, 1, roots
-        size = _even_size(len(wanted), max(1, rows), ways)
+        size = _even_size(count * shared, max(1, rows), ways)
     # Prompts of one length together; the order comes back at the end.
     order = sorted(range(len(wanted)), key=lambda i: len(wanted[i].prompt_ids))
     search = Batch(
@@ -136,6 +139,7 @@ def grow_trees(
         split,
         shared,
         None if decided is None else lambda unit, tree: decided(order[unit], tree),
+        padded=any(pad_to),
     )
     found = (stream if refill else _in_batches)(search, [wanted[i] for i in order], size)
     trees: list[list[Tree]] = [[] for _ in units]

@@ -12,7 +12,7 @@ import pytest
 import caspo_jax as cj
 from caspo_jax.errors import UserError
 from caspo_jax.models import token_bytes
-from caspo_jax.sampling import batch, question_keys, segment_tokens, stream
+from caspo_jax.sampling import batch, loop, question_keys, segment_tokens, stream
 from caspo_jax.sampling.api import as_questions
 from caspo_jax.sampling.compaction import split_branches
 from caspo_jax.types import Question
@@ -121,7 +121,13 @@ def test_a_question_does_not_depend_on_its_neighbours(model_and_tokenizer, quest
     again = cj.generate(*model_and_tokenizer, questions[::-1], config, KEY)
     assert [t.token_ids for t in again] == [t.token_ids for i in (2, 1, 0) for t in traces[2 * i : 2 * i + 2]]
     # Small buffers that grow, batches that shrink.
-    for name, value in (("FIRST_SEGMENT", 4), ("CHECK_EVERY", 4), ("LEAST_ROWS", 1), ("PREFILL_PAIRS", 4000)):
+    for name, value in (
+        ("FIRST_SEGMENT", 4),
+        ("CHECK_EVERY", 4),
+        ("LEAST_ROWS", 1),
+        ("LEAST_WIDTH", 1),
+        ("PREFILL_PAIRS", 4000),
+    ):
         monkeypatch.setattr(batch, name, value)
     pieces = cj.generate(*model_and_tokenizer, questions, config, KEY, batch_size=4)
     assert [t.token_ids for t in pieces] == [t.token_ids for t in traces]
@@ -161,16 +167,30 @@ def test_samples_do_not_depend_on_how_they_share_the_device(
     assert [t.token_ids for t in few] == [t.token_ids for t in whole]
 
 
+def test_padded_calls_share_their_programs_and_give_the_same(model_and_tokenizer, questions, sampled):
+    config, traces = sampled
+    longest = max(len(trace.prompt_ids) for trace in traces)
+    compiled = []
+    for count in (2, 3, 1):
+        found = cj.generate(*model_and_tokenizer, questions[:count], config, KEY, pad_to=(4, longest + 20))
+        assert [t.token_ids for t in found] == [t.token_ids for t in traces[: 2 * count]]
+        compiled.append(loop._donated._cache_size() + batch._prefill._cache_size())
+    assert len(set(compiled)) == 1
+    # More questions than was said are no error.
+    found = cj.generate(*model_and_tokenizer, questions, config, KEY, pad_to=(2, 1))
+    assert [t.token_ids for t in found] == [t.token_ids for t in traces]
+
+
 def test_any_number_of_questions_a_batch(model_and_tokenizer, questions):
-    """Five questions at once, where prompts are read in batches of six."""
-    five = [dataclasses.replace(questions[i % 3], id=f"q{i}") for i in range(5)]
-    five = [
-        dataclasses.replace(q, prompt_ids=(*q.prompt_ids[: len(q.prompt_ids) - i], 5))
-        for i, q in enumerate(five)
+    """Nine questions at once, where prompts are read in batches of ten."""
+    nine = [dataclasses.replace(questions[i % 3], id=f"q{i}") for i in range(9)]
+    nine = [
+        dataclasses.replace(q, prompt_ids=(*q.prompt_ids[: max(1, len(q.prompt_ids) - i)], 5 + i))
+        for i, q in enumerate(nine)
     ]
     config = cj.SampleConfig(max_new_tokens=4, temperature=0, ignore_eos=True)
-    together = cj.generate(*model_and_tokenizer, five, config, KEY, batch_size=5)
-    alone = [cj.generate(*model_and_tokenizer, [q], config, KEY, batch_size=5)[0] for q in five]
+    together = cj.generate(*model_and_tokenizer, nine, config, KEY, batch_size=9)
+    alone = [cj.generate(*model_and_tokenizer, [q], config, KEY, batch_size=9)[0] for q in nine]
     assert [t.token_ids for t in together] == [t.token_ids for t in alone]
 
 

@@ -16,8 +16,6 @@ from caspo_jax.errors import UserError
 from caspo_jax.evaluation.strategies.base import Context
 from caspo_jax.models import encode_prompt
 from caspo_jax.sampling import SampleConfig, generate
-from caspo_jax.sampling.batch import prompt_width
-from caspo_jax.sampling.search import PROMPT_BUCKET
 from caspo_jax.sharding import to_host
 from caspo_jax.types import Question, Trace
 
@@ -33,7 +31,7 @@ class Prefixes:
 
     context: Context
     prompts: tuple[tuple[int, ...], ...]  # [Q]
-    places: int  # most prefixes of a call; one with fewer is filled up to these, or to a quarter, a sixteenth, ...
+    places: int  # most prefixes of a call; one with fewer is padded to these, or a quarter, a sixteenth, ...
     columns: int  # tokens of the longest prefix that is allowed
 
     @classmethod
@@ -66,24 +64,19 @@ class Prefixes:
                 )
         if not kept:
             return [[] for _ in wanted]
-        longest = max(len(question.prompt_ids or ()) for question in questions)
-        width = min(prompt_width(longest, -(-self.columns // PROMPT_BUCKET) * PROMPT_BUCKET), self.columns)
-        # It ends as a prompt does, so that what is written after it ends too.
-        filler = Question(id="filler", prompt_ids=(self.prompts[0] * width)[-width:])
         places = self.places
         while places // 4 >= max(len(questions), LEAST_PLACES):
             places //= 4
-        # At least one filler, so that the longest prompt has one of few lengths.
-        asked = [*questions, *[filler] * (places + 1 - len(questions))]
         context, count = self.context, config.num_samples
         flat = generate(
             context.model,
             context.tokenizer,
-            asked,
+            questions,
             config,
             context.key,
             batch_size=context.batch_size,
             step_confidence="mean_logprob",
+            pad_to=(places, self.columns),
         )
         found: list[list[Trace]] = [[] for _ in wanted]
         for place, i in enumerate(kept):
