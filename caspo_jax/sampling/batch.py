@@ -28,7 +28,7 @@ UNCHECKED = 64  # the same for batches too small to be cut
 SHRINK = (
     4  # batches are cut to about a quarter, a power of two, and not to more sizes: every shape is compiled
 )
-LEAST_ROWS = 64  # nor below this: the compilation would cost more than it saves
+LEAST_ROWS = 128  # nor below this: the compilation would cost more than it saves
 LEAST_WIDTH = 128  # prompts' columns are not halved below this, for the same reason
 PREFILL_PAIRS = 1 << 24  # pairs of prompt columns (rows x P x P) that one prefill may attend over
 
