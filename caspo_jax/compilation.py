@@ -9,6 +9,7 @@ import platform
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import jax
 from jax.experimental.compilation_cache.compilation_cache import reset_cache
@@ -30,23 +31,25 @@ def keep_programs(folder: Path | None = None) -> Path | None:
     Returns:
       The folder in use; None if nothing is kept, as where it cannot be written.
     """
-    if not jax.config.jax_enable_compilation_cache:
+    if not _setting("jax_enable_compilation_cache"):
         return None
-    if jax.config.jax_compilation_cache_dir:
-        return Path(jax.config.jax_compilation_cache_dir)
-    if folder is None:
-        home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-        folder = Path(home) / "caspo_jax" / "programs"
-    folder = folder / _processor()
+    given = _setting("jax_compilation_cache_dir")
+    if given:
+        return Path(given)
     try:
+        if folder is None:
+            home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+            folder = Path(home) / "caspo_jax" / "programs"
+        folder = folder / _processor()
         folder.mkdir(parents=True, exist_ok=True)
         _drop_old(folder)
-    except OSError:
+    except (OSError, RuntimeError):  # the latter: nobody's home
         return None
     if not os.access(folder, os.W_OK):
         return None
     jax.config.update("jax_compilation_cache_dir", str(folder))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", LEAST_SECONDS)
+    if "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS" not in os.environ:
+        jax.config.update("jax_persistent_cache_min_compile_time_secs", LEAST_SECONDS)
     return folder
 
 
@@ -57,7 +60,7 @@ def compiled_anew() -> Iterator[None]:
     For programs that are read and not run: those for devices that are not here cannot be loaded, and a program that was
     kept may bear the names of older source.
     """
-    before = jax.config.jax_enable_compilation_cache
+    before = _setting("jax_enable_compilation_cache")
     jax.config.update("jax_enable_compilation_cache", False)
     reset_cache()  # JAX looks at the setting once
     try:
@@ -65,6 +68,10 @@ def compiled_anew() -> Iterator[None]:
     finally:
         jax.config.update("jax_enable_compilation_cache", before)
         reset_cache()
+
+
+def _setting(name: str) -> Any:
+    return getattr(jax.config, name)  # its settings are known at run time alone
 
 
 def _processor() -> str:
