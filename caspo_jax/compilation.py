@@ -18,15 +18,13 @@ LEAST_SECONDS = 0.2  # of compilation; what takes less is not kept
 KEPT_DAYS = 60  # since a program was last read
 
 
-def keep_programs(folder: Path | None = None) -> Path | None:
-    """Lets JAX keep what it compiles in a folder, so that the next run, or the next program, need not compile it again.
+def keep_programs() -> Path | None:
+    """Lets JAX keep what it compiles, below XDG_CACHE_HOME or `~/.cache`, so that a later run need not compile it again.
 
     A program is found again if it is the same in all that matters: its text, the versions, the device, the options.
+    Each kind of processor has a folder of its own.
     Where JAX was given a folder before (JAX_COMPILATION_CACHE_DIR) or told to keep nothing
     (JAX_ENABLE_COMPILATION_CACHE=false), that stands.
-
-    Args:
-      folder: default: `~/.cache/caspo_jax/programs` (or below XDG_CACHE_HOME), a folder in it for each kind of processor.
 
     Returns:
       The folder in use; None if nothing is kept, as where it cannot be written.
@@ -37,10 +35,8 @@ def keep_programs(folder: Path | None = None) -> Path | None:
     if given:
         return Path(given)
     try:
-        if folder is None:
-            home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-            folder = Path(home) / "caspo_jax" / "programs"
-        folder = folder / _processor()
+        home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+        folder = Path(home) / "caspo_jax" / "programs" / _processor()
         folder.mkdir(parents=True, exist_ok=True)
         _drop_old(folder)
     except (OSError, RuntimeError):  # the latter: nobody's home

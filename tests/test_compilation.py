@@ -13,7 +13,7 @@ from caspo_jax import compilation
 
 ROOT = Path(__file__).parent.parent
 
-# A program that takes more than LEAST_SECONDS to compile, after `keep_programs`; prints the folder and the hits.
+# Compiles a program, which is kept however short that takes; prints the folder, whether it was found there, its value.
 PROGRAM = """
 import jax, jax.numpy as jnp
 from caspo_jax.compilation import keep_programs

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
@@ -57,15 +57,9 @@ def token_statistics(
       batch_size: rows on the device at once.
     """
     graphdef, params = nnx.split(model)
-    found: dict[int, TokenStats] = {}
-    for ids, mask, part in _batches(traces, batch_size):
-        stats = to_host(_statistics(graphdef, params, ids, mask, tuple(fields)))
-        arrays = {name: getattr(stats, name) for name in fields}
-        for row, i in enumerate(part):
-            span = _span(traces[i])
-            mine: dict[str, Any] = {k: np.asarray(v[row, span], np.float64) for k, v in arrays.items()}
-            found[i] = TokenStats(**mine)
-    return [found[i] for i in range(len(traces))]
+    return _each(
+        traces, batch_size, lambda ids, mask: _statistics(graphdef, params, ids, mask, tuple(fields))
+    )
 
 
 def reference_kl(
@@ -81,11 +75,22 @@ def reference_kl(
     """
     graphdef, params = nnx.split(model)
     reference = jax.nn.log_softmax(model(jnp.asarray([[context, context]]))[0, 0])
-    found: dict[int, np.ndarray] = {}
+    cross = _each(
+        traces, batch_size, lambda ids, mask: _cross_entropy(graphdef, params, ids, mask, reference)
+    )
+    return [np.maximum(x - np.asarray(t.entropy), 0.0) for x, t in zip(cross, traces, strict=True)]
+
+
+def _each(
+    traces: Sequence[Trace], batch_size: int, read: Callable[[np.ndarray, np.ndarray], Any]
+) -> list[Any]:
+    """What `read`, (ids [R, T], mask [R, T]) -> tree of [R, T - 1], says of each trace's tokens: host, float64."""
+    found: dict[int, Any] = {}
     for ids, mask, part in _batches(traces, batch_size):
-        cross = np.asarray(to_host(_cross_entropy(graphdef, params, ids, mask, reference)), np.float64)
+        arrays = to_host(read(ids, mask))
         for row, i in enumerate(part):
-            found[i] = np.maximum(cross[row, _span(traces[i])] - np.asarray(traces[i].entropy), 0.0)
+            at = row, _span(traces[i])
+            found[i] = jax.tree.map(lambda x, at=at: np.asarray(x[at], np.float64), arrays)
     return [found[i] for i in range(len(traces))]
 
 
