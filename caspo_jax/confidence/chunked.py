@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -121,12 +122,39 @@ def hidden_token_stats(
       fields: names of the statistics, default all.
       chunk: see chunked_stats.
     """
+    return _by_chunk(
+        lambda logits, target: token_stats(logits, target, fields), hidden, unembedding, (targets,), chunk
+    )
+
+
+def hidden_reference_kl(
+    hidden: jax.Array, unembedding: jax.Array, reference: jax.Array, chunk: int | None = None
+) -> jax.Array:
+    """KL(p_t || q) = sum_v p_tv (log p_tv - log q_v) [B, T], nats, chunk by chunk; not for differentiation.
+
+    Args:
+      hidden: [B, T, E] after the final norm.
+      unembedding: [V, E].
+      reference: [V] f32, log q.
+      chunk: see chunked_stats.
+    """
+
+    def divergence(logits: jax.Array) -> jax.Array:
+        logp = jax.nn.log_softmax(logits, axis=-1)
+        p = jnp.exp(logp)
+        return jnp.sum(jnp.where(p > 0, p * (logp - reference), 0.0), axis=-1)
+
+    return _by_chunk(divergence, hidden, unembedding, (), chunk)
+
+
+def _by_chunk(read: Callable[..., Any], hidden, unembedding, per_token: tuple, chunk: int | None) -> Any:
+    """What `read`, (logits [B, C, V], *per_token [B, C]) -> tree of [B, C], says of all tokens: tree of [B, T]."""
     per_chunk = _chunk_tokens(hidden.shape, unembedding.shape[0], chunk)
     operand = jnp.promote_types(hidden.dtype, unembedding.dtype)
-    chunks = (_split(hidden.astype(operand), per_chunk), _split(targets, per_chunk))
+    chunks = tuple(_split(x, per_chunk) for x in (hidden.astype(operand), *per_token))
     weight = unembedding.astype(operand)
-    stats = lax.map(lambda piece: token_stats(_logits(piece[0], weight), piece[1], fields), chunks)
-    return jax.tree.map(lambda leaf: _join(leaf, hidden.shape[1]), stats)
+    found = lax.map(lambda piece: read(_logits(piece[0], weight), *piece[1:]), chunks)
+    return jax.tree.map(lambda leaf: _join(leaf, hidden.shape[1]), found)
 
 
 def _shifted(model, token_ids, mask):

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from caspo_jax.confidence import TokenStats, model_token_stats
+from caspo_jax.confidence import TokenStats, hidden_reference_kl, hidden_token_stats
 from caspo_jax.sharding import to_host
 from caspo_jax.types import Trace
 
@@ -29,14 +29,19 @@ ALL_FIELDS = (
 
 
 @functools.partial(jax.jit, static_argnames=("graphdef", "fields"))
-def _statistics(graphdef: Any, params: Any, ids: jax.Array, mask: jax.Array, fields: tuple[str, ...]):
-    return model_token_stats(nnx.merge(graphdef, params), ids, mask, fields)
-
-
-@functools.partial(jax.jit, static_argnames="graphdef")
-def _cross_entropy(graphdef: Any, params: Any, ids: jax.Array, mask: jax.Array, reference: jax.Array):
+def _statistics(
+    graphdef: Any,
+    params: Any,
+    ids: jax.Array,
+    mask: jax.Array,
+    fields: tuple[str, ...],
+    reference: jax.Array | None = None,
+) -> tuple[TokenStats, jax.Array | None]:
     model = nnx.merge(graphdef, params)
-    return -jnp.einsum("btv,v->bt", jax.nn.softmax(model(ids, mask=mask), axis=-1), reference)[:, :-1]
+    hidden, unembedding = model.hidden_states(ids, mask=mask), model.unembedding()
+    stats = hidden_token_stats(hidden, unembedding, jnp.roll(ids, -1, axis=1), fields)
+    divergence = None if reference is None else hidden_reference_kl(hidden, unembedding, reference)
+    return jax.tree.map(lambda x: x[:, :-1], (stats, divergence))  # the last token predicts nothing
 
 
 def token_statistics(
@@ -57,28 +62,28 @@ def token_statistics(
       batch_size: rows on the device at once.
     """
     graphdef, params = nnx.split(model)
-    return _each(
-        traces, batch_size, lambda ids, mask: _statistics(graphdef, params, ids, mask, tuple(fields))
-    )
+    found = _each(traces, batch_size, lambda *batch: _statistics(graphdef, params, *batch, tuple(fields)))
+    return [stats for stats, _ in found]
 
 
-def reference_kl(
-    model: Any, traces: Sequence[Trace], context: int, *, batch_size: int = 64
-) -> list[np.ndarray]:
-    """KL(p_t || q) [T] of each emitted token's distribution p_t to q = p(. | context), nats.
+def statistics_and_kl(
+    model: Any, traces: Sequence[Trace], fields: tuple[str, ...], context: int, *, batch_size: int = 64
+) -> tuple[list[TokenStats], list[np.ndarray]]:
+    """`token_statistics`, and from the same pass KL(p_t || q) [T] of each emitted token's distribution p_t, nats.
 
     Args:
       model: the Decoder that wrote the traces.
-      traces: with prompt_ids and token_ids; their `entropy` is read.
-      context: the token that q is conditioned on, beginning-of-sequence in KAPPA.
+      traces: with prompt_ids and token_ids, neither empty.
+      fields: TokenStats fields to compute.
+      context: the token that q = p(. | context) is conditioned on, beginning-of-sequence in KAPPA.
       batch_size: rows on the device at once.
     """
     graphdef, params = nnx.split(model)
     reference = jax.nn.log_softmax(model(jnp.asarray([[context, context]]))[0, 0])
-    cross = _each(
-        traces, batch_size, lambda ids, mask: _cross_entropy(graphdef, params, ids, mask, reference)
+    found = _each(
+        traces, batch_size, lambda *batch: _statistics(graphdef, params, *batch, tuple(fields), reference)
     )
-    return [np.maximum(x - np.asarray(t.entropy), 0.0) for x, t in zip(cross, traces, strict=True)]
+    return [stats for stats, _ in found], [np.maximum(divergence, 0.0) for _, divergence in found]
 
 
 def _each(

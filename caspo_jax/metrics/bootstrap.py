@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Hashable, Sequence
 from typing import NamedTuple
 
@@ -107,6 +108,7 @@ def _pair(statistic, baseline, groups, baseline_groups, draws, seed):
     return _resample(statistic, groups, order, counts), _resample(baseline, other, order, counts)
 
 
+@functools.lru_cache(maxsize=2)  # a table asks for the same resamples once a row
 def _multiplicities(questions: int, draws: int, seed: int) -> np.ndarray:
     """How often each question is drawn, [draws, questions]."""
     if questions == 0:
@@ -117,6 +119,7 @@ def _multiplicities(questions: int, draws: int, seed: int) -> np.ndarray:
     counts = np.empty((draws, questions))
     for row in counts:
         row[:] = np.bincount(rng.integers(questions, size=questions), minlength=questions)
+    counts.flags.writeable = False  # shared by all callers
     return counts
 
 

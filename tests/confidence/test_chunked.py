@@ -1,3 +1,4 @@
+import functools
 import importlib.util
 import pathlib
 
@@ -11,6 +12,7 @@ from jax.test_util import check_grads
 from caspo_jax.confidence import (
     TOKEN_FIELDS,
     chunked_stats,
+    hidden_reference_kl,
     model_token_stats,
     token_logprobs,
     token_logprobs_and_entropy,
@@ -200,6 +202,18 @@ def test_model_token_stats_equals_stats_of_the_logits(toy):
     only = jax.eval_shape(lambda i: model_token_stats(toy, i, fields=("entropy",)), ids)
     assert only.entropy.shape == (2, 8)
     assert only.top1_id is None
+
+
+@pytest.mark.parametrize("chunk", [None, 3])
+def test_divergence_from_a_reference_against_float64(chunk):
+    hidden, weight, _ = arrays()
+    q = reference.log_softmax(np.random.default_rng(5).normal(size=V) * 3)
+    p = reference.log_softmax(np.asarray(hidden, np.float64) @ np.asarray(weight, np.float64).T)
+    divergence = jax.jit(functools.partial(hidden_reference_kl, chunk=chunk))
+    got = divergence(hidden, weight, jnp.asarray(q, jnp.float32))
+    np.testing.assert_allclose(got, np.sum(np.exp(p) * (p - q), axis=-1), rtol=1e-5, atol=1e-5)
+    itself = hidden_reference_kl(hidden[:1, :1], weight, jnp.asarray(p[0, 0], jnp.float32))
+    np.testing.assert_allclose(itself, 0.0, atol=1e-5)
 
 
 def test_bad_shapes(toy):

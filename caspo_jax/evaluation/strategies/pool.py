@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 
 from caspo_jax.confidence import TokenStats
-from caspo_jax.evaluation.rescoring import token_statistics
+from caspo_jax.evaluation.rescoring import statistics_and_kl, token_statistics
 from caspo_jax.evaluation.strategies.base import Answer, Context, Settings
+from caspo_jax.models import eos_ids
 from caspo_jax.sampling import generate, merge_answers
 from caspo_jax.types import Trace
 
@@ -41,6 +42,7 @@ class Pool:
     traces: list[list[Trace]]
     stats: list[list[TokenStats]]
     samples: list[list[Sample]]
+    divergence: list[list[np.ndarray]] | None = None  # [T] nats each, KAPPA's KL(p || p_bos)
 
 
 def sample_pool(context: Context, settings: Settings) -> Pool:
@@ -60,21 +62,33 @@ def sample_pool(context: Context, settings: Settings) -> Pool:
     return Pool(traces, [], [])
 
 
-def with_statistics(pool: Pool, context: Context, settings: Settings) -> Pool:
-    """The pool with token statistics, and its samples as plain numbers.
+def with_statistics(pool: Pool, context: Context, settings: Settings, divergence: bool = False) -> Pool:
+    """The pool with token statistics, and its samples as plain numbers; with the `divergence` that KAPPA reads too.
 
     The loop has these statistics at hand when it draws a token; here they are read by one more pass, outside the time
-    that is reported.
+    that is reported. p_bos is the next-token distribution after the beginning-of-sequence token alone (after
+    end-of-sequence for a tokenizer without one).
     """
-    flat = token_statistics(context.model, [t for group in pool.traces for t in group], FIELDS)
-    stats, samples = [], []
+    traces = [t for group in pool.traces for t in group]
+    if divergence:
+        flat, kl = statistics_and_kl(context.model, traces, FIELDS, _beginning(context))
+    else:
+        flat, kl = token_statistics(context.model, traces, FIELDS), []
+    stats, samples, divergences = [], [], []
     for question, group in zip(context.questions, pool.traces, strict=True):
         mine, flat = flat[: len(group)], flat[len(group) :]
         stats.append(mine)
+        divergences.append(kl[: len(group)])
+        kl = kl[len(group) :]
         samples.append(
             [_sample(context, settings, question, i, t, s) for i, (t, s) in enumerate(zip(group, mine))]
         )
-    return Pool(pool.traces, stats, samples)
+    return Pool(pool.traces, stats, samples, divergences if divergence else None)
+
+
+def _beginning(context: Context) -> int:
+    bos = getattr(context.tokenizer, "bos_token_id", None)
+    return bos if bos is not None else next(iter(eos_ids(context.model.config, context.tokenizer)), 0)
 
 
 def _sample(

@@ -20,6 +20,7 @@ from caspo_jax.sharding import to_host
 from caspo_jax.types import Question, Trace
 
 LEAST_PLACES = 16
+FEWER = 8  # from one size of a call to the next: a program more costs what a dozen padded calls do
 FIRST_ROOM = 64  # tokens that the next step is given at first; most steps are shorter
 ROOM_GROWTH = 4  # where it was too little
 MANY = 1 / 8  # share of prefixes for which it was, to begin with more the next time
@@ -31,7 +32,7 @@ class Prefixes:
 
     context: Context
     prompts: tuple[tuple[int, ...], ...]  # [Q]
-    places: int  # most prefixes of a call; one with fewer is padded to these, or a quarter, a sixteenth, ...
+    places: int  # most prefixes of a call; one with fewer is padded to these, or an eighth, ...
     columns: int  # tokens of the longest prefix that is allowed
 
     @classmethod
@@ -65,8 +66,8 @@ class Prefixes:
         if not kept:
             return [[] for _ in wanted]
         places = self.places
-        while places // 4 >= max(len(questions), LEAST_PLACES):
-            places //= 4
+        while places // FEWER >= max(len(questions), LEAST_PLACES):
+            places //= FEWER
         context, count = self.context, config.num_samples
         flat = generate(
             context.model,

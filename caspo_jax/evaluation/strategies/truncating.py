@@ -11,10 +11,8 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from caspo_jax.confidence import TokenStats
-from caspo_jax.evaluation.rescoring import reference_kl
-from caspo_jax.evaluation.strategies.base import Answer, Context, Settings
+from caspo_jax.evaluation.strategies.base import Answer, Settings
 from caspo_jax.evaluation.strategies.pool import Pool, Sample, elect, group_confidences
-from caspo_jax.models import eos_ids
 from caspo_jax.types import Trace
 
 KAPPA_WEIGHTS = (
@@ -93,28 +91,21 @@ def _stop(groups: np.ndarray, tokens: int, bar: float) -> int:
     return int(below[0]) + width if below.size else tokens
 
 
-def kappa(pool: Pool, context: Context, settings: Settings) -> list[Answer]:
+def kappa(pool: Pool, settings: Settings) -> list[Answer]:
     """Branches pruned to one by a running score of 0.7 KL(p || p_bos) + 0.2 top probability - 0.1 entropy.
 
     All branches are kept until all differ; then, over `kappa_gate` tokens, their number falls linearly to one, the
     branch with the lowest mean score going first. Each part is standardised over the live branches at each token. A
-    branch that ends keeps its score and costs nothing more. p_bos is the next-token distribution after the
-    beginning-of-sequence token alone (after end-of-sequence for a tokenizer without one).
+    branch that ends keeps its score and costs nothing more. The pool is one `with_statistics(divergence=True)`.
 
     Source: arXiv 2511.00699, without its moving averages.
     """
-    bos = getattr(context.tokenizer, "bos_token_id", None)
-    context_token = (
-        bos if bos is not None else next(iter(eos_ids(context.model.config, context.tokenizer)), 0)
-    )
-    flat = [t for group in pool.traces for t in group]
-    divergence = reference_kl(context.model, flat, context_token)
+    assert pool.divergence is not None
     answers = []
-    for traces, stats, samples in zip(pool.traces, pool.stats, pool.samples):
-        mine, divergence = divergence[: len(traces)], divergence[len(traces) :]
+    for traces, stats, samples, divergence in zip(pool.traces, pool.stats, pool.samples, pool.divergence):
         parts = [
             np.stack([d, np.exp(np.asarray(s.top1_logprob)), np.asarray(s.entropy)])
-            for d, s in zip(mine, stats)
+            for d, s in zip(divergence, stats)
         ]
         for size in settings.sizes(len(traces))[1:]:
             winner, spent, calls = survivor(traces[:size], parts[:size], settings.kappa_gate)
