@@ -10,7 +10,7 @@ import numpy as np
 
 from caspo_jax.evaluation.strategies.base import Answer, Context, Settings
 from caspo_jax.evaluation.strategies.pool import VOTES, Pool, sample_pool, voted, with_statistics
-from caspo_jax.evaluation.strategies.single import cat_at, cat_paper, elected, searched
+from caspo_jax.evaluation.strategies.single import cat_at, elected, middle_size, paper_config, swept
 from caspo_jax.evaluation.strategies.truncating import deepconf_online
 from caspo_jax.sampling.config import Vote
 
@@ -116,15 +116,16 @@ def _online_keep(pool: Pool, settings: Settings, context: Context) -> Settings:
 def _cat(
     context: Context, settings: Settings, trials: list[dict[str, Any]], tick: Callable[[], None]
 ) -> Settings:
-    size = settings.cat_sizes[len(settings.cat_sizes) // 2]
+    size = middle_size(settings)
     best, chosen = (-1.0, 0.0), settings.cat
     for temperature in TEMPERATURES:
-        for threshold in THRESHOLDS:
-            sample = dataclasses.replace(settings.cat.sample, temperature=temperature)
-            config = dataclasses.replace(settings.cat, sample=sample, threshold=threshold)
-            results = searched(context, cat_at(config, size))
+        sample = dataclasses.replace(settings.cat.sample, temperature=temperature)
+        config = cat_at(dataclasses.replace(settings.cat, sample=sample), size)
+        for threshold, results in zip(THRESHOLDS, swept(context, config, THRESHOLDS), strict=True):
             for vote, gamma in CAT_VOTES:  # of the same paths
-                at = dataclasses.replace(config, vote=vote, gamma=gamma)
+                at = dataclasses.replace(
+                    settings.cat, sample=sample, threshold=threshold, vote=vote, gamma=gamma
+                )
                 answers = elected(context, at, results, "cat", str(size))
                 accuracy, tokens = _accuracy(answers), float(np.mean([a.tokens for a in answers]))
                 trials.append(
@@ -148,14 +149,14 @@ def _cat(
 def _paper(
     context: Context, settings: Settings, trials: list[dict[str, Any]], tick: Callable[[], None]
 ) -> Settings:
+    config = paper_config(settings)
     best, chosen = -1.0, settings
-    for threshold in THRESHOLDS:
-        at = dataclasses.replace(settings, paper_threshold=threshold)
-        accuracy = _accuracy(cat_paper(context, at))
+    for threshold, results in zip(THRESHOLDS, swept(context, config, THRESHOLDS), strict=True):
+        accuracy = _accuracy(elected(context, config, results, "cat_paper", str(config.num_branches)))
         trials.append(
             {"strategy": "cat_paper", "setting": "threshold", "value": threshold, "accuracy": accuracy}
         )
         if accuracy > best + 1e-12:
-            best, chosen = accuracy, at
+            best, chosen = accuracy, dataclasses.replace(settings, paper_threshold=threshold)
         tick()
     return chosen

@@ -1,6 +1,6 @@
 """The decode loop, the tree, the policies: model -> traces."""
 
-from caspo_jax.sampling.api import as_questions, cat_search, explore, generate, question_keys
+from caspo_jax.sampling.api import cat_search, cat_sweep, explore, generate
 from caspo_jax.sampling.automaton import Automaton, build_automaton
 from caspo_jax.sampling.batch import Usage
 from caspo_jax.sampling.config import CatConfig, SampleConfig
@@ -13,6 +13,7 @@ from caspo_jax.sampling.policy import (
     make_policy,
     register_prune_rule,
 )
+from caspo_jax.sampling.questions import as_questions, question_keys
 from caspo_jax.sampling.sampler import Sampler
 from caspo_jax.sampling.segments import Segment, character_spans, segment_bytes, segment_tokens, token_text
 from caspo_jax.sampling.state import CatState, Knobs, init_state
@@ -37,6 +38,7 @@ __all__ = [
     "build_automaton",
     "cat_decode",
     "cat_search",
+    "cat_sweep",
     "character_spans",
     "explore",
     "generate",

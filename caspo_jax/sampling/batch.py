@@ -59,6 +59,7 @@ class Unit:
     prompt_ids: tuple[int, ...]
     key: tuple[int, int]  # raw threefry key data
     first_rank: int = 0
+    threshold: float | None = None  # of its own, where batches do without a queue; None: that of the knobs
 
 
 PADDING = Unit((0,), (0, 0))  # fills up a batch
@@ -240,7 +241,7 @@ class Batch:
             _grow_state(light, capacity, cache.mesh),
             cache=cache,
             automaton=self.automaton,
-            knobs=self.knobs,
+            knobs=state.knobs,
             queue=state.queue,
             refill=state.refill,
         )
@@ -306,7 +307,16 @@ class Batch:
             first_rank=np.array([unit.first_rank for unit in padded], np.int32),
             mesh=cache.mesh,
         )
-        return dataclasses.replace(state, cache=cache, automaton=self.automaton, knobs=self.knobs)
+        return dataclasses.replace(
+            state, cache=cache, automaton=self.automaton, knobs=self._knobs_of(padded, units)
+        )
+
+    def _knobs_of(self, padded: list[Unit], units: list[Unit]) -> Knobs:
+        """The knobs, with each question's own threshold where the units have some."""
+        if all(unit.threshold is None for unit in units):
+            return self.knobs
+        own = [self.knobs.threshold if unit.threshold is None else unit.threshold for unit in padded]
+        return dataclasses.replace(self.knobs, threshold=np.array(own, np.float32)[:, None])
 
     def _read(
         self, prompts: Sequence[tuple[int, ...]], count: int, columns: int, rows: int | None = None

@@ -31,6 +31,7 @@ def take_questions(state: CatState, keep: jax.Array) -> CatState:
         tokens=first(state.tokens),
         done=first(state.done),
         born=None if state.born is None else first(state.born),
+        knobs=state.knobs.of_questions(keep),
     )
     return taken.placed(mesh_of(cache))
 
@@ -66,5 +67,6 @@ def split_branches(state: CatState, keep: jax.Array) -> CatState:
         tokens=jnp.zeros_like(keep, jnp.int32),
         done=~slots.live[:, 0],
         born=None if state.born is None else state.born[question],
+        knobs=state.knobs.of_questions(question),
     )
     return split.placed(mesh_of(state.cache))

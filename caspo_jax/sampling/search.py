@@ -112,7 +112,8 @@ def grow_trees(
     size = _even_size(count, max(1, rows // num_slots), ways)
     lanes = prefers_lanes(size * num_slots)
     if refill is None:
-        refill = len(units) > size and mesh_of(model) is None and not lanes and decided is None
+        alike = len({unit.threshold for unit in units}) == 1  # what a queue takes
+        refill = len(units) > size and mesh_of(model) is None and not lanes and decided is None and alike
     wanted, shared = list(units), 1
     if refill and split and num_slots > 1:
         wanted = [

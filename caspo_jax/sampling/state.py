@@ -35,13 +35,18 @@ REASONS = (None, "delimiter", "eos", "stop", "length", "threshold", "budget", "a
 class Knobs:
     """The search's numbers; changing them compiles nothing."""
 
-    threshold: Any  # scalar f32, prune strictly below
+    threshold: Any  # scalar or [B, 1] f32, prune strictly below
     expand: Any  # scalar int32, most children a node
     num_answers: Any  # scalar int32
     min_live: Any  # scalar int32
     token_budget: Any  # scalar int32
     max_new_tokens: Any  # scalar int32
     sample: SampleKnobs
+
+    def of_questions(self, keep: jax.Array) -> Knobs:
+        """Those of the questions `keep` [n] alone."""
+        own = jnp.ndim(self.threshold) > 0
+        return dataclasses.replace(self, threshold=self.threshold[keep]) if own else self
 
     @classmethod
     def of(cls, config: CatConfig) -> Knobs:

@@ -126,6 +126,7 @@ def test_deepconf_online_is_the_token_by_token_procedure(seed):
                 for i, (a, c) in enumerate(zip(answers, confidences))
             ]
         ],
+        [],
     )
     settings = Settings(samples=8, window=window, keep=keep, warm_up=warm, consensus=2.0)  # never reached
     (found,) = [a for a in deepconf_online(pool, settings, same) if a.size == "8"]
@@ -136,7 +137,7 @@ def test_deepconf_online_is_the_token_by_token_procedure(seed):
 def test_deepconf_online_stops_at_consensus():
     confidences = [np.ones(5)] * 4
     samples = [sample(i, "1", tokens=5, lowest=1.0) for i in range(4)]
-    pool = Pool([[trace(range(5))] * 4], [[stats(c) for c in confidences]], [samples])
+    pool = Pool([[trace(range(5))] * 4], [[stats(c) for c in confidences]], [samples], [])
     found = [
         a for a in deepconf_online(pool, Settings(samples=4, warm_up=2, window=2), same) if a.size == "4"
     ]

@@ -13,8 +13,8 @@ import caspo_jax as cj
 from caspo_jax.errors import UserError
 from caspo_jax.models import token_bytes
 from caspo_jax.sampling import batch, loop, question_keys, segment_tokens, stream
-from caspo_jax.sampling.api import as_questions
 from caspo_jax.sampling.compaction import split_branches
+from caspo_jax.sampling.questions import as_questions
 from caspo_jax.types import Question
 
 GOLDEN = pathlib.Path(__file__).parents[1] / "golden" / "qwen3_tied_fp32"
@@ -268,6 +268,56 @@ def test_refilled_slots_change_nothing(model_and_tokenizer, questions, monkeypat
     assert together.live == apart.live == sum(result.tokens for result in whole)
     assert apart.slots <= 3 * (sum(lengths) + 2 * 20)
     assert_teacher_forced(model_and_tokenizer[0], [path for result in pieces for path in result.paths])
+
+
+@pytest.mark.parametrize("rows", [None, 6, 48])
+def test_a_sweep_is_a_search_at_each_threshold(model_and_tokenizer, questions, monkeypatch, rows):
+    """In one batch, in batches of two, and in large ones that are cut as questions end; their buffers grow."""
+    many = [
+        dataclasses.replace(q, id=f"w{i}", prompt_ids=q.prompt_ids[i % 5 :])
+        for i, q in enumerate(questions[i % 3] for i in range(8))
+    ]
+    cat = cj.CatConfig(
+        num_branches=3,
+        root_branches=2,
+        expand=3,
+        min_live=0,
+        sample=cj.SampleConfig(max_new_tokens=32, temperature=0.9, step_delimiter="e"),
+    )
+    thresholds = (0.02, 0.1, 0.15)
+    alone = [
+        cj.cat_search(*model_and_tokenizer, many, dataclasses.replace(cat, threshold=t), KEY)
+        for t in thresholds
+    ]
+    for name, value in (("FIRST_SEGMENT", 10), ("LEAST_ROWS", 6), ("CHECK_EVERY", 4), ("SHRINK", 2)):
+        monkeypatch.setattr(batch, name, value)
+    cuts, taken = [], batch.take_questions
+    monkeypatch.setattr(batch, "take_questions", lambda *a: cuts.append(1) or taken(*a))
+    done = []
+    swept = cj.sampling.cat_sweep(
+        *model_and_tokenizer,
+        many,
+        cat,
+        thresholds,
+        KEY,
+        batch_size=rows,
+        progress=lambda n, of: done.append((n, of)),
+    )
+    assert bool(cuts) == (rows != 6)
+    assert done[-1] == (24, 24)
+    spent = set()
+    for together, apart in zip(swept, alone, strict=True):
+        for a, b in zip(together, apart, strict=True):
+            assert (a.question_id, a.tree.threshold) == (b.question_id, b.tree.threshold)
+            assert [(n.parent, n.token_ids, n.status, n.reason) for n in a.tree.nodes] == [
+                (n.parent, n.token_ids, n.status, n.reason) for n in b.tree.nodes
+            ]
+        spent.add(sum(result.tokens for result in together))
+    assert len(spent) == len(thresholds)
+    with pytest.raises(UserError, match="thresholds is empty"):
+        cj.sampling.cat_sweep(*model_and_tokenizer, many, cat, (), KEY)
+    with pytest.raises(UserError, match="threshold is not a number"):
+        cj.sampling.cat_sweep(*model_and_tokenizer, many, cat, (0.5, float("nan")), KEY)
 
 
 @pytest.mark.parametrize("samples", [1, 3, 5])

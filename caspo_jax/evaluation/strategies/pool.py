@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from caspo_jax.confidence import TokenStats
-from caspo_jax.evaluation.rescoring import statistics_and_kl, token_statistics
+from caspo_jax.evaluation.rescoring import statistics_and_kl
 from caspo_jax.evaluation.strategies.base import Answer, Context, Settings
 from caspo_jax.models import eos_ids
 from caspo_jax.sampling import generate, merge_answers
@@ -42,7 +42,7 @@ class Pool:
     traces: list[list[Trace]]
     stats: list[list[TokenStats]]
     samples: list[list[Sample]]
-    divergence: list[list[np.ndarray]] | None = None  # [T] nats each, KAPPA's KL(p || p_bos)
+    divergence: list[list[np.ndarray]]  # [T] nats each, KAPPA's KL(p || p_bos)
 
 
 def sample_pool(context: Context, settings: Settings) -> Pool:
@@ -59,31 +59,28 @@ def sample_pool(context: Context, settings: Settings) -> Pool:
         step_confidence="mean_logprob",
     )
     traces = [flat[i : i + count] for i in range(0, len(flat), count)]
-    return Pool(traces, [], [])
+    return Pool(traces, [], [], [])
 
 
-def with_statistics(pool: Pool, context: Context, settings: Settings, divergence: bool = False) -> Pool:
-    """The pool with token statistics, and its samples as plain numbers; with the `divergence` that KAPPA reads too.
+def with_statistics(pool: Pool, context: Context, settings: Settings) -> Pool:
+    """The pool with token statistics, and its samples as plain numbers.
 
     The loop has these statistics at hand when it draws a token; here they are read by one more pass, outside the time
     that is reported. p_bos is the next-token distribution after the beginning-of-sequence token alone (after
     end-of-sequence for a tokenizer without one).
     """
     traces = [t for group in pool.traces for t in group]
-    if divergence:
-        flat, kl = statistics_and_kl(context.model, traces, FIELDS, _beginning(context))
-    else:
-        flat, kl = token_statistics(context.model, traces, FIELDS), []
-    stats, samples, divergences = [], [], []
+    flat, kl = statistics_and_kl(context.model, traces, FIELDS, _beginning(context))
+    stats, samples, divergence = [], [], []
     for question, group in zip(context.questions, pool.traces, strict=True):
         mine, flat = flat[: len(group)], flat[len(group) :]
         stats.append(mine)
-        divergences.append(kl[: len(group)])
+        divergence.append(kl[: len(group)])
         kl = kl[len(group) :]
         samples.append(
             [_sample(context, settings, question, i, t, s) for i, (t, s) in enumerate(zip(group, mine))]
         )
-    return Pool(pool.traces, stats, samples, divergences if divergence else None)
+    return Pool(pool.traces, stats, samples, divergence)
 
 
 def _beginning(context: Context) -> int:

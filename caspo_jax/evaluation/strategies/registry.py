@@ -87,7 +87,7 @@ def run_family(family: str, names: Sequence[str], context: Context, settings: Se
         pool = sample_pool(context, dataclasses.replace(settings, samples=size))
         seconds[str(size)] = (time.monotonic() - started) / len(context.questions)
     context.show("sample", [trace for group in pool.traces for trace in group])
-    pool = with_statistics(pool, context, settings, divergence="kappa" in names)
+    pool = with_statistics(pool, context, settings)
     answers = [
         dataclasses.replace(answer, seconds=seconds.get(answer.size))
         for answer in pool_answers(pool, settings, names, context.same)

@@ -7,7 +7,7 @@ import functools
 from collections.abc import Sequence
 
 from caspo_jax.evaluation.strategies.base import Answer, Context, Settings, timed
-from caspo_jax.sampling import CatConfig, cat_search, generate, vote
+from caspo_jax.sampling import CatConfig, cat_sweep, generate, vote
 from caspo_jax.types import CatResult, CatTree, Question
 
 
@@ -51,6 +51,12 @@ def cat(context: Context, settings: Settings) -> list[Answer]:
 
 def cat_paper(context: Context, settings: Settings) -> list[Answer]:
     """CaT with the published rule: entropy, path confidence, confidence-weighted vote."""
+    config = paper_config(settings)
+    return search(context, config, "cat_paper", str(config.num_branches))
+
+
+def paper_config(settings: Settings) -> CatConfig:
+    """The published rule's search, at the middle size."""
     config = dataclasses.replace(
         settings.cat,
         step_confidence="entropy",
@@ -60,8 +66,12 @@ def cat_paper(context: Context, settings: Settings) -> list[Answer]:
         gamma=1.0,
         threshold=settings.paper_threshold,
     )
-    sizes = settings.cat_sizes[len(settings.cat_sizes) // 2 :][:1]
-    return [a for k in sizes for a in search(context, cat_at(config, k), "cat_paper", str(k))]
+    return cat_at(config, middle_size(settings))
+
+
+def middle_size(settings: Settings) -> int:
+    """The number of branches that thresholds are chosen at."""
+    return settings.cat_sizes[len(settings.cat_sizes) // 2]
 
 
 def search(context: Context, config: CatConfig, name: str, size: str) -> list[Answer]:
@@ -70,7 +80,7 @@ def search(context: Context, config: CatConfig, name: str, size: str) -> list[An
 
 
 def _search(context: Context, config: CatConfig, name: str, size: str) -> list[Answer]:
-    results = searched(context, config)
+    (results,) = swept(context, config, [config.threshold])
     context.show(f"{name}_{size}", results, vote=config.vote)
     return [
         _answer(context, question, result, result.answer, name, size)
@@ -78,13 +88,14 @@ def _search(context: Context, config: CatConfig, name: str, size: str) -> list[A
     ]
 
 
-def searched(context: Context, config: CatConfig) -> list[CatResult]:
-    """The searches themselves."""
-    return cat_search(
+def swept(context: Context, config: CatConfig, thresholds: Sequence[float]) -> list[list[CatResult]]:
+    """The searches themselves, at each threshold."""
+    return cat_sweep(
         context.model,
         context.tokenizer,
         context.questions,
         config,
+        thresholds,
         context.key,
         extract=lambda text: context.extract(text),
         equivalent=context.same,

@@ -96,11 +96,10 @@ def kappa(pool: Pool, settings: Settings) -> list[Answer]:
 
     All branches are kept until all differ; then, over `kappa_gate` tokens, their number falls linearly to one, the
     branch with the lowest mean score going first. Each part is standardised over the live branches at each token. A
-    branch that ends keeps its score and costs nothing more. The pool is one `with_statistics(divergence=True)`.
+    branch that ends keeps its score and costs nothing more.
 
     Source: arXiv 2511.00699, without its moving averages.
     """
-    assert pool.divergence is not None
     answers = []
     for traces, stats, samples, divergence in zip(pool.traces, pool.stats, pool.samples, pool.divergence):
         parts = [

@@ -1,0 +1,53 @@
+"""Questions as records, each with a key of its own."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+
+from caspo_jax.errors import UserError
+from caspo_jax.sampling.search import key_data
+from caspo_jax.sampling.state import fold_in
+from caspo_jax.types import Question
+
+Questions = Sequence[str | Question]
+
+
+def as_questions(questions: Questions) -> list[Question]:
+    """Strings become records whose id is a hash of the text, so that neither place nor neighbours matter.
+
+    Raises:
+      UserError: a single string, something that is no question, or two different records of one id.
+    """
+    if isinstance(questions, str | Question):
+        raise UserError("questions is one question: give a list of them")
+    records: list[Question] = []
+    seen: dict[str, Question] = {}
+    for i, item in enumerate(questions):
+        if isinstance(item, str):
+            item = Question(id=hashlib.blake2b(item.encode(), digest_size=8).hexdigest(), question=item)
+        elif not isinstance(item, Question):
+            raise UserError(
+                f"questions[{i}] is a {type(item).__name__}: give a str or a caspo_jax.types.Question"
+            )
+        if seen.setdefault(item.id, item) != item:
+            raise UserError(
+                f"questions[{i}]: id {item.id!r} is taken by another question; ids seed the sampling"
+            )
+        records.append(item)
+    return records
+
+
+def question_hash(question_id: str) -> int:
+    """A stable 32-bit hash of a question's id."""
+    return int.from_bytes(hashlib.blake2b(question_id.encode(), digest_size=4).digest(), "big")
+
+
+def question_keys(key: Any, ids: Sequence[str]) -> np.ndarray:
+    """[B, 2] uint32: fold_in(key, hash of the id), whatever stands beside it."""
+    hashes = np.array([question_hash(i) for i in ids], np.uint32)
+    return np.asarray(fold_in(jnp.tile(key_data(key), (len(ids), 1)), hashes))

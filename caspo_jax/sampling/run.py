@@ -1,0 +1,131 @@
+"""From questions to the trees that are grown of them."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import itertools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+
+from caspo_jax.confidence.step import needed_fields
+from caspo_jax.errors import UserError
+from caspo_jax.models.tokenizer import check_prompt_ids, encode_prompt, eos_ids, token_bytes
+from caspo_jax.sampling.automaton import build_automaton
+from caspo_jax.sampling.batch import Unit, Usage
+from caspo_jax.sampling.config import CatConfig
+from caspo_jax.sampling.policy import make_policy
+from caspo_jax.sampling.questions import Questions, as_questions, question_keys
+from caspo_jax.sampling.search import Progress, default_rows, grow_trees
+from caspo_jax.sampling.state import Knobs
+from caspo_jax.sampling.tree import Tree
+from caspo_jax.types import Question
+
+
+def _vocabulary(tokenizer: Any, vocab_size: int) -> tuple[bytes, ...]:
+    return _cached_vocabulary(_Identity(tokenizer), vocab_size)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Identity:
+    """Hashes any tokenizer by identity, and keeps it alive while cached."""
+
+    value: Any
+
+    def __hash__(self) -> int:
+        return id(self.value)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Identity) and other.value is self.value
+
+
+@functools.lru_cache(maxsize=4)
+def _cached_vocabulary(tokenizer: _Identity, vocab_size: int) -> tuple[bytes, ...]:
+    return tuple(token_bytes(tokenizer.value, vocab_size))
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """What came of the questions."""
+
+    records: list[Question]
+    prompts: list[tuple[int, ...]]
+    keys: list[tuple[int, int]]
+    vocabulary: tuple[bytes, ...]
+    trees: list[
+        list[Tree]
+    ]  # of each question, or of each with the first threshold, each with the second, ...
+
+
+def run(
+    model: Any,
+    tokenizer: Any,
+    questions: Questions,
+    config: CatConfig,
+    key: Any,
+    strategy: str,
+    samples: int | None,
+    batch_size: int | None,
+    progress: Progress | None,
+    usage: Usage | None,
+    decided: Callable[[Question, tuple[int, ...], Sequence[bytes], Tree], bool] | None = None,
+    pad_to: tuple[int, int] = (0, 0),
+    thresholds: Sequence[float | None] = (None,),
+) -> Run:
+    """Prompts, keys and trees of the questions, for `generate` and the searches, whose arguments these are.
+
+    A question has one tree, save where `samples`, the outputs that `generate` wants, need more rows than fit together.
+    With `thresholds` each question is searched at each of them instead of the config's.
+    """
+    records = as_questions(questions)
+    if batch_size is not None and batch_size < 1:
+        raise UserError(f"batch_size={batch_size}: give 1 or more")
+    shape, settings = model.config, config.sample
+    prompts = [tuple(encode_prompt(tokenizer, record)) for record in records]
+    for record, prompt in zip(records, prompts, strict=True):
+        check_prompt_ids(prompt, shape, f"question {record.id!r}", settings.max_new_tokens)
+    vocabulary = _vocabulary(tokenizer, shape.vocab_size)
+    if not records:
+        return Run([], [], [], vocabulary, [])
+    keys = [(int(a), int(b)) for a, b in question_keys(key, [record.id for record in records])]
+    ends = () if settings.ignore_eos else eos_ids(shape, tokenizer)
+    automaton = build_automaton(vocabulary, settings.step_delimiter, settings.stop, ends)
+    fields = tuple(dict.fromkeys(("logprob", "entropy", *needed_fields(config.step_confidence))))
+    repeats = 1
+    if samples is not None:  # the branches of one tree, or a tree each where they are too many for the device
+        longest = max(len(prompt) for prompt in prompts)
+        most = batch_size or default_rows(model, longest + settings.max_new_tokens)
+        repeats = samples if samples > most else 1
+        config = dataclasses.replace(config, num_branches=samples // repeats)
+    trees = grow_trees(
+        model,
+        [
+            Unit(p, k, i * config.num_branches, threshold)
+            for threshold in thresholds
+            for p, k in zip(prompts, keys, strict=True)
+            for i in range(repeats)
+        ],
+        lambda decode, copy, load: make_policy(decode, copy, config, shape.vocab_size, strategy, load),
+        Knobs.of(config),
+        automaton,
+        num_slots=config.num_branches,
+        roots=config.roots,
+        max_new_tokens=settings.max_new_tokens,
+        fields=fields,
+        batch_size=batch_size,
+        progress=None if progress is None else lambda done, of: progress(done // repeats, of // repeats),
+        usage=usage,
+        split=samples is not None,
+        decided=decided
+        and (lambda i, tree: decided(records[i % len(records)], prompts[i % len(records)], vocabulary, tree)),
+        pad_to=(pad_to[0] * repeats, pad_to[1]),
+    )
+    grouped = [list(itertools.chain(*trees[i : i + repeats])) for i in range(0, len(trees), repeats)]
+    for record, found in zip(records * len(thresholds), grouped, strict=True):
+        if any(np.isnan(used).any() for tree in found for used in tree.used("entropy")):
+            raise UserError(
+                f"question {record.id!r}: the model's logits held no finite value or a NaN; check its weights"
+            )
+    return Run(records, prompts, keys, vocabulary, grouped)
