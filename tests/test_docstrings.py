@@ -18,7 +18,7 @@ SHOWN = {
     "confidence.token": ("token_stats",),
     "confidence.chunked": ("token_logprobs",),
     "confidence.hidden": ("rcc",),
-    "sampling.api": ("generate", "cat_search"),
+    "sampling.api": ("generate", "cat_search", "cat_sweep"),
     "training.losses": ("dpo_loss",),
     "metrics.calibration": ("expected_calibration_error",),
     "metrics.faithfulness": ("mfg", "cmfg", "cmfg_star"),

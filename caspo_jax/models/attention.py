@@ -134,7 +134,7 @@ def _attend_lanes(q: jax.Array, cache: KVCache, layer: jax.Array, last: jax.Arra
         after = []
         # A head at a time: XLA's CPU reduces the leading axis of a matrix at full speed, a middle axis very slowly.
         for query, (top, total, mixed) in zip(queries, carry):
-            scores = [jnp.sum(query * column_of(cache.k, at), axis=0) for at in places]
+            scores = [_lane_sums(query * column_of(cache.k, at)) for at in places]
             scores = [jnp.where(x, score, _MASKED) for x, score in zip(seen, scores)]
             higher = functools.reduce(jnp.maximum, scores, top)
             factor = jnp.exp(top - higher)
@@ -148,6 +148,15 @@ def _attend_lanes(q: jax.Array, cache: KVCache, layer: jax.Array, last: jax.Arra
     carry = lax.fori_loop(0, last // width + 1, block, start)
     mixed = jnp.stack([jnp.moveaxis(mixed / total, -1, 0) for _, total, mixed in carry], axis=1)
     return mixed.reshape(rows, groups, shared, dim).astype(q.dtype)
+
+
+def _lane_sums(x: jax.Array) -> jax.Array:
+    """[D, lanes] -> [lanes].
+
+    XLA's CPU hands a plain sum to a library, and copies what it sums out of the cache first. One that it does not
+    recognise stays in a single loop with the products: a step of 1,280 rows took 38 instead of 45 ms.
+    """
+    return lax.reduce(x, jnp.zeros((), x.dtype), lambda a, b: jnp.where(jnp.isnan(a), a, a + b), (0,))
 
 
 def _product(equation: str, x: jax.Array, y: jax.Array) -> jax.Array:

@@ -200,6 +200,18 @@ def cat_sweep(
 
     Raises:
       UserError: no threshold, or one that is no number; bad questions, prompts or key.
+
+    >>> import jax
+    >>> from caspo_jax.models import load_pretrained
+    >>> from caspo_jax.tasks import extract_answer, get_task
+    >>> task = get_task("graph")
+    >>> config = CatConfig(num_branches=2, sample=SampleConfig(max_new_tokens=96, temperature=0.7))
+    >>> questions = task.questions("test", 2, seed=0)
+    >>> loose, strict = cat_sweep(
+    ...     *load_pretrained(task.policy_path), questions, config, (0.0, 0.9), jax.random.key(0), extract=extract_answer
+    ... )
+    >>> [len(result.paths) for result in loose], loose[0].tree.threshold, strict[0].tree.threshold
+    ([2, 2], 0.0, 0.9)
     """
     if not len(thresholds):
         raise UserError("thresholds is empty: give at least one")
