@@ -210,8 +210,8 @@ def cat_sweep(
     >>> loose, strict = cat_sweep(
     ...     *load_pretrained(task.policy_path), questions, config, (0.0, 0.9), jax.random.key(0), extract=extract_answer
     ... )
-    >>> [len(result.paths) for result in loose], loose[0].tree.threshold, strict[0].tree.threshold
-    ([2, 2], 0.0, 0.9)
+    >>> len(loose), loose[0].tree.threshold, strict[0].tree.threshold
+    (2, 0.0, 0.9)
     """
     if not len(thresholds):
         raise UserError("thresholds is empty: give at least one")

@@ -270,9 +270,9 @@ def test_refilled_slots_change_nothing(model_and_tokenizer, questions, monkeypat
     assert_teacher_forced(model_and_tokenizer[0], [path for result in pieces for path in result.paths])
 
 
-@pytest.mark.parametrize("rows", [None, 6, 48])
+@pytest.mark.parametrize("rows", [6, 48])
 def test_a_sweep_is_a_search_at_each_threshold(model_and_tokenizer, questions, monkeypatch, rows):
-    """In one batch, in batches of two, and in large ones that are cut as questions end; their buffers grow."""
+    """In batches of two, and in large ones that are cut as questions end; their buffers grow."""
     many = [
         dataclasses.replace(q, id=f"w{i}", prompt_ids=q.prompt_ids[i % 5 :])
         for i, q in enumerate(questions[i % 3] for i in range(8))

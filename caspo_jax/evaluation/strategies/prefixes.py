@@ -20,7 +20,7 @@ from caspo_jax.sharding import to_host
 from caspo_jax.types import Question, Trace
 
 LEAST_PLACES = 16
-FEWER = 8  # from one size of a call to the next: a program more costs what a dozen padded calls do
+FEWER = 8  # from one size of a call to the next: every size is a program to compile
 FIRST_ROOM = 64  # tokens that the next step is given at first; most steps are shorter
 ROOM_GROWTH = 4  # where it was too little
 MANY = 1 / 8  # share of prefixes for which it was, to begin with more the next time
