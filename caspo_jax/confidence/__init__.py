@@ -2,7 +2,7 @@
 
 from caspo_jax.confidence.chunked import (
     chunked_stats,
-    hidden_reference_kl,
+    hidden_stats_and_kl,
     hidden_token_stats,
     model_token_stats,
     token_logprobs,
@@ -33,7 +33,7 @@ __all__ = [
     "PathState",
     "TokenStats",
     "chunked_stats",
-    "hidden_reference_kl",
+    "hidden_stats_and_kl",
     "hidden_token_stats",
     "model_token_stats",
     "needed_fields",

@@ -123,37 +123,41 @@ def hidden_token_stats(
       chunk: see chunked_stats.
     """
     return _by_chunk(
-        lambda logits, target: token_stats(logits, target, fields), hidden, unembedding, (targets,), chunk
+        lambda logits, target: token_stats(logits, target, fields), hidden, unembedding, targets, chunk
     )
 
 
-def hidden_reference_kl(
-    hidden: jax.Array, unembedding: jax.Array, reference: jax.Array, chunk: int | None = None
-) -> jax.Array:
-    """KL(p_t || q) = sum_v p_tv (log p_tv - log q_v) [B, T], nats, chunk by chunk; not for differentiation.
+def hidden_stats_and_kl(
+    hidden: jax.Array,
+    unembedding: jax.Array,
+    targets: jax.Array,
+    reference: jax.Array,
+    fields: tuple[str, ...] | None = None,
+    chunk: int | None = None,
+) -> tuple[TokenStats, jax.Array]:
+    """`hidden_token_stats`, and of the same logits KL(p_t || q) = sum_v p_tv (log p_tv - log q_v) [B, T], nats.
 
     Args:
-      hidden: [B, T, E] after the final norm.
-      unembedding: [V, E].
+      hidden, unembedding, targets, fields, chunk: see hidden_token_stats.
       reference: [V] f32, log q.
-      chunk: see chunked_stats.
     """
 
-    def divergence(logits: jax.Array) -> jax.Array:
+    def read(logits: jax.Array, target: jax.Array) -> tuple[TokenStats, jax.Array]:
         logp = jax.nn.log_softmax(logits, axis=-1)
         p = jnp.exp(logp)
-        return jnp.sum(jnp.where(p > 0, p * (logp - reference), 0.0), axis=-1)
+        divergence = jnp.sum(jnp.where(p > 0, p * (logp - reference), 0.0), axis=-1)
+        return token_stats(logits, target, fields), divergence
 
-    return _by_chunk(divergence, hidden, unembedding, (), chunk)
+    return _by_chunk(read, hidden, unembedding, targets, chunk)
 
 
-def _by_chunk(read: Callable[..., Any], hidden, unembedding, per_token: tuple, chunk: int | None) -> Any:
-    """What `read`, (logits [B, C, V], *per_token [B, C]) -> tree of [B, C], says of all tokens: tree of [B, T]."""
+def _by_chunk(read: Callable[..., Any], hidden, unembedding, targets, chunk: int | None) -> Any:
+    """What `read`, (logits [B, C, V], targets [B, C]) -> tree of [B, C], says of all tokens: tree of [B, T]."""
     per_chunk = _chunk_tokens(hidden.shape, unembedding.shape[0], chunk)
     operand = jnp.promote_types(hidden.dtype, unembedding.dtype)
-    chunks = tuple(_split(x, per_chunk) for x in (hidden.astype(operand), *per_token))
+    chunks = (_split(hidden.astype(operand), per_chunk), _split(targets, per_chunk))
     weight = unembedding.astype(operand)
-    found = lax.map(lambda piece: read(_logits(piece[0], weight), *piece[1:]), chunks)
+    found = lax.map(lambda piece: read(_logits(piece[0], weight), piece[1]), chunks)
     return jax.tree.map(lambda leaf: _join(leaf, hidden.shape[1]), found)
 
 

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from caspo_jax.confidence import TokenStats, hidden_reference_kl, hidden_token_stats
+from caspo_jax.confidence import TokenStats, hidden_stats_and_kl, hidden_token_stats
 from caspo_jax.sharding import to_host
 from caspo_jax.types import Trace
 
@@ -38,10 +38,13 @@ def _statistics(
     reference: jax.Array | None = None,
 ) -> tuple[TokenStats, jax.Array | None]:
     model = nnx.merge(graphdef, params)
-    hidden, unembedding = model.hidden_states(ids, mask=mask), model.unembedding()
-    stats = hidden_token_stats(hidden, unembedding, jnp.roll(ids, -1, axis=1), fields)
-    divergence = None if reference is None else hidden_reference_kl(hidden, unembedding, reference)
-    return jax.tree.map(lambda x: x[:, :-1], (stats, divergence))  # the last token predicts nothing
+    read = model.hidden_states(ids, mask=mask), model.unembedding(), jnp.roll(ids, -1, axis=1)
+    found: tuple[TokenStats, jax.Array | None]
+    if reference is None:
+        found = hidden_token_stats(*read, fields), None
+    else:
+        found = hidden_stats_and_kl(*read, reference, fields)
+    return jax.tree.map(lambda x: x[:, :-1], found)  # the last token predicts nothing
 
 
 def token_statistics(

@@ -54,9 +54,7 @@ class Run:
     prompts: list[tuple[int, ...]]
     keys: list[tuple[int, int]]
     vocabulary: tuple[bytes, ...]
-    trees: list[
-        list[Tree]
-    ]  # of each question, or of each with the first threshold, each with the second, ...
+    trees: list[list[Tree]]  # of each question; then of each with the next threshold, ...
 
 
 def run(
@@ -93,6 +91,7 @@ def run(
     ends = () if settings.ignore_eos else eos_ids(shape, tokenizer)
     automaton = build_automaton(vocabulary, settings.step_delimiter, settings.stop, ends)
     fields = tuple(dict.fromkeys(("logprob", "entropy", *needed_fields(config.step_confidence))))
+    asked = list(zip(records, prompts, strict=True)) * len(thresholds)
     repeats = 1
     if samples is not None:  # the branches of one tree, or a tree each where they are too many for the device
         longest = max(len(prompt) for prompt in prompts)
@@ -118,12 +117,11 @@ def run(
         progress=None if progress is None else lambda done, of: progress(done // repeats, of // repeats),
         usage=usage,
         split=samples is not None,
-        decided=decided
-        and (lambda i, tree: decided(records[i % len(records)], prompts[i % len(records)], vocabulary, tree)),
+        decided=decided and (lambda i, tree: decided(*asked[i], vocabulary, tree)),
         pad_to=(pad_to[0] * repeats, pad_to[1]),
     )
     grouped = [list(itertools.chain(*trees[i : i + repeats])) for i in range(0, len(trees), repeats)]
-    for record, found in zip(records * len(thresholds), grouped, strict=True):
+    for (record, _), found in zip(asked, grouped, strict=True):
         if any(np.isnan(used).any() for tree in found for used in tree.used("entropy")):
             raise UserError(
                 f"question {record.id!r}: the model's logits held no finite value or a NaN; check its weights"

@@ -12,7 +12,7 @@ from jax.test_util import check_grads
 from caspo_jax.confidence import (
     TOKEN_FIELDS,
     chunked_stats,
-    hidden_reference_kl,
+    hidden_stats_and_kl,
     model_token_stats,
     token_logprobs,
     token_logprobs_and_entropy,
@@ -206,13 +206,14 @@ def test_model_token_stats_equals_stats_of_the_logits(toy):
 
 @pytest.mark.parametrize("chunk", [None, 3])
 def test_divergence_from_a_reference_against_float64(chunk):
-    hidden, weight, _ = arrays()
+    hidden, weight, targets = arrays()
     q = reference.log_softmax(np.random.default_rng(5).normal(size=V) * 3)
     p = reference.log_softmax(np.asarray(hidden, np.float64) @ np.asarray(weight, np.float64).T)
-    divergence = jax.jit(functools.partial(hidden_reference_kl, chunk=chunk))
-    got = divergence(hidden, weight, jnp.asarray(q, jnp.float32))
+    read = jax.jit(functools.partial(hidden_stats_and_kl, fields=("entropy",), chunk=chunk))
+    stats, got = read(hidden, weight, targets, jnp.asarray(q, jnp.float32))
+    np.testing.assert_allclose(stats.entropy, exact(hidden, weight, targets)[1], rtol=1e-5, atol=1e-5)
     np.testing.assert_allclose(got, np.sum(np.exp(p) * (p - q), axis=-1), rtol=1e-5, atol=1e-5)
-    itself = hidden_reference_kl(hidden[:1, :1], weight, jnp.asarray(p[0, 0], jnp.float32))
+    _, itself = read(hidden[:1, :1], weight, targets[:1, :1], jnp.asarray(p[0, 0], jnp.float32))
     np.testing.assert_allclose(itself, 0.0, atol=1e-5)
 
 
