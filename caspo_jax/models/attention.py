@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import functools
-from typing import Any
+from collections.abc import Sequence
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -71,7 +72,7 @@ def attend_cache(q: jax.Array, cache: KVCache, layer: jax.Array, last: jax.Array
       [R, H, D] in q's dtype.
     """
     rows, heads, dim = q.shape
-    groups = cache.prompt_k.shape[2]
+    groups = cache.groups
     grouped = q.reshape(rows, groups, heads // groups, dim)
     if cache.lanes:
         return _attend_lanes(grouped, cache, layer, last).reshape(rows, heads, dim)
@@ -101,57 +102,105 @@ def _attend_columns(columns: int, q: jax.Array, cache: KVCache, layer: jax.Array
     return (mixed + _product("rgqs,rgsd->rgqd", weights[..., length:], values)).astype(q.dtype)
 
 
+class _Softmax(NamedTuple):
+    """A softmax on its way over columns, of one query in each of W lanes."""
+
+    top: jax.Array  # [W] float32, m: the largest score so far
+    total: jax.Array  # [W] float32, sum of e^(s - m)
+    mixed: jax.Array  # [D, W] float32, sum of e^(s - m) v
+
+
 def _attend_lanes(q: jax.Array, cache: KVCache, layer: jax.Array, last: jax.Array) -> jax.Array:
-    """`attend_cache` of q [R, G, J, D] over a cache of lanes: the softmax goes on from block to block of columns.
-
-    With the largest score so far m, z = sum e^(s - m) and a = sum e^(s - m) v, a block's scores change (m, z, a) only
-    by a factor and a term each. The prompt is the first block.
-    """
+    """`attend_cache` of q [R, G, J, D] over a cache of lanes: first the prompts, then the rows' own columns."""
     rows, groups, shared, dim = q.shape
-    lanes, width = rows * groups, min(_BLOCK, cache.capacity)
-    prompt_scores = _prompt_scores(q, cache, layer)
-    top = jnp.max(prompt_scores, axis=-1, initial=_MASKED)
-    weights = jnp.exp(prompt_scores - top[..., None])
-    mixed = _prompt_mixed(weights.astype(q.dtype), cache, layer)
+    prompts, branches = cache.prompts, cache.branches
+    scaled = q.astype(jnp.float32) * dim**-0.5
+    if cache.prompt_lanes:
+        held = jnp.any(cache.prompt_valid, axis=1)
+        longest = jnp.max(jnp.where(held, jnp.arange(1, len(held) + 1), 0))
+        queries = _to_lanes(_by_prompt(scaled, prompts))
+        empty = jnp.zeros(prompts * groups)
+        start = [_Softmax(empty + _MASKED, empty, jnp.zeros_like(query)) for query in queries]
+        found = _over_lanes(
+            queries, cache.prompt_k, cache.prompt_v, cache.prompt_valid, layer, longest, start
+        )
 
-    def to_lanes(x: jax.Array) -> list[jax.Array]:  # [R, G, J, ...] -> J times [..., R * G]
-        return [jnp.moveaxis(x[:, :, j].reshape(lanes, *x.shape[3:]), 0, -1) for j in range(shared)]
+        def by_row(*of_prompts: jax.Array) -> jax.Array:  # K times [..., B * G] -> [..., R * G]
+            x = jnp.stack(of_prompts, axis=-2).reshape(*of_prompts[0].shape[:-1], branches, prompts, groups)
+            return jnp.moveaxis(x, -3, -2).reshape(*x.shape[:-3], rows * groups)
 
-    queries = to_lanes(q.astype(jnp.float32) * dim**-0.5)
-    start = tuple(zip(to_lanes(top), to_lanes(jnp.sum(weights, axis=-1)), to_lanes(mixed)))
-
-    def column_of(array: jax.Array, at: jax.Array) -> jax.Array:
-        x = lax.dynamic_slice(array, (layer, at, 0, 0, 0), (1, 1, dim, rows, groups))
-        return x.reshape(dim, lanes).astype(jnp.float32)
-
-    def block(i: jax.Array, carry: Any) -> Any:
-        # The last block may begin before its turn; what was counted already is left out.
-        places = [jnp.minimum(i * width, cache.capacity - width) + j for j in range(width)]
-        seen = [
-            lax.dynamic_index_in_dim(cache.valid, at, keepdims=False) & (at >= i * width) for at in places
-        ]
-        seen = [jnp.broadcast_to(x[:, None], (rows, groups)).reshape(lanes) for x in seen]
-        after = []
-        # A head at a time: XLA's CPU reduces the leading axis of a matrix at full speed, a middle axis very slowly.
-        for query, (top, total, mixed) in zip(queries, carry):
-            scores = [_lane_sums(query * column_of(cache.k, at)) for at in places]
-            scores = [jnp.where(x, score, _MASKED) for x, score in zip(seen, scores)]
-            higher = functools.reduce(jnp.maximum, scores, top)
-            factor = jnp.exp(top - higher)
-            block_weights = [jnp.exp(score - higher) for score in scores]
-            mixed = mixed * factor
-            for at, weight in zip(places, block_weights):
-                mixed += weight * column_of(cache.v, at)
-            after.append((higher, total * factor + sum(block_weights), mixed))
-        return tuple(after)
-
-    carry = lax.fori_loop(0, last // width + 1, block, start)
-    mixed = jnp.stack([jnp.moveaxis(mixed / total, -1, 0) for _, total, mixed in carry], axis=1)
+        start = [jax.tree.map(by_row, *found[j::shared]) for j in range(shared)]
+    else:
+        scores = _prompt_scores(q, cache, layer)
+        top = jnp.max(scores, axis=-1, keepdims=True, initial=_MASKED)
+        weights = jnp.exp(scores - top)
+        mixed = _prompt_mixed(weights.astype(q.dtype), cache, layer)
+        parts = zip(_to_lanes(top), _to_lanes(jnp.sum(weights, axis=-1, keepdims=True)), _to_lanes(mixed))
+        start = [_Softmax(top[0], total[0], mixed) for top, total, mixed in parts]
+    found = _over_lanes(_to_lanes(scaled), cache.k, cache.v, cache.valid, layer, last + 1, start)
+    mixed = jnp.stack([jnp.moveaxis(x.mixed / x.total, -1, 0) for x in found], axis=1)
     return mixed.reshape(rows, groups, shared, dim).astype(q.dtype)
 
 
+def _to_lanes(x: jax.Array) -> list[jax.Array]:
+    """[A, G, N, D] -> N times [D, A * G]."""
+    return [jnp.moveaxis(x[:, :, n].reshape(-1, x.shape[-1]), 0, -1) for n in range(x.shape[2])]
+
+
+def _over_lanes(
+    queries: Sequence[jax.Array],
+    k: jax.Array,
+    v: jax.Array,
+    valid: jax.Array,
+    layer: jax.Array,
+    count: jax.Array,
+    start: Sequence[_Softmax],
+) -> Sequence[_Softmax]:
+    """The softmax of each query goes on from block to block of columns.
+
+    A block's scores change m, the sum and the mix only by a factor and a term each.
+
+    Args:
+      queries: N times [D, W] float32, scaled.
+      k: [L, S, D, A, G], A * G = W.
+      v: [L, S, D, A, G].
+      valid: [S, A] bool.
+      layer: scalar int32.
+      count: scalar int32, the leading columns that are read.
+      start: N times, what the columns before gave.
+    """
+    columns, groups = len(valid), k.shape[-1]
+    width = min(_BLOCK, columns)
+
+    def column_of(array: jax.Array, at: jax.Array) -> jax.Array:
+        x = lax.dynamic_slice(array, (layer, at, 0, 0, 0), (1, 1, *array.shape[2:]))
+        return x.reshape(array.shape[2], -1).astype(jnp.float32)
+
+    def block(i: jax.Array, so_far: Sequence[_Softmax]) -> list[_Softmax]:
+        # The last block may begin before its turn; what was counted already is left out.
+        places = [jnp.minimum(i * width, columns - width) + j for j in range(width)]
+        seen = [lax.dynamic_index_in_dim(valid, at, keepdims=False) & (at >= i * width) for at in places]
+        seen = [jnp.broadcast_to(x[:, None], (*x.shape, groups)).reshape(-1) for x in seen]
+        after = []
+        # A query at a time: XLA's CPU reduces the leading axis of a matrix at full speed, a middle axis very slowly,
+        # and of [D, N, W] each core would read all lanes.
+        for query, before in zip(queries, so_far, strict=True):
+            scores = [_lane_sums(query * column_of(k, at)) for at in places]
+            scores = [jnp.where(x, score, _MASKED) for x, score in zip(seen, scores)]
+            top = functools.reduce(jnp.maximum, scores, before.top)
+            factor = jnp.exp(before.top - top)
+            weights = [jnp.exp(score - top) for score in scores]
+            mixed = before.mixed * factor
+            for at, weight in zip(places, weights):
+                mixed += weight * column_of(v, at)
+            after.append(_Softmax(top, before.total * factor + sum(weights), mixed))
+        return after
+
+    return lax.fori_loop(0, -(-count // width), block, list(start))
+
+
 def _lane_sums(x: jax.Array) -> jax.Array:
-    """[D, lanes] -> [lanes].
+    """[D, W] -> [W].
 
     XLA's CPU hands a plain sum to a library, and copies what it sums out of the cache first. One that it does not
     recognise stays in a single loop with the products: a step of 1,280 rows took 38 instead of 45 ms.
@@ -167,7 +216,7 @@ def _prompt_scores(q: jax.Array, cache: KVCache, layer: jax.Array) -> jax.Array:
     """Scaled and masked scores [R, G, J, P] float32 of q [R, G, J, D]; the K rows of a prompt in one product."""
     rows, _, shared, dim = q.shape
     keys = lax.dynamic_index_in_dim(cache.prompt_k, layer, keepdims=False)
-    scores = _product("bgnd,bgpd->bgnp", _by_prompt(q, len(cache.prompt_valid)), keys)
+    scores = _product("bgnd,bgpd->bgnp", _by_prompt(q, cache.prompts), keys)
     scores = jnp.where(cache.prompt_valid[:, None, None], scores * dim**-0.5, _MASKED)
     return _by_row(scores, rows, shared)
 
@@ -176,7 +225,7 @@ def _prompt_mixed(weights: jax.Array, cache: KVCache, layer: jax.Array) -> jax.A
     """What weights [R, G, J, P] take from the prompts' values: [R, G, J, D] float32."""
     rows, _, shared, _ = weights.shape
     values = lax.dynamic_index_in_dim(cache.prompt_v, layer, keepdims=False)
-    mixed = _product("bgnp,bgpd->bgnd", _by_prompt(weights, len(cache.prompt_valid)), values)
+    mixed = _product("bgnp,bgpd->bgnd", _by_prompt(weights, cache.prompts), values)
     return _by_row(mixed, rows, shared)
 
 

@@ -13,7 +13,16 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from caspo_jax.models.cache import KVCache, branch, concatenate, grow, init_cache, take_prompts
+from caspo_jax.models.cache import (
+    KVCache,
+    branch,
+    concatenate,
+    grow,
+    init_cache,
+    prefers_prompt_lanes,
+    take_prompts,
+    with_prompt_lanes,
+)
 from caspo_jax.sampling.automaton import Automaton
 from caspo_jax.sampling.compaction import split_branches, take_questions
 from caspo_jax.sampling.loop import cat_decode_donated
@@ -114,12 +123,13 @@ def _init(*arrays: Any, mesh: Any, **settings: Any) -> CatState:
     return init_state(*arrays, **settings).placed(mesh)
 
 
-def start_cache(cache: KVCache, num_slots: int, capacity: int) -> KVCache:
+def start_cache(cache: KVCache, num_slots: int, capacity: int, prompt_lanes: bool = False) -> KVCache:
     """Rows for `num_slots` branches a prompt, of `capacity` empty columns each; the cache has the prompts alone."""
-    return grow(branch(cache, num_slots), capacity)
+    cache = grow(branch(cache, num_slots), capacity)
+    return with_prompt_lanes(cache) if prompt_lanes else cache
 
 
-_branch = jax.jit(start_cache, static_argnums=(1, 2))
+_branch = jax.jit(start_cache, static_argnums=(1, 2, 3))
 _take_prompts = jax.jit(lambda logits, cache, row: (logits[row], take_prompts(cache, row)))
 _grow = jax.jit(grow, static_argnums=1)
 _grow_state = jax.jit(lambda state, n, mesh: grow_state(state, n).placed(mesh), static_argnums=(1, 2))
@@ -140,6 +150,7 @@ class Batch:
     max_new_tokens: int
     fields: tuple[str, ...]
     lanes: bool  # the cache's layout
+    shared_heads: int  # query heads a key head
     usage: Usage
     report: Callable[[int], None]  # is told how many units are done
     split: bool = False  # branches may go on without their tree: the policy never forks
@@ -151,6 +162,10 @@ class Batch:
     def first_capacity(self) -> int:
         """Columns that the buffers have at first."""
         return self.max_new_tokens if self.lanes else min(FIRST_SEGMENT, self.max_new_tokens)
+
+    def prompt_lanes(self, slots: int) -> bool:
+        """The layout of prompts with so many slots each."""
+        return prefers_prompt_lanes(self.lanes, slots * self.shared_heads)
 
     def run(self, state: CatState, iterations: int) -> CatState:
         """So many iterations, or fewer where the buffers are full or all have ended. `state` is used up."""
@@ -208,7 +223,7 @@ class Batch:
             harvest(state, where, trees, where >= 0)
             keep = np.argsort(~live.reshape(-1), kind="stable")[:rows]
             where = np.where(live.reshape(-1)[keep], np.repeat(where, live.shape[1])[keep], -1)
-            state = split_branches(_alone(state), jnp.asarray(keep))
+            state = split_branches(_alone(state), jnp.asarray(keep), self.prompt_lanes(1))
         elif live.shape[1] == each and int(np.sum(~done)) <= rows // each:
             harvest(state, where, trees, done & (where >= 0))
             # Ended questions fill up the batch; they were harvested and stay ended.
@@ -290,7 +305,7 @@ class Batch:
 
     def _state(self, logits: jax.Array, cache: KVCache, units: list[Unit]) -> CatState:
         size, capacity = len(logits), self.first_capacity
-        cache = _branch(cache, self.num_slots, capacity)
+        cache = _branch(cache, self.num_slots, capacity, self.prompt_lanes(self.num_slots))
         padded = units + [PADDING] * (size - len(units))
         state = _init(
             None,

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
 
-from caspo_jax.models.cache import KVCache, split_rows, take_prompts
+from caspo_jax.models.cache import KVCache, split_rows, take_prompts, with_prompt_lanes
 from caspo_jax.sampling import state as codes
 from caspo_jax.sampling.state import CatState
 from caspo_jax.sharding import mesh_of
@@ -36,15 +37,20 @@ def take_questions(state: CatState, keep: jax.Array) -> CatState:
     return taken.placed(mesh_of(cache))
 
 
-@jax.jit
-def split_branches(state: CatState, keep: jax.Array) -> CatState:
+@functools.partial(jax.jit, static_argnames="prompt_lanes")
+def split_branches(state: CatState, keep: jax.Array, prompt_lanes: bool = False) -> CatState:
     """Each of the branches `keep` [n] (row b * K + k) as a question with one slot, for searches that never fork.
 
     The new question has a copy of the old one's nodes; paths that are finished in the old tree are not in the new one.
+    With `prompt_lanes` the prompts of the new state lie in lanes.
     """
     question = keep // state.num_slots
     alone = lambda x: jnp.take(x.reshape(-1, *x.shape[2:]), keep, axis=0)[:, None]  # noqa: E731
     slots = jax.tree.map(alone, state.slots)
+    cache = state.cache
+    if isinstance(cache, KVCache):
+        cache = split_rows(cache, keep)
+        cache = with_prompt_lanes(cache) if prompt_lanes else cache
     nodes = jax.tree.map(lambda x: jnp.take(x, question, axis=0), state.nodes)
     nodes = dataclasses.replace(
         nodes,
@@ -54,7 +60,7 @@ def split_branches(state: CatState, keep: jax.Array) -> CatState:
     split = dataclasses.replace(
         state,
         prompt_length=state.prompt_length[question],
-        cache=split_rows(state.cache, keep) if isinstance(state.cache, KVCache) else state.cache,
+        cache=cache,
         logits=alone(state.logits),
         slots=slots,
         nodes=nodes,

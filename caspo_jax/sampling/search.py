@@ -135,6 +135,7 @@ def grow_trees(
         max_new_tokens,
         fields,
         lanes,
+        model.config.num_heads // model.config.num_kv_heads,
         Usage() if usage is None else usage,
         (lambda done: None) if progress is None else (lambda done: progress(done // shared, len(units))),
         split,

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from caspo_jax.models import KVCache, ModelConfig, branch, copy_rows, grow, init_cache, take_prompts
-from caspo_jax.models.cache import load_prompt
+from caspo_jax.models.cache import concatenate, load_prompt, split_rows, with_prompt_lanes
 
 CONFIG = ModelConfig("llama", 8, 8, 8, num_layers=2, num_heads=2, num_kv_heads=1, head_dim=2)
 
@@ -18,7 +18,18 @@ def relaid(cache: KVCache) -> KVCache:
     return dataclasses.replace(cache, k=k, v=v, valid=cache.valid.T, lanes=not cache.lanes)
 
 
-@pytest.fixture(params=[False, True], ids=["rows", "lanes"])
+def with_prompt_rows(cache: KVCache) -> KVCache:
+    """The same contents with prompts as they are read."""
+    if not cache.prompt_lanes:
+        return cache
+    back = (0, 3, 4, 1, 2)  # [L, P, D, B, G] to [L, B, G, P, D]
+    k, v = jnp.transpose(cache.prompt_k, back), jnp.transpose(cache.prompt_v, back)
+    return dataclasses.replace(
+        cache, prompt_k=k, prompt_v=v, prompt_valid=cache.prompt_valid.T, prompt_lanes=False
+    )
+
+
+@pytest.fixture(params=["rows", "lanes", "all lanes"])
 def cache(request) -> KVCache:
     """Four prompts with a row each; row r holds r everywhere and owns r+1 columns; prompt b holds b + 20, b + 30."""
     row = np.arange(4, dtype=np.float32).reshape(1, 4, 1, 1, 1)
@@ -27,7 +38,9 @@ def cache(request) -> KVCache:
     prompt_k = np.zeros((2, 4, 1, 3, 2), np.float32) + row + 20
     parts = (prompt_k, prompt_k + 10, valid[:, :3], k, k + 10, valid)
     cache = KVCache(*(jnp.asarray(part) for part in parts))
-    return relaid(cache) if request.param else cache
+    if request.param == "rows":
+        return cache
+    return with_prompt_lanes(relaid(cache)) if request.param == "all lanes" else relaid(cache)
 
 
 def owners(cache: KVCache) -> list[int]:
@@ -44,7 +57,7 @@ def owners(cache: KVCache) -> list[int]:
 
 def prompts(cache: KVCache) -> list[int]:
     """Which original prompt each prompt is."""
-    cache = jax.device_get(cache)
+    cache = jax.device_get(with_prompt_rows(cache))
     found = [int(np.unique(cache.prompt_k[:, b]).item()) - 20 for b in range(cache.prompt_k.shape[1])]
     assert [int(np.unique(cache.prompt_v[:, b]).item()) - 30 for b in range(len(found))] == found
     assert [int(valid.sum()) for valid in cache.prompt_valid] == [min(b + 1, 3) for b in found]
@@ -60,6 +73,17 @@ def test_init_is_empty():
     lanes = init_cache(CONFIG, 3, 5, jnp.bfloat16, prompt_columns=4, lanes=True)
     assert (lanes.rows, lanes.branches, lanes.capacity) == (3, 1, 5)
     assert lanes.k.shape == lanes.v.shape == (2, 5, 2, 3, 1)
+    lanes = with_prompt_lanes(lanes)
+    assert (lanes.rows, lanes.prompts, lanes.branches, lanes.groups) == (3, 3, 1, 1)
+    assert lanes.prompt_k.shape == lanes.prompt_v.shape == (2, 4, 2, 3, 1)
+
+
+def test_split_and_joined_caches_keep_rows_with_their_prompts(cache):
+    wide = branch(cache, 2)
+    alone = split_rows(wide, jnp.array([7, 0, 3]))
+    assert (owners(alone), prompts(alone), alone.branches) == ([3, 0, 1], [3, 0, 1], 1)
+    both = concatenate([wide, take_prompts(wide, jnp.array([2]))])
+    assert (owners(both), prompts(both)) == ([0, 0, 1, 1, 2, 2, 3, 3, 2, 2], [0, 1, 2, 3, 2])
 
 
 def test_branches_are_copies_and_stay_with_their_prompts(cache):
@@ -125,9 +149,11 @@ def test_a_ring_grows_with_its_columns_in_their_new_places(cache):
 
 def test_a_queued_prompt_takes_a_place_and_its_rows_are_empty(cache):
     wide = branch(cache, 2)
-    queued = dataclasses.replace(take_prompts(cache, jnp.array([3, 0])))
+    queued = take_prompts(cache, jnp.array([3, 0]))
     loaded = jax.jit(load_prompt)(wide, queued, 1, 0)
     assert prompts(loaded) == [0, 3, 2, 3]
+    if cache.prompt_lanes:  # a queue of prompts as they were read
+        assert prompts(jax.jit(load_prompt)(wide, with_prompt_rows(queued), 1, 0)) == [0, 3, 2, 3]
     valid = np.asarray(loaded.valid.T if cache.lanes else loaded.valid)
     assert not valid[2:4].any()
     np.testing.assert_array_equal(

@@ -8,6 +8,7 @@ import pytest
 from flax import nnx
 
 from caspo_jax.models import Decoder, ModelConfig, RopeConfig, branch, decoder, grow
+from caspo_jax.models.cache import with_prompt_lanes
 from caspo_jax.models.lora import LoraConfig, add_lora
 from caspo_jax.models.weights import weights
 from caspo_jax.sharding import make_mesh
@@ -33,6 +34,12 @@ def forward(model):
 def prefill(request, model):
     """Into a cache of either layout."""
     return jax.jit(functools.partial(model.prefill, lanes=request.param), static_argnums=2)
+
+
+@pytest.fixture(params=[False, True], ids=["prompt rows", "prompt lanes"])
+def laid(request):
+    """Puts the prompts of a cache of lanes into either layout."""
+    return lambda cache: with_prompt_lanes(cache) if request.param and cache.lanes else cache
 
 
 @pytest.fixture(scope="module")
@@ -84,7 +91,7 @@ def test_default_positions_count_real_tokens(prefill):
     assert np.abs(padded[:, 1, :, 3:] - unpadded[:, 1, :, :4]).max() > 0.1  # seven tokens: other positions
 
 
-def test_decoding_equals_the_full_forward(forward, prefill, step):
+def test_decoding_equals_the_full_forward(forward, prefill, laid, step):
     """Any split between prefill and decoding, rows of unequal length, a cache larger than needed."""
     rng = np.random.default_rng(2)
     ids, mask = rows(rng, [5, 8, 2], 8, "left", 0)
@@ -92,6 +99,7 @@ def test_decoding_equals_the_full_forward(forward, prefill, step):
     full = forward(np.concatenate([ids, new], 1), np.concatenate([mask, np.ones((3, 4), bool)], 1))
     for capacity in (4, 70):  # 70: more than one part of the cache
         logits, cache = prefill(ids, mask, capacity)
+        cache = laid(cache)
         np.testing.assert_allclose(logits, full[:, 7], atol=1e-5)
         for i in range(4):
             logits, cache = step(cache, new[:, i], mask.sum(1) + i, jnp.int32(i))
@@ -99,15 +107,15 @@ def test_decoding_equals_the_full_forward(forward, prefill, step):
         assert np.asarray(cache.valid).sum() == 12
 
 
-def test_branches_of_a_prompt_decode_as_rows_with_prompts_of_their_own(prefill, step):
+def test_branches_of_a_prompt_decode_as_rows_with_prompts_of_their_own(prefill, laid, step):
     rng = np.random.default_rng(5)
     ids, mask = rows(rng, [6, 3], 6, "left", 0)
     new = rng.integers(0, 40, (6, 3)).astype(np.int32)  # three branches a prompt
     repeated_ids, repeated_mask = np.repeat(ids, 3, axis=0), np.repeat(mask, 3, axis=0)
     _, alone = prefill(repeated_ids, repeated_mask, 3)
     _, shared = prefill(ids, mask, 0)
-    shared = grow(branch(shared, 3), 3)
-    assert (shared.rows, shared.branches, shared.prompt_k.shape[1]) == (6, 3, 2)
+    shared = laid(grow(branch(shared, 3), 3))
+    assert (shared.rows, shared.branches, shared.prompts) == (6, 3, 2)
     for i in range(3):
         position = repeated_mask.sum(1) + i
         want, alone = step(alone, new[:, i], position, jnp.int32(i))

@@ -12,7 +12,7 @@ import pytest
 import caspo_jax as cj
 from caspo_jax.errors import UserError
 from caspo_jax.models import token_bytes
-from caspo_jax.sampling import batch, loop, question_keys, segment_tokens, stream
+from caspo_jax.sampling import batch, loop, question_keys, search, segment_tokens, stream
 from caspo_jax.sampling.compaction import split_branches
 from caspo_jax.sampling.questions import as_questions
 from caspo_jax.types import Question
@@ -145,9 +145,9 @@ def test_samples_do_not_depend_on_how_they_share_the_device(
         monkeypatch.setattr(batch, name, value)
     sizes = []
 
-    def split(state, keep):
+    def split(state, keep, prompt_lanes):
         sizes.append((state.slots.live.shape, len(keep)))
-        return split_branches(state, keep)
+        return split_branches(state, keep, prompt_lanes)
 
     monkeypatch.setattr(batch, "split_branches", split)
     pieces = cj.generate(*model_and_tokenizer, questions, config, KEY)
@@ -165,6 +165,36 @@ def test_samples_do_not_depend_on_how_they_share_the_device(
         )
     few = cj.generate(*model_and_tokenizer, questions, config, KEY, batch_size=3)
     assert [t.token_ids for t in few] == [t.token_ids for t in whole]
+
+
+def test_lanes_change_no_output(model_and_tokenizer, questions, monkeypatch):
+    """Two branches read their prompt in lanes, six in matrix products until they have been split."""
+    sample = cj.SampleConfig(max_new_tokens=16, temperature=0.9, num_samples=6, stop=(" ",))
+    cat = cj.CatConfig(
+        num_branches=2, threshold=0.3, sample=dataclasses.replace(sample, num_samples=1, stop=())
+    )
+    monkeypatch.setattr(batch, "CHECK_EVERY", 2)
+    monkeypatch.setattr(batch, "LEAST_ROWS", 4)
+    layouts, run = set(), batch.cat_decode_donated
+
+    def spied(params, state, policy):
+        layouts.add((state.cache.lanes, state.cache.prompt_lanes, state.num_slots))
+        return run(params, state, policy)
+
+    monkeypatch.setattr(batch, "cat_decode_donated", spied)
+    found = []
+    for lanes in (False, True):
+        monkeypatch.setattr(search, "prefers_lanes", lambda rows, lanes=lanes: lanes)
+        traces = cj.generate(*model_and_tokenizer, questions, sample, KEY)
+        trees = [result.tree.nodes for result in cj.cat_search(*model_and_tokenizer, questions, cat, KEY)]
+        found.append([(trace.token_ids, trace.finish_reason) for trace in traces])
+        found[-1] += [[(n.parent, n.token_ids, n.status) for n in nodes] for nodes in trees]
+    assert found[0] == found[1]
+    assert layouts == {(False, False, k) for k in (1, 2, 6)} | {
+        (True, True, 1),
+        (True, True, 2),
+        (True, False, 6),
+    }
 
 
 def test_padded_calls_share_their_programs_and_give_the_same(model_and_tokenizer, questions, sampled):
