@@ -106,9 +106,10 @@ def bucket(count: int) -> int:
     return -(-count // step) * step
 
 
-def _quarter(rows: int) -> int:
-    """The power of two next to a `SHRINK`-th."""
-    return 1 << max(0, round(math.log2(rows / SHRINK)))
+def cut_rows(rows: int, least: int = 1) -> int:
+    """What a batch of so many rows may be cut to, the power of two next to a `SHRINK`-th; 0: nothing."""
+    cut = 1 << max(0, round(math.log2(rows / SHRINK)))
+    return cut if max(LEAST_ROWS, least) <= cut < rows else 0
 
 
 @functools.partial(jax.jit, static_argnames=("graphdef", "lanes"))
@@ -205,10 +206,7 @@ class Batch:
 
     def smaller(self, state: CatState) -> int:
         """The rows that the batch may be cut to; 0: none."""
-        size, slots = state.slots.live.size, state.num_slots
-        rows = _quarter(size)
-        least = max(LEAST_ROWS, 1 if self.split else slots)
-        return rows if least <= rows < size else 0
+        return cut_rows(state.slots.live.size, 1 if self.split else state.num_slots)
 
     def shrunk(
         self, state: CatState, where: np.ndarray, trees: list[list[Tree]]

@@ -14,7 +14,7 @@ from flax import nnx
 from caspo_jax.errors import UserError
 from caspo_jax.models.cache import copy_rows, load_prompt, prefers_lanes
 from caspo_jax.sampling.automaton import Automaton
-from caspo_jax.sampling.batch import Batch, ModelDecode, Unit, Usage, bucket
+from caspo_jax.sampling.batch import Batch, ModelDecode, Unit, Usage, bucket, cut_rows
 from caspo_jax.sampling.policy import Policy
 from caspo_jax.sampling.state import Knobs
 from caspo_jax.sampling.stream import stream
@@ -82,8 +82,8 @@ def grow_trees(
     On a mesh, in a cache of lanes, and where `decided` is asked, units go in batches instead.
 
     With `split`, branches do not wait for each other: where slots are refilled, each root is a tree of its own from the
-    start; in batches, the few that outlive the others go on by themselves. Such a unit has several trees, and each of
-    its branches is finished in one of them.
+    start; in batches, the few that outlive the others go on by themselves, and so do from the start all of a padded call
+    that has few. Such a unit has several trees, and each of its branches is finished in one of them.
 
     Args:
       model: a Decoder.
@@ -115,12 +115,16 @@ def grow_trees(
         alike = len({unit.threshold for unit in units}) == 1  # what a queue takes
         refill = len(units) > size and mesh_of(model) is None and not lanes and decided is None and alike
     wanted, shared = list(units), 1
-    if refill and split and num_slots > 1:
+    cut = cut_rows(size * num_slots) if split and any(pad_to) and not refill else 0
+    few = len(units) * roots <= cut
+    if split and num_slots > 1 and (refill or few):
         wanted = [
             dataclasses.replace(unit, first_rank=unit.first_rank + i) for unit in units for i in range(roots)
         ]
         num_slots, roots, shared = 1, 1, roots
         size = _even_size(count * shared, max(1, rows), ways)
+    if few:
+        size = cut
     # Prompts of one length together; the order comes back at the end.
     order = sorted(range(len(wanted)), key=lambda i: len(wanted[i].prompt_ids))
     search = Batch(

@@ -173,7 +173,7 @@ def node_capacity(num_slots: int, tokens: int) -> int:
     return num_slots * (tokens + 1)
 
 
-def _empty_nodes(shape: tuple[int, int]) -> Nodes:
+def empty_nodes(shape: tuple[int, int]) -> Nodes:
     def full(value, dtype=jnp.int32) -> jax.Array:
         return jnp.full(shape, value, dtype)
 
@@ -287,7 +287,7 @@ def root_slots(keys: jax.Array, live: jax.Array, rank: jax.Array) -> Slots:
 
 def root_nodes(live: jax.Array, rank: jax.Array, count: int) -> Nodes:
     """The `count` nodes a question of trees that hold the roots' children alone: node k in slot k, where `live` [B, K]."""
-    nodes, slots = _empty_nodes((len(live), count)), live.shape[1]
+    nodes, slots = empty_nodes((len(live), count)), live.shape[1]
     return dataclasses.replace(
         nodes,
         slot=nodes.slot.at[:, :slots].set(jnp.arange(slots, dtype=jnp.int32)),
@@ -326,7 +326,7 @@ def grow_state(state: CatState, capacity: int) -> CatState:
         source, _ = ring_source(state.iteration, state.capacity, capacity)
         widen = lambda x: jnp.take(x, source, axis=0)  # noqa: E731
     history = jax.tree.map(widen, state.history)
-    more = _empty_nodes((len(state.done), extra * state.num_slots))  # a slot makes at most one an iteration
+    more = empty_nodes((len(state.done), extra * state.num_slots))  # a slot makes at most one an iteration
     nodes = jax.tree.map(lambda a, b: jnp.concatenate([a, b], axis=1), state.nodes, more)
     limit = jnp.asarray(capacity, jnp.int32) if state.born is None else state.limit
     return dataclasses.replace(state, history=history, nodes=nodes, limit=limit)

@@ -211,6 +211,37 @@ def test_padded_calls_share_their_programs_and_give_the_same(model_and_tokenizer
     assert [t.token_ids for t in found] == [t.token_ids for t in traces]
 
 
+def test_a_padded_call_of_few_shares_the_program_of_what_remains_of_many(
+    model_and_tokenizer, questions, monkeypatch
+):
+    config = cj.SampleConfig(
+        max_new_tokens=16, temperature=0.9, num_samples=6, step_delimiter="e", stop=(" ",)
+    )
+    whole = cj.generate(*model_and_tokenizer, questions, config, KEY)
+    monkeypatch.setattr(batch, "CHECK_EVERY", 2)
+    monkeypatch.setattr(batch, "LEAST_ROWS", 4)
+    shapes, run = [], batch.cat_decode_donated
+
+    def spied(params, state, policy):
+        shapes.append(state.slots.live.shape)
+        return run(params, state, policy)
+
+    monkeypatch.setattr(batch, "cat_decode_donated", spied)
+    room = (4, max(len(trace.prompt_ids) for trace in whole))
+    compiled = []
+    for some in (questions, questions[2:], questions[:1]):
+        found = cj.generate(*model_and_tokenizer, some, config, KEY, pad_to=room)
+        want = [whole[6 * questions.index(question) + i] for question in some for i in range(6)]
+        for a, b in zip(found, want, strict=True):
+            assert (a.token_ids, a.finish_reason, a.id) == (b.token_ids, b.finish_reason, b.id)
+            assert [step.text for step in a.steps] == [step.text for step in b.steps]
+            np.testing.assert_allclose(a.logprob, b.logprob, atol=1e-5)
+        compiled.append((loop._donated._cache_size(), set(shapes)))
+        shapes.clear()
+    assert [shapes for _, shapes in compiled] == [{(4, 6), (8, 1)}, {(8, 1)}, {(8, 1)}]
+    assert len({size for size, _ in compiled}) == 1
+
+
 def test_any_number_of_questions_a_batch(model_and_tokenizer, questions):
     """Nine questions at once, where prompts are read in batches of ten."""
     nine = [dataclasses.replace(questions[i % 3], id=f"q{i}") for i in range(9)]

@@ -19,8 +19,6 @@ from caspo_jax.sampling import SampleConfig, generate
 from caspo_jax.sharding import to_host
 from caspo_jax.types import Question, Trace
 
-LEAST_PLACES = 16
-FEWER = 8  # from one size of a call to the next: every size is a program to compile
 FIRST_ROOM = 64  # tokens that the next step is given at first; most steps are shorter
 ROOM_GROWTH = 4  # where it was too little
 MANY = 1 / 8  # share of prefixes for which it was, to begin with more the next time
@@ -32,7 +30,7 @@ class Prefixes:
 
     context: Context
     prompts: tuple[tuple[int, ...], ...]  # [Q]
-    places: int  # most prefixes of a call; one with fewer is padded to these, or an eighth, ...
+    places: int  # most prefixes of a call
     columns: int  # tokens of the longest prefix that is allowed
 
     @classmethod
@@ -65,9 +63,6 @@ class Prefixes:
                 )
         if not kept:
             return [[] for _ in wanted]
-        places = self.places
-        while places // FEWER >= max(len(questions), LEAST_PLACES):
-            places //= FEWER
         context, count = self.context, config.num_samples
         flat = generate(
             context.model,
@@ -77,7 +72,7 @@ class Prefixes:
             context.key,
             batch_size=context.batch_size,
             step_confidence="mean_logprob",
-            pad_to=(places, self.columns),
+            pad_to=(self.places, self.columns),
         )
         found: list[list[Trace]] = [[] for _ in wanted]
         for place, i in enumerate(kept):
