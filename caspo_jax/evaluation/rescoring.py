@@ -15,7 +15,9 @@ from caspo_jax.confidence import TokenStats, hidden_stats_and_kl, hidden_token_s
 from caspo_jax.sharding import to_host
 from caspo_jax.types import Trace
 
-BUCKET = 64  # row lengths are rounded up to a multiple of this, so that few shapes are compiled
+BUCKET = (
+    32  # tokens of rows and of outputs are rounded up to a multiple of this, so that few shapes are compiled
+)
 ALL_FIELDS = (
     "entropy",
     "logprob",
@@ -34,17 +36,23 @@ def _statistics(
     params: Any,
     ids: jax.Array,
     mask: jax.Array,
+    places: jax.Array,
     fields: tuple[str, ...],
     reference: jax.Array | None = None,
 ) -> tuple[TokenStats, jax.Array | None]:
+    """Of the tokens at `places` [R, N] of rows ids [R, T]: what the states before them say, [R, N]."""
     model = nnx.merge(graphdef, params)
-    read = model.hidden_states(ids, mask=mask), model.unembedding(), jnp.roll(ids, -1, axis=1)
-    found: tuple[TokenStats, jax.Array | None]
+    hidden = jnp.take_along_axis(model.hidden_states(ids, mask=mask), places[..., None] - 1, axis=1)
+    read = hidden, model.unembedding(), jnp.take_along_axis(ids, places, axis=1)
     if reference is None:
-        found = hidden_token_stats(*read, fields), None
-    else:
-        found = hidden_stats_and_kl(*read, reference, fields)
-    return jax.tree.map(lambda x: x[:, :-1], found)  # the last token predicts nothing
+        return hidden_token_stats(*read, fields), None
+    return hidden_stats_and_kl(*read, reference, fields)
+
+
+@functools.partial(jax.jit, static_argnames="graphdef")
+def _after(graphdef: Any, params: Any, token: jax.Array) -> jax.Array:
+    """[V] log-probs of what follows one token alone."""
+    return jax.nn.log_softmax(nnx.merge(graphdef, params)(token[None, None])[0, 0])
 
 
 def token_statistics(
@@ -82,7 +90,7 @@ def statistics_and_kl(
       batch_size: rows on the device at once.
     """
     graphdef, params = nnx.split(model)
-    reference = jax.nn.log_softmax(model(jnp.asarray([[context, context]]))[0, 0])
+    reference = _after(graphdef, params, np.int32(context))
     found = _each(
         traces, batch_size, lambda *batch: _statistics(graphdef, params, *batch, tuple(fields), reference)
     )
@@ -90,20 +98,19 @@ def statistics_and_kl(
 
 
 def _each(
-    traces: Sequence[Trace], batch_size: int, read: Callable[[np.ndarray, np.ndarray], Any]
+    traces: Sequence[Trace], batch_size: int, read: Callable[[np.ndarray, np.ndarray, np.ndarray], Any]
 ) -> list[Any]:
-    """What `read`, (ids [R, T], mask [R, T]) -> tree of [R, T - 1], says of each trace's tokens: host, float64."""
+    """What `read`, (ids [R, T], mask [R, T], places [R, N]) -> tree of [R, N], says of each trace's tokens.
+
+    Host arrays [tokens of the trace], float64.
+    """
     found: dict[int, Any] = {}
-    for ids, mask, part in _batches(traces, batch_size):
-        arrays = to_host(read(ids, mask))
+    for ids, mask, places, part in _batches(traces, batch_size):
+        arrays = to_host(read(ids, mask, places))
         for row, i in enumerate(part):
-            at = row, _span(traces[i])
+            at = row, slice(len(traces[i].token_ids))
             found[i] = jax.tree.map(lambda x, at=at: np.asarray(x[at], np.float64), arrays)
     return [found[i] for i in range(len(traces))]
-
-
-def _span(trace: Trace) -> slice:
-    return slice(len(trace.prompt_ids) - 1, len(trace.prompt_ids) + len(trace.token_ids) - 1)
 
 
 def _length(trace: Trace) -> int:
@@ -112,17 +119,29 @@ def _length(trace: Trace) -> int:
 
 def _batches(
     traces: Sequence[Trace], batch_size: int
-) -> Iterator[tuple[np.ndarray, np.ndarray, Sequence[int]]]:
-    """(token ids [R, T], mask [R, T], which traces), those of one length together; R is the same for every batch."""
+) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray, Sequence[int]]]:
+    """(token ids [R, T], mask [R, T], places of the outputs' tokens [R, N], which traces).
+
+    Those of one length go together; R is the same for every batch, and N for all batches of one T.
+    """
     order = sorted(range(len(traces)), key=lambda i: _length(traces[i]))
-    for start in range(0, len(traces), batch_size):
-        part = order[start : start + batch_size]
-        longest = _length(traces[part[-1]])
-        shape = (batch_size if len(traces) > batch_size else len(part), -(-longest // BUCKET) * BUCKET)
-        ids, mask = np.zeros(shape, np.int32), np.zeros(shape, bool)
-        mask[:, :2] = True  # rows that only fill up the batch
+    parts = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
+    widths = [_rounded(_length(traces[part[-1]])) for part in parts]
+    room: dict[int, int] = {}
+    for part, width in zip(parts, widths, strict=True):
+        room[width] = max(room.get(width, 0), *(_rounded(len(traces[i].token_ids)) for i in part))
+    for part, width in zip(parts, widths, strict=True):
+        rows = batch_size if len(parts) > 1 else len(part)
+        ids, mask = np.zeros((rows, width), np.int32), np.zeros((rows, width), bool)
+        mask[:, 0] = True  # rows that only fill up the batch
+        places = np.ones((rows, min(room[width], width)), np.int32)
         for row, i in enumerate(part):
             whole = [*traces[i].prompt_ids, *traces[i].token_ids]
-            ids[row, : len(whole)] = whole
-            mask[row] = np.arange(shape[1]) < len(whole)
-        yield ids, mask, part
+            ids[row, : len(whole)], mask[row, : len(whole)] = whole, True
+            tokens = len(traces[i].token_ids)
+            places[row, :tokens] = len(traces[i].prompt_ids) + np.arange(tokens)
+        yield ids, mask, places, part
+
+
+def _rounded(tokens: int) -> int:
+    return -(-tokens // BUCKET) * BUCKET
