@@ -174,6 +174,8 @@ def node_capacity(num_slots: int, tokens: int) -> int:
 
 
 def empty_nodes(shape: tuple[int, int]) -> Nodes:
+    """Tables [B, N] of nodes that nothing uses yet."""
+
     def full(value, dtype=jnp.int32) -> jax.Array:
         return jnp.full(shape, value, dtype)
 
