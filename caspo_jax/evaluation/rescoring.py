@@ -15,9 +15,8 @@ from caspo_jax.confidence import TokenStats, hidden_stats_and_kl, hidden_token_s
 from caspo_jax.sharding import to_host
 from caspo_jax.types import Trace
 
-BUCKET = (
-    32  # tokens of rows and of outputs are rounded up to a multiple of this, so that few shapes are compiled
-)
+# Tokens of rows and of outputs are rounded up to a multiple of this, so that few shapes are compiled.
+BUCKET = 32
 ALL_FIELDS = (
     "entropy",
     "logprob",

@@ -137,6 +137,24 @@ def init_cache(
     )
 
 
+def widen_prompts(cache: KVCache, columns: int) -> KVCache:
+    """The same prompts [L, B, G, P, D] in so many columns; those that are new come last and are not valid."""
+    extra = columns - cache.prompt_valid.shape[_COLUMNS[cache.prompt_lanes].valid]
+    if not extra:
+        return cache
+    axis = _COLUMNS[cache.prompt_lanes]
+
+    def wider(array: jax.Array, axis: int) -> jax.Array:
+        return jnp.pad(array, [(0, extra if i == axis else 0) for i in range(array.ndim)])
+
+    return dataclasses.replace(
+        cache,
+        prompt_k=wider(cache.prompt_k, axis.kv),
+        prompt_v=wider(cache.prompt_v, axis.kv),
+        prompt_valid=wider(cache.prompt_valid, axis.valid),
+    )
+
+
 def with_prompt_lanes(cache: KVCache) -> KVCache:
     """The same cache with its prompts in lanes."""
     if cache.prompt_lanes:

@@ -21,6 +21,7 @@ from caspo_jax.models.cache import (
     init_cache,
     prefers_prompt_lanes,
     take_prompts,
+    widen_prompts,
     with_prompt_lanes,
 )
 from caspo_jax.sampling.automaton import Automaton
@@ -40,6 +41,9 @@ SHRINK = (
 LEAST_ROWS = 128  # nor below this: the compilation would cost more than it saves
 LEAST_WIDTH = 128  # prompts' columns are not halved below this, for the same reason
 PREFILL_PAIRS = 1 << 24  # pairs of prompt columns (rows x P x P) that one prefill may attend over
+# Padded calls, whose prompts differ much in length, read about so many together, in a third, two thirds or all columns.
+PADDED_READ = 32
+PADDED_WIDTHS = 3
 
 
 @dataclasses.dataclass
@@ -112,9 +116,10 @@ def cut_rows(rows: int, least: int = 1) -> int:
     return cut if max(LEAST_ROWS, least) <= cut < rows else 0
 
 
-@functools.partial(jax.jit, static_argnames=("graphdef", "lanes"))
-def _prefill(graphdef: Any, params: Any, token_ids: jax.Array, mask: jax.Array, lanes: bool):
-    return nnx.merge(graphdef, params).prefill(token_ids, mask, 0, lanes=lanes)
+@functools.partial(jax.jit, static_argnames=("graphdef", "lanes", "columns"))
+def _prefill(graphdef: Any, params: Any, token_ids: jax.Array, mask: jax.Array, lanes: bool, columns: int):
+    logits, cache = nnx.merge(graphdef, params).prefill(token_ids, mask, 0, lanes=lanes)
+    return logits, widen_prompts(cache, columns)
 
 
 # Jitted whole: each of their small operations would be compiled by itself, for every shape. What only passes through
@@ -341,12 +346,17 @@ class Batch:
         for i, prompt in enumerate(prompts):
             token_ids[i, : len(prompt)] = prompt
             mask[i, : len(prompt)] = True
-        rows = min(rows or count, max(1, PREFILL_PAIRS // columns**2))
+        rows, unit = min(rows or count, max(1, PREFILL_PAIRS // columns**2)), columns
+        if self.padded:
+            few = (n for n in range(min(rows, PADDED_READ), PADDED_READ // 4, -1) if count % n == 0)
+            rows, unit = next(few, rows), -(-columns // PADDED_WIDTHS)
         read = len(prompts) if count % rows == 0 else count
-        parts = [
-            _prefill(self.graphdef, self.params, token_ids[i : i + rows], mask[i : i + rows], self.lanes)
-            for i in range(0, max(1, read), rows)
-        ]
+        parts = []
+        for i in range(0, max(1, read), rows):
+            longest = max(map(len, prompts[i : i + rows]), default=1)
+            width = min(columns, -(-longest // unit) * unit)
+            some = token_ids[i : i + rows, :width], mask[i : i + rows, :width]
+            parts.append(_prefill(self.graphdef, self.params, *some, self.lanes, columns))
         parts += [parts[0]] * (-(-count // rows) - len(parts))  # in the place of those that are missing
         if len(parts) == 1:
             return parts[0]

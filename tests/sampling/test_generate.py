@@ -227,7 +227,17 @@ def test_a_padded_call_of_few_shares_the_program_of_what_remains_of_many(
         return run(params, state, policy)
 
     monkeypatch.setattr(batch, "cat_decode_donated", spied)
-    room = (4, max(len(trace.prompt_ids) for trace in whole))
+    monkeypatch.setattr(
+        batch, "PADDED_READ", 2
+    )  # prompts are read in several parts, each as wide as it needs
+    widths, read = set(), batch._prefill
+
+    def reading(graphdef, params, token_ids, *rest):
+        widths.add(token_ids.shape)
+        return read(graphdef, params, token_ids, *rest)
+
+    monkeypatch.setattr(batch, "_prefill", reading)
+    room = (4, 3 * max(len(trace.prompt_ids) for trace in whole))
     compiled = []
     for some in (questions, questions[2:], questions[:1]):
         found = cj.generate(*model_and_tokenizer, some, config, KEY, pad_to=room)
@@ -240,6 +250,9 @@ def test_a_padded_call_of_few_shares_the_program_of_what_remains_of_many(
         shapes.clear()
     assert [shapes for _, shapes in compiled] == [{(4, 6), (8, 1)}, {(8, 1)}, {(8, 1)}]
     assert len({size for size, _ in compiled}) == 1
+    columns = -(-room[1] // search.PROMPT_BUCKET) * search.PROMPT_BUCKET
+    assert {rows for rows, _ in widths} == {2}
+    assert max(width for _, width in widths) <= -(-columns // 3)
 
 
 def test_any_number_of_questions_a_batch(model_and_tokenizer, questions):
@@ -395,9 +408,9 @@ def test_samples_are_refilled_one_by_one(model_and_tokenizer, questions, monkeyp
     whole = cj.generate(*model_and_tokenizer, many, config, KEY, usage=together)
     reads, read, done = [], batch._prefill, []
 
-    def counting(graphdef, params, token_ids, mask, lanes):
+    def counting(graphdef, params, token_ids, mask, lanes, columns):
         reads.extend(tuple(row[real].tolist()) for row, real in zip(token_ids, mask))
-        return read(graphdef, params, token_ids, mask, lanes)
+        return read(graphdef, params, token_ids, mask, lanes, columns)
 
     monkeypatch.setattr(batch, "_prefill", counting)
     monkeypatch.setattr(stream, "SEGMENT", 7)
