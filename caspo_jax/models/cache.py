@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -26,6 +26,8 @@ class _Axis(NamedTuple):
 # By layout (`lanes`, `prompt_lanes`): where the rows or prompts and the columns are.
 _ROWS = {False: _Axis(1, 0), True: _Axis(3, 1)}
 _COLUMNS = {False: _Axis(3, 1), True: _Axis(1, 0)}
+# What the fields of the rows' own part and of the prompts' part begin with.
+_OWN, _PROMPTS = "", "prompt_"
 # From so many rows on the lanes are full enough to pay on a CPU.
 _LANES_FROM = 128
 # With so many queries a prompt and key head, or fewer, lanes beat matrix products over the prompts: 20 for 73 ms a step
@@ -142,17 +144,7 @@ def widen_prompts(cache: KVCache, columns: int) -> KVCache:
     extra = columns - cache.prompt_valid.shape[_COLUMNS[cache.prompt_lanes].valid]
     if not extra:
         return cache
-    axis = _COLUMNS[cache.prompt_lanes]
-
-    def wider(array: jax.Array, axis: int) -> jax.Array:
-        return jnp.pad(array, [(0, extra if i == axis else 0) for i in range(array.ndim)])
-
-    return dataclasses.replace(
-        cache,
-        prompt_k=wider(cache.prompt_k, axis.kv),
-        prompt_v=wider(cache.prompt_v, axis.kv),
-        prompt_valid=wider(cache.prompt_valid, axis.valid),
-    )
+    return _changed(cache, _PROMPTS, _COLUMNS, lambda array, axis: _padded(array, extra, axis))
 
 
 def with_prompt_lanes(cache: KVCache) -> KVCache:
@@ -192,31 +184,23 @@ def own(cache: KVCache, column: jax.Array) -> KVCache:
     return dataclasses.replace(cache, valid=lax.dynamic_update_slice_in_dim(cache.valid, yes, column, axis))
 
 
-def _on_rows(cache: KVCache, change: Callable[[jax.Array, int], jax.Array]) -> KVCache:
-    """The cache with `change(array, axis of the rows)` done to the rows' own part."""
-    axis = _ROWS[cache.lanes]
-    return dataclasses.replace(
-        cache,
-        k=change(cache.k, axis.kv),
-        v=change(cache.v, axis.kv),
-        valid=change(cache.valid, axis.valid),
-    )
+def _changed(
+    cache: KVCache, part: str, axes: dict[bool, _Axis], change: Callable[[jax.Array, int], jax.Array]
+) -> KVCache:
+    """The cache with `change(array, its axis)` done to `k`, `v` and `valid` of the rows (`part` "") or the prompts."""
+    axis = axes[cache.prompt_lanes if part else cache.lanes]
+    places = {f"{part}k": axis.kv, f"{part}v": axis.kv, f"{part}valid": axis.valid}
+    changed: dict[str, Any] = {name: change(getattr(cache, name), at) for name, at in places.items()}
+    return dataclasses.replace(cache, **changed)
 
 
-def _on_prompts(cache: KVCache, change: Callable[[jax.Array, int], jax.Array]) -> KVCache:
-    """The cache with `change(array, axis of the prompts)` done to the prompts' part."""
-    axis = _ROWS[cache.prompt_lanes]
-    return dataclasses.replace(
-        cache,
-        prompt_k=change(cache.prompt_k, axis.kv),
-        prompt_v=change(cache.prompt_v, axis.kv),
-        prompt_valid=change(cache.prompt_valid, axis.valid),
-    )
+def _padded(array: jax.Array, extra: int, axis: int) -> jax.Array:
+    return jnp.pad(array, [(0, extra if i == axis else 0) for i in range(array.ndim)])
 
 
 def branch(cache: KVCache, n: int) -> KVCache:
     """Each row becomes n: row r is copied to rows r*n .. r*n+n-1; the prompts stay as they are."""
-    return _on_rows(cache, lambda array, axis: jnp.repeat(array, n, axis=axis)).placed()
+    return _changed(cache, _OWN, _ROWS, lambda array, axis: jnp.repeat(array, n, axis=axis)).placed()
 
 
 def copy_rows(cache: KVCache, source: jax.Array, destination: jax.Array, count: jax.Array) -> KVCache:
@@ -300,25 +284,19 @@ def grow(cache: KVCache, capacity: int, iteration: jax.Array | None = None) -> K
     extra = capacity - cache.capacity
     if extra <= 0:
         return cache
-    axis = _COLUMNS[cache.lanes]
-
-    def wider(array: jax.Array, axis: int) -> jax.Array:
-        if iteration is None:
-            return jnp.pad(array, [(0, extra if i == axis else 0) for i in range(array.ndim)])
-        return jnp.take(array, ring_source(iteration, cache.capacity, capacity)[0], axis=axis)
-
-    valid = wider(cache.valid, axis.valid)
-    if iteration is not None:
-        held = ring_source(iteration, cache.capacity, capacity)[1]
-        valid &= held[:, None] if cache.lanes else held
-    return dataclasses.replace(
-        cache, k=wider(cache.k, axis.kv), v=wider(cache.v, axis.kv), valid=valid
-    ).placed()
+    if iteration is None:
+        return _changed(cache, _OWN, _COLUMNS, lambda array, axis: _padded(array, extra, axis)).placed()
+    source, held = ring_source(iteration, cache.capacity, capacity)
+    moved = _changed(cache, _OWN, _COLUMNS, lambda array, axis: jnp.take(array, source, axis=axis))
+    valid = moved.valid & (held[:, None] if cache.lanes else held)
+    return dataclasses.replace(moved, valid=valid).placed()
 
 
 def load_prompt(cache: KVCache, queued: KVCache, prompt: jax.Array, entry: jax.Array) -> KVCache:
     """Puts prompt `entry` of another cache in the place of `prompt`; its rows are emptied. Both scalar int32."""
-    one = _on_prompts(queued, lambda array, axis: lax.dynamic_slice_in_dim(array, entry, 1, axis))
+    one = _changed(
+        queued, _PROMPTS, _ROWS, lambda array, axis: lax.dynamic_slice_in_dim(array, entry, 1, axis)
+    )
     if cache.prompt_lanes:
         one = with_prompt_lanes(one)
     axis, branches = _ROWS[cache.prompt_lanes], cache.branches
@@ -369,5 +347,5 @@ def split_rows(cache: KVCache, rows: jax.Array) -> KVCache:
 
 
 def _gather(cache: KVCache, prompts: jax.Array, rows: jax.Array) -> KVCache:
-    cache = _on_prompts(cache, lambda array, axis: jnp.take(array, prompts, axis=axis))
-    return _on_rows(cache, lambda array, axis: jnp.take(array, rows, axis=axis)).placed()
+    cache = _changed(cache, _PROMPTS, _ROWS, lambda array, axis: jnp.take(array, prompts, axis=axis))
+    return _changed(cache, _OWN, _ROWS, lambda array, axis: jnp.take(array, rows, axis=axis)).placed()

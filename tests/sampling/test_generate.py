@@ -227,9 +227,7 @@ def test_a_padded_call_of_few_shares_the_program_of_what_remains_of_many(
         return run(params, state, policy)
 
     monkeypatch.setattr(batch, "cat_decode_donated", spied)
-    monkeypatch.setattr(
-        batch, "PADDED_READ", 2
-    )  # prompts are read in several parts, each as wide as it needs
+    monkeypatch.setattr(batch, "PADDED_READ", 2)  # prompts come in several parts, each as wide as it needs
     widths, read = set(), batch._prefill
 
     def reading(graphdef, params, token_ids, *rest):
