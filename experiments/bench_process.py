@@ -14,21 +14,17 @@ from pathlib import Path
 from typing import Any
 
 from caspo_jax.errors import UserError
-
-# Training allocates and frees the same large buffers at every step. Both sides get an allocator that keeps them: it is
-# worth a half to PyTorch on CPU.
-MALLOC = {
-    "MALLOC_MMAP_MAX_": "0",
-    "MALLOC_TRIM_THRESHOLD_": "17179869184",
-    "MALLOC_TOP_PAD_": "268435456",
-}
+from experiments.common import MALLOC
 
 # On a GPU both sides are alive at once: JAX must not take most of the memory beforehand.
 _NO_POOL = {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
 
 
 class Worker:
-    """A module that serves (`bench_worker.serve`) in an interpreter of its own."""
+    """A module that serves (`bench_worker.serve`) in an interpreter of its own, by default with the tuned allocator.
+
+    Both sides of a comparison get it: it is worth a half to PyTorch on a CPU.
+    """
 
     def __init__(self, python: str, module: str, arguments: Sequence[str] = (), *, tuned: bool = True):
         if shutil.which(python) is None:

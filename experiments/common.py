@@ -11,7 +11,7 @@ from typing import Any
 
 # Before jax starts: training allocates and frees the same large buffers at every step, and handing the pages back to
 # the system each time costs a CPU run a fifth of its speed.
-_MALLOC = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": "17179869184", "MALLOC_TOP_PAD_": "268435456"}
+MALLOC = {"MALLOC_MMAP_MAX_": "0", "MALLOC_TRIM_THRESHOLD_": "17179869184", "MALLOC_TOP_PAD_": "268435456"}
 
 os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")  # PyTorch is not there, and is not needed
 
@@ -85,7 +85,7 @@ def _join_processes() -> None:
 def tune_malloc() -> None:
     """Restart the interpreter once with an allocator that keeps large buffers (Linux, CPU runs)."""
     if sys.platform == "linux" and "MALLOC_TOP_PAD_" not in os.environ and sys.orig_argv:
-        os.environ.update(_MALLOC)
+        os.environ.update(MALLOC)
         os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
 
 

@@ -91,19 +91,29 @@ def _backward(
 def _backward_rows(
     q: Array, k: Array, v: Array, until: Array, logsumexp: Array, inner: Array, upstream: Array
 ) -> tuple[Array, Array, Array]:
-    scale = q.shape[-1] ** -0.5
+    # Keys first in everything of a block's size, [S, N] for N queries: no product then wants one of them transposed,
+    # which XLA's CPU does by a copy.
+    batch, groups, shared, length, dim = q.shape
+    scale = dim**-0.5
     d_q = []
     d_k, d_v = jnp.zeros(k.shape, jnp.float32), jnp.zeros(v.shape, jnp.float32)
-    for block in _blocks(q.shape[3]):
-        queries, outer, end = q[..., block, :], upstream[..., block, :], block.stop
+    for block in _blocks(length):
+        end, count = block.stop, block.stop - block.start
+        queries, outer = (x[..., block, :].reshape(batch, groups, shared * count, dim) for x in (q, upstream))
+        log_z, offset = (x[..., block].reshape(batch, groups, 1, shared * count) for x in (logsumexp, inner))
         keys, values = k[:, :, :end], v[:, :, :end]
-        scores, seen = _scores(queries, keys, until[:, :end], block)
-        softmax = jnp.where(seen, jnp.exp(scores - logsumexp[..., block, None]), 0.0)
-        d_v = d_v.at[:, :, :end].add(_product("bgjqk,bgjqd->bgkd", softmax.astype(v.dtype), outer))
-        d_softmax = _product("bgjqd,bgkd->bgjqk", outer, values)
-        d_scores = (softmax * (d_softmax - inner[..., block, None]) * scale).astype(q.dtype)
-        d_k = d_k.at[:, :, :end].add(_product("bgjqk,bgjqd->bgkd", d_scores, queries))
-        d_q.append(_product("bgjqk,bgkd->bgjqd", d_scores, keys).astype(q.dtype))
+        query, key = jnp.arange(block.start, end), jnp.arange(end)[:, None]
+        seen = (key <= query) & (query < until[:, :end, None])  # [B, S, C]
+        seen = jnp.tile(seen, (1, 1, shared))[:, None]
+        scores = _product("bgsd,bgnd->bgsn", keys, queries) * scale - log_z
+        softmax = jnp.exp(jnp.where(seen, scores, _LOWEST))
+        d_softmax = _product("bgsd,bgnd->bgsn", values, outer)
+        d_scores = (softmax * (d_softmax - offset) * scale).astype(q.dtype)
+        d_v = d_v.at[:, :, :end].add(_product("bgsn,bgnd->bgsd", softmax.astype(v.dtype), outer))
+        d_k = d_k.at[:, :, :end].add(_product("bgsn,bgnd->bgsd", d_scores, queries))
+        turned = _product("bgds,bgsn->bgdn", jnp.swapaxes(keys, 2, 3), d_scores)
+        d_queries = turned.reshape(batch, groups, dim, shared, count)
+        d_q.append(jnp.moveaxis(d_queries, 2, -1).astype(q.dtype))
     return jnp.concatenate(d_q, axis=3), d_k.astype(k.dtype), d_v.astype(v.dtype)
 
 

@@ -3,11 +3,12 @@
 The loss looks at the tokens of steps alone, so only their states meet the head. They are moved together and cut into
 chunks, as many as they fill: a loop of dynamic trip count, with its own reverse pass. Within a chunk the vocabulary
 goes by in blocks that stay in the processor's cache, the sums carried from block to block (online softmax, Milakov and
-Gimelshein arXiv 1805.02867). At most `[chunk, block]` logits exist.
+Gimelshein arXiv 1805.02867). At most `[chunk, block]` logits exist, beside those that a CPU keeps for the reverse pass.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Callable
 from typing import Any
@@ -25,6 +26,8 @@ Array = jax.Array
 # Logits held at once: on a CPU what its last-level cache holds (8 MiB of float32), elsewhere 128 MiB.
 _CPU_ELEMENTS = 1 << 21
 _ELEMENTS = 1 << 25
+# Logits that a CPU keeps for the backward pass (256 MiB) rather than compute them again: a fifth of the head's products.
+_CPU_KEPT = 1 << 26
 # The head's gradient is read and written once a chunk, which so many states are worth.
 _LEAST_CHUNK = 512
 _MESH_COLUMNS = 32  # at most, of each row, on a mesh
@@ -32,14 +35,30 @@ _LOWEST = -1e30  # a finite stand-in for -inf: differences of two of them stay n
 
 # Logical axes of the head's arrays on a mesh.
 _SPLIT_HEAD = ("head_vocab", None)  # [V, E]
-_SPLIT_LOGITS = ("replica", None, "head_vocab")  # [R, chunk, V]
-_SPLIT_LOGITS_FIRST = ("head_vocab", "replica", None)  # [V, R, chunk]
+_SPLIT_LOGITS = ("head_vocab", "replica", None)  # [V, R, chunk]
 _SHARED_ROWS = ("replica", None, None)  # [R, chunk, E]
 _ROWS = ("batch", None, None)
 
 
+@dataclasses.dataclass(frozen=True)
+class HeadCut:
+    """How states and vocabulary go by in `masked_head`."""
+
+    chunk: int  # columns of states whose logits are held at once
+    block: int  # rows of the unembedding that they meet at once; V on a mesh
+    mesh: Mesh | None = None  # devices that the arrays are split over
+    keep: bool = False  # R * S * V float32 logits for the backward pass, which else computes them again
+
+
 def scored_stats(
-    hidden: Array, unembedding: Array, targets: Array, mask: Array, chunk: int | None, mesh: Mesh | None
+    hidden: Array,
+    unembedding: Array,
+    targets: Array,
+    mask: Array,
+    chunk: int | None,
+    mesh: Mesh | None,
+    *,
+    keep: bool = False,
 ) -> tuple[Array, Array]:
     """Log-prob and entropy (no gradient) of the targets where the mask is True, 0 elsewhere.
 
@@ -50,6 +69,8 @@ def scored_stats(
       mask: [R, S] bool.
       chunk: states of a row whose logits are held at once; None: by the vocabulary.
       mesh: devices that the arrays are split over; each row's mask must then have its True entries first.
+      keep: whether the backward pass may find up to 256 MiB of logits on one CPU; without, or above, or with `chunk`, it
+        computes them again.
 
     Returns:
       Two [R, S] float32, nats.
@@ -61,9 +82,11 @@ def scored_stats(
         # time: no device ever holds the head, or the head's gradient, whole.
         unembedding = constrain(mesh, unembedding, _SPLIT_HEAD, uneven=True)
         size = head_chunk(rows, vocab, slots, chunk, mesh.size)
-        logprob, entropy = masked_head(*_widened(hidden, targets, mask, size, unembedding), size, vocab, mesh)
+        head = _widened(hidden, targets, mask, size, unembedding)
+        logprob, entropy = masked_head(*head, HeadCut(size, vocab, mesh))
         return logprob[:, :slots], lax.stop_gradient(entropy[:, :slots])
-    elements = _CPU_ELEMENTS if jax.default_backend() == "cpu" else _ELEMENTS
+    on_cpu = jax.default_backend() == "cpu"
+    elements = _CPU_ELEMENTS if on_cpu else _ELEMENTS
     count = rows * slots
     size = min(count, max(_LEAST_CHUNK, elements // vocab) if chunk is None else chunk * rows)
     block = min(vocab, max(1, elements // size))
@@ -72,7 +95,9 @@ def scored_stats(
     place = jnp.argsort(order)
     ids, scored = (x.reshape(count)[order][None] for x in (targets, mask))
     states = _permuted(hidden.reshape(count, width), order, place)[None]
-    logprob, entropy = masked_head(*_widened(states, ids, scored, size, unembedding), size, block, None)
+    head = _widened(states, ids, scored, size, unembedding)
+    keep = keep and on_cpu and chunk is None and head[0].shape[1] * vocab <= _CPU_KEPT
+    logprob, entropy = masked_head(*head, HeadCut(size, block, keep=keep))
     logprob, entropy = (_permuted(x[0, :count], place, order) for x in (logprob, entropy))
     return logprob.reshape(rows, slots), lax.stop_gradient(entropy).reshape(rows, slots)
 
@@ -104,80 +129,86 @@ def _permuted(x: Array, order: Array, place: Array) -> Array:
 _permuted.defvjp(lambda x, order, place: (x[order], place), lambda place, g: (g[place], None, None))
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5, 6))
+@functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
 def masked_head(
-    hidden: Array, unembedding: Array, targets: Array, mask: Array, chunk: int, block: int, mesh: Mesh | None
+    hidden: Array, unembedding: Array, targets: Array, mask: Array, cut: HeadCut
 ) -> tuple[Array, Array]:
     """Log-prob and entropy `[R, S]` of left-packed step tokens; 0 where the mask is False.
 
     Args:
-      hidden: [R, S, E], S a multiple of `chunk`.
+      hidden: [R, S, E], S a multiple of `cut.chunk`.
       unembedding: [V, E].
       targets: [R, S].
       mask: [R, S], every row's True entries first.
-      chunk: columns whose logits are held at once.
-      block: rows of the unembedding that they meet at once; V on a mesh.
-      mesh: devices that the arrays are split over.
+      cut: how it goes by.
 
     Returns:
       Two [R, S] float32, nats; the entropy has no gradient.
     """
-    return _forward(hidden, unembedding, targets, mask, chunk, block, mesh)[0]
+    return _forward(hidden, unembedding, targets, mask, dataclasses.replace(cut, keep=False))[0]
 
 
 def _forward(
-    hidden: Array, unembedding: Array, targets: Array, mask: Array, chunk: int, block: int, mesh: Mesh | None
-) -> tuple[tuple[Array, Array], tuple[Array, ...]]:
-    vocab = unembedding.shape[0]
+    hidden: Array, unembedding: Array, targets: Array, mask: Array, cut: HeadCut
+) -> tuple[tuple[Array, Array], tuple[Array | None, ...]]:
+    chunk, block, mesh, vocab = cut.chunk, cut.block, cut.mesh, unembedding.shape[0]
 
-    def body(i: Array, outputs: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
+    def body(i: Array, carry: Any) -> Any:
+        *outputs, kept = carry
         states = _states(hidden, i, chunk, mesh)
         wanted = _columns(targets, i, chunk)
 
         def over_block(start: Array, weight: Array, fresh: Array | None, carry: Any) -> Any:
-            top, total, moment, picked = carry
-            logits = _einsum("rce,ve->rcv", states, weight)
-            logits = constrain(mesh, logits, _SPLIT_LOGITS, uneven=True)
+            top, total, moment, picked, kept = carry
+            logits = _logits(weight, states, mesh)
+            if kept is not None:
+                kept = lax.dynamic_update_slice(kept, logits[None], (i, start, 0, 0))
             here = (wanted >= start) & (wanted < start + block)
-            at = jnp.clip(wanted - start, 0, block - 1)[..., None]
-            found = jnp.take_along_axis(logits, at, axis=-1)[..., 0]
+            at = jnp.clip(wanted - start, 0, block - 1)[None]
+            found = jnp.take_along_axis(logits, at, axis=0)[0]
             if fresh is not None:
-                logits = jnp.where(fresh, logits, -jnp.inf)
-            new_top = jnp.maximum(top, jnp.max(logits, axis=-1))
+                logits = jnp.where(fresh[:, None, None], logits, -jnp.inf)
+            new_top = jnp.maximum(top, jnp.max(logits, axis=0))
             shrink = jnp.exp(top - new_top)
-            shifted = logits - new_top[..., None]
+            shifted = logits - new_top
             e = jnp.exp(shifted)
             # sum e^z z moves with the maximum like this; where e is 0, z may be -inf.
             moment = shrink * (moment + total * (top - new_top))
-            moment += jnp.sum(jnp.where(e > 0, e * shifted, 0.0), axis=-1)
-            total = shrink * total + jnp.sum(e, axis=-1)
-            return new_top, total, moment, jnp.where(here, found, picked)
+            moment += jnp.sum(jnp.where(e > 0, e * shifted, 0.0), axis=0)
+            total = shrink * total + jnp.sum(e, axis=0)
+            return new_top, total, moment, jnp.where(here, found, picked), kept
 
         zero = jnp.zeros(wanted.shape, jnp.float32)
-        first = (jnp.full(wanted.shape, _LOWEST), zero, zero, jnp.full(wanted.shape, jnp.nan))
-        top, total, moment, picked = _over_vocabulary(unembedding, block, over_block, first)
+        first = (jnp.full(wanted.shape, _LOWEST), zero, zero, jnp.full(wanted.shape, jnp.nan), kept)
+        top, total, moment, picked, kept = _over_vocabulary(unembedding, block, over_block, first)
         log_total = jnp.log(total)
-        keep = _columns(mask, i, chunk)
+        real = _columns(mask, i, chunk)
         logprob, entropy = (
-            jnp.where(keep, value, 0) for value in (picked - top - log_total, log_total - moment / total)
+            jnp.where(real, value, 0) for value in (picked - top - log_total, log_total - moment / total)
         )
-        return tuple(  # type: ignore[return-value]
+        outputs = [
             lax.dynamic_update_slice_in_dim(old, value, i * chunk, axis=1)
             for old, value in zip(outputs, (logprob, entropy, top + log_total))
-        )
+        ]
+        return (*outputs, kept)
 
     assert mesh is None or block == vocab
     empty = jnp.zeros(targets.shape, jnp.float32)
+    rows, slots = targets.shape
+    kept = jnp.zeros((slots // chunk, vocab, rows, chunk), jnp.float32) if cut.keep else None
     with jax.named_scope("head_chunks"):
-        logprob, entropy, logsumexp = lax.fori_loop(0, _trips(mask, chunk), body, (empty, empty, empty))
-    return (logprob, entropy), (hidden, unembedding, targets, mask, logsumexp)
+        logprob, entropy, logsumexp, kept = lax.fori_loop(
+            0, _trips(mask, chunk), body, (empty, empty, empty, kept)
+        )
+    return (logprob, entropy), (hidden, unembedding, targets, mask, logsumexp, kept)
 
 
 def _backward(
-    chunk: int, block: int, mesh: Mesh | None, residuals: tuple[Any, ...], cotangents: tuple[Any, Any]
+    cut: HeadCut, residuals: tuple[Any, ...], cotangents: tuple[Any, Any]
 ) -> tuple[Array | None, Array | None, None, None]:
-    """d logprob / d logits = onehot(target) - softmax, a block at a time; the logits are computed again."""
-    hidden, unembedding, targets, mask, logsumexp, trained = residuals
+    """d logprob / d logits = onehot(target) - softmax, a block at a time; the logits are computed again unless kept."""
+    hidden, unembedding, targets, mask, logsumexp, kept, trained = residuals
+    chunk, block, mesh = cut.chunk, cut.block, cut.mesh
     if isinstance(cotangents[0], SymbolicZero):
         return None, None, None, None
     upstream = jnp.where(mask, cotangents[0], 0)
@@ -187,12 +218,14 @@ def _backward(
         states = _states(hidden, i, chunk, mesh)
         wanted, log_z, factor = (_columns(x, i, chunk) for x in (targets, logsumexp, upstream))
 
-        # The vocabulary first in the logits and the width first in the states' gradient: no product then wants the
-        # logits' gradient transposed, which is worth a third of the whole on a CPU.
+        # The width first in the states' gradient, as the vocabulary in the logits: no product then wants the logits'
+        # gradient transposed, which is worth a third of the whole on a CPU.
         def over_block(start: Array, weight: Array, fresh: Array | None, carry: Any) -> Any:
             d_states, d_unembedding = carry
-            logits = _einsum("ve,rce->vrc", weight.astype(states.dtype), states)
-            logits = constrain(mesh, logits, _SPLIT_LOGITS_FIRST, uneven=True)
+            if kept is None:
+                logits = _logits(weight, states, mesh)
+            else:
+                logits = lax.dynamic_slice(kept, (i, start, 0, 0), (1, block, *wanted.shape))[0]
             ids = (start + jnp.arange(block, dtype=wanted.dtype))[:, None, None]
             d_logits = factor * ((wanted == ids) - jnp.exp(logits - log_z))
             if fresh is not None:
@@ -222,12 +255,10 @@ def _backward(
 
 
 def _forward_to_differentiate(
-    hidden: Any, unembedding: Any, targets: Any, mask: Any, chunk: int, block: int, mesh: Mesh | None
+    hidden: Any, unembedding: Any, targets: Any, mask: Any, cut: HeadCut
 ) -> tuple[tuple[Array, Array], tuple[Array | None, ...]]:
     """`_forward` of what `custom_vjp` hands over; the last residual is None where the head is frozen."""
-    outputs, residuals = _forward(
-        hidden.value, unembedding.value, targets.value, mask.value, chunk, block, mesh
-    )
+    outputs, residuals = _forward(hidden.value, unembedding.value, targets.value, mask.value, cut)
     return outputs, (*residuals, jnp.zeros(()) if unembedding.perturbed else None)
 
 
@@ -269,6 +300,12 @@ def _states(hidden: Array, i: Array, chunk: int, mesh: Mesh | None) -> Array:
     # Placed as it is first: the compiler would otherwise gather all columns in every trip, and cut the chunk from them.
     columns = constrain(mesh, _columns(hidden, i, chunk), _ROWS)
     return constrain(mesh, columns, _SHARED_ROWS)
+
+
+def _logits(weight: Array, states: Array, mesh: Mesh | None) -> Array:
+    """[block, R, chunk] float32 of a block of the head [block, E] and states [R, chunk, E]."""
+    logits = _einsum("ve,rce->vrc", weight.astype(states.dtype), states)
+    return constrain(mesh, logits, _SPLIT_LOGITS, uneven=True)
 
 
 def _einsum(spec: str, left: Array, right: Array) -> Array:

@@ -37,7 +37,8 @@ def step_sums(model: Any, rows: StepRows, chunk: int | None = None, remat: Remat
       model: has `hidden_states(token_ids, mask=)` -> `[R, T, E]` and `unembedding()` -> `[V, E]`.
       rows: `[R, T]` token ids, their mask, and the mask of the step's tokens.
       chunk: step tokens a row whose logits are held at once; default: by the vocabulary (`masked_head`).
-      remat: what the backward pass recomputes, see `Decoder.hidden_states`.
+      remat: what the backward pass recomputes, see `Decoder.hidden_states`; with `none` the logits too are kept where
+        they are few (`scored_stats`).
     """
     options = {"remat": remat} if remat != "none" else {}
     hidden = model.hidden_states(rows.token_ids, mask=rows.mask, **options)[:, :-1]
@@ -48,7 +49,8 @@ def step_sums(model: Any, rows: StepRows, chunk: int | None = None, remat: Remat
         order = jnp.argsort(~step_mask, axis=1, stable=True)
         hidden = jnp.take_along_axis(hidden, order[:, :, None], axis=1)
         targets, step_mask = (jnp.take_along_axis(x, order, axis=1) for x in (targets, step_mask))
-    logprob, entropy = scored_stats(hidden, model.unembedding(), targets, step_mask, chunk, mesh)
+    keep = remat == "none"
+    logprob, entropy = scored_stats(hidden, model.unembedding(), targets, step_mask, chunk, mesh, keep=keep)
     return StepSums(jnp.sum(logprob, axis=1), jnp.sum(entropy, axis=1), tokens)
 
 
@@ -70,7 +72,10 @@ def tree_sums(model: Any, batch: TreeBatch, chunk: int | None = None, remat: Rem
     )
     hidden = jnp.take_along_axis(hidden, batch.predictor[:, :, None], axis=1)
     mesh = mesh_of(model)
-    logprob, entropy = scored_stats(hidden, model.unembedding(), batch.target, batch.target_mask, chunk, mesh)
+    keep = remat == "none"
+    logprob, entropy = scored_stats(
+        hidden, model.unembedding(), batch.target, batch.target_mask, chunk, mesh, keep=keep
+    )
     items = 2 * batch.weight.shape[1] + batch.verified.shape[1]
 
     def total(values: Array, slots: Array, owners: Array) -> Array:

@@ -184,6 +184,26 @@ def test_program_does_not_grow_with_depth(decode):
     assert lowered(2, decode=decode).count("\n") == lowered(24, decode=decode).count("\n")
 
 
+@pytest.mark.parametrize("remat", ["none", "dots"])
+def test_layers_written_out_equal_layers_in_a_loop(model, remat, monkeypatch):
+    ids, ends = np.arange(12, dtype=np.int32).reshape(2, 6), np.full((2, 6), 6, np.int32)
+    graphdef, params = nnx.split(model)
+
+    def found(most):
+        def loss(params):
+            model = nnx.merge(graphdef, params)
+            return jnp.square(model.hidden_states(ids, remat=remat, subtree_end=ends)[:, :, 0]).mean()
+
+        monkeypatch.setattr(decoder, "_UNROLLED", most)
+        program = jax.jit(jax.value_and_grad(loss)).lower(params)
+        return program.compile()(params), program.as_text().count("stablehlo.while")
+
+    (written, no_loops), (looped, loops) = found(2), found(1)
+    assert (no_loops, loops > 0) == (0, True)
+    for a, b in zip(jax.tree.leaves(written), jax.tree.leaves(looped), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
+
+
 def loop_size(layers) -> int:
     """Instructions of the compiled decode step."""
     model = Decoder(tiny(layers), rngs=nnx.Rngs(0))

@@ -15,7 +15,7 @@ from caspo_jax.confidence import chunked_stats
 from caspo_jax.errors import UserError
 from caspo_jax.models import Decoder, ModelConfig
 from caspo_jax.training import TrainConfig, make_train_step, train
-from caspo_jax.training.masked_head import masked_head, scored_stats
+from caspo_jax.training.masked_head import HeadCut, masked_head, scored_stats
 from caspo_jax.training.rounding import stochastic_round
 from caspo_jax.training.step_loss import loss_denominators
 from caspo_jax.training.train_step import fused_update
@@ -144,7 +144,7 @@ def test_updates_below_the_last_bit_add_up():
 
 HEADS = {
     "chunked_stats": lambda h, w, t: chunked_stats(h, w, t)[0].sum(),
-    "step head": lambda h, w, t: scored_stats(h, w, t, t >= 0, None, None)[0].sum(),
+    "step head": lambda h, w, t: scored_stats(h, w, t, t >= 0, None, None, keep=True)[0].sum(),
 }
 
 
@@ -174,14 +174,15 @@ def test_the_step_head_in_bf16_against_float64():
     # 300 does not divide the vocabulary: the last block begins before its turn.
     hidden_padded = jnp.pad(hidden, ((0, 0), (0, 8), (0, 0)))
     padded, real = np.pad(targets, ((0, 0), (0, 8))), np.arange(48)[None] < 40
-    logprob, entropy = (x[:, :40] for x in masked_head(hidden_padded, weight, padded, real, 16, 300, None))
+    logprob, entropy = (x[:, :40] for x in masked_head(hidden_padded, weight, padded, real, HeadCut(16, 300)))
     logits = np.asarray(hidden, np.float64) @ np.asarray(weight, np.float64).T
     logps = logits - np.log(np.sum(np.exp(logits), axis=-1, keepdims=True))
     np.testing.assert_allclose(logprob, np.take_along_axis(logps, targets[..., None], -1)[..., 0], atol=1e-5)
     np.testing.assert_allclose(entropy, -np.sum(np.exp(logps) * logps, axis=-1), atol=1e-5)
 
 
-def test_blocks_of_the_vocabulary_that_overlap_count_once():
+@pytest.mark.parametrize("keep", [False, True])
+def test_blocks_of_the_vocabulary_that_overlap_count_once(keep):
     """300 does not divide 1,000: values and gradients against whole logits, targets in the overlap among them."""
     rng = np.random.default_rng(0)
     hidden, weight = (jnp.asarray(rng.normal(size=size), jnp.float32) for size in ((1, 48, 16), (1000, 16)))
@@ -190,7 +191,7 @@ def test_blocks_of_the_vocabulary_that_overlap_count_once():
     real, factor = np.arange(48)[None] < 40, np.linspace(-1, 1, 48, dtype=np.float32)
 
     def by_blocks(hidden, weight):
-        return jnp.sum(factor * masked_head(hidden, weight, targets, real, 16, 300, None)[0])
+        return jnp.sum(factor * masked_head(hidden, weight, targets, real, HeadCut(16, 300, keep=keep))[0])
 
     def whole(hidden, weight):
         logps = jax.nn.log_softmax(hidden @ weight.T)
