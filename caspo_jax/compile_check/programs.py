@@ -29,7 +29,7 @@ from caspo_jax.sampling.policy import make_policy
 from caspo_jax.sampling.state import LOGITS_AXES, CatState, Knobs, init_state
 from caspo_jax.sharding import batch_ways, named_sharding
 from caspo_jax.training.config import TrainConfig
-from caspo_jax.training.masked_head import head_chunk
+from caspo_jax.training.scored_stats import head_chunk
 from caspo_jax.training.step_loss import Denominators
 from caspo_jax.training.step_state import StepSpec, TrainState
 from caspo_jax.training.train_step import fused_update

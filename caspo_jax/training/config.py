@@ -116,14 +116,12 @@ class TrainConfig:
     clip_norm: float | None = 1.0  # global gradient norm
     seed: int = 0  # of the data order
     head_chunk: int | None = None  # step tokens a row whose logits are held at once; None: by the vocabulary
-    remat: Remat = (
-        "none"  # what the backward pass recomputes: none; full: all but each layer's input; dots: all but
-    )
-    # the results of products with weights
-    masters: Literal["float32", "none"] = (
-        "float32"  # float32 copies of the weights that updates add up in; none:
-    )
-    # the weights stay in the model's dtype and are rounded at random, unbiased (Adam's moments are float32 either way)
+    # What the backward pass recomputes: none; full: all but each layer's input; dots: all but the results of products with
+    # weights. With none one CPU keeps up to 256 MiB of logits too, unless head_chunk is given.
+    remat: Remat = "none"
+    # float32 copies of the weights that updates add up in; none: the weights stay in the model's dtype and are rounded at
+    # random, unbiased (Adam's moments are float32 either way)
+    masters: Literal["float32", "none"] = "float32"
     lora: LoraConfig | None = None  # train low-rank adapters beside frozen weights; None: train the weights
     min_length: int = 32  # smallest padded row length; lengths are rounded up to few sizes above it
     save_every: int | None = None  # updates between checkpoints; None: at the end alone

@@ -1,9 +1,9 @@
-"""Log-probs and entropies of the scored tokens of a batch, forward and backward, the logits a block at a time.
+"""Log-probs and entropies of left-packed tokens, forward and backward, the logits a block at a time.
 
-The loss looks at the tokens of steps alone, so only their states meet the head. They are moved together and cut into
-chunks, as many as they fill: a loop of dynamic trip count, with its own reverse pass. Within a chunk the vocabulary
-goes by in blocks that stay in the processor's cache, the sums carried from block to block (online softmax, Milakov and
-Gimelshein arXiv 1805.02867). At most `[chunk, block]` logits exist, beside those that a CPU keeps for the reverse pass.
+The states are cut into chunks, as many as they fill: a loop of dynamic trip count, with its own reverse pass. Within a
+chunk the vocabulary goes by in blocks that stay in the processor's cache, the sums carried from block to block (online
+softmax, Milakov and Gimelshein arXiv 1805.02867). At most `[chunk, block]` logits exist, beside those that are kept for
+the reverse pass.
 """
 
 from __future__ import annotations
@@ -23,18 +23,10 @@ from caspo_jax.sharding import constrain
 
 Array = jax.Array
 
-# Logits held at once: on a CPU what its last-level cache holds (8 MiB of float32), elsewhere 128 MiB.
-_CPU_ELEMENTS = 1 << 21
-_ELEMENTS = 1 << 25
-# Logits that a CPU keeps for the backward pass (256 MiB) rather than compute them again: a fifth of the head's products.
-_CPU_KEPT = 1 << 26
-# The head's gradient is read and written once a chunk, which so many states are worth.
-_LEAST_CHUNK = 512
-_MESH_COLUMNS = 32  # at most, of each row, on a mesh
 _LOWEST = -1e30  # a finite stand-in for -inf: differences of two of them stay numbers
 
 # Logical axes of the head's arrays on a mesh.
-_SPLIT_HEAD = ("head_vocab", None)  # [V, E]
+SPLIT_HEAD = ("head_vocab", None)  # [V, E]
 _SPLIT_LOGITS = ("head_vocab", "replica", None)  # [V, R, chunk]
 _SHARED_ROWS = ("replica", None, None)  # [R, chunk, E]
 _ROWS = ("batch", None, None)
@@ -48,85 +40,6 @@ class HeadCut:
     block: int  # rows of the unembedding that they meet at once; V on a mesh
     mesh: Mesh | None = None  # devices that the arrays are split over
     keep: bool = False  # R * S * V float32 logits for the backward pass, which else computes them again
-
-
-def scored_stats(
-    hidden: Array,
-    unembedding: Array,
-    targets: Array,
-    mask: Array,
-    chunk: int | None,
-    mesh: Mesh | None,
-    *,
-    keep: bool = False,
-) -> tuple[Array, Array]:
-    """Log-prob and entropy (no gradient) of the targets where the mask is True, 0 elsewhere.
-
-    Args:
-      hidden: [R, S, E] states that predict the targets.
-      unembedding: [V, E].
-      targets: [R, S] int32.
-      mask: [R, S] bool.
-      chunk: states of a row whose logits are held at once; None: by the vocabulary.
-      mesh: devices that the arrays are split over; each row's mask must then have its True entries first.
-      keep: whether the backward pass may find up to 256 MiB of logits on one CPU; without, or above, or with `chunk`, it
-        computes them again.
-
-    Returns:
-      Two [R, S] float32, nats.
-    """
-    rows, slots, width = hidden.shape
-    vocab = unembedding.shape[0]
-    if mesh is not None:
-        # The head is split by vocabulary over all devices that share rows, and their states are gathered a chunk at a
-        # time: no device ever holds the head, or the head's gradient, whole.
-        unembedding = constrain(mesh, unembedding, _SPLIT_HEAD, uneven=True)
-        size = head_chunk(rows, vocab, slots, chunk, mesh.size)
-        head = _widened(hidden, targets, mask, size, unembedding)
-        logprob, entropy = masked_head(*head, HeadCut(size, vocab, mesh))
-        return logprob[:, :slots], lax.stop_gradient(entropy[:, :slots])
-    on_cpu = jax.default_backend() == "cpu"
-    elements = _CPU_ELEMENTS if on_cpu else _ELEMENTS
-    count = rows * slots
-    size = min(count, max(_LEAST_CHUNK, elements // vocab) if chunk is None else chunk * rows)
-    block = min(vocab, max(1, elements // size))
-    # All rows as one: a row with few scored tokens then costs no more than these.
-    order = jnp.argsort(~mask.reshape(count), stable=True)
-    place = jnp.argsort(order)
-    ids, scored = (x.reshape(count)[order][None] for x in (targets, mask))
-    states = _permuted(hidden.reshape(count, width), order, place)[None]
-    head = _widened(states, ids, scored, size, unembedding)
-    keep = keep and on_cpu and chunk is None and head[0].shape[1] * vocab <= _CPU_KEPT
-    logprob, entropy = masked_head(*head, HeadCut(size, block, keep=keep))
-    logprob, entropy = (_permuted(x[0, :count], place, order) for x in (logprob, entropy))
-    return logprob.reshape(rows, slots), lax.stop_gradient(entropy).reshape(rows, slots)
-
-
-def head_chunk(rows: int, vocab: int, slots: int, chunk: int | None, devices: int) -> int:
-    """On a mesh: columns of step tokens whose logits the devices hold at once, of `slots` in each of so many rows."""
-    if chunk is None:
-        chunk = _ELEMENTS * devices // (rows * vocab)
-    return max(1, min(chunk, _MESH_COLUMNS, slots))
-
-
-def _widened(
-    hidden: Array, targets: Array, mask: Array, chunk: int, unembedding: Array
-) -> tuple[Array, Array, Array, Array]:
-    """The first four arguments of `masked_head`, padded to whole chunks."""
-    widen = -hidden.shape[1] % chunk
-    hidden, targets, mask = (
-        jnp.pad(a, ((0, 0), (0, widen)) + ((0, 0),) * (a.ndim - 2)) for a in (hidden, targets, mask)
-    )
-    return hidden, unembedding, targets, mask
-
-
-@jax.custom_vjp
-def _permuted(x: Array, order: Array, place: Array) -> Array:
-    """x[order]; its gradient is gathered with the inverse permutation, where JAX would scatter it."""
-    return x[order]
-
-
-_permuted.defvjp(lambda x, order, place: (x[order], place), lambda place, g: (g[place], None, None))
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
@@ -238,7 +151,7 @@ def _backward(
                 return d_states, None
             d_weight = _einsum("vrc,rce->ve", d_logits, states)
             if block == unembedding.shape[0]:
-                return d_states, constrain(mesh, d_unembedding + d_weight, _SPLIT_HEAD, uneven=True)
+                return d_states, constrain(mesh, d_unembedding + d_weight, SPLIT_HEAD, uneven=True)
             d_weight += lax.dynamic_slice_in_dim(d_unembedding, start, block)
             return d_states, lax.dynamic_update_slice_in_dim(d_unembedding, d_weight, start, axis=0)
 

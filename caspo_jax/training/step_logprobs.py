@@ -1,4 +1,4 @@
-"""Log-prob and entropy sums over the tokens of a step, without the logits of anything else (`masked_head`)."""
+"""Log-prob and entropy sums over the tokens of a step, without the logits of anything else (`scored_stats`)."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from flax import nnx
 
 from caspo_jax.models.decoder import Remat
 from caspo_jax.sharding import mesh_of, place, whole
-from caspo_jax.training.masked_head import scored_stats
+from caspo_jax.training.scored_stats import scored_stats
 from caspo_jax.types import PairBatch, StepRows, TreeBatch
 
 Array = jax.Array
@@ -36,7 +36,7 @@ def step_sums(model: Any, rows: StepRows, chunk: int | None = None, remat: Remat
     Args:
       model: has `hidden_states(token_ids, mask=)` -> `[R, T, E]` and `unembedding()` -> `[V, E]`.
       rows: `[R, T]` token ids, their mask, and the mask of the step's tokens.
-      chunk: step tokens a row whose logits are held at once; default: by the vocabulary (`masked_head`).
+      chunk: step tokens a row whose logits are held at once; default: by the vocabulary (`scored_stats`).
       remat: what the backward pass recomputes, see `Decoder.hidden_states`; with `none` the logits too are kept where
         they are few (`scored_stats`).
     """

@@ -15,8 +15,9 @@ from caspo_jax.confidence import chunked_stats
 from caspo_jax.errors import UserError
 from caspo_jax.models import Decoder, ModelConfig
 from caspo_jax.training import TrainConfig, make_train_step, train
-from caspo_jax.training.masked_head import HeadCut, masked_head, scored_stats
+from caspo_jax.training.masked_head import HeadCut, masked_head
 from caspo_jax.training.rounding import stochastic_round
+from caspo_jax.training.scored_stats import scored_stats
 from caspo_jax.training.step_loss import loss_denominators
 from caspo_jax.training.train_step import fused_update
 
