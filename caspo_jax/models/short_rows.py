@@ -67,7 +67,8 @@ def _forward_rows(q: Array, k: Array, v: Array, until: Array) -> tuple[Array, Ar
     outputs, logsumexps = [], []
     for block in _blocks(q.shape[3]):
         queries, end = q[..., block, :], block.stop
-        scores, seen = _scores(queries, k[:, :, :end], until[:, :end], block)
+        seen = _seen(until, block).swapaxes(1, 2)[:, None, None]  # [B, 1, 1, C, S]
+        scores = _product("bgjqd,bgkd->bgjqk", queries, k[:, :, :end]) * q.shape[-1] ** -0.5
         scores = jnp.where(seen, scores, _LOWEST)
         top = jnp.max(scores, axis=-1)
         weights = jnp.exp(scores - top[..., None])
@@ -102,9 +103,7 @@ def _backward_rows(
         queries, outer = (x[..., block, :].reshape(batch, groups, shared * count, dim) for x in (q, upstream))
         log_z, offset = (x[..., block].reshape(batch, groups, 1, shared * count) for x in (logsumexp, inner))
         keys, values = k[:, :, :end], v[:, :, :end]
-        query, key = jnp.arange(block.start, end), jnp.arange(end)[:, None]
-        seen = (key <= query) & (query < until[:, :end, None])  # [B, S, C]
-        seen = jnp.tile(seen, (1, 1, shared))[:, None]
+        seen = jnp.tile(_seen(until, block), (1, 1, shared))[:, None]
         scores = _product("bgsd,bgnd->bgsn", keys, queries) * scale - log_z
         softmax = jnp.exp(jnp.where(seen, scores, _LOWEST))
         d_softmax = _product("bgsd,bgnd->bgsn", values, outer)
@@ -134,11 +133,10 @@ def _blocks(length: int) -> Iterator[slice]:
         yield slice(start, min(start + _QUERIES, length))
 
 
-def _scores(q: Array, k: Array, until: Array, block: slice) -> tuple[Array, Array]:
-    """Scores [B, G, J, C, S] float32 of a block of C queries against the first S keys, and which are seen [B, 1, 1, C, S]."""
-    query, key = jnp.arange(block.start, block.stop)[:, None], jnp.arange(block.stop)
-    seen = ((key <= query) & (query < until[:, None, :]))[:, None, None]
-    return _product("bgjqd,bgkd->bgjqk", q, k) * q.shape[-1] ** -0.5, seen
+def _seen(until: Array, block: slice) -> Array:
+    """Which keys, up to its end S, each of a block of C queries sees: [B, S, C]."""
+    query, key = jnp.arange(block.start, block.stop), jnp.arange(block.stop)[:, None]
+    return (key <= query) & (query < until[:, : block.stop, None])
 
 
 def _product(spec: str, left: Array, right: Array) -> Array:

@@ -49,8 +49,9 @@ def step_sums(model: Any, rows: StepRows, chunk: int | None = None, remat: Remat
         order = jnp.argsort(~step_mask, axis=1, stable=True)
         hidden = jnp.take_along_axis(hidden, order[:, :, None], axis=1)
         targets, step_mask = (jnp.take_along_axis(x, order, axis=1) for x in (targets, step_mask))
-    keep = remat == "none"
-    logprob, entropy = scored_stats(hidden, model.unembedding(), targets, step_mask, chunk, mesh, keep=keep)
+    logprob, entropy = scored_stats(
+        hidden, model.unembedding(), targets, step_mask, chunk, mesh, keep=remat == "none"
+    )
     return StepSums(jnp.sum(logprob, axis=1), jnp.sum(entropy, axis=1), tokens)
 
 
@@ -72,9 +73,8 @@ def tree_sums(model: Any, batch: TreeBatch, chunk: int | None = None, remat: Rem
     )
     hidden = jnp.take_along_axis(hidden, batch.predictor[:, :, None], axis=1)
     mesh = mesh_of(model)
-    keep = remat == "none"
     logprob, entropy = scored_stats(
-        hidden, model.unembedding(), batch.target, batch.target_mask, chunk, mesh, keep=keep
+        hidden, model.unembedding(), batch.target, batch.target_mask, chunk, mesh, keep=remat == "none"
     )
     items = 2 * batch.weight.shape[1] + batch.verified.shape[1]
 
