@@ -184,21 +184,23 @@ def loop_temporaries(model: Any, job: dict[str, Any]) -> dict[str, int]:
     from flax import nnx
 
     from caspo_jax.models import copy_rows
-    from caspo_jax.models.cache import load_prompt
+    from caspo_jax.models.cache_rows import load_prompt
     from caspo_jax.sampling import CatConfig, Knobs, SampleConfig, build_automaton, init_state, make_policy
-    from caspo_jax.sampling.batch import ModelDecode, start_cache
+    from caspo_jax.sampling.batch import start_cache
     from caspo_jax.sampling.loop import donated_program
+    from caspo_jax.sampling.model_decode import ApartParams, ModelDecode, decode_params
     from caspo_jax.sampling.refill import Queue, refillable, with_queue
 
     settings = CatConfig(num_branches=job["branches"], sample=SampleConfig(max_new_tokens=job["new_tokens"]))
     graphdef, params = nnx.split(model)
+    chosen = decode_params(graphdef, params)
     automaton = build_automaton([b"ab"] * model.config.vocab_size, "\n\n")
 
     def build() -> Any:
         prompt = jnp.zeros((1, len(job["prompts"][0])), jnp.int32)
         logits, cache = nnx.merge(graphdef, params).prefill(prompt, prompt == 0, 0)
         return init_state(
-            start_cache(cache, job["branches"], job["new_tokens"]),
+            start_cache(cache, job["branches"], job["new_tokens"], apart=isinstance(chosen, ApartParams)),
             logits,
             jnp.zeros((1, 2), jnp.uint32),
             jnp.ones(1, jnp.int32),
@@ -209,7 +211,8 @@ def loop_temporaries(model: Any, job: dict[str, Any]) -> dict[str, int]:
         )
 
     def queued(state: Any) -> Any:
-        prompts = dataclasses.replace(state.cache, k=state.cache.k[:, :0], v=state.cache.v[:, :0])
+        k, v = jax.tree.map(lambda x: x[:, :0], (state.cache.k, state.cache.v))
+        prompts = dataclasses.replace(state.cache, k=k, v=v)
         one, many = jnp.zeros((), jnp.int32), jnp.zeros(1, jnp.int32)
         waiting = Queue(
             cache=prompts,
@@ -236,7 +239,7 @@ def loop_temporaries(model: Any, job: dict[str, Any]) -> dict[str, int]:
         policy = make_policy(
             ModelDecode(graphdef), copy_rows, settings, strategy=strategy, load_prompt=load_prompt
         )
-        analysis = donated_program(params, shapes, policy).compile().memory_analysis()
+        analysis = donated_program(chosen, shapes, policy).compile().memory_analysis()
         assert analysis is not None
         sizes[name] = analysis.temp_size_in_bytes
     return sizes

@@ -17,14 +17,15 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from caspo_jax.errors import UserError
 from caspo_jax.models import ModelConfig
 from caspo_jax.models.blockwise import BLOCK
-from caspo_jax.models.cache import KVCache, copy_rows, init_cache
+from caspo_jax.models.cache import KVCache, init_cache
+from caspo_jax.models.cache_rows import copy_rows
 from caspo_jax.models.decoder import Decoder
 from caspo_jax.models.weights import parameter_shape, parameter_sharding, weights
 from caspo_jax.preferences.tree_packing import RowShape
 from caspo_jax.sampling import CatConfig, SampleConfig
 from caspo_jax.sampling.automaton import build_automaton
-from caspo_jax.sampling.batch import ModelDecode
 from caspo_jax.sampling.loop import donated_program
+from caspo_jax.sampling.model_decode import ModelDecode
 from caspo_jax.sampling.policy import make_policy
 from caspo_jax.sampling.state import LOGITS_AXES, CatState, Knobs, init_state
 from caspo_jax.sharding import batch_ways, named_sharding

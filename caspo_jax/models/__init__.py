@@ -1,7 +1,8 @@
 """Hugging Face checkpoint <-> Flax (nnx) decoder, KV cache, tokenizer helpers."""
 
 from caspo_jax.models.adapter import load_adapter, save_adapter
-from caspo_jax.models.cache import KVCache, branch, copy_rows, grow, init_cache, split_rows, take_prompts
+from caspo_jax.models.cache import KVCache, init_cache
+from caspo_jax.models.cache_rows import branch, copy_rows, grow, split_rows, take_prompts
 from caspo_jax.models.config import ModelConfig
 from caspo_jax.models.decoder import Decoder
 from caspo_jax.models.lora import LoraConfig, add_lora, base_model, merge_lora

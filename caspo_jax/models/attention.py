@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from caspo_jax.models.cache import KVCache
+from caspo_jax.models.cache import KVCache, Layered, layer_of
 
 # Finite, so that a padded query (which attends to nothing) yields a harmless mean and no NaN.
 _MASKED = -1e30
@@ -56,16 +56,17 @@ def attend(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array) -> jax.Arr
     return mixed.reshape(batch, length, heads, dim).astype(q.dtype)
 
 
-def attend_cache(q: jax.Array, cache: KVCache, layer: jax.Array, last: jax.Array) -> jax.Array:
+def attend_cache(q: jax.Array, cache: KVCache, layer: int | jax.Array, last: jax.Array) -> jax.Array:
     """Attention of one query a row over its prompt and over the valid columns of its own, in one layer's cache.
 
     The K rows of a prompt read it in one product. Of the rows' own columns only the leading part that holds `last`
-    is read, in whole parts of the capacity: a search whose buffers are half empty does half the work.
+    is read, in whole parts of the capacity: a search whose buffers are half empty does half the work. With layers apart
+    all of them are.
 
     Args:
       q: [R, H, D].
       cache: R rows, P prompt columns, S columns.
-      layer: scalar int32.
+      layer: scalar int32; an int where layers are apart.
       last: scalar int32, the last column that was ever written.
 
     Returns:
@@ -77,7 +78,8 @@ def attend_cache(q: jax.Array, cache: KVCache, layer: jax.Array, last: jax.Array
     if cache.lanes:
         return _attend_lanes(grouped, cache, layer, last).reshape(rows, heads, dim)
     capacity = cache.capacity
-    parts = max(1, min(_MAX_PARTS, capacity // _MIN_PART))
+    # On a GPU the host chooses a switch's branch, and would wait for every layer of every token.
+    parts = 1 if cache.apart else max(1, min(_MAX_PARTS, capacity // _MIN_PART))
     part = -(-capacity // parts)
     widths = [min(capacity, part * (i + 1)) for i in range(parts)]
     branches = [functools.partial(_attend_columns, width) for width in widths]
@@ -87,11 +89,16 @@ def attend_cache(q: jax.Array, cache: KVCache, layer: jax.Array, last: jax.Array
     return mixed.reshape(rows, heads, dim)
 
 
-def _attend_columns(columns: int, q: jax.Array, cache: KVCache, layer: jax.Array) -> jax.Array:
+def _attend_columns(columns: int, q: jax.Array, cache: KVCache, layer: int | jax.Array) -> jax.Array:
     """`attend_cache` of q [R, G, J, D] over the prompt and the first `columns` columns of the rows."""
     rows, groups, _, dim = q.shape
-    start, shape = (layer, 0, 0, 0, 0), (1, rows, groups, columns, dim)
-    keys, values = (lax.dynamic_slice(x, start, shape)[0] for x in (cache.k, cache.v))
+    shape = (1, rows, groups, columns, dim)
+
+    def own(stack: Layered) -> jax.Array:
+        array, at = layer_of(stack, layer)
+        return lax.dynamic_slice(array, (at, 0, 0, 0, 0), shape)[0]
+
+    keys, values = own(cache.k), own(cache.v)
     prompt_scores = _prompt_scores(q, cache, layer)
     scores = _product("rgqd,rgsd->rgqs", q, keys)
     scores = jnp.where(cache.valid[:, None, None, :columns], scores * dim**-0.5, _MASKED)
@@ -110,7 +117,7 @@ class _Softmax(NamedTuple):
     mixed: jax.Array  # [D, W] float32, sum of e^(s - m) v
 
 
-def _attend_lanes(q: jax.Array, cache: KVCache, layer: jax.Array, last: jax.Array) -> jax.Array:
+def _attend_lanes(q: jax.Array, cache: KVCache, layer: int | jax.Array, last: jax.Array) -> jax.Array:
     """`attend_cache` of q [R, G, J, D] over a cache of lanes: first the prompts, then the rows' own columns."""
     rows, groups, shared, dim = q.shape
     prompts, branches = cache.prompts, cache.branches
@@ -149,10 +156,10 @@ def _to_lanes(x: jax.Array) -> list[jax.Array]:
 
 def _over_lanes(
     queries: Sequence[jax.Array],
-    k: jax.Array,
-    v: jax.Array,
+    k: Layered,
+    v: Layered,
     valid: jax.Array,
-    layer: jax.Array,
+    layer: int | jax.Array,
     count: jax.Array,
     start: Sequence[_Softmax],
 ) -> Sequence[_Softmax]:
@@ -169,11 +176,12 @@ def _over_lanes(
       count: scalar int32, the leading columns that are read.
       start: N times, what the columns before gave.
     """
-    columns, groups = len(valid), k.shape[-1]
+    columns, groups = len(valid), layer_of(k, 0)[0].shape[-1]
     width = min(_BLOCK, columns)
 
-    def column_of(array: jax.Array, at: jax.Array) -> jax.Array:
-        x = lax.dynamic_slice(array, (layer, at, 0, 0, 0), (1, 1, *array.shape[2:]))
+    def column_of(stack: Layered, at: jax.Array) -> jax.Array:
+        array, place = layer_of(stack, layer)
+        x = lax.dynamic_slice(array, (place, at, 0, 0, 0), (1, 1, *array.shape[2:]))
         return x.reshape(array.shape[2], -1).astype(jnp.float32)
 
     def block(i: jax.Array, so_far: Sequence[_Softmax]) -> list[_Softmax]:
@@ -212,19 +220,19 @@ def _product(equation: str, x: jax.Array, y: jax.Array) -> jax.Array:
     return jnp.einsum(equation, x, y, precision=precision(y.dtype), preferred_element_type=jnp.float32)
 
 
-def _prompt_scores(q: jax.Array, cache: KVCache, layer: jax.Array) -> jax.Array:
+def _prompt_scores(q: jax.Array, cache: KVCache, layer: int | jax.Array) -> jax.Array:
     """Scaled and masked scores [R, G, J, P] float32 of q [R, G, J, D]; the K rows of a prompt in one product."""
     rows, _, shared, dim = q.shape
-    keys = lax.dynamic_index_in_dim(cache.prompt_k, layer, keepdims=False)
+    keys = lax.dynamic_index_in_dim(*layer_of(cache.prompt_k, layer), keepdims=False)
     scores = _product("bgnd,bgpd->bgnp", _by_prompt(q, cache.prompts), keys)
     scores = jnp.where(cache.prompt_valid[:, None, None], scores * dim**-0.5, _MASKED)
     return _by_row(scores, rows, shared)
 
 
-def _prompt_mixed(weights: jax.Array, cache: KVCache, layer: jax.Array) -> jax.Array:
+def _prompt_mixed(weights: jax.Array, cache: KVCache, layer: int | jax.Array) -> jax.Array:
     """What weights [R, G, J, P] take from the prompts' values: [R, G, J, D] float32."""
     rows, _, shared, _ = weights.shape
-    values = lax.dynamic_index_in_dim(cache.prompt_v, layer, keepdims=False)
+    values = lax.dynamic_index_in_dim(*layer_of(cache.prompt_v, layer), keepdims=False)
     mixed = _product("bgnp,bgpd->bgnd", _by_prompt(weights, cache.prompts), values)
     return _by_row(mixed, rows, shared)
 

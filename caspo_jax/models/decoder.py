@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import nnx
 from jax import lax
 from jax.sharding import Mesh
@@ -20,9 +18,11 @@ from caspo_jax.models.attention import attend_cache, precision
 from caspo_jax.models.blockwise import attend_self
 from caspo_jax.models.cache import KVCache, init_cache, on_one_cpu, own, write
 from caspo_jax.models.config import ModelConfig
+from caspo_jax.models.initial import initial_params
+from caspo_jax.models.late_layer import LateLayer
 from caspo_jax.models.lora import LoraConfig, lora_weights
 from caspo_jax.models.rope import rotate, rotation
-from caspo_jax.models.weights import parameter_axes, parameter_sharding, weights
+from caspo_jax.models.weights import parameter_axes, weights
 from caspo_jax.sharding import constrain, gathered
 
 Layer = Mapping[str, jax.Array]  # the weights of one layer, without the stacked axis
@@ -73,7 +73,7 @@ class Decoder(nnx.Module):
         self.dtype = jnp.dtype(dtype)
         self.lora: LoraConfig | None = None
         self.layers = Layers()
-        initial = _initial_params(rngs.params(), config, jnp.dtype(param_dtype or dtype), mesh)
+        initial = initial_params(rngs.params(), config, jnp.dtype(param_dtype or dtype), mesh)
         for weight in weights(config):
             owner = self.layers if weight.stacked else self
             setattr(owner, weight.name, nnx.Param(initial[weight.name]))
@@ -176,7 +176,12 @@ class Decoder(nnx.Module):
         return logits, cache.placed()
 
     def decode_step(
-        self, cache: KVCache, token_ids: jax.Array, positions: jax.Array, column: jax.Array
+        self,
+        cache: KVCache,
+        token_ids: jax.Array,
+        positions: jax.Array,
+        column: jax.Array,
+        layers: Sequence[Layer] | None = None,
     ) -> tuple[jax.Array, KVCache]:
         """One token a row: writes its keys and values at `column` and returns the next-token logits.
 
@@ -186,6 +191,8 @@ class Decoder(nnx.Module):
           positions: [R] int32, their positions in their own sequences (for the rotation).
           column: scalar int32, which of the rows' own columns, the same for all; it becomes valid in every row. Counts on
             past the last one: column c is then c % S, and what was there is gone.
+          layers: the weights of a cache whose layers are apart (`layers_apart`), so that nobody has to cut them again
+            every step. These layers are written out, so that the program grows with the depth.
 
         Returns:
           [R, V] float32 logits and the cache.
@@ -196,20 +203,29 @@ class Decoder(nnx.Module):
         cos, sin = rotation(self.config.rope, self.config.head_dim, positions)
         x = self._embed(token_ids)
 
-        stacked, cpu = self._stacked(), self.mesh is None and on_one_cpu()
-
         # The whole cache is carried and updated in place: as a scanned input it would be copied every step.
-        def layer_step(carry, inputs):
-            x, cache = carry
-            layer, index = inputs
-            layer = _LateLayer(stacked, index) if cpu else layer
+        def layer_step(
+            x: jax.Array, cache: KVCache, layer: Layer, index: int | jax.Array
+        ) -> tuple[jax.Array, KVCache]:
             q, k, v = self._qkv(layer, self._norm(x, layer["input_norm"]), cos, sin)
             cache = write(cache, index, column, k, v)
             x = self._attention_output(layer, x, attend_cache(q, cache, index, last))
-            return (self._mlp(layer, x), cache), None
+            return self._mlp(layer, x), cache
 
-        steps = (None if cpu else stacked, jnp.arange(self.config.num_layers))
-        (x, cache), _ = lax.scan(layer_step, (x, cache), steps)
+        cpu = self.mesh is None and on_one_cpu()
+        if cache.apart:
+            for i, layer in enumerate(self.layers_apart() if layers is None else layers):
+                x, cache = layer_step(x, cache, layer, i)
+        else:
+            stacked = self._stacked()
+
+            def scanned(carry, inputs):
+                (x, cache), (layer, index) = carry, inputs
+                layer = LateLayer(stacked, index) if cpu else layer
+                return layer_step(x, cache, layer, index), None
+
+            steps = (None if cpu else stacked, jnp.arange(self.config.num_layers))
+            (x, cache), _ = lax.scan(scanned, (x, cache), steps)
         x = self._norm(x, self.final_norm[...])
         # One row, or bfloat16, is slower that way.
         turned = cpu and len(x) > 1 and self.dtype == jnp.float32
@@ -245,6 +261,13 @@ class Decoder(nnx.Module):
         # without a backward pass a loop is as fast, and sooner compiled.
         few = self.mesh is None and subtree_end is not None and self.config.num_layers <= _UNROLLED
         return lax.scan(_rematted(layer_step, remat), self._embed(token_ids), self._stacked(), unroll=few)
+
+    def layers_apart(self) -> tuple[Layer, ...]:
+        """Each layer's weights by themselves, in the compute dtype: a copy of them all, for `decode_step`."""
+        stacked = self._stacked()
+        return tuple(
+            {name: weight[i] for name, weight in stacked.items()} for i in range(self.config.num_layers)
+        )
 
     def _stacked(self) -> dict[str, jax.Array]:
         """The layers' weights by name, [L, ...] each, in the compute dtype."""
@@ -289,7 +312,7 @@ class Decoder(nnx.Module):
         # As one matrix of rows: XLA's CPU backward pass of a batched product goes through transposed copies.
         dot = functools.partial(jnp.dot, precision=precision(self.dtype))
         rows = x.reshape(-1, x.shape[-1])
-        if isinstance(layer, _LateLayer):
+        if isinstance(layer, LateLayer):
             layer = layer.after(rows)
         y = dot(rows, layer[name])
         if self.lora is not None and f"{name}_lora_a" in layer:
@@ -319,33 +342,6 @@ class Decoder(nnx.Module):
         return self._rows(x + self._linear(layer, "down", gated))
 
 
-@dataclasses.dataclass(frozen=True)
-class _LateLayer(Mapping[str, jax.Array]):
-    """One layer of stacked weights, each cut out right before its product.
-
-    XLA's CPU copies every slice of a stack that a product reads. Left to itself it copies all of a layer first, more than
-    the caches next to the cores hold. One by one the copies share a buffer that stays there: the products of a layer took
-    0.44 instead of 0.61 ms (3 MB, float32, 8 rows).
-    """
-
-    stacked: Mapping[str, jax.Array]
-    index: jax.Array  # scalar int32
-
-    def __getitem__(self, name: str) -> jax.Array:
-        return lax.dynamic_index_in_dim(self.stacked[name], self.index, keepdims=False)
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self.stacked)
-
-    def __len__(self) -> int:
-        return len(self.stacked)
-
-    def after(self, x: jax.Array) -> _LateLayer:
-        """The same layer, cut once `x` [rows, ...] is known."""
-        # The index is never below 0, so this is the index; XLA does not know that.
-        return _LateLayer(self.stacked, jnp.maximum(self.index, -jnp.isnan(x[0, 0]).astype(jnp.int32)))
-
-
 def _rematted(layer_step: Any, remat: Remat) -> Any:
     if remat not in REMATS:
         raise UserError(f"remat={remat!r} is unknown: choose one of {', '.join(REMATS)}")
@@ -354,26 +350,3 @@ def _rematted(layer_step: Any, remat: Remat) -> Any:
     # Attention's products have a batch axis: its scores are always recomputed.
     kept = jax.checkpoint_policies.dots_with_no_batch_dims_saveable if remat == "dots" else None
     return jax.checkpoint(layer_step, policy=kept)
-
-
-@functools.partial(jax.jit, static_argnums=(1, 2, 3))
-def _initial_params(
-    key: jax.Array, config: ModelConfig, dtype: jnp.dtype, mesh: Mesh | None
-) -> dict[str, jax.Array]:
-    """All initial weights by name, cut from one draw: a generator compiled for every shape takes seconds."""
-    shapes = {w.name: (config.num_layers, *w.shape) if w.stacked else w.shape for w in weights(config)}
-    sizes = [math.prod(shapes[w.name]) for w in weights(config) if w.init == "normal"]
-    draw = config.initializer_range * jax.random.normal(key, (sum(sizes),), jnp.float32)
-    pieces = iter(jnp.split(draw, np.cumsum(sizes)[:-1]))
-    params = {}
-    for weight in weights(config):
-        shape = shapes[weight.name]
-        if weight.init == "normal":
-            value = next(pieces).reshape(shape)
-        else:
-            value = jnp.full(shape, 1.0 if weight.init == "ones" else 0.0)
-        value = value.astype(dtype)
-        if mesh is not None:
-            value = lax.with_sharding_constraint(value, parameter_sharding(mesh, weight, config))
-        params[weight.name] = value
-    return params

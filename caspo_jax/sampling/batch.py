@@ -15,18 +15,16 @@ from flax import nnx
 
 from caspo_jax.models.cache import (
     KVCache,
-    branch,
-    concatenate,
-    grow,
     init_cache,
     prefers_prompt_lanes,
-    take_prompts,
-    widen_prompts,
+    with_layers_apart,
     with_prompt_lanes,
 )
+from caspo_jax.models.cache_rows import branch, concatenate, grow, take_prompts, widen_prompts
 from caspo_jax.sampling.automaton import Automaton
 from caspo_jax.sampling.compaction import split_branches, take_questions
 from caspo_jax.sampling.loop import cat_decode_donated
+from caspo_jax.sampling.model_decode import ApartParams
 from caspo_jax.sampling.policy import Policy
 from caspo_jax.sampling.refill import Queue
 from caspo_jax.sampling.state import CatState, Knobs, end_decided, grow_state, init_state
@@ -52,17 +50,6 @@ class Usage:
 
     live: int = 0  # steps of slots that held a live branch: tokens decoded
     slots: int = 0  # steps of all slots
-
-
-@dataclasses.dataclass(frozen=True)
-class ModelDecode:
-    """A Decoder's `decode_step` as the policy's model function."""
-
-    graphdef: Any
-
-    def __call__(self, params, cache, token, position, column):
-        """One token a row (see Policy.decode)."""
-        return nnx.merge(self.graphdef, params).decode_step(cache, token, position, column)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -129,13 +116,16 @@ def _init(*arrays: Any, mesh: Any, **settings: Any) -> CatState:
     return init_state(*arrays, **settings).placed(mesh)
 
 
-def start_cache(cache: KVCache, num_slots: int, capacity: int, prompt_lanes: bool = False) -> KVCache:
+def start_cache(
+    cache: KVCache, num_slots: int, capacity: int, prompt_lanes: bool = False, apart: bool = False
+) -> KVCache:
     """Rows for `num_slots` branches a prompt, of `capacity` empty columns each; the cache has the prompts alone."""
+    cache = with_layers_apart(cache) if apart else cache
     cache = grow(branch(cache, num_slots), capacity)
     return with_prompt_lanes(cache) if prompt_lanes else cache
 
 
-_branch = jax.jit(start_cache, static_argnums=(1, 2, 3))
+_branch = jax.jit(start_cache, static_argnums=(1, 2, 3, 4))
 _take_prompts = jax.jit(lambda logits, cache, row: (logits[row], take_prompts(cache, row)))
 _grow = jax.jit(grow, static_argnums=1)
 _grow_state = jax.jit(lambda state, n, mesh: grow_state(state, n).placed(mesh), static_argnums=(1, 2))
@@ -147,6 +137,7 @@ class Batch:
 
     graphdef: Any
     params: Any
+    decode_params: Any  # the same, or `ApartParams`
     policy: Policy
     knobs: Knobs
     automaton: Automaton
@@ -177,7 +168,7 @@ class Batch:
         """So many iterations, or fewer where the buffers are full or all have ended. `state` is used up."""
         before = int(state.iteration)
         limit = jnp.asarray(before + iterations, jnp.int32)
-        state = cat_decode_donated(self.params, dataclasses.replace(state, limit=limit), self.policy)
+        state = cat_decode_donated(self.decode_params, dataclasses.replace(state, limit=limit), self.policy)
         self.usage.slots += (int(state.iteration) - before) * state.slots.live.size
         return state
 
@@ -308,7 +299,8 @@ class Batch:
 
     def _state(self, logits: jax.Array, cache: KVCache, units: list[Unit]) -> CatState:
         size, capacity = len(logits), self.first_capacity
-        cache = _branch(cache, self.num_slots, capacity, self.prompt_lanes(self.num_slots))
+        apart = isinstance(self.decode_params, ApartParams)
+        cache = _branch(cache, self.num_slots, capacity, self.prompt_lanes(self.num_slots), apart)
         padded = units + [PADDING] * (size - len(units))
         state = _init(
             None,

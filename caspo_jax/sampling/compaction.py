@@ -9,7 +9,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from caspo_jax.models.cache import KVCache, split_rows, take_prompts, with_prompt_lanes
+from caspo_jax.models.cache import KVCache, with_prompt_lanes
+from caspo_jax.models.cache_rows import split_rows, take_prompts
 from caspo_jax.sampling import state as codes
 from caspo_jax.sampling.state import CatState, Nodes
 from caspo_jax.sharding import mesh_of

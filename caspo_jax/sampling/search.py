@@ -12,9 +12,11 @@ import numpy as np
 from flax import nnx
 
 from caspo_jax.errors import UserError
-from caspo_jax.models.cache import copy_rows, load_prompt, prefers_lanes
+from caspo_jax.models.cache import prefers_lanes
+from caspo_jax.models.cache_rows import copy_rows, load_prompt
 from caspo_jax.sampling.automaton import Automaton
-from caspo_jax.sampling.batch import Batch, ModelDecode, Unit, Usage, bucket, cut_rows
+from caspo_jax.sampling.batch import Batch, Unit, Usage, bucket, cut_rows
+from caspo_jax.sampling.model_decode import ModelDecode, decode_params
 from caspo_jax.sampling.policy import Policy
 from caspo_jax.sampling.state import Knobs
 from caspo_jax.sampling.stream import stream
@@ -130,6 +132,7 @@ def grow_trees(
     search = Batch(
         graphdef,
         params,
+        decode_params(graphdef, params),
         policy(ModelDecode(graphdef), copy_rows, load_prompt),
         knobs,
         automaton,

@@ -12,7 +12,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from caspo_jax.confidence.path import PathState, path_init
-from caspo_jax.models.cache import ring_source
+from caspo_jax.models.cache_rows import ring_source
 from caspo_jax.sampling.automaton import Automaton, Cursor, cursor_init
 from caspo_jax.sampling.config import CatConfig
 from caspo_jax.sampling.sampler import SampleKnobs

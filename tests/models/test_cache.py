@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from caspo_jax.models import KVCache, ModelConfig, branch, copy_rows, grow, init_cache, take_prompts
-from caspo_jax.models.cache import concatenate, load_prompt, split_rows, with_prompt_lanes
+from caspo_jax.models.cache import with_layers_apart, with_prompt_lanes
+from caspo_jax.models.cache_rows import concatenate, load_prompt, split_rows
 
 CONFIG = ModelConfig("llama", 8, 8, 8, num_layers=2, num_heads=2, num_kv_heads=1, head_dim=2)
 
@@ -29,7 +30,16 @@ def with_prompt_rows(cache: KVCache) -> KVCache:
     )
 
 
-@pytest.fixture(params=["rows", "lanes", "all lanes"])
+def layers_together(cache: KVCache) -> KVCache:
+    """The same contents with all layers in one array."""
+    stacked = {
+        name: jnp.concatenate(arrays) if isinstance(arrays := getattr(cache, name), tuple) else arrays
+        for name in ("prompt_k", "prompt_v", "k", "v")
+    }
+    return dataclasses.replace(cache, **stacked)
+
+
+@pytest.fixture(params=["rows", "lanes", "all lanes", "apart"])
 def cache(request) -> KVCache:
     """Four prompts with a row each; row r holds r everywhere and owns r+1 columns; prompt b holds b + 20, b + 30."""
     row = np.arange(4, dtype=np.float32).reshape(1, 4, 1, 1, 1)
@@ -40,11 +50,14 @@ def cache(request) -> KVCache:
     cache = KVCache(*(jnp.asarray(part) for part in parts))
     if request.param == "rows":
         return cache
+    if request.param == "apart":
+        return with_layers_apart(cache)
     return with_prompt_lanes(relaid(cache)) if request.param == "all lanes" else relaid(cache)
 
 
 def owners(cache: KVCache) -> list[int]:
     """Which original row each row is, checked on all its arrays."""
+    cache = layers_together(cache)
     cache = jax.device_get(relaid(cache) if cache.lanes else cache)
     found = []
     for r in range(cache.rows):
@@ -57,7 +70,7 @@ def owners(cache: KVCache) -> list[int]:
 
 def prompts(cache: KVCache) -> list[int]:
     """Which original prompt each prompt is."""
-    cache = jax.device_get(with_prompt_rows(cache))
+    cache = jax.device_get(with_prompt_rows(layers_together(cache)))
     found = [int(np.unique(cache.prompt_k[:, b]).item()) - 20 for b in range(cache.prompt_k.shape[1])]
     assert [int(np.unique(cache.prompt_v[:, b]).item()) - 30 for b in range(len(found))] == found
     assert [int(valid.sum()) for valid in cache.prompt_valid] == [min(b + 1, 3) for b in found]
@@ -124,6 +137,8 @@ def test_grow_adds_empty_columns(cache):
     grown = grow(cache, 9)
     assert grown.capacity == 9
     assert prompts(grown) == [0, 1, 2, 3]
+    assert grown.apart == cache.apart
+    cache, grown = layers_together(cache), layers_together(grown)
     if cache.lanes:
         cache, grown = relaid(cache), relaid(grown)
     assert grown.k.shape[-2] == grown.v.shape[-2] == 9
@@ -134,15 +149,16 @@ def test_grow_adds_empty_columns(cache):
 
 def test_a_ring_grows_with_its_columns_in_their_new_places(cache):
     """Of ten iterations a ring of six columns holds the last six; in one of eleven they are where ten iterations put them."""
-    lanes = cache.lanes
-    rows = relaid(cache) if lanes else cache
+    lanes, apart = cache.lanes, cache.apart
+    rows = relaid(cache) if lanes else layers_together(cache)
     iteration = jnp.asarray([6, 7, 8, 9, 4, 5], jnp.float32)  # what each column holds
     ring = dataclasses.replace(
         rows, k=rows.k * 0 + iteration[:, None], v=rows.v, valid=jnp.ones_like(rows.valid)
     )
-    grown = jax.jit(grow, static_argnums=1)(relaid(ring) if lanes else ring, 11, jnp.int32(10))
-    assert grown.capacity == 11
-    grown = relaid(grown) if lanes else grown
+    ring = relaid(ring) if lanes else with_layers_apart(ring) if apart else ring
+    grown = jax.jit(grow, static_argnums=1)(ring, 11, jnp.int32(10))
+    assert (grown.capacity, grown.apart) == (11, apart)
+    grown = relaid(grown) if lanes else layers_together(grown)
     np.testing.assert_array_equal(grown.valid[0], [False] * 4 + [True] * 6 + [False])
     np.testing.assert_array_equal(grown.k[0, 0, 0, 4:10, 0], [4, 5, 6, 7, 8, 9])
 
@@ -154,6 +170,8 @@ def test_a_queued_prompt_takes_a_place_and_its_rows_are_empty(cache):
     assert prompts(loaded) == [0, 3, 2, 3]
     if cache.prompt_lanes:  # a queue of prompts as they were read
         assert prompts(jax.jit(load_prompt)(wide, with_prompt_rows(queued), 1, 0)) == [0, 3, 2, 3]
+    if cache.apart:
+        assert prompts(jax.jit(load_prompt)(wide, layers_together(queued), 1, 0)) == [0, 3, 2, 3]
     valid = np.asarray(loaded.valid.T if cache.lanes else loaded.valid)
     assert not valid[2:4].any()
     np.testing.assert_array_equal(

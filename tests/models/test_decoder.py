@@ -8,7 +8,7 @@ import pytest
 from flax import nnx
 
 from caspo_jax.models import Decoder, ModelConfig, RopeConfig, branch, decoder, grow
-from caspo_jax.models.cache import with_prompt_lanes
+from caspo_jax.models.cache import with_layers_apart, with_prompt_lanes
 from caspo_jax.models.lora import LoraConfig, add_lora
 from caspo_jax.models.weights import weights
 from caspo_jax.sharding import make_mesh
@@ -247,6 +247,15 @@ def test_decoding_on_one_cpu_gives_the_logits_of_any_device(name, row_count, mon
         results.append(step(cache, ids[:, 0], jnp.full(row_count, 6), jnp.int32(0)))
     for a, b in zip(*map(jax.tree.leaves, results), strict=True):
         np.testing.assert_allclose(a, b, atol=1e-5)
+    for layers in (None, model.layers_apart()):
+        logits, apart = step(
+            with_layers_apart(cache), ids[:, 0], jnp.full(row_count, 6), jnp.int32(0), layers
+        )
+        np.testing.assert_allclose(logits, results[1][0], atol=1e-5)
+        assert apart.apart
+        for name in ("k", "v", "valid"):
+            found, want = getattr(apart, name), getattr(results[1][1], name)
+            np.testing.assert_allclose(found if name == "valid" else np.concatenate(found), want, atol=1e-5)
 
 
 def test_a_row_with_a_nan_leaves_the_others_alone(model, monkeypatch):

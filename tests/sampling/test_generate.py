@@ -12,8 +12,9 @@ import pytest
 import caspo_jax as cj
 from caspo_jax.errors import UserError
 from caspo_jax.models import token_bytes
-from caspo_jax.sampling import batch, loop, question_keys, search, segment_tokens, stream
+from caspo_jax.sampling import batch, loop, model_decode, question_keys, search, segment_tokens, stream
 from caspo_jax.sampling.compaction import split_branches
+from caspo_jax.sampling.model_decode import ApartParams
 from caspo_jax.sampling.questions import as_questions
 from caspo_jax.types import Question
 
@@ -195,6 +196,36 @@ def test_lanes_change_no_output(model_and_tokenizer, questions, monkeypatch):
         (True, True, 2),
         (True, False, 6),
     }
+
+
+def test_layers_apart_change_no_output(model_and_tokenizer, questions, monkeypatch):
+    """Samples in one batch that is cut, searches with forks, and both through a queue."""
+    sample = cj.SampleConfig(max_new_tokens=16, temperature=0.9, num_samples=6, stop=(" ",))
+    cat = cj.CatConfig(
+        num_branches=3, threshold=0.3, sample=dataclasses.replace(sample, num_samples=1, stop=())
+    )
+    monkeypatch.setattr(batch, "CHECK_EVERY", 2)
+    monkeypatch.setattr(batch, "LEAST_ROWS", 4)
+    monkeypatch.setattr(batch, "FIRST_SEGMENT", 10)
+    seen, run = [], batch.cat_decode_donated
+
+    def spied(params, state, policy):
+        seen.append((isinstance(params, ApartParams), state.cache.apart))
+        return run(params, state, policy)
+
+    monkeypatch.setattr(batch, "cat_decode_donated", spied)
+    found = []
+    for apart in (False, True):
+        monkeypatch.setattr(model_decode, "prefers_apart", lambda params, apart=apart: apart)
+        seen.clear()
+        for size in (None, 6):
+            traces = cj.generate(*model_and_tokenizer, questions, sample, KEY, batch_size=size)
+            results = cj.cat_search(*model_and_tokenizer, questions, cat, KEY, batch_size=size)
+            trees = [result.tree.nodes for result in results]
+            found.append([(trace.token_ids, trace.finish_reason) for trace in traces])
+            found[-1] += [[(n.parent, n.token_ids, n.status) for n in nodes] for nodes in trees]
+        assert set(seen) == {(apart, apart)}
+    assert found[0] == found[1] == found[2] == found[3]
 
 
 def test_padded_calls_share_their_programs_and_give_the_same(model_and_tokenizer, questions, sampled):

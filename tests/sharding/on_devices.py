@@ -1,6 +1,6 @@
 """Runs in a process of its own with eight CPU devices: `python on_devices.py JOB FOLDER MESH ...`.
 
-JOB is `trees` or `rows` (three updates), `search` (a CaT search), `compile` (an update's program) or `load` (bytes that a
+JOB is `trees` or `rows` (three updates), `search` or `search_apart` (a CaT search, with layers apart), `compile` (an update's program) or `load` (bytes that a
 checkpoint's parts take); what a mesh (a flag, or `none`) gives is written to FOLDER/MESH.npz.
 """
 
@@ -21,7 +21,7 @@ from flax import nnx
 from caspo_jax.models import Decoder, load_pretrained, save_pretrained
 from caspo_jax.models.checkpoint import Checkpoint, read_parameter
 from caspo_jax.models.weights import parameter_sharding, weights
-from caspo_jax.sampling import CatConfig, SampleConfig, cat_search
+from caspo_jax.sampling import CatConfig, SampleConfig, cat_search, model_decode
 from caspo_jax.sharding import batch_ways, make_mesh, place
 from caspo_jax.tasks import get_task
 from caspo_jax.training import LossConfig, TrainConfig, train
@@ -96,7 +96,8 @@ def run_training(pack, mesh):
     return arrays
 
 
-def run_search(mesh):
+def run_search(mesh, apart=False):
+    model_decode.prefers_apart = lambda params: apart
     task = get_task("graph")
     model, tokenizer = load_pretrained(task.policy_path, dtype="float32", mesh=mesh)
     config = CatConfig(
@@ -202,6 +203,7 @@ JOBS = {
     "trees": functools.partial(run_training, "trees"),
     "rows": functools.partial(run_training, "rows"),
     "search": run_search,
+    "search_apart": functools.partial(run_search, apart=True),
     "compile": run_compile,
     "load": run_load,
 }

@@ -70,5 +70,5 @@ def test_updates_on_every_mesh(results, pack):
 @pytest.mark.slow
 def test_searches_on_every_mesh(results):
     want, *found = results("search", *MESHES)
-    for each in found:
+    for each in found + results("search_apart", *MESHES):
         assert_same_trees(want, each)

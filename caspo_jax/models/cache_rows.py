@@ -1,0 +1,211 @@
+"""Moving whole rows, prompts and columns of a KV cache."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.sharding import Mesh, PartitionSpec
+
+from caspo_jax.models.cache import (
+    AXES,
+    COLUMNS,
+    ROWS,
+    Axis,
+    KVCache,
+    Layered,
+    with_layers_apart,
+    with_prompt_lanes,
+)
+from caspo_jax.sharding import batch_ways, named_sharding
+
+# What the fields of the rows' own part and of the prompts' part begin with.
+_OWN, _PROMPTS = "", "prompt_"
+
+
+def widen_prompts(cache: KVCache, columns: int) -> KVCache:
+    """The same prompts [L, B, G, P, D] in so many columns; those that are new come last and are not valid."""
+    extra = columns - cache.prompt_valid.shape[COLUMNS[cache.prompt_lanes].valid]
+    if not extra:
+        return cache
+    return _changed(cache, _PROMPTS, COLUMNS, lambda array, axis: _padded(array, extra, axis))
+
+
+def branch(cache: KVCache, n: int) -> KVCache:
+    """Each row becomes n: row r is copied to rows r*n .. r*n+n-1; the prompts stay as they are."""
+    return _changed(cache, _OWN, ROWS, lambda array, axis: jnp.repeat(array, n, axis=axis)).placed()
+
+
+def copy_rows(cache: KVCache, source: jax.Array, destination: jax.Array, count: jax.Array) -> KVCache:
+    """Copies row `source[i]` onto row `destination[i]`, of the same prompt, for i < count, in order.
+
+    A loop of `count` trips over one row each: inside a donated `while_loop` the cache is updated in place, and an
+    iteration without a fork costs nothing.
+
+    Args:
+      cache: R rows.
+      source: [n] int32 row indices.
+      destination: [n] int32 row indices.
+      count: scalar int32, at most n.
+    """
+
+    arrays = (cache.k, cache.v, cache.valid)
+    if cache.mesh is None or cache.prompts % batch_ways(cache.mesh):
+        k, v, valid = _copy_rows(arrays, ROWS[cache.lanes], source, destination, count)
+    else:
+        k, v, valid = _copy_rows_on_mesh(cache.mesh, arrays, source, destination, count)
+    return dataclasses.replace(cache, k=k, v=v, valid=valid)
+
+
+_Arrays = tuple[Layered, Layered, jax.Array]  # k, v, valid
+
+
+def _copy_rows(
+    arrays: _Arrays, axis: Axis, source: jax.Array, destination: jax.Array, count: jax.Array
+) -> _Arrays:
+    def copy_row(array: jax.Array, axis: int, i: jax.Array) -> jax.Array:
+        row = lax.dynamic_slice_in_dim(array, source[i], 1, axis)
+        return lax.dynamic_update_slice_in_dim(array, row, destination[i], axis)
+
+    def body(i: jax.Array, arrays: _Arrays) -> _Arrays:
+        *kv, valid = arrays
+        k, v = jax.tree.map(lambda array: copy_row(array, axis.kv, i), kv)
+        return k, v, copy_row(valid, axis.valid, i)
+
+    return lax.fori_loop(0, count, body, arrays)
+
+
+def _copy_rows_on_mesh(
+    mesh: Mesh, arrays: _Arrays, source: jax.Array, destination: jax.Array, count: jax.Array
+) -> _Arrays:
+    """Each device copies among its own rows: a copy by global index would gather the cache on every device."""
+    layers = jax.tree.leaves(arrays[0])
+    kv = named_sharding(mesh, AXES, layers[0].shape).spec
+    valid = named_sharding(mesh, ("batch", "length"), arrays[2].shape).spec
+    split = (valid[0],) if isinstance(valid[0], str) else tuple(valid[0] or ())
+
+    def local(arrays: _Arrays, source: jax.Array, destination: jax.Array, count: jax.Array) -> _Arrays:
+        rows = arrays[2].shape[0]
+        first = lax.axis_index(split) * rows if split else 0
+        mine = (destination >= first) & (destination < first + rows)
+        # What belongs to another device becomes a copy of row 0 onto itself.
+        source, destination = (jnp.where(mine, index - first, 0) for index in (source, destination))
+        return _copy_rows(arrays, ROWS[False], source, destination, count)
+
+    k, v = jax.tree.map(lambda _: kv, arrays[:2])
+    specs, none = (k, v, valid), PartitionSpec()
+    run = jax.shard_map(
+        local, mesh=mesh, in_specs=(specs, none, none, none), out_specs=specs, check_vma=False
+    )
+    return run(arrays, source, destination, count)
+
+
+def ring_source(iteration: jax.Array, size: int, larger: int) -> tuple[jax.Array, jax.Array]:
+    """Where the places of a larger ring find what they hold in a ring of `size` places; place i % size is iteration i's.
+
+    Returns:
+      [larger] int32 places of the smaller ring, and [larger] bool: it still holds that iteration.
+    """
+    newest = iteration - 1
+    held = newest - (newest - jnp.arange(larger, dtype=jnp.int32)) % larger  # the iteration at each new place
+    return held % size, (held >= 0) & (held > newest - size)
+
+
+def grow(cache: KVCache, capacity: int, iteration: jax.Array | None = None) -> KVCache:
+    """More columns for the rows, `capacity` in all; a cache that is already as large is returned as it is.
+
+    The new ones are empty and come last; with `iteration` (scalar int32, columns written so far) the columns are a ring
+    and move to their places in the larger one.
+    """
+    extra = capacity - cache.capacity
+    if extra <= 0:
+        return cache
+    if iteration is None:
+        return _changed(cache, _OWN, COLUMNS, lambda array, axis: _padded(array, extra, axis)).placed()
+    source, held = ring_source(iteration, cache.capacity, capacity)
+    moved = _changed(cache, _OWN, COLUMNS, lambda array, axis: jnp.take(array, source, axis=axis))
+    valid = moved.valid & (held[:, None] if cache.lanes else held)
+    return dataclasses.replace(moved, valid=valid).placed()
+
+
+def load_prompt(cache: KVCache, queued: KVCache, prompt: jax.Array, entry: jax.Array) -> KVCache:
+    """Puts prompt `entry` of another cache in the place of `prompt`; its rows are emptied. Both scalar int32."""
+    one = _changed(
+        queued, _PROMPTS, ROWS, lambda array, axis: lax.dynamic_slice_in_dim(array, entry, 1, axis)
+    )
+    if cache.prompt_lanes:
+        one = with_prompt_lanes(one)
+    if cache.apart:
+        one = with_layers_apart(one)
+    axis, branches = ROWS[cache.prompt_lanes], cache.branches
+
+    def put(arrays: Any, sources: Any, at: jax.Array, axis: int) -> Any:
+        return jax.tree.map(lambda x, y: lax.dynamic_update_slice_in_dim(x, y, at, axis), arrays, sources)
+
+    empty = jnp.zeros((cache.capacity, branches) if cache.lanes else (branches, cache.capacity), jnp.bool_)
+    return dataclasses.replace(
+        cache,
+        prompt_k=put(cache.prompt_k, one.prompt_k, prompt, axis.kv),
+        prompt_v=put(cache.prompt_v, one.prompt_v, prompt, axis.kv),
+        prompt_valid=put(cache.prompt_valid, one.prompt_valid, prompt, axis.valid),
+        valid=put(cache.valid, empty, prompt * branches, ROWS[cache.lanes].valid),
+    )
+
+
+def concatenate(caches: Sequence[KVCache]) -> KVCache:
+    """The prompts of several caches of equal columns, branches and layouts, with their rows, in order."""
+    first = caches[0]
+    axis, prompt_axis = ROWS[first.lanes], ROWS[first.prompt_lanes]
+
+    def joined(field: str, axis: int) -> Any:
+        parts = [getattr(cache, field) for cache in caches]
+        return jax.tree.map(lambda *arrays: jnp.concatenate(arrays, axis=axis), *parts)
+
+    return KVCache(
+        prompt_k=joined("prompt_k", prompt_axis.kv),
+        prompt_v=joined("prompt_v", prompt_axis.kv),
+        prompt_valid=joined("prompt_valid", prompt_axis.valid),
+        k=joined("k", axis.kv),
+        v=joined("v", axis.kv),
+        valid=joined("valid", axis.valid),
+        lanes=first.lanes,
+        prompt_lanes=first.prompt_lanes,
+        mesh=first.mesh,
+    )
+
+
+def take_prompts(cache: KVCache, prompts: jax.Array) -> KVCache:
+    """Gathers prompts [n] with all their rows into a new cache (between loop segments, never inside one)."""
+    branches = cache.branches
+    return _gather(cache, prompts, (prompts[:, None] * branches + jnp.arange(branches)).reshape(-1))
+
+
+def split_rows(cache: KVCache, rows: jax.Array) -> KVCache:
+    """Gathers rows [n] into a new cache in which each has its prompt to itself."""
+    return _gather(cache, rows // cache.branches, rows)
+
+
+def _gather(cache: KVCache, prompts: jax.Array, rows: jax.Array) -> KVCache:
+    cache = _changed(cache, _PROMPTS, ROWS, lambda array, axis: jnp.take(array, prompts, axis=axis))
+    return _changed(cache, _OWN, ROWS, lambda array, axis: jnp.take(array, rows, axis=axis)).placed()
+
+
+def _changed(
+    cache: KVCache, part: str, axes: dict[bool, Axis], change: Callable[[jax.Array, int], jax.Array]
+) -> KVCache:
+    """The cache with `change(array, its axis)` done to `k`, `v` and `valid` of the rows (`part` "") or the prompts."""
+    axis = axes[cache.prompt_lanes if part else cache.lanes]
+    places = {f"{part}k": axis.kv, f"{part}v": axis.kv, f"{part}valid": axis.valid}
+    changed: dict[str, Any] = {
+        name: jax.tree.map(lambda array, at=at: change(array, at), getattr(cache, name))
+        for name, at in places.items()
+    }
+    return dataclasses.replace(cache, **changed)
+
+
+def _padded(array: jax.Array, extra: int, axis: int) -> jax.Array:
+    return jnp.pad(array, [(0, extra if i == axis else 0) for i in range(array.ndim)])
