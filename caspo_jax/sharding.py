@@ -135,6 +135,11 @@ def mesh_of(model: Any) -> Mesh | None:
     return getattr(model, "mesh", None)
 
 
+def platform_of(mesh: Mesh | None) -> str:
+    """`cpu`, `gpu` or `tpu`: of the mesh's devices, which may be absent; without a mesh of those that are here."""
+    return jax.default_backend() if mesh is None else mesh.devices.flat[0].platform
+
+
 def constrain(
     mesh: Mesh | None, array: jax.Array, logical_axes: Sequence[str | None], *, uneven: bool = False
 ) -> jax.Array:

@@ -1,11 +1,13 @@
-"""Does the train step, or the tree search, compile for a TPU pod, and does it fit? Answered with no TPU.
+"""Does the train step, or the tree search, compile for a TPU pod or GPUs, and does it fit? Answered with none of them.
 
     python -m experiments.compile_check --model_config=qwen3-8b --topology=v5e:4x4 --mesh=fsdp:16 --what=train --rows=16 --length=2048
     python -m experiments.compile_check --model_config=qwen3-8b --topology=v5e:2x4 --mesh=tensor:8 --what=cat --num_branches=10
+    python -m experiments.compile_check --model_config=qwen2.5-1.5b --topology=h200:1 --mesh=data:1 --what=cat --questions=16 --num_branches=1
 
-The programs are the product's own, lowered from shapes alone and compiled ahead of time by libtpu
-(pip install 'caspo_jax[tpu]') on a CPU machine. Printed: HBM a chip and whether it fits, products, HBM traffic,
-collectives, and the least time a run that the chip's published rates allow. --model_config takes a Hugging Face
+The programs are the product's own, lowered from shapes alone and compiled ahead of time on a CPU machine, by libtpu
+(pip install 'caspo_jax[tpu]') or for a100, h100 and h200 by JAX's CUDA plugin (pip install 'caspo_jax[gpu]'; kernels are
+then chosen without trying them). Printed: HBM a chip and whether it fits, products, HBM traffic, collectives, on GPUs
+kernels and waits for the host, and the least time a run that the chip's published rates allow. --model_config takes a Hugging Face
 config.json (or its folder) or a shape: tiny, qwen2.5-1.5b, qwen2.5-7b, qwen3-8b, llama-3.1-8b.
 """
 
@@ -28,7 +30,9 @@ def define_flags() -> None:
     flags.DEFINE_string(
         "model_config", None, "a config.json, its folder, or the name of a shape", required=True
     )
-    flags.DEFINE_string("topology", None, "chips such as v5e:4x4, v5p:4x4x4 or v6e:16x16", required=True)
+    flags.DEFINE_string(
+        "topology", None, "chips such as v5e:4x4, v5p:4x4x4, v6e:16x16 or h100:8", required=True
+    )
     flags.DEFINE_string("mesh", None, "mesh of as many devices, such as fsdp:64,tensor:4", required=True)
     flags.DEFINE_enum(
         "what", "train", ["train", "cat"], "the program: a training update or the search's loop"
@@ -71,7 +75,7 @@ def main() -> None:
         search = compile_check.CatShape(
             FLAGS.questions, FLAGS.num_branches, FLAGS.prompt, FLAGS.max_new_tokens
         )
-        program = compile_check.cat_program(config, mesh, search, FLAGS.dtype)
+        program = compile_check.cat_program(config, mesh, search, FLAGS.dtype, chip)
         title = f"one token in each of {FLAGS.questions} x {FLAGS.num_branches} branches of {FLAGS.max_new_tokens:,}"
     result = compile_check.check(program, chip, len(devices))
     if FLAGS.output:

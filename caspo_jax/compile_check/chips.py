@@ -1,11 +1,12 @@
-"""What a TPU chip's published figures are, and which topologies of them can be named."""
+"""What a chip's published figures are, and which topologies of TPUs and GPUs can be named."""
 
 from __future__ import annotations
 
 import dataclasses
 import os
-from typing import Any
+from typing import Any, Literal
 
+from caspo_jax.compile_check.gpus import GPUS, gpu_devices
 from caspo_jax.errors import UserError
 
 
@@ -14,7 +15,8 @@ class Chip:
     """Peak figures of one chip.
 
     Source: the "System architecture" pages of the Cloud TPU documentation, one a generation (read November 2026). HBM is
-    given there in GB; what the compiler may use is a little less than that many GiB.
+    given there in GB; what the compiler may use is a little less than that many GiB. Of GPUs: NVIDIA's data sheets,
+    dense products; of their memory JAX takes three quarters unless it is told otherwise.
     """
 
     name: str
@@ -24,6 +26,7 @@ class Chip:
     ici_bandwidth: (
         float  # bytes a second into the chip over all its links: half of the published bidirectional figure
     )
+    platform: Literal["tpu", "gpu"] = "tpu"
 
 
 CHIPS = {
@@ -31,6 +34,9 @@ CHIPS = {
     "v5e": Chip("v5e", 197e12, 16 * 2**30, 819e9, 200e9),
     "v5p": Chip("v5p", 459e12, 95 * 2**30, 2765e9, 600e9),
     "v6e": Chip("v6e", 918e12, 32 * 2**30, 1638e9, 400e9),
+    "a100": Chip("a100", 312e12, 0.75 * GPUS["a100"].memory, GPUS["a100"].bandwidth, 300e9, "gpu"),
+    "h100": Chip("h100", 989e12, 0.75 * GPUS["h100"].memory, GPUS["h100"].bandwidth, 450e9, "gpu"),
+    "h200": Chip("h200", 989e12, 0.75 * GPUS["h200"].memory, GPUS["h200"].bandwidth, 450e9, "gpu"),
 }
 MOST_CHIPS = 256
 _NO_MACHINE = {
@@ -42,22 +48,24 @@ _NO_MACHINE = {
 
 
 def topology_devices(topology: str) -> tuple[Chip, list[Any]]:
-    """The chip and the (absent) devices of a topology such as `v5e:4x4`, `v5p:2x2x2` or `v6e:16x16`.
+    """The chip and the (absent) devices of a topology such as `v5e:4x4`, `v5p:2x2x2`, `v6e:16x16` or `h100:8`.
 
     Raises:
-      UserError: an unknown chip or shape, too many chips, or libtpu is not installed.
+      UserError: an unknown chip or shape, too many chips, or their compiler is not installed.
     """
     name, _, shape = topology.partition(":")
     sizes = shape.split("x")
     if name not in CHIPS or not all(size.isdecimal() and int(size) > 0 for size in sizes):
         raise UserError(
-            f"--topology={topology}: give CHIP:SHAPE with a chip of {', '.join(CHIPS)}, e.g. v5e:4x4 or v5p:4x4x4"
+            f"--topology={topology}: give CHIP:SHAPE with a chip of {', '.join(CHIPS)}, e.g. v5e:4x4, v5p:4x4x4 or h100:8"
         )
     count = 1
     for size in sizes:
         count *= int(size)
     if count > MOST_CHIPS:
         raise UserError(f"--topology={topology}: {count} chips; at most {MOST_CHIPS}")
+    if CHIPS[name].platform == "gpu":
+        return CHIPS[name], _gpus(name, count, topology)
     try:
         import libtpu  # noqa: F401
     except ImportError:
@@ -74,3 +82,15 @@ def topology_devices(topology: str) -> tuple[Chip, list[Any]]:
         reason = str(error).strip().splitlines()[0][:200]
         raise UserError(f"--topology={topology}: the TPU compiler does not know it ({reason})") from error
     return CHIPS[name], list(described.devices)
+
+
+def _gpus(name: str, count: int, topology: str) -> list[Any]:
+    import jax
+
+    try:
+        return gpu_devices(name, count)
+    except NotImplementedError as error:
+        raise UserError("the GPU compiler is not installed: pip install 'caspo_jax[gpu]'") from error
+    except (jax.errors.JaxRuntimeError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0][:200]
+        raise UserError(f"--topology={topology}: the GPU compiler does not know it ({reason})") from error

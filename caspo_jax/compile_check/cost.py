@@ -44,6 +44,10 @@ class Cost:
     hbm_bytes: float = 0.0  # read and written
     collectives: dict[str, Traffic] = dataclasses.field(default_factory=dict)
     largest_loop_array: int = 0  # bytes of the largest array that a loop makes anew, be it on a condition; in-place updates left out
+    kernels: float = 0.0  # operations that are started one by one, on a GPU
+    host_waits: float = (
+        0.0  # on a GPU the host reads which branch to take, and whether a loop of unknown length goes on
+    )
     assumed: dict[str, float] = dataclasses.field(default_factory=dict)  # trips the compiler does not know
     # What comes on top where a condition holds, or for one trip of a loop that is taken not to run; by what it is for.
     when_taken: dict[str, Cost] = dataclasses.field(default_factory=dict)
@@ -57,6 +61,8 @@ class Cost:
         """Add another cost, `times` over."""
         self.flops += times * other.flops
         self.hbm_bytes += times * other.hbm_bytes
+        self.kernels += times * other.kernels
+        self.host_waits += times * other.host_waits
         for name, kind in other.collectives.items():
             mine = self.collectives.setdefault(name, Traffic())
             mine.count += times * kind.count
@@ -114,14 +120,19 @@ class _Walk:
         return self._known[name, in_loop]
 
     def _instruction(self, cost: Cost, computation: Computation, i: Instruction, in_loop: bool) -> None:
+        if i.opcode == "fusion-start":  # (operands, result, flags): on a stream of its own
+            i = dataclasses.replace(i, opcode="fusion", shapes=i.shapes[len(i.operands) :])
         if i.opcode == "while":
             (name,) = [name for name in i.called if name in self._module.computations]
             body, trips = self.computation(name, in_loop=True), self._trips_of(cost, computation, i)
+            if loop_length(self._module, computation, i) is None:
+                cost.host_waits += max(trips, 1.0)
             if trips:
                 cost.add(body, trips)
             else:
                 cost.extra(_purpose(i), body)
         elif i.opcode == "conditional":
+            cost.host_waits += 1
             branches = [self.computation(name, in_loop) for name in i.called]
             branches.sort(key=lambda branch: branch.flops + branch.hbm_bytes)
             if any(scope in self._name_of(i) for scope in self._taken):
@@ -135,6 +146,7 @@ class _Walk:
             for name in i.called:
                 cost.add(self.computation(name, in_loop), 1.0)
         elif i.opcode == "fusion":
+            cost.kernels += 1
             moved: set[Shape] = set()
             for name in i.called:
                 self._inside(cost, name, i, moved)
@@ -144,6 +156,7 @@ class _Walk:
                 made = [*written, *(shape.bytes for shape in moved if not shape.on_chip)]
                 cost.largest_loop_array = max(cost.largest_loop_array, *made, 0)
         elif kind_of(i) is not None:
+            cost.kernels += 1
             self._collective(cost, computation, i, i.opcode)
             if in_loop:
                 made = [shape.bytes for shape in i.shapes if not shape.on_chip]
@@ -152,6 +165,7 @@ class _Walk:
             cost.flops += flops(computation, i)
             if i.opcode in _FREE or i.opcode.endswith("-done"):
                 return
+            cost.kernels += 1
             cost.hbm_bytes += plain_bytes(computation, i)
             if in_loop and i.opcode not in ("dynamic-update-slice", "scatter"):
                 made = [shape.bytes for shape in i.shapes if not shape.on_chip]

@@ -14,18 +14,19 @@ import optax
 from flax import nnx
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from caspo_jax.compile_check.chips import Chip
 from caspo_jax.errors import UserError
 from caspo_jax.models import ModelConfig
 from caspo_jax.models.blockwise import BLOCK
-from caspo_jax.models.cache import KVCache, init_cache
+from caspo_jax.models.cache import KVCache, init_cache, with_layers_apart
 from caspo_jax.models.cache_rows import copy_rows
-from caspo_jax.models.decoder import Decoder
+from caspo_jax.models.decoder import Decoder, Layer
 from caspo_jax.models.weights import parameter_shape, parameter_sharding, weights
 from caspo_jax.preferences.tree_packing import RowShape
 from caspo_jax.sampling import CatConfig, SampleConfig
 from caspo_jax.sampling.automaton import build_automaton
 from caspo_jax.sampling.loop import donated_program
-from caspo_jax.sampling.model_decode import ModelDecode
+from caspo_jax.sampling.model_decode import ApartParams, ModelDecode, room_apart
 from caspo_jax.sampling.policy import make_policy
 from caspo_jax.sampling.state import LOGITS_AXES, CatState, Knobs, init_state
 from caspo_jax.sharding import batch_ways, named_sharding
@@ -54,6 +55,7 @@ class Program:
     growing: int = (
         0  # bytes a chip beside the arguments while buffers are made larger, before the program runs
     )
+    unread: int = 0  # bytes a chip of `arguments` that the program does not read: they are there all the same
 
 
 @dataclasses.dataclass(frozen=True)
@@ -106,7 +108,7 @@ def train_program(
     batch = _abstract_trees(mesh, shape, settings)
     lowered = fused_update.lower(spec, state, frozen, batch, Denominators(scalar, scalar), scalar)
     blocks = math.ceil(shape.length / BLOCK)
-    chunk = head_chunk(shape.rows, config.vocab_size, shape.length, settings.head_chunk, mesh.size)
+    chunk = head_chunk(shape.rows, config.vocab_size, shape.length, settings.head_chunk, mesh)
     return Program(
         what="train",
         lowered=lowered,
@@ -126,8 +128,10 @@ def train_program(
     )
 
 
-def cat_program(config: ModelConfig, mesh: Mesh, shape: CatShape, dtype: str) -> Program:
+def cat_program(config: ModelConfig, mesh: Mesh, shape: CatShape, dtype: str, chip: Chip) -> Program:
     """The tree search's loop, `cat_decode_donated`, with its buffers at their last size.
+
+    On GPUs that have room for it layers are apart, as `sampling.model_decode` has them there.
 
     Raises:
       UserError: questions that the mesh does not divide.
@@ -142,14 +146,21 @@ def cat_program(config: ModelConfig, mesh: Mesh, shape: CatShape, dtype: str) ->
         num_branches=shape.branches, sample=SampleConfig(max_new_tokens=shape.max_new_tokens)
     )
     policy = make_policy(ModelDecode(graphdef), copy_rows, settings, config.vocab_size)
-    state = _abstract_search(config, mesh, shape, settings, jnp.dtype(dtype))
-    lowered = donated_program(params, state, policy)
+    held, copied, unread = bytes_a_chip(params), 0, 0
+    apart = chip.platform == "gpu" and room_apart(held, chip.hbm_bytes - held)
+    state = _abstract_search(config, mesh, shape, settings, jnp.dtype(dtype), apart)
+    decoding = ApartParams(params, _abstract_layers(graphdef, params)) if apart else params
+    lowered = donated_program(decoding, state, policy)
     cache = bytes_a_chip(state.cache)
+    if apart:
+        copied = bytes_a_chip(decoding.layers)
+        unread = bytes_a_chip(nnx.to_pure_dict(params)["layers"])
     return Program(
         what="cat",
         lowered=lowered,
         arguments={
-            f"parameters ({dtype})": bytes_a_chip(params),
+            f"parameters ({dtype})": held,
+            **({"each layer by itself": copied} if copied else {}),
             "KV cache": cache,
             "logits": bytes_a_chip(state.logits),
             "tree": bytes_a_chip(dataclasses.replace(state, cache=None, logits=None)),  # type: ignore[arg-type]
@@ -159,6 +170,7 @@ def cat_program(config: ModelConfig, mesh: Mesh, shape: CatShape, dtype: str) ->
         tokens=shape.questions * shape.branches,
         per="iteration",
         growing=cache // 2,  # buffers double: the old ones are there until they are copied
+        unread=unread,
     )
 
 
@@ -206,8 +218,21 @@ def _abstract_trees(mesh: Mesh, shape: TrainShape, settings: TrainConfig) -> Tre
     )
 
 
+def _abstract_layers(graphdef: Any, params: Any) -> tuple[Layer, ...]:
+    """`Decoder.layers_apart` of shapes: each is where the stack is."""
+    stacks = nnx.to_pure_dict(params)["layers"]
+    layers = jax.eval_shape(lambda params: nnx.merge(graphdef, params).layers_apart(), params)
+
+    def placed(name: str, leaf: Any) -> Any:
+        stacked = stacks[name].sharding
+        spec = PartitionSpec(*stacked.spec[1:])
+        return Shaped(leaf.shape, leaf.dtype, sharding=NamedSharding(stacked.mesh, spec))
+
+    return tuple({name: placed(name, leaf) for name, leaf in layer.items()} for layer in layers)
+
+
 def _abstract_search(
-    config: ModelConfig, mesh: Mesh, shape: CatShape, settings: CatConfig, dtype: jnp.dtype
+    config: ModelConfig, mesh: Mesh, shape: CatShape, settings: CatConfig, dtype: jnp.dtype, apart: bool
 ) -> CatState:
     """The search's state as `CatState.placed` and `KVCache.placed` leave it."""
     questions, branches = shape.questions, shape.branches
@@ -216,16 +241,17 @@ def _abstract_search(
     def build() -> CatState:
         prompts = init_cache(config, questions, 0, dtype, prompt_columns=shape.prompt)
         rows = init_cache(config, questions * branches, shape.max_new_tokens, dtype)
+        cache = KVCache(
+            prompts.prompt_k,
+            prompts.prompt_v,
+            prompts.prompt_valid,
+            rows.k,
+            rows.v,
+            rows.valid,
+            mesh=mesh,
+        )
         return init_state(
-            KVCache(
-                prompts.prompt_k,
-                prompts.prompt_v,
-                prompts.prompt_valid,
-                rows.k,
-                rows.v,
-                rows.valid,
-                mesh=mesh,
-            ),
+            with_layers_apart(cache) if apart else cache,
             jnp.zeros((questions, config.vocab_size)),
             np.zeros((questions, 2), np.uint32),
             np.full(questions, shape.prompt, np.int32),

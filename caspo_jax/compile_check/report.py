@@ -24,7 +24,7 @@ _SCHEMA = {"name": "compile_check", "version": 1}
 class Memory:
     """HBM of one chip, bytes."""
 
-    arguments: int
+    arguments: int  # with those that the program does not read
     temporaries: int
     output: int
     aliased: int  # of the output: written into the arguments' buffers
@@ -97,6 +97,11 @@ class Check:
             f"flops_a_chip_{self.program.per}": self.cost.flops,
             f"hbm_traffic_a_chip_{self.program.per}": self.cost.hbm_bytes,
             "collectives": {k: dataclasses.asdict(v) for k, v in sorted(self.cost.collectives.items())},
+            **(
+                {"kernels": self.cost.kernels, "host_waits": self.cost.host_waits}
+                if self.chip.platform == "gpu"
+                else {}
+            ),
             "largest_loop_array": self.cost.largest_loop_array,
             "assumed_trips": self.cost.assumed,
             "when_taken": {
@@ -131,7 +136,7 @@ def check(program: Program, chip: Chip, chips: int) -> Check:
     seconds = time.perf_counter() - started
     analysis = compiled.memory_analysis()
     memory = Memory(
-        arguments=analysis.argument_size_in_bytes,
+        arguments=analysis.argument_size_in_bytes + program.unread,
         temporaries=analysis.temp_size_in_bytes,
         output=analysis.output_size_in_bytes,
         aliased=analysis.alias_size_in_bytes,
@@ -211,6 +216,10 @@ def table(result: Check) -> str:
     ]
     for name, kind in sorted(cost.collectives.items()):
         rows.append((name, f"{kind.count:,.0f} times, {kind.bytes / 1e9:.4g} GB into a chip"))
+    if result.chip.platform == "gpu":
+        rows.append(
+            (f"kernels an {per}", f"{cost.kernels:,.0f}, and {cost.host_waits:,.0f} waits for the host")
+        )
     rows += [
         ("largest array made in a loop", _gib(cost.largest_loop_array)),
         (

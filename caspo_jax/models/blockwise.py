@@ -14,20 +14,24 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.sharding import Mesh
 
 from caspo_jax.models.attention import precision
 from caspo_jax.models.short_rows import attend_short
+from caspo_jax.sharding import platform_of
 
 BLOCK = 256
-# Up to here blocks of queries that are written out cost less than loops over blocks.
-_LONGEST_SHORT = 1024
+# Up to here blocks of queries that are written out cost less than loops over blocks. A GPU's host is asked in every trip of
+# such a loop, and each of its kernels goes through memory: further there.
+_LONGEST_SHORT = {"gpu": 4096}
+_ELSEWHERE = 1024
 _LOWEST = -1e30  # a finite stand-in for -inf: differences of two of them stay numbers
 
 Array = jax.Array
 
 
 def attend_self(
-    q: jax.Array, k: jax.Array, v: jax.Array, visible_until: jax.Array, *, split: bool = False
+    q: jax.Array, k: jax.Array, v: jax.Array, visible_until: jax.Array, *, mesh: Mesh | None = None
 ) -> jax.Array:
     """Attention within rows: query q sees key k exactly if k <= q < visible_until[k]; block by block in long rows.
 
@@ -36,14 +40,19 @@ def attend_self(
       k: [B, T, G, D].
       v: [B, T, G, D].
       visible_until: [B, T] int32: the length for plain sequences, the end of a key's subtree for trees, 0 in padding.
-      split: whether rows are split over devices.
+      mesh: devices that rows are split over.
 
     Returns:
       [B, T, H, D] in q's dtype; entries at padding mean nothing.
     """
-    if q.shape[1] > _LONGEST_SHORT:
-        return attend_blockwise(q, k, v, visible_until)
-    return attend_short(q, k, v, visible_until, split=split)
+    if written_out(q.shape[1], platform_of(mesh)):
+        return attend_short(q, k, v, visible_until, mesh=mesh)
+    return attend_blockwise(q, k, v, visible_until)
+
+
+def written_out(length: int, platform: str) -> bool:
+    """Whether rows of so many tokens are attended over without a loop over blocks (`attend_short`)."""
+    return length <= _LONGEST_SHORT.get(platform, _ELSEWHERE)
 
 
 def attend_blockwise(q: Array, k: Array, v: Array, visible_until: Array, block: int = BLOCK) -> Array:

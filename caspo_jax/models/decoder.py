@@ -252,7 +252,7 @@ class Decoder(nnx.Module):
         def layer_step(x: jax.Array, layer: Layer):
             layer = self._gathered(layer)
             q, k, v = self._qkv(layer, self._norm(x, layer["input_norm"]), cos, sin)
-            mixed = attend_self(q, k, v, visible_until, split=self.mesh is not None)
+            mixed = attend_self(q, k, v, visible_until, mesh=self.mesh)
             x = self._attention_output(layer, x, mixed)
             kv = (k.transpose(0, 2, 1, 3), v.transpose(0, 2, 1, 3)) if keep_kv else None
             return self._mlp(layer, x), kv

@@ -1,8 +1,9 @@
-"""Attention within rows of up to a thousand tokens: dense, causal blocks of queries, scores never kept.
+"""Attention within rows of some thousand tokens: dense, causal blocks of queries, scores never kept.
 
 Queries go by in a few blocks, each against the keys up to its own end, so that half of the square is never computed. The
 backward pass computes the scores again from the log-sum-exp: the head dimension is small, and scores that were kept
-would be most of a layer's memory. On a CPU as many rows go together as keep a block's scores in the cache.
+would be most of a layer's memory. As many rows go together as the platform has room for a block's scores, on a CPU in its
+cache.
 
 Source: FlashAttention's backward pass, arXiv 2205.14135.
 """
@@ -17,17 +18,21 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.sharding import Mesh
 
 from caspo_jax.models.attention import precision
+from caspo_jax.sharding import platform_of
 
-_QUERIES = 128  # a block
-_CPU_SCORES = 1 << 20  # entries of a block's scores held at once on a CPU (4 MiB)
+_QUERIES = 128  # a block; on a GPU of an eighth of the row, if that is more
+_GPU_BLOCKS = 8
+# Entries of a block's scores held at once: 4 MiB on a CPU, 512 MiB on a GPU.
+_SCORES = {"cpu": 1 << 20, "gpu": 1 << 27}
 _LOWEST = -1e30  # a finite stand-in for -inf: a query that sees nothing gets a harmless mean and no NaN
 
 Array = jax.Array
 
 
-def attend_short(q: Array, k: Array, v: Array, visible_until: Array, *, split: bool = False) -> Array:
+def attend_short(q: Array, k: Array, v: Array, visible_until: Array, *, mesh: Mesh | None = None) -> Array:
     """softmax(q k^T / sqrt(D)) v, where query q sees key k exactly if k <= q < visible_until[k].
 
     Args:
@@ -35,37 +40,43 @@ def attend_short(q: Array, k: Array, v: Array, visible_until: Array, *, split: b
       k: [B, T, G, D], H a multiple of G.
       v: [B, T, G, D].
       visible_until: [B, T] int32.
-      split: whether rows are split over devices; they then all go together.
+      mesh: devices that rows are split over; they then all go together.
 
     Returns:
       [B, T, H, D] in q's dtype; entries of queries that see nothing mean nothing. Scores and sums are float32.
     """
     batch, length, heads, dim = q.shape
     groups = k.shape[2]
-    together = batch
-    if not split and jax.default_backend() == "cpu":
-        fitting = max(1, _CPU_SCORES // (heads * min(length, _QUERIES) * length))
+    together, platform = batch, platform_of(mesh)
+    count = max(_QUERIES, -(-length // _GPU_BLOCKS)) if platform == "gpu" else _QUERIES
+    if mesh is None and platform in _SCORES:
+        fitting = max(1, _SCORES[platform] // (heads * min(length, count) * length))
         together = math.gcd(batch, 1 << (fitting.bit_length() - 1))
     grouped = q.reshape(batch, length, groups, heads // groups, dim).transpose(0, 2, 3, 1, 4)
     k, v = (x.transpose(0, 2, 1, 3) for x in (k, v))
-    mixed = _attend(grouped, k, v, visible_until, together)
+    mixed = _attend(grouped, k, v, visible_until, together, count)
     return mixed.transpose(0, 3, 1, 2, 4).reshape(batch, length, heads, dim)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(4,))
-def _attend(q: Array, k: Array, v: Array, until: Array, together: int) -> Array:
-    """q [B, G, J, T, D], k and v [B, G, T, D], until [B, T]: J queries a key head, so many rows at once."""
-    return _forward(q, k, v, until, together)[0]
+@functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5))
+def _attend(q: Array, k: Array, v: Array, until: Array, together: int, count: int) -> Array:
+    """q [B, G, J, T, D], k and v [B, G, T, D], until [B, T]: J queries a key head.
+
+    So many rows at once go together, in blocks of `count` queries.
+    """
+    return _forward(q, k, v, until, together, count)[0]
 
 
-def _forward(q: Array, k: Array, v: Array, until: Array, together: int) -> tuple[Array, tuple[Array, ...]]:
-    mixed, logsumexp = _some_at_once(_forward_rows, together, q, k, v, until)
+def _forward(
+    q: Array, k: Array, v: Array, until: Array, together: int, count: int
+) -> tuple[Array, tuple[Array, ...]]:
+    mixed, logsumexp = _some_at_once(functools.partial(_forward_rows, count), together, q, k, v, until)
     return mixed, (q, k, v, until, mixed, logsumexp)
 
 
-def _forward_rows(q: Array, k: Array, v: Array, until: Array) -> tuple[Array, Array]:
+def _forward_rows(count: int, q: Array, k: Array, v: Array, until: Array) -> tuple[Array, Array]:
     outputs, logsumexps = [], []
-    for block in _blocks(q.shape[3]):
+    for block in _blocks(q.shape[3], count):
         queries, end = q[..., block, :], block.stop
         seen = _seen(until, block).swapaxes(1, 2)[:, None, None]  # [B, 1, 1, C, S]
         scores = _product("bgjqd,bgkd->bgjqk", queries, k[:, :, :end]) * q.shape[-1] ** -0.5
@@ -80,17 +91,18 @@ def _forward_rows(q: Array, k: Array, v: Array, until: Array) -> tuple[Array, Ar
 
 
 def _backward(
-    together: int, residuals: tuple[Array, ...], upstream: Array
+    together: int, count: int, residuals: tuple[Array, ...], upstream: Array
 ) -> tuple[Array, Array, Array, None]:
     """With P the softmax: dV = P^T dO, dS = P (dO V^T - rowsum(dO O)), dQ = dS K, dK = dS^T Q, P recomputed."""
     q, k, v, until, mixed, logsumexp = residuals
     inner = jnp.sum(upstream.astype(jnp.float32) * mixed.astype(jnp.float32), axis=-1)
-    d_q, d_k, d_v = _some_at_once(_backward_rows, together, q, k, v, until, logsumexp, inner, upstream)
+    rows = functools.partial(_backward_rows, count)
+    d_q, d_k, d_v = _some_at_once(rows, together, q, k, v, until, logsumexp, inner, upstream)
     return d_q, d_k, d_v, None
 
 
 def _backward_rows(
-    q: Array, k: Array, v: Array, until: Array, logsumexp: Array, inner: Array, upstream: Array
+    most: int, q: Array, k: Array, v: Array, until: Array, logsumexp: Array, inner: Array, upstream: Array
 ) -> tuple[Array, Array, Array]:
     # Keys first in everything of a block's size, [S, N] for N queries: no product then wants one of them transposed,
     # which XLA's CPU does by a copy.
@@ -98,7 +110,7 @@ def _backward_rows(
     scale = dim**-0.5
     d_q = []
     d_k, d_v = jnp.zeros(k.shape, jnp.float32), jnp.zeros(v.shape, jnp.float32)
-    for block in _blocks(length):
+    for block in _blocks(length, most):
         end, count = block.stop, block.stop - block.start
         queries, outer = (x[..., block, :].reshape(batch, groups, shared * count, dim) for x in (q, upstream))
         log_z, offset = (x[..., block].reshape(batch, groups, 1, shared * count) for x in (logsumexp, inner))
@@ -128,9 +140,9 @@ def _some_at_once(rows: Callable[..., Any], together: int, *arrays: Array) -> An
     return jax.tree.map(lambda x: x.reshape(batch, *x.shape[2:]), lax.map(lambda some: rows(*some), cut))
 
 
-def _blocks(length: int) -> Iterator[slice]:
-    for start in range(0, length, _QUERIES):
-        yield slice(start, min(start + _QUERIES, length))
+def _blocks(length: int, count: int) -> Iterator[slice]:
+    for start in range(0, length, count):
+        yield slice(start, min(start + count, length))
 
 
 def _seen(until: Array, block: slice) -> Array:

@@ -42,14 +42,19 @@ def decode_params(graphdef: Any, params: Any) -> Any:
 
 
 def prefers_apart(params: Any) -> bool:
-    """Whether layers should lie apart here: all devices are GPUs of this process, with twice the copy's memory free."""
+    """Whether layers should lie apart here: all devices are GPUs of this process that have room."""
     leaves = jax.tree.leaves(params)
     devices = leaves[0].devices()
     if jax.process_count() > 1 or any(device.platform != "gpu" for device in devices):
         return False
     held = sum(math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize for leaf in leaves)
     room = [device.memory_stats() for device in devices]
-    return all(stats and stats["bytes_limit"] - stats["bytes_in_use"] >= 2 * held for stats in room)
+    return all(stats and room_apart(held, stats["bytes_limit"] - stats["bytes_in_use"]) for stats in room)
+
+
+def room_apart(held: float, free: float) -> bool:
+    """Whether a device that holds so many bytes of parameters has room for their copy: it and as much again is free."""
+    return free >= 2 * held
 
 
 @functools.partial(jax.jit, static_argnums=0)

@@ -11,19 +11,21 @@ import jax.numpy as jnp
 from jax import lax
 from jax.sharding import Mesh
 
-from caspo_jax.sharding import constrain
+from caspo_jax.sharding import constrain, platform_of
 from caspo_jax.training.masked_head import SPLIT_HEAD, HeadCut, masked_head
 
 Array = jax.Array
 
-# Logits held at once: on a CPU what its last-level cache holds (8 MiB of float32), elsewhere 128 MiB.
-_CPU_ELEMENTS = 1 << 21
-_ELEMENTS = 1 << 25
+# Logits held at once: on a CPU what its last-level cache holds (8 MiB of float32), on a GPU 512 MiB, elsewhere 128 MiB.
+_ELEMENTS = {"cpu": 1 << 21, "gpu": 1 << 27}
+_ELSEWHERE = 1 << 25
 # Logits that a CPU keeps for the backward pass (256 MiB) rather than compute them again: a fifth of the head's products.
 _CPU_KEPT = 1 << 26
-# The head's gradient is read and written once a chunk, which so many states are worth.
-_LEAST_CHUNK = 512
-_MESH_COLUMNS = 32  # at most, of each row, on a mesh
+# The head's gradient is read and written once a chunk, which so many states are worth; a GPU's products are faster.
+_LEAST_CHUNK = {"gpu": 2048}
+_LEAST_ELSEWHERE = 512
+_MESH_COLUMNS = 32  # at most, of each row, on a mesh; more on GPUs, for the same reason
+_GPU_COLUMNS = 128
 
 
 def scored_stats(
@@ -57,32 +59,42 @@ def scored_stats(
         # The head is split by vocabulary over all devices that share rows, and their states are gathered a chunk at a
         # time: no device ever holds the head, or the head's gradient, whole.
         unembedding = constrain(mesh, unembedding, SPLIT_HEAD, uneven=True)
-        size = head_chunk(rows, vocab, slots, chunk, mesh.size)
+        size = head_chunk(rows, vocab, slots, chunk, mesh)
         head = _widened(hidden, targets, mask, size, unembedding)
         logprob, entropy = masked_head(*head, HeadCut(size, vocab, mesh))
         return logprob[:, :slots], lax.stop_gradient(entropy[:, :slots])
-    on_cpu = jax.default_backend() == "cpu"
-    elements = _CPU_ELEMENTS if on_cpu else _ELEMENTS
+    platform = jax.default_backend()
     count = rows * slots
-    size = min(count, max(_LEAST_CHUNK, elements // vocab) if chunk is None else chunk * rows)
-    block = min(vocab, max(1, elements // size))
+    size, block = head_block(count, vocab, None if chunk is None else chunk * rows, platform)
     # All rows as one: a row with few scored tokens then costs no more than these.
     order = jnp.argsort(~mask.reshape(count), stable=True)
     place = jnp.argsort(order)
     ids, scored = (x.reshape(count)[order][None] for x in (targets, mask))
     states = _permuted(hidden.reshape(count, width), order, place)[None]
     head = _widened(states, ids, scored, size, unembedding)
-    keep = keep and on_cpu and chunk is None and head[0].shape[1] * vocab <= _CPU_KEPT
+    keep = keep and platform == "cpu" and chunk is None and head[0].shape[1] * vocab <= _CPU_KEPT
     logprob, entropy = masked_head(*head, HeadCut(size, block, keep=keep))
     logprob, entropy = (_permuted(x[0, :count], place, order) for x in (logprob, entropy))
     return logprob.reshape(rows, slots), lax.stop_gradient(entropy).reshape(rows, slots)
 
 
-def head_chunk(rows: int, vocab: int, slots: int, chunk: int | None, devices: int) -> int:
-    """On a mesh: columns of step tokens whose logits the devices hold at once, of `slots` in each of so many rows."""
+def head_block(count: int, vocab: int, chunk: int | None, platform: str) -> tuple[int, int]:
+    """On one device: how many of `count` states meet how much of the vocabulary at once; `chunk` states if given."""
+    elements = _ELEMENTS.get(platform, _ELSEWHERE)
     if chunk is None:
-        chunk = _ELEMENTS * devices // (rows * vocab)
-    return max(1, min(chunk, _MESH_COLUMNS, slots))
+        chunk = max(_LEAST_CHUNK.get(platform, _LEAST_ELSEWHERE), elements // vocab)
+    size = min(count, chunk)
+    return size, min(vocab, max(1, elements // size))
+
+
+def head_chunk(rows: int, vocab: int, slots: int, chunk: int | None, mesh: Mesh) -> int:
+    """On a mesh: columns of step tokens whose logits the devices hold at once, of `slots` in each of so many rows."""
+    platform = platform_of(mesh)
+    if chunk is None:
+        # A CPU's part of a mesh stands for an accelerator's.
+        elements = _ELSEWHERE if platform == "cpu" else _ELEMENTS.get(platform, _ELSEWHERE)
+        chunk = elements * mesh.size // (rows * vocab)
+    return max(1, min(chunk, _GPU_COLUMNS if platform == "gpu" else _MESH_COLUMNS, slots))
 
 
 def _widened(

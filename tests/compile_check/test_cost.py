@@ -253,3 +253,58 @@ def test_a_collective_that_runs_beside_a_loop_counts_once():
     assert (gather.count, gather.bytes) == (1, 7 * 2 * 32 * 2)
     assert cost.flops == 36 * 2 * 16**3
     assert cost.hbm_bytes == (2 * 32 + 16 * 32) * 2 + 36 * 2 * (16 * 16 * 2)
+
+
+GPU = """\
+HloModule jit_f
+
+%cut (stack: bf16[6,8,32], at: s32[]) -> bf16[1,8,32] {
+  %stack = bf16[6,8,32]{2,1,0} parameter(0)
+  %at = s32[] parameter(1)
+  %zero = s32[] constant(0)
+  ROOT %slice = bf16[1,8,32]{2,1,0} dynamic-slice(%stack, %at, %zero, %zero), dynamic_slice_sizes={1,8,32}
+}
+
+%body (state: (bf16[6,8,32], s32[], pred[])) -> (bf16[6,8,32], s32[], pred[]) {
+  %state = (bf16[6,8,32]{2,1,0}, s32[], pred[]) parameter(0)
+  %stack = bf16[6,8,32]{2,1,0} get-tuple-element(%state), index=0
+  %at = s32[] get-tuple-element(%state), index=1
+  %on = pred[] get-tuple-element(%state), index=2
+  %fusion-start = ((bf16[6,8,32]{2,1,0}, s32[]), bf16[1,8,32]{2,1,0}, u32[]) fusion-start(%stack, %at), kind=kLoop, calls=%cut
+  %fusion-done = bf16[1,8,32]{2,1,0} fusion-done(%fusion-start)
+  ROOT %tuple = (bf16[6,8,32]{2,1,0}, s32[], pred[]) tuple(%stack, %at, %on)
+}
+
+%on (state: (bf16[6,8,32], s32[], pred[])) -> pred[] {
+  %state = (bf16[6,8,32]{2,1,0}, s32[], pred[]) parameter(0)
+  ROOT %goes = pred[] get-tuple-element(%state), index=2
+}
+
+ENTRY %main (stack: bf16[6,8,32], at: s32[], goes: pred[]) -> (bf16[6,8,32], s32[], pred[]) {
+  %stack = bf16[6,8,32]{2,1,0} parameter(0)
+  %at = s32[] parameter(1)
+  %goes = pred[] parameter(2)
+  %tuple = (bf16[6,8,32]{2,1,0}, s32[], pred[]) tuple(%stack, %at, %goes)
+  ROOT %while = (bf16[6,8,32]{2,1,0}, s32[], pred[]) while(%tuple), condition=%on, body=%body, metadata={op_name="jit(f)/search/while"}
+}
+"""
+
+
+def test_on_a_gpu_copies_of_slices_and_waits_for_the_host_are_counted():
+    """A fusion on a stream of its own copies one layer; the loop's end is a value that only the device knows."""
+    cost = program_cost(parse(GPU), 1, {"search": 3.0})
+    layer = 8 * 32 * 2
+    assert cost.hbm_bytes == 3 * (2 * layer + 4)  # and the index
+    assert (cost.kernels, cost.host_waits) == (3, 3)
+    assert cost.largest_loop_array == layer
+
+
+def test_loops_of_known_length_do_not_ask_the_host_and_conditionals_do():
+    def chain(x, weights, which):
+        def step(x, w):
+            return jax.lax.cond(which > 0, lambda: jnp.tanh(x @ w), lambda: x), None
+
+        return jax.lax.scan(step, x, weights)[0]
+
+    cost = program_cost(parse(compiled(chain, (16, 32), (7, 32, 32), ())), 1, {})
+    assert cost.host_waits == 7

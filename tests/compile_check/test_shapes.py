@@ -5,6 +5,7 @@ import json
 import pytest
 
 from caspo_jax.compile_check import CHIPS, SHAPES, model_shape, topology_devices
+from caspo_jax.compile_check.gpus import GPUS
 from caspo_jax.compile_check.shapes import parameter_count
 from caspo_jax.errors import UserError
 
@@ -38,11 +39,19 @@ def test_a_config_is_read(tmp_path):
         (lambda: topology_devices("v99:2x2"), "v5e"),
         (lambda: topology_devices("v5e:0x4"), "v5e:0x4"),
         (lambda: topology_devices("v5p:8x8x8"), "512 chips"),
+        (lambda: topology_devices("h100:512"), "512 chips"),
     ],
 )
 def test_refusals(call, word):
     with pytest.raises(UserError, match=word):
         call()
+
+
+def test_a_gpus_description_has_its_figures():
+    text = GPUS["h100"].target_config
+    for figure in ("core_count: 132", "major: 9 minor: 0", "memory_bandwidth: 3350000000000"):
+        assert figure in text
+    assert text.count("{") == text.count("}")
 
 
 def test_rates_are_positive():

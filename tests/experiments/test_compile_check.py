@@ -5,8 +5,14 @@ import json
 
 import pytest
 
+from caspo_jax.compile_check import chips
+
 needs_compiler = pytest.mark.skipif(
     importlib.util.find_spec("libtpu") is None, reason="libtpu is not installed (the tpu extra)"
+)
+needs_gpu_compiler = pytest.mark.skipif(
+    not any(importlib.util.find_spec(f"jax_cuda{version}_plugin") for version in (12, 13)),
+    reason="JAX's CUDA plugin is not installed (the gpu extra)",
 )
 TINY = {"model_config": "tiny", "topology": "v5e:2x2", "mesh": "fsdp:4", "rows": 4, "length": 256}
 
@@ -15,7 +21,7 @@ TINY = {"model_config": "tiny", "topology": "v5e:2x2", "mesh": "fsdp:4", "rows":
     "change, words",
     [
         ({"model_config": "nothing"}, ("nothing", "qwen3-8b")),
-        ({"topology": "h100:8"}, ("h100:8", "v5e")),
+        ({"topology": "p100:8"}, ("p100:8", "v5e", "h100")),
         ({"topology": "v6e:32x32"}, ("1024 chips", "256")),
     ],
 )
@@ -31,6 +37,52 @@ def test_without_the_compiler_it_says_what_to_install(program, monkeypatch):
     code, _, err = program("compile_check", **TINY)
     assert code == 1
     assert "caspo_jax[tpu]" in err
+
+
+def test_without_the_gpus_compiler_it_says_what_to_install(program, monkeypatch):
+    def absent(name, count):
+        raise NotImplementedError("topology not implemented for cuda")
+
+    monkeypatch.setattr(chips, "gpu_devices", absent)
+    code, _, err = program("compile_check", **(TINY | {"topology": "h100:4"}))
+    assert code == 1
+    assert "caspo_jax[gpu]" in err
+
+
+@pytest.mark.slow
+@needs_gpu_compiler
+@pytest.mark.parametrize("branches", [1, 4])
+def test_on_a_gpu_an_iteration_reads_the_weights_once(program, tmp_path, branches):
+    path = tmp_path / "check.json"
+    flags = {"model_config": "qwen2.5-1.5b", "topology": "h200:1", "mesh": "data:1", "what": "cat"}
+    sizes = {"questions": 16 // branches, "num_branches": branches, "prompt": 64, "max_new_tokens": 128}
+    code, out, err = program("compile_check", **flags, **sizes, output=path)
+    assert code == 0, err
+    assert "waits for the host" in out
+    found = json.loads(path.read_text())
+    read = found["arguments"]["parameters (bfloat16)"] + found["arguments"]["KV cache"]
+    assert read < found["hbm_traffic_a_chip_iteration"] < 1.2 * read
+    assert found["host_waits"] <= 3
+    # The copy of the layers is beside the stacks that it was made of.
+    assert found["hbm_bytes_a_chip"]["arguments"] > sum(found["arguments"].values()) * 0.99
+
+
+@pytest.mark.slow
+@needs_gpu_compiler
+def test_on_gpus_an_update_of_long_rows_hardly_asks_the_host(program, tmp_path):
+    path = tmp_path / "check.json"
+    flags = {
+        "model_config": "qwen2.5-1.5b",
+        "topology": "h100:4",
+        "mesh": "fsdp:4",
+        "rows": 16,
+        "length": 2048,
+    }
+    code, _, err = program("compile_check", **flags, output=path)
+    assert code == 0, err
+    found = json.loads(path.read_text())
+    assert found["host_waits"] < 500
+    assert found["collectives"]["reduce-scatter"]["bytes"] > 0
 
 
 @pytest.mark.slow

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import re
+from unittest import mock
 
 import jax
 import jax.numpy as jnp
@@ -11,11 +12,12 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from caspo_jax.models import Decoder, ModelConfig, short_rows
+from caspo_jax.models import Decoder, ModelConfig, blockwise, short_rows
 from caspo_jax.models.attention import attend
 from caspo_jax.models.blockwise import attend_blockwise
 from caspo_jax.models.short_rows import attend_short
 from caspo_jax.preferences.token_tree import build_tree
+from caspo_jax.sharding import make_mesh
 
 BLOCK = 8
 
@@ -45,18 +47,27 @@ def plain(length):
     return jnp.array([[length] * length, [0, 0] + [length] * (length - 5) + [0] * 3])
 
 
+def as_on_a_gpu(*args):
+    """In larger blocks of queries."""
+    with mock.patch.object(short_rows, "platform_of", return_value="gpu"):
+        return attend_short(*args)
+
+
 WAYS = {
     "blocks": functools.partial(attend_blockwise, block=BLOCK),
     "short, row by row": attend_short,
-    "short, rows together": functools.partial(attend_short, split=True),
+    "short, as on a GPU": as_on_a_gpu,
+    "short, rows together": lambda *args: attend_short(*args, mesh=make_mesh("data:1", jax.devices()[:1])),
 }
 
 
 @pytest.fixture
 def small_blocks(monkeypatch):
-    """Short rows in blocks of 8 queries, a row at a time."""
+    """Short rows in blocks of 8 queries, on a GPU of up to 13, a row at a time."""
+    monkeypatch.setattr(short_rows, "_GPU_BLOCKS", 3)
+    monkeypatch.setitem(short_rows._SCORES, "gpu", 1)
     monkeypatch.setattr(short_rows, "_QUERIES", BLOCK)
-    monkeypatch.setattr(short_rows, "_CPU_SCORES", 1)
+    monkeypatch.setitem(short_rows._SCORES, "cpu", 1)
 
 
 @pytest.mark.parametrize("length", [5, 16, 37])
@@ -107,6 +118,22 @@ def test_huge_scores_and_blind_queries_stay_finite(way):
     if way == "blocks":
         assert (mixed[1] == 0).all()
     assert all(jnp.isfinite(g).all() for g in pull(jnp.ones_like(mixed)))
+
+
+def test_a_gpu_has_no_loop_over_blocks_up_to_4096_tokens():
+    """There the host is asked in each trip of a loop of unknown length, and at each conditional."""
+    shapes = [jax.ShapeDtypeStruct((1, 2048, n, 8), jnp.bfloat16) for n in (2, 1, 1)]
+    until = jax.ShapeDtypeStruct((1, 2048), jnp.int32)
+    texts = {}
+    for platform in ("gpu", "tpu"):
+        with mock.patch.object(blockwise, "platform_of", return_value=platform):
+            texts[platform] = (
+                jax.jit(lambda *args: blockwise.attend_self(*args)).lower(*shapes, until).as_text()
+            )
+    assert texts["gpu"].count("stablehlo.while") == 0
+    assert texts["tpu"].count("stablehlo.while") > 0
+    assert [n for n in (1024, 1025, 4096, 4097) if blockwise.written_out(n, "gpu")] == [1024, 1025, 4096]
+    assert [n for n in (1024, 1025, 4096, 4097) if blockwise.written_out(n, "tpu")] == [1024]
 
 
 def test_long_rows_hold_no_array_of_all_pairs():

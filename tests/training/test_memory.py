@@ -4,6 +4,7 @@ Sizes are those of the compiled program's own analysis; nothing of these shapes 
 """
 
 import dataclasses
+import types
 
 import jax
 import jax.numpy as jnp
@@ -17,7 +18,7 @@ from caspo_jax.models import Decoder, ModelConfig
 from caspo_jax.training import TrainConfig, make_train_step, train
 from caspo_jax.training.masked_head import HeadCut, masked_head
 from caspo_jax.training.rounding import stochastic_round
-from caspo_jax.training.scored_stats import scored_stats
+from caspo_jax.training.scored_stats import head_block, head_chunk, scored_stats
 from caspo_jax.training.step_loss import loss_denominators
 from caspo_jax.training.train_step import fused_update
 
@@ -165,6 +166,24 @@ def test_the_heads_temporaries_do_not_grow_with_length(name):
     # A few sums a position, and chunks that even out to 52 tokens in one case and 55 in the other.
     assert sizes[4096] - sizes[512] < 0.01 * (4096 - 512) * vocab * 4
     assert sizes[4096] < 0.1 * 4096 * vocab * 4
+
+
+@pytest.mark.parametrize("platform, most", [("cpu", 8), ("gpu", 512), ("tpu", 128)])
+def test_as_many_logits_at_once_as_the_platform_has_room_for(platform, most):
+    for count, vocab in ((100_000, 152_064), (100_000, 512), (64, 152_064), (3, 5)):
+        size, block = head_block(count, vocab, None, platform)
+        assert 1 <= size <= count
+        assert 1 <= block <= vocab
+        assert size * block * 4 <= most << 20
+    size, block = head_block(100_000, 152_064, None, platform)
+    assert size * block * 4 > 0.9 * (most << 20)
+    assert size == (2048 if platform == "gpu" else 512)
+    assert head_block(100_000, 152_064, 7, platform)[0] == 7
+    # On a mesh of eight each holds an eighth of the logits of a chunk of all rows.
+    mesh = types.SimpleNamespace(devices=np.array([types.SimpleNamespace(platform=platform)]), size=8)
+    columns = head_chunk(64, 152_064, 2048, None, mesh)
+    assert columns == (110 if platform == "gpu" else 27)
+    assert head_chunk(1, 512, 20, None, mesh) == 20
 
 
 def test_the_step_head_in_bf16_against_float64():
