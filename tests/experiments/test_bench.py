@@ -6,7 +6,7 @@ import sys
 import pytest
 
 from caspo_jax.errors import UserError
-from experiments import bench_model, bench_process
+from experiments import bench_model, bench_process, bench_train
 from experiments.bench_model import Shape, Workload
 
 
@@ -19,6 +19,16 @@ def test_turns_go_a_b_b_a():
     assert bench_process.median_of(results["a"], "seconds") == 4.5
     ratio = bench_process.ratio_of([{"s": 1}, {"s": 2}, {"s": 4}], [{"s": 3}, {"s": 4}, {"s": 4}], "s")
     assert ratio == {"median": 2, "least": 1, "most": 3}
+
+
+def test_settings_are_chosen_by_several_runs_of_those_that_are_near():
+    """`b` was disturbed once, and is the fastest; `c` is far off and not tried again."""
+    times = {"a": [9, 1.1, 1.2, 1.1], "b": [9, 1.3, 1.0, 1.0], "c": [9, 2.0]}
+    found = bench_train.fastest([{"x": name} for name in times], lambda settings: times[settings["x"]].pop(0))
+    assert found == {"x": "b"}
+    assert not any(times.values())
+    alone = {"a": [9, 1.0]}
+    assert bench_train.fastest([{"x": "a"}], lambda settings: alone[settings["x"]].pop(0)) == {"x": "a"}
 
 
 def test_a_table_is_markdown():
