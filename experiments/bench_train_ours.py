@@ -28,7 +28,13 @@ class Side:
     def __call__(self, command: dict[str, Any]) -> dict[str, Any]:
         """One command."""
         if command["do"] == "ready":
-            return {"versions": versions("jax", "flax", "optax"), "resident": resident_bytes()}
+            import jax
+
+            return {
+                "versions": versions("jax", "flax", "optax"),
+                "resident": resident_bytes(),
+                "platform": jax.default_backend(),
+            }
         if command["do"] == "matmul":
             return {"rate": matmul_rate(self._job["dtype"])}
         return self._run(command["workload"], command["settings"])

@@ -199,7 +199,7 @@ def write(cache: KVCache, layer: int | jax.Array, column: jax.Array, k: jax.Arra
         else:
             written = lax.dynamic_update_slice(array, x[None, :, :, None], (at, 0, 0, column, 0))
         if isinstance(stack, tuple):
-            return tuple(written if one is array else one for one in stack)
+            return (*stack[:layer], written, *stack[layer + 1 :])
         return written
 
     return dataclasses.replace(cache, k=put(cache.k, k), v=put(cache.v, v))

@@ -96,7 +96,7 @@ def test_load_is_measured(program, tmp_path):
         quiet="true",
     )
     assert code == 0, err
-    assert "beyond_parameters_mib" in out
+    assert "beyond parameters mib" in out
     runs = json.loads((tmp_path / "load.json").read_text())["runs"]["caspo_jax"]
     entries = Shape(256, 64, 256, 2, 2, 1, 32).layer_parameters + 256 * 64 + 2 * (2 * 64 + 2 * 32) + 64
     assert [run["parameter_bytes"] for run in runs] == [4 * entries] * 2
