@@ -42,7 +42,7 @@ class Decoder(nnx.Module):
 
     Every parameter is an `nnx.Param` and there is no other state, so `nnx.split(model)` gives (graphdef, params).
     With LoRA adapters (`models.lora.add_lora`) these are the `nnx.Param`s, and the weights are `Frozen`.
-    Layers run under `lax.scan`: compile time does not grow with depth. float32 means full precision in every
+    Layers run under `lax.scan`: compile time does not grow with depth, but where a cache has them apart. float32 means full precision in every
     product on every backend; bfloat16 means bf16 operands with float32 logits, softmax and norms.
 
     Args:
