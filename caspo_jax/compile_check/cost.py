@@ -24,7 +24,7 @@ _FREE = {
 }  # fmt: skip
 # Parts of an op_name that say nothing of what the operation is for.
 _PLUMBING = re.compile(
-    r"while|body|cond|closed_call|shard_map|branch_\d+_fun|checkpoint|rematted_computation|\w+\(.*\)|"
+    r"while|body|cond|closed_call|eval_jaxpr|shard_map|branch_\d+_fun|checkpoint|rematted_computation|\w+\(.*\)|"
 )
 
 
