@@ -6,6 +6,7 @@ Every function takes the mesh or None; None means one device, and then nothing i
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Sequence
 from typing import Any, TypeVar
 
@@ -138,6 +139,14 @@ def mesh_of(model: Any) -> Mesh | None:
 def platform_of(mesh: Mesh | None) -> str:
     """`cpu`, `gpu` or `tpu`: of the mesh's devices, which may be absent; without a mesh of those that are here."""
     return jax.default_backend() if mesh is None else mesh.devices.flat[0].platform
+
+
+def bytes_a_device(tree: Any) -> int:
+    """Bytes of the parts that one device holds, of arrays or of shapes with shardings."""
+    return sum(
+        math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
+        for leaf in jax.tree.leaves(tree)
+    )
 
 
 def constrain(

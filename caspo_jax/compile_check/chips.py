@@ -79,8 +79,7 @@ def topology_devices(topology: str) -> tuple[Chip, list[Any]]:
     try:
         described = topologies.get_topology_desc(platform="tpu", topology_name=topology)
     except (jax.errors.JaxRuntimeError, ValueError, NotImplementedError) as error:
-        reason = str(error).strip().splitlines()[0][:200]
-        raise UserError(f"--topology={topology}: the TPU compiler does not know it ({reason})") from error
+        raise _unknown(topology, "TPU", error) from error
     return CHIPS[name], list(described.devices)
 
 
@@ -92,5 +91,9 @@ def _gpus(name: str, count: int, topology: str) -> list[Any]:
     except NotImplementedError as error:
         raise UserError("the GPU compiler is not installed: pip install 'caspo_jax[gpu]'") from error
     except (jax.errors.JaxRuntimeError, ValueError) as error:
-        reason = str(error).strip().splitlines()[0][:200]
-        raise UserError(f"--topology={topology}: the GPU compiler does not know it ({reason})") from error
+        raise _unknown(topology, "GPU", error) from error
+
+
+def _unknown(topology: str, platform: str, error: Exception) -> UserError:
+    reason = str(error).strip().splitlines()[0][:200]
+    return UserError(f"--topology={topology}: the {platform} compiler does not know it ({reason})")

@@ -45,9 +45,7 @@ class Cost:
     collectives: dict[str, Traffic] = dataclasses.field(default_factory=dict)
     largest_loop_array: int = 0  # bytes of the largest array that a loop makes anew, be it on a condition; in-place updates left out
     kernels: float = 0.0  # operations that are started one by one, on a GPU
-    host_waits: float = (
-        0.0  # on a GPU the host reads which branch to take, and whether a loop of unknown length goes on
-    )
+    host_waits: float = 0.0  # on a GPU: which branch is taken, and whether a loop of unknown length goes on
     assumed: dict[str, float] = dataclasses.field(default_factory=dict)  # trips the compiler does not know
     # What comes on top where a condition holds, or for one trip of a loop that is taken not to run; by what it is for.
     when_taken: dict[str, Cost] = dataclasses.field(default_factory=dict)
@@ -125,8 +123,6 @@ class _Walk:
         if i.opcode == "while":
             (name,) = [name for name in i.called if name in self._module.computations]
             body, trips = self.computation(name, in_loop=True), self._trips_of(cost, computation, i)
-            if loop_length(self._module, computation, i) is None:
-                cost.host_waits += max(trips, 1.0)
             if trips:
                 cost.add(body, trips)
             else:
@@ -207,14 +203,16 @@ class _Walk:
         known = loop_length(self._module, within, i)
         if known is not None:
             return known
-        # The innermost scope that is known.
-        for part in reversed(i.op_name.split("/")):
-            for scope, trips in self._trips.items():
-                if scope in part:
-                    cost.assumed[scope] = trips
-                    return trips
-        cost.assumed[i.op_name or i.name] = 1.0
-        return 1.0
+        scopes = (
+            (scope, trips)
+            for part in reversed(i.op_name.split("/"))  # the innermost that is known
+            for scope, trips in self._trips.items()
+            if scope in part
+        )
+        name, trips = next(scopes, (i.op_name or i.name, 1.0))
+        cost.assumed[name] = trips
+        cost.host_waits += max(trips, 1.0)  # asked once though it does not run
+        return trips
 
 
 def _purpose(i: Instruction) -> str:

@@ -29,7 +29,7 @@ from caspo_jax.sampling.loop import donated_program
 from caspo_jax.sampling.model_decode import ApartParams, ModelDecode, room_apart
 from caspo_jax.sampling.policy import make_policy
 from caspo_jax.sampling.state import LOGITS_AXES, CatState, Knobs, init_state
-from caspo_jax.sharding import batch_ways, named_sharding
+from caspo_jax.sharding import batch_ways, bytes_a_device, named_sharding
 from caspo_jax.training.config import TrainConfig
 from caspo_jax.training.scored_stats import head_chunk
 from caspo_jax.training.step_loss import Denominators
@@ -113,9 +113,9 @@ def train_program(
         what="train",
         lowered=lowered,
         arguments={
-            f"parameters ({dtype if settings.masters == 'none' else 'float32'})": bytes_a_chip(kept),
-            "Adam state (float32)": bytes_a_chip(moments),
-            "batch": bytes_a_chip(batch),
+            f"parameters ({dtype if settings.masters == 'none' else 'float32'})": bytes_a_device(kept),
+            "Adam state (float32)": bytes_a_device(moments),
+            "batch": bytes_a_device(batch),
         },
         trips={
             "head_chunks": max(1.0, shape.step_share * shape.length / chunk),
@@ -146,15 +146,13 @@ def cat_program(config: ModelConfig, mesh: Mesh, shape: CatShape, dtype: str, ch
         num_branches=shape.branches, sample=SampleConfig(max_new_tokens=shape.max_new_tokens)
     )
     policy = make_policy(ModelDecode(graphdef), copy_rows, settings, config.vocab_size)
-    held, copied, unread = bytes_a_chip(params), 0, 0
+    held = bytes_a_device(params)
     apart = chip.platform == "gpu" and room_apart(held, chip.hbm_bytes - held)
     state = _abstract_search(config, mesh, shape, settings, jnp.dtype(dtype), apart)
-    decoding = ApartParams(params, _abstract_layers(graphdef, params)) if apart else params
-    lowered = donated_program(decoding, state, policy)
-    cache = bytes_a_chip(state.cache)
-    if apart:
-        copied = bytes_a_chip(decoding.layers)
-        unread = bytes_a_chip(nnx.to_pure_dict(params)["layers"])
+    layers = _abstract_layers(graphdef, params) if apart else ()
+    lowered = donated_program(ApartParams(params, layers) if apart else params, state, policy)
+    cache = bytes_a_device(state.cache)
+    copied = bytes_a_device(layers)
     return Program(
         what="cat",
         lowered=lowered,
@@ -162,23 +160,15 @@ def cat_program(config: ModelConfig, mesh: Mesh, shape: CatShape, dtype: str, ch
             f"parameters ({dtype})": held,
             **({"each layer by itself": copied} if copied else {}),
             "KV cache": cache,
-            "logits": bytes_a_chip(state.logits),
-            "tree": bytes_a_chip(dataclasses.replace(state, cache=None, logits=None)),  # type: ignore[arg-type]
+            "logits": bytes_a_device(state.logits),
+            "tree": bytes_a_device(dataclasses.replace(state, cache=None, logits=None)),  # type: ignore[arg-type]
         },
         trips={"search": 1.0, "forks": 0.0},
         taken=("cache_columns",),  # buffers that are full
         tokens=shape.questions * shape.branches,
         per="iteration",
         growing=cache // 2,  # buffers double: the old ones are there until they are copied
-        unread=unread,
-    )
-
-
-def bytes_a_chip(tree: Any) -> int:
-    """Bytes of the parts that one chip holds of shaped arrays."""
-    return sum(
-        math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize
-        for leaf in jax.tree.leaves(tree)
+        unread=copied,  # as many bytes as the stacks that the copy was made of
     )
 
 

@@ -42,8 +42,8 @@ class Decoder(nnx.Module):
 
     Every parameter is an `nnx.Param` and there is no other state, so `nnx.split(model)` gives (graphdef, params).
     With LoRA adapters (`models.lora.add_lora`) these are the `nnx.Param`s, and the weights are `Frozen`.
-    Layers run under `lax.scan`: compile time does not grow with depth, but where a cache has them apart. float32 means full precision in every
-    product on every backend; bfloat16 means bf16 operands with float32 logits, softmax and norms.
+    Layers run under `lax.scan`: compile time does not grow with depth, but where a cache has them apart. float32 means
+    full precision in every product on every backend; bfloat16 means bf16 operands with float32 logits, softmax and norms.
 
     Args:
       config: shape and constants.

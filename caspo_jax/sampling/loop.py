@@ -14,7 +14,7 @@ from caspo_jax.confidence.path import path_update
 from caspo_jax.confidence.token import token_stats
 from caspo_jax.sampling import state as codes
 from caspo_jax.sampling.automaton import Automaton, advance, counted_mask, next_step
-from caspo_jax.sampling.policy import Boundary, Policy, fork_never
+from caspo_jax.sampling.policy import Boundary, Policy
 from caspo_jax.sampling.refill import Queue, refill, starved
 from caspo_jax.sampling.sampler import sample
 from caspo_jax.sampling.state import CatState, Knobs, fold_in, uniforms
@@ -326,8 +326,6 @@ def _open_nodes(state: CatState, nodes, going, source, child, forked, start):
 
 
 def _fork_rows(policy: Policy, cache: Any, source: jax.Array, forked: jax.Array) -> Any:
-    if policy.fork is fork_never:
-        return cache  # a loop of no trips is not free on a GPU: the host asks for their number
     batch, slots_per = forked.shape
     rows = (jnp.arange(batch)[:, None] * slots_per + source).reshape(-1)
     destination = jnp.nonzero(forked.reshape(-1), size=batch * slots_per, fill_value=0)[0]

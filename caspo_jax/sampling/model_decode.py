@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import math
 from typing import Any, NamedTuple
 
 import jax
 from flax import nnx
 
 from caspo_jax.models.decoder import Layer
+from caspo_jax.sharding import bytes_a_device
 
 
 class ApartParams(NamedTuple):
@@ -43,11 +43,10 @@ def decode_params(graphdef: Any, params: Any) -> Any:
 
 def prefers_apart(params: Any) -> bool:
     """Whether layers should lie apart here: all devices are GPUs of this process that have room."""
-    leaves = jax.tree.leaves(params)
-    devices = leaves[0].devices()
+    devices = jax.tree.leaves(params)[0].devices()
     if jax.process_count() > 1 or any(device.platform != "gpu" for device in devices):
         return False
-    held = sum(math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize for leaf in leaves)
+    held = bytes_a_device(params)
     room = [device.memory_stats() for device in devices]
     return all(stats and room_apart(held, stats["bytes_limit"] - stats["bytes_in_use"]) for stats in room)
 

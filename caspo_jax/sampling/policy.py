@@ -69,6 +69,11 @@ def load_nothing(cache: Any, queued: Any, question: jax.Array, entry: jax.Array)
     return cache
 
 
+def copy_nothing(cache: Any, source: jax.Array, destination: jax.Array, count: jax.Array) -> Any:
+    """The cache as it is, for policies that never fork: a loop of no trips is not free on a GPU, its host is asked."""
+    return cache
+
+
 def fork_never(knobs: Knobs, view: Boundary) -> jax.Array:
     """Never fork."""
     return jnp.zeros(view.live.shape, jnp.int32)
@@ -161,15 +166,16 @@ def make_policy(
     load_prompt: Callable = load_nothing,
 ) -> Policy:
     """The policy of a strategy: `cat`, `self_consistency` (never prune, never fork), `explore` (never prune)."""
+    forks = strategy != "self_consistency"
     return Policy(
         decode=decode,
-        copy_rows=copy_rows,
+        copy_rows=copy_rows if forks else copy_nothing,
         sampler=Sampler.of(config.sample),
         step_confidence=NamedStepConfidence(
             config.step_confidence, vocab_size if config.step_confidence == "normalised" else None
         ),
         path_confidence=NamedPathConfidence(config.path_confidence),
         prune=PRUNE_SCORES[config.prune] if strategy == "cat" else score_never,
-        fork=fork_never if strategy == "self_consistency" else fork_expand,
+        fork=fork_expand if forks else fork_never,
         load_prompt=load_prompt,
     )

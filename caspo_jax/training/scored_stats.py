@@ -89,12 +89,10 @@ def head_block(count: int, vocab: int, chunk: int | None, platform: str) -> tupl
 
 def head_chunk(rows: int, vocab: int, slots: int, chunk: int | None, mesh: Mesh) -> int:
     """On a mesh: columns of step tokens whose logits the devices hold at once, of `slots` in each of so many rows."""
-    platform = platform_of(mesh)
+    on_gpus = platform_of(mesh) == "gpu"
     if chunk is None:
-        # A CPU's part of a mesh stands for an accelerator's.
-        elements = _ELSEWHERE if platform == "cpu" else _ELEMENTS.get(platform, _ELSEWHERE)
-        chunk = elements * mesh.size // (rows * vocab)
-    return max(1, min(chunk, _GPU_COLUMNS if platform == "gpu" else _MESH_COLUMNS, slots))
+        chunk = (_ELEMENTS["gpu"] if on_gpus else _ELSEWHERE) * mesh.size // (rows * vocab)
+    return max(1, min(chunk, _GPU_COLUMNS if on_gpus else _MESH_COLUMNS, slots))
 
 
 def _widened(

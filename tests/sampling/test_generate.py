@@ -168,29 +168,41 @@ def test_samples_do_not_depend_on_how_they_share_the_device(
     assert [t.token_ids for t in few] == [t.token_ids for t in whole]
 
 
-def test_lanes_change_no_output(model_and_tokenizer, questions, monkeypatch):
-    """Two branches read their prompt in lanes, six in matrix products until they have been split."""
-    sample = cj.SampleConfig(max_new_tokens=16, temperature=0.9, num_samples=6, stop=(" ",))
-    cat = cj.CatConfig(
-        num_branches=2, threshold=0.3, sample=dataclasses.replace(sample, num_samples=1, stop=())
-    )
+def watched_segments(monkeypatch):
+    """A list that every segment adds what it was given to, of loops that from now on are looked at and cut often."""
     monkeypatch.setattr(batch, "CHECK_EVERY", 2)
     monkeypatch.setattr(batch, "LEAST_ROWS", 4)
-    layouts, run = set(), batch.cat_decode_donated
+    seen, run = [], batch.cat_decode_donated
 
     def spied(params, state, policy):
-        layouts.add((state.cache.lanes, state.cache.prompt_lanes, state.num_slots))
+        seen.append((params, state))
         return run(params, state, policy)
 
     monkeypatch.setattr(batch, "cat_decode_donated", spied)
-    found = []
+    return seen
+
+
+def sampled_and_searched(model_and_tokenizer, questions, branches, **settings):
+    """What six samples a question and a search with so many branches give, to be held against another layout's."""
+    sample = cj.SampleConfig(max_new_tokens=16, temperature=0.9, num_samples=6, stop=(" ",))
+    cat = cj.CatConfig(
+        num_branches=branches, threshold=0.3, sample=dataclasses.replace(sample, num_samples=1, stop=())
+    )
+    traces = cj.generate(*model_and_tokenizer, questions, sample, KEY, **settings)
+    trees = [r.tree.nodes for r in cj.cat_search(*model_and_tokenizer, questions, cat, KEY, **settings)]
+    return [(trace.token_ids, trace.finish_reason) for trace in traces], [
+        [(n.parent, n.token_ids, n.status) for n in nodes] for nodes in trees
+    ]
+
+
+def test_lanes_change_no_output(model_and_tokenizer, questions, monkeypatch):
+    """Two branches read their prompt in lanes, six in matrix products until they have been split."""
+    segments, found = watched_segments(monkeypatch), []
     for lanes in (False, True):
         monkeypatch.setattr(search, "prefers_lanes", lambda rows, lanes=lanes: lanes)
-        traces = cj.generate(*model_and_tokenizer, questions, sample, KEY)
-        trees = [result.tree.nodes for result in cj.cat_search(*model_and_tokenizer, questions, cat, KEY)]
-        found.append([(trace.token_ids, trace.finish_reason) for trace in traces])
-        found[-1] += [[(n.parent, n.token_ids, n.status) for n in nodes] for nodes in trees]
+        found.append(sampled_and_searched(model_and_tokenizer, questions, 2))
     assert found[0] == found[1]
+    layouts = {(state.cache.lanes, state.cache.prompt_lanes, state.num_slots) for _, state in segments}
     assert layouts == {(False, False, k) for k in (1, 2, 6)} | {
         (True, True, 1),
         (True, True, 2),
@@ -200,31 +212,14 @@ def test_lanes_change_no_output(model_and_tokenizer, questions, monkeypatch):
 
 def test_layers_apart_change_no_output(model_and_tokenizer, questions, monkeypatch):
     """Samples in one batch that is cut, searches with forks, and both through a queue."""
-    sample = cj.SampleConfig(max_new_tokens=16, temperature=0.9, num_samples=6, stop=(" ",))
-    cat = cj.CatConfig(
-        num_branches=3, threshold=0.3, sample=dataclasses.replace(sample, num_samples=1, stop=())
-    )
-    monkeypatch.setattr(batch, "CHECK_EVERY", 2)
-    monkeypatch.setattr(batch, "LEAST_ROWS", 4)
     monkeypatch.setattr(batch, "FIRST_SEGMENT", 10)
-    seen, run = [], batch.cat_decode_donated
-
-    def spied(params, state, policy):
-        seen.append((isinstance(params, ApartParams), state.cache.apart))
-        return run(params, state, policy)
-
-    monkeypatch.setattr(batch, "cat_decode_donated", spied)
-    found = []
+    segments, found = watched_segments(monkeypatch), []
     for apart in (False, True):
         monkeypatch.setattr(model_decode, "prefers_apart", lambda params, apart=apart: apart)
-        seen.clear()
-        for size in (None, 6):
-            traces = cj.generate(*model_and_tokenizer, questions, sample, KEY, batch_size=size)
-            results = cj.cat_search(*model_and_tokenizer, questions, cat, KEY, batch_size=size)
-            trees = [result.tree.nodes for result in results]
-            found.append([(trace.token_ids, trace.finish_reason) for trace in traces])
-            found[-1] += [[(n.parent, n.token_ids, n.status) for n in nodes] for nodes in trees]
-        assert set(seen) == {(apart, apart)}
+        segments.clear()
+        found += [sampled_and_searched(model_and_tokenizer, questions, 3, batch_size=n) for n in (None, 6)]
+        seen = {(isinstance(params, ApartParams), state.cache.apart) for params, state in segments}
+        assert seen == {(apart, apart)}
     assert found[0] == found[1] == found[2] == found[3]
 
 
@@ -249,15 +244,7 @@ def test_a_padded_call_of_few_shares_the_program_of_what_remains_of_many(
         max_new_tokens=16, temperature=0.9, num_samples=6, step_delimiter="e", stop=(" ",)
     )
     whole = cj.generate(*model_and_tokenizer, questions, config, KEY)
-    monkeypatch.setattr(batch, "CHECK_EVERY", 2)
-    monkeypatch.setattr(batch, "LEAST_ROWS", 4)
-    shapes, run = [], batch.cat_decode_donated
-
-    def spied(params, state, policy):
-        shapes.append(state.slots.live.shape)
-        return run(params, state, policy)
-
-    monkeypatch.setattr(batch, "cat_decode_donated", spied)
+    segments = watched_segments(monkeypatch)
     monkeypatch.setattr(batch, "PADDED_READ", 2)  # prompts come in several parts, each as wide as it needs
     widths, read = set(), batch._prefill
 
@@ -275,8 +262,9 @@ def test_a_padded_call_of_few_shares_the_program_of_what_remains_of_many(
             assert (a.token_ids, a.finish_reason, a.id) == (b.token_ids, b.finish_reason, b.id)
             assert [step.text for step in a.steps] == [step.text for step in b.steps]
             np.testing.assert_allclose(a.logprob, b.logprob, atol=1e-5)
-        compiled.append((loop._donated._cache_size(), set(shapes)))
-        shapes.clear()
+        shapes = {state.slots.live.shape for _, state in segments}
+        compiled.append((loop._donated._cache_size(), shapes))
+        segments.clear()
     assert [shapes for _, shapes in compiled] == [{(4, 6), (8, 1)}, {(8, 1)}, {(8, 1)}]
     assert len({size for size, _ in compiled}) == 1
     columns = -(-room[1] // search.PROMPT_BUCKET) * search.PROMPT_BUCKET

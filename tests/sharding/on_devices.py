@@ -1,7 +1,7 @@
 """Runs in a process of its own with eight CPU devices: `python on_devices.py JOB FOLDER MESH ...`.
 
-JOB is `trees` or `rows` (three updates), `search` or `search_apart` (a CaT search, with layers apart), `compile` (an update's program) or `load` (bytes that a
-checkpoint's parts take); what a mesh (a flag, or `none`) gives is written to FOLDER/MESH.npz.
+JOB is `trees` or `rows` (three updates), `search` or `search_apart` (a CaT search, with layers apart), `compile` (an
+update's program) or `load` (bytes that a checkpoint's parts take); what a mesh (a flag, or `none`) gives is written to FOLDER/MESH.npz.
 """
 
 from __future__ import annotations
