@@ -7,18 +7,21 @@
 
 A run is one epoch of DPO from the same random checkpoint, reference log-probs included; both sides stay alive
 in processes of their own and run in turns (A B B A), after a warm-up in which each tries its micro-batch sizes, the
-best ones several times, and keeps the fastest. Two workloads: `pairs`, whole responses that share each its own
+best ones several times, and keeps the fastest. The warm-up has processes of its own: a peak of memory is that of the
+settings that were chosen. Two workloads: `pairs`, whole responses that share each its own
 prompt; `steps`, a pair at every step of a trace. Tokens are those of the rows without sharing, so that both sides are
 measured by the same work.
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import functools
 import json
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -111,17 +114,12 @@ def main() -> None:
         interpreters = {"caspo_jax": (sys.executable, "experiments.bench_train_ours")}
         if FLAGS.peer != "none":
             interpreters[FLAGS.peer] = (FLAGS.peer_python or sys.executable, MODULES[FLAGS.peer])
-        workers = {
-            name: Worker(python, module, [str(job)]) for name, (python, module) in interpreters.items()
+        start = {
+            name: functools.partial(Worker, python, module, [str(job)])
+            for name, (python, module) in interpreters.items()
         }
-        try:
-            results = {w.name: measure(w, workers) for w in loads}
-            versions = {name: worker.ask(do="ready")["versions"] for name, worker in workers.items()}
-            rate = workers["caspo_jax"].ask(do="matmul")["rate"]
-        finally:
-            for worker in workers.values():
-                worker.close()
-    report(shape, loads, results, versions, rate)
+        results = {w.name: measure(w, start) for w in loads}
+    report(shape, loads, results)
 
 
 def run_once(worker: Worker, workload: bench_model.Workload, settings: dict[str, Any]) -> dict[str, Any]:
@@ -141,10 +139,10 @@ def run_once(worker: Worker, workload: bench_model.Workload, settings: dict[str,
     return answer
 
 
-def measure(workload: bench_model.Workload, workers: dict[str, Worker]) -> dict[str, Any]:
+def measure(workload: bench_model.Workload, start: Mapping[str, Callable[[], Worker]]) -> dict[str, Any]:
     """The warm-up's choice and all runs of one workload, by side."""
     chosen = {}
-    with common.Progress(0, f"{workload.name} warm-up", unit="run") as progress:
+    with started(start) as workers, common.Progress(0, f"{workload.name} warm-up", unit="run") as progress:
         platform = workers["caspo_jax"].ask(do="ready")["platform"]
         tries = {name: settings_to_try(name, workload, platform) for name in workers}
         progress.reach(0, (2 + AGAIN) * sum(map(len, tries.values())))  # at most
@@ -155,10 +153,29 @@ def measure(workload: bench_model.Workload, workers: dict[str, Worker]) -> dict[
                 return run_once(worker, workload, settings)["seconds"]
 
             chosen[name] = fastest(tries[name], seconds)
-    sides = {name: (lambda name=name: run_once(workers[name], workload, chosen[name])) for name in workers}
-    with common.Progress(2 * FLAGS.cycles * len(sides), workload.name, unit="run") as progress:
-        runs = in_turns(sides, FLAGS.cycles, lambda _: progress.update())
-    return {"settings": chosen, "runs": runs}
+    with started(start) as workers:
+        sides = {
+            name: functools.partial(run_once, worker, workload, chosen[name])
+            for name, worker in workers.items()
+        }
+        with common.Progress(2 * (1 + FLAGS.cycles) * len(sides), workload.name, unit="run") as progress:
+            for side in (*sides.values(), *sides.values()):  # the first of each compiles
+                side()
+                progress.update()
+            runs = in_turns(sides, FLAGS.cycles, lambda _: progress.update())
+        return {
+            "settings": chosen,
+            "runs": runs,
+            "matmul_flops": workers["caspo_jax"].ask(do="matmul")["rate"],
+            "versions": {name: worker.ask(do="ready")["versions"] for name, worker in workers.items()},
+        }
+
+
+@contextlib.contextmanager
+def started(start: Mapping[str, Callable[[], Worker]]) -> Iterator[dict[str, Worker]]:
+    """Fresh processes of all sides, ended afterwards."""
+    with contextlib.ExitStack() as running:
+        yield {name: running.enter_context(worker()) for name, worker in start.items()}
 
 
 def fastest(tries: list[dict[str, Any]], seconds: Callable[[dict[str, Any]], float]) -> dict[str, Any]:
@@ -174,14 +191,9 @@ def fastest(tries: list[dict[str, Any]], seconds: Callable[[dict[str, Any]], flo
     return tries[best.index(min(best))]
 
 
-def report(
-    shape: bench_model.Shape,
-    loads: list[bench_model.Workload],
-    results: dict[str, Any],
-    versions: dict[str, Any],
-    rate: float,
-) -> None:
+def report(shape: bench_model.Shape, loads: list[bench_model.Workload], results: dict[str, Any]) -> None:
     """The table, the JSON and the closing summary."""
+    rate = max(result["matmul_flops"] for result in results.values())
     rows: list[list[str]] = []
     summary: dict[str, Any] = {}
     for workload in loads:
@@ -221,7 +233,7 @@ def report(
                 "shape": dataclasses.asdict(shape),
                 **{name: FLAGS[name].value for name in ("dtype", "lora_rank", "remat")},
                 "machine": machine() | {"matmul_flops": rate},
-                "versions": versions,
+                "versions": next(iter(results.values()))["versions"],
                 "workloads": described,
                 "summary": summary,
                 "results": results,

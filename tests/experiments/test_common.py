@@ -1,0 +1,62 @@
+"""The allocator that training programs restart with."""
+
+import os
+import platform
+import subprocess
+import sys
+
+import pytest
+
+from experiments import common
+
+# 64 MiB that a thread takes, fills and gives back, twice: page faults of the second time.
+TWICE = """
+import resource, threading
+def faults():
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    thread = threading.Thread(target=lambda: len(b"x" * 2**26))
+    thread.start()
+    thread.join()
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+faults()
+print(faults())
+"""
+
+
+@pytest.fixture
+def restarts(monkeypatch):
+    """The command lines that the interpreter would have been restarted with."""
+    found = []
+    monkeypatch.setattr(os, "environ", {"PATH": "here"})
+    monkeypatch.setattr(os, "execv", lambda path, argv: found.append((path, argv)))
+    monkeypatch.setattr(sys, "platform", "linux")
+    monkeypatch.setattr(sys, "orig_argv", ["python", "-m", "experiments.train", "--seed=1"])
+    return found
+
+
+def test_a_program_restarts_once_with_its_own_arguments(restarts):
+    common.tune_malloc()
+    common.tune_malloc()
+    assert restarts == [(sys.executable, [sys.executable, "-m", "experiments.train", "--seed=1"])]
+    assert os.environ.items() >= {"PATH": "here", **common.MALLOC}.items()
+
+
+def test_what_the_user_has_set_stays(restarts):
+    os.environ["MALLOC_ARENA_MAX"] = "4"
+    common.tune_malloc()
+    assert len(restarts) == 1
+    assert os.environ["MALLOC_ARENA_MAX"] == "4"
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another allocator")
+def test_a_thread_s_buffer_is_not_faulted_in_again():
+    untouched = {name: value for name, value in os.environ.items() if name not in common.MALLOC}
+
+    def second_time(settings):
+        # Without huge pages, whose faults are few in any case.
+        kept = {name: value for name, value in settings.items() if name != "GLIBC_TUNABLES"}
+        command = [sys.executable, "-c", TWICE]
+        return int(subprocess.check_output(command, env={**untouched, **kept}, text=True))
+
+    assert second_time({}) > 2**26 // 4096 * 0.9
+    assert second_time(common.MALLOC) < 2**26 // 4096 * 0.1
