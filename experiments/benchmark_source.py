@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.util
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -106,6 +106,44 @@ class FileBenchmark:
         return self.functions[1](one, other)
 
 
+@dataclasses.dataclass(frozen=True)
+class TuneBenchmark:
+    """A file of questions that are asked, read and scored as those of a benchmark are."""
+
+    benchmark: Any
+    path: str
+    name: str = "tune"
+
+    def load(self, path: str | Path | None = None, limit: int | None = None) -> Sequence[Question]:
+        """The first questions of the file."""
+        return common.load_questions(self.path, need_gold=not self.benchmark.runs_code)[:limit]
+
+    def prompt(self, question: Question) -> str:
+        """As the benchmark asks."""
+        return self._with(question, self.benchmark.prompt, question)
+
+    def extract(self, text: str) -> str | None:
+        """As the benchmark reads."""
+        return self.benchmark.extract(text)
+
+    def score(self, answer: str, question: Question) -> bool | None:
+        """As the benchmark scores."""
+        return self._with(question, self.benchmark.score, answer, question)
+
+    def equal(self, one: str, other: str) -> bool:
+        """As the benchmark compares."""
+        return self.benchmark.equal(one, other)
+
+    def _with(self, question: Question, of: Callable[..., Any], *arguments: Any) -> Any:
+        try:
+            return of(*arguments)
+        except KeyError as missing:
+            raise UserError(
+                f"{self.path}: question {question.id!r} has no field {missing} in its `extra`, "
+                f"without which {self.benchmark.name} cannot ask or score it"
+            ) from missing
+
+
 def open_benchmark(name: str, policy: Any) -> Any:
     """The benchmark of that name.
 
@@ -133,13 +171,15 @@ def has_tuning_questions(name: str) -> bool:
 
 
 def tuning_benchmark(name: str, policy: Any) -> Any:
-    """Those questions: the tune split of an embedded task, the file of --tune_input for anything else."""
+    """Those questions: the tune split of an embedded task; the file of --tune_input, asked and scored as `name` is."""
     from caspo_jax.tasks import get_task
     from caspo_jax.tasks.registry import TASKS
 
     if name in TASKS:
         return TaskBenchmark(get_task(name), "tune", FLAGS.seed)
-    return FileBenchmark(FLAGS.tune_input, common.answer_functions(policy), name="tune")
+    if name == "input":
+        return FileBenchmark(FLAGS.tune_input, common.answer_functions(policy), name="tune")
+    return TuneBenchmark(open_benchmark(name, policy), FLAGS.tune_input)
 
 
 def questions_of(benchmark: Any, limit: int | None) -> list[Question]:

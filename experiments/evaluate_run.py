@@ -93,6 +93,11 @@ class Runner:
         from caspo_jax.evaluation.strategies import families, run_family
 
         self.sames[name] = benchmark.equal
+        wanted = getattr(benchmark, "repeats", 1)
+        if FLAGS.repeats < wanted:
+            common.say(
+                f"{name} is small: reports of it average over {wanted} answers a question, --repeats={wanted}"
+            )
         plan = families(self.strategies)
         parts = even_groups(questions, FLAGS.group)
         done = self.outputs["groups"].done | self._finished("groups")
@@ -105,12 +110,14 @@ class Runner:
                     # What is drawn at random once is enough for greedy choices; votes are matched on the first pool.
                     if mark not in done and not (repeat and family in ("greedy", "cot_decoding")):
                         found = run_family(family, strategies, context, settings)
-                        self.write(name, mark, found, repeat, settings)
+                        self.write(name, mark, found, repeat, settings, part)
                     progress.update(1, part=family)
 
-    def write(self, name: str, mark: str, found: Any, repeat: int, settings: Any) -> None:
-        """Append what a family found; the mark comes last."""
-        from caspo_jax.evaluation.results import answer_record, sample_record
+    def write(
+        self, name: str, mark: str, found: Any, repeat: int, settings: Any, part: Sequence[Any]
+    ) -> None:
+        """Append what a family found on a group of questions; the mark comes last."""
+        from caspo_jax.evaluation.results import answer_record, gold_hash, sample_record
 
         if repeat == 0:
             self.outputs["samples"].append([sample_record(s, name) for group in found.samples for s in group])
@@ -120,7 +127,8 @@ class Runner:
             )
             for a in found.answers
         ]
-        self.outputs["answers"].append([answer_record(a, name) for a in moved])
+        golds = {question.id: gold_hash(question.gold) for question in part}
+        self.outputs["answers"].append([answer_record(a, name, golds) for a in moved])
         self.outputs["groups"].append([{"id": mark}])
 
     def finish(self) -> list[dict[str, Any]]:

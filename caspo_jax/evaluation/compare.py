@@ -31,6 +31,7 @@ REPORTED = (
     "first_error_accuracy",
     "answer_accuracy",
     "flawed_correct_rate",
+    "all_steps_right",
     "entropy_auroc",
     "logprob_auroc",
     "within_prefix_auroc",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -46,8 +47,8 @@ PAIRED_COLUMNS = {
 Key = tuple[str, str, str]  # benchmark, strategy, size
 
 
-def answer_record(answer: Answer, benchmark: str) -> dict[str, Any]:
-    """The JSON form of an answer."""
+def answer_record(answer: Answer, benchmark: str, golds: Mapping[str, str | None]) -> dict[str, Any]:
+    """The JSON form of an answer; `golds`: `gold_hash` of each question's gold answer."""
     fields = dataclasses.asdict(answer)
     name = f"{benchmark}/{answer.strategy}/{answer.size}/{answer.question}/{answer.index}"
     return {
@@ -55,7 +56,13 @@ def answer_record(answer: Answer, benchmark: str) -> dict[str, Any]:
         "id": name,
         "benchmark": benchmark,
         **fields,
+        "gold_hash": golds.get(answer.question),
     }
+
+
+def gold_hash(gold: str | None) -> str | None:
+    """Tells gold answers apart, which may be long or not for everyone; None where a question has none."""
+    return None if gold is None else hashlib.sha256(gold.encode()).hexdigest()[:16]
 
 
 def sample_record(sample: Sample, benchmark: str) -> dict[str, Any]:
@@ -192,12 +199,13 @@ def matched_votes(
             if key[:2] != (benchmark, reference):
                 continue
             budget = float(np.mean([r["tokens"] for r in mine]))
+            golds = {r["question"]: r.get("gold_hash") for r in mine}
             if budget > lengths.sum(axis=1).mean():
                 continue
             counts = dict(zip(pool, matched_counts(lengths, budget).tolist()))
             for name in names:
                 answers = at_counts(name, f"= {reference} {key[2]}", pool, counts, settings, same)
-                found += [answer_record(a, benchmark) for a in answers]
+                found += [answer_record(a, benchmark, golds) for a in answers]
     return found
 
 
@@ -248,6 +256,7 @@ def compare(
         )
     rows = []
     for key in shared:
+        _check_golds(key[0], first[key], second[key])
         row = paired_row(second[key], first[key], draws)
         before, after = per_question(first[key]), per_question(second[key])
         common = [q for q in after if q in before]
@@ -260,6 +269,18 @@ def compare(
             | row
         )
     return rows
+
+
+def _check_golds(
+    benchmark: str, first: Sequence[Mapping[str, Any]], second: Sequence[Mapping[str, Any]]
+) -> None:
+    before, after = ({r["question"]: r.get("gold_hash") for r in run} for run in (first, second))
+    for question, gold in after.items():
+        if None not in (gold, before.get(question)) and gold != before[question]:
+            raise UserError(
+                f"{benchmark}: question {question!r} has another gold answer in the second run than in the first: "
+                "these are not the same questions"
+            )
 
 
 COMPARED_COLUMNS = {

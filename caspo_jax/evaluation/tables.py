@@ -49,8 +49,10 @@ class Tables:
     logprob_confidence: np.ndarray  # [S] float64, exp(mean token log-prob)
     right: np.ndarray  # [S] float64, 1 where the step is correct
     question: np.ndarray  # [N] object, question id
+    graded: np.ndarray  # [N] float64, 1 where it is known whether the answer is right
     correct: np.ndarray  # [N] float64, 1 where the answer is right
-    all_right: np.ndarray  # [N] float64, 1 where every step is right
+    judged: np.ndarray  # [N] float64, 1 where a step has a verdict
+    all_right: np.ndarray  # [N] float64, 1 where steps have verdicts and all are right
     until_error: np.ndarray  # [N] float64, steps up to and including the first wrong one
     right_until_error: np.ndarray  # [N] float64, those of them that are right
     trace_entropy: np.ndarray  # [N] float64, sum of token entropies, nats
@@ -85,15 +87,17 @@ def tabulate(traces: Sequence[Trace], question_ids: Sequence[str]) -> Tables:
         rows.append(
             (
                 question_id,
+                trace.correct is not None,
                 bool(trace.correct),
-                right_steps == len(judged),
+                bool(judged),
+                bool(judged) and right_steps == len(judged),
                 min(right_steps + 1, len(judged)),
                 right_steps,
                 entropy,
                 len(trace.token_ids),
             )
         )
-    return Tables(*_columns(steps, 5), *_columns(rows, 7))
+    return Tables(*_columns(steps, 5), *_columns(rows, 9))
 
 
 def _columns(rows: list[tuple[Any, ...]], width: int) -> list[np.ndarray]:
@@ -123,10 +127,12 @@ def statistics(tables: Tables) -> dict[str, tuple[Statistic, np.ndarray]]:
     step["brier_scaled"] = metrics.brier_statistic(scaled, t.right)
     step["ece_scaled"] = metrics.ece_statistic(scaled, t.right)
     trace: dict[str, Statistic] = {
-        "answer_accuracy": metrics.mean_statistic(t.correct),
+        "answer_accuracy": metrics.ratio_statistic(t.correct, t.graded),
         "first_error_accuracy": metrics.ratio_statistic(t.right_until_error, t.until_error),
-        "flawed_correct_rate": metrics.ratio_statistic(t.correct * (1 - t.all_right), t.correct),
-        "all_steps_right": metrics.mean_statistic(t.all_right),
+        "flawed_correct_rate": metrics.ratio_statistic(
+            t.correct * t.judged * (1 - t.all_right), t.correct * t.judged
+        ),
+        "all_steps_right": metrics.ratio_statistic(t.all_right, t.judged),
         "mean_entropy": metrics.ratio_statistic(t.trace_entropy, t.tokens),
         "tokens_per_trace": metrics.mean_statistic(t.tokens),
     }

@@ -19,12 +19,13 @@ def same(a, b):
     return a == b
 
 
-def answers(strategy, size, right, tokens, benchmark="x", seconds=1.0):
+def answers(strategy, size, right, tokens, benchmark="x", seconds=1.0, gold="1"):
     made = [
         Answer(strategy, size, f"q{i}", "1", bool(r), int(t), int(t) + 1, seconds=seconds)
         for i, (r, t) in enumerate(zip(right, tokens))
     ]
-    return [results.answer_record(a, benchmark) for a in made]
+    golds = {a.question: results.gold_hash(gold) for a in made}
+    return [results.answer_record(a, benchmark, golds) for a in made]
 
 
 def run(seed, shift=0.0):
@@ -89,6 +90,22 @@ def test_paired_table_takes_the_match_or_the_nearest_cost():
     greedy = np.array([r["correct"] for r in records if r["strategy"] == "greedy"], float)
     assert row["difference"] == pytest.approx(cat.mean() - greedy.mean())
     assert (row["verdict"] == "above") == (row["low"] > 0)
+
+
+def test_votes_matched_to_cats_tokens_know_their_questions():
+    records, samples = run(0)
+    found = results.matched_votes(records, samples, Settings(), same)
+    assert {r["gold_hash"] for r in found} == {results.gold_hash("1")}
+
+
+def test_questions_of_one_id_and_other_golds_are_not_compared():
+    a, b = answers("greedy", "1", [1, 0], [5, 5]), answers("greedy", "1", [1, 1], [5, 5])
+    assert results.compare(a, b, draws=20)[0]["difference"] == 0.5
+    other = answers("greedy", "1", [1, 1], [5, 5], gold="2")
+    with pytest.raises(UserError, match="'q0' has another gold answer"):
+        results.compare(a, other)
+    older = [{k: v for k, v in r.items() if k != "gold_hash"} for r in other]  # of a file without them
+    assert results.compare(a, older, draws=20)[0]["difference"] == 0.5
 
 
 def test_compare_is_paired_by_question():

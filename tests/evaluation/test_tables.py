@@ -39,6 +39,7 @@ def test_values_by_hand():
     assert found["step_accuracy"] == pytest.approx(9 / 11)
     assert found["answer_accuracy"] == 0.5
     assert found["flawed_correct_rate"] == 0.5
+    assert found["all_steps_right"] == 0.5  # the first and the last, of whose steps one has no verdict
     # Up to and including the first wrong step: 3 of 3, 1 of 2, 0 of 1, 2 of 2.
     assert found["first_error_accuracy"] == pytest.approx(6 / 8)
     wrong, right = [0.2, 0.1], [0.1, 0.2, 0.3, 0.1, 0.3, 0.2, 0.3, 0.1, 0.2]
@@ -96,3 +97,14 @@ def test_steps_without_verdict_or_tokens_are_left_out():
     odd = dataclasses.replace(TRACES[0], steps=(dataclasses.replace(TRACES[0].steps[0], entropy=None),))
     tables = tabulate([odd, TRACES[3]], ["a", "b"])
     assert len(tables.right) == 2
+
+
+def test_what_nobody_judged_counts_neither_way():
+    found = values(tabulate(TRACES, IDS))
+    unjudged = [trace(["unknown", "unknown"], True), trace([], False)]
+    more = values(tabulate([*TRACES, *unjudged], [*IDS, "a", "b"]))
+    for name in ("all_steps_right", "flawed_correct_rate", "first_error_accuracy"):
+        assert more[name] == found[name], name
+    ungraded = values(tabulate([*TRACES, trace(["correct"], None)], [*IDS, "a"]))
+    assert ungraded["answer_accuracy"] == found["answer_accuracy"]
+    assert ungraded["all_steps_right"] == 3 / 5

@@ -14,8 +14,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from caspo_jax.errors import UserError
+from caspo_jax.evaluation.benchmarks import get_benchmark
 from caspo_jax.records import question_to_record
 from caspo_jax.tasks import get_task
+from caspo_jax.types import Question
+from experiments import benchmark_source
 from experiments.evaluate import joined
 from experiments.evaluate_run import even_groups
 from experiments.evaluate_settings import restored
@@ -230,6 +234,21 @@ def test_bad_flags(program, tmp_path):
         assert code == 1
         assert word in err
         assert err.count("\n") == 1
+
+
+def test_settings_are_chosen_as_the_benchmark_asks_and_scores(monkeypatch):
+    asked = Question("a", "What is half of one?", gold=r"\frac{1}{2}")
+    monkeypatch.setattr(benchmark_source.common, "load_questions", lambda path, need_gold: [asked] * 3)
+    math = get_benchmark("math500")
+    tune = benchmark_source.TuneBenchmark(math, "tune.jsonl")
+    (question, _) = tune.load(limit=2)
+    assert tune.prompt(question) == math.prompt(asked) != asked.question
+    assert tune.extract(r"It is \boxed{0.5}.") == "0.5"
+    assert tune.score("0.5", question) is True
+    assert tune.equal("0.5", "1/2")
+    choices = benchmark_source.TuneBenchmark(get_benchmark("race"), "tune.jsonl")
+    with pytest.raises(UserError, match=r"tune\.jsonl: question 'a' has no field 'options'"):
+        choices.prompt(asked)
 
 
 def test_even_groups_and_compare_arguments():

@@ -15,6 +15,7 @@ from caspo_jax.evaluation.report.folder import Run
 POLICY_COLUMNS: tuple[tuple[str, str, str, bool | None], ...] = (
     ("step_accuracy", "step acc", "share of steps that are right", True),
     ("first_error_accuracy", "first error", "the same, up to and including a trace's first wrong step", True),
+    ("all_steps_right", "all right", "share of traces whose every step is right", True),
     ("answer_accuracy", "answer acc", "share of sampled answers that are right", True),
     ("flawed_correct_rate", "flawed", "right answers reached through a wrong step", False),
     ("entropy_auroc", "H AUROC", "does exp(-entropy) rank right steps above wrong ones, pooled", True),
