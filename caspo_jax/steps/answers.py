@@ -20,11 +20,16 @@ class AnswerKind(enum.StrEnum):
 
 
 _MARKER = re.compile(
-    r"(?:####|(?:final\s+)?answer(?:\s+is)?\s*(?:\*\*)?\s*:|(?:final\s+)?answer\s+is)\s*(?:\*\*)?\s*([^\n]*)",
+    r"(?:####|(?:final\s+)?answer(?:\s+is)?\s*(?:\*\*)?\s*:|(?:final\s+)?answer\s+is)\s*(?:\*\*)?\s*"
+    r"((?s:\\\[.*?\\\]|\$\$.*?\$\$)?[^\n]*)",  # a display block may run over several lines
     re.IGNORECASE,
 )
+_STYLED = re.compile(r"\\(?:text|mathrm|textbf|mathbf)\s*\{([^{}]*)\}")
+_LEADING_LETTER = re.compile(r"\W*(?:(?:option|choice)\s+\W*)?([A-J])[\\*$\s]*[.):](?!\w)", re.IGNORECASE)
+_LEADING_YES_NO = re.compile(r"\W*(yes|no|true|false)\b(?!\s*(?:or\b|/))", re.IGNORECASE)
 _YES = frozenset({"yes", "true"})
-_NO = frozenset({"no", "false"})
+_IN_BASE = re.compile(r"\(?([-+]?)([\da-f]+(?:\.[\da-f]+)?)\)?_\{?\(?(\d+)\)?\}?\.?", re.IGNORECASE)
+_CLOSE = Fraction(5, 10_000)  # relative difference of two decimals: a rounding to four significant digits
 
 
 _BOX = re.compile(r"\\(?:f?boxed|fbox|framebox)\s*\{")
@@ -74,7 +79,7 @@ def _closing_brace(text: str, start: int) -> int | None:
 
 
 def marked_answer(text: str) -> str | None:
-    """What follows the last `Answer:`, `the answer is` or `####` on its line; None without one."""
+    """What follows the last `Answer:`, `the answer is` or `####`, a line or a display block; None without one."""
     found = [cleaned for match in _MARKER.finditer(text) if (cleaned := _trim(_innermost(match.group(1))))]
     return found[-1] if found else None
 
@@ -88,8 +93,10 @@ def _innermost(text: str) -> str:
 
 def _trim(text: str) -> str:
     text = text.strip().strip("*").strip()
-    text = re.sub(r"^\\\((.*)\\\)[.\s]*$|^\\\[(.*)\\\][.\s]*$", lambda m: m.group(1) or m.group(2), text)
+    text = re.sub(r"(?s)^\\\((.*)\\\)[.\s]*$|^\\\[(.*)\\\][.\s]*$", lambda m: m.group(1) or m.group(2), text)
     text = re.sub(r"^\$+([^$]*)\$+[.\s]*$", r"\1", text).strip()
+    if text in (r"\(", r"\["):
+        return ""  # cut off after its opening
     return text[:-1].rstrip() if text.endswith(".") and not text.endswith("..") else text
 
 
@@ -113,9 +120,9 @@ def extract_answer(text: str, kind: AnswerKind | str = AnswerKind.MATH) -> str |
         return marked or None
     lines = text.strip().splitlines()
     source = marked if marked else (lines[-1] if lines else "")
-    return {AnswerKind.INTEGER: _integer, AnswerKind.LETTER: _letter, AnswerKind.YES_NO: _yes_no}[kind](
-        source
-    )
+    if kind is AnswerKind.INTEGER:
+        return _integer(source)
+    return (_letter if kind is AnswerKind.LETTER else _yes_no)(source, marked=bool(marked))
 
 
 def answer_kind(kind: AnswerKind | str) -> AnswerKind:
@@ -127,20 +134,20 @@ def answer_kind(kind: AnswerKind | str) -> AnswerKind:
 
 
 def _integer(text: str) -> str | None:
-    found = re.findall(
-        r"(?<![\w.])[-−]?\d[\d,]*(?:\.\d+)?(?!\w)", text.replace("{,}", ",").replace("\\$", "")
-    )
+    text = re.sub(r"(?<=\d)(?:\{,\}|,?\\[,!])\s*(?=\d{3}(?!\d))", ",", text.replace("\\$", ""))
+    found = re.findall(r"(?<![\w.])[-−]?\d+(?:,\d+)*(?:\.\d+)?(?!\w)", text)
     if not found:
         return None
     value = _fraction(found[-1])
     return str(value) if value is not None and value.denominator == 1 else None
 
 
-def _letter(text: str) -> str | None:
-    text = re.sub(r"\\(?:text|mathrm|textbf|mathbf)\s*\{([^{}]*)\}", r"\1", text)
-    bare = re.fullmatch(r"\W*([A-Ja-j])\W*", text)
-    if bare:
-        return bare.group(1).upper()
+def _letter(text: str, marked: bool = True) -> str | None:
+    """The letter that opens what is marked as the answer (`E. Vitamin C`), else the last one that stands alone."""
+    text = _STYLED.sub(r"\1", text)
+    leading = re.fullmatch(r"\W*([A-Ja-j])\W*", text) or (_LEADING_LETTER.match(text) if marked else None)
+    if leading:
+        return leading.group(1).upper()
     found = re.findall(r"\(([A-J])\)", text) or re.findall(r"(?<![\w'’])([A-J])(?![\w'’])(?!\s+[a-z])", text)
     if found:
         return found[-1]
@@ -148,8 +155,11 @@ def _letter(text: str) -> str | None:
     return first.group(1) if first else None
 
 
-def _yes_no(text: str) -> str | None:
-    found = re.findall(r"\b(yes|no|true|false)\b", text, re.IGNORECASE)
+def _yes_no(text: str, marked: bool = True) -> str | None:
+    """The word that opens what is marked as the answer (`No, that is not true`), else the last one."""
+    text = _STYLED.sub(r"\1", text)
+    leading = _LEADING_YES_NO.match(text) if marked else None
+    found = [leading.group(1)] if leading else re.findall(r"\b(yes|no|true|false)\b", text, re.IGNORECASE)
     return None if not found else ("yes" if found[-1].lower() in _YES else "no")
 
 
@@ -175,35 +185,66 @@ def equivalent(gold: str, answer: str, kind: AnswerKind | str = AnswerKind.MATH)
     a, b = _fraction(gold), _fraction(answer)
     if a is not None and a == b:
         return True
-    if kind is AnswerKind.INTEGER or (a is not None and b is not None and "." not in gold + answer):
-        return False  # decimals are left to math-verify, which compares six of their places
+    if kind is AnswerKind.INTEGER or _differ(gold, a, answer, b):
+        return False
+    in_base = _in_base(gold), _in_base(answer)
+    if None not in in_base:
+        return in_base[0] == in_base[1]  # math-verify ignores the base
     from caspo_jax.steps.grading import math_equivalent
 
     return math_equivalent(gold, answer)
 
 
 def _plain(text: str) -> str:
-    return " ".join(text.strip().strip("$.").split()).casefold()
+    text = re.sub(r"^(?:\$|\.(?!\d))+|[$.]+$", "", text.strip())  # a point before a digit is a decimal's
+    return " ".join(text.split()).casefold()
 
 
 def _without_unit(text: str) -> str:
-    r"""Without dollar signs and without a unit in words after a value: `\$36`, `15\mbox{ cm}^2`."""
+    r"""Without dollar signs and without a unit in words after a value: `\$36`, `15\mbox{ cm}^2`, `18 dollars`."""
     text = re.sub(r"\\\$|,?\\!\s*", "", text).strip()
     if text.startswith("$") and text.endswith("$") and "$" not in text[1:-1]:
         text = text[1:-1].strip()
-    unit = r"(?<=[\d)}])\s*\\(?:text|mbox|mathrm)\s*\{\s*[A-Za-z][A-Za-z .]*\}\s*(?:\^\s*\{?\d\}?)?\.?$"
-    return re.sub(unit, "", text)
+    in_words = r"\\(?:text|mbox|mathrm)\s*\{\s*[A-Za-z][A-Za-z .]*\}\s*(?:\^\s*\{?\d\}?)?"
+    return re.sub(rf"(?<=[\d)}}])\s*(?:{in_words}|(?i:dollar|cent|euro)s?)\.?$", "", text)
 
 
 def _fraction(text: str) -> Fraction | None:
-    """A plain number: sign, digits, thousands separators, decimals, one slash; else None (`32, 349` is a list)."""
+    r"""A plain number: sign, digits, thousands separators, decimals, one slash, `1 1/2` and `1\frac{1}{2}`; else None.
+
+    A space between digits separates thousands or a whole number from its fraction; `32, 349` is a list, `2 3` nothing.
+    """
     text = text.strip().rstrip(".").replace("{,}", ",").replace("−", "-").replace("$", "")
-    text = re.sub(r"(?<!,)\s", "", text)
+    text = re.sub(r"\\[,;: ]|~", " ", text)
+    text = re.sub(r"\\[dt]?frac\s*\{\s*(\d+)\s*\}\s*\{\s*(\d+)\s*\}", r" \1/\2 ", text)
+    text = re.sub(r"(?<![\d,]) | (?!\d)", "", " ".join(text.split()))
     text = re.sub(r"^\\(?:text|mathrm|textbf|mathbf|boldsymbol)\{\(?([^{}()]*)\)?\}$", r"\1", text)
-    text = re.sub(r"\\[dt]?frac\{(\d+)\}\{(\d+)\}", r"\1/\2", text)
-    if re.fullmatch(r"[-+]?\d{1,3}(,\d{3})+(\.\d+)?", text):
-        text = text.replace(",", "")
+    if re.fullmatch(r"[-+]?[1-9]\d{0,2}([, ])\d{3}(\1\d{3})*(\.\d+)?", text):
+        text = re.sub("[, ]", "", text)
     if re.fullmatch(r"[-+]?(\d+(\.\d*)?|\.\d+)", text):
         return Fraction(text)
-    parts = re.fullmatch(r"([-+]?\d+)/(\d+)", text)
-    return Fraction(int(parts[1]), int(parts[2])) if parts and int(parts[2]) else None
+    parts = re.fullmatch(r"([-+]?)(?:(\d+) )?(\d+)/(\d+)", text)
+    if parts is None or int(parts[4]) == 0:
+        return None
+    value = int(parts[2] or 0) + Fraction(int(parts[3]), int(parts[4]))
+    return -value if parts[1] == "-" else value
+
+
+def _differ(gold: str, a: Fraction | None, answer: str, b: Fraction | None) -> bool:
+    """Whether two plain numbers are told apart here; math-verify compares six places of the others."""
+    if a is None or b is None:
+        return False
+    text = gold + answer
+    if "." not in text:
+        return True
+    # Six places say nothing about small decimals.
+    return "/" not in text and "frac" not in text and abs(a - b) > _CLOSE * max(abs(a), abs(b))
+
+
+def _in_base(text: str) -> tuple[bool, str, int] | None:
+    r"""Sign, digits and base of `52_8` or `52_{8}`; None for anything else."""
+    found = _IN_BASE.fullmatch(re.sub(r"\\[,!]|\{,\}|[\s$]", "", text).replace("−", "-"))
+    if found is None:
+        return None
+    digits = found[2].lower().lstrip("0")
+    return found[1] == "-", digits.rstrip("0").rstrip(".") if "." in digits else digits, int(found[3])

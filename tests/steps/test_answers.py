@@ -30,6 +30,11 @@ from caspo_jax.steps.grading import Grader
         ("**Answer:** 12", "12"),
         (r"The answer is \(3\).", "3"),
         ("Answer: 1\nlater #### 2", "2"),
+        ("The answer is:\n\\[\n5\n\\]", "5"),
+        ("**Final Answer:**\n\n$$\n5\n$$", "5"),
+        ("Answer: $$\nx = 5.\n$$. I hope it is correct.", "x = 5"),
+        ("The answer is 5, since\n\\[ x = 4 + 1 \\]", "5, since"),
+        ("The answer is:\n\\[\n5", None),  # cut off
         ("nothing", None),
         ("Answer:   ", None),
     ],
@@ -46,14 +51,22 @@ def test_math_answers(text, answer):
         ("letter", "A careful look shows I was wrong.\nThe answer is D because of it.", "D"),
         ("letter", "The answer is A.", "A"),
         ("letter", "no idea", None),
+        ("letter", "Answer: E. Vitamin C", "E"),
+        ("letter", "(B) is false, so it is (C).", "C"),  # nothing is marked
         ("yes_no", "Answer: Yes, it is", "yes"),
         ("yes_no", "Could be yes.\nSo: no.", "no"),
         ("yes_no", "Answer: True", "yes"),
         ("yes_no", "nobody knows", None),
+        ("yes_no", "Answer: No, that is not true.", "no"),
         ("integer", "so we get 12\n#### -1,234", "-1234"),
         ("integer", "which makes 7 dollars.", "7"),
         ("integer", "Answer: 3.0", "3"),
         ("integer", "Answer: 3.5", None),
+        ("integer", "The answer is 18, as required.", "18"),
+        ("integer", "1,234, I think", "1234"),
+        ("integer", "Answer: 12,34", None),
+        ("integer", r"\boxed{10\,080}", "10080"),
+        ("integer", r"\boxed{32,\!348}", "32348"),
         ("string", "Answer: proved", "proved"),
     ],
 )
@@ -95,8 +108,16 @@ def test_last_boxed_without_one():
         (r"-\frac{1}{2}", "-0.5", "math", True),
         ("C", "(C)", "letter", True),
         ("C", "D", "letter", False),
+        ("E", "E. Vitamin C", "letter", True),
+        ("E", r"\text{(E) Vitamin C}", "letter", True),
+        ("E", "**E.** Vitamin C", "letter", True),
+        ("E", "option E: Vitamin C", "letter", True),
+        ("A", "A) Hepatitis B", "letter", True),
+        ("B", r"\(B\), since A is false", "letter", True),
         ("yes", "True", "yes_no", True),
         ("no", "yes", "yes_no", False),
+        ("no", "No, that is not true.", "yes_no", True),
+        ("no", "True or false: false", "yes_no", True),
         ("Proved", " proved.", "string", True),
         ("proved", "disproved", "string", False),
         ("7", "007", "integer", True),
@@ -105,6 +126,52 @@ def test_last_boxed_without_one():
 )
 def test_equivalence(gold, answer, kind, same):
     assert equivalent(gold, answer, kind) is same
+
+
+@pytest.mark.parametrize(
+    "one, other, same",
+    [
+        (".5", "0.5", True),
+        (".5", "5", False),
+        ("$.5$", "5.", False),
+        ("5.", "5", True),
+        ("3/2", r"1\frac{1}{2}", True),
+        ("3/2", r"1 \dfrac{1}{2}", True),
+        ("1.5", "1 1/2", True),
+        (r"-\frac{3}{2}", r"-1\frac{1}{2}", True),
+        (r"-\frac{1}{2}", r"-1\frac{1}{2}", False),
+        ("11/2", r"1\frac{1}{2}", False),
+        (r"3\frac18", r"3\frac{1}{8}", True),
+        (r"\frac{1}{2}3", "1/23", False),
+        ("23", "2 3", False),
+        ("10", "1 0", False),
+        ("10080", "10 080", True),
+        ("10080", r"10\,080", True),
+        ("10080", "10{,}080", True),
+        ("0,111", "0.111", True),  # no thousands
+        ("1000000", r"1\,000\,000.0", True),
+        ("18", "18 dollars", True),
+        ("18.50", r"\$18.50 dollars.", True),
+        ("52_8", "52_{8}", True),
+        ("52_8", "52_3", False),
+        ("52_8", "53_8", False),
+        ("52_8", "-52_8", False),
+        ("0.0011_{2}", "0.00110_2", True),
+        ("152A_{11}", "152a_{11}", True),
+        ("52_8", "52", True),
+        ("0.0000672", "6.72 \\times 10^{-5}", True),
+        ("0.0000672", "0.0000668", False),
+        ("0.0000001", "0.0000002", False),
+        ("0", "0.0000001", False),
+        ("0.083333", "0.0833333", True),
+        ("0.001235", "0.0012346", True),
+        ("1/3", "0.333333", True),
+        ("1/3", "0.333", False),
+    ],
+)
+def test_plain_numbers_in_either_order(one, other, same):
+    assert equivalent(one, other) is same
+    assert equivalent(other, one) is same
 
 
 def test_comparison_off_the_main_thread():

@@ -60,6 +60,31 @@ def test_math500_solutions_state_no_false_equality_but_two():
     assert len(false) <= 2, false
 
 
+def golds():
+    """Every gold of mathematics."""
+    for name in ("math500", "math8k_train", "gsm8k_test", "olympiadbench", "aime24"):
+        for record in records(f"{name}.jsonl"):
+            found = record.get("answer", record.get("final_answer"))
+            yield from (str(gold) for gold in (found if isinstance(found, list) else [found]))
+
+
+def test_every_gold_is_equivalent_to_itself():
+    seen = sorted(set(golds()))
+    assert len(seen) > 4000
+    assert [gold for gold in seen if not equivalent(gold, gold) or not equivalent(gold, f" {gold}.")] == []
+
+
+def test_mixed_numbers_among_the_golds():
+    mixed = {gold for gold in golds() if re.fullmatch(r"-?\d+ ?\\frac\{\d+\}\{\d+\}", gold)}
+    assert len(mixed) > 10
+    for gold in mixed:
+        whole, above, below = (int(part) for part in re.findall(r"\d+", gold))
+        sign = "-" if gold.startswith("-") else ""
+        assert equivalent(gold, f"{sign}{whole * below + above}/{below}"), gold
+        run_together = int(f"{whole}{above}") == whole * below + above  # as in 1 9/10
+        assert equivalent(gold, f"{sign}{whole}{above}/{below}") is run_together, gold
+
+
 def test_math500_solutions_grade_as_correct():
     failures = [
         record["unique_id"]

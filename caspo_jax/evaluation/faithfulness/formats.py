@@ -108,8 +108,8 @@ def _vllm_token(token: int, entry: Mapping[str, Any] | None) -> RecordedToken:
     if token not in values:
         raise UserError(f"the log-probs of token {token} do not hold its own")
     ranks = {int(k): v.get("rank") for k, v in entry.items() if isinstance(v, Mapping)}
-    # The emitted token is listed even where it is none of the most probable: it must not count as one.
-    extra = (ranks.get(token) or 0) > len(values) - 1 and len(values) > 1
+    # The emitted token is listed even where it is none of the n most probable: it must not count as one.
+    extra = (ranks.get(token) or 0) > len(values) and len(values) > 1
     top = sorted((v for k, v in values.items() if not (extra and k == token)), reverse=True)
     return RecordedToken(token, b"", values[token], tuple(top))
 

@@ -1,5 +1,6 @@
 """Records of other tools to outputs, and outputs to traces with token ids."""
 
+import dataclasses
 import json
 import zipfile
 
@@ -14,7 +15,7 @@ from caspo_jax.evaluation.faithfulness import (
     subject_from_record,
     subject_to_record,
 )
-from caspo_jax.models import load_tokenizer
+from caspo_jax.models import RopeConfig, load_tokenizer
 from caspo_jax.models.config import ModelConfig
 from caspo_jax.records import trace_to_record
 from caspo_jax.tasks import get_task
@@ -80,6 +81,24 @@ def test_an_improbable_token_is_not_one_of_the_most_probable(file, tokenizer):
     (source,) = read_sources(file(record))
     assert source.tokens[0].logprob == -9.0
     assert source.tokens[0].top == (-1.0, -2.0, -3.0, -4.0, -5.0)
+
+
+@pytest.mark.parametrize("rank, entries, top", [(1, 5, 5), (4, 5, 5), (5, 5, 5), (6, 6, 6), (7, 6, 5)])
+def test_a_token_of_rank_n_among_n_is_one_of_the_most_probable(file, tokenizer, config, rank, entries, top):
+    record = vllm_record(tokenizer)
+    (output,) = record["outputs"]
+    output["logprobs"] = [
+        {str(token): {"logprob": -float(rank), "rank": rank}}
+        | {
+            str((token + k) % 300): {"logprob": -float(k), "rank": k}
+            for k in [k for k in range(1, 7) if k != rank][: entries - 1]
+        }
+        for token in output["token_ids"]
+    ]
+    (source,) = read_sources(file(record))
+    assert {len(token.top) for token in source.tokens} == {top}
+    (subject,) = prepare([source], tokenizer, config)
+    assert subject.mean_top5 == pytest.approx([-3.0] * len(output["token_ids"]))
 
 
 def test_completions_find_ids_by_bytes(file, tokenizer, config):
@@ -270,6 +289,8 @@ def test_counts_of_odd_traces(file, tokenizer, config):
     }
     assert counts["too_long"] == 2
     assert not found[-1].readable
+    yarn = dataclasses.replace(config, rope=RopeConfig("yarn", factor=1000.0))
+    assert count_subjects(prepare(read_sources(file(*records)), tokenizer, yarn))["too_long"] == 0
     assert np.isfinite(counts["steps"])
 
 
