@@ -54,7 +54,7 @@ def define_flags() -> None:
         required=True,
     )
     flags.DEFINE_string("out_dir", None, "where everything goes", required=True)
-    FLAGS["expand"].value = 1
+    FLAGS.set_default("expand", 1)
 
 
 def main() -> None:

@@ -160,6 +160,11 @@ def open_benchmark(name: str, policy: Any) -> Any:
     if importlib.util.find_spec("caspo_jax.evaluation.benchmarks") is None:
         raise UserError(f"--benchmarks={name}: choose from {', '.join(TASKS)}, or give --input=Q.jsonl")
     registry = importlib.import_module("caspo_jax.evaluation.benchmarks")
+    known = registry.benchmark_names()
+    if name not in known:
+        raise UserError(
+            f"--benchmarks={name}: choose from {', '.join((*TASKS, *known))}, or give --input=Q.jsonl"
+        )
     return registry.get_benchmark(name, allow_code_execution=FLAGS.allow_code_execution)
 
 

@@ -37,7 +37,7 @@ def report(policy: Any, path: str, out: Path) -> None:
             continue
         rows, head = confidences.confidence_table(items), confidences.overview(items)
         write_table(out / f"confidences.{kind}", rows, confidences.COLUMNS, overview=head)
-        print(f"{kind}: " + ", ".join(f"{k.replace('_', ' ')} {v:.4g}" for k, v in head.items()))
-        print(tables(rows, confidences.COLUMNS), end="\n\n")
+        common.say(f"{kind}: " + ", ".join(f"{k.replace('_', ' ')} {v:.4g}" for k, v in head.items()))
+        common.say(f"{tables(rows, confidences.COLUMNS)}\n")
         seen[kind] = f"{head['items']:,} with a verdict, {head['questions']:,} questions"
     common.closing(f"confidence tables in {out}", seen)

@@ -145,6 +145,11 @@ def measure(out: Path) -> None:
         left_out |= {} if why is None else {"probe": why}
     if "report" in stage_flags:
         report(subjects, verdicts, out, settings, left_out)
+    else:
+        common.closing(
+            f"measured, not yet reported, in {out}",
+            {"traces": len(subjects), "stages": ", ".join(FLAGS.stages)},
+        )
 
 
 def prepared(policy: Any, out: Path) -> tuple[list[Any], dict[str, Any]]:

@@ -95,7 +95,7 @@ def main() -> None:
             progress.update()
     write_table(out / "noise", rows, COLUMNS, base=base_values(base))
     plots.plot_noise(rows, base_values(base), out / "noise.png")
-    print(markdown(rows, COLUMNS))
+    common.say(markdown(rows, COLUMNS))
     if not manifest.complete:
         manifest.finish(levels=len(levels))
     common.closing(f"noise.md and noise.png in {out}", {"levels": len(levels), "rounds": FLAGS.rounds})

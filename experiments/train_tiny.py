@@ -44,8 +44,8 @@ def define_flags() -> None:
         None,
         "learn the outputs of these traces (JSONL) instead of text written by the task; goes with --init",
     )
-    flags.DEFINE_integer("steps", None, "updates; default: 6000, after --init 1000")
-    flags.DEFINE_integer("batch_size", 24, "rows an update")
+    flags.DEFINE_integer("steps", None, "updates; default: 6000, after --init 1000", lower_bound=1)
+    flags.DEFINE_integer("batch_size", 24, "rows an update", lower_bound=1)
     flags.DEFINE_float(
         "learning_rate", None, "peak rate, cosine to a twentieth; default: 4e-3, after --init 3e-3"
     )
