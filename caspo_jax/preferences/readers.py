@@ -20,7 +20,7 @@ def _text_pair(
     prefix: str,
     chosen: str,
     rejected: str,
-    ends: bool,
+    ends: tuple[bool, bool],
     verdicts: tuple[Verdict, Verdict],
     id: str | None,
 ) -> Pair:
@@ -37,7 +37,7 @@ def _text_pair(
         prefix_ids=(),
         chosen_ids=(),
         rejected_ids=(),
-        ends_trace=(ends, ends),
+        ends_trace=ends,
         chosen_verdict=verdicts[0],
         rejected_verdict=verdicts[1],
     )
@@ -56,7 +56,13 @@ def step_dpo_from_record(record: Mapping[str, Any]) -> Pair:
     prompt, prefix, chosen, rejected = (str(text) for text in texts)
     name = record.get("id")
     return _text_pair(
-        prompt, prefix, chosen, rejected, False, ("correct", "wrong"), None if name is None else str(name)
+        prompt,
+        prefix,
+        chosen,
+        rejected,
+        (False, False),
+        ("correct", "wrong"),
+        None if name is None else str(name),
     )
 
 
@@ -64,7 +70,7 @@ def trl_from_record(record: Mapping[str, Any], tokenizer: Any = None) -> Pair:
     """A TRL preference record: `chosen, rejected` and `prompt` or none, as text or as lists of messages.
 
     Without a prompt it is what both have in common at the start (whole messages, or characters back to a white
-    space). Answers are whole, so both end their trace. Messages are rendered by the tokenizer's chat
+    space). Answers are whole, so both end their trace, unless `ends_trace` of `to_trl_record` says else. Messages are rendered by the tokenizer's chat
     template; without one a single user message stands for itself.
     """
     missing = [field for field in ("chosen", "rejected") if field not in record]
@@ -83,9 +89,18 @@ def trl_from_record(record: Mapping[str, Any], tokenizer: Any = None) -> Pair:
         chosen, rejected = _answer(chosen, "chosen"), _answer(rejected, "rejected")
     else:
         raise UserError("`prompt`, `chosen`, `rejected` must be all strings or all lists of messages")
+    ends = record.get("ends_trace", [True, True])
+    if not (isinstance(ends, list) and len(ends) == 2 and all(isinstance(end, bool) for end in ends)):
+        raise UserError("`ends_trace` must be two booleans: does `chosen`, does `rejected` end its output?")
     name = record.get("id")
     return _text_pair(
-        prompt, "", chosen, rejected, True, ("unknown", "unknown"), None if name is None else str(name)
+        prompt,
+        "",
+        chosen,
+        rejected,
+        (ends[0], ends[1]),
+        ("unknown", "unknown"),
+        None if name is None else str(name),
     )
 
 
@@ -132,12 +147,13 @@ def read_trl(path: str | Path, tokenizer: Any = None) -> list[Pair]:
 
 
 def to_trl_record(pair: Pair, *, conversational: bool = False) -> dict[str, Any]:
-    """A pair as TRL takes it: the prefix belongs to the prompt.
+    """A pair as TRL takes it: the prefix belongs to the prompt; `ends_trace`, which TRL leaves aside, is for ourselves.
 
     Conversational only where there is no prefix: an answer that was begun cannot be a message.
     """
+    ends = {"ends_trace": list(pair.ends_trace)}
     if not conversational:
-        return {"prompt": pair.prompt + pair.prefix, "chosen": pair.chosen, "rejected": pair.rejected}
+        return {"prompt": pair.prompt + pair.prefix, "chosen": pair.chosen, "rejected": pair.rejected} | ends
     if pair.prefix:
         raise UserError(
             f"pair {pair.id!r} has a prefix: write it in the standard format, conversational=False"
@@ -146,6 +162,7 @@ def to_trl_record(pair: Pair, *, conversational: bool = False) -> dict[str, Any]
         "prompt": [{"role": "user", "content": pair.prompt}],
         "chosen": [{"role": "assistant", "content": pair.chosen}],
         "rejected": [{"role": "assistant", "content": pair.rejected}],
+        **ends,
     }
 
 

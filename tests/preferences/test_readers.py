@@ -146,6 +146,16 @@ def test_a_prefix_is_part_of_the_prompt_for_trl(tmp_path):
         to_trl_record(pair, conversational=True)
 
 
+def test_steps_stay_steps_through_trls_format(tmp_path):
+    (step,) = read_step_dpo(write(tmp_path, STEP_DPO))
+    back = trl_from_record(to_trl_record(step))
+    assert back.ends_trace == step.ends_trace == (False, False)
+    (ids,) = tokenize_pairs([back], Tokenizer(), delimiter="|")
+    assert (ids.chosen_ids[-1], ids.rejected_ids[-1]) == (ord("|"), ord("|"))
+    with pytest.raises(UserError, match="two booleans"):
+        trl_from_record(to_trl_record(step) | {"ends_trace": "no"})
+
+
 def test_prm800k_siblings_become_pairs():
     record = {
         "question": {"problem": "2+2?", "ground_truth_answer": "4"},
