@@ -11,36 +11,24 @@ import textwrap
 from typing import Any
 
 from caspo_jax.evaluation.benchmarks.base import Benchmark, Row, identity, text
+from caspo_jax.evaluation.benchmarks.blocks import FENCE, block_for, code_in, parsed, same_code
 from caspo_jax.evaluation.benchmarks.loading import Source
 from caspo_jax.evaluation.execution import Sandbox
 from caspo_jax.steps.answers import extract_answer
 from caspo_jax.types import Question
 
-_FENCE = re.compile(r"^[ \t]*```[^\n`]*\n(.*?)(?:^[ \t]*```|\Z)", re.DOTALL | re.MULTILINE)
 _TAGGED = re.compile(r"\[ANSWER\](.*?)(?:\[/ANSWER\]|\Z)", re.DOTALL)
 _MISSING = object()
+_IMPORTED = """\
+import sys, types
+sys.modules["solution"] = types.ModuleType("solution")
+exec(compile({source!r}, "solution.py", "exec"), vars(sys.modules["solution"]))
+"""
 
 
-def code_in(output: str) -> str | None:
-    """The code of an output: the last fenced block, else the indented lines it begins with, else all of it."""
-    blocks = [block for block in _FENCE.findall(output) if block.strip()]
-    if blocks:
-        return blocks[-1].rstrip()
-    lines = output.rstrip().splitlines()
-    first = next((line for line in lines if line.strip()), "")
-    if first[:1] in (" ", "\t"):  # the rest of a function; what follows it is something new
-        body: list[str] = []
-        for line in lines:
-            if line.strip() and line[0] not in " \t":
-                break
-            body.append(line)
-        return "\n".join(body).rstrip()
-    return output.strip() or None
-
-
-def same_code(one: str, other: str) -> bool:
-    """Equal but for white space at the ends of lines."""
-    return [line.rstrip() for line in one.splitlines()] == [line.rstrip() for line in other.splitlines()]
+def as_import(source: str) -> str:
+    """A program that runs another as the module `solution`: what it keeps for `__main__` does not run."""
+    return _IMPORTED.format(source=source)
 
 
 def _read_humaneval(row: Row, number: str) -> Question:
@@ -62,6 +50,7 @@ def _ask_humaneval(question: Question) -> str:
 def humaneval_program(answer: str, question: Question) -> str:
     """The function, completed or written anew, with the imports and helpers of its prompt, and its test."""
     prompt, entry = question.question or "", question.extra["entry_point"]
+    answer = block_for(answer, entry)
     definition = re.compile(rf"^(?:async )?def {re.escape(entry)}\b", re.MULTILINE)
     found = definition.search(prompt)
     if definition.search(answer):
@@ -70,7 +59,7 @@ def humaneval_program(answer: str, question: Question) -> str:
         first = next((line for line in answer.splitlines() if line.strip()), "")
         indented = answer if first[:1] in (" ", "\t") else textwrap.indent(answer, "    ")
         solution = f"{prompt}{indented}"
-    return f"{solution}\n\n{question.extra['test']}\n\ncheck({entry})\n"
+    return as_import(f"{solution}\n\n{question.extra['test']}\n\ncheck({entry})\n")
 
 
 def _judge_humaneval(answer: str, question: Question, sandbox: Sandbox | None) -> bool | None:
@@ -113,22 +102,46 @@ def _tagged(output: str) -> str | None:
     answer = found[-1] if found else extract_answer(output, "string")
     if answer is None:
         return None
-    fenced = _FENCE.findall(answer)
-    return (fenced[-1] if fenced else answer).strip().strip("`").strip() or None
+    fenced = FENCE.findall(answer)
+    return (fenced[-1][1] if fenced else answer).strip().strip("`").strip() or None
 
 
 def _output_in(output: str) -> str | None:
     """The value; where a whole assertion was given, its right-hand side."""
     answer = _tagged(output)
-    stated = re.fullmatch(r"(?:assert\s+)?f\(.*\)\s*==\s*(.+)", answer, re.DOTALL) if answer else None
-    return stated[1].strip() if stated else answer
+    if answer is None:
+        return None
+    _, value = _stated(answer)
+    loose = re.fullmatch(r"(?:assert\s+)?f\(.*\)\s*==\s*(.+)", answer, re.DOTALL)
+    return value or (loose[1].strip() if loose else answer)
 
 
 def _input_in(output: str) -> str | None:
     """The arguments; where a whole call or assertion was given, what stands in its parentheses."""
     answer = _tagged(output)
-    stated = re.fullmatch(r"(?:assert\s+)?f\((.*)\)(?:\s*==.*)?", answer, re.DOTALL) if answer else None
-    return stated[1].strip() if stated else answer
+    if answer is None:
+        return None
+    call, _ = _stated(answer)
+    if call is not None:
+        return call[call.index("(") + 1 : -1].strip()
+    loose = re.fullmatch(r"(?:assert\s+)?f\((.*)\)(?:\s*==.*)?", answer, re.DOTALL)
+    return loose[1].strip() if loose else answer
+
+
+def _stated(answer: str) -> tuple[str | None, str | None]:
+    """The sources of call and value in `assert f(...) == ...`, `f(...) == ...` or `f(...)`; None for what is not there."""
+    tree = parsed(answer)
+    match tree.body if tree else []:
+        case [ast.Assert(test=stated)] | [ast.Expr(value=stated)]:
+            pass
+        case _:
+            return None, None
+    match stated:
+        case ast.Compare(left=ast.Call(func=ast.Name("f")) as call, ops=[ast.Eq()], comparators=[value]):
+            return ast.get_source_segment(answer, call), ast.get_source_segment(answer, value)
+        case ast.Call(func=ast.Name("f")):
+            return ast.get_source_segment(answer, stated), None
+    return None, None
 
 
 def _literal(source: str) -> Any:

@@ -13,7 +13,8 @@ from typing import Any
 
 from caspo_jax.errors import UserError
 from caspo_jax.evaluation.benchmarks.base import Benchmark, Row, identity, text
-from caspo_jax.evaluation.benchmarks.code import code_in, same_code
+from caspo_jax.evaluation.benchmarks.blocks import STDIN, block_for, code_in, same_code
+from caspo_jax.evaluation.benchmarks.code import as_import
 from caspo_jax.evaluation.benchmarks.loading import Source
 from caspo_jax.evaluation.execution import Limits, Sandbox
 from caspo_jax.types import Question
@@ -22,10 +23,9 @@ _LIMITS = Limits(wall_seconds=12.0, cpu_seconds=6, output_bytes=16 << 20)  # six
 _LARGEST = 1 << 30  # bytes of one problem's tests, unpacked
 _STRINGS = {"SHORT_BINUNICODE", "BINUNICODE", "BINUNICODE8", "UNICODE"}
 _FRAME = {"PROTO", "FRAME", "MEMOIZE", "PUT", "BINPUT", "LONG_BINPUT", "STOP"}
-# What solutions take for granted: the published harness imports these before them.
+# What solutions take for granted: the published harness imports these before them. The modules and builtins come last:
+# `from math import *` hides the builtin `pow`, `from bisect import *` the module.
 _PREAMBLE = """\
-import bisect, collections, copy, datetime, functools, heapq, io, itertools, json, math, operator, random, re
-import statistics, string, sys
 from bisect import *
 from collections import *
 from functools import *
@@ -34,18 +34,21 @@ from itertools import *
 from math import *
 from operator import *
 from typing import *
+from builtins import *
+import bisect, collections, copy, datetime, functools, heapq, io, itertools, json, math, operator, random, re
+import statistics, string, sys
 sys.setrecursionlimit(50000)
 """
 _CALLS = """
 
 def _run_the_tests():
-    import json as _json
-    _name, _tests = _json.loads({payload!r})
-    _call = getattr(Solution(), _name) if "Solution" in globals() else globals()[_name]
-    for _arguments, _expected in _tests:
-        _found = _call(*_arguments)
-        _found = list(_found) if isinstance(_found, tuple) else _found
-        assert _found == _expected
+    import json, solution
+    name, tests = json.loads({payload!r})
+    call = getattr(solution.Solution() if hasattr(solution, "Solution") else solution, name)
+    for arguments, expected in tests:
+        found = call(*arguments)
+        found = list(found) if isinstance(found, tuple) else found
+        assert found == expected
 
 
 _run_the_tests()
@@ -139,16 +142,22 @@ def _judge(answer: str, question: Question, sandbox: Sandbox | None) -> bool | N
     """Right when every public and hidden test passes."""
     if sandbox is None:
         return None
-    program = f"{_PREAMBLE}\n{answer}\n"
     calls = [t for t in question.extra["tests"] if t["testtype"] == "functional"]
-    if calls and not sandbox.passes(program + _call_program(question, calls), limits=_limits(len(calls))):
-        return False
+    if calls:
+        program = as_import(_program(answer, question.extra["func_name"])) + _call_program(question, calls)
+        if not sandbox.passes(program, limits=_limits(len(calls))):
+            return False
+    program = _program(answer, STDIN)
     for test in question.extra["tests"]:
         if test["testtype"] == "stdin":
             result = sandbox.run(program, stdin=test["input"], limits=_LIMITS)
             if result.status != "ok" or not same_output(test["output"], result.stdout):
                 return False
     return True
+
+
+def _program(answer: str, wanted: str) -> str:
+    return f"{_PREAMBLE}\n{block_for(answer, wanted)}\n"
 
 
 def _limits(tests: int) -> Limits:

@@ -7,9 +7,9 @@ when the time is up, and when the host dies.
 * With namespaces (root, or a kernel that lets users have them): its own processes, mounts, network and IPC. It sees the
   system's programs and this Python, read-only, and one small folder in memory that goes with it; as many processes as
   the limit says; a user id of its own where the host is root; a system-call filter on top.
-* Without (most containers): a stronger system-call filter. No new processes, no signals to others, no file can be
-  created, changed or removed anywhere; Landlock, where the kernel has it, leaves only the system's programs and this
-  Python readable.
+* Without (most containers): a stronger system-call filter. No new processes, no signals to others, no message to a
+  socket but those of its own pairs, no file can be created, changed or removed anywhere; Landlock, where the kernel has
+  it, leaves only the system's programs and this Python readable.
 
 Where neither can be had (not Linux; a machine that is neither x86-64 nor 64-bit Arm and has no namespaces), nothing
 is run.

@@ -4,14 +4,17 @@ import base64
 import dataclasses
 import json
 import pickle
+import textwrap
 import zlib
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from caspo_jax.errors import UserError
 from caspo_jax.evaluation.benchmarks import get_benchmark
-from caspo_jax.evaluation.benchmarks.code import code_in
+from caspo_jax.evaluation.benchmarks.blocks import STDIN, block_for, code_in
 from caspo_jax.evaluation.benchmarks.livecodebench import same_output
 
 FIXTURES = Path(__file__).parent / "fixtures"
@@ -35,11 +38,57 @@ def loaded():
         ("    return 1\n\n    # end\nprint(2)", "    return 1\n\n    # end"),
         ("def f():\n    return 1\n", "def f():\n    return 1"),
         ("```python\n\n```\nreturn 5", "```python\n\n```\nreturn 5"),
+        ("```\nreturn 1\n```\nprints\n```text\n1\n```", "return 1"),
+        ("```py\nreturn 1\n```\nprints\n```\n1\n```", "return 1"),
+        ("```cpp\nint x;\n```", "int x;"),  # not Python, but all there is
+        (
+            "```python\ndef f(): return 1\n```\nbetter:\n```python\ndef f(): return 2\n```",
+            "def f(): return 2",
+        ),
         ("  \n ", None),
     ],
 )
 def test_code_in(output, code):
     assert code_in(output) == code
+
+
+def test_reading_a_model_s_code_warns_of_nothing(recwarn):
+    assert code_in('```python\nx = "\\d"\n```') == 'x = "\\d"'
+    assert not recwarn
+
+
+AROUND = [
+    "Some prose.",
+    "```python\nprint(total([1, 2]))\n```",
+    "```\n3\n```",
+    "```bash\npython total.py\n```",
+    "```cpp\nint total() { return 1; }\n```",
+    "```text\nclass Text: pass\n```",
+    "```python\ndef total(:\n```",
+    "- a list\n\n    ```Python\n    class TestTotal(TestCase):\n        def test_it(self): assert total([1]) == 1\n    ```",
+]
+SOLUTIONS = {
+    "total": "def total(n):\n    return sum(n)",
+    "method": "class Solution:\n    def method(self, n):\n        return sum(n)",
+    STDIN: "import sys\n\nprint(sum(map(int, sys.stdin)))",
+}
+
+
+@given(
+    st.sampled_from(sorted(SOLUTIONS)),
+    st.lists(st.sampled_from(AROUND), max_size=4),
+    st.lists(st.sampled_from([*AROUND, "```python\ndef helper(): pass\n```"]), max_size=4),
+    st.sampled_from(["", "py", "python", "Python3", "{.python}", "python title=a.py"]),
+    st.sampled_from(["", "  ", "    ", "\t"]),
+)
+def test_the_block_that_is_asked_for_is_found_among_others(wanted, before, after, tag, indent):
+    fenced = textwrap.indent(f"```{tag}\n{SOLUTIONS[wanted]}\n```", indent)
+    answer = code_in("\n\n".join([*before, fenced, *after]))
+    assert block_for(answer, wanted) == SOLUTIONS[wanted]
+    assert block_for(code_in(answer), wanted) == SOLUTIONS[wanted]
+
+
+RIGHT = "```python\ndef total_of_even(numbers):\n    return sum(n for n in numbers if not n % 2)\n\n```"
 
 
 @pytest.mark.parametrize(
@@ -52,6 +101,12 @@ def test_code_in(output, code):
         ("\n   \n    return sum(n for n in numbers if not n % 2)", True),  # blank lines first
         ("```python\nreturn sum(n for n in numbers if not n % 2)\n```", True),  # its indentation lost
         ("```python\ndef total_of_even(numbers: List[int]) -> int:\n    return sum(numbers[1:])\n```", True),
+        (f"{RIGHT}\n\n```python\nprint(total_of_even([1, 2]))\n```\nwhich prints\n```\n2\n```", True),
+        (f"{RIGHT}\n\n```python\ndef test_it():\n    assert total_of_even([2]) == 3\n\ntest_it()\n```", True),
+        (f"1. So:\n{textwrap.indent(RIGHT, '   ')}", True),
+        (RIGHT[:-3] + "if __name__ == '__main__':\n    import unittest\n    unittest.main()\n```", True),
+        (RIGHT[:-3] + "if __name__ == '__main__':\n    print(total_of_even([int(input())]))\n```", True),
+        (RIGHT[:-3] + "import dataclasses\n@dataclasses.dataclass\nclass A:\n    x: 'typing.Any'\n```", True),
         ("```python\ndef total_of_even(numbers):\n    return sum(numbers)\n```", False),
         ("```python\ndef something_else(numbers):\n    return 0\n```", False),
         ("```python\ndef total_of_even(numbers):\n    raise SystemExit(0)\n```", False),
@@ -124,6 +179,24 @@ def test_cruxeval_inputs(loaded, number, output, verdict):
     assert benchmark.grade(output, questions[number]) is verdict
 
 
+TEXTS = st.text("ab()[]{}='\"\\ ,", max_size=8)
+LITERALS = st.recursive(
+    st.integers() | TEXTS | st.booleans() | st.none(),
+    lambda inner: (
+        st.lists(inner, max_size=3) | st.tuples(inner, inner) | st.dictionaries(TEXTS, inner, max_size=2)
+    ),
+    max_leaves=5,
+)
+
+
+@given(st.lists(LITERALS, max_size=3), LITERALS, st.sampled_from(["assert f({}) == {}", "f({})  ==  {}"]))
+def test_assertions_are_taken_apart(arguments, output, form):
+    inside = ", ".join(map(repr, arguments))
+    text = f"[ANSWER]{form.format(inside, repr(output))}[/ANSWER]"
+    assert get_benchmark("cruxeval_input").extract(text) == inside
+    assert get_benchmark("cruxeval").extract(text) == repr(output)
+
+
 def test_votes_on_values(loaded):
     benchmark, _ = loaded["cruxeval"]
     assert benchmark.equal("[1, 2]", "[1,2]")
@@ -142,6 +215,32 @@ def test_livecodebench_needs_every_hidden_test(loaded):
         benchmark.grade("```python\nclass Solution:\n    def largestGap(self, nums): return 4\n```", gap)
         is False
     )
+
+
+def test_livecodebench_runs_what_was_asked_for(loaded):
+    benchmark, (lines, gap) = loaded["livecodebench"]
+    guarded = """
+```python
+def main():
+    for line in sys.stdin:
+        print(sum(int(n) for n in line.split()) * pow(3, 4, 2) + bisect.bisect_left([1], 1) + abs(0))
+
+if __name__ == "__main__":
+    main()
+```"""
+    assert benchmark.grade(guarded, lines) is True
+    assert benchmark.grade(f"{guarded}\n\n```python\ndef check(): pass\n```\n\n```\n3\n3\n```", lines) is True
+    method = """
+```python
+class Solution:
+    def largestGap(self, nums):
+        return max([pow(abs(a - b), 1, 10**9) for a, b in zip(nums, nums[1:])] or [0])
+
+if __name__ == "__main__":
+    print(Solution().largestGap(json.loads(input())))
+```"""
+    assert benchmark.grade(method, gap) is True
+    assert benchmark.grade(f"{method}\n```python\nclass Tests: pass\n\nTests().run()\n```", gap) is True
 
 
 def test_hidden_tests_are_never_unpickled():

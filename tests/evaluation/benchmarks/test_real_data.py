@@ -101,6 +101,14 @@ def test_every_cruxeval_output_is_confirmed():
     assert [q.id for q, right in zip(questions, found) if right is not True] == []
 
 
+@pytest.mark.parametrize("name, part", [("cruxeval", "output"), ("cruxeval_input", "input")])
+def test_every_cruxeval_assertion_is_taken_apart(name, part):
+    benchmark, questions = loaded(name, "cruxeval.jsonl")
+    text = "[ANSWER]assert f({input}) == {output}[/ANSWER]"
+    found = [(q.extra[part], benchmark.extract(text.format(**q.extra))) for q in questions]
+    assert [pair for pair in found if pair[0].strip() != (pair[1] or "")] == []
+
+
 def test_every_cruxeval_output_equals_itself_and_not_the_next():
     benchmark, questions = loaded("cruxeval", "cruxeval.jsonl", allow_code_execution=True)
     grades = [benchmark.grade(f"[ANSWER]{q.gold}[/ANSWER]", q) for q in questions]

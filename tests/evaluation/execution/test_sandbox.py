@@ -283,6 +283,150 @@ def test_others_cannot_be_killed(sandbox):
         bystander.wait()
 
 
+def test_the_kernel_signals_nobody_on_its_behalf(sandbox):
+    bystander = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+    source = f"""
+        import fcntl, os, signal, socket, struct
+        pid = {bystander.pid}
+        ways = dict(
+            F_SETOWN=lambda end: fcntl.fcntl(end, 8, pid),
+            F_SETOWN_EX=lambda end: fcntl.fcntl(end, 15, struct.pack("ii", 1, pid)),
+            FIOSETOWN=lambda end: fcntl.ioctl(end, 0x8901, struct.pack("i", pid)),
+            SIOCSPGRP=lambda end: fcntl.ioctl(end, 0x8902, struct.pack("i", pid)),
+            F_SETSIG=lambda end: fcntl.fcntl(end, 10, signal.SIGKILL),
+            F_NOTIFY=lambda end: fcntl.fcntl(os.open("/usr", os.O_RDONLY), 0x402, 1),
+        )
+        for own in ways:
+            end, other = socket.socketpair()
+            for name in (own, "F_SETSIG"):
+                try:
+                    ways[name](end)
+                    print(name)
+                except OSError:
+                    pass
+            fcntl.fcntl(end, fcntl.F_SETFL, os.O_ASYNC | os.O_NONBLOCK)
+            other.send(b"x")
+    """
+    try:
+        result = run(sandbox, source)
+        assert result.status == "ok", result.stderr
+        harmless = {"F_SETSIG", "F_NOTIFY"} if "namespaces" in result.isolation else set()
+        assert set(result.stdout.split()) <= harmless
+        time.sleep(0.2)
+        assert bystander.poll() is None
+    finally:
+        bystander.kill()
+        bystander.wait()
+
+
+def test_the_host_s_unix_sockets_hear_nothing(sandbox, tmp_path):
+    names = [str(tmp_path / "s"), f"\0caspo-{os.getpid()}-{time.monotonic_ns()}"]
+    servers = [socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK) for _ in names]
+    try:
+        for server, name in zip(servers, names):
+            server.bind(name)
+        tmp_path.chmod(0o777)
+        (tmp_path / "s").chmod(0o777)
+        source = f"""
+            import socket
+            for name in {names!r}:
+                for attempt in (
+                    lambda end: end.sendto(b"sendto", name),
+                    lambda end: end.sendto(b"", name),
+                    lambda end: end.sendmsg([b"sendmsg"], [], 0, name),
+                    lambda end: (end.connect(name), end.send(b"connect")),
+                    lambda end: end.bind(name + "2") if name[0] == "/" else end.connect(name),
+                ):
+                    try:
+                        attempt(socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)[0])
+                        print("reached", name)
+                    except OSError:
+                        pass
+        """
+        result = run(sandbox, source)
+        assert (result.status, result.stdout) == ("ok", "")
+        for server in servers:
+            with pytest.raises(BlockingIOError):
+                server.recv(100)
+        assert [path.name for path in tmp_path.iterdir()] == ["s"]
+    finally:
+        for server in servers:
+            server.close()
+
+
+def test_landlock_alone_keeps_signals_in():
+    source = f"""
+        import os, signal, sys
+        sys.path.insert(0, {str(sandbox_module._GUARD)!r})
+        import kernel
+        if kernel._landlock_version() < 6:
+            sys.exit("too old")
+        kernel.prctl(kernel.PR_SET_NO_NEW_PRIVS, 1)
+        kernel.restrict_reading(["/usr"])
+        signal.signal(signal.SIGUSR1, lambda *_: print("own"))
+        os.kill(os.getpid(), signal.SIGUSR1)
+        try:
+            os.kill({os.getpid()}, 0)
+        except PermissionError:
+            print("kept in")
+    """
+    result = subprocess.run(
+        [sys.executable, "-I", "-c", textwrap.dedent(source)], capture_output=True, text=True, timeout=60
+    )
+    if "too old" in result.stderr:
+        pytest.skip("this kernel's Landlock knows no signals")
+    assert result.stdout == "own\nkept in\n", result.stderr
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        """
+        import asyncio, socket
+        async def main():
+            one, other = socket.socketpair()
+            reader, kept = await asyncio.open_connection(sock=one)
+            unread, writer = await asyncio.open_connection(sock=other)
+            writer.write(b"line\\n")
+            await writer.drain()
+            found = await asyncio.gather(reader.readline(), asyncio.to_thread(str, 5), asyncio.sleep(0.01, 7))
+            assert found == [b"line\\n", "5", 7]
+        asyncio.run(main())
+        """,
+        """
+        import concurrent.futures, queue
+        with concurrent.futures.ThreadPoolExecutor(2) as pool:
+            assert list(pool.map(abs, [-1, 2])) == [1, 2]
+        """,
+        """
+        import multiprocessing
+        for duplex in (True, False):
+            end, other = multiprocessing.Pipe(duplex)
+            other.send({"a": 1})
+            assert end.recv() == {"a": 1}
+        """,
+        """
+        import fcntl, os, signal, socket
+        for kind in (socket.SOCK_STREAM, socket.SOCK_DGRAM, socket.SOCK_SEQPACKET):
+            one, other = socket.socketpair(socket.AF_UNIX, kind)
+            one.sendall(b"there"), other.send(b"back")
+            assert other.recv(9) == b"there" and one.recvfrom(9)[0] == b"back"
+            one.setblocking(False), os.set_inheritable(one.fileno(), True)
+            fcntl.fcntl(one, fcntl.F_SETFL, fcntl.fcntl(one, fcntl.F_GETFL) | os.O_NONBLOCK)
+        caught = []
+        signal.signal(signal.SIGALRM, lambda *_: caught.append(1))
+        os.kill(os.getpid(), signal.SIGALRM), signal.raise_signal(signal.SIGALRM)
+        signal.setitimer(signal.ITIMER_REAL, 0.01), signal.pause()
+        assert len(caught) == 3
+        """,
+    ],
+    ids=["asyncio", "threads", "pipes", "pairs and signals"],
+)
+def test_ordinary_programs_run(sandbox, source):
+    result = run(sandbox, source, limits=Limits())
+    assert (result.status, result.stderr) == ("ok", "")
+
+
 def test_the_kernel_s_other_doors_are_closed(sandbox):
     source = """
         import ctypes, os

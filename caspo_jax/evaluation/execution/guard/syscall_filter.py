@@ -1,8 +1,8 @@
 """A seccomp filter for the program: what it may not ask of the kernel.
 
 Two strengths. Inside its own namespaces a program loses sockets and the calls that widen what it can reach of the
-kernel. Without namespaces (`alone`) it also loses processes, signals to others and every way to change a file: it
-can compute, read, and write to the pipes it was given.
+kernel. Without namespaces (`alone`) it also loses processes, signals to others, every way to change a file, and every
+way to name another socket than its pair's: it can compute, read, and write to the pipes it was given.
 
 Numbers are those of Linux's unistd.h: x86-64 and 64-bit Arm.
 """
@@ -81,6 +81,10 @@ _ALONE: dict[str, tuple[int | None, int | None]] = {
     "tkill": (200, 130),
     "rt_sigqueueinfo": (129, 138),
     "rt_tgsigqueueinfo": (297, 240),
+    "connect": (42, 203),
+    "bind": (49, 200),
+    "sendmsg": (46, 211),  # this and sendmmsg hide an address behind a pointer
+    "sendmmsg": (307, 269),
     "creat": (85, None),
     "unlink": (87, None),
     "unlinkat": (263, 35),
@@ -126,6 +130,14 @@ _CLONE, _CLONE3, _OPENAT2 = (
     (437, 437),
 )  # clone3 and openat2 hide their flags behind a pointer
 _OPEN, _OPENAT, _KILL_CALL, _TGKILL, _PRLIMIT = (2, None), (257, 56), (62, 129), (234, 131), (302, 261)
+_FCNTL, _IOCTL, _SENDTO = (72, 25), (16, 29), (44, 206)
+_OWNING = (
+    8,
+    10,
+    15,
+    0x402,
+)  # F_SETOWN, F_SETSIG, F_SETOWN_EX, F_NOTIFY: whom the kernel is to signal, and with what
+_OWNING_IOCTL = (0x8901, 0x8902)  # FIOSETOWN, SIOCSPGRP: the same for sockets
 
 
 def supported() -> bool:
@@ -170,6 +182,11 @@ def _program(column: int, architecture: int, alone: bool) -> bytes:
         for call in (_KILL_CALL, _TGKILL):
             lines += _argument(call[column], 0, _line(_JUMP_EQUAL, own, 1, 0), deny)
         lines += _argument(_PRLIMIT[column], 0, _line(_JUMP_EQUAL, 0, 1, 0), deny)
+        for call, commands in ((_FCNTL, _OWNING), (_IOCTL, _OWNING_IOCTL)):
+            for command in commands:
+                lines += _argument(call[column], 1, _line(_JUMP_EQUAL, command, 0, 1), deny)
+        for high in (False, True):  # an address; without one it is `send`
+            lines += _argument(_SENDTO[column], 4, _line(_JUMP_EQUAL, 0, 1, 0), deny, high=high)
     else:
         lines += _argument(_CLONE[column], 0, _line(_JUMP_SET, _CLONE_NEW, 0, 1), deny)
     return b"".join([*lines, _line(_RETURN, _ALLOW)])
@@ -179,13 +196,15 @@ def _simple(number: int | None, verdict: int) -> list[bytes]:
     return [] if number is None else [_line(_JUMP_EQUAL, number, 0, 1), _line(_RETURN, verdict)]
 
 
-def _argument(number: int | None, index: int, test: bytes, verdict: int) -> list[bytes]:
-    """For one call, decide by the low half of an argument: `test` falls through to the verdict or jumps past it."""
+def _argument(
+    number: int | None, index: int, test: bytes, verdict: int, *, high: bool = False
+) -> list[bytes]:
+    """For one call, decide by the low half of an argument, or the high: `test` falls through to the verdict or jumps past."""
     if number is None:
         return []
     return [
         _line(_JUMP_EQUAL, number, 0, 4),
-        _line(_LOAD, _ARGUMENTS + 8 * index),  # both machines are little-endian
+        _line(_LOAD, _ARGUMENTS + 8 * index + 4 * high),  # both machines are little-endian
         test,
         _line(_RETURN, verdict),
         _line(_LOAD, _NUMBER),
