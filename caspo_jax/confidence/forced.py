@@ -128,9 +128,10 @@ def _check(row: StepRow, index: int, config: Any) -> None:
     bad = next((i for i in ids if not 0 <= i < config.vocab_size), None)
     if bad is not None:
         raise UserError(f"row {index}: token id {bad} is outside the vocabulary of {config.vocab_size}")
-    if len(ids) > config.max_position_embeddings:
+    if len(ids) > config.context:
         raise UserError(
-            f"row {index}: {len(ids)} tokens exceed the model's context of {config.max_position_embeddings}"
+            f"row {index}: {len(ids)} tokens exceed the model's context of {config.context} "
+            f"(config.json: {config.context_key})"
         )
 
 

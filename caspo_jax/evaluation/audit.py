@@ -229,7 +229,7 @@ def finish_pruned(
     if not prefixes:
         return rows
     longest = max(len(p.prompt_ids or ()) for p in prefixes)
-    room = min(sample.max_new_tokens, model.config.max_position_embeddings - longest)
+    room = min(sample.max_new_tokens, model.config.context - longest)
     limited = dataclasses.replace(sample, max_new_tokens=max(1, room))
     traces = generate(model, tokenizer, prefixes, limited, key, batch_size=batch_size)
     spelled = token_bytes(tokenizer, model.config.vocab_size)

@@ -85,7 +85,7 @@ class CaspoLM(TemplateLM):
         self.model = policy
         self.tokenizer = tokenizer
         self.batch_size = 16 if batch_size == "auto" else int(batch_size)
-        self.max_length = int(max_length or policy.config.max_position_embeddings)
+        self.max_length = int(max_length or policy.config.context)
         self.max_gen_toks = int(max_gen_toks)
         self._key = jax.random.key(seed)
         self._generations = 0

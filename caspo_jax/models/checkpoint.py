@@ -12,13 +12,14 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from caspo_jax.errors import UserError
-from caspo_jax.models.config import ModelConfig, read_json
+from caspo_jax.models.config import DTYPES, ModelConfig, read_json
 from caspo_jax.models.safetensors_io import STORED_DTYPES, TensorReader, aligned_empty
 from caspo_jax.models.weights import Weight, parameter_shape, weights
 
 SINGLE_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt")
+_EMBEDDING, _OUTPUT = "model.embed_tokens.weight", "lm_head.weight"  # one matrix in a tied checkpoint
 
 
 class Checkpoint:
@@ -66,6 +67,13 @@ class Checkpoint:
     def stored_dtype(self, name: str) -> str:
         """The dtype code of a tensor in its file, e.g. `BF16`."""
         return self._handle_of[name].get_slice(name).get_dtype()
+
+    @property
+    def dtype(self) -> str:
+        """The dtype of the first tensor of floats, which transformers takes where config.json names none."""
+        codes = map(self.stored_dtype, self._handle_of)
+        names = (np.dtype(STORED_DTYPES[code]).name for code in codes if code in STORED_DTYPES)
+        return next((name for name in names if name in DTYPES), "float32")
 
     @property
     def bytes_read(self) -> int:
@@ -147,16 +155,23 @@ def tensor_names(weight: Weight, config: ModelConfig) -> list[str]:
     return [weight.tensor.format(i) for i in range(config.num_layers)] if weight.stacked else [weight.tensor]
 
 
+def _names_in(checkpoint: Checkpoint, weight: Weight, config: ModelConfig) -> list[str]:
+    """`tensor_names` as this checkpoint has them: a tied one may hold its one matrix as the output's alone."""
+    names = tensor_names(weight, config)
+    tied = names == [_EMBEDDING] and config.tie_word_embeddings
+    return [_OUTPUT] if tied and _EMBEDDING not in checkpoint.names and _OUTPUT in checkpoint.names else names
+
+
 def check_tensors(checkpoint: Checkpoint, config: ModelConfig) -> None:
     """Holds a checkpoint against the config: nothing missing, nothing unmapped, every shape and dtype as it must be.
 
     Two known redundancies are allowed: rotary frequencies that old exporters stored, and an output matrix in a tied
-    checkpoint if it equals the embedding bit for bit.
+    checkpoint if it equals the embedding bit for bit. It may also stand there in the embedding's place.
 
     Raises:
       UserError: naming the first offending tensor and its file.
     """
-    expected = {name: weight for weight in weights(config) for name in tensor_names(weight, config)}
+    expected = {name: weight for weight in weights(config) for name in _names_in(checkpoint, weight, config)}
     missing = [name for name in expected if name not in checkpoint.names]
     if missing:
         more = f" (and {len(missing) - 1} more)" if len(missing) > 1 else ""
@@ -164,13 +179,13 @@ def check_tensors(checkpoint: Checkpoint, config: ModelConfig) -> None:
     unmapped = sorted(
         name for name in checkpoint.names - set(expected) if not name.endswith("rotary_emb.inv_freq")
     )
-    if config.tie_word_embeddings and "lm_head.weight" in unmapped:
-        if not checkpoint.equal("lm_head.weight", "model.embed_tokens.weight"):
+    if config.tie_word_embeddings and _OUTPUT in unmapped:
+        if not checkpoint.equal(_OUTPUT, _EMBEDDING):
             raise UserError(
-                f"{checkpoint.file('lm_head.weight')}: tensor 'lm_head.weight' differs from the embedding, "
+                f"{checkpoint.file(_OUTPUT)}: tensor {_OUTPUT!r} differs from the embedding, "
                 "but config.json says tie_word_embeddings"
             )
-        unmapped.remove("lm_head.weight")
+        unmapped.remove(_OUTPUT)
     if unmapped:
         more = f" (and {len(unmapped) - 1} more)" if len(unmapped) > 1 else ""
         raise UserError(
@@ -205,7 +220,7 @@ def read_parameter(
     inner = spans[1:] if weight.stacked else spans
     tensor_index = [slice(span.start, span.stop) for span in inner]
     tensor_index = tensor_index[::-1] if weight.transposed else tensor_index
-    names = tensor_names(weight, config)
+    names = _names_in(checkpoint, weight, config)
     buffer = aligned_empty([len(span) for span in spans], dtype)
     for row, layer in enumerate(spans[0] if weight.stacked else [0]):
         target = buffer[row] if weight.stacked else buffer

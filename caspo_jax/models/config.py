@@ -42,7 +42,7 @@ class ModelConfig:
     output_bias: bool = False  # bias of the attention's output projection
     mlp_bias: bool = False
     initializer_range: float = 0.02
-    dtype: str = "float32"  # the dtype the checkpoint says it is stored in
+    dtype: str | None = "float32"  # the dtype the checkpoint is stored in; None where config.json names none
     bos_token_id: int | None = None
     pad_token_id: int | None = None
     eos_token_ids: tuple[int, ...] = ()  # config.json, generation_config.json and tokenizer, merged
@@ -70,6 +70,21 @@ class ModelConfig:
     def qk_norm(self) -> bool:
         """Whether queries and keys are RMS-normalised per head (Qwen3)."""
         return self.model_type == "qwen3"
+
+    @property
+    def context(self) -> int:
+        """The longest row: max_position_embeddings, or what YaRN stretches the original context to if that is more."""
+        if self.rope.rope_type != "yarn":
+            return self.max_position_embeddings
+        original = self.rope.original_max_position_embeddings or self.max_position_embeddings
+        return max(self.max_position_embeddings, int((self.rope.factor or 1.0) * original))
+
+    @property
+    def context_key(self) -> str:
+        """The key of config.json that `context` comes from, for messages."""
+        if self.context == self.max_position_embeddings:
+            return "max_position_embeddings"
+        return "factor in rope_scaling or rope_parameters"
 
     @classmethod
     def from_hf(cls, source: Mapping[str, Any] | str | Path) -> ModelConfig:
@@ -197,8 +212,9 @@ def _from_dict(config: Mapping[str, Any], where: str, generation_json: str | Non
         else:
             head_dim = hidden // heads
     attention_bias = bool(config.get("attention_bias", False))
-    dtype = str(config.get("dtype") or config.get("torch_dtype") or "float32").removeprefix("torch.")
-    if dtype not in DTYPES:
+    dtype = config.get("dtype") or config.get("torch_dtype") or None
+    dtype = dtype and str(dtype).removeprefix("torch.")
+    if dtype is not None and dtype not in DTYPES:
         raise UserError(f"{where}: dtype {dtype!r} is not supported (known: {', '.join(DTYPES)})")
     generation = json.loads(generation_json) if generation_json else {}
     bos = config.get("bos_token_id")

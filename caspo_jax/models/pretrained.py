@@ -51,7 +51,8 @@ def load_pretrained(
 
     Args:
       path: folder with config.json and safetensors, sharded or not; or `owner/name` on the hub.
-      dtype: `float32` or `bfloat16`; None takes the checkpoint's (float16 checkpoints are computed in float32).
+      dtype: `float32` or `bfloat16`; None takes what config.json says, else what the weights are stored in (float16
+        checkpoints are computed in float32).
       mesh: if given, every parameter is split over it by the rules of `caspo_jax.sharding`, each process reading
         only the bytes that it holds.
 
@@ -70,15 +71,15 @@ def load_pretrained(
     """
     folder = resolve_folder(path)
     config = ModelConfig.from_hf(folder)
-    name = dtype or ("float32" if config.dtype == "float16" else config.dtype)
-    if name not in ("float32", "bfloat16"):
-        raise UserError(f"dtype {name!r} is not supported (known: float32, bfloat16)")
-    compute = jnp.dtype(name)
+    if dtype not in (None, "float32", "bfloat16"):
+        raise UserError(f"dtype {dtype!r} is not supported (known: float32, bfloat16)")
     tokenizer = load_tokenizer(folder) if find_tokenizer(folder) else None
-    config = dataclasses.replace(config, eos_token_ids=eos_ids(config, tokenizer))
-    model = _abstract_decoder(config, compute, mesh)
     with Checkpoint(folder) as checkpoint:
         check_tensors(checkpoint, config)
+        stored = config.dtype or checkpoint.dtype
+        config = dataclasses.replace(config, dtype=stored, eos_token_ids=eos_ids(config, tokenizer))
+        compute = jnp.dtype(dtype or ("float32" if stored == "float16" else stored))
+        model = _abstract_decoder(config, compute, mesh)
         for weight in weights(config):
             array = _load(checkpoint, weight, config, compute, mesh)
             setattr(model.layers if weight.stacked else model, weight.name, nnx.Param(array))

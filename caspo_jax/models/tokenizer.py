@@ -170,10 +170,10 @@ def check_prompt_ids(ids: Sequence[int], config: ModelConfig, name: str, new_tok
     for id in ids:
         if not 0 <= id < config.vocab_size:
             raise UserError(f"{name}: token id {id} is outside the vocabulary of {config.vocab_size}")
-    if len(ids) + new_tokens > config.max_position_embeddings:
+    if len(ids) + new_tokens > config.context:
         raise UserError(
             f"{name}: {len(ids)} prompt tokens + {new_tokens} new tokens exceed the model's context of "
-            f"{config.max_position_embeddings}"
+            f"{config.context} (config.json: {config.context_key})"
         )
 
 

@@ -66,7 +66,7 @@ def policy_competitors(
                 found[i] = first if first != emitted[i] else second
         return found
 
-    limit = model.config.max_position_embeddings
+    limit = model.config.context
 
     def complete(contexts: Sequence[tuple[int, ...]]) -> list[tuple[Sequence[int], bool]]:
         found: list[tuple[Sequence[int], bool]] = [((), False)] * len(contexts)

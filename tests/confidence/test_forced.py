@@ -8,7 +8,7 @@ from flax import nnx
 from caspo_jax.confidence import rcc
 from caspo_jax.confidence.forced import StepRow, measure, measure_all, plan_batches
 from caspo_jax.errors import UserError
-from caspo_jax.models import Decoder
+from caspo_jax.models import Decoder, RopeConfig
 from tests.shapes import small_shape
 
 VOCAB, WIDTH = 13, 16
@@ -123,5 +123,15 @@ def test_bad_rows(model):
         measure(model, [StepRow((1,), (), ())])
     with pytest.raises(UserError, match="token id 99 is outside"):
         measure(model, [StepRow((1,), (99,), (0, 1))])
-    with pytest.raises(UserError, match="exceed the model's context of 128"):
+    with pytest.raises(UserError, match=r"exceed the model's context of 128 \(config.json: max_position"):
         measure(model, [StepRow((1,), (2,) * 200, (0, 200))])
+
+
+def test_rows_may_be_as_long_as_yarn_makes_the_context():
+    rope = RopeConfig("yarn", factor=4.0, original_max_position_embeddings=8)
+    config = small_shape(vocab_size=VOCAB, hidden_size=WIDTH, max_position_embeddings=8, rope=rope)
+    model = Decoder(config, rngs=nnx.Rngs(0))
+    (found,) = measure(model, [StepRow((1,), (2,) * 31, (0, 31))])
+    assert np.isfinite(found.stats["entropy"]).all()
+    with pytest.raises(UserError, match=r"context of 32 .*factor in rope_scaling"):
+        measure(model, [StepRow((1,), (2,) * 32, (0, 32))])

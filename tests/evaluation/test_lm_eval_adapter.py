@@ -16,7 +16,9 @@ from lm_eval.tasks import TaskManager
 
 from caspo_jax.errors import UserError
 from caspo_jax.evaluation.lm_eval_adapter import CaspoLM
+from caspo_jax.models import Decoder, RopeConfig
 from caspo_jax.tasks import get_task
+from tests.shapes import small_shape
 
 TASK = get_task("graph")
 QUESTION = TASK.questions("test", 1, 0)[0].question
@@ -70,6 +72,13 @@ def test_loglikelihood_is_the_sum_of_the_model_s_own_log_probs(lm):
         assert is_greedy == (rows.argmax(axis=-1) == targets).all()
     assert found[0][1]
     assert not found[1][1]
+
+
+def test_the_context_is_the_one_that_yarn_makes(lm):
+    rope = RopeConfig("yarn", factor=4.0, original_max_position_embeddings=64)
+    model = Decoder(small_shape(max_position_embeddings=64, rope=rope), rngs=nnx.Rngs(0))
+    assert CaspoLM(model, lm.tokenizer).max_length == 256
+    assert CaspoLM(model, lm.tokenizer, max_length=64).max_length == 64
 
 
 def test_rolling_predicts_every_token_once(lm):

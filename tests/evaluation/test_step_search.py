@@ -14,10 +14,11 @@ from caspo_jax.evaluation.strategies import beam as beam_module
 from caspo_jax.evaluation.strategies import mcts as mcts_module
 from caspo_jax.evaluation.strategies.base import Context, Settings
 from caspo_jax.evaluation.strategies.prefixes import Prefixes
-from caspo_jax.models import load_pretrained
+from caspo_jax.models import RopeConfig, load_pretrained
 from caspo_jax.sampling import SampleConfig
 from caspo_jax.tasks import get_task
 from caspo_jax.types import Question, Step, Trace
+from tests.shapes import small_shape
 
 SPELLED = [b"a", b"b", b"c", b"\n\n", b""]
 A, B, C, END, EOS = range(5)
@@ -140,15 +141,30 @@ def test_tree_search_asks_the_policy_where_told_to(world, monkeypatch):
         return [0.25] * len(prompts)
 
     monkeypatch.setattr(mcts_module, "probability_of_yes", yes)
-    context.model.config.max_position_embeddings = 10_000
+    context.model.config.context = 10_000
     prompted = dataclasses.replace(settings, iterations=1, width=2, self_evaluation="prompt")
     found = mcts_module.mcts(context, prompted)
     assert len(asked) == 4
     assert [a.scored for a in found] == [sum(map(len, asked[:2])), sum(map(len, asked[2:]))]
-    context.model.config.max_position_embeddings = 3  # nothing fits: nothing is judged, nothing is rewarded
+    context.model.config.context = 3  # nothing fits: nothing is judged, nothing is rewarded
     assert all(a.scored == 0 for a in mcts_module.mcts(context, prompted))
     with pytest.raises(UserError, match="choose from confidence, prompt"):
         mcts_module.mcts(context, dataclasses.replace(settings, self_evaluation="other"))
+
+
+def test_prefixes_go_as_far_as_yarn_does():
+    rope = RopeConfig("yarn", factor=4.0, original_max_position_embeddings=8)
+    plain = {"extract": str, "score": lambda *_: False, "same": lambda a, b: a == b}
+    question = Question("q", prompt_ids=(1,) * 6)
+
+    def columns(config):
+        model = types.SimpleNamespace(config=config)
+        context = Context(model, None, [question], jax.random.key(0), **plain)
+        return Prefixes.of(context, SampleConfig(max_new_tokens=10), 1).columns
+
+    assert columns(small_shape(max_position_embeddings=8, rope=rope)) == 16
+    with pytest.raises(UserError, match="no room after prompts of 6 tokens"):
+        columns(small_shape(max_position_embeddings=8))
 
 
 def test_steps_are_the_same_whatever_the_room():

@@ -114,6 +114,38 @@ def test_config_survives_writing_and_reading_in_both_dialects(model_type, params
     assert ModelConfig.from_hf(v5) == ModelConfig.from_hf(v4) == config
 
 
+LLAMA3 = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0}
+
+
+@pytest.mark.parametrize(
+    "scaling, context",
+    [
+        (None, 512),
+        ({"rope_type": "linear", "factor": 4.0}, 512),
+        (LLAMA3 | {"original_max_position_embeddings": 64}, 512),
+        ({"type": "yarn", "factor": 4.0, "original_max_position_embeddings": 512}, 2048),
+        ({"rope_type": "yarn", "factor": 4.0}, 2048),
+        ({"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 128}, 512),
+        ({"rope_type": "yarn", "factor": 2.0, "original_max_position_embeddings": 128}, 512),
+        ({"rope_type": "yarn", "original_max_position_embeddings": 96}, 512),  # no factor: 512 / 96
+        ({"rope_type": "yarn", "factor": 1.3, "original_max_position_embeddings": 511}, 664),
+    ],
+)
+def test_yarn_alone_raises_the_context(scaling, context):
+    config = ModelConfig.from_hf(hf(rope_scaling=scaling))
+    assert config.max_position_embeddings == 512
+    assert config.context == ModelConfig.from_hf(config.to_hf()).context == context
+    assert ("factor" in config.context_key) == (context != 512)
+    assert ("max_position_embeddings" in config.context_key) == (context == 512)
+
+
+def test_a_config_may_leave_its_dtype_to_the_weights():
+    assert ModelConfig.from_hf(hf()).dtype is None
+    assert ModelConfig.from_hf(hf(torch_dtype=None, dtype=None)).dtype is None
+    assert ModelConfig.from_hf(hf(torch_dtype="torch.bfloat16")).dtype == "bfloat16"
+    assert ModelConfig.from_hf(hf(dtype="float16")).to_hf("float32")["torch_dtype"] == "float32"
+
+
 def test_head_dim_and_biases_by_architecture():
     qwen2 = ModelConfig.from_hf(hf())
     assert (qwen2.head_dim, qwen2.qkv_bias, qwen2.output_bias, qwen2.qk_norm) == (8, True, False, False)

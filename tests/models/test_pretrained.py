@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from flax import nnx
 from safetensors import safe_open
-from safetensors.numpy import save_file
+from safetensors.numpy import load_file, save_file
 
 from caspo_jax.errors import UserError
 from caspo_jax.models import (
@@ -88,6 +88,28 @@ def test_loaded_dtype_is_as_asked(golden):
     model, _ = load_pretrained(folder, dtype="float32")
     kernel = tensors(folder)["model.layers.2.mlp.down_proj.weight"].astype(np.float32)
     np.testing.assert_array_equal(model.layers.down[...][2], kernel.T)
+
+
+@pytest.mark.parametrize(
+    "stored, loaded", [("bfloat16", "bfloat16"), ("float32", "float32"), ("float16", "float32")]
+)
+@pytest.mark.parametrize("max_shard_bytes", [10**9, 10_000])
+def test_a_config_without_dtype_leaves_it_to_the_weights(golden, tmp_path, stored, loaded, max_shard_bytes):
+    model, _ = load_pretrained(golden / "llama_biases_yarn_fp32")
+    save_pretrained(model, None, tmp_path / "m", dtype=stored, max_shard_bytes=max_shard_bytes)
+    path = tmp_path / "m" / "config.json"
+    config = json.loads(path.read_text())
+    del config["dtype"]
+    path.write_text(json.dumps(config | {"torch_dtype": None}))
+    again, _ = load_pretrained(tmp_path / "m")
+    assert (again.dtype, again.config.dtype) == (jnp.dtype(loaded), stored)
+    save_pretrained(again, None, tmp_path / "out")
+    written = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert written["dtype"] == written["torch_dtype"] == loaded
+    assert {str(t.dtype) for t in tensors(tmp_path / "out").values()} == {loaded}
+    assert load_pretrained(tmp_path / "m", dtype="float32")[0].dtype == jnp.float32
+    path.write_text(json.dumps(config | {"torch_dtype": "bfloat16"}))  # what is said goes first
+    assert load_pretrained(tmp_path / "m")[0].dtype == jnp.bfloat16
 
 
 def test_trained_random_model_round_trips(tmp_path):
@@ -185,6 +207,52 @@ def test_known_redundant_tensors_are_allowed(copy_of):
     load_pretrained(folder)
     rewrite(folder, put("lm_head.weight", embed + 1))
     with pytest.raises(UserError, match=r"lm_head\.weight"):
+        load_pretrained(folder)
+
+
+def as_output(found):
+    found["lm_head.weight"] = found.pop("model.embed_tokens.weight")
+
+
+def test_a_tied_matrix_may_be_stored_as_the_output_s(copy_of, golden, tmp_path):
+    from caspo_jax.sharding import make_mesh
+
+    folder = copy_of("qwen3_tied_fp32")
+    rewrite(folder, as_output)
+    whole = load_pretrained(golden / "qwen3_tied_fp32")[0]
+    for mesh in (None, make_mesh("fsdp:-1")):
+        model = load_pretrained(folder, mesh=mesh)[0]
+        np.testing.assert_array_equal(model.embed[...], whole.embed[...])
+    save_pretrained(model, None, tmp_path / "out")
+    assert same_bits(tensors(tmp_path / "out"), tensors(golden / "qwen3_tied_fp32"))
+    rewrite(folder, drop("lm_head.weight"))
+    with pytest.raises(UserError, match=r"model\.embed_tokens\.weight' is missing"):
+        load_pretrained(folder)
+    rewrite(folder, put("lm_head.weight", np.ones((4, 4), np.float32)))
+    with pytest.raises(UserError, match=r"lm_head\.weight' has shape \[4, 4\]"):
+        load_pretrained(folder)
+
+
+def test_a_tied_matrix_may_be_the_output_s_in_shards(golden, tmp_path):
+    model, _ = load_pretrained(golden / "qwen3_tied_fp32")
+    folder = tmp_path / "m"
+    save_pretrained(model, None, folder, max_shard_bytes=150_000)
+    index = folder / "model.safetensors.index.json"
+    listing = json.loads(index.read_text())
+    as_output(listing["weight_map"])
+    index.write_text(json.dumps(listing))
+    shard = folder / listing["weight_map"]["lm_head.weight"]
+    found = load_file(shard)
+    as_output(found)
+    save_file(found, str(shard), {"format": "pt"})
+    assert len(shards(folder)) > 1
+    np.testing.assert_array_equal(load_pretrained(folder)[0].embed[...], model.embed[...])
+
+
+def test_an_untied_checkpoint_needs_both_matrices(copy_of):
+    folder = copy_of("llama31_untied_fp32")
+    rewrite(folder, drop("model.embed_tokens.weight"))
+    with pytest.raises(UserError, match=r"model\.embed_tokens\.weight' is missing"):
         load_pretrained(folder)
 
 

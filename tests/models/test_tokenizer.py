@@ -5,6 +5,7 @@ import pytest
 from caspo_jax.errors import UserError
 from caspo_jax.models import (
     ModelConfig,
+    RopeConfig,
     check_prompt_ids,
     decode,
     encode_prompt,
@@ -116,6 +117,17 @@ def test_prompt_checks():
     ):
         with pytest.raises(UserError, match=words):
             check_prompt_ids(ids, config, "line 3", new_tokens=extra)
+
+
+def test_prompts_may_be_as_long_as_yarn_makes_the_context():
+    rope = RopeConfig("yarn", factor=2.5, original_max_position_embeddings=6)
+    config = ModelConfig("llama", 10, 8, 8, 1, 2, 1, 4, rope, max_position_embeddings=6)
+    check_prompt_ids([1] * 12, config, "q", new_tokens=3)
+    with pytest.raises(UserError, match=r"context of 15 \(config.json: factor in rope_scaling"):
+        check_prompt_ids([1] * 12, config, "q", new_tokens=4)
+    plain = ModelConfig("llama", 10, 8, 8, 1, 2, 1, 4, max_position_embeddings=6)
+    with pytest.raises(UserError, match=r"context of 6 \(config.json: max_position_embeddings\)"):
+        check_prompt_ids([1] * 7, plain, "q")
 
 
 def test_eos_ids_merge_the_tokenizers(case):

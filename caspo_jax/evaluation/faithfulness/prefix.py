@@ -119,7 +119,7 @@ def continue_prefixes(
 
     by_room: dict[int, list[int]] = {}
     for i, state in enumerate(states):
-        room = min(config.max_new_tokens, model.config.max_position_embeddings - len(state))
+        room = min(config.max_new_tokens, model.config.context - len(state))
         # Limits below the full one are rounded down to a power of two: few of them, so few calls.
         limit = room if room == config.max_new_tokens else 1 << (room.bit_length() - 1)
         by_room.setdefault(limit, []).append(i)
@@ -208,7 +208,7 @@ def prefix_consistency(
 
     Source: arXiv 2606.03969.
     """
-    plan = plan_prefixes(subjects, config, model.config.max_position_embeddings, seed)
+    plan = plan_prefixes(subjects, config, model.config.context, seed)
     states = plan.distinct()
     said = continue_prefixes(model, tokenizer, states, config, key, batch_size)
     return judge_prefixes(subjects, plan, dict(zip(states, said)), judge, config)

@@ -179,7 +179,7 @@ def _subject(
         notes.append("no_steps")
     if not prompt_ids:
         notes.append("no_prompt")
-    if len(prompt_ids) + len(ids) > config.max_position_embeddings:
+    if len(prompt_ids) + len(ids) > config.context:
         notes.append("too_long")
     if given is not None:
         verdicts = {(s.token_start, s.token_end): (s.verdict, s.verifier) for s in given.steps}

@@ -167,7 +167,7 @@ def _rewards(
         asked = context.questions[output.question]
         text = JUDGE.format(question=asked.question or asked.prompt or "", solution=output.text(spelled))
         prompts.append(encode_prompt(context.tokenizer, Question(id="judge", question=text)))
-    limit = context.model.config.max_position_embeddings
+    limit = context.model.config.context
     fits = [len(p) <= limit for p in prompts]
     yes = probability_of_yes(context, [p for p, ok in zip(prompts, fits) if ok])
     rewards = iter(yes)

@@ -38,7 +38,7 @@ class Prefixes:
         """For the context's questions; a prefix is at most a prompt and `max_new_tokens`, as far as the context goes."""
         prompts = tuple(tuple(encode_prompt(context.tokenizer, q)) for q in context.questions)
         longest = max(map(len, prompts))
-        limit = context.model.config.max_position_embeddings - config.max_new_tokens
+        limit = context.model.config.context - config.max_new_tokens
         columns = min(longest + config.max_new_tokens, limit)
         if columns < longest:
             raise UserError(

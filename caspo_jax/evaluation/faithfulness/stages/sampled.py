@@ -40,7 +40,7 @@ def prefix_stage(
     ids of the `prefixes`.
     """
     sampling = dataclasses.asdict(config) | {"seed": seed, "batch_size": batch_size}
-    plan = plan_prefixes(stage.subjects, config, model.config.max_position_embeddings, seed)
+    plan = plan_prefixes(stage.subjects, config, model.config.context, seed)
     states = plan.distinct()
     said = _continuations(stage, model, tokenizer, states, config, sampling)
     written = stage.open("prefix", judge=judge.name, **sampling, **settings)
