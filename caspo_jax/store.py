@@ -124,6 +124,7 @@ class Manifest:
     def __init__(self, path: Path, contents: dict[str, Any]):
         self.path = path
         self.contents = contents
+        self.overwrite = False  # whatever stands in the output's place may go
         self._started = time.monotonic()
 
     @classmethod
@@ -178,6 +179,7 @@ class Manifest:
         manifest = cls(
             path, wanted | {"versions": _versions(), "complete": False, "counts": {}, "seconds": 0.0}
         )
+        manifest.overwrite = overwrite
         manifest.save()
         return manifest
 
@@ -232,6 +234,9 @@ class JsonlOutput:
     """A JSONL file under construction: `FILE.partial` grows by whole lines and becomes `FILE` at the end.
 
     Opening it again after a kill drops a torn last line and knows which ids are done.
+
+    Raises:
+      UserError: a file is there that no manifest knows: somebody's own, left as it is unless overwriting is asked for.
     """
 
     def __init__(self, path: str | Path, manifest: Manifest, *, key: str = "id"):
@@ -249,6 +254,12 @@ class JsonlOutput:
         if is_writer():
             self.path.parent.mkdir(parents=True, exist_ok=True)
             if not self.manifest.contents.get("started"):
+                if self.path.exists() and not self.manifest.overwrite:
+                    self.manifest.path.unlink(missing_ok=True)
+                    raise UserError(
+                        f"{self.path} is there, and no manifest beside it says that this program wrote it: "
+                        "use another output or --overwrite"
+                    )
                 self._partial.unlink(missing_ok=True)
                 self.path.unlink(missing_ok=True)
                 self.manifest.contents["started"] = True
@@ -300,9 +311,7 @@ class JsonlOutput:
         self.manifest.finish(**counts)
 
 
-def manifest_path(output: str | Path) -> Path:
-    """`FILE.manifest.json` beside a file, `DIR/manifest.json` in a folder."""
+def manifest_path(output: str | Path, *, folder: bool = False) -> Path:
+    """`FILE.manifest.json` beside a file, `DIR/manifest.json` in a folder; names have dots, or none, as they like."""
     output = Path(output)
-    return (
-        output / "manifest.json" if output.suffix == "" else output.with_name(output.name + ".manifest.json")
-    )
+    return output / "manifest.json" if folder else output.with_name(output.name + ".manifest.json")

@@ -71,6 +71,18 @@ def test_overwrite_starts_anew(tmp_path):
     assert not path.exists()
 
 
+def test_a_file_of_somebody_else_s_stays(tmp_path):
+    path = tmp_path / "questions.jsonl"
+    path.write_text("mine\n")
+    for _ in range(2):
+        with pytest.raises(UserError, match="no manifest beside it"):
+            open_output(path, seed=1)
+        assert [p.name for p in tmp_path.iterdir()] == ["questions.jsonl"]
+    assert path.read_text() == "mine\n"
+    manifest = Manifest.open(manifest_path(path), program="p", config={"seed": 1}, overwrite=True)
+    assert JsonlOutput(path, manifest).done == set()
+
+
 def test_changed_input_is_noticed(tmp_path):
     source = tmp_path / "in.txt"
     source.write_text("a")
@@ -110,3 +122,18 @@ def test_folder_hash_sees_names_and_contents(tmp_path):
     assert hash_path(folder) == first
     (folder / "a").rename(folder / "b")
     assert hash_path(folder) != first
+
+
+@pytest.mark.parametrize("name", ["run", "run_v1.0", "traces.jsonl"])
+def test_a_manifest_lies_beside_a_file_and_in_a_folder_whatever_its_name(tmp_path, name):
+    assert manifest_path(tmp_path / name) == tmp_path / f"{name}.manifest.json"
+    assert manifest_path(tmp_path / name, folder=True) == tmp_path / name / "manifest.json"
+
+
+def test_an_output_without_a_suffix(tmp_path):
+    path = tmp_path / "traces"
+    out = open_output(path)
+    out.append([{"id": "x"}])
+    out.finish()
+    assert path.is_file()
+    assert open_output(path).complete
