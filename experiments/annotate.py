@@ -32,21 +32,18 @@ def define_flags() -> None:
 
 def main() -> None:
     """Annotate a file."""
-    from caspo_jax.errors import UserError
     from caspo_jax.records import trace_from_record
     from caspo_jax.store import load_records
     from caspo_jax.training.stages import annotate_stage
 
+    verifiers.check_confidence()
     traces = load_records(FLAGS.input, trace_from_record)
     policy = common.load_policy()
     verifiers.check(policy)
-    if verifiers.needs_gold(policy):
-        without = next((t.id for t in traces if t.gold is None), None)
-        if without is not None:
-            raise UserError(f"{FLAGS.input}: trace {without!r} has no gold answer, which this verifier needs")
+    verifiers.check_golds(policy, traces)
     extract, equal = common.answer_functions(policy)
     delimiter = common.step_delimiter(policy.settings)
-    verifier = verifiers.build(policy, extract, equal, delimiter)
+    verifier = verifiers.build(policy, extract, equal)
     with common.Progress(len(traces), "annotate", unit="trace") as progress:
         annotate_stage(
             policy,
@@ -55,6 +52,7 @@ def main() -> None:
             verifier,
             extract=extract,
             equal=equal,
+            answer_kind=verifiers.answer_kind(policy),
             confidence=FLAGS.confidence,
             delimiter=delimiter,
             overwrite=FLAGS.overwrite,

@@ -16,7 +16,7 @@ from typing import Any
 
 from absl import flags
 
-from experiments import calibrate, calibrations, common
+from experiments import calibrate, calibrations, common, verifiers
 
 FLAGS = flags.FLAGS
 SWEEP = {
@@ -153,6 +153,7 @@ def with_forks(policy: Any, questions: Any, config: Any, out: Path) -> dict[str,
             trees=out / "searched.trees.jsonl",
             extract=extract,
             equal=equal,
+            answer_kind=verifiers.answer_kind(policy),
             overwrite=FLAGS.overwrite,
             progress=progress.reach,
         )

@@ -18,7 +18,7 @@ from typing import Any
 
 from absl import flags
 
-from experiments import calibrations, common
+from experiments import calibrations, common, verifiers
 
 FLAGS = flags.FLAGS
 
@@ -124,6 +124,7 @@ def sample_unpruned(policy: Any, questions: Any, config: Any, base: Path) -> lis
             trees=trees,
             extract=extract,
             equal=equal,
+            answer_kind=verifiers.answer_kind(policy),
             overwrite=FLAGS.overwrite,
             progress=progress.reach,
         )

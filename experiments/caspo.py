@@ -74,7 +74,9 @@ def main() -> None:
 
     if FLAGS.root_branches and not FLAGS.explore:
         raise UserError("--root_branches goes with --explore")
-    policy = Policy.load(FLAGS.model, FLAGS.dtype, common.mesh())
+    verifiers.check_confidence()
+    # The rounds load the policy; a second copy would stay on the device through all of them.
+    policy = Policy.without_weights(FLAGS.model)
     verifiers.check(policy)
     questions = common.load_questions(FLAGS.input, need_gold=verifiers.needs_gold(policy))
     sample: Any = common.sample_config(policy, questions)
@@ -105,6 +107,7 @@ def main() -> None:
         verifier=lambda current: judge(current, extract, equal),
         extract=extract,
         equal=equal,
+        answer_kind=verifiers.answer_kind(policy),
         rounds=FLAGS.rounds,
         seed=FLAGS.seed,
         overwrite=FLAGS.overwrite,
@@ -119,7 +122,7 @@ def judge(policy: Any, extract: Any, equal: Any) -> Any:
     """The verifier of the flags, with the noise of --label_noise."""
     from caspo_jax.steps import NoisyVerifier
 
-    exact = verifiers.build(policy, extract, equal, common.step_delimiter(policy.settings))
+    exact = verifiers.build(policy, extract, equal)
     return NoisyVerifier(exact, FLAGS.label_noise, FLAGS.seed) if FLAGS.label_noise else exact
 
 

@@ -241,7 +241,7 @@ def sample_config(policy: Any, questions: Sequence[Any], **overrides: Any) -> An
     values["max_new_tokens"] = FLAGS.max_new_tokens
     if FLAGS.max_new_tokens is None:
         longest = max(len(encode_prompt(policy.tokenizer, q)) for q in questions)
-        values["max_new_tokens"] = max(1, min(1024, policy.model.config.max_position_embeddings - longest))
+        values["max_new_tokens"] = max(1, min(1024, policy.model.config.context - longest))
     values |= {"step_delimiter": step_delimiter(policy.settings), "stop": tuple(FLAGS.stop)}
     return SampleConfig(**(values | overrides))
 

@@ -9,7 +9,7 @@ from typing import Any
 from absl import flags
 
 from caspo_jax.errors import UserError
-from experiments import common
+from experiments import common, verifiers
 
 FLAGS = flags.FLAGS
 
@@ -46,7 +46,7 @@ def length(policy: Any, questions: Sequence[Any]) -> dict[str, int]:
     if FLAGS.max_new_tokens is not None:
         return {}
     longest = max(len(encode_prompt(policy.tokenizer, q)) for q in questions)
-    room = policy.model.config.max_position_embeddings - longest
+    room = policy.model.config.context - longest
     return {"max_new_tokens": max(1, min(1024, room // 2))}
 
 
@@ -63,6 +63,7 @@ def cat_sizes() -> tuple[int, ...]:
 
 def run_settings(policy: Any, strategies: Sequence[str], settings: Any, questions: Any) -> dict[str, Any]:
     """What decides the answers, for the manifest."""
+    from caspo_jax.store import hash_path
     from caspo_jax.training.stages.policy import questions_digest
 
     return {
@@ -75,7 +76,9 @@ def run_settings(policy: Any, strategies: Sequence[str], settings: Any, question
         "group": FLAGS.group,
         "repeats": FLAGS.repeats,
         "tune": FLAGS.tune,
-        "tune_input": FLAGS.tune_input,
+        "tune_input": hash_path(FLAGS.tune_input) if FLAGS.tune_input else None,
+        # Benchmarks with a name read answers in their own way.
+        "answers": verifiers.answer_kind(policy) if "input" in questions else None,
         "batch_size": FLAGS.batch_size,
     }
 

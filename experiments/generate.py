@@ -14,12 +14,13 @@ vote (self_consistency, cat) also write OUTPUT.answers.jsonl, one answer a quest
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from absl import flags
 
-from experiments import calibrations, common
+from experiments import calibrations, common, verifiers
 
 FLAGS = flags.FLAGS
 STRATEGIES = ("greedy", "sample", "self_consistency", "cat", "explore")
@@ -80,6 +81,7 @@ def main() -> None:
     config: Any = common.cat_config(policy, sample) if searching else sample
     config = calibrations.applied(calibration, config, policy)
     extract, equal = common.answer_functions(policy)
+    answers = Path(f"{FLAGS.output}.answers.jsonl") if strategy in ("self_consistency", "cat") else None
     with common.Progress(len(questions), strategy) as progress:
         sample_stage(
             policy,
@@ -91,20 +93,21 @@ def main() -> None:
             strategy=strategy,
             token_stats=FLAGS.token_stats,
             trees=FLAGS.trees,
-            answers=f"{FLAGS.output}.answers.jsonl" if strategy in ("self_consistency", "cat") else None,
+            answers=answers,
             extract=extract,
             equal=equal,
+            answer_kind=verifiers.answer_kind(policy),
             overwrite=FLAGS.overwrite,
             progress=progress.reach,
         )
-    rows = summary(Path(FLAGS.output), questions) | calibrations.caveat(calibration, config)
+    rows = summary(Path(FLAGS.output), answers, questions) | calibrations.caveat(calibration, config)
     common.closing(f"{strategy} traces in {FLAGS.output}", rows)
 
 
-def summary(output: Path, questions: list[Any]) -> dict[str, Any]:
-    """Counts, tokens and accuracy of a file of traces."""
+def summary(output: Path, answers: Path | None, questions: list[Any]) -> dict[str, Any]:
+    """Counts, tokens and accuracy of a file of traces: of the answers that were voted for, where there are any."""
     from caspo_jax.records import trace_from_record
-    from caspo_jax.store import load_records
+    from caspo_jax.store import load_records, read_jsonl
 
     traces = load_records(output, trace_from_record)
     judged = [t.correct for t in traces if t.correct is not None]
@@ -114,9 +117,18 @@ def summary(output: Path, questions: list[Any]) -> dict[str, Any]:
         "tokens": sum(len(t.token_ids) for t in traces),
         "cut at the limit": sum(t.finish_reason == "length" for t in traces),
     }
-    if judged:
-        rows["accuracy"] = f"{sum(judged) / len(judged):.3f} of {len(judged):,} with a gold answer"
+    if answers is not None:
+        voted = [record["correct"] for _, record in read_jsonl(answers) if record["correct"] is not None]
+        rows |= _share("accuracy", voted, "answers") | _share("right paths", judged, "paths")
+    else:
+        rows |= _share("accuracy", judged, "traces")
     return rows
+
+
+def _share(label: str, right: Sequence[bool], what: str) -> dict[str, str]:
+    if not right:
+        return {}
+    return {label: f"{sum(right) / len(right):.3f} of {len(right):,} {what} with a gold answer"}
 
 
 if __name__ == "__main__":

@@ -128,8 +128,8 @@ def write_hedged(policy: Any, traces: Sequence[Any], source: Path, output: Path,
     manifest = Manifest.open(
         manifest_path(output),
         program="hedge",
-        config={"how": how, "confidence": FLAGS.confidence, "seed": FLAGS.seed},
-        inputs={"model": FLAGS.model, "input": str(source)},
+        config={"policy": policy.hash, "how": how, "confidence": FLAGS.confidence, "seed": FLAGS.seed},
+        inputs={"input": str(source)},
         overwrite=FLAGS.overwrite,
     )
     counts = [0] * len(HEDGES)

@@ -40,9 +40,13 @@ def define_flags() -> None:
 def main() -> None:
     """Make the pairs of a file."""
     from caspo_jax.preferences import PairConfig
+    from caspo_jax.records import pair_from_record, trace_from_record
+    from caspo_jax.store import load_records, write_jsonl
     from caspo_jax.training.stages import pairs_stage
 
     policy = common.load_policy()
+    if verifiers.needs_gold(policy):
+        verifiers.check_golds(policy, load_records(FLAGS.input, trace_from_record))
     extract, equal = common.answer_functions(policy)
     delimiter = common.step_delimiter(policy.settings)
     counts = pairs_stage(
@@ -50,7 +54,8 @@ def main() -> None:
         FLAGS.input,
         FLAGS.output,
         given_config("pairs", PairConfig.preset(FLAGS.preset)),
-        verifiers.build(policy, extract, equal, delimiter),
+        verifiers.build(policy, extract, equal),
+        answer_kind=verifiers.answer_kind(policy),
         delimiter=delimiter,
         max_step_tokens=FLAGS.max_step_tokens,
         batch_size=FLAGS.batch_size,
@@ -58,8 +63,6 @@ def main() -> None:
     )
     if FLAGS.trl_output:
         from caspo_jax.preferences import to_trl_record
-        from caspo_jax.records import pair_from_record
-        from caspo_jax.store import load_records, write_jsonl
 
         write_jsonl(FLAGS.trl_output, map(to_trl_record, load_records(FLAGS.output, pair_from_record)))
     common.closing(f"pairs in {FLAGS.output}", {k: v for k, v in counts.items() if v})

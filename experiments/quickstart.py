@@ -34,7 +34,9 @@ def define_flags() -> None:
     flags.DEFINE_string("task", "graph", "embedded task: graph or chain")
     flags.DEFINE_integer("train_questions", 320, "questions of a round", lower_bound=8)
     flags.DEFINE_integer("eval_questions", 1000, "held-out questions of the comparison", lower_bound=8)
-    flags.DEFINE_string("split", "test", "split of the comparison: test, or tune for choosing settings")
+    flags.DEFINE_enum(
+        "split", "test", ["test", "tune"], "split of the comparison: test, or tune for choosing settings"
+    )
     flags.DEFINE_integer("batch_size", 2048, "rows decoded together", lower_bound=1)
     flags.DEFINE_string(
         "confidence", None, "CaT's step confidence (entropy is the paper's); default: what measures best"

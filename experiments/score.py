@@ -71,8 +71,8 @@ def main() -> None:
     manifest = Manifest.open(
         manifest_path(FLAGS.output),
         program="score",
-        config={"dtype": FLAGS.dtype, "batch_size": FLAGS.batch_size},
-        inputs={"model": FLAGS.model, "input": FLAGS.input},
+        config={"policy": policy.hash, "dtype": FLAGS.dtype, "batch_size": FLAGS.batch_size},
+        inputs={"input": FLAGS.input},
         overwrite=FLAGS.overwrite,
     )
     written = JsonlOutput(FLAGS.output, manifest)

@@ -34,6 +34,9 @@ def define_flags() -> None:
     flags.DEFINE_enum(
         "preset", "caspo", ["caspo", "paper"], "recipe; --train.NAME=value changes one of its settings"
     )
+    flags.DEFINE_integer(
+        "batch_size", None, "pairs an update, as --train.batch_size; default: the preset's", lower_bound=1
+    )
     define_training_flags()
 
 
@@ -58,8 +61,8 @@ def define_training_flags() -> None:
     define_config("train", TrainConfig.preset("caspo"), "training; what is not given comes from --preset")
 
 
-def train_config() -> Any:
-    """The preset, with the --train and --lora flags that were given."""
+def train_config(**fields: Any) -> Any:
+    """The preset with these fields, then with the --train and --lora flags that were given."""
     from caspo_jax.errors import UserError
     from caspo_jax.models import LoraConfig
     from caspo_jax.training import TrainConfig
@@ -69,7 +72,7 @@ def train_config() -> Any:
         lora = LoraConfig(FLAGS.lora_rank, FLAGS.lora_alpha, tuple(FLAGS.lora_targets))
     elif FLAGS["lora_alpha"].present or FLAGS["lora_targets"].present:
         raise UserError("--lora_alpha and --lora_targets go with --lora_rank")
-    base = dataclasses.replace(TrainConfig.preset(FLAGS.preset), lora=lora)
+    base = dataclasses.replace(TrainConfig.preset(FLAGS.preset), lora=lora, **fields)
     return given_config("train", base)
 
 
@@ -77,6 +80,8 @@ def main() -> None:
     """Train."""
     from caspo_jax.training.stages import train_stage
 
+    fields = {"seed": FLAGS.seed, "batch_size": FLAGS.batch_size}
+    config = train_config(**{name: value for name, value in fields.items() if value is not None})
     policy = common.load_policy()
     with common.Progress(0, "train", unit="update") as progress:
         summary = train_stage(
@@ -84,7 +89,7 @@ def main() -> None:
             FLAGS.pairs_file,
             FLAGS.annotated,
             FLAGS.out_dir,
-            train_config(),
+            config,
             reference_cache=FLAGS.reference_cache,
             overwrite=FLAGS.overwrite,
             progress=progress.reach,

@@ -47,7 +47,7 @@ def main() -> None:
     if verifiers.choose(policy) in NEED_GOLD:
         raise UserError(f"--verifier={FLAGS.verifier} reads gold answers, which ProcessBench's layout lacks")
     # How answers are read is for verifiers that need a gold answer; none of those is left.
-    verifier = verifiers.build(policy, lambda text: None, common.same_text, "")
+    verifier = verifiers.build(policy, lambda text: None, common.same_text)
     with common.Progress(sum(len(s.steps) for s in solutions), "judge", unit="step") as progress:
         found = judge_verifier(verifier, solutions, batch_size=FLAGS.batch_size, progress=progress.reach)
     score = found.score

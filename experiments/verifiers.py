@@ -1,7 +1,8 @@
-"""Which verifier a program uses, by flag."""
+"""Which verifier a program uses, by flag, and what it is checked against before anything is begun."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +46,25 @@ def needs_gold(policy: Any) -> bool:
     return choose(policy) in ("gold", "rollouts")
 
 
+def check_confidence() -> None:
+    """Refuses a --confidence that cannot be computed from traces."""
+    from caspo_jax.training.stages.annotate import check_confidence as check_name
+
+    check_name(FLAGS.confidence, "--confidence")
+
+
+def check_golds(policy: Any, traces: Sequence[Any]) -> None:
+    """Refuses traces of --input without the gold answer that the chosen verifier reads."""
+    without = next((t.id for t in traces if t.gold is None), None)
+    if without is not None and needs_gold(policy):
+        raise UserError(f"{FLAGS.input}: trace {without!r} has no gold answer, which this verifier needs")
+
+
+def answer_kind(policy: Any) -> str:
+    """What manifests call the functions of `common.answer_functions`."""
+    return FLAGS.answers or ("task" if policy.settings.get("task") else "math")
+
+
 def choose(policy: Any) -> str:
     """The verifier's name after `auto` is resolved."""
     if FLAGS.verifier != "auto":
@@ -77,7 +97,7 @@ def check(policy: Any) -> str:
     return name
 
 
-def build(policy: Any, extract: Any, equal: Any, delimiter: str) -> Any:
+def build(policy: Any, extract: Any, equal: Any) -> Any:
     """The verifier of the flags; raises as `check` does."""
     from caspo_jax import steps
 
@@ -99,37 +119,58 @@ def build(policy: Any, extract: Any, equal: Any, delimiter: str) -> Any:
             threshold=FLAGS.rollout_threshold,
             extract=extract,
             equal=equal,
+            decoding={**decoding(policy), "seed": FLAGS.seed},
         )
     from caspo_jax.training.stages import Policy
 
     judge = Policy.load(FLAGS.judge, FLAGS.dtype, common.mesh())
     template = steps.load_prompt(FLAGS.judge_prompt) if FLAGS.judge_prompt else steps.load_prompt()
-    return steps.LocalJudge(generate=generate_with(judge, temperature=0.0), template=template)
+    return steps.LocalJudge(
+        generate=generate_with(judge, temperature=0.0), template=template, decoding=decoding(judge)
+    )
+
+
+def decoding(policy: Any) -> dict[str, Any]:
+    """What decides the tokens of `generate_with` beside the seed, for manifests."""
+    return {"checkpoint": policy.hash, "dtype": str(policy.model.dtype), "batch_size": FLAGS.batch_size}
 
 
 def generate_with(policy: Any, temperature: float) -> Any:
-    """`(questions, n) -> traces` on a policy, with as many new tokens as the context leaves, 1,024 at most."""
+    """`(questions, n) -> traces` on a policy, each of as many new tokens as its context leaves, 1,024 at most.
+
+    A question's outputs do not depend on the questions beside it; one that fills the context gets empty ones, cut off.
+    """
     import jax
 
     from caspo_jax.models import encode_prompt
     from caspo_jax.sampling import SampleConfig, generate
+    from caspo_jax.types import Trace
 
     def call(questions: Any, n: int) -> Any:
-        longest = max(len(encode_prompt(policy.tokenizer, q)) for q in questions)
-        room = policy.model.config.max_position_embeddings - longest
-        config = SampleConfig(
-            max_new_tokens=max(1, min(1024, room)),
-            temperature=temperature,
-            num_samples=n,
-            step_delimiter=common.step_delimiter(policy.settings),
-        )
-        return generate(
-            policy.model,
-            policy.tokenizer,
-            questions,
-            config,
-            jax.random.key(FLAGS.seed),
-            batch_size=FLAGS.batch_size,
-        )
+        rooms: dict[int, list[int]] = {}
+        for i, question in enumerate(questions):
+            left = policy.model.config.context - len(encode_prompt(policy.tokenizer, question))
+            rooms.setdefault(new_tokens(left), []).append(i)
+        found: list[Any] = [None] * len(questions)
+        for room, rows in rooms.items():
+            asked = [questions[i] for i in rows]
+            if room:
+                config = SampleConfig(max_new_tokens=room, temperature=temperature, num_samples=n)
+                key, batch = jax.random.key(FLAGS.seed), FLAGS.batch_size
+                traces = generate(policy.model, policy.tokenizer, asked, config, key, batch_size=batch)
+            else:
+                traces = [
+                    Trace(f"{q.id}#{k}", q.question, q.gold, q.prompt, (), (), "", "length")
+                    for q in asked
+                    for k in range(n)
+                ]
+            for at, i in enumerate(rows):
+                found[i] = traces[at * n : (at + 1) * n]
+        return [trace for group in found for trace in group]
 
     return call
+
+
+def new_tokens(left: int) -> int:
+    """Of what the context leaves a power of two, at most 1,024: few programs to compile; 0 where nothing is left."""
+    return 0 if left < 1 else 2 ** min(10, left.bit_length() - 1)

@@ -9,7 +9,7 @@ from typing import Literal, Protocol
 from caspo_jax.errors import UserError
 from caspo_jax.preferences.candidates import Candidate
 from caspo_jax.steps import DEFAULT_DELIMITER, Verifier, VerifyItem, segment
-from caspo_jax.types import Verdict
+from caspo_jax.types import Step, Verdict
 
 # (contexts, emitted): for each context (prompt + prefix + part of a step) the most probable token other
 # than `emitted`.
@@ -128,35 +128,41 @@ class GreedyCompetitors:
         """The ids of the finished step; None where the limit was met first."""
         assert self.complete is not None
         done = {i: self._first_step(c, ids) for i, (c, ids) in partial.items()}
-        open_ = [i for i in partial if done[i] is None]
+        open_ = [i for i in partial if done[i] is None and not self.eos_ids.intersection(partial[i][1])]
         contexts = [partial[i][0].prompt_ids + partial[i][0].prefix_ids + partial[i][1] for i in open_]
         for i, (continuation, finished) in zip(open_, self.complete(contexts) if open_ else (), strict=True):
             candidate, ids = partial[i]
             ids = (*ids, *(int(token) for token in continuation))
-            done[i] = self._first_step(candidate, ids) or (ids if finished else None)
+            done[i] = self._first_step(candidate, ids, finished)
         return done
 
-    def _first_step(self, candidate: Candidate, ids: tuple[int, ...]) -> tuple[int, ...] | None:
-        """The ids of the step that starts where the candidate starts; None if it is not closed yet."""
+    def _first_step(
+        self, candidate: Candidate, ids: tuple[int, ...], finished: bool = False
+    ) -> tuple[int, ...] | None:
+        """The ids up to the end of the first step after the prefix; None if there is none yet or it is not closed."""
         for t, token in enumerate(ids):
             if token in self.eos_ids:
                 ids = ids[: t + 1]
                 break
-        text, steps, _ = segment(candidate.prefix_ids + ids, self.token_bytes, self.delimiter)
-        offset = len(candidate.prefix_ids)
-        step = next((s for s in steps if s.token_end > offset), None)
+        text, step = self._own_step(candidate, ids)
         if step is None:
             return None
-        closed = step.end < len(text) or ids[-1] in self.eos_ids
-        return ids[: step.token_end - offset] if closed else None
+        closed = finished or step.end < len(text) or ids[-1] in self.eos_ids
+        return ids[: step.token_end - len(candidate.prefix_ids)] if closed else None
+
+    def _own_step(self, candidate: Candidate, ids: tuple[int, ...]) -> tuple[str, Step | None]:
+        """The text of prefix and `ids`, and the first step that starts after the prefix.
+
+        Delimiter bytes that `ids` begin with lengthen the prefix's delimiter, or stand before the first step: no step.
+        """
+        text, steps, _ = segment(candidate.prefix_ids + ids, self.token_bytes, self.delimiter)
+        return text, next((step for step in steps if step.start >= len(candidate.prefix)), None)
 
     def _rival(self, candidate: Candidate, ids: tuple[int, ...], verdict: Verdict) -> Rival:
-        text, _, _ = segment(candidate.prefix_ids + ids, self.token_bytes, self.delimiter)
-        body = text[len(candidate.prefix) :]
-        cut = body.find(self.delimiter)
+        _, step = self._own_step(candidate, ids)
         return Rival(
             token_ids=ids,
-            text=body if cut < 0 else body[:cut],
+            text="" if step is None else step.text,
             ends_trace=ids[-1] in self.eos_ids,
             verdict=verdict,
         )

@@ -26,10 +26,13 @@ class MaskedRow(NamedTuple):
 
 def length_buckets(longest: int, smallest: int = 64) -> tuple[int, ...]:
     """Powers of two and the halves between them (64, 96, 128, ...) up to the first that holds `longest`."""
+    if smallest < 1:
+        raise UserError(f"the smallest length bucket must be at least 1, got {smallest}")
     buckets = [smallest]
     while buckets[-1] < longest:
         last = buckets[-1]
-        buckets.append(last * 3 // 2 if last & (last - 1) == 0 else last * 4 // 3)
+        grown = last * 3 // 2 if last & (last - 1) == 0 else last * 4 // 3
+        buckets.append(max(last + 1, grown))  # 1 has no half to grow by
     return tuple(buckets)
 
 

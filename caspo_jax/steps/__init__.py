@@ -33,6 +33,7 @@ from caspo_jax.steps.verifiers import (
     StatedEquations,
     Verifier,
     VerifyItem,
+    verifier_settings,
 )
 
 __all__ = [
@@ -72,5 +73,6 @@ __all__ = [
     "segment_trace",
     "stated_equations",
     "step_items",
+    "verifier_settings",
     "verify_traces",
 ]

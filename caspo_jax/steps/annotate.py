@@ -187,6 +187,8 @@ def annotate_traces(
 def _answered(
     trace: Trace, extract: Callable[[str], str | None] | None, equal: Callable[[str, str], bool] | None
 ) -> Trace:
+    if trace.strategy == "explore" and trace.finish_reason in ("pruned", "budget"):
+        return dataclasses.replace(trace, answer=None, correct=None)  # left open: neither right nor wrong
     answer = extract(trace.text) if extract is not None else trace.answer
     correct = trace.correct
     if equal is not None and trace.gold is not None:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from caspo_jax.errors import UserError
 from caspo_jax.steps.asking import ask, fill_template, last_line, load_template
@@ -36,12 +38,19 @@ class LocalJudge:
     """Asks a model about each step, all in one batch; a reply that is cut or has no verdict means unknown.
 
     `generate(questions, n)` is called with n = 1; it applies the judge's chat template to `question` and
-    should sample greedily.
+    should sample greedily. `decoding` says what it decodes with, for manifests.
     """
 
     generate: Generate
     template: str = dataclasses.field(default_factory=load_prompt)
     name: str = "judge"
+    decoding: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # checkpoint and the like
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The prompt's hash and what the judge decodes with, for manifests."""
+        prompt = hashlib.sha256(self.template.encode("utf-8", "surrogatepass")).hexdigest()
+        return {"prompt": prompt, **self.decoding}
 
     def verify(self, items: Sequence[VerifyItem]) -> list[Verdict]:
         """One verdict an item."""

@@ -5,9 +5,10 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 from collections.abc import Sequence
+from typing import Any
 
 from caspo_jax.errors import UserError
-from caspo_jax.steps.verifiers import Verifier, VerifyItem
+from caspo_jax.steps.verifiers import Verifier, VerifyItem, verifier_settings
 from caspo_jax.types import Verdict
 
 _FLIPPED: dict[Verdict, Verdict] = {"correct": "wrong", "wrong": "correct", "unknown": "unknown"}
@@ -33,6 +34,11 @@ class NoisyVerifier:
     def name(self) -> str:
         """The inner verifier's name with rate and seed: records and manifests carry it."""
         return f"{self.inner.name}+noise:{self.rate:g}/{self.seed}"
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The inner verifier's; rate and seed are in the name."""
+        return verifier_settings(self.inner)
 
     def verify(self, items: Sequence[VerifyItem]) -> list[Verdict]:
         """One verdict an item, some of them flipped."""

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 from caspo_jax.errors import UserError
 from caspo_jax.steps.answers import AnswerKind, equivalent, extract_answer
@@ -25,6 +26,7 @@ class Rollouts:
     v(after it) > threshold (0: one success is enough, their hard estimate). If v(before it) <= threshold
     too, the state was lost already and the step's own verdict is unknown, unless `local` is off. A step
     that ended its trace is graded by its answer; rollouts that meet the length limit are failures.
+    `decoding` says what `generate` decodes with, for manifests.
     """
 
     generate: Generate
@@ -35,12 +37,19 @@ class Rollouts:
     extract: Callable[[str], str | None] | None = None
     equal: Callable[[str, str], bool] | None = None
     name: str = "rollouts"
+    decoding: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # checkpoint, seed and the like
 
     def __post_init__(self) -> None:
         if self.n < 1 or not 0.0 <= self.threshold < 1.0:
             raise UserError(
                 f"rollouts: n={self.n} must be at least 1 and threshold={self.threshold} in [0, 1)"
             )
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The numbers of the rule and what continuations are decoded with, for manifests."""
+        kind = {"kind": self.kind.value} if self.extract is None else {}
+        return {"n": self.n, "threshold": self.threshold, "local": self.local, **kind, **self.decoding}
 
     def verify(self, items: Sequence[VerifyItem]) -> list[Verdict]:
         """One verdict an item; each distinct state is sampled once. Raises UserError without gold or ids."""

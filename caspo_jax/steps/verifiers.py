@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
+import json
 from collections.abc import Callable, Mapping, Sequence
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 from caspo_jax.errors import UserError
 from caspo_jax.steps.answers import AnswerKind, equivalent, extract_answer
@@ -29,7 +31,11 @@ class VerifyItem:
 
 @runtime_checkable
 class Verifier(Protocol):
-    """Judges steps: does each follow from its question and prefix?"""
+    """Judges steps: does each follow from its question and prefix?
+
+    One whose verdicts depend on more than its name also has `settings`, a mapping of plain JSON values: manifests carry
+    it, so that a restart with another judge is refused.
+    """
 
     @property
     def name(self) -> str:
@@ -39,6 +45,11 @@ class Verifier(Protocol):
     def verify(self, items: Sequence[VerifyItem]) -> list[Verdict]:
         """One verdict an item, in order; `unknown` where it cannot tell."""
         ...
+
+
+def verifier_settings(verifier: Verifier) -> dict[str, Any]:
+    """What a verifier's verdicts depend on beside its name, for manifests; {} if it says nothing."""
+    return dict(getattr(verifier, "settings", {}))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -54,6 +65,12 @@ class GoldAnswer:
     extract: Callable[[str], str | None] | None = None
     equal: Callable[[str, str], bool] | None = None
     name: str = "gold"
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What is not as usual, for manifests."""
+        kind = {"kind": self.kind.value} if self.extract is None and self.kind != AnswerKind.MATH else {}
+        return kind | ({"no_answer": self.no_answer} if self.no_answer != "unknown" else {})
 
     def verify(self, items: Sequence[VerifyItem]) -> list[Verdict]:
         """One verdict an item: unknown unless `is_last`."""
@@ -86,6 +103,12 @@ class RecordedLabels:
                 if verdict not in VERDICTS:
                     raise UserError(f"label of trace {trace!r}: {verdict!r} is none of {', '.join(VERDICTS)}")
 
+    @property
+    def settings(self) -> dict[str, Any]:
+        """A hash of the labels, for manifests."""
+        labels = sorted((trace, list(verdicts)) for trace, verdicts in self.labels.items())
+        return {"labels": hashlib.sha256(json.dumps(labels).encode()).hexdigest()}
+
     def verify(self, items: Sequence[VerifyItem]) -> list[Verdict]:
         """One verdict an item, looked up by `trace_id` and `step_index`."""
         verdicts: list[Verdict] = []
@@ -102,6 +125,11 @@ class StatedEquations:
 
     rounding: bool = True  # accept a decimal that rounds a non-terminating value
     name: str = "equations"
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What is not as usual, for manifests."""
+        return {} if self.rounding else {"rounding": False}
 
     def verify(self, items: Sequence[VerifyItem]) -> list[Verdict]:
         """Wrong if any equality is false, correct if there is one and all hold, else unknown."""
@@ -126,6 +154,11 @@ class FirstKnown:
 
     verifiers: tuple[Verifier, ...]
     name: str = "first_known"
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The verifiers in order, each with its settings, for manifests."""
+        return {"verifiers": [{"name": v.name, **verifier_settings(v)} for v in self.verifiers]}
 
     def verify(self, items: Sequence[VerifyItem]) -> list[Verdict]:
         """One verdict an item; later verifiers see only what is still unknown."""

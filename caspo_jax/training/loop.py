@@ -99,13 +99,13 @@ def train(
       Interrupted: SIGTERM or a preemption notice came (looked for only with `out_dir`); a checkpoint is written.
     """
     started = time.perf_counter()
-    model = trainable_model(model, config)
+    start, model = model, trainable_model(model, config)
     store = RowStore.build(data, verified)
     mesh = mesh or mesh_of(model)
     plan = make_plan(store, config, batch_ways(mesh))
     folder = None if out_dir is None else Path(out_dir)
     if folder is not None:
-        claim_folder(folder, config, store.fingerprint(), model)
+        claim_folder(folder, config, store.fingerprint(), model, start)
     if config.loss.contrastive:
         if reference is None:
             reference = base_model(model) if getattr(model, "lora", None) is not None else model
@@ -144,6 +144,10 @@ def train(
             state, output = step_fn(state, [micro.batch for micro in micros], number - 1)
             reporter.report_last()
             reporter.pending = (number, output, micros)
+            if number == resumed + 1 and config.best_metric is not None:
+                # Not left to the first checkpoint: a whole run may lie before it.
+                reporter.report_last()
+                reporter.value()
             due = config.save_every is not None and number % config.save_every == 0
             stop = notice is not None and notice.reached(number)
             if checkpoints is not None and (due or stop or number == plan.steps):
@@ -234,10 +238,10 @@ class _Reporter:
         name, config = self._config.best_metric, self._config
         if name is None:
             return None
-        recent = [r for r in self.history[-(config.save_every or 1) :] if not r.get("skipped")]
-        if recent and name not in recent[-1]:
-            known = ", ".join(k for k, v in recent[-1].items() if isinstance(v, float))
+        if name not in self.history[-1]:
+            known = ", ".join(k for k, v in self.history[-1].items() if isinstance(v, float))
             raise UserError(f"best_metric={name!r} is no metric of this run: choose one of {known}")
+        recent = [r for r in self.history[-(config.save_every or 1) :] if not r.get("skipped")]
         values = [record[name] for record in recent if record[name] is not None]
         if not values:
             return None

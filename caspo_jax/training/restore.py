@@ -6,8 +6,11 @@ import json
 from pathlib import Path
 from typing import Any
 
+from caspo_jax.distributed import from_writer
 from caspo_jax.errors import UserError
+from caspo_jax.store import hash_path
 from caspo_jax.training.config import TrainConfig
+from caspo_jax.training.run_folder import base_digest
 from caspo_jax.training.train_step import make_train_step, trainable_model, trained_model
 
 
@@ -20,14 +23,19 @@ def restore_trained(model: Any, folder: str | Path, checkpoint: str = "last") ->
       checkpoint: `last` (the newest that is whole), `best` (by the run's `best_metric`), or an update's number.
 
     Raises:
-      UserError: the folder holds no run, no checkpoint yet, or not the wanted one; or that one is damaged.
+      UserError: the folder holds no run, one that started from another policy, no checkpoint yet, or not the wanted
+        one; or that one is damaged.
     """
     from caspo_jax.training.checkpoints import Checkpoints
 
     folder = Path(folder)
-    description = description_of(folder)
-    settings = json.loads(description.read_text(encoding="utf-8"))["config"]
-    config = TrainConfig.from_json(settings)
+    description = json.loads(description_of(folder).read_text(encoding="utf-8"))
+    # A run begun before the digest was kept has none.
+    if "base" in description and description["base"] != base_digest(model):
+        raise UserError(
+            f"{folder}: the run started from another policy than the one given: give the one that it trained"
+        )
+    config = TrainConfig.from_json(description["config"])
     model = trainable_model(model, config)
     _, state = make_train_step(model, config, 1)
     checkpoints = Checkpoints(folder / "checkpoints")
@@ -36,8 +44,34 @@ def restore_trained(model: Any, folder: str | Path, checkpoint: str = "last") ->
     finally:
         checkpoints.close()
     if found is None:
-        raise UserError(f"{folder}: the run has no whole checkpoint yet; train on")
+        raise UserError(_no_checkpoint(folder))
     return trained_model(model, found[0]), int(found[0].step)
+
+
+def resolve_checkpoint(folder: str | Path, checkpoint: str) -> tuple[int, str]:
+    """The update that `last` or `best` means for now, and a hash of its checkpoint. Raises as `restore_trained` does."""
+    from caspo_jax.training.checkpoints import CHECKSUMS, Checkpoints, damage_of
+
+    folder = description_of(folder).parent
+    checkpoints = Checkpoints(folder / "checkpoints")
+    try:
+        update = _wanted(checkpoints, folder, checkpoint)
+        steps = checkpoints.steps
+    finally:
+        checkpoints.close()
+
+    def newest_whole() -> str:
+        whole = (step for step in reversed(steps) if damage_of(checkpoints.folder / str(step)) is None)
+        return str(next(whole, ""))
+
+    found = from_writer("checkpoint", newest_whole) if update is None else str(update)
+    if not found:
+        raise UserError(_no_checkpoint(folder))
+    return int(found), from_writer("state", lambda: hash_path(checkpoints.folder / found / CHECKSUMS)[:16])
+
+
+def _no_checkpoint(folder: Path) -> str:
+    return f"{folder}: the run has no whole checkpoint yet; train on"
 
 
 def _wanted(checkpoints: Any, folder: Path, name: str) -> int | None:

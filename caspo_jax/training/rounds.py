@@ -21,6 +21,7 @@ from caspo_jax.training.stages import (
     sample_stage,
     train_stage,
 )
+from caspo_jax.training.stages.annotate import check_confidence
 from caspo_jax.types import Question
 
 # (stage, round) -> progress callback of the stage
@@ -52,6 +53,7 @@ def run_rounds(
     verifier: Callable[[Policy], Verifier],
     extract: Extract,
     equal: Equal,
+    answer_kind: str | None = None,
     rounds: int = 3,
     seed: int = 0,
     overwrite: bool = False,
@@ -67,6 +69,7 @@ def run_rounds(
       verifier: policy of the round -> who judges its steps (some verifiers sample from the policy).
       extract: text -> answer.
       equal: (gold, answer) -> bool.
+      answer_kind: what manifests call the two.
       rounds: how many.
       seed: of sampling and data order.
       overwrite: redo stages that were made with other settings.
@@ -77,15 +80,19 @@ def run_rounds(
 
     Source: CASPO, arXiv 2605.07353 (iterative DPO; the reference is the round's start).
     """
+    check_confidence(recipe.confidence)
+    samples = [_at_round(recipe, k) for k in range(1, rounds + 1)]  # all of them before the first is drawn
     folders: list[Path] = []
-    for k in range(1, rounds + 1):
+    current: Policy | None = None
+    judge: Verifier | None = None
+    for k, sample in enumerate(samples, start=1):
+        current = judge = None  # both hold the last round's policy; two at once are one too many for a device
         folder = Path(out_dir) / f"round_{k}"
         current = Policy.load(folders[-1] if folders else policy, recipe.dtype, recipe.mesh)
-        delimiter = current.settings.get("step_delimiter", "\n\n")
+        delimiter = (sample if isinstance(sample, SampleConfig) else sample.sample).step_delimiter
         judge = verifier(current)
         asked = questions(k) if callable(questions) else questions
         look = (lambda stage, k=k: watch(stage, k)) if watch is not None else (lambda stage: None)
-        sample = _at_round(recipe, k)
         traces = sample_stage(
             current,
             asked,
@@ -104,6 +111,7 @@ def run_rounds(
             judge,
             extract=extract,
             equal=equal,
+            answer_kind=answer_kind,
             confidence=recipe.confidence,
             delimiter=delimiter,
             overwrite=overwrite,
@@ -116,6 +124,7 @@ def run_rounds(
             pairs,
             recipe.pairs,
             judge,
+            answer_kind=answer_kind,
             delimiter=delimiter,
             max_step_tokens=recipe.max_step_tokens,
             batch_size=recipe.batch_size,

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -11,26 +13,50 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from caspo_jax.distributed import writer_first
+from caspo_jax.distributed import is_writer, writer_first
 from caspo_jax.errors import UserError
+from caspo_jax.models.lora import base_model
 from caspo_jax.store import write_json
 from caspo_jax.training.config import TrainConfig
+from caspo_jax.training.reference_cache import weights_digest
+
+# What a run writes after `run.json`, but for `reference/`: its entries are never wrong, and other runs may share them.
+_WRITTEN = (
+    "checkpoints/[0-9]*",
+    "checkpoints/removed-*",
+    "not_finite/update_*.json",
+    "tensorboard/events.*",
+    "metrics.jsonl",
+)
 
 
-def claim_folder(folder: Path, config: TrainConfig, data: str, model: Any) -> None:
+def claim_folder(folder: Path, config: TrainConfig, data: str, model: Any, start: Any) -> None:
     """Note in `run.json` what this folder's run trains on, or check it against what is there.
 
+    Args:
+      folder: of the run.
+      config: its settings.
+      data: a hash of what it reads.
+      model: what is trained.
+      start: the policy that it came from: without the adapters that the run adds.
+
     Raises:
-      UserError: the folder holds a run with other settings, data or model; names what differs.
+      UserError: the folder holds a run with other settings, data or model (names what differs), or files by the names
+        of a run's that no run wrote.
     """
     path = folder / "run.json"
     wanted: dict[str, Any] = {
         "config": json.loads(json.dumps(config.shaping())),
         "data": data,
-        "model": _model_moments(model),
+        "weights": weights_digest(start),
+        "base": base_digest(start),
     }
     with writer_first("run folder"):
         if not path.exists():
+            if strange := _written(folder):
+                raise UserError(
+                    f"{folder} holds {strange[0].relative_to(folder)} but no run.json, so it is of no run: use another folder"
+                )
             write_json(path, wanted)
     found = json.loads(path.read_text(encoding="utf-8"))
     differing = [
@@ -40,7 +66,11 @@ def claim_folder(folder: Path, config: TrainConfig, data: str, model: Any) -> No
     ]
     if found["data"] != data:
         differing.append("data")
-    if not np.allclose(found["model"], wanted["model"], rtol=1e-4):
+    if "weights" in found:
+        same = found["weights"] == wanted["weights"]
+    else:  # a run begun before digests were kept
+        same = np.allclose(found["model"], _model_moments(model), rtol=1e-4)
+    if not same:
         differing.append("model")
     if differing:
         raise UserError(
@@ -48,8 +78,43 @@ def claim_folder(folder: Path, config: TrainConfig, data: str, model: Any) -> No
         )
 
 
+def clear_folder(folder: Path) -> None:
+    """Remove the run that a folder holds, if it holds one, and leave every other file where it is."""
+    if not is_writer() or not (folder / "run.json").is_file():
+        return
+    for path in _written(folder):
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
+    for pattern in _WRITTEN:
+        if (parent := (folder / pattern).parent) != folder:
+            with contextlib.suppress(OSError):  # not there, or something else is in it
+                parent.rmdir()
+    (folder / "run.json").unlink()  # last: a removal cut short is taken up again
+
+
+def _written(folder: Path) -> list[Path]:
+    return sorted(path for pattern in _WRITTEN for path in folder.glob(pattern))
+
+
+def base_digest(model: Any) -> str:
+    """Of the weights without adapters, rounded to bfloat16: the same in whatever dtype a policy was loaded."""
+    if getattr(model, "lora", None) is not None:
+        model = base_model(model)
+    graphdef, state = nnx.split(model)
+    return weights_digest(nnx.merge(graphdef, _rounded(state)))
+
+
+@jax.jit
+def _rounded(state: Any) -> Any:
+    return jax.tree.map(
+        lambda x: x.astype(jnp.bfloat16) if jnp.issubdtype(x.dtype, jnp.floating) else x, state
+    )
+
+
 def _model_moments(model: Any) -> list[float]:
-    """Sums of |p| and p^2 over all parameters: enough to tell one policy from another on any mesh."""
+    """Sums of |p| and p^2 over all parameters, adapters included."""
     return [float(x) for x in _moments(nnx.split(model)[1])]
 
 

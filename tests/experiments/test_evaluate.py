@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+import types
 from pathlib import Path
 
 import numpy as np
@@ -16,14 +17,16 @@ import pytest
 
 from caspo_jax.errors import UserError
 from caspo_jax.evaluation.benchmarks import get_benchmark
+from caspo_jax.models import RopeConfig
 from caspo_jax.records import question_to_record
 from caspo_jax.tasks import get_task
 from caspo_jax.types import Question
-from experiments import benchmark_source
+from experiments import benchmark_source, evaluate_settings
 from experiments.evaluate import joined
 from experiments.evaluate_run import even_groups
 from experiments.evaluate_settings import restored
 from tests.experiments.conftest import read
+from tests.shapes import small_shape
 
 TASK = get_task("graph")
 README = Path(__file__).parents[2] / "experiments" / "README.md"
@@ -138,13 +141,19 @@ def test_killed_and_resumed_gives_the_same_table(program, folder, torn):
     assert (killed / "answers.jsonl").read_bytes() == before
 
 
-def test_other_settings_are_refused_and_runs_compared_without_a_model(program, folder):
+def test_other_settings_are_refused_and_runs_compared_without_a_model(program, write, folder):
     whole = folder / "whole"
     if not whole.exists():
         assert run(program, whole)[0] == 0
     code, _, err = run(program, whole, temperature=0.9)
     assert code == 1
     assert "temperature" in err
+    own = {"benchmarks": "", "strategies": "greedy"}
+    own["input"] = write("q.jsonl", [question_to_record(q) for q in TASK.questions("tune", 4, seed=5)])
+    assert run(program, folder / "own", **own)[0] == 0
+    code, _, err = run(program, folder / "own", **own, answers="letter")
+    assert code == 1
+    assert "answers: 'task' then, 'letter' now" in err
     code, out, err = program(
         "evaluate", compare=f"{whole},{whole / 'answers.jsonl'}", out_dir=folder / "compared"
     )
@@ -217,6 +226,18 @@ def test_bad_traces_answers_and_alpha(program, tmp_path):
         code, _, err = program(name, **flags)
         assert (code, err.count("\n")) == (1, 1), err
         assert word in err
+
+
+@pytest.mark.parametrize(
+    "rope, room",
+    [(RopeConfig(), 44), (RopeConfig("yarn", factor=4.0, original_max_position_embeddings=64), 236)],
+)
+def test_the_default_length_is_half_of_what_the_context_leaves(monkeypatch, rope, room):
+    monkeypatch.setattr(evaluate_settings, "FLAGS", types.SimpleNamespace(max_new_tokens=None))
+    config = small_shape(max_position_embeddings=64, rope=rope)
+    policy = types.SimpleNamespace(tokenizer=None, model=types.SimpleNamespace(config=config))
+    found = evaluate_settings.length(policy, [Question("q", prompt_ids=(1,) * 20)])
+    assert found == {"max_new_tokens": room // 2}
 
 
 def test_bad_flags(program, tmp_path):

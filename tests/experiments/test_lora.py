@@ -1,5 +1,7 @@
 """Adapters through the programs: trained, exported whole and for PEFT, merged again; the reference computed once."""
 
+import json
+
 import numpy as np
 import pytest
 from safetensors.numpy import load_file
@@ -93,3 +95,53 @@ def test_flags_that_do_not_go_together(program, pairs, tmp_path):
     code, _, err = program("export", model=MODEL, output=tmp_path / "out")
     assert code == 1
     assert "--adapter" in err
+
+
+def test_overwrite_removes_the_run_and_leaves_what_lies_beside_it(program, pairs, tmp_path):
+    folder = tmp_path / "exp_v1.0"  # the dot makes it no file
+    folder.mkdir()
+    given = pairs.rename(folder / "pairs.jsonl")
+    text = given.read_bytes()
+    flags = {"model": MODEL, "pairs_file": given, "out_dir": folder, **TRAIN}
+    code, _, err = program("train", "--overwrite", **flags)
+    assert code == 0, err
+    assert json.loads((folder / "manifest.json").read_text())["complete"]
+    assert {p.name for p in tmp_path.iterdir()} == {folder.name}
+    code, _, err = program("train", "--overwrite", **flags, seed=5)
+    assert code == 0, err
+    assert given.read_bytes() == text
+    assert json.loads((folder / "run.json").read_text())["config"]["seed"] == 5
+    assert (folder / "metrics.jsonl").read_text().count("\n") == 1
+    code, _, err = program("export", model=MODEL, run=folder, output=tmp_path / "policy_v1.5")
+    assert code == 0, err
+    assert (tmp_path / "policy_v1.5" / "manifest.json").is_file()
+
+
+@pytest.mark.parametrize("written", ['{"program": "evaluate", "config": {}}', "[]", "{"])
+def test_overwrite_leaves_other_programs_outputs(program, pairs, tmp_path, written):
+    manifest = tmp_path / "run" / "manifest.json"
+    manifest.parent.mkdir()
+    manifest.write_text(written)
+    code, _, err = program(
+        "train", "--overwrite", model=MODEL, pairs_file=pairs, out_dir=tmp_path / "run", **TRAIN
+    )
+    assert code == 1
+    assert "of no training run" in err
+    assert manifest.read_text() == written
+    assert [p.name for p in manifest.parent.iterdir()] == ["manifest.json"]
+
+
+@pytest.mark.parametrize(
+    "given, seed, size",
+    [
+        ({}, 0, 64),
+        ({"seed": 3, "batch_size": 2}, 3, 2),
+        ({"seed": 3, "batch_size": 2, "train.seed": 0, "train.batch_size": 4}, 0, 4),
+    ],
+)
+def test_seed_and_batch_size_stand_for_trainings_own(program, pairs, tmp_path, given, seed, size):
+    flags = {"model": MODEL, "pairs_file": pairs, "out_dir": tmp_path / "run", "preset": "paper"}
+    code, _, err = program("train", **flags, **given, lora_rank=1, **{"train.tensorboard": "false"})
+    assert code == 0, err
+    config = json.loads((tmp_path / "run" / "run.json").read_text())["config"]
+    assert (config["seed"], config["batch_size"]) == (seed, size)

@@ -1,5 +1,6 @@
 """A whole round through its programs, on the shipped tiny policy; killed anywhere, it ends with the same files."""
 
+import gc
 import json
 import os
 import signal
@@ -8,6 +9,7 @@ import sys
 import time
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 
@@ -137,6 +139,97 @@ def test_stages_one_by_one(program, questions, tmp_path):
     assert len(read(f"{paths['cat']}.answers.jsonl")) == 12
     tree = read(tmp_path / "trees.jsonl")[0]
     assert len(tree["parent"]) == len(tree["status"]) == len(tree["token_ids"])
+
+
+def refused(result, *words):
+    code, _, err = result
+    assert code == 1, err
+    assert err.count("\n") == 1, err
+    for word in words:
+        assert word in err
+
+
+def test_another_judge_or_kind_of_answer_is_refused(program, write, questions, tmp_path):
+    model = TASK.policy_path
+    traces, annotated, pairs = (tmp_path / f"{n}.jsonl" for n in ("traces", "annotated", "pairs"))
+    drawn = {"model": model, "input": questions, "output": traces, "num_samples": 2, "max_new_tokens": 64}
+    assert program("generate", **drawn)[0] == 0
+    refused(program("generate", **drawn, answers="letter"), "answers: 'task' then, 'letter' now")
+    judged = {"model": model, "input": traces, "output": annotated, "verifier": "rollouts", "rollouts": 2}
+    assert program("annotate", **judged)[0] == 0
+    written = annotated.read_bytes()
+    for change, word in (
+        ({"rollouts": 3}, "verifier_settings.n: 2 then, 3 now"),
+        ({"rollout_threshold": 0.5}, "verifier_settings.threshold"),
+        ({"seed": 5}, "verifier_settings.seed"),
+        ({"answers": "integer"}, "answers: 'task' then"),
+    ):
+        refused(program("annotate", **(judged | change)), word)
+    assert program("annotate", **judged)[0] == 0
+    assert annotated.read_bytes() == written
+    ids = [trace["id"] for trace in read(traces)]
+    paths = [write(f"{v}.jsonl", [{"id": i, "verdicts": [v]} for i in ids]) for v in ("correct", "wrong")]
+    paired = {"model": model, "input": annotated, "output": pairs, "verifier": "labels"}
+    assert program("pairs", **paired, labels=paths[0])[0] == 0
+    refused(program("pairs", **paired, labels=paths[1]), "verifier_settings.labels")
+    refused(program("pairs", **paired, labels=paths[0], dtype="bfloat16"), "dtype")
+    assert program("pairs", **paired, labels=paths[0])[0] == 0
+
+
+@pytest.mark.parametrize("name", ["entrpy", "max_prob", "margin", "deepconf", "self_certainty"])
+def test_a_confidence_that_traces_cannot_give_is_refused_before_anything(
+    program, write, questions, tmp_path, name
+):
+    line = {"id": "a", "question": "?", "token_ids": [5], "text": "x", "finish_reason": "eos"}
+    usable = "entropy, max_entropy, tail_entropy, first_token, normalised, mean_logprob, sum_logprob"
+    for program_name, flags in (
+        ("caspo", {"input": questions, "out_dir": tmp_path / "run"}),
+        ("annotate", {"input": write("t.jsonl", [line]), "output": tmp_path / "a.jsonl"}),
+    ):
+        found = program(program_name, model=TASK.policy_path, confidence=name, **flags)
+        refused(found, f"--confidence={name}", f"choose from {usable}\n")
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["questions.jsonl", "t.jsonl"]
+
+
+def test_settings_that_cannot_work_do_not_begin_an_output(program, write, questions, tmp_path):
+    line = {"id": "a", "question": "?", "token_ids": [5], "text": "x", "finish_reason": "eos"}
+    given = {"model": TASK.policy_path, "input": write("t.jsonl", [line | {"logprob": [-0.5]}])}
+    refused(program("annotate", **given, output=tmp_path / "a.jsonl"), "'a'", "confidence=entropy")
+    for name in ("annotate", "pairs"):
+        refused(program(name, **given, output=tmp_path / "a.jsonl", step_delimiter=""), "step_delimiter")
+    refused(program("pairs", **given, output=tmp_path / "a.jsonl", verifier="rollouts"), "no gold answer")
+    flags = {"model": TASK.policy_path, "input": questions, "out_dir": tmp_path / "run"}
+    refused(program("caspo", "--temperatures=0.7", "--temperatures=-1", **flags), "temperature=-1")
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["questions.jsonl", "t.jsonl"]
+
+
+def test_rounds_cut_steps_as_told_and_hold_one_policy_at_a_time(program, questions, tmp_path, monkeypatch):
+    from caspo_jax.training import rounds
+    from caspo_jax.training.stages import policy
+
+    embed = (432, 96)
+    held = []
+
+    def load(path, **options):
+        held.append(sum(a.shape == embed for a in jax.live_arrays()))
+        return load_pretrained(path, **options)
+
+    load_pretrained = policy.load_pretrained
+    monkeypatch.setattr(policy, "load_pretrained", load)
+    monkeypatch.setattr(rounds, "train_stage", lambda *args, **options: None)
+    monkeypatch.setattr(rounds, "export_stage", lambda *args, **options: Path(TASK.policy_path))
+    gc.collect()  # of what earlier tests left
+    before = sum(a.shape == embed for a in jax.live_arrays())
+    flags = {"model": TASK.policy_path, "input": questions, "out_dir": tmp_path / "run", **SMALL, **TRAIN}
+    flags |= {"rounds": 2, "max_new_tokens": 64, "verifier": "rollouts", "rollouts": 1, "step_delimiter": ";"}
+    code, _, err = program("caspo", **flags)
+    assert code == 0, err
+    assert held == [before, before]
+    for folder in (tmp_path / "run" / "round_1", tmp_path / "run" / "round_2"):
+        for name, key in (("traces", None), ("annotated", "delimiter"), ("pairs", "delimiter")):
+            config = json.loads((folder / f"{name}.jsonl.manifest.json").read_text())["config"]
+            assert (config[key] if key else config["sampling"]["step_delimiter"]) == ";"
+        assert any("\n\n" in step["text"] for t in read(folder / "annotated.jsonl") for step in t["steps"])
 
 
 # What exists when each stage is under way.

@@ -1,8 +1,15 @@
 """`score` and `generate` against transformers' golden values, through the command line."""
 
+import json
+import shutil
+
 import numpy as np
 import pytest
 
+from caspo_jax.records import question_to_record
+from caspo_jax.store import hash_path
+from caspo_jax.tasks import get_task
+from caspo_jax.training.stages import Policy
 from tests.experiments.conftest import GOLDENS, read
 
 CHECKPOINTS = ("qwen3_tied_fp32", "llama31_untied_fp32", "qwen2_untied_bf16_sharded")
@@ -77,3 +84,133 @@ def test_a_second_run_resumes_and_other_settings_are_refused(program, write, tmp
     assert out.read_bytes() == first
     assert program("generate", "--overwrite", **(flags | {"seed": 1}))[0] == 0
     assert out.read_bytes() != first
+
+
+@pytest.mark.parametrize("strategy", ["self_consistency", "cat"])
+def test_accuracy_is_that_of_the_answers_voted_for(program, write, tmp_path, strategy):
+    task = get_task("graph")
+    given = write("in.jsonl", [question_to_record(q) for q in task.questions("tune", 12, seed=5)])
+    output = tmp_path / "out.jsonl"
+    size = {"num_samples": 4} if strategy == "self_consistency" else {"num_branches": 4}
+    flags = {"model": task.policy_path, "input": given, "output": output, "max_new_tokens": 64}
+    code, out, err = program("generate", strategy=strategy, **flags, **size)
+    assert code == 0, err
+    answers, paths = read(f"{output}.answers.jsonl"), read(output)
+    voted = sum(a["correct"] for a in answers) / 12
+    right = sum(t["correct"] for t in paths) / len(paths)
+    assert voted != right
+    lines = [" ".join(line.split()) for line in out.splitlines()]
+    assert any(f"accuracy {voted:.3f} of 12 answers" in line for line in lines), out
+    assert any(f"right paths {right:.3f} of {len(paths)} paths" in line for line in lines), out
+
+
+def test_an_output_needs_no_suffix(program, write, tmp_path):
+    given = write("in.jsonl", [{"id": "q", "prompt_ids": [5, 6]}])
+    flags = {"model": GOLDENS / CHECKPOINTS[0], "input": given, "max_new_tokens": 4}
+    for _ in range(2):  # the second finds it done
+        code, _, err = program("generate", **flags, output=tmp_path / "traces")
+        assert code == 0, err
+    assert [t["id"] for t in read(tmp_path / "traces")] == ["q"]
+    assert (tmp_path / "traces.manifest.json").is_file()
+
+
+@pytest.mark.parametrize("killed", [True, False])
+def test_trees_asked_for_later_are_whole(program, write, tmp_path, killed):
+    given = write("in.jsonl", [{"id": f"q{i}", "prompt_ids": [5 + i, 6]} for i in range(20)])
+    flags = {"model": GOLDENS / CHECKPOINTS[0], "input": given, "strategy": "cat", "dtype": "float32"}
+    flags |= {"num_branches": 2, "max_new_tokens": 4, "batch_size": 2}  # three groups of questions
+    whole, late = tmp_path / "whole", tmp_path / "late"
+    names = ("c.jsonl", "c.jsonl.answers.jsonl", "trees.jsonl")
+    code, _, err = program("generate", **flags, output=whole / names[0], trees=whole / names[2])
+    assert code == 0, err
+    assert program("generate", **flags, output=late / names[0])[0] == 0
+    if killed:  # in the middle of the last group
+        for name, kept in ((names[0], 35), (names[1], 18)):
+            manifest = late / f"{name}.manifest.json"
+            manifest.write_text(json.dumps(json.loads(manifest.read_text()) | {"complete": False}))
+            lines = (late / name).read_text().splitlines(keepends=True)
+            (late / name).unlink()
+            (late / f"{name}.partial").write_text("".join(lines[:kept]))
+    code, _, err = program("generate", **flags, output=late / names[0], trees=late / names[2])
+    assert code == 0, err
+    assert {p.name for p in late.iterdir()} == {n + end for n in names for end in ("", ".manifest.json")}
+    for name in names:
+        assert (late / name).read_bytes() == (whole / name).read_bytes()
+        assert json.loads((late / f"{name}.manifest.json").read_text())["complete"]
+
+
+@pytest.fixture
+def hub(tmp_path, monkeypatch):
+    """publish(folder, name): into a hub cache as the client lays it out, with no network behind it."""
+    from huggingface_hub import constants
+
+    cache = tmp_path / "hub"
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(cache))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+
+    def publish(folder, name):
+        home = cache / f"models--{name.replace('/', '--')}"
+        for part in ("blobs", "refs", "snapshots/0a1b"):
+            (home / part).mkdir(parents=True)
+        (home / "refs" / "main").write_text("0a1b")
+        for path in folder.iterdir():
+            (home / "blobs" / path.name).write_bytes(path.read_bytes())
+            (home / "snapshots" / "0a1b" / path.name).symlink_to(f"../../blobs/{path.name}")
+
+    return publish
+
+
+def test_a_hub_id_is_known_by_its_content(program, write, tmp_path, hub):
+    folder = GOLDENS / CHECKPOINTS[0]
+    hub(folder, "owner/policy")
+    hub(GOLDENS / CHECKPOINTS[1], "owner/other")
+    given = write("in.jsonl", [{"id": "q0", "prompt_ids": [5, 6], "token_ids": [7, 8, 9]}])
+    assert Policy.load("owner/policy").hash == Policy.load(folder).hash == hash_path(folder)
+    flags = {"input": given, "output": tmp_path / "scores.jsonl"}
+    code, _, err = program("score", model="owner/policy", **flags)
+    assert code == 0, err
+    written = (tmp_path / "scores.jsonl").read_bytes()
+    manifest = json.loads((tmp_path / "scores.jsonl.manifest.json").read_text())
+    assert manifest["config"]["policy"] == hash_path(folder)
+    assert list(manifest["inputs"]) == ["input"]
+    assert program("score", model=folder, **flags)[0] == 0  # the same weights: it is done already
+    assert (tmp_path / "scores.jsonl").read_bytes() == written
+    code, _, err = program("score", model="owner/other", **flags)
+    assert code == 1
+    assert "policy" in err
+
+
+def test_a_hub_id_can_be_hedged_with(program, write, tmp_path, hub):
+    task = get_task("graph")
+    hub(task.policy_path, "owner/tiny")
+    questions = write("q.jsonl", [question_to_record(q) for q in task.questions("tune", 2, seed=2)])
+    traces, hedged = tmp_path / "t.jsonl", tmp_path / "h.jsonl"
+    flags = {"model": "owner/tiny", "input": questions, "output": traces, "max_new_tokens": 128}
+    code, _, err = program("generate", strategy="greedy", **flags)
+    assert code == 0, err
+    for model in ("owner/tiny", task.policy_path):
+        code, _, err = program("hedge", model=model, input=traces, output=hedged)
+        assert code == 0, err
+    manifest = json.loads((tmp_path / "h.jsonl.manifest.json").read_text())
+    assert manifest["config"]["policy"] == hash_path(task.policy_path)
+
+
+def test_yarn_makes_room_for_prompts_and_outputs(program, write, tmp_path):
+    folder = tmp_path / "policy"
+    shutil.copytree(GOLDENS / CHECKPOINTS[0], folder)
+    config = json.loads((folder / "config.json").read_text()) | {"max_position_embeddings": 8}
+    given = write("in.jsonl", [{"id": "q0", "prompt_ids": [5, 6] * 6}])
+    flags = {"model": folder, "input": given, "output": tmp_path / "out.jsonl", "strategy": "greedy"}
+    (folder / "config.json").write_text(json.dumps(config))
+    code, _, err = program("generate", "--ignore_eos", **flags)
+    assert code == 1
+    assert "context of 8 (config.json: max_position_embeddings)" in err
+    scaling = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 8}
+    (folder / "config.json").write_text(json.dumps(config | {"rope_scaling": scaling}))
+    code, _, err = program("generate", "--ignore_eos", "--overwrite", **flags)
+    assert code == 0, err
+    (trace,) = read(tmp_path / "out.jsonl")
+    assert len(trace["token_ids"]) == 32 - 12
+    code, _, err = program("score", model=folder, input=flags["output"], output=tmp_path / "s.jsonl")
+    assert code == 0, err
+    np.testing.assert_allclose(read(tmp_path / "s.jsonl")[0]["logprob"], trace["logprob"], atol=1e-4)

@@ -40,6 +40,33 @@ def test_the_exact_checker_finds_every_planted_error(program, write, tmp_path):
     assert json.loads((tmp_path / "f1.json").read_text())["f1"] == 1.0
 
 
+def test_a_checkpoint_judges(program, write, tmp_path, monkeypatch):
+    from caspo_jax.steps import judge
+
+    asked = []
+    monkeypatch.setattr(judge, "parse_verdict", lambda reply: asked.append(reply) or "wrong")
+    problem = next(TASK.problems("test", 2))
+    steps = TASK.solve(problem, random.Random(0), TASK.mix)
+    path = write("p.jsonl", [{"id": "a", "problem": problem.text, "steps": steps, "label": 0}])
+    (tmp_path / "prompt.txt").write_text("{question} {prefix} {step}")
+    code, out, err = program(
+        "verifier_f1",
+        input=path,
+        verifier="judge",
+        judge=TASK.policy_path,
+        judge_prompt=tmp_path / "prompt.txt",
+        batch_size=8,
+        output=tmp_path / "f1.json",
+    )
+    assert code == 0, err
+    assert "judge on" in out
+    assert any(
+        "answer:" in reply for reply in asked
+    )  # it was asked something, and said what it says to everything
+    found = json.loads((tmp_path / "f1.json").read_text())
+    assert (found["verifier"], found["solutions"][0]["found"]) == ("judge", 0)
+
+
 def test_bad_input(program, write):
     path, empty = write("p.jsonl", ROWS), write("empty.jsonl", [])
     for flags, word in (

@@ -1,5 +1,6 @@
 """From a real (random) checkpoint to pairs: sampler, segmentation, verifier and competitors agree."""
 
+import json
 from pathlib import Path
 
 import jax
@@ -9,8 +10,11 @@ import pytest
 from caspo_jax.models import load_pretrained, token_bytes
 from caspo_jax.preferences import PairConfig, build_candidates, select_pairs, tree_traces
 from caspo_jax.preferences.by_model import policy_competitors
+from caspo_jax.records import trace_from_record
 from caspo_jax.sampling import CatConfig, SampleConfig, explore, generate
 from caspo_jax.steps import ExactChecker, annotate_traces
+from caspo_jax.store import load_records
+from caspo_jax.training.stages import Policy, sample_stage
 from caspo_jax.types import Question
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "qwen3_tied_fp32"
@@ -98,6 +102,43 @@ def test_whole_competitors_are_single_closed_steps(policy, traces, vocabulary):
         assert DELIMITER not in pair.rejected
         spelled = b"".join(vocabulary[t] for t in pair.rejected_ids)
         assert DELIMITER.encode() in spelled or pair.ends_trace[1]
+
+
+def test_what_an_exploration_left_open_is_kept(policy, tmp_path):
+    config = CatConfig(
+        num_branches=4,
+        root_branches=2,
+        num_answers=1,
+        sample=SampleConfig(max_new_tokens=24, step_delimiter=DELIMITER, stop=("a",)),
+    )
+    questions = [Question(id=f"q{i}", prompt_ids=(5, 6, 7 + i), gold="x") for i in range(2)]
+    source = Policy.load(GOLDEN)
+    output = sample_stage(
+        source,
+        questions,
+        tmp_path / "traces.jsonl",
+        config,
+        strategy="explore",
+        answers=tmp_path / "answers.jsonl",
+        extract=lambda text: text,
+        equal=lambda gold, answer: False,
+    )
+    traces = load_records(output, trace_from_record)
+    results = explore(*policy, questions, config, jax.random.key(0))
+    for question, result in zip(questions, results, strict=True):
+        mine = [t for t in traces if t.id.startswith(question.id)]
+        assert [t.id for t in mine] == [f"{question.id}/{i}" for i in range(len(mine))]
+        finished = mine[: len(result.paths)]
+        assert [t.token_ids for t in finished] == [t.token_ids for t in result.paths]
+        assert all(t.correct is False for t in finished)
+        left = mine[len(finished) :]
+        leaves = tree_traces(result.tree, question, source.token_bytes)
+        assert {t.token_ids for t in left} | {t.token_ids for t in finished} == {t.token_ids for t in leaves}
+        assert finished
+        assert left
+        assert all((t.finish_reason, t.answer, t.correct) == ("budget", None, None) for t in left)
+    answers = [json.loads(line) for line in (tmp_path / "answers.jsonl").read_text().splitlines()]
+    assert all(set(a["votes"]) <= {p.text for p in r.paths} for a, r in zip(answers, results, strict=True))
 
 
 @pytest.mark.slow

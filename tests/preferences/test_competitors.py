@@ -110,6 +110,24 @@ def test_why_there_is_none():
     assert reason(Model(other=b" ", rest=b"2 = 1 + 1\n\n"), same) == NoCompetitor("equal")
 
 
+@pytest.mark.parametrize("prefix", [b"so\n\n", b""])
+@pytest.mark.parametrize("rest", [b"1 + 1 = 3\n\n", b"\n1 + 1 = 3\n\nmore"])
+def test_delimiter_bytes_at_its_start_are_no_step(prefix, rest):
+    step = candidate(hot=0, prefix=prefix.decode(), prefix_ids=tuple(prefix))
+    (rival,) = Model(other=b"\n", rest=rest).maker()([step])
+    assert bytes(rival.token_ids) == b"\n" + rest.removesuffix(b"more")
+    leads = prefix or rest.startswith(b"\n")  # one newline before any text is text
+    assert rival.text == ("1 + 1 = 3" if leads else "\n1 + 1 = 3")
+    assert rival.verdict == "wrong"
+
+
+@pytest.mark.parametrize("other, rest", [(b"\n", b"\n\n"), (b"\n", (EOS,)), ((EOS,), None)])
+def test_what_never_becomes_a_step_is_unfinished(other, rest):
+    model = Model(other=other, rest=rest or ())
+    assert model.maker()([candidate(hot=0)]) == [NoCompetitor("unfinished")]
+    assert len(model.contexts) == (2 if rest else 1)  # nothing follows an EOS
+
+
 def test_the_swapped_token_alone():
     config = PairConfig(kinds=("low_confidence_correct",), competitor="token", tau=0.5)
     pairs, _ = select_pairs([candidate()], config, competitors=Model().maker())

@@ -112,6 +112,9 @@ def test_rows_alone():
 def test_buckets_and_bad_input():
     assert length_buckets(200) == (64, 96, 128, 192, 256)
     assert length_buckets(64) == (64,)
+    assert length_buckets(9, 1) == (1, 2, 3, 4, 6, 8, 12)
+    with pytest.raises(UserError, match="at least 1, got 0"):
+        length_buckets(9, 0)
     with pytest.raises(UserError, match="batch_size=0"):
         plan_batches([1], (8,), 0)
     with pytest.raises(UserError, match="length_buckets"):

@@ -76,6 +76,16 @@ def test_a_pruned_trace_ends_with_a_closed_step():
     assert [s.verdict for s in done.steps] == ["wrong"]
 
 
+@pytest.mark.parametrize("strategy, correct", [("explore", None), ("cat", False)])
+def test_what_an_exploration_left_open_is_neither_right_nor_wrong(strategy, correct):
+    left = trace("1 + 1 = 2\n\n", "budget", strategy=strategy)
+    done = annotate_trace(
+        left, VOCABULARY, verifier=StatedEquations(), extract=extract_answer, equal=equivalent
+    )
+    assert (done.answer, done.correct) == (None, correct)
+    assert [s.verdict for s in done.steps] == ["correct"]
+
+
 def test_other_confidences_and_their_needs():
     done = annotate_trace(trace("ab", logprob=(-1.0, -3.0, -2.0)), VOCABULARY, confidence="mean_logprob")
     assert done.steps[0].confidence == pytest.approx(math.exp(-2.0))

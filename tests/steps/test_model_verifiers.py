@@ -1,9 +1,25 @@
 """Verifiers that sample from a model, with scripted ones."""
 
+import json
+
 import pytest
 
 from caspo_jax.errors import UserError
-from caspo_jax.steps import LocalJudge, Rollouts, VerifyItem, load_prompt, parse_verdict
+from caspo_jax.steps import (
+    ExactChecker,
+    FirstKnown,
+    GoldAnswer,
+    LocalJudge,
+    NoisyVerifier,
+    RecordedLabels,
+    Rollouts,
+    StatedEquations,
+    VerifyItem,
+    load_prompt,
+    parse_verdict,
+    verifier_settings,
+)
+from caspo_jax.tasks import get_task
 from caspo_jax.types import Question, Trace
 
 QUESTION = Question(id="q", question="How much is {step}?", gold="7")
@@ -96,6 +112,30 @@ def test_judge_asks_once_a_prompt_and_takes_no_cut_reply():
     assert "How much is {step}?" in seen[0].question  # braces in the texts are no fields
     assert r"a {step} \frac{1}{2}" in seen[1].question
     assert judge.verify([]) == []
+
+
+def test_settings_say_what_verdicts_depend_on():
+    ways = [
+        Rollouts(Scripted({}), n=4, extract=str, decoding={"seed": 0}),
+        Rollouts(Scripted({}), n=8, extract=str, decoding={"seed": 0}),
+        Rollouts(Scripted({}), n=4, threshold=0.5, extract=str, decoding={"seed": 0}),
+        Rollouts(Scripted({}), n=4, extract=str, decoding={"seed": 1}),
+        LocalJudge(Scripted({})),
+        LocalJudge(Scripted({}), template="{question} {prefix} {step}"),
+        LocalJudge(Scripted({}), decoding={"checkpoint": "abc"}),
+        RecordedLabels({"a": ["correct"]}),
+        RecordedLabels({"a": ["wrong"]}),
+        FirstKnown((StatedEquations(), RecordedLabels({"a": ["wrong"]}))),
+    ]
+    settings = [json.dumps(verifier_settings(way)) for way in ways]
+    assert len(set(settings)) == len(ways)
+    assert settings[-2] == json.dumps(verifier_settings(RecordedLabels({"a": ("wrong",)})))
+    noisy = NoisyVerifier(ways[0], 0.1)
+    assert verifier_settings(noisy) == verifier_settings(ways[0])
+    for plain in (StatedEquations(), GoldAnswer(), ExactChecker(None), get_task("graph").verifier()):
+        assert verifier_settings(plain) == {}
+    assert verifier_settings(StatedEquations(rounding=False)) == {"rounding": False}
+    assert verifier_settings(GoldAnswer(no_answer="wrong")) == {"no_answer": "wrong"}
 
 
 def test_the_template_must_have_its_fields(tmp_path):

@@ -1,6 +1,8 @@
 """Adapters under training: every option of the loss, the base as the reference, what a run keeps and exports."""
 
 import dataclasses
+import json
+import shutil
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +16,7 @@ from caspo_jax.models.lora import LINEAR
 from caspo_jax.preferences.packing import pack_pairs, pack_rows
 from caspo_jax.training import LossConfig, TrainConfig, make_train_step, step_dpo_loss, train
 from caspo_jax.training.restore import restore_trained
+from caspo_jax.training.stages import Policy, export_adapter
 from caspo_jax.training.step_loss import loss_denominators
 from caspo_jax.training.train_step import fused_update, trainable_model
 from caspo_jax.types import PairBatch
@@ -161,6 +164,46 @@ def test_a_restored_run_merges_into_a_policy(run):
     assert restored.lora == LORA
     for a, b in zip(leaves(merge_lora(restored)), leaves(merge_lora(model)), strict=True):
         np.testing.assert_array_equal(a, b)
+
+
+def test_a_run_is_exported_onto_its_own_base_alone(run):
+    folder, _, summary = run
+    with pytest.raises(UserError, match="started from another policy"):
+        restore_trained(tiny_decoder(seed=1), folder)
+    graphdef, state = nnx.split(tiny_decoder())
+    other_dtype = nnx.merge(graphdef, jax.tree.map(lambda x: x.astype(jnp.bfloat16), state))
+    assert restore_trained(other_dtype, folder)[1] == summary.steps
+    assert restore_trained(random_adapters(), folder)[1] == summary.steps  # its adapters are replaced
+
+
+def test_an_export_is_of_the_checkpoint_that_there_is_now(run, tmp_path):
+    policy = Policy(tiny_decoder(), None, "base", "hash", {})
+    folder, output = shutil.copytree(run[0], tmp_path / "run"), tmp_path / "adapter"
+    newest = max((folder / "checkpoints").iterdir(), key=lambda p: int(p.name))
+    newest.rename(tmp_path / "later")
+
+    def export(**options):
+        export_adapter(policy, folder, output, **options)
+        return json.loads((output / "manifest.json").read_text())
+
+    early = export()
+    assert early["counts"]["updates"] == early["config"]["update"] < int(newest.name)
+    assert export() == early
+    (tmp_path / "later").rename(newest)  # training went on
+    with pytest.raises(UserError, match=f"update: {early['counts']['updates']} then, {newest.name} now"):
+        export()
+    late = export(overwrite=True)
+    assert late["counts"]["updates"] == int(newest.name)
+    # A manifest of an earlier version counts the update without having it among the settings.
+    for manifest in (late, early):
+        for name in ("update", "state"):
+            del manifest["config"][name]
+        (output / "manifest.json").write_text(json.dumps(manifest))
+        if manifest is late:
+            assert export() == late
+        else:
+            with pytest.raises(UserError, match=f"update: None then, {newest.name} now"):
+                export()
 
 
 @pytest.mark.slow

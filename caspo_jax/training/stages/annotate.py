@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
+from caspo_jax.confidence import STEP_CONFIDENCES, needed_fields
+from caspo_jax.errors import UserError
 from caspo_jax.records import trace_to_record
-from caspo_jax.steps import Verifier, annotate_traces
+from caspo_jax.steps import Verifier, annotate_traces, verifier_settings
 from caspo_jax.store import hash_path
-from caspo_jax.training.stages.policy import Equal, Extract, Policy, Progress, open_output
+from caspo_jax.training.stages.policy import Equal, Extract, Policy, Progress, check_delimiter, open_output
+from caspo_jax.types import Trace
+
+_RECORDED = ("entropy", "logprob")  # the token statistics that traces hold
 
 
 def annotate_stage(
@@ -18,6 +24,7 @@ def annotate_stage(
     *,
     extract: Extract,
     equal: Equal,
+    answer_kind: str | None = None,
     confidence: str = "entropy",
     delimiter: str = "\n\n",
     batch_size: int = 256,
@@ -33,6 +40,7 @@ def annotate_stage(
       verifier: judges the steps.
       extract: text -> answer.
       equal: (gold, answer) -> bool.
+      answer_kind: what the manifest calls the two.
       confidence: name of the step confidence; it must need no more than the traces' log-probs and entropies.
       delimiter: what ends a step.
       batch_size: traces a call of the verifier.
@@ -40,10 +48,15 @@ def annotate_stage(
       progress: called with (traces done, traces in all).
     """
     output = Path(output)
+    check_confidence(confidence)
+    check_delimiter(delimiter)
     loaded = policy.read_traces(traces, prompts=False)
+    _check_statistics(loaded, confidence)
     settings = {
         "traces": hash_path(traces),
         "verifier": verifier.name,
+        "verifier_settings": verifier_settings(verifier) or None,
+        "answers": answer_kind,
         "confidence": confidence,
         "delimiter": delimiter,
         "batch_size": batch_size,
@@ -69,3 +82,35 @@ def annotate_stage(
             progress(min(start + batch_size, len(loaded)), len(loaded))
     written.finish(traces=len(loaded))
     return output
+
+
+def check_confidence(name: str, what: str = "confidence") -> None:
+    """Whether a step confidence can be computed from traces: found out before anything is sampled or opened.
+
+    Args:
+      name: of the confidence.
+      what: what messages call it, such as "--confidence".
+
+    Raises:
+      UserError: there is none of that name, or it needs token statistics that traces do not hold.
+    """
+    usable = ", ".join(n for n in STEP_CONFIDENCES if set(needed_fields(n)) <= set(_RECORDED))
+    if name not in STEP_CONFIDENCES:
+        raise UserError(f"{what}={name}: there is no such step confidence; choose from {usable}")
+    missing = [field for field in needed_fields(name) if field not in _RECORDED]
+    if missing:
+        raise UserError(
+            f"{what}={name}: needs {' and '.join(missing)} of every token, which traces do not hold; choose from {usable}"
+        )
+
+
+def _check_statistics(traces: Sequence[Trace], confidence: str) -> None:
+    """Refuses traces that hold statistics, but not those that the confidence needs."""
+    needed = needed_fields(confidence)
+    for trace in traces:
+        held = [field for field in _RECORDED if getattr(trace, field) is not None]
+        if held and not set(needed) <= set(held):
+            raise UserError(
+                f"trace {trace.id!r} holds {' and '.join(held)} of its tokens, but confidence={confidence} "
+                f"needs {' and '.join(needed)}: choose another confidence"
+            )

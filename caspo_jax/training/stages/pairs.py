@@ -14,7 +14,7 @@ from caspo_jax.preferences.by_model import policy_competitors
 from caspo_jax.preferences.packing import Row
 from caspo_jax.preferences.readers import step_dpo_from_record, trl_from_record
 from caspo_jax.records import pair_from_record, pair_to_record
-from caspo_jax.steps import Verifier
+from caspo_jax.steps import Verifier, verifier_settings
 from caspo_jax.store import (
     Manifest,
     hash_path,
@@ -23,7 +23,7 @@ from caspo_jax.store import (
     read_jsonl,
     write_jsonl,
 )
-from caspo_jax.training.stages.policy import Policy
+from caspo_jax.training.stages.policy import Policy, check_delimiter
 from caspo_jax.types import Pair, Trace
 
 
@@ -34,6 +34,7 @@ def pairs_stage(
     config: PairConfig,
     verifier: Verifier,
     *,
+    answer_kind: str | None = None,
     delimiter: str = "\n\n",
     max_step_tokens: int = 256,
     batch_size: int = 64,
@@ -47,6 +48,7 @@ def pairs_stage(
       output: JSONL of pairs.
       config: which pairs.
       verifier: judges the competitors.
+      answer_kind: what the manifest calls the answers, for verifiers that read them.
       delimiter: what ends a step.
       max_step_tokens: a competitor that goes on for longer is dropped.
       batch_size: rows on the device at once.
@@ -56,12 +58,16 @@ def pairs_stage(
       What was counted: candidates, pairs of each kind, and everything dropped with its reason.
     """
     output = Path(output)
+    check_delimiter(delimiter)
     traces = policy.read_traces(annotated)
     settings = {
         "policy": policy.hash,
+        "dtype": str(policy.model.dtype),
         "annotated": hash_path(annotated),
         "pairs": dataclasses.asdict(config),
         "verifier": verifier.name,
+        "verifier_settings": verifier_settings(verifier) or None,
+        "answers": answer_kind,
         "delimiter": delimiter,
         "max_step_tokens": max_step_tokens,
         "batch_size": batch_size,

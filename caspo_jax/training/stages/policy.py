@@ -5,13 +5,23 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import types
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from caspo_jax.distributed import from_writer
 from caspo_jax.errors import UserError
-from caspo_jax.models import check_prompt_ids, load_caspo_json, load_pretrained, token_bytes
+from caspo_jax.models import (
+    ModelConfig,
+    check_prompt_ids,
+    load_caspo_json,
+    load_pretrained,
+    load_tokenizer,
+    resolve_folder,
+    token_bytes,
+)
+from caspo_jax.models.tokenizer import find_tokenizer
 from caspo_jax.records import question_to_record, trace_from_record
 from caspo_jax.store import JsonlOutput, Manifest, hash_path, load_records, manifest_path
 from caspo_jax.types import Question, Trace
@@ -34,9 +44,18 @@ class Policy:
     @classmethod
     def load(cls, path: str | Path, dtype: str | None = None, mesh: Any = None) -> Policy:
         """Load a policy folder (or hub id) once, for all the stages that read it."""
-        model, tokenizer = load_pretrained(path, dtype=dtype, mesh=mesh)
-        digest = from_writer("policy", lambda: hash_path(path)) if Path(path).exists() else str(path)
-        return cls(model, tokenizer, str(path), digest, load_caspo_json(path))
+        folder = resolve_folder(path)
+        model, tokenizer = load_pretrained(folder, dtype=dtype, mesh=mesh)
+        digest = from_writer("policy", lambda: hash_path(folder))
+        return cls(model, tokenizer, str(path), digest, load_caspo_json(folder))
+
+    @classmethod
+    def without_weights(cls, path: str | Path) -> Policy:
+        """Tokenizer, settings and `model.config` alone, to plan with: nothing is on a device, and there is no hash."""
+        folder = resolve_folder(path)
+        model = types.SimpleNamespace(config=ModelConfig.from_hf(folder))
+        tokenizer = load_tokenizer(folder) if find_tokenizer(folder) else None
+        return cls(model, tokenizer, str(path), "", load_caspo_json(folder))
 
     def read_traces(self, path: str | Path, *, prompts: bool = True) -> list[Trace]:
         """The traces of a JSONL file, their token ids held against this policy's vocabulary and context.
@@ -91,3 +110,9 @@ def open_output(output: str | Path, program: str, config: Mapping[str, Any], ove
     """The JSONL of a stage, with its manifest beside it."""
     manifest = Manifest.open(manifest_path(output), program=program, config=config, overwrite=overwrite)
     return JsonlOutput(output, manifest)
+
+
+def check_delimiter(delimiter: str) -> None:
+    """Refuses an empty delimiter before an output is begun with it."""
+    if not delimiter:
+        raise UserError("step_delimiter is empty: give at least one character")

@@ -10,9 +10,10 @@ from typing import Any
 import jax
 
 from caspo_jax.models import check_prompt_ids, encode_prompt
+from caspo_jax.preferences import tree_traces
 from caspo_jax.records import trace_to_record, tree_to_record
 from caspo_jax.sampling import CatConfig, SampleConfig, cat_search, explore, generate, vote
-from caspo_jax.sampling.votes import same_text
+from caspo_jax.sampling.votes import last_line, same_text
 from caspo_jax.training.stages.policy import Equal, Extract, Policy, Progress, open_output, questions_digest
 from caspo_jax.types import CatTree, Question, Trace
 
@@ -31,6 +32,7 @@ def sample_stage(
     answers: str | Path | None = None,
     extract: Extract | None = None,
     equal: Equal | None = None,
+    answer_kind: str | None = None,
     overwrite: bool = False,
     progress: Progress | None = None,
 ) -> Path:
@@ -39,7 +41,8 @@ def sample_stage(
     Args:
       policy: who answers.
       questions: what is asked.
-      output: JSONL of traces; their ids are the question's, with `/index` where there are several.
+      output: JSONL of traces; their ids are the question's, with `/index` where there are several. Of an exploration
+        also the branches that it left open, after the question's finished paths and without an answer.
       config: a SampleConfig samples independent outputs, a CatConfig searches a tree.
       strategy: `greedy`, `sample`, `self_consistency` with a SampleConfig; `cat`, `explore` with a CatConfig.
       seed: of the sampling; a question's outputs depend on the seed and its id alone.
@@ -49,6 +52,7 @@ def sample_stage(
       answers: JSONL for one voted answer a question.
       extract: text -> answer; without it the traces carry none.
       equal: (gold, answer) -> bool.
+      answer_kind: what the manifest calls the two.
       overwrite: start anew if the output was begun with other settings.
       progress: called with (questions done, questions in all).
     """
@@ -63,6 +67,7 @@ def sample_stage(
         "seed": seed,
         "batch_size": batch_size,
         "token_stats": token_stats,
+        "answers": answer_kind,
     }
     # All of them before anything is written or decoded: a question that cannot be asked is not found out hours later.
     new_tokens = (config if isinstance(config, SampleConfig) else config.sample).max_new_tokens
@@ -75,31 +80,38 @@ def sample_stage(
         for name, path in (("trees", trees), ("answers", answers))
         if path is not None
     }
-    if traces_out.complete and all(out.complete for out in side.values()):
+    unfinished = {name: out for name, out in {**side, "traces": traces_out}.items() if not out.complete}
+    if not unfinished:
         return output
     size = max(1, batch_size // per_question) * 8
     groups = [questions[i : i + size] for i in range(0, len(questions), size)]
     key = jax.random.key(seed)
     for index, group in enumerate(groups):
         # Groups are fixed: a restart decodes the same questions together, since matrix products of another shape differ
-        # in their last bits. The newest group may be torn, so it is decoded again and only what is missing is added.
+        # in their last bits. The newest group may be torn, so it is decoded again and only what is missing is added, to
+        # each file its own: one may have been asked for later than the others.
         following = groups[index + 1] if index + 1 < len(groups) else []
-        if not any(_trace_id(q, 0, per_question) in traces_out.done for q in following):
+        begun = [
+            any(_trace_id(q, 0, per_question if name == "traces" else 1) in out.done for q in following)
+            for name, out in unfinished.items()
+        ]
+        if not all(begun):
             sampled = _sample(policy, group, config, strategy, key, batch_size, extract, equal)
-            if "trees" in side:
-                side["trees"].append([tree_to_record(t) | {"id": t.question_id} for t in sampled.trees])
-            if "answers" in side:
-                side["answers"].append(sampled.answers)
             stamped = [
                 dataclasses.replace(t, policy=policy.hash[:16], seed=seed, strategy=strategy)
                 for t in sampled.traces
             ]
-            traces_out.append([trace_to_record(t, token_stats=token_stats) for t in stamped])
+            records = {
+                "trees": [tree_to_record(t) | {"id": t.question_id} for t in sampled.trees],
+                "answers": sampled.answers,
+                "traces": [trace_to_record(t, token_stats=token_stats) for t in stamped],
+            }
+            for name, out in unfinished.items():
+                out.append(records[name])
         if progress is not None:
             progress(min((index + 1) * size, len(questions)), len(questions))
-    for out in (*side.values(), traces_out):
-        if not out.complete:
-            out.finish(questions=len(questions), records=len(out.done))
+    for out in unfinished.values():
+        out.finish(questions=len(questions), records=len(out.done))
     return output
 
 
@@ -134,20 +146,40 @@ def _sample(
         tokens = [sum(len(t.token_ids) for t in group) for group in paths]
     else:
         search = explore if strategy == "explore" else cat_search
-        results = search(policy.model, policy.tokenizer, questions, config, key, batch_size=batch_size)
+        results = search(
+            policy.model,
+            policy.tokenizer,
+            questions,
+            config,
+            key,
+            batch_size=batch_size,
+            extract=extract or last_line,
+            equivalent=same,
+        )
         paths, trees, tokens = (
             [r.paths for r in results],
             [r.tree for r in results],
             [r.tokens for r in results],
         )
         method, gamma, per_question = config.vote, config.gamma, config.num_branches
+    left: list[list[Trace]] = [[] for _ in questions]
+    if strategy == "explore":  # the steps of what it left open are training data too; they lead to no answer
+        spelled = policy.token_bytes
+        left = [
+            [t for t in tree_traces(tree, question, spelled) if t.finish_reason in ("pruned", "budget")]
+            for question, tree in zip(questions, trees, strict=True)
+        ]
     traces, answers = [], []
-    for question, group, spent in zip(questions, paths, tokens, strict=True):
+    for question, group, others, spent in zip(questions, paths, left, tokens, strict=True):
         named = [
             _answered(dataclasses.replace(t, id=_trace_id(question, i, per_question)), extract, equal)
             for i, t in enumerate(group)
         ]
         traces += named
+        traces += [
+            dataclasses.replace(t, id=_trace_id(question, i, per_question))
+            for i, t in enumerate(others, start=len(named))
+        ]
         if extract is None:
             continue
         answer, votes = vote(named, method, extract=extract, equivalent=same, gamma=gamma)  # type: ignore[arg-type]

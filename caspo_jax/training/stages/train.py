@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,8 @@ from caspo_jax.preferences.packing import Row
 from caspo_jax.store import Manifest, hash_path, manifest_path
 from caspo_jax.training.config import TrainConfig
 from caspo_jax.training.loop import train
-from caspo_jax.training.restore import description_of, restore_trained
+from caspo_jax.training.restore import description_of, resolve_checkpoint, restore_trained
+from caspo_jax.training.run_folder import clear_folder
 from caspo_jax.training.stages.pairs import read_pairs, verified_traces
 from caspo_jax.training.stages.policy import Policy
 
@@ -40,7 +40,7 @@ def train_stage(
       run: folder of checkpoints, metrics and manifest.
       config: the recipe.
       reference_cache: folder of reference log-probs that runs share; default the run's own.
-      overwrite: start anew if the run was begun with other settings.
+      overwrite: start anew if the run was begun with other settings; nothing but that run is removed.
       progress: called with (updates done, updates in all, **metrics).
 
     Returns:
@@ -63,9 +63,10 @@ def train_stage(
         "annotated": hash_path(annotated) if annotated is not None and config.loss.uses_verified else None,
     }
     with writer_first("old run"):
-        if overwrite and run.exists() and _differs(run, settings):
-            shutil.rmtree(run)
-    manifest = Manifest.open(manifest_path(run), program="train", config=settings, overwrite=overwrite)
+        if overwrite and _differs(run, settings):
+            clear_folder(run)
+    where = manifest_path(run, folder=True)
+    manifest = Manifest.open(where, program="train", config=settings, overwrite=overwrite)
     if manifest.complete:
         return manifest.contents["counts"]
     callback = None
@@ -101,10 +102,21 @@ def train_stage(
 
 
 def _differs(run: Path, settings: Mapping[str, Any]) -> bool:
-    path = manifest_path(run)
-    if not path.is_file():
+    """Whether the folder's run was begun with other settings. Raises UserError if another program wrote the folder."""
+    path = manifest_path(run, folder=True)
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
         return True
-    return json.loads(path.read_text(encoding="utf-8")).get("config") != json.loads(json.dumps(settings))
+    except (OSError, ValueError):
+        found = None
+    if isinstance(found, dict) and found.get("program") == "train":
+        return found.get("config") != json.loads(json.dumps(settings))
+    if found is None and (run / "run.json").is_file():  # a run whose manifest cannot be read
+        return True
+    raise UserError(
+        f"{path} is of no training run, and --overwrite replaces nothing else: use another folder"
+    )
 
 
 def export_stage(
@@ -122,12 +134,12 @@ def export_stage(
       run: folder of a training run.
       output: the policy folder.
       checkpoint: see `restore_trained`.
-      overwrite: replace a folder that another run's export wrote.
+      overwrite: replace a folder that the export of another run, or of an earlier checkpoint, wrote.
     """
-    settings = {"policy": policy.hash, "run": hash_path(description_of(run)), "checkpoint": checkpoint}
+    settings = _export_settings(policy, run, output, checkpoint, overwrite)
 
     def write(folder: Path) -> dict[str, Any]:
-        model, updates = restore_trained(policy.model, run, checkpoint)
+        model, updates = _restored(policy, run, settings)
         save_pretrained(model, policy.tokenizer, folder, caspo=policy.settings or None)
         return {"updates": updates}
 
@@ -147,21 +159,46 @@ def export_adapter(
     Raises:
       UserError: the run trained the weights themselves.
     """
-    settings = {
-        "policy": policy.hash,
-        "run": hash_path(description_of(run)),
-        "checkpoint": checkpoint,
-        "format": "peft",
-    }
+    settings = {**_export_settings(policy, run, output, checkpoint, overwrite), "format": "peft"}
 
     def write(folder: Path) -> dict[str, Any]:
-        model, updates = restore_trained(policy.model, run, checkpoint)
+        model, updates = _restored(policy, run, settings)
         if model.lora is None:
             raise UserError(f"{run}: the run trained the weights, not adapters: export it as a policy")
         save_adapter(model, folder, base=policy.path)
         return {"updates": updates}
 
     return _write_once(Path(output), "export", settings, write, overwrite)
+
+
+def _export_settings(
+    policy: Policy, run: str | Path, output: str | Path, checkpoint: str, overwrite: bool
+) -> dict[str, Any]:
+    """What an export is made of; `last` and `best` with the checkpoint that they mean while the run goes on."""
+    settings = {"policy": policy.hash, "run": hash_path(description_of(run)), "checkpoint": checkpoint}
+    if checkpoint.isdecimal():
+        return settings
+    update, state = resolve_checkpoint(run, checkpoint)
+    if not overwrite and _counted_alone(manifest_path(output, folder=True)) == update:
+        return settings
+    return {**settings, "update": update, "state": state}
+
+
+def _counted_alone(path: Path) -> int | None:
+    """The update that an export wrote whose settings do not hold it yet: those of earlier versions do not."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        return None if "update" in found["config"] else int(found["counts"]["updates"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _restored(policy: Policy, run: str | Path, settings: Mapping[str, Any]) -> tuple[Any, int]:
+    """The model that an export writes, and its update."""
+    model, updates = restore_trained(policy.model, run, settings["checkpoint"])
+    if updates != settings.get("update", updates):
+        raise UserError(f"{run}: training went on while its checkpoint was read: export again")
+    return model, updates
 
 
 def merge_stage(policy: Policy, adapter: str | Path, output: str | Path, *, overwrite: bool = False) -> Path:
@@ -191,12 +228,13 @@ def _write_once(
     overwrite: bool,
 ) -> Path:
     """Write a folder and its manifest, unless the manifest says that it is there."""
+    path = manifest_path(output, folder=True)
     # Said by one process: it may be done before another looks.
-    if from_writer("folder", lambda: str(manifest_path(output).exists())) == "True":
-        manifest = Manifest.open(manifest_path(output), program=program, config=settings, overwrite=overwrite)
+    if from_writer("folder", lambda: str(path.exists())) == "True":
+        manifest = Manifest.open(path, program=program, config=settings, overwrite=overwrite)
         if manifest.complete:
             return output
     counts = write(output)
-    manifest = Manifest.open(manifest_path(output), program=program, config=settings)
+    manifest = Manifest.open(path, program=program, config=settings)
     manifest.finish(**counts)
     return output

@@ -1,0 +1,39 @@
+"""What verifiers that decode ask of a policy."""
+
+import types
+
+import pytest
+
+from caspo_jax.tasks import get_task
+from caspo_jax.training.stages import Policy
+from caspo_jax.types import Question
+from experiments import verifiers
+
+TASK = get_task("graph")
+
+
+@pytest.fixture(scope="module")
+def policy():
+    return Policy.load(TASK.policy_path)
+
+
+def test_outputs_do_not_depend_on_the_questions_beside(policy, monkeypatch):
+    monkeypatch.setattr(verifiers, "FLAGS", types.SimpleNamespace(seed=0, batch_size=4))
+    context = policy.model.config.context
+    text = next(iter(TASK.questions("test", 1, 0))).question
+    ids = tuple(policy.tokenizer(text)["input_ids"])
+    short = Question("short", prompt_ids=ids)
+    tight = Question("tight", prompt_ids=(ids * context)[: context - 5])
+    full = Question("full", prompt_ids=(ids * context)[:context])
+    generate = verifiers.generate_with(policy, temperature=1.0)
+    alone = generate([short], 2)
+    together = generate([full, short, tight], 2)
+    assert [t.token_ids for t in together[2:4]] == [t.token_ids for t in alone]
+    assert all(t.finish_reason in ("eos", "stop") for t in alone)
+    assert [(t.token_ids, t.finish_reason) for t in together[:2]] == [((), "length")] * 2
+    assert all(len(t.token_ids) <= 4 for t in together[4:])
+
+
+@pytest.mark.parametrize(("left", "most"), [(-3, 0), (0, 0), (1, 1), (9, 8), (1024, 1024), (30_000, 1024)])
+def test_new_tokens(left, most):
+    assert verifiers.new_tokens(left) == most

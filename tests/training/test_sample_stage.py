@@ -1,0 +1,40 @@
+"""Questions to traces: what the searches are given."""
+
+import json
+
+import caspo_jax as cj
+from caspo_jax.tasks import get_task
+from caspo_jax.training.stages import Policy, sample_stage
+
+
+def test_a_search_that_stops_early_reads_answers_as_the_vote_does(tmp_path):
+    task = get_task("graph")
+    policy = Policy.load(task.policy_path)
+    questions = task.questions("test", 4, seed=0)
+    config = cj.CatConfig(
+        num_branches=4,
+        expand=1,
+        vote="majority",
+        stop_decided=True,
+        sample=cj.SampleConfig(max_new_tokens=96, temperature=1.0),
+    )
+
+    def tokens(name, extract, equal=None):
+        answers = tmp_path / f"{name}.jsonl"
+        sample_stage(
+            policy,
+            questions,
+            tmp_path / f"{name}_traces.jsonl",
+            config,
+            strategy="cat",
+            answers=answers,
+            extract=extract,
+            equal=equal,
+        )
+        return [json.loads(line)["tokens"] for line in answers.read_text().splitlines()]
+
+    whole = tokens("whole", lambda text: text)
+    one = tokens("one", lambda text: "yes")
+    alike = tokens("alike", lambda text: text, lambda a, b: True)
+    assert one == alike
+    assert sum(one) < sum(whole)
