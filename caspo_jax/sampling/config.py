@@ -13,7 +13,7 @@ from caspo_jax.errors import UserError
 Vote = Literal["majority", "confidence", "sequence", "best_path"]
 
 PRUNE_RULES = ["path", "last", "relative"]  # and those that `register_prune_rule` adds
-# Step confidences in [0, 1]; every path confidence of theirs lies there too.
+# Step confidences in [0, 1]; the path confidences of `BOUNDED_PATHS` keep them there.
 BOUNDED = (
     "entropy",
     "max_entropy",
@@ -25,6 +25,7 @@ BOUNDED = (
     "max_prob",
     "margin",
 )
+BOUNDED_PATHS = ("geometric", "product", "min", "last")
 VOTES: tuple[Vote, ...] = ("majority", "confidence", "sequence", "best_path")
 
 
@@ -62,7 +63,8 @@ class SampleConfig:
     top_p: float = 1.0  # 1: off; else the smallest set of most probable tokens whose mass reaches top_p
     min_p: float = 0.0  # 0: off; else tokens at least min_p times as probable as the most probable one
     num_samples: int = 1  # outputs a question
-    stop: tuple[str, ...] = ()  # an output ends after the token that completes one of these
+    # An output ends after the token that completes one of these; a special token is one by its name.
+    stop: tuple[str, ...] = ()
     step_delimiter: str = "\n\n"
     ignore_eos: bool = False
 
@@ -150,11 +152,14 @@ class CatConfig:
             raise UserError(
                 "stop_decided with vote='best_path': a surer path may always come; take another vote"
             )
-        if self.stop_decided and self.vote == "confidence" and self.step_confidence not in BOUNDED:
-            raise UserError(
-                f"stop_decided with vote='confidence': {self.step_confidence!r} has no upper bound; "
-                f"take one of {', '.join(BOUNDED)}"
-            )
+        if self.stop_decided and self.vote == "confidence":
+            for name, options in (("step_confidence", BOUNDED), ("path_confidence", BOUNDED_PATHS)):
+                value = getattr(self, name)
+                _check(
+                    value in options,
+                    f"stop_decided with vote='confidence': {name}={value!r} has no upper bound that is known; "
+                    f"take one of {', '.join(options)}",
+                )
         if self.sample.temperature == 0 and (self.expand > 1 or self.roots > 1):
             raise UserError(
                 "temperature=0 cannot fork or branch (all children would be equal): set expand=1 and "

@@ -8,10 +8,10 @@ from collections.abc import Sequence
 import numpy as np
 
 from caspo_jax.sampling import state as codes
-from caspo_jax.sampling.config import BOUNDED, CatConfig
+from caspo_jax.sampling.config import BOUNDED, BOUNDED_PATHS, CatConfig
 from caspo_jax.sampling.traces import path_arrays
 from caspo_jax.sampling.tree import Tree
-from caspo_jax.sampling.votes import Equivalent, Extract, vote
+from caspo_jax.sampling.votes import Equivalent, Extract, answer_of, power_base, vote
 from caspo_jax.types import Trace
 
 
@@ -30,35 +30,42 @@ def is_decided(
       extract: text -> answer or None.
       equivalent: (answer, answer) -> bool.
     """
-    _, weights = vote(paths, config.vote, extract=extract, equivalent=equivalent, gamma=config.gamma)
+    answered = [path for path in paths if answer_of(path, extract) is not None]
+    _, weights = vote(answered, config.vote, extract=extract, equivalent=equivalent, gamma=config.gamma)
     if not weights:
         return False
     leader, *others = sorted(weights.values(), reverse=True)
     if config.vote == "best_path":
-        return leader > most_to_come(tree, paths, config)
-    return leader - (others[0] if others else 0.0) > most_to_come(tree, paths, config)
+        return leader > most_to_come(tree, answered, config)
+    return leader - (others[0] if others else 0.0) > most_to_come(tree, answered, config)
 
 
-def most_to_come(tree: Tree, paths: Sequence[Trace], config: CatConfig) -> float:
+def most_to_come(tree: Tree, answered: Sequence[Trace], config: CatConfig) -> float:
     """The largest weight that paths not finished yet can add to one answer, in the units of `vote`.
 
     `majority` and `confidence`: one a path that may still finish. Those are the live branches; where branches fork,
     K - 1 more than the answers that are missing, because all slots may finish at once. `sequence`: continuations of a
     prefix are disjoint events, so together they weigh no more than the prefix itself; live prefixes have one length, so
-    distinct ones are disjoint too. Infinite for a confidence without an upper bound.
+    distinct ones are disjoint too. Infinite for a confidence without an upper bound, and where it is beyond every
+    leader. `answered` are the finished paths with an answer, which alone have a weight.
     """
     live = np.flatnonzero(tree.status == codes.LIVE)
     if not live.size:
         return 0.0
     if config.vote == "sequence":
-        return math.exp(_log_mass(_prefixes(tree, live)) - _log_mass(_finished(paths)))
-    if config.vote != "majority" and config.step_confidence not in BOUNDED:
+        # No leader weighs more than 1; exp of a large surplus is no float.
+        surplus = _log_mass(_prefixes(tree, live)) - _log_mass(_finished(answered))
+        return math.exp(surplus) if surplus < 0 else math.inf
+    bounded = config.step_confidence in BOUNDED and config.path_confidence in BOUNDED_PATHS
+    if config.vote != "majority" and not bounded:
         return math.inf
+    if config.vote == "confidence" and power_base([p.path_confidence for p in answered], config.gamma) != 1:
+        return math.inf  # all weights so far are next to nothing beside the 1 of a sure path
     if config.vote == "best_path":
         return 1.0
     if config.expand == 1:
         return float(live.size)
-    return float(max(config.answers - len(paths), 1) - 1 + config.num_branches)
+    return float(max(config.answers - len(tree.finished()), 1) - 1 + config.num_branches)
 
 
 def _log_mass(logprobs: dict[tuple[int, ...], float]) -> float:

@@ -265,7 +265,8 @@ def _forks(
     """
     slots_per = view.live.shape[1]
     here = view.boundary
-    wanted = jnp.where(here, policy.fork(knobs, view), 0)
+    # More than there are slots change nothing, and their sums may not fit into int32.
+    wanted = jnp.where(here, jnp.clip(policy.fork(knobs, view), 0, slots_per), 0)
     a, b = -view.path_confidence[:, :, None], -view.path_confidence[:, None, :]
     earlier = (b < a) | ((b == a) & (view.node[:, None, :] < view.node[:, :, None]))
     first = jnp.sum(

@@ -51,7 +51,7 @@ def score_relative(knobs: Knobs, view: Boundary) -> jax.Array:
     """The path confidence divided by the best among the question's live branches that closed a step."""
     known = view.live & (view.steps > 0)
     best = jnp.max(jnp.where(known, view.path_confidence, -jnp.inf), axis=-1, keepdims=True)
-    return view.path_confidence / best
+    return jnp.where(best == 0, 1.0, view.path_confidence / best)  # too small for floats: all alike
 
 
 def score_never(knobs: Knobs, view: Boundary) -> jax.Array:
@@ -79,6 +79,7 @@ def fork_never(knobs: Knobs, view: Boundary) -> jax.Array:
     return jnp.zeros(view.live.shape, jnp.int32)
 
 
+STRATEGIES = ("cat", "self_consistency", "explore")
 PRUNE_SCORES: dict[str, PruneScore] = {"path": score_path, "last": score_last, "relative": score_relative}
 
 
@@ -165,7 +166,13 @@ def make_policy(
     strategy: str = "cat",
     load_prompt: Callable = load_nothing,
 ) -> Policy:
-    """The policy of a strategy: `cat`, `self_consistency` (never prune, never fork), `explore` (never prune)."""
+    """The policy of a strategy: `cat`, `self_consistency` (never prune, never fork), `explore` (never prune).
+
+    Raises:
+      UserError: another strategy.
+    """
+    if strategy not in STRATEGIES:
+        raise UserError(f"strategy={strategy!r}: choose from {', '.join(STRATEGIES)}")
     forks = strategy != "self_consistency"
     return Policy(
         decode=decode,

@@ -46,6 +46,14 @@ def _cached_vocabulary(tokenizer: _Identity, vocab_size: int) -> tuple[bytes, ..
     return tuple(token_bytes(tokenizer.value, vocab_size))
 
 
+def _special_stops(tokenizer: Any, vocabulary: Sequence[bytes], stops: Sequence[str]) -> list[int]:
+    """Ids of the special tokens among the stop strings: they have no bytes in which a stop string could be found."""
+    if tokenizer is None:
+        return []
+    found = [tokenizer.backend_tokenizer.token_to_id(stop) for stop in stops]
+    return [i for i in found if i is not None and i < len(vocabulary) and not vocabulary[i]]
+
+
 @dataclasses.dataclass(frozen=True)
 class Run:
     """What came of the questions."""
@@ -88,7 +96,8 @@ def run(
     if not records:
         return Run([], [], [], vocabulary, [])
     keys = [(int(a), int(b)) for a, b in question_keys(key, [record.id for record in records])]
-    ends = () if settings.ignore_eos else eos_ids(shape, tokenizer)
+    ends = [] if settings.ignore_eos else list(eos_ids(shape, tokenizer))
+    ends += _special_stops(tokenizer, vocabulary, settings.stop)
     automaton = build_automaton(vocabulary, settings.step_delimiter, settings.stop, ends)
     fields = tuple(dict.fromkeys(("logprob", "entropy", *needed_fields(config.step_confidence))))
     asked = list(zip(records, prompts, strict=True)) * len(thresholds)

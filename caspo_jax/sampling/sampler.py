@@ -215,8 +215,14 @@ def _inverted(blocked: jax.Array, sums: jax.Array, uniform: jax.Array) -> jax.Ar
 
 
 def _first_above(weights: jax.Array, target: jax.Array) -> jax.Array:
-    """[R] first index with cumulative weight > target; rounding past the end gives the last positive weight."""
+    """[R] first index with cumulative weight > target; where its weight is 0, the next positive one, at the end the last.
+
+    Rounding may leave the target past the end, and cumulative sums, made in tiles, may fall by their last bits.
+    """
     size = weights.shape[-1]
-    index = jnp.sum(jnp.cumsum(weights, axis=-1) <= target[:, None], axis=-1)
-    last = size - 1 - jnp.argmax(jnp.flip(weights > 0, axis=-1), axis=-1)
-    return jnp.minimum(index, last).astype(jnp.int32)
+    index = jnp.sum(jnp.cumsum(weights, axis=-1) <= target[:, None], axis=-1, dtype=jnp.int32)
+    place = lax.broadcasted_iota(jnp.int32, weights.shape, weights.ndim - 1)
+    # Forwards from the index, then backwards.
+    order = jnp.where(place >= index[:, None], place, 2 * size - place)
+    best = jnp.min(jnp.where(weights > 0, order, 2 * size), axis=-1)
+    return jnp.where(best < size, best, 2 * size - best)

@@ -46,7 +46,8 @@ def build_trace(
     data = b"".join(token_bytes[i] for i in ids)
     text = data.decode("utf-8", "replace")
     segments = segment_bytes(token_bytes, ids, delimiter)
-    confidences = [float(tree.confidence[i]) for i in chain if not np.isnan(tree.confidence[i])]
+    # Each node closes one step, save perhaps the last. NaN may also be what a closed step's confidence came to.
+    confidences = [_number(tree.confidence[i]) for i in chain]
     steps = []
     for i, (segment, (start, end)) in enumerate(zip(segments, character_spans(data, segments), strict=True)):
         entropy = arrays["entropy"][segment.token_start : segment.token_end][segment.counted]
@@ -57,8 +58,7 @@ def build_trace(
                 token_start=segment.token_start,
                 token_end=segment.token_end,
                 text=text[start:end],
-                # A path cut off in the middle of a step has one step more than closed nodes.
-                confidence=confidences[i] if i < len(confidences) else None,
+                confidence=confidences[i],
                 entropy=float(entropy.mean(dtype=np.float64)),
             )
         )

@@ -12,6 +12,8 @@ from caspo_jax.types import Trace
 Extract = Callable[[str], str | None]
 Equivalent = Callable[[str, str], bool]
 
+NORMAL = (-708.0, 709.0)  # natural logarithms between which floats lose nothing
+
 
 def last_line(text: str) -> str | None:
     """The last line that is not blank: the answer where no task says better."""
@@ -22,6 +24,11 @@ def last_line(text: str) -> str | None:
 def same_text(a: str, b: str) -> bool:
     """Equality of strings."""
     return a == b
+
+
+def answer_of(path: Trace, extract: Extract) -> str | None:
+    """The path's `answer` where it is set, else what `extract` reads in its text."""
+    return path.answer if path.answer is not None else extract(path.text)
 
 
 def merge_answers(answers: Sequence[str | None], equivalent: Equivalent = same_text) -> list[int | None]:
@@ -64,7 +71,8 @@ def vote(
     * `best_path` c of the surest path of each answer alone.
 
     Equivalent answers add up (for `best_path`, the largest counts); ties go to the answer that came first. `sequence` is
-    normalised so that its weights add up to 1. A path whose `answer` is set keeps it, else `extract` reads its text.
+    normalised so that its weights add up to 1; `confidence` is divided by its largest weight where that is too small or
+    too large for a float. A path whose `answer` is set keeps it, else `extract` reads its text.
 
     Args:
       paths: finished paths; those without an answer, or without the confidence or log-probs needed, weigh nothing.
@@ -75,12 +83,17 @@ def vote(
     """
     if method not in VOTES:
         raise UserError(f"vote={method!r}: choose from {', '.join(VOTES)}")
-    answers = [path.answer if path.answer is not None else extract(path.text) for path in paths]
-    classes = merge_answers(answers, equivalent)
-    weights = _weights(paths, method, gamma)
+    answers = [answer_of(path, extract) for path in paths]
+    voters = [
+        (kind, path)
+        for kind, path in zip(merge_answers(answers, equivalent), paths, strict=True)
+        if kind is not None
+    ]
+    # Of the voters alone: beside a far likelier path without an answer, what they weigh would vanish.
+    weights = _weights([path for _, path in voters], method, gamma)
     totals: dict[int, float] = {}
-    for kind, weight in zip(classes, weights, strict=True):
-        if kind is None or weight is None:
+    for (kind, _), weight in zip(voters, weights, strict=True):
+        if weight is None:
             continue
         totals[kind] = (
             max(totals.get(kind, 0.0), weight) if method == "best_path" else totals.get(kind, 0.0) + weight
@@ -92,12 +105,27 @@ def vote(
     return answers[best], {str(answers[kind]): weight for kind, weight in totals.items()}
 
 
+def powers(confidences: Sequence[float | None], gamma: float) -> list[float | None]:
+    """(c / `power_base`)^gamma of each; None stays."""
+    base = power_base(confidences, gamma)
+    return [None if c is None else (c / base) ** gamma for c in confidences]
+
+
+def power_base(confidences: Sequence[float | None], gamma: float) -> float:
+    """What a vote divides confidences by: 1, or the largest of them where its power, or a sum of such, is no float."""
+    largest = max((c for c in confidences if c is not None), default=0.0)
+    if not 0 < largest < math.inf:
+        return 1.0
+    least, most = NORMAL
+    fits = least <= gamma * math.log(largest) <= most - math.log(len(confidences))
+    return 1.0 if fits else largest
+
+
 def _weights(paths: Sequence[Trace], method: Vote, gamma: float) -> list[float | None]:
     if method == "majority":
         return [1.0] * len(paths)
     if method != "sequence":
-        power = gamma if method == "confidence" else 1.0
-        return [None if path.path_confidence is None else path.path_confidence**power for path in paths]
+        return powers([path.path_confidence for path in paths], gamma if method == "confidence" else 1.0)
     seen: set[tuple[int, ...]] = set()
     sums: list[float | None] = []
     for path in paths:

@@ -60,9 +60,9 @@ def test_votes_by_hand():
     settings = Settings(gamma=25.0, borda_power=2.0, keep=0.5)
     weights = {name: VOTES[name](pool, settings) for name in VOTES}
     assert weights["self_consistency"].tolist() == [1, 1, 1, 1]
-    np.testing.assert_allclose(weights["confidence_vote"], [0.95**25, 0.6**25, 0.6**25, 1.0])
+    np.testing.assert_allclose(weights["confidence_vote"], [0.95**25, 0.6**25, 0.6**25, 0])
     np.testing.assert_allclose(
-        weights["sequence_vote"] / weights["sequence_vote"][0], [1, np.exp(-1.5), 0, np.exp(0.5)]
+        weights["sequence_vote"] / weights["sequence_vote"][0], [1, np.exp(-1.5), 0, 0]
     )
     assert weights["self_certainty"].tolist() == [9, 4, 1, 16]  # (n - rank + 1)^2
     assert weights["deepconf"].tolist() == [3, 0, 0, 9]  # the best half
@@ -76,6 +76,20 @@ def test_votes_by_hand():
     assert (answer.correct, answer.tokens, answer.calls) == (True, 40, 11)
     (fewer,) = at_counts("self_consistency", "= cat 2", {"q": pool}, {"q": 1}, settings, same)
     assert (fewer.answer, fewer.tokens, fewer.size) == ("1", 10, "= cat 2")
+
+
+def test_a_sample_without_an_answer_hides_no_other():
+    pool = [
+        sample(0, "1", logprob=-1200.0, path=1e-20),
+        sample(1, "2", logprob=-1000.0, path=1e-14),
+        sample(2, None, logprob=-50.0, path=1.0),
+        sample(3, None, logprob=-1000.0, path=1e-14, spelling="1"),
+    ]
+    settings = Settings(gamma=25.0)
+    for name in ("sequence_vote", "confidence_vote"):
+        assert voted(name, "4", pool, settings, same).answer == "2"
+        assert VOTES[name](pool, settings)[1:].tolist() == [1, 0, 0]
+        assert voted(name, "2", pool[2:], settings, same).answer is None
 
 
 def stats(confidences):

@@ -11,7 +11,9 @@ import pytest
 from toy_model import BATCH, CAPACITY, EOS, VOCABULARY, config, make_policy, question_keys, start, tables
 
 import caspo_jax as cj
-from caspo_jax.sampling import cat_decode, tree_of, vote
+from caspo_jax.confidence import PATH_CONFIDENCES
+from caspo_jax.sampling import Tree, cat_decode, tree_of, vote
+from caspo_jax.sampling import state as codes
 from caspo_jax.sampling.decided import is_decided
 from caspo_jax.sampling.policy import fork_expand, score_last
 from caspo_jax.sampling.traces import build_trace
@@ -93,6 +95,62 @@ def test_a_confidence_without_an_upper_bound_decides_nothing():
         tree = tree_of(state, b)
         if not bool(state.done[b]):
             assert not is_decided(tree, finished(tree, settings), settings, first_byte, same_text)
+
+
+def hand_made(*paths):
+    """A tree of the root's children, each (status, log-prob, confidence, first byte), and its finished paths."""
+    status, logprob, confidence, token = zip(*paths, strict=True)
+    count = len(paths)
+    none, column = np.full(count, -1, np.int32), np.array([logprob], np.float32)
+    sure = np.array(confidence, np.float32)
+    tree = Tree(
+        parent=none, rank=np.arange(count), slot=np.arange(count), start=none + 1, end=none + 2,
+        status=np.array(status), reason=np.where(np.array(status) == codes.FINISHED, codes.EOS, codes.LENGTH),
+        confidence=sure, path_confidence=sure, token=np.array([token], np.int32),
+        stats={"logprob": column, "entropy": -column}, tokens=count,
+    )  # fmt: skip
+    return tree, finished(tree, config())
+
+
+A, NONE = VOCABULARY.index(b"a"), VOCABULARY.index(b"\n")  # what they begin with: an answer, and no answer
+
+
+@pytest.mark.parametrize(
+    ("live", "unanswered", "decided"),
+    [
+        (-10.0, -20.0, True),
+        (-3.0, -0.1, False),  # likelier than all that has an answer, if not than all that has ended
+        (-1.0, -2000.0, False),
+    ],
+)
+@pytest.mark.parametrize("answered", [-5.0, -900.0])
+def test_what_is_to_come_is_held_against_paths_with_an_answer(live, unanswered, decided, answered):
+    tree, paths = hand_made(
+        (codes.FINISHED, answered, 0.5, A),
+        (codes.FINISHED, unanswered, 0.5, NONE),
+        (codes.LIVE, live, np.nan, A),
+    )
+    decided = decided and answered == -5.0  # else the live branch is likelier by more than a float holds
+    assert is_decided(tree, paths, config(num_branches=3), first_byte, same_text) == decided
+
+
+def test_one_sure_path_outweighs_powers_that_no_float_holds():
+    ended = [(codes.FINISHED, -1.0, 1e-14, A)] * 3
+    settings = config(num_branches=4, expand=1, vote="confidence", gamma=25.0)
+    tree, paths = hand_made(*ended, (codes.LIVE, -1.0, np.nan, A))
+    assert not is_decided(tree, paths, settings, first_byte, same_text)
+    assert is_decided(*hand_made(*ended), settings, first_byte, same_text)
+
+
+def test_a_path_confidence_of_ones_own_has_no_upper_bound(monkeypatch):
+    monkeypatch.setitem(PATH_CONFIDENCES, "total", PATH_CONFIDENCES["min"])
+    wanted = {"vote": "confidence", "path_confidence": "total"}
+    with pytest.raises(cj.UserError, match=r"'total' has no upper bound.*take one of geometric"):
+        cj.CatConfig(stop_decided=True, **wanted)
+    tree, paths = hand_made(*[(codes.FINISHED, -1.0, 0.9, A)] * 3, (codes.LIVE, -1.0, np.nan, A))
+    assert is_decided(tree, paths, config(num_branches=4, vote="majority", expand=1), first_byte, same_text)
+    settings = config(num_branches=4, expand=1, **wanted)
+    assert not is_decided(tree, paths, settings, first_byte, same_text)
 
 
 def test_a_search_that_stops_early_answers_alike_with_fewer_tokens():

@@ -533,3 +533,25 @@ def test_contradictory_sampling_is_refused(changes, match):
 def test_contradictory_searches_are_refused(changes, match):
     with pytest.raises(UserError, match=match):
         cj.CatConfig(**changes)
+
+
+def test_an_unknown_strategy_is_refused(model_and_tokenizer, questions):
+    with pytest.raises(UserError, match="'Cat': choose from cat, self_consistency, explore"):
+        cj.cat_search(*model_and_tokenizer, questions, cj.CatConfig(), KEY, strategy="Cat")
+
+
+def test_a_special_token_stops_by_its_name(model_and_tokenizer, questions):
+    """It has no bytes in which a stop string could be found; EOS itself may be one where it is ignored."""
+    model, tokenizer = model_and_tokenizer
+    config = cj.SampleConfig(max_new_tokens=200, temperature=3.0, ignore_eos=True)
+    whole = cj.generate(model, tokenizer, questions, config, KEY)
+    for name in ("<|im_start|>", "<|im_end|>"):
+        token = tokenizer.convert_tokens_to_ids(name)
+        settings = dataclasses.replace(config, stop=(name, "no token's name"))
+        stopped = cj.generate(model, tokenizer, questions, settings, KEY)
+        for trace, long in zip(stopped, whole, strict=True):
+            ends = token in long.token_ids
+            length = long.token_ids.index(token) + 1 if ends else len(long.token_ids)
+            assert trace.token_ids == long.token_ids[:length]
+            assert trace.finish_reason == ("eos" if ends else "length")
+        assert any(token in long.token_ids for long in whole)

@@ -13,6 +13,8 @@ from caspo_jax.sampling.sampler import (
     TOP_P_ATTEMPTS,
     SampleKnobs,
     Sampler,
+    _first_above,
+    _inverted,
     _largest,
     in_nucleus,
     inverse_cdf,
@@ -168,6 +170,29 @@ def test_inverse_cdf_never_draws_weight_zero(vocab):
     token = np.asarray(jax.jit(inverse_cdf)(jnp.asarray(weights), jnp.asarray(uniform)))
     assert (weights[np.arange(500), token] > 0).all()
     assert (token[:250] == 1).all()
+
+
+def test_block_sums_that_fall_by_a_rounding_error_draw_no_weight_zero():
+    """As those of 512 blocks do on a CPU, in tiles; where the sums fall, uniforms point at empty blocks."""
+    rng = np.random.default_rng(0)
+    blocked = np.zeros((20, 512, 2), np.float32)
+    for row in blocked:
+        row[rng.choice(512, 20, replace=False), 1] = rng.exponential(size=20)
+    sums = blocked.sum(axis=-1)
+    ends = np.asarray(jax.jit(lambda x: jnp.cumsum(x, axis=-1))(sums))
+    row, block = np.nonzero(np.diff(ends, axis=-1) <= 0)
+    uniform = np.float32(ends[row, block + 1] / ends[row, -1])[:, None] + np.arange(-2, 3) * 2.0**-24
+    uniform = np.clip(uniform, 0, 1 - 2.0**-24).astype(np.float32)
+    for column in uniform.T:
+        token = np.asarray(jax.jit(_inverted)(blocked[row], sums[row], column))
+        assert (blocked.reshape(20, -1)[row, token] > 0).all()
+
+
+def test_the_first_above_has_weight_also_below_the_start_and_past_the_end():
+    weights = jnp.asarray([[0.0, 0.0, 2.0, 0.0, 1.0, 0.0]] * 5)
+    target = jnp.asarray([-1e-7, 0.0, 2.0, 3.0, 9.0])
+    assert _first_above(weights, target).tolist() == [2, 2, 4, 4, 4]
+    assert _first_above(jnp.full((1, 6), jnp.nan), target[:1]).tolist() == [0]
 
 
 def test_inverse_cdf_in_blocks_agrees_with_one_cumulative_sum():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from toy_model import (
@@ -21,9 +22,12 @@ from toy_model import (
 )
 from tree_reference import Search, Settings, fold_in, uniform
 
-from caspo_jax.sampling import cat_decode, tree_of
+from caspo_jax.sampling import Boundary, Knobs, Tree, cat_decode, tree_of
 from caspo_jax.sampling import state as codes
+from caspo_jax.sampling.loop import _forks
 from caspo_jax.sampling.policy import fork_expand, score_last, score_never, score_path, score_relative
+from caspo_jax.sampling.traces import build_trace
+from caspo_jax.types import Question
 
 # (prune score, its name, step confidence, path confidence): one compiled program each.
 PROGRAMS = {
@@ -146,6 +150,44 @@ def test_same_tree_as_the_reference(name):
     assert compared > 0.8 * 8 * BATCH
     expected = {"delimiter", "eos", "stop", "length", "budget", "answers", "fork"}
     assert seen >= expected | (set() if name.startswith("explore") else {"threshold"})
+
+
+def forks(expand):
+    """[source slot, child rank] of five slots, three of them at a boundary and two free."""
+    live = jnp.asarray([[True, True, True, False, False]])
+    sure = jnp.asarray([[0.7, 0.8, 0.9, 0.0, 0.0]])
+    view = Boundary(live, live, sure, sure, jnp.ones((1, 5), jnp.int32), jnp.arange(5)[None])
+    knobs = Knobs.of(config(num_branches=5, expand=expand))
+    return [x.tolist() for x in _forks(make_policy(score_last, fork_expand), knobs, view, ~live)[:2]]
+
+
+def test_any_number_of_children_may_be_allowed():
+    assert forks(3) == forks(10**9) == forks(2**31 - 1) == [[[0, 1, 2, 2, 2]], [[0, 0, 0, 1, 2]]]
+
+
+def test_confidences_too_small_for_floats_are_alike():
+    live = jnp.asarray([[True, True, False]] * 2)
+    sure = jnp.asarray([[0.0, 0.0, 0.0], [0.0, 0.5, 0.9]])
+    view = Boundary(live, live, sure, sure, jnp.ones((2, 3), jnp.int32), jnp.arange(3)[None])
+    score = score_relative(Knobs.of(config()), view)
+    assert score[0].tolist() == [1, 1, 1]
+    assert score[1, :2].tolist() == [0, 1]
+
+
+def test_a_step_whose_confidence_is_not_a_number_moves_no_other():
+    """A trace of four nodes: three steps closed, the second with NaN, and one cut off."""
+    tokens = np.array([[VOCABULARY.index(t)] for t in (b"a", b"\n\n") * 3 + (b"b",)], np.int32)
+    chain = np.arange(4, dtype=np.int32)
+    sure = np.array([0.9, np.nan, 0.5, np.nan], np.float32)
+    tree = Tree(
+        parent=chain - 1, rank=0 * chain, slot=0 * chain, start=2 * chain, end=np.minimum(2 * chain + 2, 7),
+        status=np.array([codes.CLOSED] * 3 + [codes.EXPIRED]), reason=np.array([codes.DELIMITER] * 3 + [codes.BUDGET]),
+        confidence=sure, path_confidence=sure, token=tokens,
+        stats={"logprob": np.zeros((7, 1), np.float32), "entropy": np.ones((7, 1), np.float32)}, tokens=7,
+    )  # fmt: skip
+    trace = build_trace(tree, 3, Question(id="q", question="?"), (0,), VOCABULARY, "\n\n", "cat")
+    assert [step.text for step in trace.steps] == ["a", "a", "a", "b"]
+    assert [step.confidence for step in trace.steps] == [pytest.approx(0.9), None, 0.5, None]
 
 
 @pytest.mark.slow

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import math
 
 import pytest
@@ -55,6 +56,48 @@ def test_sequence_vote_survives_long_paths():
     answer, weights = vote([b, a], "sequence")
     assert answer == "a"
     assert weights["a"] == pytest.approx(1 / (1 + math.exp(-1)))
+
+
+def unanswered(text):
+    return None if "loop" in text else text.strip().removeprefix("so\n")
+
+
+def with_logprob(trace, value):
+    return dataclasses.replace(trace, logprob=(value,))
+
+
+def test_a_likelier_path_without_an_answer_changes_no_sequence_vote():
+    """Not even where it is so much likelier that no float holds the others beside it."""
+    answered = [
+        with_logprob(path("a", [1]), -1200.0),
+        with_logprob(path("b", [2]), -1000.0),
+        with_logprob(path("b", [3]), -1001.0),
+    ]
+    looping = with_logprob(path("loop", [4]), -50.0)
+    alone = vote(answered, "sequence", extract=unanswered)
+    assert alone[0] == "b"
+    assert sum(alone[1].values()) == pytest.approx(1)
+    assert vote([looping, *answered], "sequence", extract=unanswered) == alone
+
+
+@pytest.mark.parametrize(("scale", "gamma"), [(1e-20, 25.0), (1e-200, 2.0), (20.0, 300.0), (1.0, 1e6)])
+def test_confidence_votes_survive_powers_beyond_floats(scale, gamma):
+    found = [
+        path("wrong", [1], 0.1 * scale),
+        path("none", [2], 0.0),
+        path("right", [3], scale * 0.99),
+        path("right", [4], scale * 0.99),
+        path("loop", [5], scale * 1e20),  # has no answer
+    ]
+    answer, weights = vote(found, "confidence", extract=unanswered, gamma=gamma)
+    assert answer == "right"
+    assert weights == {"wrong": pytest.approx((0.1 / 0.99) ** gamma, abs=1e-12), "none": 0.0, "right": 2.0}
+
+
+def test_confidence_votes_that_floats_hold_are_plain_powers():
+    found = [path("2", [1], 0.9), path("3", [2], 1e-20), path("4", [3], 0.0)]
+    assert vote(found, "confidence", gamma=25.0)[1] == {"2": 0.9**25.0, "3": 0.0, "4": 0.0}
+    assert vote(found, "confidence", gamma=0.0)[1] == {"2": 1.0, "3": 1.0, "4": 1.0}
 
 
 def test_unknown_vote_is_refused():

@@ -121,10 +121,13 @@ def _path(record: Mapping[str, Any], leaf: int, known: Mapping[Any, Trace]) -> T
 
 
 def path_weights(paths: Sequence[Trace], method: str) -> list[float | None]:
-    """What each path weighs in the vote; None for one that does not count, such as a duplicate in `sequence`.
+    """What each path weighs in the vote; None for one that does not count: no answer, or a duplicate in `sequence`.
 
     For `best_path` the weight of a path is its confidence, of which only the largest of an answer counts.
     """
-    single = [dataclasses.replace(path, answer=str(i)) for i, path in enumerate(paths)]
+    single = [
+        path if path.answer is None else dataclasses.replace(path, answer=str(i))
+        for i, path in enumerate(paths)
+    ]
     _, votes = vote(single, method, extract=lambda _: None)  # type: ignore[arg-type]
     return [votes.get(str(i)) for i in range(len(paths))]

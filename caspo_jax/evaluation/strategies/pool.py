@@ -14,6 +14,7 @@ from caspo_jax.evaluation.rescoring import statistics_and_kl
 from caspo_jax.evaluation.strategies.base import Answer, Context, Settings
 from caspo_jax.models import eos_ids
 from caspo_jax.sampling import generate, merge_answers
+from caspo_jax.sampling.votes import powers
 from caspo_jax.types import Trace
 
 FIELDS = ("entropy", "top1_logprob", "mean_top20_logprob", "uniform_kl")
@@ -120,17 +121,21 @@ def majority(samples: Sequence[Sample], settings: Settings) -> np.ndarray:
 
 
 def by_confidence(samples: Sequence[Sample], settings: Settings) -> np.ndarray:
-    """c^gamma, c the path confidence."""
-    return np.array(
-        [0.0 if s.path_confidence is None else s.path_confidence**settings.gamma for s in samples]
-    )
+    """c^gamma, c the path confidence, of those with an answer; up to a factor where no float holds it."""
+    held = [None if s.answer is None else s.path_confidence for s in samples]
+    return np.array([0.0 if weight is None else weight for weight in powers(held, settings.gamma)])
 
 
 def by_sequence(samples: Sequence[Sample], settings: Settings) -> np.ndarray:
-    """The probability of the output, distinct outputs once: up to a factor, what the search's `sequence` vote sums."""
-    first = {s.spelling: i for i, s in reversed(list(enumerate(samples)))}
-    logs = np.array([s.logprob if first[s.spelling] == i else -np.inf for i, s in enumerate(samples)])
-    return np.exp(logs - logs.max())
+    """The probability of the output, distinct outputs with an answer once: up to a factor, the search's `sequence` vote."""
+    first = {s.spelling: i for i, s in reversed(list(enumerate(samples))) if s.answer is not None}
+    counted = list(first.values())
+    weights = np.zeros(len(samples))
+    if counted:
+        # Beside a far likelier output without an answer, all others would vanish.
+        logs = np.array([samples[i].logprob for i in counted])
+        weights[counted] = np.exp(logs - logs.max())
+    return weights
 
 
 def borda(samples: Sequence[Sample], settings: Settings) -> np.ndarray:
