@@ -9,8 +9,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-# Before jax starts: training allocates and frees the same large buffers at every step, and on a CPU a fifth of its time
-# can go into handing their pages back to the system and asking for them again. One arena, because those of threads hand
+# Before jax starts: training allocates and frees the same large buffers at every step, and on a CPU a tenth of its time,
+# beside other processes a third, goes into handing their pages back to the system and asking for them again. One arena, because those of threads hand
 # theirs back whatever they are told; huge pages, where the system has them for whoever asks.
 MALLOC = {
     "MALLOC_MMAP_MAX_": "0",
