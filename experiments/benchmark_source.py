@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib.util
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -84,6 +83,7 @@ class FileBenchmark:
     path: str
     functions: Any  # (extract, equal)
     name: str = "input"
+    runs_code: bool = False
 
     def load(self, path: str | Path | None = None, limit: int | None = None) -> Sequence[Question]:
         """The first questions of the file."""
@@ -150,6 +150,7 @@ def open_benchmark(name: str, policy: Any) -> Any:
     Raises:
       UserError: there is none.
     """
+    from caspo_jax.evaluation.benchmarks import benchmark_names, get_benchmark
     from caspo_jax.tasks import get_task
     from caspo_jax.tasks.registry import TASKS
 
@@ -157,15 +158,10 @@ def open_benchmark(name: str, policy: Any) -> Any:
         return FileBenchmark(FLAGS.input, common.answer_functions(policy))
     if name in TASKS:
         return TaskBenchmark(get_task(name), "test", FLAGS.seed)
-    if importlib.util.find_spec("caspo_jax.evaluation.benchmarks") is None:
-        raise UserError(f"--benchmarks={name}: choose from {', '.join(TASKS)}, or give --input=Q.jsonl")
-    registry = importlib.import_module("caspo_jax.evaluation.benchmarks")
-    known = registry.benchmark_names()
-    if name not in known:
-        raise UserError(
-            f"--benchmarks={name}: choose from {', '.join((*TASKS, *known))}, or give --input=Q.jsonl"
-        )
-    return registry.get_benchmark(name, allow_code_execution=FLAGS.allow_code_execution)
+    if name not in benchmark_names():
+        known = ", ".join((*TASKS, *benchmark_names()))
+        raise UserError(f"--benchmarks={name}: choose from {known}, or give --input=Q.jsonl")
+    return get_benchmark(name, allow_code_execution=FLAGS.allow_code_execution)
 
 
 def has_tuning_questions(name: str) -> bool:
@@ -182,8 +178,6 @@ def tuning_benchmark(name: str, policy: Any) -> Any:
 
     if name in TASKS:
         return TaskBenchmark(get_task(name), "tune", FLAGS.seed)
-    if name == "input":
-        return FileBenchmark(FLAGS.tune_input, common.answer_functions(policy), name="tune")
     return TuneBenchmark(open_benchmark(name, policy), FLAGS.tune_input)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Sequence
 
@@ -30,7 +31,8 @@ def is_decided(
       extract: text -> answer or None.
       equivalent: (answer, answer) -> bool.
     """
-    answered = [path for path in paths if answer_of(path, extract) is not None]
+    read = [dataclasses.replace(path, answer=answer_of(path, extract)) for path in paths]
+    answered = [path for path in read if path.answer is not None]
     _, weights = vote(answered, config.vote, extract=extract, equivalent=equivalent, gamma=config.gamma)
     if not weights:
         return False

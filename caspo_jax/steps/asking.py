@@ -68,7 +68,7 @@ def ask(
     distinct = list(dict.fromkeys(prompts))
     if not distinct:
         return []
-    traces = generate([Question(id=f"{kind}/{_digest(p)}", question=p) for p in distinct], 1)
+    traces = generate([Question(id=f"{kind}/{digest(p)}", question=p) for p in distinct], 1)
     if len(traces) != len(distinct):
         raise ValueError(f"generate gave {len(traces)} traces for {len(distinct)} questions")
     found = {
@@ -78,5 +78,6 @@ def ask(
     return [found[prompt] for prompt in prompts]
 
 
-def _digest(text: str) -> str:
+def digest(text: str) -> str:
+    """A short hash of a text."""
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:16]

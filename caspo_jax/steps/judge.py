@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from caspo_jax.errors import UserError
-from caspo_jax.steps.asking import ask, fill_template, last_line, load_template
+from caspo_jax.steps.asking import ask, digest, fill_template, last_line, load_template
 from caspo_jax.steps.rollouts import Generate
 from caspo_jax.steps.verifiers import VerifyItem
 from caspo_jax.types import Verdict
@@ -49,8 +48,7 @@ class LocalJudge:
     @property
     def settings(self) -> dict[str, Any]:
         """The prompt's hash and what the judge decodes with, for manifests."""
-        prompt = hashlib.sha256(self.template.encode("utf-8", "surrogatepass")).hexdigest()
-        return {"prompt": prompt, **self.decoding}
+        return {"prompt": digest(self.template), **self.decoding}
 
     def verify(self, items: Sequence[VerifyItem]) -> list[Verdict]:
         """One verdict an item."""

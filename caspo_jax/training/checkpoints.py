@@ -99,7 +99,7 @@ class Checkpoints:
         Raises:
           UserError: the checkpoint is of another model, or the given one is damaged or not there.
         """
-        step = self._newest_whole() if step is None else self._checked(step)
+        step = self.newest_whole() if step is None else self._checked(step)
         if step is None:
             return None
         args = self._ocp.args
@@ -134,8 +134,8 @@ class Checkpoints:
         finally:
             self._checkpointer.close()
 
-    def _newest_whole(self) -> int | None:
-        """The newest whole checkpoint, the same in every process."""
+    def newest_whole(self) -> int | None:
+        """The newest whole checkpoint, the same in every process; warns of each that is passed over."""
         found = -1
         if jax.process_index() == 0:
             for step in reversed(self.steps):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import os
@@ -128,21 +129,29 @@ def fill_references(
     return computed
 
 
-def weights_digest(model: Any) -> str:
-    """SHA-256 over every parameter's name, shape, dtype and a 128-bit sum of its bits: the same on any mesh."""
+def weights_digest(model: Any, dtype: Any = None) -> str:
+    """SHA-256 over every parameter's name, shape, dtype and a 128-bit sum of its bits: the same on any mesh.
+
+    Args:
+      model: whose parameters.
+      dtype: what floating-point ones are rounded to first; default: they stay as they are.
+    """
     digest = hashlib.sha256()
     state = nnx.to_pure_dict(nnx.split(model)[1])
     for path, leaf in jax.tree_util.tree_leaves_with_path(state):
-        digest.update(f"{jax.tree_util.keystr(path)} {leaf.shape} {leaf.dtype};".encode())
-        digest.update(to_host(_bit_sums(leaf)).astype("<u4").tobytes())
+        read = jnp.dtype(
+            leaf.dtype if dtype is None or not jnp.issubdtype(leaf.dtype, jnp.floating) else dtype
+        )
+        digest.update(f"{jax.tree_util.keystr(path)} {leaf.shape} {read};".encode())
+        digest.update(to_host(_bit_sums(leaf, read)).astype("<u4").tobytes())
     return digest.hexdigest()
 
 
-@jax.jit
-def _bit_sums(array: jax.Array) -> jax.Array:
-    """Four sums of a mix of (bits, index), modulo 2^32: integers, so their order does not matter."""
-    width = jnp.dtype(array.dtype).itemsize
-    bits = jax.lax.bitcast_convert_type(array, jnp.dtype(f"uint{8 * width}")).astype(jnp.uint32)
+@functools.partial(jax.jit, static_argnums=1)
+def _bit_sums(array: jax.Array, dtype: jnp.dtype) -> jax.Array:
+    """Four sums of a mix of (bits as `dtype`, index), modulo 2^32: integers, so their order does not matter."""
+    width = dtype.itemsize
+    bits = jax.lax.bitcast_convert_type(array.astype(dtype), jnp.dtype(f"uint{8 * width}")).astype(jnp.uint32)
     index = jnp.zeros(array.shape, jnp.uint32)
     for axis, size in enumerate(array.shape):
         index = index * jnp.uint32(size) + jax.lax.broadcasted_iota(jnp.uint32, array.shape, axis)

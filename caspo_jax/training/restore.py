@@ -50,24 +50,19 @@ def restore_trained(model: Any, folder: str | Path, checkpoint: str = "last") ->
 
 def resolve_checkpoint(folder: str | Path, checkpoint: str) -> tuple[int, str]:
     """The update that `last` or `best` means for now, and a hash of its checkpoint. Raises as `restore_trained` does."""
-    from caspo_jax.training.checkpoints import CHECKSUMS, Checkpoints, damage_of
+    from caspo_jax.training.checkpoints import CHECKSUMS, Checkpoints
 
     folder = description_of(folder).parent
     checkpoints = Checkpoints(folder / "checkpoints")
     try:
         update = _wanted(checkpoints, folder, checkpoint)
-        steps = checkpoints.steps
+        update = checkpoints.newest_whole() if update is None else update
     finally:
         checkpoints.close()
-
-    def newest_whole() -> str:
-        whole = (step for step in reversed(steps) if damage_of(checkpoints.folder / str(step)) is None)
-        return str(next(whole, ""))
-
-    found = from_writer("checkpoint", newest_whole) if update is None else str(update)
-    if not found:
+    if update is None:
         raise UserError(_no_checkpoint(folder))
-    return int(found), from_writer("state", lambda: hash_path(checkpoints.folder / found / CHECKSUMS)[:16])
+    checksums = checkpoints.folder / str(update) / CHECKSUMS
+    return update, from_writer("state", lambda: hash_path(checksums)[:16])
 
 
 def _no_checkpoint(folder: Path) -> str:

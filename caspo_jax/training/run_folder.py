@@ -102,15 +102,7 @@ def base_digest(model: Any) -> str:
     """Of the weights without adapters, rounded to bfloat16: the same in whatever dtype a policy was loaded."""
     if getattr(model, "lora", None) is not None:
         model = base_model(model)
-    graphdef, state = nnx.split(model)
-    return weights_digest(nnx.merge(graphdef, _rounded(state)))
-
-
-@jax.jit
-def _rounded(state: Any) -> Any:
-    return jax.tree.map(
-        lambda x: x.astype(jnp.bfloat16) if jnp.issubdtype(x.dtype, jnp.floating) else x, state
-    )
+    return weights_digest(model, jnp.bfloat16)
 
 
 def _model_moments(model: Any) -> list[float]:
