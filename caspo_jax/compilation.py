@@ -76,13 +76,14 @@ def _processor() -> str:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:
         lines = [platform.processor()]
-    abilities = next((line for line in lines if line.startswith(("flags", "Features"))), lines[0])
+    abilities = next((line for line in lines if line.startswith(("flags", "Features"))), "".join(lines[:1]))
     return hashlib.blake2b(f"{platform.machine()} {abilities}".encode(), digest_size=6).hexdigest()
 
 
 def _drop_old(folder: Path) -> None:
     oldest = time.time() - KEPT_DAYS * 86400
     for path in folder.iterdir():
-        times = path.stat()
-        if max(times.st_atime, times.st_mtime) < oldest:
-            path.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # another process drops it too, or it is nothing of JAX's
+            times = path.stat()
+            if max(times.st_atime, times.st_mtime) < oldest:
+                path.unlink()

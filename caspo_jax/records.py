@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from caspo_jax.errors import UserError
@@ -13,21 +13,23 @@ from caspo_jax.types import VERDICTS, CatNode, CatTree, Pair, Question, Step, Tr
 VERSION = 1
 _QUESTION_FIELDS = ("question", "problem", "instruction")
 _GOLD_FIELDS = ("gold", "answer")
+_ID_FIELDS = ("id", "unique_id", "idx")
 
 
-def _schema(name: str) -> dict[str, Any]:
+def schema(name: str) -> dict[str, Any]:
+    """What every record says of itself: its kind and the version of its form."""
     return {"name": name, "version": VERSION}
 
 
 def check_schema(record: Mapping[str, Any], name: str) -> None:
     """Refuse a record that says it is something else, or newer than this library."""
-    schema = record.get("schema")
-    if schema is None:
+    found = record.get("schema")
+    if found is None:
         return
-    if not isinstance(schema, Mapping) or schema.get("name") != name:
-        raise UserError(f"expected a {name} record, found schema {schema!r}")
-    if not isinstance(schema.get("version"), int) or schema["version"] > VERSION:
-        raise UserError(f"schema version {schema.get('version')!r} is newer than {VERSION}: update caspo_jax")
+    if not isinstance(found, Mapping) or found.get("name") != name:
+        raise UserError(f"expected a {name} record, found schema {found!r}")
+    if not isinstance(found.get("version"), int) or found["version"] > VERSION:
+        raise UserError(f"schema version {found.get('version')!r} is newer than {VERSION}: update caspo_jax")
 
 
 def _tidy(value: float | None) -> float | None:
@@ -78,14 +80,12 @@ def question_from_record(
     gold = next((record[f] for f in gold_fields if record.get(f) is not None), None)
     if isinstance(gold, (bool, list, dict)):
         raise UserError(f"the gold answer must be a string or a number, found {type(gold).__name__}")
-    identity = record.get("id", record.get("unique_id", record.get("idx", default_id)))
+    identity = next((record[f] for f in _ID_FIELDS if record.get(f) is not None), default_id)
     known = {
         "schema",
-        "id",
-        "unique_id",
-        "idx",
         "prompt_ids",
         "prompt",
+        *_ID_FIELDS,
         *_GOLD_FIELDS,
         *_QUESTION_FIELDS,
         question_field,
@@ -103,7 +103,7 @@ def question_from_record(
 
 def question_to_record(question: Question) -> dict[str, Any]:
     """The JSON form of a question; absent fields are left out."""
-    record: dict[str, Any] = {"schema": _schema("question"), "id": question.id}
+    record: dict[str, Any] = {"schema": schema("question"), "id": question.id}
     for field in ("question", "prompt", "gold"):
         if getattr(question, field) is not None:
             record[field] = getattr(question, field)
@@ -114,7 +114,7 @@ def question_to_record(question: Question) -> dict[str, Any]:
 
 def trace_to_record(trace: Trace, *, token_stats: bool = True) -> dict[str, Any]:
     """The JSON form of a trace; `token_stats=False` leaves the per-token lists out."""
-    record: dict[str, Any] = {"schema": _schema("trace")}
+    record: dict[str, Any] = {"schema": schema("trace")}
     for field in dataclasses.fields(trace):
         value = getattr(trace, field.name)
         if field.name == "steps":
@@ -146,12 +146,17 @@ def trace_from_record(record: Mapping[str, Any]) -> Trace:
     values = {k: v for k, v in record.items() if k in known}
     values["id"] = str(values["id"])
     values["text"] = _text(record, "text")
+    if values["text"] is None:
+        raise UserError("a trace needs `text`")
     values["token_ids"] = _token_ids(record, "token_ids")
     values["prompt_ids"] = _token_ids(record, "prompt_ids") if "prompt_ids" in record else ()
     for field in ("question", "gold", "prompt", "answer"):
         values[field] = _text(record, field)
     values.setdefault("finish_reason", "eos")
     values["steps"] = tuple(_step_from_record(step) for step in record.get("steps") or ())
+    length = len(values["token_ids"])
+    if length and any(step.token_end > length for step in values["steps"]):
+        raise UserError(f"a step ends after the trace's {length} token ids")
     for field in ("logprob", "entropy"):
         if values.get(field) is not None:
             if len(values[field]) != len(values["token_ids"]):
@@ -167,6 +172,14 @@ def _step_from_record(record: Mapping[str, Any]) -> Step:
     missing = {"start", "end", "token_start", "token_end", "text"} - set(record)
     if missing:
         raise UserError(f"a step lacks {', '.join(sorted(missing))}")
+    for first, last in (("start", "end"), ("token_start", "token_end")):
+        if not (type(record[first]) is type(record[last]) is int and 0 <= record[first] <= record[last]):
+            raise UserError(f"a step's `{first}` and `{last}` must be integers in order, 0 or more")
+    if not isinstance(record["text"], str):
+        raise UserError(f"a step's `text` must be a string, found {type(record['text']).__name__}")
+    for field in ("confidence", "entropy"):
+        if isinstance(value := record.get(field), bool) or not isinstance(value, (int, float, type(None))):
+            raise UserError(f"a step's `{field}` must be a number or null, found {value!r}")
     if record.get("verdict", "unknown") not in VERDICTS:
         raise UserError(f"a verdict is one of {', '.join(VERDICTS)}, found {record['verdict']!r}")
     return Step(**{k: v for k, v in record.items() if k in known})
@@ -174,7 +187,7 @@ def _step_from_record(record: Mapping[str, Any]) -> Step:
 
 def pair_to_record(pair: Pair) -> dict[str, Any]:
     """The JSON form of a pair; `prompt, prefix, chosen, rejected` are the texts that TRL and Step-DPO users expect."""
-    record: dict[str, Any] = {"schema": _schema("pair")}
+    record: dict[str, Any] = {"schema": schema("pair")}
     for field in dataclasses.fields(pair):
         value = getattr(pair, field.name)
         record[field.name] = list(value) if isinstance(value, tuple) else value
@@ -193,14 +206,21 @@ def pair_from_record(record: Mapping[str, Any]) -> Pair:
     for field in ("prompt_ids", "prefix_ids", "chosen_ids", "rejected_ids"):
         values[field] = _token_ids(record, field)
     ends = record["ends_trace"]
-    values["ends_trace"] = tuple(ends) if isinstance(ends, Sequence) else (bool(ends), bool(ends))
-    return Pair(**values)
+    both = [ends, ends] if isinstance(ends, bool) else ends
+    if not (
+        isinstance(both, (list, tuple)) and len(both) == 2 and all(isinstance(end, bool) for end in both)
+    ):
+        raise UserError("`ends_trace` must be two booleans: does `chosen`, does `rejected` end its output?")
+    weight = values.get("weight", 1.0)
+    if isinstance(weight, bool) or not isinstance(weight, (int, float)) or not 0 <= weight < math.inf:
+        raise UserError(f"`weight` must be a number, 0 or more, found {weight!r}")
+    return Pair(**{**values, "id": str(values["id"]), "ends_trace": tuple(both)})
 
 
 def tree_to_record(tree: CatTree) -> dict[str, Any]:
     """The JSON form of a CaT tree: nodes as parallel lists."""
     record: dict[str, Any] = {
-        "schema": _schema("tree"),
+        "schema": schema("tree"),
         "question_id": tree.question_id,
         "prompt_ids": list(tree.prompt_ids),
         "key": list(tree.key),

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 import math
+import re
 from collections.abc import Sequence
 from typing import Any, TypeVar
 
@@ -63,7 +64,7 @@ def make_mesh(spec: str | None, devices: Sequence[Any] | None = None) -> Mesh | 
             raise UserError(
                 f"--mesh={spec}: axis {axis!r} is unknown or repeated (known: {', '.join(MESH_AXES)})"
             )
-        if not size.lstrip("-").isdigit() or int(size) < -1 or int(size) == 0:
+        if not re.fullmatch(r"-1|[1-9][0-9]*", size):
             raise UserError(
                 f"--mesh={spec}: the size of {axis!r} must be a positive integer or -1, not {size!r}"
             )

@@ -6,6 +6,7 @@ import hashlib
 import importlib.metadata
 import json
 import os
+import re
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -16,6 +17,7 @@ from caspo_jax.errors import UserError
 
 T = TypeVar("T")
 
+_SURROGATE = re.compile("[\ud800-\udfff]")
 _VERSIONED = ("caspo_jax", "jax", "flax", "optax", "transformers", "numpy")
 
 
@@ -38,12 +40,18 @@ def write_text(path: str | Path, text: str) -> None:
 
 def write_json(path: str | Path, value: Any) -> None:
     """Atomic `write_text` of indented JSON; NaN is refused rather than written as invalid JSON."""
-    write_text(path, json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+    write_text(path, _json(value, indent=2) + "\n")
 
 
 def to_line(record: Mapping[str, Any]) -> str:
     """One JSONL line."""
-    return json.dumps(record, ensure_ascii=False, allow_nan=False, separators=(",", ":")) + "\n"
+    return _json(record, separators=(",", ":")) + "\n"
+
+
+def _json(value: Any, **layout: Any) -> str:
+    """JSON in plain characters, but for half a one: JSON can spell it, and a file cannot hold it."""
+    text = json.dumps(value, ensure_ascii=False, allow_nan=False, **layout)
+    return _SURROGATE.sub(lambda found: f"\\u{ord(found[0]):x}", text)
 
 
 def write_jsonl(path: str | Path, records: Iterable[Mapping[str, Any]]) -> None:
@@ -53,6 +61,8 @@ def write_jsonl(path: str | Path, records: Iterable[Mapping[str, Any]]) -> None:
 
 def read_jsonl(path: str | Path) -> Iterator[tuple[str, dict[str, Any]]]:
     """Yield (`file:line`, record) of every line.
+
+    A byte-order mark, as editors on Windows write it, is no part of the first line.
 
     Raises:
       UserError: the file cannot be read, or a line is not a JSON object; names file:line.
@@ -68,8 +78,9 @@ def read_jsonl(path: str | Path) -> Iterator[tuple[str, dict[str, Any]]]:
             if not raw.strip():
                 continue
             try:
-                record = json.loads(raw.decode("utf-8"))
-            except (UnicodeDecodeError, json.JSONDecodeError) as error:
+                text = (raw.removeprefix(b"\xef\xbb\xbf") if number == 1 else raw).decode("utf-8")
+                record = json.loads(text)
+            except (ValueError, RecursionError) as error:
                 raise UserError(f"{where}: not valid JSON ({error})") from error
             if not isinstance(record, dict):
                 raise UserError(f"{where}: expected a JSON object, found {type(record).__name__}")
@@ -144,7 +155,7 @@ class Manifest:
           program: the program's name.
           config: every setting that shapes the output, as plain JSON values.
           inputs: name -> file or folder whose contents shape the output; hashed.
-          overwrite: forget an earlier run with other settings.
+          overwrite: forget an earlier run with other settings; one with the same settings is taken up all the same.
 
         Raises:
           UserError: an earlier run had other settings and `overwrite` is off; names the keys that differ.
@@ -167,15 +178,18 @@ class Manifest:
             "config": json.loads(json.dumps(dict(config))),
             "inputs": {name: hash_path(p) for name, p in (inputs or {}).items() if p is not None},
         }
-        if path.exists() and not (overwrite and is_writer()):  # the others read what the writer has begun
-            found = cls._read(path)
+        if path.exists():
+            found = cls._read(path, overwrite)
             differing = _differences(wanted, {k: found.get(k) for k in wanted})
-            if differing:
+            if differing and not overwrite:
                 raise UserError(
                     f"{path} was written with other settings ({'; '.join(differing)}): "
                     "use another output or --overwrite"
                 )
-            return cls(path, found)
+            if not differing:  # taken up also to overwrite: the same command again must go on, not start anew
+                manifest = cls(path, found)
+                manifest.overwrite = overwrite
+                return manifest
         manifest = cls(
             path, wanted | {"versions": _versions(), "complete": False, "counts": {}, "seconds": 0.0}
         )
@@ -184,14 +198,18 @@ class Manifest:
         return manifest
 
     @staticmethod
-    def _read(path: Path) -> dict[str, Any]:
+    def _read(path: Path, overwrite: bool) -> dict[str, Any]:
         try:
             contents = json.loads(path.read_text(encoding="utf-8"))
         except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+            if overwrite:
+                return {}
             raise UserError(f"{path}: unreadable manifest ({error}): remove it or use --overwrite") from error
-        if not isinstance(contents, dict):
-            raise UserError(f"{path}: not a manifest: remove it or use --overwrite")
-        return contents
+        if isinstance(contents, dict):
+            return contents
+        if overwrite:
+            return {}
+        raise UserError(f"{path}: not a manifest: remove it or use --overwrite")
 
     @property
     def complete(self) -> bool:
@@ -203,9 +221,9 @@ class Manifest:
         write_json(self.path, self.contents)
 
     def finish(self, **counts: Any) -> None:
-        """Mark the output complete, with what was counted; seconds add up over restarts."""
+        """Mark the output complete, with what was counted and the seconds of the process that completed it."""
         self.contents["counts"] = counts
-        self.contents["seconds"] = round(self.contents["seconds"] + time.monotonic() - self._started, 3)
+        self.contents["seconds"] = round(time.monotonic() - self._started, 3)
         self.contents["complete"] = True
         self.save()
         barrier(f"{self.path.name} complete")
@@ -233,18 +251,27 @@ def _differences(wanted: Any, found: Any, prefix: str = "") -> list[str]:
 class JsonlOutput:
     """A JSONL file under construction: `FILE.partial` grows by whole lines and becomes `FILE` at the end.
 
-    Opening it again after a kill drops a torn last line and knows which ids are done.
+    Opening it again after a kill drops a torn last line and knows which ids are done. `schema` goes in front of every
+    record that has none of its own.
 
     Raises:
       UserError: a file is there that no manifest knows: somebody's own, left as it is unless overwriting is asked for.
     """
 
-    def __init__(self, path: str | Path, manifest: Manifest, *, key: str = "id"):
+    def __init__(
+        self,
+        path: str | Path,
+        manifest: Manifest,
+        *,
+        key: str = "id",
+        schema: Mapping[str, Any] | None = None,
+    ):
         self.path = Path(path)
         self.manifest = manifest
         self.done: set[str] = set()
         self._partial = self.path.with_name(self.path.name + ".partial")
         self._key = key
+        self._front = {} if schema is None else {"schema": dict(schema)}
         with writer_first(f"output {self.path.name}"):
             self._open()
 
@@ -281,8 +308,14 @@ class JsonlOutput:
         if len(whole) < len(data) and is_writer():
             with open(self._partial, "r+b") as file:
                 file.truncate(len(whole))
-        for line in whole.splitlines():
-            self.done.add(str(json.loads(line)[self._key]))
+        for number, line in enumerate(whole.splitlines(), start=1):
+            try:
+                self.done.add(str(json.loads(line)[self._key]))
+            except (ValueError, TypeError, KeyError) as error:
+                raise UserError(
+                    f"{self._partial}:{number}: a damaged line in an output that was begun: "
+                    "remove this line and what comes after it, or use --overwrite"
+                ) from error
 
     def records(self) -> list[dict[str, Any]]:
         """Everything that is in the file so far, the same in every process."""
@@ -294,7 +327,7 @@ class JsonlOutput:
 
     def append(self, records: Sequence[Mapping[str, Any]]) -> None:
         """Add records that are not there yet, as whole lines, flushed to the disk."""
-        lines = "".join(to_line(r) for r in records if str(r[self._key]) not in self.done)
+        lines = "".join(to_line({**self._front, **r}) for r in records if str(r[self._key]) not in self.done)
         if is_writer():
             with open(self._partial, "ab") as file:
                 file.write(lines.encode("utf-8"))
@@ -314,4 +347,6 @@ class JsonlOutput:
 def manifest_path(output: str | Path, *, folder: bool = False) -> Path:
     """`FILE.manifest.json` beside a file, `DIR/manifest.json` in a folder; names have dots, or none, as they like."""
     output = Path(output)
+    if not folder and output.name in ("", ".."):
+        raise UserError(f"the output {str(output)!r} is a folder: give the name of a file")
     return output / "manifest.json" if folder else output.with_name(output.name + ".manifest.json")

@@ -36,11 +36,13 @@ def main() -> None:
     from caspo_jax.store import load_records
     from caspo_jax.training.stages import annotate_stage
 
+    common.check_outputs(("output",), ("input", "labels"))
     verifiers.check_confidence()
     traces = load_records(FLAGS.input, trace_from_record)
     policy = common.load_policy()
     verifiers.check(policy)
-    verifiers.check_golds(policy, traces)
+    if verifiers.needs_gold(policy):
+        verifiers.check_golds(traces)
     extract, equal = common.answer_functions(policy)
     delimiter = common.step_delimiter(policy.settings)
     verifier = verifiers.build(policy, extract, equal)

@@ -58,10 +58,10 @@ def main() -> None:
         raise UserError(f"--alpha={FLAGS.alpha}: give a share between 0 and 1, both excluded")
     if FLAGS["threshold"].present:
         raise UserError("--threshold is what calibrate finds: drop it")
-    if not 0.0 < FLAGS.alpha < 1.0:
-        raise UserError(f"--alpha={FLAGS.alpha:g}: give a share between 0 and 1, neither of them")
     if FLAGS["num_samples"].present:
         raise UserError("--num_samples does not go with calibrate: use --num_branches")
+    common.check_outputs(("output",))
+    calibrations.check_place(FLAGS.output)
     questions = common.load_questions(FLAGS.input, need_gold=True)
     policy = common.load_policy()
     config = calibrations.search_config(policy, questions)

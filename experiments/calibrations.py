@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from absl import flags
@@ -52,6 +53,20 @@ def load() -> Any:
     if not FLAGS["num_branches"].present and not FLAGS["root_branches"].present:
         FLAGS["num_branches"].value = found.search["branches"]
     return found
+
+
+def check_place(output: str) -> None:
+    """Refuses a file that is there and is no calibration, unless it may be overwritten."""
+    from caspo_jax.evaluation.thresholds import Calibration
+
+    if not Path(output).exists() or FLAGS.overwrite:
+        return
+    try:
+        Calibration.load(output)
+    except UserError as error:
+        raise UserError(
+            f"{output} is there and is no calibration: use another output or --overwrite"
+        ) from error
 
 
 def applied(found: Any, config: Any, policy: Any) -> Any:

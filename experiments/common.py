@@ -102,11 +102,16 @@ def define_model_flags(*, required: bool = True) -> None:
     flags.DEFINE_enum("dtype", None, ["float32", "bfloat16"], "compute dtype; default: the checkpoint's own")
     flags.DEFINE_string("mesh", None, "device mesh such as data:2,fsdp:2,tensor:2; default: one device")
     define_process_flags()
-    flags.DEFINE_integer("seed", 0, "seed of everything random", lower_bound=0)
-    flags.DEFINE_bool("overwrite", False, "start anew even if the output was begun with other settings")
+    define_seed_flag("seed of everything random")
+    flags.DEFINE_bool("overwrite", False, "replace an output that was begun with other settings")
     define_terminal_flags()
     if required:
         flags.mark_flag_as_required("model")
+
+
+def define_seed_flag(help_text: str) -> None:
+    """--seed, as many as JAX tells apart."""
+    flags.DEFINE_integer("seed", 0, help_text, lower_bound=0, upper_bound=2**32 - 1)
 
 
 def define_process_flags() -> None:
@@ -159,6 +164,23 @@ def define_answer_flags() -> None:
         ["math", "integer", "letter", "yes_no", "string"],
         "kind of the answers; default: the embedded task's own for its tiny policy, else math",
     )
+
+
+CAT_FLAGS = (
+    "num_branches",
+    "root_branches",
+    "threshold",
+    "expand",
+    "num_answers",
+    "min_live",
+    "token_budget",
+    "confidence",
+    "path_confidence",
+    "prune",
+    "vote",
+    "gamma",
+    "stop_decided",
+)
 
 
 def define_cat_flags() -> None:
@@ -290,6 +312,18 @@ def write_html_report(out: str | Path, model: str | None) -> Path | None:
         return None
     tokenizer = model if model is not None and Path(model).is_dir() else None
     return write_report([out], Path(out) / "report.html", tokenizer=tokenizer)
+
+
+def check_outputs(outputs: Sequence[str], inputs: Sequence[str] = ("input",)) -> None:
+    """Refuses outputs, by flag, that are an input of this run or one another, also with --overwrite: it would be lost."""
+    taken: dict[Path, str] = {}
+    for flag in (*inputs, *outputs):
+        path = getattr(FLAGS, flag)
+        if path is None:
+            continue
+        before = taken.setdefault(Path(path).resolve(), flag)
+        if before != flag:
+            raise UserError(f"--{flag}={path} is the file of --{before}: write to another one")
 
 
 def require_folder(path: str | None, flag: str) -> Path:

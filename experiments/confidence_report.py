@@ -26,11 +26,17 @@ def report(policy: Any, path: str, out: Path) -> None:
             f"{path}: trace {other.id!r} was written by policy {other.policy}, --model is {policy.hash[:16]}"
         )
     kept = [t for t in traces if t.token_ids and t.prompt_ids]
+    if not kept:
+        raise UserError(
+            f"{path}: no trace in it has both `prompt_ids` and `token_ids`, which the model must read"
+        )
     stats = token_statistics(policy.model, kept)
     found = confidences.confidence_items(
         kept, policy.token_bytes, stats, common.step_delimiter(policy.settings)
     )
-    seen: dict[str, Any] = {"traces": len(kept)}
+    if not any(items.right.size for items in found):
+        raise UserError(f"{path}: no step and no answer in it has a verdict: annotate the traces first")
+    seen: dict[str, Any] = {"traces": len(kept), "left out, no ids": len(traces) - len(kept)}
     for kind, items in zip(("steps", "paths"), found):
         if not items.right.size:
             seen[kind] = "no verdicts"

@@ -26,7 +26,7 @@ class Runner:
 
         self.policy, self.out, self.strategies = policy, out, strategies
         self.outputs = {
-            name: open_output(out / f"{name}.jsonl", "evaluate", config, overwrite)
+            name: open_output(out / f"{name}.jsonl", "evaluate", config, overwrite, f"evaluate_{name}")
             for name in ("groups", "samples", "answers", "tuning")
         }
         self.sames: dict[str, Any] = {}

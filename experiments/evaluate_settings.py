@@ -18,6 +18,10 @@ def base_settings(policy: Any, questions: Sequence[Any]) -> Any:
     """The flags as settings of all strategies."""
     from caspo_jax.evaluation.strategies import Settings
 
+    if FLAGS.temperature == 0:
+        raise UserError(
+            "--temperature=0: this is what the other strategies draw with, and greedy needs none: leave the flag out"
+        )
     sample = common.sample_config(policy, questions, num_samples=1, **length(policy, questions))
     judge = FLAGS.self_evaluation
     if judge == "auto":

@@ -39,6 +39,9 @@ def main() -> None:
 
     if (FLAGS.run is None) == (FLAGS.adapter is None):
         raise UserError("give one of --run and --adapter")
+    for flag in ("format", "checkpoint"):
+        if FLAGS.adapter is not None and FLAGS[flag].present:
+            raise UserError(f"--{flag} goes with --run, not --adapter")
     policy = common.load_policy()
     if FLAGS.adapter is not None:
         adapter = common.require_folder(FLAGS.adapter, "adapter")

@@ -32,6 +32,7 @@ from experiments import common, faithfulness_compare, faithfulness_judges
 
 FLAGS = flags.FLAGS
 STAGES = ("decisiveness", "token", "hidden", "prefix", "probe", "report")
+WRITTEN = (*STAGES, "traces", "continuations", "steps")  # into --out_dir
 
 
 def define_flags() -> None:
@@ -63,8 +64,8 @@ def define_flags() -> None:
         "batch_size", None, "continuations decoded together; default: by memory", lower_bound=1
     )
     flags.DEFINE_bool("final_norm", False, "hidden states after the final norm; published: before")
-    flags.DEFINE_float("mu", 0.5, "RCC: threshold on the attention weights")
-    flags.DEFINE_float("delta", 0.4, "RCC: weight of the newest step")
+    flags.DEFINE_float("mu", 0.5, "RCC: threshold on the attention weights", 0.0, 1.0)
+    flags.DEFINE_float("delta", 0.4, "RCC: weight of the newest step", 0.0, 1.0)
     flags.DEFINE_string("probe", None, "folder of a fitted probe to use; default: fit one, split by question")
     flags.DEFINE_float("probe_l2", 1.0, "the probe's penalty", lower_bound=0)
     flags.DEFINE_integer("draws", 1000, "bootstrap resamples and permutations", lower_bound=1)
@@ -154,6 +155,7 @@ def measure(out: Path) -> None:
 
 def prepared(policy: Any, out: Path) -> tuple[list[Any], dict[str, Any]]:
     """The traces with their steps, written to traces.jsonl; and the settings that every stage depends on."""
+    from caspo_jax.errors import UserError
     from caspo_jax.evaluation import faithfulness as f
     from caspo_jax.store import Manifest, hash_path, manifest_path, write_jsonl
 
@@ -166,6 +168,11 @@ def prepared(policy: Any, out: Path) -> tuple[list[Any], dict[str, Any]]:
         "delimiter": delimiter,
     }
     path = out / "traces.jsonl"
+    given = Path(FLAGS.traces).resolve()
+    if given.parent == out.resolve() and given.stem in WRITTEN:
+        raise UserError(
+            f"--traces={FLAGS.traces}: this program writes a file of that name into --out_dir: choose another folder"
+        )
     manifest = Manifest.open(
         manifest_path(path), program="faithfulness/traces", config=settings, overwrite=FLAGS.overwrite
     )

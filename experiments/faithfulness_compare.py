@@ -55,7 +55,13 @@ def read_report(folder: Path) -> dict[str, Any]:
     path = folder / "report.json"
     if not path.exists():
         raise UserError(f"{folder}: no report.json in it; run the report there first")
-    return json.loads(path.read_text(encoding="utf-8"))
+    try:
+        report = json.loads(path.read_text(encoding="utf-8"))
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise UserError(f"{path}: not valid JSON ({error})") from error
+    if not isinstance(report, dict) or (report.get("schema") or {}).get("name") != "faithfulness_report":
+        raise UserError(f"{path}: not a faithfulness report; give folders that --traces wrote")
+    return report
 
 
 def read_table(folder: Path) -> Any:

@@ -46,6 +46,8 @@ def build_scorers() -> tuple[list[Any], dict[str, str]]:
             f.judge_from_model(judge.model, judge.tokenizer, batch_size=FLAGS.batch_size, **options)
         )
         files["judge"] = judge.hash
+        if FLAGS.rubric:
+            files["rubric"] = hash_path(FLAGS.rubric)
     elif FLAGS.rubric:
         raise UserError("--rubric goes with --decisiveness_judge")
     for index, path in enumerate(FLAGS.scores):

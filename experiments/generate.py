@@ -59,11 +59,17 @@ def main() -> None:
     from caspo_jax.training.stages import Policy, sample_stage
 
     strategy = FLAGS.strategy
+    common.check_outputs(("output", "trees"))
     searching = strategy in ("cat", "explore")
     if FLAGS.trees and not searching:
         raise UserError(f"--trees goes with --strategy=cat or explore, not {strategy}")
     if FLAGS.calibration and strategy != "cat":
         raise UserError(f"--calibration goes with --strategy=cat, not {strategy}")
+    given = [flag for flag in common.CAT_FLAGS if FLAGS[flag].present]
+    if given and not searching:
+        raise UserError(f"--{given[0]} goes with --strategy=cat or explore, not {strategy}")
+    if strategy == "explore" and (pruning := [f for f in ("threshold", "prune", "min_live") if f in given]):
+        raise UserError(f"--{pruning[0]} goes with --strategy=cat: an exploration never prunes")
     calibration = calibrations.load()
     if searching and FLAGS["num_samples"].present:
         raise UserError(f"--num_samples does not go with --strategy={strategy}: use --num_branches")

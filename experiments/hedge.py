@@ -53,6 +53,8 @@ def main() -> None:
 
     if bool(FLAGS.input) != bool(FLAGS.output) or bool(FLAGS.out_dir) == bool(FLAGS.input):
         raise UserError("give --out_dir, or --input and --output")
+    if FLAGS.input and Path(FLAGS.input).resolve() == Path(FLAGS.output).resolve():
+        raise UserError("--output is --input: name another file")
     policy = common.load_policy()
     if FLAGS.input:
         traces = segmented(policy, Path(FLAGS.input))
@@ -85,10 +87,8 @@ def sample_plain(policy: Any, out: Path) -> Path:
     task = get_task(policy.settings["task"])
     questions = task.questions("train", FLAGS.questions, seed=FLAGS.seed)
     test = task.questions("test", FLAGS.test_questions, seed=FLAGS.seed)
-    for name, asked in (("questions", questions), ("test", test)):
-        write_jsonl(out / f"{name}.jsonl", map(question_to_record, asked))
     with common.Progress(len(questions), "sample") as progress:
-        return sample_stage(
+        plain = sample_stage(
             policy,
             questions,
             out / "plain.jsonl",
@@ -98,6 +98,10 @@ def sample_plain(policy: Any, out: Path) -> Path:
             overwrite=FLAGS.overwrite,
             progress=progress.reach,
         )
+    # After the manifest had its say: other settings are refused before anything is replaced.
+    for name, asked in (("questions", questions), ("test", test)):
+        write_jsonl(out / f"{name}.jsonl", map(question_to_record, asked))
+    return plain
 
 
 def segmented(policy: Any, path: Path) -> list[Any]:

@@ -56,9 +56,9 @@ def define_flags() -> None:
     flags.DEFINE_integer("train_questions", 200, "questions of a round", lower_bound=8)
     flags.DEFINE_integer("eval_questions", 200, "held-out questions", lower_bound=8)
     flags.DEFINE_enum("split", "test", ["test", "tune"], "split of the held-out questions")
-    flags.DEFINE_integer("seed", 0, "seed of questions, sampling, training and flips", lower_bound=0)
+    common.define_seed_flag("seed of questions, sampling, training and flips")
     flags.DEFINE_integer("batch_size", 2048, "rows decoded together", lower_bound=1)
-    flags.DEFINE_bool("overwrite", False, "start anew even if DIR was begun with other settings")
+    flags.DEFINE_bool("overwrite", False, "replace what was begun in DIR with other settings")
     common.define_terminal_flags()
 
 

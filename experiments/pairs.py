@@ -44,9 +44,10 @@ def main() -> None:
     from caspo_jax.store import load_records, write_jsonl
     from caspo_jax.training.stages import pairs_stage
 
+    common.check_outputs(("output", "trl_output"), ("input", "labels"))
     policy = common.load_policy()
-    if verifiers.needs_gold(policy):
-        verifiers.check_golds(policy, load_records(FLAGS.input, trace_from_record))
+    if verifiers.needs_gold(policy):  # or the traces need not be read twice
+        verifiers.check_golds(load_records(FLAGS.input, trace_from_record))
     extract, equal = common.answer_functions(policy)
     delimiter = common.step_delimiter(policy.settings)
     counts = pairs_stage(

@@ -23,7 +23,7 @@ FLAGS = flags.FLAGS
 def define_flags() -> None:
     """The program's flags."""
     flags.DEFINE_string("out_dir", None, "where everything goes", required=True)
-    flags.DEFINE_integer("seed", 0, "seed of questions, sampling and training", lower_bound=0)
+    common.define_seed_flag("seed of questions, sampling and training")
     flags.DEFINE_integer("rounds", 2, "rounds of CASPO", lower_bound=1)
     flags.DEFINE_enum(
         "preset", "caspo", ["caspo", "paper"], "caspo: what measures best; paper: plain DPO as published"
@@ -44,7 +44,7 @@ def define_flags() -> None:
     flags.DEFINE_string(
         "prune", None, "CaT's pruning rule (path is the paper's); default: what measures best"
     )
-    flags.DEFINE_bool("overwrite", False, "start anew even if DIR was begun with other settings")
+    flags.DEFINE_bool("overwrite", False, "replace what was begun in DIR with other settings")
     common.define_terminal_flags()
 
 
@@ -58,6 +58,7 @@ def main() -> None:
     from experiments.quickstart_samples import write_quickstart_report
 
     task = get_task(FLAGS.task)
+    strategies = quickstart_report.strategies(settings)  # a wrong name is found out now, not after the rounds
     out = Path(FLAGS.out_dir)
     runs = [FLAGS.preset, *(("sft", "rft") if FLAGS.controls else ())]
     final: dict[str, list[Path]] = {}
@@ -82,7 +83,7 @@ def main() -> None:
             overwrite=FLAGS.overwrite,
             watch=common.watch(name),
         )
-    quickstart_report.compare(task, final, FLAGS.preset, out, settings, started)
+    quickstart_report.compare(task, final, FLAGS.preset, out, settings, strategies, started)
     common.say(f"report in {write_quickstart_report(out, task.policy_path, final[FLAGS.preset])}")
 
 

@@ -80,24 +80,32 @@ class Comparison:
         )
 
 
+def strategies(settings: Any) -> StrategyConfig:
+    """The settings' strategies, with CaT as --confidence and --prune say; raises UserError for names that are none."""
+    given = {"step_confidence": FLAGS.confidence, "prune": FLAGS.prune}
+    given = {name: value for name, value in given.items() if value is not None}
+    cat = dataclasses.replace(settings.STRATEGIES.cat, **given)
+    return dataclasses.replace(settings.STRATEGIES, cat=cat, published=FLAGS.controls)
+
+
 def compare(
-    task: Any, final: Mapping[str, Sequence[Path]], preset: str, out: Path, settings: Any, started: float
+    task: Any,
+    final: Mapping[str, Sequence[Path]],
+    preset: str,
+    out: Path,
+    settings: Any,
+    strategies: StrategyConfig,
+    started: float,
 ) -> None:
     """Evaluate, print the table, write summary.json and the plots."""
-    strategies = settings.STRATEGIES
-    cat = strategies.cat
-    if FLAGS.confidence:
-        cat = dataclasses.replace(cat, step_confidence=FLAGS.confidence)
-    if FLAGS.prune:
-        cat = dataclasses.replace(cat, prune=FLAGS.prune)
     comparison = Comparison(
         task=task,
         questions=task.questions(FLAGS.split, FLAGS.eval_questions, seed=FLAGS.seed),
         settings=settings,
-        strategies=dataclasses.replace(strategies, cat=cat, published=FLAGS.controls),
+        strategies=strategies,
         key=jax.random.key(FLAGS.seed + 7919),
         batch_size=FLAGS.batch_size,
-        recorder=Recorder(out / "samples", cat.vote),
+        recorder=Recorder(out / "samples", strategies.cat.vote),
     )
     rounds = final[preset]
     # Base and final policy; the rounds between them, and CaT as published, come with the controls.

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from caspo_jax.records import pair_from_record, trace_to_record, tree_to_record
+from caspo_jax.records import pair_from_record, schema, trace_to_record, tree_to_record
 from caspo_jax.store import load_records, write_jsonl
 from caspo_jax.training.stages import Policy
 from caspo_jax.types import CatResult, Pair, Trace
@@ -94,7 +94,7 @@ def pair_scores(name: str, policy: Policy, pairs: Sequence[Pair], rows: int = 64
         logprobs += [values for values, _ in score_outputs(policy.model, filled)[: len(part)]]
     return [
         {
-            "schema": {"name": "pair_score", "version": 1},
+            "schema": schema("pair_score"),
             "pair": pair.id,
             "policy": name,
             "chosen_logprob": logprobs[2 * i],

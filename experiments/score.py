@@ -1,7 +1,7 @@
 """Teacher-forced log-prob and entropy of every token of given outputs.
 
 Input, one JSON object a line: `id`, and `prompt_ids` + `token_ids`, or `prompt` (or `question`) + `text`.
-Output: `{"id", "logprob": [...], "entropy": [...]}`, entry t for the distribution that predicted token t, in nats, at
+Output: `{"schema", "id", "logprob": [...], "entropy": [...]}`, entry t for the distribution that predicted token t, in nats, at
 temperature 1 over the full vocabulary.
 
     python -m experiments.score --model=POLICY --input=traces.jsonl --output=scores.jsonl
@@ -32,12 +32,14 @@ def _read(record: dict[str, Any], tokenizer: Any, config: Any) -> tuple[list[int
     from caspo_jax.models import check_prompt_ids, encode_prompt
     from caspo_jax.records import question_from_record
 
-    question = question_from_record(record)
+    question = question_from_record({k: v for k, v in record.items() if k not in ("gold", "answer")})
     if record.get("token_ids") is not None:
         ids = record["token_ids"]
         if not isinstance(ids, list) or any(type(i) is not int or i < 0 for i in ids):
             raise UserError("`token_ids` must be a list of token ids (integers, 0 or more)")
     elif isinstance(record.get("text"), str):
+        if tokenizer is None:
+            raise UserError("the checkpoint has no tokenizer, so give `token_ids`, not `text`")
         ids = tokenizer(record["text"], add_special_tokens=False)["input_ids"]
     else:
         raise UserError("an output to score needs `token_ids` or `text`")
@@ -52,8 +54,10 @@ def main() -> None:
     """Score a file."""
     from caspo_jax.confidence.scoring import score_outputs
     from caspo_jax.errors import UserError
+    from caspo_jax.records import schema
     from caspo_jax.store import JsonlOutput, Manifest, manifest_path, parse_at, read_jsonl
 
+    common.check_outputs(("output",))
     lines = list(read_jsonl(FLAGS.input))
     if not lines:
         raise UserError(f"{FLAGS.input}: nothing in it")
@@ -63,7 +67,7 @@ def main() -> None:
     seen: dict[str, str] = {}
     for number, (where, record) in enumerate(lines):
         prompt, output = parse_at(where, lambda r: _read(r, tokenizer, model.config), record)
-        ids.append(str(record.get("id", number)))
+        ids.append(str(number if record.get("id") is None else record["id"]))
         if ids[-1] in seen:
             raise UserError(f"{where}: id {ids[-1]!r} was used before, at {seen[ids[-1]]}")
         seen[ids[-1]] = where
@@ -75,7 +79,7 @@ def main() -> None:
         inputs={"input": FLAGS.input},
         overwrite=FLAGS.overwrite,
     )
-    written = JsonlOutput(FLAGS.output, manifest)
+    written = JsonlOutput(FLAGS.output, manifest, schema=schema("score"))
     with common.Progress(len(ids), "score", unit="output") as progress:
         for start in range(0, 0 if written.complete else len(ids), FLAGS.batch_size):
             part = slice(start, start + FLAGS.batch_size)

@@ -37,6 +37,11 @@ def define_flags() -> None:
     flags.DEFINE_integer(
         "batch_size", None, "pairs an update, as --train.batch_size; default: the preset's", lower_bound=1
     )
+    flags.DEFINE_string(
+        "step_delimiter",
+        None,
+        r"what ends a step of Step-DPO-10K or TRL records; default: the policy's caspo.json, else \n\n",
+    )
     define_training_flags()
 
 
@@ -90,6 +95,7 @@ def main() -> None:
             FLAGS.annotated,
             FLAGS.out_dir,
             config,
+            delimiter=None if FLAGS.step_delimiter is None else common.step_delimiter({}),
             reference_cache=FLAGS.reference_cache,
             overwrite=FLAGS.overwrite,
             progress=progress.reach,

@@ -61,7 +61,7 @@ def define_flags() -> None:
         None,
         "updates at the start on repeated random tokens: heads that look things up; default: 700, after --init 0",
     )
-    flags.DEFINE_integer("seed", 0, "seed of weights and text", lower_bound=0)
+    common.define_seed_flag("seed of weights and text")
     common.define_terminal_flags()
 
 

@@ -38,6 +38,7 @@ def main() -> None:
     from caspo_jax.evaluation.verifier_f1 import judge_verifier, load_processbench
     from caspo_jax.store import write_json
 
+    common.check_outputs(("output",), ("input", "labels", "judge_prompt"))
     solutions = load_processbench(FLAGS.input)
     if FLAGS.model is None and FLAGS.verifier == "exact":
         raise UserError("--verifier=exact needs --model, the tiny policy of an embedded task")

@@ -53,10 +53,10 @@ def check_confidence() -> None:
     check_name(FLAGS.confidence, "--confidence")
 
 
-def check_golds(policy: Any, traces: Sequence[Any]) -> None:
-    """Refuses traces of --input without the gold answer that the chosen verifier reads."""
+def check_golds(traces: Sequence[Any]) -> None:
+    """Refuses traces of --input without the gold answer that verifiers such as `gold` read."""
     without = next((t.id for t in traces if t.gold is None), None)
-    if without is not None and needs_gold(policy):
+    if without is not None:
         raise UserError(f"{FLAGS.input}: trace {without!r} has no gold answer, which this verifier needs")
 
 

@@ -73,6 +73,23 @@ def test_programs_that_were_long_not_read_are_dropped(tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ["fresh"]
 
 
+def test_what_cannot_be_dropped_turns_nothing_off(tmp_path, monkeypatch):
+    """Another process may drop the same program first, and the folder may hold things of other kinds."""
+    then = time.time() - 61 * 86400
+    (tmp_path / "folder").mkdir()
+    os.utime(tmp_path / "folder", (then, then))
+    (tmp_path / "gone").symlink_to(tmp_path / "nowhere")
+    (tmp_path / "old").touch()
+    os.utime(tmp_path / "old", (then, then))
+    compilation._drop_old(tmp_path)
+    assert {p.name for p in tmp_path.iterdir()} == {"folder", "gone"}
+
+
+def test_a_processor_that_says_nothing_has_a_folder_too(monkeypatch):
+    monkeypatch.setattr(Path, "read_text", lambda *_, **__: "")
+    assert compilation._processor()
+
+
 def test_compiled_anew_neither_reads_nor_writes():
     events: list[str] = []
     listen = lambda name, **_: events.append(name.rsplit("/", 1)[-1])  # noqa: E731

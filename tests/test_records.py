@@ -81,6 +81,14 @@ def test_pair_round_trip():
         0,
     )
     assert pair_from_record(through_json(pair_to_record(pair))) == pair
+    assert pair_from_record(pair_to_record(pair) | {"ends_trace": True, "id": 7}).ends_trace == (True, True)
+    for field, values in (
+        ("ends_trace", ([True], "ab", None, [1, 0])),
+        ("weight", (-1, "2", None, math.nan, math.inf)),
+    ):
+        for value in values:
+            with pytest.raises(UserError, match=f"`{field}` must be"):
+                pair_from_record(pair_to_record(pair) | {field: value})
     record = through_json(pair_to_record(pair))
     del record["chosen_ids"]
     with pytest.raises(UserError, match="chosen_ids"):
@@ -92,6 +100,10 @@ def test_question_fields_and_their_other_names():
         "u", "p", gold="3"
     )
     assert question_from_record({"id": 7, "instruction": "i", "level": 2}).extra == {"level": 2}
+    unnamed = {"id": None, "unique_id": "u", "question": "q"}
+    assert question_from_record(unnamed).id == "u"
+    assert question_from_record({"id": None, "question": "q"}, default_id="4").id == "4"
+    assert question_from_record({"id": 0, "question": "q"}, default_id="4").id == "0"
     named = question_from_record(
         {"stem": "s", "key": "k"}, question_field="stem", gold_field="key", default_id="0"
     )
@@ -125,6 +137,19 @@ def test_bad_questions(record, message):
         ({"schema": {"name": "pair", "version": 1}}, "expected a trace"),
         ({"schema": {"name": "trace", "version": 99}}, "newer"),
         ({"steps": [{"start": 0}]}, "a step lacks"),
+        *(
+            ({"steps": [dataclasses.asdict(STEP) | change]}, message)
+            for change, message in (
+                ({"end": None}, "`start` and `end`"),
+                ({"start": 9}, "`start` and `end`"),
+                ({"token_start": True}, "`token_start` and `token_end`"),
+                ({"token_start": -1}, "`token_start` and `token_end`"),
+                ({"token_end": 4}, "after the trace's 3 token ids"),
+                ({"text": None}, "`text` must be a string"),
+                ({"confidence": "high"}, "`confidence` must be a number"),
+            )
+        ),
+        ({"text": None}, "needs `text`"),
         ({"text": None, "id": "x"}, None),
     ],
 )

@@ -71,6 +71,23 @@ def test_overwrite_starts_anew(tmp_path):
     assert not path.exists()
 
 
+def test_overwriting_goes_on_after_a_kill(tmp_path):
+    """The same command again: it must not lose what it had written, however often it is killed."""
+    path = tmp_path / "out.jsonl"
+    open_output(path, seed=1).finish()
+
+    def again():
+        manifest = Manifest.open(manifest_path(path), program="p", config={"seed": 2}, overwrite=True)
+        return JsonlOutput(path, manifest)
+
+    again().append([{"id": "x"}])
+    assert again().done == {"x"}
+    again().finish()
+    assert again().complete
+    manifest_path(path).write_text("{")
+    assert again().done == set()
+
+
 def test_a_file_of_somebody_else_s_stays(tmp_path):
     path = tmp_path / "questions.jsonl"
     path.write_text("mine\n")
@@ -95,7 +112,13 @@ def test_changed_input_is_noticed(tmp_path):
 
 @pytest.mark.parametrize(
     "line, message",
-    [(b"{", "not valid JSON"), (b"[1]", "expected a JSON object"), (b"\xff\xfe", "not valid JSON")],
+    [
+        (b"{", "not valid JSON"),
+        (b"[1]", "expected a JSON object"),
+        (b"\xff\xfe", "not valid JSON"),
+        (b'{"id": ' + b"9" * 5000 + b"}", "not valid JSON"),
+        (b"[" * 100_000, "not valid JSON"),
+    ],
 )
 def test_bad_lines_are_named(tmp_path, line, message):
     path = tmp_path / "in.jsonl"
@@ -104,6 +127,42 @@ def test_bad_lines_are_named(tmp_path, line, message):
         list(read_jsonl(path))
     with pytest.raises(UserError, match="cannot read"):
         list(read_jsonl(tmp_path / "absent.jsonl"))
+
+
+def test_a_file_from_windows_is_read(tmp_path):
+    path = tmp_path / "in.jsonl"
+    path.write_bytes(b'\xef\xbb\xbf{"id": "\\ud83d\\ude00"}\r\n\r\n{"id": 2}\r\n')
+    assert [record["id"] for _, record in read_jsonl(path)] == ["\U0001f600", 2]
+
+
+def test_half_a_character_is_kept(tmp_path):
+    """A server may cut an emoji in two and write what is left as JSON."""
+    path = tmp_path / "out.jsonl"
+    path.write_text(r'{"id": "half \ud83d", "whole": "\ud83d\ude00"}')
+    ((_, record),) = read_jsonl(path)
+    written = open_output(tmp_path / "copy.jsonl")
+    written.append([record])
+    written.finish()
+    ((_, copy),) = read_jsonl(written.path)
+    assert copy == record == {"id": "half \ud83d", "whole": "\U0001f600"}
+    assert "\U0001f600" in written.path.read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("line", [b"\0\0\0", b"[1]", b"{}"])
+def test_a_damaged_line_of_an_output_that_was_begun_is_named(tmp_path, line):
+    path = tmp_path / "out.jsonl"
+    open_output(path).append([{"id": "x"}])
+    with open(tmp_path / "out.jsonl.partial", "ab") as file:
+        file.write(line + b"\n")
+    with pytest.raises(UserError, match=r"out\.jsonl\.partial:2: a damaged line"):
+        open_output(path)
+
+
+@pytest.mark.parametrize("name", ["", ".", ".."])
+def test_a_file_has_a_name(tmp_path, monkeypatch, name):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match="is a folder"):
+        manifest_path(name)
 
 
 def test_parse_errors_carry_file_and_line(tmp_path):

@@ -47,7 +47,7 @@ def chunked_stats(
       UserError: shapes that do not match, chunk < 1.
     """
     _check_shapes(hidden, unembedding, targets, chunk)
-    rows = hidden.reshape(-1, *hidden.shape[-2:])
+    rows = hidden.reshape(math.prod(hidden.shape[:-2]), *hidden.shape[-2:])
     flat_targets = targets.reshape(rows.shape[:2])
     per_chunk = _chunk_tokens(rows.shape, unembedding.shape[0], chunk)
     operand = jnp.promote_types(hidden.dtype, unembedding.dtype)

@@ -194,7 +194,7 @@ def load_probe(folder: str | Path) -> Probe:
         bias = float(described["bias"])
     except FileNotFoundError as error:
         raise UserError(f"{folder}: no probe here ({Path(str(error.filename)).name} is missing)") from error
-    except (OSError, SafetensorError, json.JSONDecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
+    except (OSError, SafetensorError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"{folder}: unreadable probe ({error})") from error
     if described.get("version") != _VERSION:
         raise UserError(

@@ -71,14 +71,18 @@ def token_stats(
     [1.0397, -0.6931]
     """
     wanted = _wanted_fields(fields, token_ids is not None)
-    shape = tuple(np.shape(logits))
+    logits = jnp.asarray(logits)
+    token_ids = None if token_ids is None else jnp.asarray(token_ids)
+    shape = logits.shape
     if not shape or shape[-1] == 0:
         raise UserError(f"token_stats: logits of shape {shape} have no vocabulary axis; give [..., V]")
-    if token_ids is not None and tuple(np.shape(token_ids)) != shape[:-1]:
+    if token_ids is not None and token_ids.shape != shape[:-1]:
         raise UserError(
-            f"token_stats: token_ids of shape {tuple(np.shape(token_ids))} do not match "
+            f"token_stats: token_ids of shape {token_ids.shape} do not match "
             f"logits of shape {shape}; give token_ids of shape {shape[:-1]}"
         )
+    if token_ids is not None and token_ids.size and not jnp.issubdtype(token_ids.dtype, jnp.integer):
+        raise UserError(f"token_stats: token_ids must be integers, not {token_ids.dtype}")
     if isinstance(logits, jax.core.Tracer) or isinstance(token_ids, jax.core.Tracer):
         return _token_stats(logits, token_ids, wanted)
     stats, finite, in_range = _checked_token_stats(logits, token_ids, wanted)
@@ -95,7 +99,7 @@ def token_stats(
 def _wanted_fields(fields: Iterable[str] | None, has_ids: bool) -> tuple[str, ...]:
     if fields is None:
         return tuple(name for name in TOKEN_FIELDS if has_ids or name != "logprob")
-    asked = set(fields)
+    asked = {fields} if isinstance(fields, str) else set(fields)
     unknown = sorted(asked - set(TOKEN_FIELDS))
     if unknown:
         raise UserError(f"token_stats: unknown field {unknown[0]!r}; choose from {', '.join(TOKEN_FIELDS)}")
@@ -115,10 +119,10 @@ def _token_stats(logits, token_ids, fields: tuple[str, ...]) -> TokenStats:
     log_total = jnp.log(total)
     out: dict[str, jax.Array] = {}
     if "entropy" in fields:
-        # e == 0 stands for p = 0, where z may be -inf: 0 log 0 = 0.
-        out["entropy"] = log_total - jnp.sum(jnp.where(e > 0, e * z, 0.0), axis=-1) / total
+        # e == 0 stands for p = 0, where z may be -inf: 0 log 0 = 0, and so is its gradient.
+        out["entropy"] = log_total - jnp.sum(e * jnp.where(e > 0, z, 0.0), axis=-1) / total
     if "logprob" in fields:
-        ids = jnp.asarray(token_ids)
+        ids = jnp.asarray(token_ids).astype(jnp.int32)  # of a narrower type V may be out of its range
         picked = jnp.take_along_axis(x, jnp.clip(ids, 0, vocab - 1)[..., None], axis=-1) - top
         inside = (ids >= 0) & (ids < vocab)
         out["logprob"] = jnp.where(inside, picked[..., 0] - log_total, jnp.nan)
@@ -160,10 +164,10 @@ def _top_k_fields(x, top, log_total) -> dict[str, jax.Array]:
     lead, vocab = x.shape[:-1], x.shape[-1]
     # -0.0 and 0.0 tie: top_k orders them by sign.
     operand = jnp.where(x == 0, 0.0, x).reshape(-1, vocab)
-    # XLA CPU turns top_k into a full sort (100x) unless it stands alone: 2-D operand, and a barrier so
-    # that no later slice merges into it.
-    values, ids = lax.optimization_barrier(lax.top_k(operand, min(TOP_K[-1], vocab)))
-    values, ids = values.reshape(*lead, -1), ids.reshape(*lead, -1)
+    # XLA CPU turns top_k into a full sort (100x) unless it stands alone: 2-D operand, and barriers so
+    # that no later slice merges into it. One for both is what XLA's pass over split arrays dies of.
+    values, ids = map(lax.optimization_barrier, lax.top_k(operand, min(TOP_K[-1], vocab)))
+    values, ids = (found.reshape(*lead, found.shape[-1]) for found in (values, ids))
     logprobs = values - top - log_total[..., None]
     out: dict[str, jax.Array] = {}
     for k in TOP_K:
@@ -190,5 +194,6 @@ def _checked_token_stats(logits, token_ids, fields: tuple[str, ...]):
     finite = jnp.all(jnp.isfinite(cast(jax.Array, log_z)))
     in_range = jnp.bool_(True)
     if token_ids is not None:
-        in_range = jnp.all((token_ids >= 0) & (token_ids < logits.shape[-1]))
+        ids = token_ids.astype(jnp.int32)
+        in_range = jnp.all((ids >= 0) & (ids < logits.shape[-1]))
     return stats, finite, in_range

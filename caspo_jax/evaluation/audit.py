@@ -13,7 +13,7 @@ from caspo_jax import metrics
 from caspo_jax.errors import UserError
 from caspo_jax.evaluation.replay import RecordedPath, Replay, recorded_paths, replay
 from caspo_jax.models import token_bytes
-from caspo_jax.sampling import SampleConfig, generate, token_text, vote
+from caspo_jax.sampling import SampleConfig, first_stop, generate, token_text, vote
 from caspo_jax.sampling.config import Vote
 from caspo_jax.sampling.votes import Equivalent, Extract, same_text
 from caspo_jax.types import CatTree, Question, Trace
@@ -190,7 +190,8 @@ def finish_pruned(
     """Every branch that a search pruned, finished off the books: one continuation from where it fell.
 
     Drawn from the policy at that prefix with a key of its own, so it is a fair sample of what the branch would have
-    become, forks included. A continuation that would exceed the search's length limit counts as unfinished, so wrong.
+    become, forks included. It has the tokens that the search's length limit would have left to the branch; one that has not
+    ended by then is wrong.
 
     Args:
       model: the policy's Decoder.
@@ -228,18 +229,16 @@ def finish_pruned(
             prefixes.append(Question(id=f"{question.id}/{node}", prompt_ids=(*tree.prompt_ids, *ids)))
     if not prefixes:
         return rows
-    longest = max(len(p.prompt_ids or ()) for p in prefixes)
-    room = min(sample.max_new_tokens, model.config.context - longest)
-    limited = dataclasses.replace(sample, max_new_tokens=max(1, room))
-    traces = generate(model, tokenizer, prefixes, limited, key, batch_size=batch_size)
+    left = [sample.max_new_tokens - len(row["before"]) for row in rows]
+    traces = generate(model, tokenizer, prefixes, sample, key, batch_size=batch_size, limits=left)
     spelled = token_bytes(tokenizer, model.config.vocab_size)
     for row, trace in zip(rows, traces, strict=True):
         before, gold = row.pop("before"), row.pop("gold")
-        ended = (
-            trace.finish_reason != "length" and len(before) + len(trace.token_ids) <= sample.max_new_tokens
-        )
-        # The answer may stand before the place where the branch fell.
-        answer = extract(token_text(spelled, [*before, *trace.token_ids]))
+        ids = [*before, *trace.token_ids]
+        # Stop strings and the answer may begin before the place where the branch fell.
+        stop = first_stop(spelled, ids, sample.stop, len(before))
+        answer = extract(token_text(spelled, ids[:stop]))
+        ended = stop is not None or trace.finish_reason != "length"
         row["correct"] = bool(ended and answer is not None and equal(gold, answer))
     return rows
 

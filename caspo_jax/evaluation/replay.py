@@ -130,4 +130,5 @@ def unpruned(config: CatConfig) -> CatConfig:
         expand=1,
         num_answers=None,
         token_budget=None,
+        stop_decided=False,
     )

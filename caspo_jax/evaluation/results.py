@@ -15,6 +15,7 @@ from caspo_jax.errors import UserError
 from caspo_jax.evaluation.strategies.at_budget import matched_counts
 from caspo_jax.evaluation.strategies.base import Answer, Settings
 from caspo_jax.evaluation.strategies.pool import VOTES, Sample, at_counts
+from caspo_jax.records import schema
 from caspo_jax.store import load_records
 
 COLUMNS = {
@@ -52,7 +53,7 @@ def answer_record(answer: Answer, benchmark: str, golds: Mapping[str, str | None
     fields = dataclasses.asdict(answer)
     name = f"{benchmark}/{answer.strategy}/{answer.size}/{answer.question}/{answer.index}"
     return {
-        "schema": {"name": "answer", "version": 1},
+        "schema": schema("answer"),
         "id": name,
         "benchmark": benchmark,
         **fields,
@@ -69,7 +70,7 @@ def sample_record(sample: Sample, benchmark: str) -> dict[str, Any]:
     """The JSON form of one sample of a pool."""
     name = f"{benchmark}/{sample.question}/{sample.index}"
     return {
-        "schema": {"name": "sample", "version": 1},
+        "schema": schema("sample"),
         "id": name,
         "benchmark": benchmark,
         **dataclasses.asdict(sample),
@@ -167,8 +168,8 @@ def paired_row(
         "low": interval.low,
         "high": interval.high,
         "p_value": test.p_value,
-        "tokens": float(np.mean([r["tokens"] for r in a])),
-        "baseline_tokens": float(np.mean([r["tokens"] for r in b])),
+        "tokens": float(np.mean([r["tokens"] for r in a if r["question"] in second])),
+        "baseline_tokens": float(np.mean([r["tokens"] for r in b if r["question"] in first])),
         "verdict": "above" if interval.low > 0 else "below" if interval.high < 0 else "equal",
     }
 

@@ -13,6 +13,7 @@ import numpy as np
 from caspo_jax.errors import UserError
 from caspo_jax.evaluation.replay import RecordedPath
 from caspo_jax.metrics.arrays import vector
+from caspo_jax.records import check_schema, schema
 from caspo_jax.sampling import CatConfig
 from caspo_jax.store import write_json
 
@@ -153,9 +154,7 @@ class Calibration:
 
     def save(self, path: str | Path, **more: Any) -> None:
         """Write the file; `more` are figures for the reader."""
-        write_json(
-            path, {"schema": {"name": "calibration", "version": 1}, **dataclasses.asdict(self), **more}
-        )
+        write_json(path, {"schema": schema("calibration"), **dataclasses.asdict(self), **more})
 
     @classmethod
     def load(cls, path: str | Path) -> Calibration:
@@ -165,8 +164,6 @@ class Calibration:
           UserError: unreadable, or no calibration.
         """
         import json
-
-        from caspo_jax.records import check_schema
 
         try:
             record = json.loads(Path(path).read_text(encoding="utf-8"))
@@ -212,11 +209,15 @@ def outside(config: CatConfig) -> list[str]:
     """What in a search the guarantee does not cover, in words; empty where it covers all.
 
     Pruning is covered whatever the forks do, since they only take free slots. A search that stops early is not: forks
-    that finish can end the question before its own branches do, and so can a token budget.
+    that finish can end the question before its own branches do, and so can a token budget or a decided vote.
     """
     notes = []
-    if config.answers < config.num_branches or (config.expand > 1 and config.answers <= config.num_branches):
+    # A freed slot is forked into again: beside one branch, K - 1 others may finish at each of its tokens but the last.
+    others = (config.num_branches - 1) * (config.sample.max_new_tokens - 1)
+    if config.answers < config.roots or (config.expand > 1 and config.answers <= others):
         notes.append(f"the question ends at {config.answers} answers, forks counted in")
     if config.token_budget is not None:
         notes.append(f"the token budget of {config.token_budget}")
+    if config.stop_decided:
+        notes.append("the question ends once its vote is decided")
     return notes

@@ -34,16 +34,17 @@ def skill(value: float, permuted: float) -> float:
 
 
 def position_groups(index: Any, least: int = 10) -> np.ndarray:
-    """Step indices [n], those that fewer than `least` traces reach joined to the last that so many do.
+    """Step indices [n], those of fewer than `least` traces joined to the nearest one before that so many have.
 
-    Permuting within a position of one trace would leave that trace as it is.
+    Permuting within a position of one trace would leave that trace as it is. Where no position has `least` traces, the
+    most that any has will do; positions before the first such one are joined to it.
     """
     position = np.asarray(index, np.int64)
     if not position.size:
         return position
     reached = np.bincount(position)
     enough = np.flatnonzero(reached >= min(least, reached.max()))
-    return np.minimum(position, enough.max())
+    return enough[np.maximum(np.searchsorted(enough, position, side="right") - 1, 0)]
 
 
 def permutation_baseline(

@@ -27,6 +27,7 @@ _HARMLESS = {
     "auto_mapping",
     "base_model_name_or_path",
     "ensure_weight_tying",
+    "eva_config",
     "exclude_modules",
     "inference_mode",
     "layers_pattern",
@@ -153,7 +154,7 @@ def save_adapter(model: Decoder, path: str | Path, *, base: str | None = None) -
     """
     if model.lora is None:
         raise UserError("save_adapter: the model has no adapters; save_pretrained() writes its weights")
-    target = Path(path)
+    target = Path(path).resolve()  # a link's own target is replaced, not the link
     if (
         target.exists()
         and (not target.is_dir() or any(target.iterdir()))
@@ -162,7 +163,7 @@ def save_adapter(model: Decoder, path: str | Path, *, base: str | None = None) -
         raise UserError(f"{target}: exists and is no adapter folder; choose another path or remove it")
     tensors = dict(_tensors(model))
     if jax.process_index() != 0:
-        barrier(f"{target} written")
+        barrier(f"{path} written")
         return
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}.") as workspace:
@@ -177,7 +178,7 @@ def save_adapter(model: Decoder, path: str | Path, *, base: str | None = None) -
         if target.exists():
             os.rename(target, Path(workspace) / "old")
         os.rename(folder, target)
-    barrier(f"{target} written")
+    barrier(f"{path} written")
 
 
 def _settings(lora: LoraConfig, base: str | None) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from caspo_jax.errors import UserError
+from caspo_jax.models.config_fields import flag, integer, number, token_id, token_ids
 from caspo_jax.models.rope import RopeConfig
 
 # model_type -> (architecture class, has q/k norms)
@@ -20,6 +21,8 @@ ARCHITECTURES = {
 DTYPES = ("float32", "bfloat16", "float16")
 # Qwen3 configs may leave head_dim out, and then it is not hidden_size / heads.
 _QWEN3_HEAD_DIM = 128
+# max_position_embeddings where config.json leaves it out.
+_CONTEXTS = {"qwen2": 32768, "qwen3": 32768, "llama": 2048}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -185,72 +188,71 @@ def merge_eos(*sources: int | list[int] | tuple[int, ...] | None) -> tuple[int, 
 
 def _from_dict(config: Mapping[str, Any], where: str, generation_json: str | None) -> ModelConfig:
     model_type = config.get("model_type")
-    architectures = config.get("architectures") or []
-    named = architectures[0] if architectures else model_type
-    if model_type not in ARCHITECTURES or (architectures and named != ARCHITECTURES[model_type]):
+    named = config.get("architectures") or model_type
+    named = named[0] if isinstance(named, list) else named
+    if named not in (model_type, ARCHITECTURES.get(str(model_type))) or str(model_type) not in ARCHITECTURES:
         known = ", ".join(ARCHITECTURES.values())
         raise UserError(
             f"{where}: architecture {named!r} (model_type {model_type!r}) is not supported (known: {known})"
         )
-    if config.get("quantization_config"):
-        method = config["quantization_config"].get("quant_method", "unknown")
+    model_type = str(model_type)
+    quantised = config.get("quantization_config")
+    if quantised:
+        method = quantised.get("quant_method", "unknown") if isinstance(quantised, Mapping) else quantised
         raise UserError(
             f"{where}: quantised checkpoints ({method}) are not supported; use the unquantised one"
         )
     activation = config.get("hidden_act", "silu")
     if activation not in ("silu", "swish"):
         raise UserError(f"{where}: hidden_act {activation!r} is not supported (only silu)")
-    num_layers = _integer(config, "num_hidden_layers", where)
+    num_layers = integer(config, "num_hidden_layers", where)
     _refuse_sliding_windows(config, num_layers, where)
-    hidden, heads = _integer(config, "hidden_size", where), _integer(config, "num_attention_heads", where)
-    head_dim = config.get("head_dim")
-    if head_dim is None:
-        if model_type == "qwen3":
-            head_dim = _QWEN3_HEAD_DIM
-        elif hidden % heads:
+    hidden, heads = integer(config, "hidden_size", where), integer(config, "num_attention_heads", where)
+    head_dim = _QWEN3_HEAD_DIM
+    if model_type != "qwen3" and config.get("head_dim") is None:
+        if heads < 1 or hidden % heads:
             raise UserError(f"{where}: hidden_size {hidden} is no multiple of num_attention_heads {heads}")
-        else:
-            head_dim = hidden // heads
-    attention_bias = bool(config.get("attention_bias", False))
-    dtype = config.get("dtype") or config.get("torch_dtype") or None
-    dtype = dtype and str(dtype).removeprefix("torch.")
-    if dtype is not None and dtype not in DTYPES:
-        raise UserError(f"{where}: dtype {dtype!r} is not supported (known: {', '.join(DTYPES)})")
+        head_dim = hidden // heads
+    attention_bias = flag(config, "attention_bias", where)
+    context = integer(config, "max_position_embeddings", where, _CONTEXTS[model_type])
     generation = json.loads(generation_json) if generation_json else {}
-    bos = config.get("bos_token_id")
-    pad = config.get("pad_token_id")
+    beside = str(Path(where).with_name("generation_config.json"))
+    bos, pad = token_id(config, "bos_token_id", where), token_id(config, "pad_token_id", where)
     return ModelConfig(
         model_type=model_type,
-        vocab_size=_integer(config, "vocab_size", where),
+        vocab_size=integer(config, "vocab_size", where),
         hidden_size=hidden,
-        intermediate_size=_integer(config, "intermediate_size", where),
+        intermediate_size=integer(config, "intermediate_size", where),
         num_layers=num_layers,
         num_heads=heads,
-        num_kv_heads=heads
-        if config.get("num_key_value_heads") is None
-        else _integer(config, "num_key_value_heads", where),
-        head_dim=int(head_dim),
-        rope=RopeConfig.from_hf(config, where),
-        rms_norm_eps=float(config.get("rms_norm_eps", 1e-6)),
-        max_position_embeddings=int(config.get("max_position_embeddings", 2048)),
-        tie_word_embeddings=bool(config.get("tie_word_embeddings", False)),
+        num_kv_heads=integer(config, "num_key_value_heads", where, heads),
+        head_dim=integer(config, "head_dim", where, head_dim),
+        rope=RopeConfig.from_hf({**config, "max_position_embeddings": context}, where),
+        rms_norm_eps=number(config, "rms_norm_eps", where, 1e-6),
+        max_position_embeddings=context,
+        tie_word_embeddings=flag(config, "tie_word_embeddings", where),
         qkv_bias=True if model_type == "qwen2" else attention_bias,
         output_bias=False if model_type == "qwen2" else attention_bias,
-        mlp_bias=bool(config.get("mlp_bias", False)) if model_type == "llama" else False,
-        initializer_range=float(config.get("initializer_range", 0.02)),
-        dtype=dtype,
-        bos_token_id=generation.get("bos_token_id") if bos is None else bos,
-        pad_token_id=generation.get("pad_token_id") if pad is None else pad,
-        eos_token_ids=merge_eos(config.get("eos_token_id"), generation.get("eos_token_id")),
+        mlp_bias=flag(config, "mlp_bias", where) if model_type == "llama" else False,
+        initializer_range=number(config, "initializer_range", where, 0.02),
+        dtype=_dtype(config, where),
+        bos_token_id=token_id(generation, "bos_token_id", beside) if bos is None else bos,
+        pad_token_id=token_id(generation, "pad_token_id", beside) if pad is None else pad,
+        eos_token_ids=merge_eos(
+            token_ids(config, "eos_token_id", where), token_ids(generation, "eos_token_id", beside)
+        ),
         generation_json=generation_json,
     )
 
 
-def _integer(config: Mapping[str, Any], key: str, where: str) -> int:
-    value = config.get(key)
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise UserError(f"{where}: {key} must be an integer, not {value!r}")
-    return value
+def _dtype(config: Mapping[str, Any], where: str) -> str | None:
+    dtype = config.get("dtype") or config.get("torch_dtype")
+    if not dtype:
+        return None
+    dtype = str(dtype).removeprefix("torch.")
+    if dtype not in DTYPES:
+        raise UserError(f"{where}: dtype {dtype!r} is not supported (known: {', '.join(DTYPES)})")
+    return dtype
 
 
 def _refuse_sliding_windows(config: Mapping[str, Any], num_layers: int, where: str) -> None:
@@ -259,13 +261,15 @@ def _refuse_sliding_windows(config: Mapping[str, Any], num_layers: int, where: s
         return  # this architecture has none, whatever its config carries
     layer_types = config.get("layer_types")
     if layer_types is None:
-        window = config.get("sliding_window", 4096) if config.get("use_sliding_window", False) else None
-        slides = window is not None and config.get("max_window_layers", 28) < num_layers
-    else:
-        unknown = sorted(set(layer_types) - {"full_attention", "sliding_attention"})
+        window = config.get("sliding_window", 4096) if flag(config, "use_sliding_window", where) else None
+        slides = window is not None and integer(config, "max_window_layers", where, 28) < num_layers
+    elif isinstance(layer_types, list):
+        unknown = [kind for kind in layer_types if kind not in ("full_attention", "sliding_attention")]
         if unknown:
             raise UserError(f"{where}: layer type {unknown[0]!r} is not supported (only full_attention)")
         slides = "sliding_attention" in layer_types
+    else:
+        raise UserError(f"{where}: layer_types must be a list, not {layer_types!r}")
     if slides:
         raise UserError(
             f"{where}: sliding-window attention is in use and is not supported (only full attention)"

@@ -150,7 +150,7 @@ def save_pretrained(
     >>> (Path(folder) / "model.safetensors").is_file()
     True
     """
-    target = Path(path)
+    target = Path(path).resolve()  # a link's own target is replaced, not the link
     name = dtype or str(model.embed[...].dtype)
     if name not in DTYPES:
         raise UserError(f"dtype {name!r} is not supported (known: {', '.join(DTYPES)})")
@@ -162,7 +162,7 @@ def save_pretrained(
     if jax.process_index() != 0:
         for _ in tensors:  # gathering is collective, so every process takes part in it
             pass
-        barrier(f"{target} written")
+        barrier(f"{path} written")
         return
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}.") as workspace:
@@ -183,7 +183,7 @@ def save_pretrained(
         if target.exists():
             os.rename(target, Path(workspace) / "old")
         os.rename(folder, target)
-    barrier(f"{target} written")
+    barrier(f"{path} written")
 
 
 def load_caspo_json(path: str | Path) -> dict[str, Any]:

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from caspo_jax.errors import UserError
+from caspo_jax.models.config_fields import flag, integer, number, section
 
 ROPE_TYPES = ("default", "linear", "llama3", "yarn")
 
@@ -22,11 +23,35 @@ _REQUIRED: dict[str, tuple[str, ...]] = {
     "llama3": ("factor", "low_freq_factor", "high_freq_factor"),
     "yarn": (),
 }
+_POSITIVE = (
+    "theta",
+    "factor",
+    "original_max_position_embeddings",
+    "low_freq_factor",
+    "high_freq_factor",
+    "attention_factor",
+    "beta_fast",
+    "beta_slow",
+)
+_NUMBERS = (
+    "factor",
+    "low_freq_factor",
+    "high_freq_factor",
+    "attention_factor",
+    "mscale",
+    "mscale_all_dim",
+    "beta_fast",
+    "beta_slow",
+)
 
 
 @dataclasses.dataclass(frozen=True)
 class RopeConfig:
-    """The rope section of a checkpoint's config, whichever dialect it was written in."""
+    """The rope section of a checkpoint's config, whichever dialect it was written in.
+
+    Raises:
+      UserError: a value that is not positive, or one of a pair in the wrong order, so that no frequency follows.
+    """
 
     rope_type: str = "default"
     theta: float = 10000.0
@@ -40,6 +65,19 @@ class RopeConfig:
     beta_fast: float | None = None  # yarn, 32 if None
     beta_slow: float | None = None  # yarn, 1 if None
     truncate: bool = True  # yarn: round the ramp's ends to whole dimensions
+
+    def __post_init__(self) -> None:
+        for name in _POSITIVE:
+            value = getattr(self, name)
+            if value is not None and not value > 0:
+                raise UserError(f"config: rope's {name} must be greater than 0, not {value}")
+        if self.rope_type == "yarn" and self.theta <= 1:
+            raise UserError(f"config: rope's theta must be greater than 1 for 'yarn', not {self.theta}")
+        low, high = self.low_freq_factor, self.high_freq_factor
+        if low is not None and high is not None and high <= low:
+            raise UserError(
+                f"config: rope's high_freq_factor {high} must be greater than low_freq_factor {low}"
+            )
 
     @classmethod
     def from_hf(cls, config: Mapping[str, Any], where: str = "config.json") -> RopeConfig:
@@ -55,7 +93,8 @@ class RopeConfig:
         Raises:
           UserError: an unknown rope type, a partial rotation, a rope per layer type, a required key missing.
         """
-        params = dict(config.get("rope_scaling") or config.get("rope_parameters") or {})
+        written = section(config, "rope_parameters", where)
+        params = dict(section(config, "rope_scaling", where) or written)
         nested = [key for key, value in params.items() if isinstance(value, Mapping)]
         if nested == ["full_attention"]:
             params = dict(params["full_attention"])
@@ -68,50 +107,28 @@ class RopeConfig:
             raise UserError(
                 f"{where}: rope type {rope_type!r} is not supported (known: {', '.join(ROPE_TYPES)})"
             )
-        theta = params.get("rope_theta")
-        if theta is None:
-            theta = config.get("rope_theta")
-        if theta is None:  # `rope_scaling` won above but may not hold what `rope_parameters` does
-            theta = (config.get("rope_parameters") or {}).get("rope_theta")
+        # `rope_scaling` won above but may not hold what `rope_parameters` does.
+        said = (source for source in (params, config, written) if source.get("rope_theta") is not None)
+        theta = number(next(said, {}), "rope_theta", where, 10000.0)
         partial = params.get("partial_rotary_factor", config.get("partial_rotary_factor"))
         if partial not in (None, 1, 1.0):
             raise UserError(f"{where}: partial_rotary_factor {partial} is not supported (only 1.0)")
         missing = [key for key in _REQUIRED[rope_type] if params.get(key) is None]
         if missing:
             raise UserError(f"{where}: rope type {rope_type!r} needs {', '.join(missing)}")
-        context = config.get("max_position_embeddings")
+        given = {name: number(params, name, where) for name in _NUMBERS if params.get(name) is not None}
         original = None
         if rope_type in ("llama3", "yarn"):
-            original = config.get("original_max_position_embeddings")
-            original = original or params.get("original_max_position_embeddings") or context
-            if original is None:
+            context = config.get("max_position_embeddings")
+            if context is None and params.get("original_max_position_embeddings") is None:
                 raise UserError(f"{where}: rope type {rope_type!r} needs original_max_position_embeddings")
-        factor = params.get("factor")
-        if rope_type == "yarn" and factor is None:
-            if context is None:
-                raise UserError(f"{where}: rope type 'yarn' needs factor")
-            factor = context / original
-        known = {
-            name: _number(params[name], name, where)
-            for name in (
-                "low_freq_factor",
-                "high_freq_factor",
-                "attention_factor",
-                "mscale",
-                "mscale_all_dim",
-                "beta_fast",
-                "beta_slow",
-            )
-            if params.get(name) is not None
-        }
-        return cls(
-            rope_type=rope_type,
-            theta=_number(10000.0 if theta is None else theta, "rope_theta", where),
-            factor=None if factor is None else _number(factor, "factor", where),
-            original_max_position_embeddings=None if original is None else int(original),
-            truncate=bool(params.get("truncate", True)),
-            **known,
-        )
+            original = integer(params, "original_max_position_embeddings", where, context)
+            if rope_type == "yarn" and "factor" not in given:
+                if context is None:
+                    raise UserError(f"{where}: rope type 'yarn' needs factor")
+                given["factor"] = context / max(original, 1)  # below 1 is refused
+        truncate = params.get("truncate") is None or flag(params, "truncate", where)
+        return cls(rope_type, theta, original_max_position_embeddings=original, truncate=truncate, **given)
 
     def to_hf(self) -> dict[str, Any]:
         """Returns the `rope_parameters` dictionary of transformers 5; unset keys are left out."""
@@ -123,12 +140,6 @@ class RopeConfig:
         if not self.truncate:
             params["truncate"] = False
         return params
-
-
-def _number(value: Any, name: str, where: str) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise UserError(f"{where}: {name} must be a number, not {value!r}")
-    return float(value)
 
 
 def inverse_frequencies(rope: RopeConfig, head_dim: int) -> tuple[np.ndarray, float]:

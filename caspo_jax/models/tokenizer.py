@@ -123,16 +123,17 @@ def encode_prompt(tokenizer: Tokenizer | None, question: Question) -> list[int]:
     as `prompt` where there is no template.
 
     Raises:
-      UserError: the question has none of the three, or encodes to nothing.
+      UserError: the question has none of the three, encodes to nothing or holds half a character, or the chat template
+        fails.
     """
     if question.prompt_ids is not None:
         ids = list(question.prompt_ids)
     elif tokenizer is None:
         raise UserError(f"question {question.id!r}: the checkpoint has no tokenizer, so give prompt_ids")
     elif question.prompt is not None:
-        ids = _encode_text(tokenizer, question.prompt)
+        ids = _encode_text(tokenizer, _whole(question.prompt, question.id))
     elif question.question is not None:
-        ids = _encode_question(tokenizer, question.question)
+        ids = _encode_question(tokenizer, _whole(question.question, question.id), question.id)
     else:
         raise UserError(f"question {question.id!r}: needs one of question, prompt, prompt_ids")
     if not ids:
@@ -140,16 +141,32 @@ def encode_prompt(tokenizer: Tokenizer | None, question: Question) -> list[int]:
     return ids
 
 
+def _whole(text: str, id: str) -> str:
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise UserError(
+            f"question {id!r}: character {error.start} is half a one (a lone surrogate)"
+        ) from error
+    return text
+
+
 def _encode_text(tokenizer: Tokenizer, text: str) -> list[int]:
     has_bos = tokenizer.bos_token is not None and text.startswith(tokenizer.bos_token)
     return list(tokenizer.encode(text, add_special_tokens=not has_bos))
 
 
-def _encode_question(tokenizer: Tokenizer, text: str) -> list[int]:
+def _encode_question(tokenizer: Tokenizer, text: str, id: str) -> list[int]:
     if not tokenizer.chat_template:
         return _encode_text(tokenizer, text)
     messages = [{"role": "user", "content": text}]
-    rendered = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+    try:
+        rendered = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+    except Exception as error:  # a template is a program that may raise anything
+        raise UserError(
+            f"question {id!r}: the tokenizer's chat template fails ({' '.join(str(error).split())}); "
+            "give prompt instead of question"
+        ) from error
     return list(tokenizer.encode(rendered, add_special_tokens=False))
 
 

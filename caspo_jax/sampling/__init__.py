@@ -15,7 +15,14 @@ from caspo_jax.sampling.policy import (
 )
 from caspo_jax.sampling.questions import as_questions, question_keys
 from caspo_jax.sampling.sampler import Sampler
-from caspo_jax.sampling.segments import Segment, character_spans, segment_bytes, segment_tokens, token_text
+from caspo_jax.sampling.segments import (
+    Segment,
+    character_spans,
+    first_stop,
+    segment_bytes,
+    segment_tokens,
+    token_text,
+)
 from caspo_jax.sampling.state import CatState, Knobs, init_state
 from caspo_jax.sampling.tree import Tree, tree_of
 from caspo_jax.sampling.votes import merge_answers, vote
@@ -41,6 +48,7 @@ __all__ = [
     "cat_sweep",
     "character_spans",
     "explore",
+    "first_stop",
     "generate",
     "init_state",
     "make_policy",

@@ -32,6 +32,7 @@ def generate(
     progress: Progress | None = None,
     usage: Usage | None = None,
     pad_to: tuple[int, int] = (0, 0),
+    limits: Sequence[int] | None = None,
 ) -> list[Trace]:
     """Samples `config.num_samples` outputs a question.
 
@@ -51,6 +52,8 @@ def generate(
       usage: counters of how well the slots were used, to which this call adds.
       pad_to: the most questions and the most prompt tokens of several calls: each is then run in batches made for these,
         so that they share what is compiled. Changes no trace.
+      limits: the most new tokens of each question's outputs, at most `config.max_new_tokens` (default); only these must
+        fit into the context.
 
     Returns:
       Traces in question order, num_samples in a row for each.
@@ -89,6 +92,7 @@ def generate(
         progress,
         usage,
         pad_to=pad_to,
+        limits=limits,
     )
     traces = []
     for record, prompt, trees in zip(found.records, found.prompts, found.trees, strict=True):

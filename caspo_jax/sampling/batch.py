@@ -59,7 +59,9 @@ class Unit:
     prompt_ids: tuple[int, ...]
     key: tuple[int, int]  # raw threefry key data
     first_rank: int = 0
-    threshold: float | None = None  # of its own, where batches do without a queue; None: that of the knobs
+    # Of its own, where batches do without a queue; None: those of the knobs.
+    threshold: float | None = None
+    max_new_tokens: int | None = None  # no more than those of the batch
 
 
 PADDING = Unit((0,), (0, 0))  # fills up a batch
@@ -317,16 +319,17 @@ class Batch:
             first_rank=np.array([unit.first_rank for unit in padded], np.int32),
             mesh=cache.mesh,
         )
-        return dataclasses.replace(
-            state, cache=cache, automaton=self.automaton, knobs=self._knobs_of(padded, units)
-        )
+        return dataclasses.replace(state, cache=cache, automaton=self.automaton, knobs=self._knobs_of(padded))
 
-    def _knobs_of(self, padded: list[Unit], units: list[Unit]) -> Knobs:
-        """The knobs, with each question's own threshold where the units have some."""
-        if all(unit.threshold is None for unit in units):
-            return self.knobs
-        own = [self.knobs.threshold if unit.threshold is None else unit.threshold for unit in padded]
-        return dataclasses.replace(self.knobs, threshold=np.array(own, np.float32)[:, None])
+    def _knobs_of(self, padded: list[Unit]) -> Knobs:
+        """The knobs, with each question's own threshold and limit where the units have some."""
+        own: dict[str, Any] = {}
+        for name, dtype in (("threshold", np.float32), ("max_new_tokens", np.int32)):
+            values = [getattr(unit, name) for unit in padded]
+            if any(value is not None for value in values):
+                shared = getattr(self.knobs, name)
+                own[name] = np.array([shared if v is None else v for v in values], dtype)[:, None]
+        return dataclasses.replace(self.knobs, **own)
 
     def _read(
         self, prompts: Sequence[tuple[int, ...]], count: int, columns: int, rows: int | None = None

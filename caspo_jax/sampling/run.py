@@ -46,7 +46,7 @@ def _cached_vocabulary(tokenizer: _Identity, vocab_size: int) -> tuple[bytes, ..
     return tuple(token_bytes(tokenizer.value, vocab_size))
 
 
-def _special_stops(tokenizer: Any, vocabulary: Sequence[bytes], stops: Sequence[str]) -> list[int]:
+def special_stops(tokenizer: Any, vocabulary: Sequence[bytes], stops: Sequence[str]) -> list[int]:
     """Ids of the special tokens among the stop strings: they have no bytes in which a stop string could be found."""
     if tokenizer is None:
         return []
@@ -65,6 +65,14 @@ class Run:
     trees: list[list[Tree]]  # of each question; then of each with the next threshold, ...
 
 
+def _check_limits(limits: Sequence[int], count: int, most: int) -> None:
+    if len(limits) != count:
+        raise UserError(f"limits has {len(limits)} values for {count} questions")
+    for limit in limits:
+        if not 1 <= limit <= most:
+            raise UserError(f"limits holds {limit}: give 1 to {most} (max_new_tokens)")
+
+
 def run(
     model: Any,
     tokenizer: Any,
@@ -79,25 +87,30 @@ def run(
     decided: Callable[[Question, tuple[int, ...], Sequence[bytes], Tree], bool] | None = None,
     pad_to: tuple[int, int] = (0, 0),
     thresholds: Sequence[float | None] = (None,),
+    limits: Sequence[int] | None = None,
 ) -> Run:
     """Prompts, keys and trees of the questions, for `generate` and the searches, whose arguments these are.
 
     A question has one tree, save where `samples`, the outputs that `generate` wants, need more rows than fit together.
-    With `thresholds` each question is searched at each of them instead of the config's.
+    With `thresholds` each question is searched at each of them instead of the config's. `limits` are the most new tokens
+    of each question, at most the config's, by which buffers are made.
     """
     records = as_questions(questions)
+    if limits is not None:
+        _check_limits(limits, len(records), config.sample.max_new_tokens)
     if batch_size is not None and batch_size < 1:
         raise UserError(f"batch_size={batch_size}: give 1 or more")
     shape, settings = model.config, config.sample
     prompts = [tuple(encode_prompt(tokenizer, record)) for record in records]
-    for record, prompt in zip(records, prompts, strict=True):
-        check_prompt_ids(prompt, shape, f"question {record.id!r}", settings.max_new_tokens)
+    own = [None] * len(records) if limits is None else list(limits)
+    for record, prompt, limit in zip(records, prompts, own, strict=True):
+        check_prompt_ids(prompt, shape, f"question {record.id!r}", limit or settings.max_new_tokens)
     vocabulary = _vocabulary(tokenizer, shape.vocab_size)
     if not records:
         return Run([], [], [], vocabulary, [])
     keys = [(int(a), int(b)) for a, b in question_keys(key, [record.id for record in records])]
     ends = [] if settings.ignore_eos else list(eos_ids(shape, tokenizer))
-    ends += _special_stops(tokenizer, vocabulary, settings.stop)
+    ends += special_stops(tokenizer, vocabulary, settings.stop)
     automaton = build_automaton(vocabulary, settings.step_delimiter, settings.stop, ends)
     fields = tuple(dict.fromkeys(("logprob", "entropy", *needed_fields(config.step_confidence))))
     asked = list(zip(records, prompts, strict=True)) * len(thresholds)
@@ -110,9 +123,9 @@ def run(
     trees = grow_trees(
         model,
         [
-            Unit(p, k, i * config.num_branches, threshold)
+            Unit(p, k, i * config.num_branches, threshold, limit)
             for threshold in thresholds
-            for p, k in zip(prompts, keys, strict=True)
+            for p, k, limit in zip(prompts, keys, own, strict=True)
             for i in range(repeats)
         ],
         lambda decode, copy, load: make_policy(decode, copy, config, shape.vocab_size, strategy, load),

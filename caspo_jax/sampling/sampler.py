@@ -135,8 +135,9 @@ def _largest(weights: jax.Array, k: int) -> jax.Array:
 
 
 def _top(x: jax.Array, k: int) -> list[jax.Array]:
-    # Without the barrier later slices merge into it, and XLA CPU then sorts the whole vocabulary.
-    return lax.optimization_barrier(lax.top_k(x, k))
+    # Without barriers later slices merge into it, and XLA CPU then sorts the whole vocabulary. One round both results ends
+    # the process where XLA splits the rows over CPU devices (its TopkDecomposer, jax 0.10 to 0.12).
+    return [lax.optimization_barrier(found) for found in lax.top_k(x, k)]
 
 
 def _in_blocks(weights: jax.Array, size: int) -> jax.Array:

@@ -114,7 +114,8 @@ def grow_trees(
     size = _even_size(count, max(1, rows // num_slots), ways)
     lanes = prefers_lanes(size * num_slots)
     if refill is None:
-        alike = len({unit.threshold for unit in units}) == 1  # what a queue takes
+        limited = any(unit.max_new_tokens is not None for unit in units)
+        alike = len({unit.threshold for unit in units}) == 1 and not limited  # what a queue takes
         refill = len(units) > size and mesh_of(model) is None and not lanes and decided is None and alike
     wanted, shared = list(units), 1
     cut = cut_rows(size * num_slots) if split and any(pad_to) and not refill else 0

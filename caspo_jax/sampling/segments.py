@@ -92,6 +92,30 @@ def segment_tokens(
     return [(s.token_start, s.token_end, s.counted) for s in segment_bytes(token_bytes, token_ids, delimiter)]
 
 
+def first_stop(
+    token_bytes: Sequence[bytes], token_ids: Sequence[int], stops: Sequence[str], begin: int = 0
+) -> int | None:
+    """How many tokens there are up to the one that completes a stop string, the first such one; None without one.
+
+    For outputs that were not written in one go: the sampler knows only what it wrote itself.
+
+    Args:
+      token_bytes: V byte strings, b"" for special tokens.
+      token_ids: T ids.
+      stops: strings that end a path.
+      begin: stop strings that the first `begin` tokens complete are not looked for.
+    """
+    ends = np.cumsum([len(token_bytes[token]) for token in token_ids])
+    data = b"".join(token_bytes[token] for token in token_ids)
+    before = int(ends[begin - 1]) if begin else 0
+    completed = []
+    for stop in map(str.encode, stops):
+        at = data.find(stop, max(0, before - len(stop) + 1))
+        if at >= 0:
+            completed.append(at + len(stop))
+    return int(np.searchsorted(ends, min(completed))) + 1 if completed else None
+
+
 def token_text(token_bytes: Sequence[bytes], token_ids: Sequence[int]) -> str:
     """The text of a token sequence, special tokens left out, invalid UTF-8 replaced."""
     return b"".join(token_bytes[token] for token in token_ids).decode("utf-8", "replace")

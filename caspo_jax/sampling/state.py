@@ -40,13 +40,12 @@ class Knobs:
     num_answers: Any  # scalar int32
     min_live: Any  # scalar int32
     token_budget: Any  # scalar int32
-    max_new_tokens: Any  # scalar int32
+    max_new_tokens: Any  # scalar or [B, 1] int32
     sample: SampleKnobs
 
     def of_questions(self, keep: jax.Array) -> Knobs:
         """Those of the questions `keep` [n] alone."""
-        own = jnp.ndim(self.threshold) > 0
-        return dataclasses.replace(self, threshold=self.threshold[keep]) if own else self
+        return jax.tree.map(lambda x: x[keep] if jnp.ndim(x) else x, self)
 
     @classmethod
     def of(cls, config: CatConfig) -> Knobs:
@@ -309,9 +308,12 @@ def fold_in(keys: jax.Array, data: jax.Array | np.ndarray) -> jax.Array:
 
 
 def uniforms(keys: jax.Array, index: jax.Array, attempt: jax.Array | int = 0) -> jax.Array:
-    """[...] one uniform in [0, 1) a row: that of fold_in(node key [..., 2], token index), `attempt` folded in if not 0."""
+    """[...] one uniform in [0, 1) a row: that of fold_in(node key [..., 2], token index), -`attempt` folded in if not 0.
+
+    Negative, because fold_in(fold_in(node key, r), j) is also token j of the node's child of rank r.
+    """
     tokens = fold_in(keys, index)
-    tokens = jnp.where(jnp.asarray(attempt) > 0, fold_in(tokens, jnp.asarray(attempt)), tokens)
+    tokens = jnp.where(jnp.asarray(attempt) > 0, fold_in(tokens, -jnp.asarray(attempt)), tokens)
     draw = jax.vmap(lambda k: jax.random.uniform(jax.random.wrap_key_data(k, impl="threefry2x32")))
     return draw(tokens.reshape(-1, 2)).reshape(keys.shape[:-1])
 

@@ -28,7 +28,14 @@ _STYLED = re.compile(r"\\(?:text|mathrm|textbf|mathbf)\s*\{([^{}]*)\}")
 _LEADING_LETTER = re.compile(r"\W*(?:(?:option|choice)\s+\W*)?([A-J])[\\*$\s]*[.):](?!\w)", re.IGNORECASE)
 _LEADING_YES_NO = re.compile(r"\W*(yes|no|true|false)\b(?!\s*(?:or\b|/))", re.IGNORECASE)
 _YES = frozenset({"yes", "true"})
-_IN_BASE = re.compile(r"\(?([-+]?)([\da-f]+(?:\.[\da-f]+)?)\)?_\{?\(?(\d+)\)?\}?\.?", re.IGNORECASE)
+_IN_BASE = re.compile(r"\(?([-+]?)([\da-f]+(?:\.[\da-f]+)?)\)?_\{?\(?(\d{1,3})\)?\}?\.?", re.IGNORECASE)
+_WITH_BASE = re.compile(r"(?<![\w.])(\d+(?:\.\d+)?)\)?_\{?\(?(\d{1,3})(?!\d)")
+_IN_FORMULA = re.compile(
+    r"(?:/|\^|\\times|\\cdot|\\sqrt|\\[dt]?frac(?:\s*\{[^{}]*\}|\d)?)\s*\{?\s*$"
+)  # what is before
+_MOST_DIGITS = (
+    1000  # Python refuses to read integers of more than 4,300: a model may repeat one digit for ever
+)
 _CLOSE = Fraction(5, 10_000)  # relative difference of two decimals: a rounding to four significant digits
 
 
@@ -44,7 +51,7 @@ _BETWEEN_BOXES = (
 
 
 def last_boxed(text: str) -> str | None:
-    r"""The content of the last `\boxed{...}` (or `\fbox`, `\framebox`) whose braces balance; None without one.
+    r"""The content of the last `\boxed{...}` (`\fbox`, `\framebox`) that is not empty and whose braces balance, or None.
 
     Boxes that follow each other with nothing but a comma or an "and" between them are one answer: `\boxed{2} and
     \boxed{3}` gives `2, 3`.
@@ -58,6 +65,8 @@ def last_boxed(text: str) -> str | None:
         if found and not _BETWEEN_BOXES.fullmatch(text[end + 1 : start_of_last]):
             break
         content = text[match.end() : end].strip()
+        if not content:
+            continue  # the instruction said once more
         if content not in found:
             found.insert(0, content)
         start_of_last = match.start()
@@ -92,11 +101,11 @@ def _innermost(text: str) -> str:
 
 
 def _trim(text: str) -> str:
-    text = text.strip().strip("*").strip()
+    text = re.sub(r"^\*+|\*+\.?$", "", text.strip()).strip()
     text = re.sub(r"(?s)^\\\((.*)\\\)[.\s]*$|^\\\[(.*)\\\][.\s]*$", lambda m: m.group(1) or m.group(2), text)
     text = re.sub(r"^\$+([^$]*)\$+[.\s]*$", r"\1", text).strip()
-    if text in (r"\(", r"\["):
-        return ""  # cut off after its opening
+    if text in (r"\(", r"\[", r"\boxed{}"):
+        return ""  # cut off after its opening, or nothing boxed
     return text[:-1].rstrip() if text.endswith(".") and not text.endswith("..") else text
 
 
@@ -134,11 +143,15 @@ def answer_kind(kind: AnswerKind | str) -> AnswerKind:
 
 
 def _integer(text: str) -> str | None:
+    """The whole text as a number, else the last number in it; None where that is no integer or part of a formula."""
     text = re.sub(r"(?<=\d)(?:\{,\}|,?\\[,!])\s*(?=\d{3}(?!\d))", ",", text.replace("\\$", ""))
-    found = re.findall(r"(?<![\w.])[-−]?\d+(?:,\d+)*(?:\.\d+)?(?!\w)", text)
-    if not found:
-        return None
-    value = _fraction(found[-1])
+    text = re.sub(r"\^\s*\{?\s*\\circ\s*\}?|(?<=[A-Za-z}])\s*\^\s*\{?\d\}?", "", text)  # degrees, cm^2
+    value = _fraction(text)
+    if value is None:
+        found = list(re.finditer(r"(?<![\w.])[-−]?\d+(?:,\d+)*(?:\.\d+)?(?!\w)", text))
+        if not found or _IN_FORMULA.search(text[: found[-1].start()]) or text[found[-1].end() :][:1] == "^":
+            return None
+        value = _fraction(found[-1].group())
     return str(value) if value is not None and value.denominator == 1 else None
 
 
@@ -190,6 +203,9 @@ def equivalent(gold: str, answer: str, kind: AnswerKind | str = AnswerKind.MATH)
     in_base = _in_base(gold), _in_base(answer)
     if None not in in_base:
         return in_base[0] == in_base[1]  # math-verify ignores the base
+    one, other = _numbers_with_base(gold), _numbers_with_base(answer)
+    if not (one <= other or other <= one):
+        return False
     from caspo_jax.steps.grading import math_equivalent
 
     return math_equivalent(gold, answer)
@@ -214,6 +230,8 @@ def _fraction(text: str) -> Fraction | None:
 
     A space between digits separates thousands or a whole number from its fraction; `32, 349` is a list, `2 3` nothing.
     """
+    if len(text) > _MOST_DIGITS:
+        return None
     text = text.strip().rstrip(".").replace("{,}", ",").replace("−", "-").replace("$", "")
     text = re.sub(r"\\[,;: ]|~", " ", text)
     text = re.sub(r"\\[dt]?frac\s*\{\s*(\d+)\s*\}\s*\{\s*(\d+)\s*\}", r" \1/\2 ", text)
@@ -248,3 +266,8 @@ def _in_base(text: str) -> tuple[bool, str, int] | None:
         return None
     digits = found[2].lower().lstrip("0")
     return found[1] == "-", digits.rstrip("0").rstrip(".") if "." in digits else digits, int(found[3])
+
+
+def _numbers_with_base(text: str) -> set[tuple[bool, str, int] | None]:
+    """The numbers in a text that say their base, as `_in_base` reads each."""
+    return {_in_base(match.expand(r"\1_\2")) for match in _WITH_BASE.finditer(re.sub(r"[\s$]", "", text))}

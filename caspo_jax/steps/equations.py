@@ -175,6 +175,9 @@ def _right_side(tokens: list[Token], whole: bool) -> _Side | None:
     border = tokens[stop]
     if border.kind == "symbol" or (depth < 0 and _continues(tokens, stop)):
         return None
+    words = itertools.takewhile(lambda token: token.kind == "word", tokens[stop:])
+    if any(word.text.lower() == "remainder" for word in words):
+        return None  # a quotient alone
     if border.kind == "word":
         return _Side(side.tokens, side.labels | {_singular(border.text)}) if not side.labels else side
     return side

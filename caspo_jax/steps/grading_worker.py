@@ -11,6 +11,18 @@ import re
 import sys
 from typing import Any
 
+# Arguments without braces, beside digits: math-verify misreads what holds them.
+_SYMBOL = (
+    r"\\(?:pi|alpha|beta|gamma|delta|epsilon|varepsilon|eta|theta|lambda|mu|nu|xi|rho|sigma|tau|phi|varphi|chi|psi|omega"
+    r"|Gamma|Delta|Theta|Lambda|Sigma|Phi|Psi|Omega|infty)(?![a-zA-Z])"
+)
+_LOOSE = rf"(\\sqrt\s*(?:\{{[^{{}}]*\}}|\w)|{_SYMBOL}|[a-zA-Z])"
+_GROUP = r"\{(?:[^{}]|\{(?:[^{}]|\{[^{}]*\})*\})*\}"
+_UNBRACED = (
+    re.compile(rf"(\\sqrt)\s*({_SYMBOL})"),
+    re.compile(rf"(\\[dtc]?frac)(?![a-zA-Z])\s*{_LOOSE}"),
+    re.compile(rf"(\\[dtc]?frac\s*(?:{_GROUP}|\d))\s*{_LOOSE}"),
+)
 _PROSE = re.compile(r"(?<![\\A-Za-z{])[A-Za-z]{3,} [A-Za-z]{3,}")
 
 
@@ -29,6 +41,7 @@ def main() -> None:
         seconds = max(1, round(request["seconds"]))
 
         def parsed(text: str, seconds: int = seconds) -> list[Any]:
+            text = braced(text)
             # Anchored as a formula first, unless it is prose; else as it stands.
             anchored = "$" in text or "\\boxed" in text or _PROSE.search(text)
             formula = text if anchored else f"${text}$"
@@ -39,6 +52,13 @@ def main() -> None:
             _reply({"equal": bool(equal)})
         except TimeoutException:
             _reply({"timeout": True})
+
+
+def braced(text: str) -> str:
+    r"""The text with braces about letters and symbols after `\frac` and `\sqrt`: `\frac{\pi}{x}` of `\frac\pi x`."""
+    for pattern in _UNBRACED:
+        text = pattern.sub(r"\1{\2}", text)
+    return text
 
 
 def _reply(message: dict[str, Any]) -> None:

@@ -194,4 +194,4 @@ def get_task(name: str) -> Task:
 def extract_answer(text: str) -> str | None:
     """The number after the last `answer:`, or None."""
     found = _ANSWER.findall(text)
-    return str(int(found[-1])) if found else None
+    return (found[-1].lstrip("0") or "0") if found else None

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import shutil
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -45,7 +45,7 @@ class Checkpoints:
         self._ocp = ocp
         self.folder = folder.absolute()
         self._keep, self._background = keep, background
-        self._writing: tuple[int, float | None] | None = None
+        self._writing: tuple[int, float | None, str | None] | None = None
         self._checkpointer = ocp.AsyncCheckpointer(
             ocp.CompositeCheckpointHandler("state", "iterator"),
             async_options=ocp.options.AsyncOptions(post_finalization_callback=self._add_checksums),
@@ -58,20 +58,27 @@ class Checkpoints:
             return []
         return sorted(int(path.name) for path in self.folder.iterdir() if path.name.isdecimal())
 
-    def save(self, state: TrainState, iterator_state: dict[str, Any], value: float | None = None) -> None:
+    def save(
+        self,
+        state: TrainState,
+        iterator_state: dict[str, Any],
+        value: float | None = None,
+        of: str | None = None,
+    ) -> None:
         """Write the state after its last update, with what the iterator hands out next.
 
         Args:
           state: of the update just done.
           iterator_state: plain JSON.
           value: how good this state is; the checkpoint with the highest one is never removed.
+          of: what the value is: those of other kinds are not compared with it.
         """
         self.wait()
         if self._background and jax.default_backend() == "cpu":
             # There the write would read the very buffers that the next update is given.
             state = jax.tree.map(lambda leaf: jnp.array(leaf, copy=True), state)
         args, step = self._ocp.args, int(state.step)
-        self._writing = (step, value)
+        self._writing = (step, value, of)
         self._checkpointer.save(
             self.folder / str(step),
             args=args.Composite(
@@ -86,9 +93,9 @@ class Checkpoints:
         """Block until the checkpoint under way is on disk, then remove those that are no longer kept."""
         self._checkpointer.wait_until_finished()
         if self._writing is not None:
-            self._writing = None
+            (step, *_), self._writing = self._writing, None
             if jax.process_index() == 0:
-                self._remove_old()
+                self._remove_old(step)
 
     def restore(self, like: TrainState, step: int | None = None) -> tuple[TrainState, dict[str, Any]] | None:
         """The newest whole state (or that of a given update), placed as `like` is, and the iterator's state.
@@ -122,10 +129,16 @@ class Checkpoints:
         return jax.tree.unflatten(jax.tree.structure(like), leaves), restored["iterator"]
 
     def best(self) -> int | None:
-        """The update whose checkpoint has the highest value (ties: the later one), None where none has one."""
-        values = {step: _read(self.folder / str(step) / CHECKSUMS).get("value") for step in self.steps}
-        known = [(value, step) for step, value in values.items() if value is not None]
-        return max(known)[1] if known else None
+        """The update whose checkpoint has the highest value (ties: the later one), None where none has one.
+
+        Values of another kind than the newest's, from before the run was told to look at another metric, do not count.
+        """
+        return self._best(self.steps)
+
+    def _best(self, steps: Sequence[int]) -> int | None:
+        notes = {step: _read(self.folder / str(step) / CHECKSUMS) for step in steps}
+        known = [(n["value"], step, n.get("of")) for step, n in notes.items() if n.get("value") is not None]
+        return max((value, step) for value, step, of in known if of == known[-1][2])[1] if known else None
 
     def close(self) -> None:
         """Finish what is being written and release orbax's resources."""
@@ -165,18 +178,21 @@ class Checkpoints:
     def _add_checksums(self) -> None:
         """Orbax calls it when all files are written, before the folder gets its name."""
         assert self._writing is not None
-        step, value = self._writing
+        step, value, of = self._writing
         (folder,) = self.folder.glob(f"{step}{self._ocp.utils.TMP_DIR_SUFFIX}*")
         files = {
             path.relative_to(folder).as_posix(): {"bytes": path.stat().st_size, "sha256": hash_path(path)}
             for path in sorted(folder.rglob("*"))
             if path.is_file() and path.name != ORBAX_NOTES
         }
-        write_json(folder / CHECKSUMS, {"schema": _SCHEMA, "step": step, "value": value, "files": files})
+        notes = {"schema": _SCHEMA, "step": step, "value": value, "of": of, "files": files}
+        write_json(folder / CHECKSUMS, notes)
 
-    def _remove_old(self) -> None:
+    def _remove_old(self, newest: int) -> None:
         steps = self.steps
-        kept = {*steps[-self._keep :], self.best()}
+        # Later ones were damaged, or the run would have gone on from there: they are not among those that are kept.
+        counted = [step for step in steps if step <= newest]
+        kept = {*counted[-self._keep :], self._best(counted)}
         for step in steps:
             if step not in kept:
                 # Renamed first: a removal cut short must not leave what looks like a damaged checkpoint.

@@ -35,7 +35,8 @@ class RowStore:
         """Rows of pairs or of packed batches (padding rows are left out), and verified steps beside them.
 
         Raises:
-          UserError: a pair without token ids, or a step that starts its row (nothing predicts its first token).
+          UserError: a pair without token ids or with a weight below 0, or a step that starts its row (nothing predicts
+            its first token).
         """
         none = np.zeros(0)
         store = cls([], [], none, none, none, [], [], none, none)
@@ -68,6 +69,8 @@ class RowStore:
         for group in verified:
             store.verified += _unpadded(group) if isinstance(group, StepRows) else [_from_row(group)]
         store.weight = np.array(weight, np.float32)
+        if len(bad := np.flatnonzero(~(np.isfinite(store.weight) & (store.weight >= 0)))):
+            raise UserError(f"pair {store.pair_ids[bad[0]]}: its weight must be a finite number, 0 or more")
         columns = np.array(references, np.float32).reshape(-1, 2)
         store.reference_chosen, store.reference_rejected = columns[:, 0].copy(), columns[:, 1].copy()
         store.pair_group, store.verified_group = _groups(store, prompts)

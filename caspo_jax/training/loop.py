@@ -153,7 +153,8 @@ def train(
             if checkpoints is not None and (due or stop or number == plan.steps):
                 # A checkpoint is only written of updates whose loss is known to be finite.
                 reporter.report_last()
-                checkpoints.save(state, iterator.get_state(), reporter.value())
+                of = None if config.best_metric is None else f"{config.best_mode} {config.best_metric}"
+                checkpoints.save(state, iterator.get_state(), reporter.value(), of)
             if stop and checkpoints is not None and number < plan.steps:
                 checkpoints.wait()
                 raise Interrupted(

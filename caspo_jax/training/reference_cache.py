@@ -40,7 +40,7 @@ class ReferenceCache:
     """
 
     def __init__(self, folder: Path, reference: Any, store: RowStore, plan: Plan):
-        key = {
+        key: dict[str, Any] = {
             "format": _FORMAT,
             "reference": weights_digest(reference),
             "config": repr(getattr(reference, "config", None)),
@@ -48,6 +48,8 @@ class ReferenceCache:
             "pairs": store.pairs_fingerprint(),
             "packing": plan.packing,
         }
+        if getattr(reference, "lora", None) is not None:  # its scale is in no array
+            key["lora"] = repr(reference.lora)
         self.path = folder / f"{hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()}.npz"
 
     def read(self, count: int) -> tuple[np.ndarray, np.ndarray] | None:

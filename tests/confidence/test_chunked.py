@@ -52,6 +52,13 @@ def test_values_against_float64(chunk, dtype):
         np.testing.assert_allclose(value, want, atol=1e-5)
 
 
+@pytest.mark.parametrize("shape", [(0, 5), (2, 0), (0,), (3, 0, 2)])
+def test_no_token_at_all(shape):
+    hidden, weight, targets = arrays(shape=shape)
+    for chunk in (None, 2):
+        assert [found.shape for found in chunked_stats(hidden, weight, targets, chunk)] == [shape, shape]
+
+
 def test_bf16_with_a_real_vocabulary():
     """ANCHORS: bf16 logits would be off by 0.08 here."""
     hidden, weight, targets = arrays(1, (1, 40), 64, 2048, jnp.bfloat16)

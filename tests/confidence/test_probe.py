@@ -83,6 +83,9 @@ def test_save_and_load(tmp_path):
     (tmp_path / SETTINGS).write_text(json.dumps(described | {"version": 9}))
     with pytest.raises(UserError, match="probe version 9"):
         load_probe(tmp_path)
+    (tmp_path / SETTINGS).write_text(json.dumps(described | {"bias": "none"}))
+    with pytest.raises(UserError, match="unreadable probe"):
+        load_probe(tmp_path)
     (tmp_path / SETTINGS).write_text(json.dumps(described))
     (tmp_path / WEIGHTS).write_bytes(b"no tensors")
     with pytest.raises(UserError, match="unreadable probe"):

@@ -122,6 +122,44 @@ def test_bad_arguments():
     assert np.isnan(jax.jit(token_stats)(logits, np.array([0, 4])).logprob[1])
 
 
+@pytest.mark.parametrize("dtype", [np.int8, np.uint8, np.int16, np.uint16, np.uint32, np.int64, list])
+def test_ids_of_any_integer_type(dtype):
+    """A vocabulary of 300 is out of the range of the narrow ones."""
+    logits = np.random.default_rng(4).normal(size=(3, 300)).astype(np.float32)
+    ids = [0, 5, 100]
+    want = expected(logits, ids)["logprob"]
+    given = ids if dtype is list else np.array(ids, dtype)
+    for stats in (token_stats(logits, given), jax.jit(token_stats)(logits, np.asarray(given))):
+        np.testing.assert_allclose(stats.logprob, want, atol=1e-5)
+    with pytest.raises(UserError, match="must be integers, not float32"):
+        token_stats(logits, np.array(ids, np.float32))
+
+
+def test_no_token_at_all():
+    stats = token_stats(np.zeros((2, 0, 30), np.float32), np.zeros((2, 0), int))
+    assert all(np.shape(getattr(stats, name)) == (2, 0) for name in TOKEN_FIELDS)
+
+
+def test_one_field_by_its_name():
+    stats = token_stats(np.zeros((1, 4), np.float32), fields="entropy")
+    assert stats.entropy[0] == pytest.approx(np.log(4))
+    assert stats.logprob is None
+
+
+def test_gradients_are_numbers_where_a_logit_is_minus_inf():
+    """d H / d x_v = -p_v (log p_v + H); a token of probability 0 has none."""
+    floats = tuple(name for name in TOKEN_FIELDS if not name.endswith("id"))
+    slopes = jax.jit(jax.jacrev(lambda x: token_stats(x, jnp.int32(1), floats)))(
+        jnp.array([-INF, 0.0, 1.0, -200.0])
+    )
+    for name in floats:
+        assert np.isfinite(getattr(slopes, name)).all(), name
+    p = np.array([0.0, 1.0, np.e, 0.0]) / (1 + np.e)
+    h = -np.sum(p[1:3] * np.log(p[1:3]))
+    want = [0.0, *(-p[1:3] * (np.log(p[1:3]) + h)), 0.0]
+    np.testing.assert_allclose(slopes.entropy, want, atol=1e-6)
+
+
 def test_fields_select_without_changing_values():
     logits = np.random.default_rng(2).normal(size=(3, 5, 40)).astype(np.float32)
     ids = np.random.default_rng(3).integers(40, size=(3, 5))

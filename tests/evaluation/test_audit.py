@@ -1,11 +1,13 @@
 """The audit by hand, and against replays counted one path at a time."""
 
 import itertools
+import types
 
 import numpy as np
 import pytest
 
 from caspo_jax.errors import UserError
+from caspo_jax.evaluation import audit
 from caspo_jax.evaluation.audit import (
     AuditedQuestion,
     audited_questions,
@@ -15,7 +17,8 @@ from caspo_jax.evaluation.audit import (
     threshold_sweep,
 )
 from caspo_jax.evaluation.replay import RecordedPath, replay
-from caspo_jax.types import CatNode, CatTree, Trace
+from caspo_jax.sampling import SampleConfig
+from caspo_jax.types import CatNode, CatTree, Question, Trace
 
 
 def trace(name, answer, correct):
@@ -109,3 +112,43 @@ def test_traces_meet_their_trees():
     assert [len(q.traces) for q in found] == [1, 1]
     with pytest.raises(UserError, match="no gold answer"):
         audited_questions([trace("x/1", "1", None)], alone[:1], "last")
+
+
+SPELLED = [b"a", b"b", b"\n\n", b"Q", b""]
+
+
+def finish(monkeypatch, prefixes, rest, **settings):
+    """Rows of `finish_pruned` where the branches with these prefixes fell and every one would go on with `rest`."""
+
+    def generate(model, tokenizer, questions, config, key, *, batch_size, limits=None):
+        found = []
+        for i, asked in enumerate(questions):
+            limit = config.max_new_tokens if limits is None else limits[i]
+            assert len(asked.prompt_ids) + limit <= model.config.context
+            ids = tuple(rest[:limit])
+            found.append(Trace(asked.id, "q", None, None, (0,), ids, "", "eos" if ids[-1] == 4 else "length"))
+        return found
+
+    monkeypatch.setattr(audit, "generate", generate)
+    monkeypatch.setattr(audit, "token_bytes", lambda tokenizer, size: SPELLED)
+    sample = SampleConfig(max_new_tokens=20, **settings)
+    model = types.SimpleNamespace(config=types.SimpleNamespace(vocab_size=5, context=4 + 20))
+    nodes = tuple(CatNode(-1, ids, (), (), 0.5, 0.5, "pruned", "threshold") for ids in prefixes)
+    tree = CatTree("q", (0,) * 4, nodes, (0, 0), 0.9)
+    rows = audit.finish_pruned(
+        model, None, [Question("q", "q", gold="b")], [tree], sample, None, extract=lambda t: t[-1:], equal=str.__eq__
+    )  # fmt: skip
+    return [row["correct"] for row in rows]
+
+
+def test_a_pruned_branch_has_the_tokens_that_its_own_limit_left(monkeypatch):
+    prefixes = [(0,) * n for n in (18, 3, 15, 14)]
+    assert finish(monkeypatch, prefixes, [0] * 4 + [1, 4]) == [False, True, False, True]
+
+
+def test_a_stop_string_may_begin_before_the_place_where_a_branch_fell(monkeypatch):
+    rest = [3, 0, 0, 1, 4]  # "Qaab": the answer is right, after a new question has begun
+    assert finish(monkeypatch, [(1, 2)], rest) == [True]
+    assert finish(monkeypatch, [(1, 2)], rest, stop=("\n\nQ",)) == [False]
+    endless = [1, 3, *[0] * 30]
+    assert finish(monkeypatch, [(0, 2, 1)], endless, stop=("bb",)) == [True]  # ended by it, in time

@@ -128,6 +128,12 @@ def test_compare_is_paired_by_question():
         results.paired_row(a[:1], [a[1]])
 
 
+def test_costs_of_a_pair_are_those_of_the_questions_that_it_compares():
+    a, b = answers("cat", "4", [1, 0, 1], [10, 20, 900]), answers("greedy", "1", [1, 1], [4, 6])
+    row = results.paired_row(a, b, draws=20)
+    assert (row["questions"], row["tokens"], row["baseline_tokens"]) == (2, 15, 5)
+
+
 def test_bad_files_are_named(tmp_path):
     write_jsonl(tmp_path / "a.jsonl", [{"strategy": "x"}])
     with pytest.raises(UserError, match=r"a.jsonl:1: an answer lacks benchmark"):

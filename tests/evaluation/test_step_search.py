@@ -12,6 +12,7 @@ import pytest
 from caspo_jax.errors import UserError
 from caspo_jax.evaluation.strategies import beam as beam_module
 from caspo_jax.evaluation.strategies import mcts as mcts_module
+from caspo_jax.evaluation.strategies import prefixes as prefixes_module
 from caspo_jax.evaluation.strategies.base import Context, Settings
 from caspo_jax.evaluation.strategies.prefixes import Prefixes
 from caspo_jax.models import RopeConfig, load_pretrained
@@ -165,6 +166,71 @@ def test_prefixes_go_as_far_as_yarn_does():
     assert columns(small_shape(max_position_embeddings=8, rope=rope)) == 16
     with pytest.raises(UserError, match="no room after prompts of 6 tokens"):
         columns(small_shape(max_position_embeddings=8))
+
+
+@pytest.mark.parametrize("context", [1 + 12, 1 + 2 * 12])
+def test_a_prefix_goes_on_to_the_end_of_its_output_however_full_the_context_is(world, monkeypatch, context):
+    asked = []
+
+    def generate(model, tokenizer, questions, config, key, *, limits=None, **options):
+        limits = limits or [config.max_new_tokens] * len(questions)
+        assert all(len(q.prompt_ids) + n <= context for q, n in zip(questions, limits))
+        asked.append(limits)
+        return [
+            Trace(q.id, "q", None, None, (0,), (A,) * n, "a" * n, "length") for q, n in zip(questions, limits)
+        ]
+
+    monkeypatch.setattr(prefixes_module, "generate", generate)
+    monkeypatch.setattr(prefixes_module, "encode_prompt", lambda tokenizer, question: [0])
+    model = types.SimpleNamespace(config=types.SimpleNamespace(vocab_size=5, context=context))
+    sample = SampleConfig(max_new_tokens=12, temperature=0.7)
+    prefixes = Prefixes.of(dataclasses.replace(world[0], model=model), sample, 4)
+    wanted = [(0, (A,) * n, str(n)) for n in (0, 5, 11, 12)]
+    found = prefixes.extend(wanted, sample)
+    tight = context == 13
+    assert asked == [[12, 7, 1] if tight else [12, 12, 12]]
+    assert [len(traces) for traces in found] == [1, 1, 1, 0]
+    short = dataclasses.replace(sample, max_new_tokens=4)
+    prefixes.extend(wanted, short)
+    assert asked[1] == ([4, 4, 1] if tight else [4, 4, 4])
+
+
+def test_searches_by_steps_end_at_stop_strings_that_begin_in_a_prefix(world, monkeypatch):
+    """After a whole step comes "bb": with the stop string that delimiter and "b" make, the first b ends the path."""
+    context, settings, _ = world
+
+    def generate(model, tokenizer, questions, config, key, **options):
+        """Steps (b, b, END) for ever, each token with log-prob -1."""
+        step_by_step = "\n\n" in config.stop
+        count = min(3 if step_by_step else 12, config.max_new_tokens)
+        ids = ((B, B, END) * 4)[:count]
+        steps = tuple(Step(0, 2, i, min(i + 3, count), "bb", float(np.exp(-1))) for i in range(0, count, 3))
+        reason = "stop" if step_by_step and count == 3 else "length"
+        text = b"".join(SPELLED[i] for i in ids).decode()
+        one = Trace("q", "q", None, None, (0,), ids, text, reason, logprob=(-1.0,) * count, steps=steps)
+        return [one] * (config.num_samples * len(questions))
+
+    monkeypatch.setattr(prefixes_module, "generate", generate)
+    monkeypatch.setattr(prefixes_module, "token_bytes", lambda tokenizer, size: SPELLED)
+    monkeypatch.setattr(prefixes_module, "encode_prompt", lambda tokenizer, question: [0])
+    config = types.SimpleNamespace(vocab_size=5, context=99)
+    read = []
+    context = dataclasses.replace(
+        context,
+        model=types.SimpleNamespace(config=config),
+        extract=lambda text: read.append(text) or text,
+        questions=context.questions[:1],
+    )
+    sample = SampleConfig(max_new_tokens=12, temperature=0.7, stop=("\n\nb",))
+    prefixes = Prefixes.of(context, sample, 1)
+    (whole,), (rest,) = prefixes.extend([(0, (), "")], sample), prefixes.extend([(0, (A, END), "")], sample)
+    assert (len(whole[0].token_ids), whole[0].finish_reason) == (12, "length")
+    assert (rest[0].token_ids, rest[0].text, rest[0].finish_reason) == ((B,), "b", "stop")
+    assert [step.confidence for step in rest[0].steps] == [pytest.approx(np.exp(-1))]
+    monkeypatch.setattr(beam_module, "Prefixes", Prefixes)
+    settings = dataclasses.replace(settings, sample=sample, beams=((1, 1),))
+    (found,) = beam_module.beam(context, settings)
+    assert (found.answer, found.tokens) == ("bb\n\nb", 4)
 
 
 def test_steps_are_the_same_whatever_the_room():

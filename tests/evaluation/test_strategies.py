@@ -1,13 +1,15 @@
 """Votes and truncations against counts made by hand and by loops; the step-level searches on the shipped policy."""
 
 import dataclasses
+import types
 
 import numpy as np
 import pytest
 
 from caspo_jax.confidence import TokenStats
 from caspo_jax.errors import UserError
-from caspo_jax.evaluation.strategies.base import Settings
+from caspo_jax.evaluation.strategies import cot_decoding as cot_module
+from caspo_jax.evaluation.strategies.base import Context, Settings
 from caspo_jax.evaluation.strategies.cot_decoding import answer_tokens
 from caspo_jax.evaluation.strategies.mcts import Node, select
 from caspo_jax.evaluation.strategies.pool import (
@@ -17,12 +19,14 @@ from caspo_jax.evaluation.strategies.pool import (
     at_counts,
     elect,
     group_confidences,
+    pool_answers,
     voted,
 )
 from caspo_jax.evaluation.strategies.registry import STRATEGIES, check_names, families
 from caspo_jax.evaluation.strategies.single import longest_path
-from caspo_jax.evaluation.strategies.truncating import deepconf_online, survivor
-from caspo_jax.types import CatNode, CatTree, Trace
+from caspo_jax.evaluation.strategies.truncating import deepconf_online, kappa, survivor
+from caspo_jax.sampling import SampleConfig
+from caspo_jax.types import CatNode, CatTree, Question, Trace
 
 
 def same(a, b):
@@ -157,6 +161,78 @@ def test_deepconf_online_stops_at_consensus():
     ]
     assert found[0].tokens == 10
     assert found[0].calls == 6
+
+
+def online_pool(answers, lowest, tokens=5):
+    samples = [sample(i, a, tokens=tokens, lowest=c) for i, (a, c) in enumerate(zip(answers, lowest))]
+    flat = [stats([c] * tokens) for c in lowest]
+    return Pool([[trace(range(tokens))] * len(answers)], [flat], [samples], [])
+
+
+def test_deepconf_online_takes_the_bar_of_the_share_that_is_meant():
+    """The third of ten at keep 0.7, although 1 - 0.7 is more than 0.3 in floats."""
+    pool = online_pool(["no"] * 2 + ["yes"] + ["no"] * 17, [*range(1, 11), *[3.0] + [2.9] * 9])
+    settings = Settings(samples=20, keep=0.7, warm_up=10, window=2, consensus=2.0)
+    (found,) = [a for a in deepconf_online(pool, settings, same) if a.size == "20"]
+    assert found.tokens == 10 * 5 + 5 + 9 * 2  # the sample at the bar goes on
+
+
+def test_deepconf_online_counts_each_vote_once_where_answers_are_alike_in_chains():
+    """x is like y, y like z, x not like z: y is with x, so z holds two of three votes, not three of three."""
+
+    def alike(a, b):
+        return a == b or {a, b} in ({"x", "y"}, {"y", "z"})
+
+    pool = online_pool(["x", "y", "z", "z", "z", *["z"] * 5], [1.0] * 10)
+    settings = Settings(samples=10, keep=0.5, warm_up=5, window=2, consensus=0.7)
+    (found,) = [a for a in deepconf_online(pool, settings, alike) if a.size == "10"]
+    assert found.tokens == 50  # 3 of 5 is no consensus
+
+
+def test_strategies_that_vote_answer_with_one_sample():
+    pool = online_pool(["1"], [1.0])
+    pool = dataclasses.replace(pool, divergence=[[np.ones(5)]], stats=[[dataclasses.replace(
+        pool.stats[0][0], top1_logprob=np.zeros(5), entropy=np.zeros(5))]])  # fmt: skip
+    settings = Settings(samples=1)
+    found = pool_answers(pool, settings, tuple(VOTES), same)
+    found += [*deepconf_online(pool, settings, same), *kappa(pool, settings)]
+    assert {(a.strategy, a.size, a.answer, a.tokens) for a in found} == {
+        (name, "1", "1", 5) for name in (*VOTES, "deepconf_online", "kappa")
+    }
+    assert [settings.vote_sizes(n) for n in (1, 2, 6)] == [(1,), (2,), (2, 4, 6)]
+
+
+@pytest.mark.parametrize(("stop", "limit", "want"), [
+    ((), 9, [(0, 2, 1, 3), (2, 2, 1, 3)]), ((), 1, [(0,), (2,)]), (("\n\n",), 9, [(0, 2), (2,)]),
+    (("\n\n\n\nb",), 9, [(0, 2, 1, 3), (2, 2, 1)]),
+])  # fmt: skip
+def test_cot_decoding_ends_at_stop_strings_that_begin_in_the_first_token(monkeypatch, stop, limit, want):
+    spelled, outputs = [b"a", b"b", b"\n\n", b""], []
+
+    def generate(model, tokenizer, starts, config, key, batch_size):
+        rest = (2, 1, 3)[: config.max_new_tokens]
+        return [dataclasses.replace(trace(rest), id=q.id) for q in starts]
+
+    def statistics(model, traces, fields):
+        outputs.extend(t.token_ids for t in traces)
+        return [TokenStats(top1_logprob=np.zeros(len(i)), top2_logprob=np.zeros(len(i))) for i in outputs]
+
+    fakes = {
+        "encode_prompt": lambda tokenizer, question: [0],
+        "first_tokens": lambda context, prompts, count: np.array([[0, 2]]),
+        "token_bytes": lambda tokenizer, size: spelled,
+        "eos_ids": lambda config, tokenizer: (3,),
+        "generate": generate,
+        "token_statistics": statistics,
+    }
+    for name, fake in fakes.items():
+        monkeypatch.setattr(cot_module, name, fake)
+    model = types.SimpleNamespace(config=types.SimpleNamespace(vocab_size=4))
+    context = Context(model, None, [Question("q", "q", gold="b")], None, str, lambda *_: True, same)
+    settings = Settings(sample=SampleConfig(max_new_tokens=limit, stop=stop), first_tokens=2)
+    (found,) = cot_module.cot_decoding(context, settings)
+    assert outputs == want
+    assert found.tokens == sum(map(len, want))
 
 
 def parts(scores):

@@ -173,7 +173,18 @@ def test_file_comes_back_and_is_checked(tmp_path):
 
 def test_what_the_guarantee_leaves_out_is_said():
     assert outside(CatConfig(expand=1)) == []
-    assert outside(CatConfig(expand=2, num_answers=100)) == []
+    short = SampleConfig(max_new_tokens=8)
+    assert outside(CatConfig(expand=2, num_answers=50, sample=short)) == []  # 7 others, at 7 tokens each
+    assert "49 answers" in outside(CatConfig(expand=2, num_answers=49, sample=short))[0]
+    assert "9 answers" in outside(CatConfig(expand=2, num_answers=9))[0]  # slots are forked into again
     assert "8 answers" in outside(CatConfig(expand=2))[0]
     assert "3 answers" in outside(CatConfig(expand=1, num_answers=3))[0]
+    assert outside(CatConfig(expand=1, root_branches=3, num_answers=3)) == []
     assert "budget" in outside(CatConfig(expand=1, token_budget=100))[0]
+    assert "decided" in outside(CatConfig(expand=1, stop_decided=True))[0]
+
+
+def test_the_paths_of_a_calibration_are_whole_whatever_the_search_stops_at():
+    config = CatConfig(stop_decided=True, token_budget=100, num_answers=3, threshold=0.9, root_branches=3)
+    assert outside(unpruned(config)) == []
+    assert unpruned(config) == CatConfig(num_branches=3, expand=1)

@@ -100,6 +100,8 @@ def test_table_is_recomputed_from_the_answers_by_the_documented_script(program, 
     assert len({r["id"] for r in records}) == len(records)
     samples = read(folder / "whole" / "samples.jsonl")
     assert len(samples) == 16 * 4
+    for file in (folder / "whole").rglob("*.jsonl"):
+        assert all(set(record["schema"]) == {"name", "version"} for record in read(file)), file
     assert (folder / "whole" / "curve.png").stat().st_size > 1000
     assert "CaT against the others" in (folder / "whole" / "report.html").read_text(encoding="utf-8")
     # A sample's own record and its answer agree; votes cost what their samples cost.
@@ -216,6 +218,7 @@ def test_bad_traces_answers_and_alpha(program, tmp_path):
         ("evaluate", {"compare": f"{tmp_path},{tmp_path}"}, "answers.jsonl:1"),
         ("evaluate", good | {"benchmarks": "graph", "cat_sizes": "2,many"}, "--cat_sizes=2,many"),
         ("evaluate", good | {"benchmarks": "graph", "cat_sizes": "0"}, "--cat_sizes=0"),
+        ("evaluate", good | {"benchmarks": "graph", "temperature": 0}, "--temperature=0"),
         (
             "calibrate",
             {"model": model, "input": tmp_path, "output": tmp_path / "c.json", "alpha": 0},

@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -10,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from absl import flags
 
 from caspo_jax.records import question_to_record
 from caspo_jax.store import JsonlOutput
@@ -76,6 +78,8 @@ def test_all_stages(program, measured, tmp_path_factory, whole):
         "probe",
     }
     steps = read(out / "steps.jsonl")
+    for file in out.rglob("*.jsonl"):
+        assert all(set(record["schema"]) == {"name", "version"} for record in read(file)), file
     assert len(steps) == report["traces"]["steps"]
     for step in steps:
         for value in (*step["decisiveness"].values(), *step["confidence"].values()):
@@ -192,6 +196,18 @@ def test_stages_one_by_one_and_another_judge(program, measured, tmp_path, whole)
     assert set(report["faithfulness"]["recorded"]) == {"token", "entropy", "hidden", "hidden_running"}
 
 
+def test_a_stage_left_from_another_run_is_not_reported(program, measured, tmp_path, whole):
+    """Some stages run anew with other settings, the others' files still there."""
+    shutil.copytree(whole["folder"], tmp_path / "o")
+    flags = flags_of(measured, tmp_path / "o") | {"overwrite": True, "steps": "all", "plots": False}
+    code, _, err = program("faithfulness", **flags, stages="decisiveness,report")
+    assert (code, len(err.strip().splitlines())) == (1, 1)
+    assert "token.jsonl: measured with other settings than traces.jsonl (steps)" in err
+    for name in ("token", "hidden", "prefix", "probe"):
+        (tmp_path / "o" / f"{name}.jsonl").unlink()
+    assert program("faithfulness", **flags, stages="decisiveness,report")[0] == 0
+
+
 def test_compare(program, whole, tmp_path):
     folder = whole["folder"]
     code, printed, err = program("faithfulness", compare=f"{folder},{folder}", out_dir=tmp_path, draws=20)
@@ -212,6 +228,31 @@ def test_order(program, whole, tmp_path):
     code, _, err = program("faithfulness", order=f"{folder},nowhere", out_dir=tmp_path)
     assert (code, len(err.strip().splitlines())) == (1, 1)
     assert "no report.json in it" in err
+    for text, message in (
+        ("{", "not valid JSON"),
+        ("[]", "not a faithfulness"),
+        ('{"a": 1}', "not a faithfulness"),
+    ):
+        (tmp_path / "report.json").write_text(text)
+        code, _, err = program("faithfulness", order=f"{folder},{tmp_path}", out_dir=tmp_path / "o")
+        assert (code, len(err.strip().splitlines())) == (1, 1)
+        assert message in err
+
+
+def test_another_rubric_is_another_judge(program, tmp_path):
+    """A rubric's hash is in the manifest: scores by another one are not taken for these."""
+    from experiments import faithfulness_judges
+
+    rubric, seen = tmp_path / "r.md", []
+    judge = {"decisiveness_judge": TASK.policy_path, "rubric": rubric}
+    for text in ("Rate {step}", "Rate this: {step}"):
+        rubric.write_text(text)
+        assert (
+            program("faithfulness", out_dir=tmp_path, **judge)[0] == 1
+        )  # without --traces: its flags are set
+        seen.append(faithfulness_judges.build_scorers()[1])
+    assert seen[0]["judge"] == seen[1]["judge"]
+    assert seen[0]["rubric"] != seen[1]["rubric"]
 
 
 def test_hedge_writes_the_hedges_it_says(program, write, tmp_path):
@@ -249,6 +290,9 @@ def test_hedge_makes_all_three_from_nothing(program, tmp_path):
     before = contents(folder)
     assert program("hedge", **flags)[0] == 0
     assert contents(folder) == before
+    code, _, err = program("hedge", **flags, seed=1)
+    assert (code, len(err.strip().splitlines())) == (1, 1)
+    assert contents(folder) == before  # refused before anything is replaced
     code, _, err = program("hedge", model=TASK.policy_path)
     assert (code, len(err.strip().splitlines())) == (1, 1)
     assert "--out_dir, or --input and --output" in err
@@ -271,6 +315,26 @@ def test_bad_input_is_one_line(program, measured, tmp_path, changes, message):
     assert code == 1
     assert message in err
     assert len(err.strip().splitlines()) == 1
+
+
+@pytest.mark.parametrize("name", ["traces", "steps", "prefix"])
+def test_the_traces_that_are_read_are_not_written_over(program, measured, tmp_path, name):
+    mine = tmp_path / f"{name}.jsonl"
+    shutil.copy(measured, mine)
+    code, _, err = program("faithfulness", **(flags_of(mine, tmp_path) | {"stages": "decisiveness"}))
+    assert (code, len(err.strip().splitlines())) == (1, 1)
+    assert "choose another folder" in err
+    assert mine.read_bytes() == measured.read_bytes()
+    code, _, err = program("hedge", model=TASK.policy_path, input=mine, output=mine)
+    assert (code, len(err.strip().splitlines())) == (1, 1)
+    assert mine.read_bytes() == measured.read_bytes()
+
+
+@pytest.mark.parametrize("changes", [{"mu": 1.5}, {"delta": -0.1}, {"delta": 3}])
+def test_settings_of_rcc_outside_their_range(program, measured, tmp_path, changes):
+    """They would give confidences outside [0, 1], clipped without a word."""
+    with pytest.raises(flags.IllegalFlagValueError, match="range"):
+        program("faithfulness", **(flags_of(measured, tmp_path / "o") | changes))
 
 
 def test_without_traces(program, tmp_path):

@@ -38,6 +38,7 @@ def test_score_matches_transformers(program, write, tmp_path, name):
     assert code == 0, err
     scores = read(out)
     assert [s["id"] for s in scores] == ["0", "1", "2"]
+    assert all(s["schema"] == {"name": "score", "version": 1} for s in scores)
     for i, (row, score) in enumerate(zip(rows, scores)):
         assert len(score["logprob"]) == len(score["entropy"]) == len(row) - 2
         span = slice(1, len(row) - 1)

@@ -63,6 +63,21 @@ def test_late_positions_are_joined():
     assert metrics.position_groups([]).size == 0
 
 
+@settings(max_examples=40, deadline=None)
+@given(st.lists(st.integers(0, 12), min_size=1, max_size=80), st.integers(1, 12))
+def test_no_position_is_left_to_fewer_traces_than_asked_for(index, least):
+    """Also between positions of many traces: of long traces the first and the last step and a few others are sampled."""
+    index = np.array(index)
+    groups = metrics.position_groups(index, least)
+    reached = np.bincount(index)
+    asked = min(least, reached.max())
+    assert np.bincount(groups)[groups].min() >= asked
+    enough = reached[index] >= asked
+    np.testing.assert_array_equal(groups[enough], index[enough])
+    order = np.argsort(index, kind="stable")
+    assert (np.diff(groups[order]) >= 0).all()  # neighbours stay neighbours
+
+
 def test_bad_input():
     with pytest.raises(UserError, match="lengths differ"):
         metrics.permutation_baseline([0.1], [0.1, 0.2], [0], {})

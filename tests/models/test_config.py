@@ -193,6 +193,17 @@ def test_unused_sliding_windows_are_no_obstacle():
         ({"head_dim": 7}, ["head_dim"]),
         ({"vocab_size": 0}, ["vocab_size"]),
         ({"rope_theta": "big"}, ["rope_theta"]),
+        ({"rope_theta": 0}, ["theta", "greater than 0"]),
+        (
+            {"rope_theta": 1, "rope_scaling": {"rope_type": "yarn", "factor": 2.0}},
+            ["theta", "greater than 1"],
+        ),
+        ({"rope_scaling": {"rope_type": "linear", "factor": 0}}, ["factor", "greater than 0"]),
+        ({"rope_scaling": LLAMA3 | {"high_freq_factor": 0.5}}, ["high_freq_factor", "low_freq_factor"]),
+        ({"rope_scaling": "linear"}, ["rope_scaling", "linear"]),
+        ({"tie_word_embeddings": "false"}, ["tie_word_embeddings", "'false'"]),
+        ({"eos_token_id": "</s>"}, ["eos_token_id", "</s>"]),
+        ({"rms_norm_eps": "tiny"}, ["rms_norm_eps", "tiny"]),
     ],
 )
 def test_refusals_name_what_is_wrong(changes, words):
@@ -201,6 +212,73 @@ def test_refusals_name_what_is_wrong(changes, words):
     message = str(error.value)
     assert "\n" not in message
     assert all(word in message for word in words), message
+
+
+ODD = (None, "x", "4", 1.5, -1, 0, True, [], [1], [None], ["x"], {}, {"a": 1}, float("nan"), float("inf"))
+ROPES = {
+    "linear": {"factor": 2.0},
+    "llama3": LLAMA3 | {"original_max_position_embeddings": 128},
+    "yarn": {
+        "factor": 4.0,
+        "original_max_position_embeddings": 128,
+        "attention_factor": 1.2,
+        "mscale": 0.7,
+        "mscale_all_dim": 1.3,
+        "beta_fast": 32,
+        "beta_slow": 1,
+        "truncate": True,
+    },
+}
+
+
+def test_a_value_of_any_kind_is_read_or_refused_in_one_line():
+    """What is read gives frequencies that are numbers, and a config that can be written."""
+    full = hf(use_sliding_window=True, sliding_window=None, max_window_layers=4, layer_types=None)
+    full |= {
+        "attention_bias": False,
+        "mlp_bias": False,
+        "tie_word_embeddings": True,
+        "initializer_range": 0.1,
+    }
+    full |= {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0, "head_dim": 8, "rms_norm_eps": 1e-5}
+    full |= {"quantization_config": None, "rope_scaling": None, "rope_parameters": None, "torch_dtype": None}
+    cases = [full | {key: value} for key in full for value in ODD]
+    for kind, rope in ROPES.items():
+        rope = rope | {"rope_type": kind, "rope_theta": 1e4}
+        for name in ("rope_scaling", "rope_parameters"):
+            cases += [hf(**{name: rope | {key: value}}) for key in rope for value in ODD]
+    read, refusals = 0, []
+    for case in cases:
+        try:
+            config = ModelConfig.from_hf(case)
+        except UserError as error:
+            refusals.append(str(error))
+            continue
+        frequencies, factor = inverse_frequencies(config.rope, 8)
+        assert np.isfinite(frequencies).all()
+        assert np.isfinite(factor)
+        assert hash(ModelConfig.from_hf(json.loads(json.dumps(config.to_hf()))))
+        read += 1
+    assert not any("\n" in refusal for refusal in refusals)
+    assert 50 < read < len(cases) / 2
+
+
+@pytest.mark.parametrize("model_type, context", [("qwen2", 32768), ("qwen3", 32768), ("llama", 2048)])
+def test_the_context_that_a_config_leaves_out_is_the_architectures(model_type, context):
+    name = {"qwen2": "Qwen2ForCausalLM", "qwen3": "Qwen3ForCausalLM", "llama": "LlamaForCausalLM"}[model_type]
+    changes = {"model_type": model_type, "architectures": [name], "max_position_embeddings": None}
+    assert ModelConfig.from_hf(hf(**changes)).context == context
+    for scaling in (LLAMA3, {"rope_type": "yarn", "factor": 2.0}):
+        rope = ModelConfig.from_hf(hf(**changes, rope_scaling=scaling)).rope
+        assert rope.original_max_position_embeddings == context
+
+
+def test_the_original_context_is_read_where_these_architectures_read_it():
+    """Beside the rope section it belongs to others (Phi-3); transformers does not look at it here."""
+    beside = {"original_max_position_embeddings": 256}
+    inside = LLAMA3 | {"original_max_position_embeddings": 128}
+    assert ModelConfig.from_hf(hf(**beside, rope_scaling=inside)).rope.original_max_position_embeddings == 128
+    assert ModelConfig.from_hf(hf(**beside, rope_scaling=LLAMA3)).rope.original_max_position_embeddings == 512
 
 
 def test_config_files_that_cannot_be_read(tmp_path):
@@ -221,3 +299,6 @@ def test_eos_ids_are_merged_with_generation_config(tmp_path):
     assert config.eos_token_ids == (5, 7)
     assert json.loads(config.generation_json)["temperature"] == 0.7
     assert hash(config) == hash(ModelConfig.from_hf(tmp_path))
+    (tmp_path / "generation_config.json").write_text(json.dumps({"eos_token_id": ["</s>"]}))
+    with pytest.raises(UserError, match=r"generation_config\.json: eos_token_id"):
+        ModelConfig.from_hf(tmp_path)

@@ -210,6 +210,18 @@ def test_peft_files_round_trip(model, tmp_path, targets):
     assert (config["r"], config["lora_alpha"], config["use_rslora"]) == (4, 6, True)
     assert config["target_modules"] == list(loaded.lora.targets)
     assert {p.name for p in tmp_path.iterdir()} == {"in", "out"}
+    (tmp_path / "link").symlink_to(tmp_path / "out")
+    save_adapter(loaded, tmp_path / "link")
+    assert (tmp_path / "link").is_symlink()
+    assert (
+        json.loads((tmp_path / "out" / "adapter_config.json").read_text())["base_model_name_or_path"] is None
+    )
+
+
+def test_a_regular_expression_and_initial_values_that_leave_the_base_alone(model, tmp_path):
+    settings = {"target_modules": r".*\.(q|v)_proj", "init_lora_weights": "eva", "eva_config": {"rho": 1.0}}
+    folder = write_adapter(tmp_path / "in", hand_made(("self_attn.q_proj", "self_attn.v_proj")), **settings)
+    assert load_adapter(model, folder).lora.targets == ("q_proj", "v_proj")
 
 
 @pytest.mark.parametrize(

@@ -151,6 +151,20 @@ def test_saving_replaces_a_checkpoint_whole_and_nothing_else(golden, tmp_path):
     assert (tmp_path / "papers" / "thesis.tex").exists()
 
 
+def test_saving_through_a_link_and_into_the_working_folder(golden, tmp_path, monkeypatch):
+    model, _ = load_pretrained(golden / "llama_biases_yarn_fp32")
+    (tmp_path / "large_disk" / "m").mkdir(parents=True)
+    (tmp_path / "m").symlink_to(tmp_path / "large_disk" / "m")
+    for _ in range(2):
+        save_pretrained(model, None, tmp_path / "m")
+    assert (tmp_path / "m").is_symlink()
+    assert (tmp_path / "large_disk" / "m" / "model.safetensors").is_file()
+    monkeypatch.chdir(tmp_path / "large_disk" / "m")
+    save_pretrained(model, None, ".")
+    assert same_bits(tensors(tmp_path / "m"), tensors(golden / "llama_biases_yarn_fp32"))
+    assert os.listdir(tmp_path / "large_disk") == ["m"]
+
+
 def test_a_failed_save_leaves_the_old_checkpoint(golden, tmp_path):
     model, _ = load_pretrained(golden / "llama_biases_yarn_fp32")
     save_pretrained(model, None, tmp_path / "m")

@@ -33,6 +33,8 @@ def test_sizes_and_completion():
         ("data:1,data:1", "repeated"),
         ("data:0", "positive"),
         ("data:two", "two"),
+        ("data:--1", "--1"),
+        ("data:²", "²"),
         ("data", "positive"),
         ("data:-1,fsdp:-1", "cannot be completed"),
         (f"data:{jax.device_count() + 1}", "devices"),

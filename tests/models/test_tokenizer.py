@@ -39,6 +39,30 @@ def test_question_goes_through_the_chat_template(case):
     assert encode_prompt(tokenizer, Question("q", question=chat["messages"][0]["content"])) == chat["ids"]
 
 
+@pytest.mark.parametrize(
+    "template",
+    [
+        "{% for %}",
+        "{{ raise_exception('no system message') }}",
+        "{{ messages[5].content }}",
+        {"rag": "{{ 1 }}"},
+    ],
+)
+def test_a_chat_template_that_fails_is_named_with_its_question(golden, template):
+    tokenizer = load_tokenizer(golden / "tokenizers" / "qwen_like")
+    tokenizer.chat_template = template
+    with pytest.raises(UserError, match="'q7': the tokenizer's chat template fails") as error:
+        encode_prompt(tokenizer, Question("q7", question="x"))
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("field", ["prompt", "question"])
+def test_half_a_character_is_named_with_its_question(golden, field):
+    tokenizer = load_tokenizer(golden / "tokenizers" / "qwen_like")
+    with pytest.raises(UserError, match="'q7': character 1 is half a one"):
+        encode_prompt(tokenizer, Question("q7", **{field: "a\ud83d"}))
+
+
 def test_bytes_join_to_the_decoded_text(case):
     tokenizer, expected = case
     table = token_bytes(tokenizer, 520)

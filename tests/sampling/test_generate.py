@@ -134,6 +134,25 @@ def test_a_question_does_not_depend_on_its_neighbours(model_and_tokenizer, quest
     assert [t.token_ids for t in pieces] == [t.token_ids for t in traces]
 
 
+def test_each_question_has_its_own_limit(model_and_tokenizer, questions, sampled):
+    """Outputs end where theirs does, whatever the others have left, and only it must fit into the context."""
+    config, whole = sampled
+    most = dataclasses.replace(config, max_new_tokens=model_and_tokenizer[0].config.context)
+    limits = [16, 3, 9]
+    traces = cj.generate(*model_and_tokenizer, questions, most, KEY, limits=limits)
+    for trace, full, limit in zip(traces, whole, np.repeat(limits, 2), strict=True):
+        assert trace.token_ids == full.token_ids[:limit]
+        assert trace.finish_reason == ("length" if len(full.token_ids) > limit else full.finish_reason)
+    assert {len(trace.token_ids) for trace in traces} >= {3, 9}
+    for wrong, message in (
+        ([16, 3], "2 values for 3 questions"),
+        ([16, 0, 9], "holds 0"),
+        ([16, 17, 9], "holds 17"),
+    ):
+        with pytest.raises(UserError, match=message):
+            cj.generate(*model_and_tokenizer, questions, config, KEY, limits=wrong)
+
+
 def test_samples_do_not_depend_on_how_they_share_the_device(
     model_and_tokenizer, questions, sampled, monkeypatch
 ):

@@ -251,3 +251,6 @@ def test_attempts_draw_apart_and_the_first_is_the_tokens_own():
     np.testing.assert_array_equal(drawn[0, :5], np.float32(own))
     np.testing.assert_array_equal(drawn[0], np.asarray(token_uniforms(keys, jnp.int32(7))))
     assert np.abs(np.corrcoef(drawn) - np.eye(3)).max() < 0.06
+    # Token 7's second try is not what token 1 of the node's eighth child draws.
+    child = token_uniforms(fold_in(keys, jnp.int32(7)), jnp.int32(1))
+    assert abs(np.corrcoef(drawn[1], np.asarray(child))[0, 1]) < 0.06

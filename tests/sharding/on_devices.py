@@ -1,7 +1,8 @@
 """Runs in a process of its own with eight CPU devices: `python on_devices.py JOB FOLDER MESH ...`.
 
-JOB is `trees` or `rows` (three updates), `search` or `search_apart` (a CaT search, with layers apart), `compile` (an
-update's program) or `load` (bytes that a checkpoint's parts take); what a mesh (a flag, or `none`) gives is written to FOLDER/MESH.npz.
+JOB is `trees` or `rows` (three updates), `search` or `search_apart` (a CaT search, with layers apart, and
+a row that is measured), `compile` (an update's program) or `load` (bytes that a checkpoint's parts take); what a mesh (a
+flag, or `none`) gives is written to FOLDER/MESH.npz.
 """
 
 from __future__ import annotations
@@ -18,10 +19,11 @@ import jax
 import numpy as np
 from flax import nnx
 
+from caspo_jax.confidence.forced import StepRow, measure
 from caspo_jax.models import Decoder, load_pretrained, save_pretrained
 from caspo_jax.models.checkpoint import Checkpoint, read_parameter
 from caspo_jax.models.weights import parameter_sharding, weights
-from caspo_jax.sampling import CatConfig, SampleConfig, cat_search, model_decode
+from caspo_jax.sampling import CatConfig, SampleConfig, cat_search, generate, model_decode
 from caspo_jax.sharding import batch_ways, make_mesh, place
 from caspo_jax.tasks import get_task
 from caspo_jax.training import LossConfig, TrainConfig, train
@@ -29,7 +31,7 @@ from caspo_jax.training.data import RowStore
 from caspo_jax.training.plans import make_plan
 from caspo_jax.training.step_loss import loss_denominators
 from caspo_jax.training.train_step import fused_update, make_train_step
-from caspo_jax.types import Pair
+from caspo_jax.types import Pair, Question
 from tests.shapes import small_shape
 
 # Without DPO-Positive: its kink lies at a log-ratio of 0, where training starts, and the last bit decides on its side.
@@ -109,7 +111,15 @@ def run_search(mesh, apart=False):
     )
     questions = list(task.questions("train", 5, seed=3))
     results = cat_search(model, tokenizer, questions, config, jax.random.key(0))
+    # One row, which no number of devices divides, and a vocabulary that XLA looks for the largest of in a way of its own.
+    row = StepRow((1, 2, 3), tuple(range(12)), (0, 2, 12))
+    small = small_decoder(None if mesh is None else make_mesh("tensor:8"), vocab_size=512)
+    measured = measure(small, [row])
+    sampling = SampleConfig(max_new_tokens=6, top_k=5)
+    (drawn,) = generate(small, None, [Question("q", prompt_ids=(1, 2, 3))], sampling, jax.random.key(0))
     return {
+        "drawn": np.array(drawn.logprob),
+        "measured": np.concatenate([x for found in measured for x in (*found.stats.values(), found.q)]),
         "trees": json.dumps(
             [[(n.parent, n.token_ids, n.status, n.reason) for n in r.tree.nodes] for r in results]
         ),

@@ -42,7 +42,7 @@ def assert_same_updates(want, found):
 def assert_same_trees(want, found):
     assert json.loads(str(found["trees"])) == json.loads(str(want["trees"]))
     assert str(found["answers"]) == str(want["answers"])
-    for name in ("logprob", "confidence"):
+    for name in ("logprob", "confidence", "measured", "drawn"):
         np.testing.assert_allclose(found[name], want[name], atol=1e-4)
 
 

@@ -1,5 +1,6 @@
 """Answers: reading and comparing."""
 
+import re
 import threading
 
 import pytest
@@ -7,6 +8,7 @@ import pytest
 from caspo_jax.errors import UserError
 from caspo_jax.steps import equivalent, extract_answer, last_boxed
 from caspo_jax.steps.grading import Grader
+from caspo_jax.steps.grading_worker import braced
 
 
 @pytest.mark.parametrize(
@@ -22,12 +24,19 @@ from caspo_jax.steps.grading import Grader
         (r"so \boxed{2} and \boxed{3}.", "2, 3"),
         ("\\[\\boxed{2} \\quad \\text{and} \\quad\n\\boxed{3}\\]", "2, 3"),
         (r"$\boxed{5}$, $\boxed{5}$", "5"),
+        ("I shall put it within \\boxed{}.\nThe answer is 5.", "5"),  # what was asked, said once more
+        ("\\boxed{5}\n\nThe answer is within \\boxed{}, as asked.", "5"),
+        (r"\boxed{2}, \boxed{}", "2"),
+        (r"The answer is $\boxed{}$.", None),
         ("\\boxed{1}\n\nso\n\n\\boxed{2}", "2"),
         ("\\boxed{1},\n\n\\boxed{2}", "2"),
         ("Final Answer: The final answer is $12$. I hope it is correct.", "12"),
         ("work\n#### 1,200", "1,200"),
         ("Answer: 5\nFinal Answer: $x + 1$.", "x + 1"),
         ("**Answer:** 12", "12"),
+        ("The answer is **no solution**.", "no solution"),
+        ("The answer is *12*.", "12"),
+        ("The answer is **$x = 5$**.", "x = 5"),
         (r"The answer is \(3\).", "3"),
         ("Answer: 1\nlater #### 2", "2"),
         ("The answer is:\n\\[\n5\n\\]", "5"),
@@ -65,6 +74,16 @@ def test_math_answers(text, answer):
         ("integer", "The answer is 18, as required.", "18"),
         ("integer", "1,234, I think", "1234"),
         ("integer", "Answer: 12,34", None),
+        ("integer", "The answer is 5/2", None),
+        ("integer", "The answer is 12/4.", "3"),
+        ("integer", "Answer: 3 1/2", None),
+        ("integer", r"\boxed{\frac{1}{2}}", None),
+        ("integer", r"\boxed{5 \times 10^3}", None),
+        ("integer", "Answer: 2^{10}", None),
+        ("integer", "Answer: 12 cm^2", "12"),
+        ("integer", r"\boxed{12\text{ cm}^2}", "12"),
+        ("integer", r"\boxed{90^\circ}", "90"),
+        ("integer", "**7**", "7"),
         ("integer", r"\boxed{10\,080}", "10080"),
         ("integer", r"\boxed{32,\!348}", "32348"),
         ("string", "Answer: proved", "proved"),
@@ -159,6 +178,16 @@ def test_equivalence(gold, answer, kind, same):
         ("0.0011_{2}", "0.00110_2", True),
         ("152A_{11}", "152a_{11}", True),
         ("52_8", "52", True),
+        ("52_8", "x = 52_{3}", False),
+        ("52_8", "x = 52_{8}", True),
+        ("12_8, 13_8", "12_3, 13_3", False),
+        ("12_8, 13_8", r"13_{8} \text{ and } 12_{8}", True),
+        ("(12_8, 13_8)", "(12_8, 13_9)", False),
+        ("(12_8, 13_9)", "(12_9, 13_8)", False),
+        ("12_8, 13_8", "12_8", False),
+        ("12_8, 13_8", "12, 13", True),
+        (r"2007 + \frac\pi 2", r"2008 + \frac\pi 2", False),
+        (r"2007 + \frac\pi 2", r"2007 + \frac{\pi}{2}", True),
         ("0.0000672", "6.72 \\times 10^{-5}", True),
         ("0.0000672", "0.0000668", False),
         ("0.0000001", "0.0000002", False),
@@ -172,6 +201,26 @@ def test_equivalence(gold, answer, kind, same):
 def test_plain_numbers_in_either_order(one, other, same):
     assert equivalent(one, other) is same
     assert equivalent(other, one) is same
+
+
+@pytest.mark.parametrize("above", ["1", "x", "{20i}", r"\pi", r"\sqrt{2}", "{a^{2}}"])
+@pytest.mark.parametrize("below", ["2", "w", "{12}", r"\pi", r"\sqrt\pi", "{b_{1}}"])
+def test_arguments_without_braces(above, below):
+    def braces(text):
+        return text if text.startswith("{") else f"{{{text}}}"
+
+    whole = rf"\frac{braces(above)}{braces(below)}".replace(r"\sqrt\pi", r"\sqrt{\pi}")
+    found = braced(rf"\frac {above} {below}").replace(" ", "")
+    assert re.sub(r"{(\d)}", r"\1", found) == re.sub(r"{(\d)}", r"\1", whole)  # digits need none
+    assert braced(whole) == whole
+
+
+@pytest.mark.parametrize("digits", ["3" * 6000, "0." + "3" * 6000, "1_" + "3" * 6000, "5/" + "3" * 6000])
+def test_a_number_without_end_is_no_answer(digits):
+    assert extract_answer(f"The answer is {digits}", "integer") is None
+    assert not equivalent("1/3", digits)
+    assert not equivalent("5_3", digits)
+    assert not equivalent("3", digits, "integer")
 
 
 def test_comparison_off_the_main_thread():

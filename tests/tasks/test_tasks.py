@@ -28,6 +28,10 @@ def test_written_solutions_check_and_give_the_gold_answer(name):
         assert extract_answer("\n\n".join(steps)) == str(problem.answer)
 
 
+def test_answers_of_any_length():
+    assert [extract_answer(f"answer: {n}") for n in ("007", "000", "9" * 6000)] == ["7", "0", "9" * 6000]
+
+
 @pytest.mark.parametrize("name", TASKS)
 def test_slips_are_wrong_by_one_or_ten_and_the_steps_after_them_follow(name):
     task = get_task(name)

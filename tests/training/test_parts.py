@@ -203,6 +203,9 @@ def test_unknown_preset_and_bad_settings_are_named():
     for field, value in [
         ("batch_size", 0),
         ("learning_rate", -1.0),
+        ("seed", -1),
+        ("seed", 2**63),
+        ("eps", 0.0),
         ("warmup_fraction", 2.0),
         ("clip_norm", 0.0),
     ]:

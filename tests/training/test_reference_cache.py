@@ -2,6 +2,7 @@
 
 import dataclasses
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -10,13 +11,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from caspo_jax.errors import UserError
+from caspo_jax.models import LoraConfig, add_lora
 from caspo_jax.preferences.packing import pack_pairs
 from caspo_jax.training import LossConfig, TrainConfig, train
 from caspo_jax.training.data import RowStore
 from caspo_jax.training.plans import make_plan
-from caspo_jax.training.reference_cache import ReferenceCacheWarning, fill_references, weights_digest
+from caspo_jax.training.reference_cache import (
+    ReferenceCache,
+    ReferenceCacheWarning,
+    fill_references,
+    weights_digest,
+)
 
-from helpers import Toy, make_data  # isort: skip
+from helpers import Toy, make_data, tiny_decoder  # isort: skip
 
 PAIRS, VERIFIED = make_data(0)
 CONFIG = TrainConfig(batch_size=4, epochs=1, min_length=16, tensorboard=False)
@@ -122,6 +129,17 @@ def test_log_probs_that_are_not_finite_are_not_kept(tmp_path):
     with pytest.raises(UserError, match="reference"):
         filled(tmp_path, model=bad)
     assert not list(tmp_path.iterdir())
+
+
+def test_adapters_of_another_scale_are_another_reference(tmp_path):
+    """The arrays are the same; what they are multiplied with is in none of them."""
+    model = tiny_decoder()
+    paths = set()
+    for lora in (None, LoraConfig(1, 1.0), LoraConfig(1, 2.0), LoraConfig(1, 2.0, rslora=True)):
+        reference = model if lora is None else add_lora(model, lora, jax.random.key(0))
+        store = RowStore.build(PAIRS)
+        paths.add(ReferenceCache(tmp_path, reference, store, make_plan(store, CONFIG)).path)
+    assert len(paths) == 4
 
 
 def test_a_run_without_a_shared_folder_keeps_its_own(tmp_path):

@@ -2,9 +2,21 @@
 
 import json
 
+import pytest
+
 import caspo_jax as cj
+from caspo_jax.errors import UserError
 from caspo_jax.tasks import get_task
 from caspo_jax.training.stages import Policy, sample_stage
+
+
+@pytest.mark.parametrize(
+    "config, strategy", [(cj.CatConfig(), "sample"), (cj.SampleConfig(), "cat"), (cj.SampleConfig(), "beam")]
+)
+def test_a_strategy_of_another_config_is_refused(tmp_path, config, strategy):
+    with pytest.raises(UserError, match=f"strategy='{strategy}': with a {type(config).__name__}"):
+        sample_stage(None, [], tmp_path / "t.jsonl", config, strategy=strategy)
+    assert not any(tmp_path.iterdir())
 
 
 def test_a_search_that_stops_early_reads_answers_as_the_vote_does(tmp_path):

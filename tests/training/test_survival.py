@@ -13,12 +13,19 @@ import time
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from caspo_jax.errors import Interrupted, UserError
 from caspo_jax.training import LossConfig, TrainConfig, make_train_step, train
-from caspo_jax.training.checkpoints import CHECKSUMS, ORBAX_NOTES, DamagedCheckpointWarning, damage_of
+from caspo_jax.training.checkpoints import (
+    CHECKSUMS,
+    ORBAX_NOTES,
+    Checkpoints,
+    DamagedCheckpointWarning,
+    damage_of,
+)
 from caspo_jax.training.nonfinite import MOST_IN_A_ROW
 from caspo_jax.training.preemption import StopNotice
 from caspo_jax.training.restore import restore_trained
@@ -163,6 +170,24 @@ def test_the_checkpoint_before_a_damaged_one_is_used(whole, tmp_path, damage):
     assert damage_of(folder / "checkpoints" / "5") is None  # it was written again
 
 
+def test_a_damaged_checkpoint_is_none_of_those_that_are_kept(whole, tmp_path):
+    """It was passed over, and what is written before it is all that the next start has."""
+    folder = shutil.copytree(whole[0], tmp_path / "run")
+    for step in ("4", "5"):
+        truncate(folder / "checkpoints" / step)
+    config = dataclasses.replace(CONFIG, keep_checkpoints=1, save_every=3)
+
+    def die(record):
+        if record["step"] == 4:
+            raise KeyboardInterrupt
+
+    with pytest.warns(DamagedCheckpointWarning), pytest.raises(KeyboardInterrupt):
+        run(folder, config, callback=die)
+    resumed, summary = run(folder, config)
+    assert summary.resumed_from == 3
+    assert_same(whole[1], resumed)
+
+
 def test_with_every_checkpoint_damaged_the_run_starts_anew(whole, tmp_path):
     folder = shutil.copytree(whole[0], tmp_path / "run")
     for step in ("4", "5"):
@@ -200,6 +225,17 @@ def test_the_best_checkpoint_is_kept_and_exported(tmp_path):
     assert any(np.any(a != b) for a, b in zip(leaves(exported), leaves(stopped)))
     with pytest.raises(UserError, match="last, best"):
         restore_trained(Toy(), tmp_path, "newest")
+
+
+def test_the_best_of_one_metric_is_not_held_against_another(tmp_path):
+    state, folder = make_train_step(Toy(), CONFIG, 1)[1], tmp_path / "checkpoints"
+    checkpoints = Checkpoints(folder, keep=1, background=False)
+    values = ((1, 9.0, "max a"), (2, 8.0, "max a"), (3, -5.0, "min b"), (4, -7.0, "min b"))
+    for step, value, of in values:
+        checkpoints.save(dataclasses.replace(state, step=jnp.int32(step)), {}, value, of)
+    assert checkpoints.best() == 3
+    assert checkpoints.steps == [3, 4]
+    checkpoints.close()
 
 
 def test_an_unknown_metric_is_named(tmp_path):

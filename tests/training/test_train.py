@@ -291,6 +291,13 @@ def test_nothing_to_train_on_is_refused():
         train(Toy(), [unready], CONFIG, verified=VERIFIED)
 
 
+@pytest.mark.parametrize("weight", [-1.0, np.nan, np.inf])
+def test_weights_that_mean_nothing_are_refused(weight):
+    pairs = [PAIRS[0], dataclasses.replace(PAIRS[1], weight=weight)]
+    with pytest.raises(UserError, match=r"q1-s0.*weight"):
+        train(Toy(), pairs, CONFIG, verified=VERIFIED)
+
+
 def test_bfloat16_models_train_on_float32_masters():
     model = Toy(dtype=jnp.bfloat16)
     # One update of 1e-5 is lost in a bfloat16 weight near 1; the master keeps it.

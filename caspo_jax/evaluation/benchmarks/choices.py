@@ -39,7 +39,7 @@ def _judge(kind: AnswerKind, answer: str, question: Question, sandbox: Sandbox |
 
 def _letter_of(row: Row, options: list[str]) -> str:
     letter = text(row, "answer").strip().upper()
-    if letter not in string.ascii_uppercase[: len(options)]:
+    if letter not in tuple(string.ascii_uppercase[: len(options)]):
         raise UserError(f"field `answer` is {letter!r}, no letter of {len(options)} options")
     return letter
 

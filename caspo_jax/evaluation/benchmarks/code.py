@@ -11,7 +11,7 @@ import textwrap
 from typing import Any
 
 from caspo_jax.evaluation.benchmarks.base import Benchmark, Row, identity, text
-from caspo_jax.evaluation.benchmarks.blocks import FENCE, block_for, code_in, parsed, same_code
+from caspo_jax.evaluation.benchmarks.blocks import FENCE, block_for, code_in, expression, parsed, same_code
 from caspo_jax.evaluation.benchmarks.loading import Source
 from caspo_jax.evaluation.execution import Sandbox
 from caspo_jax.steps.answers import extract_answer
@@ -145,9 +145,10 @@ def _stated(answer: str) -> tuple[str | None, str | None]:
 
 
 def _literal(source: str) -> Any:
+    tree = expression(source)
     try:
-        return ast.literal_eval(source)
-    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):
+        return _MISSING if tree is None else ast.literal_eval(tree)
+    except (ValueError, TypeError, MemoryError, RecursionError):
         return _MISSING
 
 
@@ -159,26 +160,19 @@ def _judge_output(answer: str, question: Question, sandbox: Sandbox | None) -> b
         return bool(expected == given)
     if sandbox is None:
         return None
-    if _expression(answer) is None:
+    if expression(answer) is None:
         return False
     return sandbox.passes(f"assert ({gold}) == ({answer})")
 
 
 def _judge_input(answer: str, question: Question, sandbox: Sandbox | None) -> bool | None:
     """By running the call; what is not the inside of one call's parentheses is wrong."""
-    tree = _expression(f"f({answer})")
+    tree = expression(f"f({answer})")
     if not isinstance(tree, ast.Call) or not isinstance(tree.func, ast.Name):
         return False
     if sandbox is None:
         return None
     return sandbox.passes(f"{question.extra['code']}\n\nassert f({answer}) == ({question.extra['output']})")
-
-
-def _expression(source: str) -> ast.expr | None:
-    try:
-        return ast.parse(source.strip(), mode="eval").body
-    except (SyntaxError, ValueError, MemoryError, RecursionError):
-        return None
 
 
 _CRUXEVAL = Source("cruxeval-org/cruxeval", "test", "b96af0450242eb4da433032b90998f25588a5d0f", "MIT")

@@ -7,9 +7,10 @@ when the time is up, and when the host dies.
 * With namespaces (root, or a kernel that lets users have them): its own processes, mounts, network and IPC. It sees the
   system's programs and this Python, read-only, and one small folder in memory that goes with it; as many processes as
   the limit says; a user id of its own where the host is root; a system-call filter on top.
-* Without (most containers): a stronger system-call filter. No new processes, no signals to others, no message to a
-  socket but those of its own pairs, no file can be created, changed or removed anywhere; Landlock, where the kernel has
-  it, leaves only the system's programs and this Python readable.
+* Without (most containers): a stronger system-call filter. No new processes, no signals to others and no say in their
+  scheduling, no message to a socket but those of its own pairs (of streams and of ordered packets, not of datagrams), no
+  file can be created, changed, locked or removed anywhere; Landlock, where the kernel has it, leaves only the system's
+  programs and this Python readable.
 
 Where neither can be had (not Linux; a machine that is neither x86-64 nor 64-bit Arm and has no namespaces), nothing
 is run.
@@ -104,7 +105,9 @@ class Sandbox:
         """
         limits = limits or self.limits
         real = os.path.realpath(self._python)
-        prefixes = [sys.prefix, sys.base_prefix] if self._python == sys.executable else []
+        prefixes = (
+            [sys.prefix, sys.base_prefix] if self._python == sys.executable else _environment(self._python)
+        )
         prefixes += [os.path.realpath(p) for p in prefixes] + [os.path.dirname(os.path.dirname(real))]
         request = {
             "host": os.getpid(),
@@ -175,6 +178,12 @@ def open_sandbox(
         except UserError:  # some systems grant namespaces in which nothing can be mounted
             pass
     return _tried(Sandbox(limits, False, python))
+
+
+def _environment(python: str) -> list[str]:
+    """The virtual environment that an interpreter belongs to, if it does."""
+    folder = os.path.dirname(os.path.dirname(os.path.abspath(python)))
+    return [folder] if os.path.isfile(os.path.join(folder, "pyvenv.cfg")) else []
 
 
 def _tried(sandbox: Sandbox) -> Sandbox:

@@ -15,7 +15,7 @@ from caspo_jax.steps.rollouts import Generate
 PROMPT_FILE = Path(__file__).with_name("contradiction_prompt.md")
 _FIELDS = ("question", "prefix", "step", "continuation")
 _VERDICT = re.compile(r"[*_\s]*contradiction[*_\s]*:[*_\s]*(yes|no)[*_.\s]*", re.IGNORECASE)
-_NUMBER = re.compile(r"(?<![\w.])[-−]?\d+(?:[.,/]\d+)*(?![\w])")
+_NUMBER = re.compile(r"(?<![\w.])[-−]?\d+(?:[.,/]\d+)*(?!\w|[.,/]\d)")  # of `2.5kg` nothing, and never 2
 
 Contradicts = bool | None  # None: could not be told
 

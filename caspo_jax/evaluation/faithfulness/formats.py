@@ -7,7 +7,13 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from caspo_jax.errors import UserError
-from caspo_jax.evaluation.faithfulness.thinking import CLOSE, OPEN
+from caspo_jax.evaluation.faithfulness.messages import (
+    Messages,
+    message_text,
+    messages_in,
+    plain_messages,
+    reasoning_of,
+)
 from caspo_jax.records import trace_from_record
 from caspo_jax.types import FinishReason, Trace
 
@@ -37,7 +43,7 @@ class Source:
     question: str | None = None
     prompt: str | None = None
     prompt_ids: tuple[int, ...] | None = None
-    messages: tuple[dict[str, str], ...] | None = None
+    messages: Messages | None = None
     tokens: tuple[RecordedToken, ...] = ()
     gold: str | None = None
     correct: bool | None = None
@@ -125,10 +131,12 @@ def _choices(record: Record, default_id: str) -> list[Source]:
     sources = []
     for index, choice in enumerate(body["choices"]):
         message = choice.get("message")
-        text = choice.get("text") if message is None else _message_text(message)
+        text = choice.get("text") if message is None else message_text(message)
         if not isinstance(text, str):
             raise UserError(f"choices[{index}] has neither `text` nor a `message` with text")
-        tokens = () if message is not None and _reasoning(message) else _choice_tokens(choice.get("logprobs"))
+        tokens = (
+            () if message is not None and reasoning_of(message) else _choice_tokens(choice.get("logprobs"))
+        )
         finish = _finish(choice.get("finish_reason"))
         sources.append(
             _one(common, index, len(body["choices"]), text=text, tokens=tokens, finish_reason=finish)
@@ -174,7 +182,9 @@ def _lm_eval(record: Record, default_id: str) -> list[Source]:
         raise UserError("`resps` holds no generated text: only samples of generation tasks are traces")
     identity = record.get("doc_id", record.get("id", default_id))
     common = _common({**record, "id": identity}, default_id, "lm-eval")
-    common["prompt"], common["question"] = _lm_eval_prompt(record.get("arguments")), None
+    prompt = _lm_eval_prompt(record.get("arguments"))
+    common["messages"] = None if prompt is None else messages_in(prompt)
+    common["prompt"], common["question"] = (None if common["messages"] else prompt), None
     target = record.get("target")
     common["gold"] = None if isinstance(target, (list, dict)) else _string(target)
     score = next(
@@ -186,12 +196,14 @@ def _lm_eval(record: Record, default_id: str) -> list[Source]:
 
 
 def _lm_eval_prompt(arguments: Any) -> str | None:
+    """The first request's text; a chat that was sent to a server is JSON in a list of its own."""
     if isinstance(arguments, Mapping):
         arguments = next(iter(arguments.values()), None)
-        return _string(arguments.get("arg_0")) if isinstance(arguments, Mapping) else None
-    if isinstance(arguments, list) and arguments and isinstance(arguments[0], list) and arguments[0]:
-        return _string(arguments[0][0])
-    return None
+        first = arguments.get("arg_0") if isinstance(arguments, Mapping) else None
+    else:
+        first = arguments[0] if isinstance(arguments, list) and arguments else None
+        first = first[0] if isinstance(first, list) and first else None
+    return _string(first[0] if isinstance(first, list) and len(first) == 1 else first)
 
 
 def _inspect(record: Record, default_id: str) -> list[Source]:
@@ -203,7 +215,7 @@ def _inspect(record: Record, default_id: str) -> list[Source]:
     common["group"] = identity
     asked = record.get("input")
     if isinstance(asked, list):
-        common["messages"] = tuple(_plain_message(m) for m in asked)
+        common["messages"] = plain_messages(asked)
     else:
         common["question"] = _string(asked)
     target = record.get("target")
@@ -216,12 +228,10 @@ def _inspect(record: Record, default_id: str) -> list[Source]:
     sources = []
     for index, choice in enumerate(choices):
         message = choice["message"]
-        tokens = () if _reasoning(message) else _choice_tokens(choice.get("logprobs"))
+        tokens = () if reasoning_of(message) else _choice_tokens(choice.get("logprobs"))
         finish = _finish(choice.get("stop_reason"))
         sources.append(
-            _one(
-                common, index, len(choices), text=_message_text(message), tokens=tokens, finish_reason=finish
-            )
+            _one(common, index, len(choices), text=message_text(message), tokens=tokens, finish_reason=finish)
         )
     return sources
 
@@ -238,7 +248,13 @@ def _common(record: Record, default_id: str, name: str) -> dict[str, Any]:
     identity = next(
         (
             record[k]
-            for k in ("id", "custom_id", "request_id", "unique_id", "idx")
+            for k in (
+                "custom_id",
+                "id",
+                "request_id",
+                "unique_id",
+                "idx",
+            )  # of a batch, `id` is the server's own
             if record.get(k) is not None
         ),
         default_id,
@@ -254,7 +270,7 @@ def _common(record: Record, default_id: str, name: str) -> dict[str, Any]:
         ),
         "prompt": record["prompt"] if isinstance(record.get("prompt"), str) else None,
         "prompt_ids": tuple(int(i) for i in prompt_ids) if isinstance(prompt_ids, list) else None,
-        "messages": tuple(_plain_message(m) for m in messages) if isinstance(messages, list) else None,
+        "messages": plain_messages(messages) if isinstance(messages, list) else None,
         "gold": None if isinstance(gold, (list, dict)) else _string(gold),
         "group": _string(record.get("question_id")),
     }
@@ -264,37 +280,6 @@ def _one(common: dict[str, Any], index: int, count: int, **fields: Any) -> Sourc
     identity = common["id"] if count == 1 else f"{common['id']}/{index}"
     group = common["group"] if common.get("group") or count == 1 else common["id"]
     return Source(**(common | {"id": identity, "group": group} | fields))
-
-
-def _message_text(message: Mapping[str, Any]) -> str:
-    """A message's text, reasoning that was split off put back between its tags."""
-    content, reasoning = message.get("content"), _reasoning(message)
-    if isinstance(content, list):
-        parts = [
-            p.get("text")
-            for p in content
-            if isinstance(p, Mapping) and p.get("type") in ("text", "output_text")
-        ]
-        content = "".join(p for p in parts if isinstance(p, str))
-    content = content if isinstance(content, str) else ""
-    return f"{OPEN}\n{reasoning.strip()}\n{CLOSE}\n\n{content}" if reasoning else content
-
-
-def _reasoning(message: Mapping[str, Any]) -> str:
-    for field in ("reasoning_content", "reasoning"):
-        if isinstance(message.get(field), str):
-            return message[field]
-    content = message.get("content")
-    if not isinstance(content, list):
-        return ""
-    parts = [p.get("reasoning") for p in content if isinstance(p, Mapping) and p.get("type") == "reasoning"]
-    return "\n\n".join(p for p in parts if isinstance(p, str))
-
-
-def _plain_message(message: Any) -> dict[str, str]:
-    if not isinstance(message, Mapping) or not isinstance(message.get("role"), str):
-        raise UserError("a message needs `role` and `content`")
-    return {"role": message["role"], "content": _message_text(message)}
 
 
 def _finish(reason: Any) -> FinishReason:

@@ -12,6 +12,7 @@ from caspo_jax.evaluation.faithfulness.patterns import PLAIN, Lexicon, Match, lo
 from caspo_jax.evaluation.faithfulness.wording import sentences, vocabulary, words
 
 QUESTIONS = {"yes_no": 0.35, "wh": 0.5, "tag": 0.45}
+_DIGITS = 12  # decimals of a score
 _REACH = 5  # tokens that a negation reaches forward
 _SURE = vocabulary("sure certain confident positive confidence certainty convinced")
 
@@ -101,8 +102,11 @@ class LexiconScorer:
         if not scored:
             return None
         values = [sentence.decisiveness for sentence in scored]
-        mean = (sum(values[:-1]) + self.closing * values[-1]) / (len(values) - 1 + self.closing)
-        return min(1.0, max(0.0, (1.0 - self.weakest) * mean + self.weakest * min(values)))
+        total = math.fsum([*values[:-1], self.closing * values[-1]])
+        mean = total / (len(values) - 1 + self.closing)
+        found = (1.0 - self.weakest) * mean + self.weakest * min(values)
+        # Ten plain sentences and one are equally decisive: a rank correlation must not see the last bits of a sum.
+        return round(min(1.0, max(0.0, found)), _DIGITS)
 
     def _sentence(self, sentence: str) -> SentenceScore:
         tokens = words(sentence)

@@ -110,6 +110,16 @@ def _segments(
     return found
 
 
+def token_ids_by_bytes(tokenizer: object, spelled: Sequence[bytes]) -> dict[bytes, int]:
+    """What a server says a token spells -> its id: of a special token, which spells nothing, that is its name."""
+    found = {data: i for i, data in enumerate(spelled) if data}
+    vocabulary: dict[str, int] = getattr(tokenizer, "get_vocab", dict)()
+    for name, index in vocabulary.items():
+        if index < len(spelled) and not spelled[index]:
+            found.setdefault(name.encode("utf-8", "surrogatepass"), index)
+    return found
+
+
 def spelled_tags(tokenizer: object, token_bytes: Sequence[bytes]) -> list[bytes]:
     """`token_bytes` where `<think>` and `</think>` have their text even if the tokenizer calls them special."""
     spelled = list(token_bytes)

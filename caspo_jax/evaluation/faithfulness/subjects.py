@@ -14,7 +14,7 @@ import numpy as np
 from caspo_jax.confidence.forced import StepRow
 from caspo_jax.errors import UserError
 from caspo_jax.evaluation.faithfulness.formats import Source
-from caspo_jax.evaluation.faithfulness.placing import place_steps, spelled_tags
+from caspo_jax.evaluation.faithfulness.placing import place_steps, spelled_tags, token_ids_by_bytes
 from caspo_jax.evaluation.faithfulness.thinking import OPEN, Status, thinking_steps
 from caspo_jax.models import encode_prompt, token_bytes
 from caspo_jax.records import trace_from_record, trace_to_record
@@ -90,7 +90,7 @@ def prepare(
     if tokenizer is None:
         raise UserError("the checkpoint has no tokenizer: steps cannot be placed on tokens")
     spelled = spelled_tags(tokenizer, token_bytes(tokenizer, config.vocab_size))
-    inverse = {data: i for i, data in enumerate(spelled) if data}
+    inverse = token_ids_by_bytes(tokenizer, spelled)
     prompts = [_prompt_ids(source, tokenizer) for source in sources]
     opened = [_ends_open(prompt, spelled) for prompt in prompts]
     whole = which == "all"

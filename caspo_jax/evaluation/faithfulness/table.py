@@ -10,12 +10,15 @@ from typing import Any
 import numpy as np
 
 from caspo_jax.errors import UserError
-from caspo_jax.evaluation.faithfulness.stages import read_stage
+from caspo_jax.evaluation.faithfulness.stages import check_settings, read_stage
 from caspo_jax.evaluation.faithfulness.subjects import Subject
+from caspo_jax.records import schema
 
 ESTIMATORS = ("token", "entropy", "hidden", "hidden_running", "prefix", "probe")
 # Beside the estimators in the calibration block: exp of the mean and of the sum of the log-probs.
 LIKELIHOODS = ("mean_logprob", "sum_logprob")
+_STAGES = ("decisiveness", "token", "hidden", "prefix", "probe")
+_DIGITS = 12  # decimals of a trace's mean
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,13 +48,11 @@ def build_table(
     published.
 
     Raises:
-      UserError: no decisiveness, a file of other traces.
+      UserError: no decisiveness, a file of other traces or by another checkpoint than `traces.jsonl`.
     """
     folder = Path(folder)
-    files = {
-        name: read_stage(folder / f"{name}.jsonl")
-        for name in ("decisiveness", "token", "hidden", "prefix", "probe")
-    }
+    check_settings(folder, _STAGES)
+    files = {name: read_stage(folder / f"{name}.jsonl") for name in _STAGES}
     if not files["decisiveness"]:
         raise UserError(f"{folder}: no decisiveness.jsonl; run the stage `decisiveness` first")
     counts = [len(s.trace.steps) for s in subjects]
@@ -98,7 +99,7 @@ def step_records(table: Table) -> list[dict[str, Any]]:
         sure = {name: _json(values[i]) for name, values in table.confidence.items()}
         records.append(
             {
-                "schema": {"name": "faithfulness_step", "version": 1},
+                "schema": schema("faithfulness_step"),
                 "id": f"{table.trace_ids[table.trace[i]]}/{table.index[i]}",
                 "trace_id": table.trace_ids[table.trace[i]],
                 "question_id": table.group[i],
@@ -172,7 +173,8 @@ def _means(values: np.ndarray, trace: np.ndarray, traces: int) -> np.ndarray:
     known = ~np.isnan(values)
     count = np.bincount(trace[known], minlength=traces)
     total = np.bincount(trace[known], values[known], traces)
-    return np.where(count > 0, total / np.maximum(count, 1), np.nan)
+    # Means of equal steps are equal, however many there are: a rank correlation sees the last bits of a sum.
+    return np.where(count > 0, np.round(total / np.maximum(count, 1), _DIGITS), np.nan)
 
 
 def _last(values: np.ndarray, trace: np.ndarray, traces: int) -> np.ndarray:

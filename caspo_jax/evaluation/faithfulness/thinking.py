@@ -59,12 +59,14 @@ def thinking_steps(
     """Paragraphs inside the thinking blocks of a text.
 
     A block runs from `<think>` to the next `</think>`, or to the end if it is never closed (a trace cut by its
-    length limit). A `</think>` before any `<think>` closes a block that the prompt opened. A paragraph ends at the
+    length limit). A `</think>` before any `<think>` closes a block that the prompt opened; of a prompt that is known to
+    have opened one, the first `</think>` does so, whatever tags the thought names. A paragraph ends at the
     delimiter (the library's one definition of a step) and loses the white space around it.
 
     Args:
         text: a model's output.
-        opened: the prompt ended with `<think>`, so that a text without tags is an unclosed block.
+        opened: the prompt ended with `<think>`, so that a text without tags is an unclosed block. A text that begins
+            with the tag opens its own.
         whole_text: take the whole text where there is no thinking; its status is still `none`.
         delimiter: what ends a paragraph.
         giant: characters above which a single paragraph counts as giant.
@@ -106,13 +108,14 @@ def _blocks(text: str, opened: bool) -> tuple[list[Span], bool]:
     """The blocks, and whether the last one is closed."""
     first_open, first_close = text.find(OPEN), text.find(CLOSE)
     blocks: list[Span] = []
-    if first_close >= 0 and (first_open < 0 or first_close < first_open):
+    position = 0
+    # Words before a `<think>` belong to the block that the prompt opened, and the tag with them.
+    goes_on = opened and (first_open < 0 or bool(text[:first_open].strip()))
+    if first_close >= 0 and (goes_on or first_open < 0 or first_close < first_open):
         blocks.append(Span(0, first_close))
         position = first_close + len(CLOSE)
-    elif opened and first_open < 0:
+    elif goes_on:
         return [Span(0, len(text))], False
-    else:
-        position = 0
     while (start := text.find(OPEN, position)) >= 0:
         start += len(OPEN)
         end = text.find(CLOSE, start)

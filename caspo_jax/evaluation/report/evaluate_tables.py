@@ -16,7 +16,7 @@ _CONFIDENCE: Mapping[str, tuple[str, str, bool | None]] = {
     "auroc": ("AUROC", "does it rank right above wrong? pooled", True),
     "within_question": ("in question", "the same, within a question", True),
     "within_prefix": ("siblings", "the same, among the candidates of one prefix", True),
-    "length_controlled": ("length controlled", "AUROC after regressing out the length", True),
+    "length_controlled": ("length controlled", "AUROC among items of like length", True),
     "auprc_errors": ("AUPRC", "average precision at finding errors", True),
     "aurc": ("AURC", "area under risk and coverage", False),
     "bias": ("bias", "mean confidence minus accuracy", None),
@@ -46,7 +46,7 @@ def evaluate_tables(summaries: Mapping[str, Any], prefix: str = "") -> dict[str,
             found[name] = _by_benchmark(
                 rows, prefix, f"{summary.get('b', 'B')} against {summary.get('a', 'A')}", _compared
             )
-        elif name.startswith("confidences.") and "auroc" in rows[0]:
+        elif name.startswith("confidences.") and {"auroc", "confidence"} <= set(rows[0]):
             kind = name.removeprefix("confidences.")
             head = summary.get("overview") or {}
             found[name] = [_confidences(rows, f"{prefix}Confidences of {kind}", head)]

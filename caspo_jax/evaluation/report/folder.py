@@ -67,8 +67,8 @@ class Run:
 
     @property
     def summary(self) -> Mapping[str, Any]:
-        """The main summary, empty if there is none."""
-        return self.summaries.get("summary", {})
+        """The main summary, empty if there is none, or if it is no record."""
+        return _main(self.summaries)
 
 
 def load_run(path: str | Path, name: str | None = None) -> Run:
@@ -112,14 +112,14 @@ def load_run(path: str | Path, name: str | None = None) -> Run:
         name=name or path.resolve().name,
         path=path,
         summaries=summaries,
-        manifests={f.relative_to(path).as_posix(): _json(f) for f in _files(path, "manifest.json")},
+        manifests={f.relative_to(path).as_posix(): _object(f) for f in _files(path, "manifest.json")},
         traces=traces,
         trees=trees,
         pairs=pairs,
         scores=scores,
         metrics=metrics,
         pictures=sorted(path.glob("*.png")),
-        policies=_policies(path, summaries.get("summary", {})),
+        policies=_policies(path, _main(summaries)),
     )
     if not (summaries or traces or trees or pairs or metrics):
         raise UserError(f"{path}: no summary and no records of traces, trees or pairs to report")
@@ -201,18 +201,29 @@ def _json(file: Path) -> Any:
         raise UserError(f"{file}: not valid JSON ({error})") from error
 
 
+def _object(file: Path) -> Mapping[str, Any]:
+    found = _json(file)
+    if not isinstance(found, Mapping):
+        raise UserError(f"{file}: expected a JSON object, found {type(found).__name__}")
+    return found
+
+
+def _main(summaries: Mapping[str, Any]) -> Mapping[str, Any]:
+    found = summaries.get("summary")
+    return found if isinstance(found, Mapping) else {}
+
+
 def _vote(file: Path) -> str:
     manifest = file.with_name(file.name + ".manifest.json")
-    sampling = _json(manifest).get("config", {}).get("sampling", {}) if manifest.is_file() else {}
+    sampling = _object(manifest).get("config", {}).get("sampling", {}) if manifest.is_file() else {}
     return sampling.get("vote", "sequence")
 
 
-def _policies(path: Path, summary: Any) -> list[Path]:
+def _policies(path: Path, summary: Mapping[str, Any]) -> list[Path]:
     """Folders whose tokenizer may have written the traces: the run's own, then those that its summary names."""
     found = [p.parent for p in sorted(path.rglob("tokenizer.json"))]
-    if isinstance(summary, Mapping):
-        for policy in summary.get("policies") or ():
-            folder = Path(str(policy.get("path", ""))) if isinstance(policy, Mapping) else Path()
-            if (folder / "tokenizer.json").is_file():
-                found.append(folder)
+    for policy in summary.get("policies") or ():
+        folder = Path(str(policy.get("path", ""))) if isinstance(policy, Mapping) else Path()
+        if (folder / "tokenizer.json").is_file():
+            found.append(folder)
     return list(dict.fromkeys(found))

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from caspo_jax.evaluation.report.cells import interval_text
-from caspo_jax.evaluation.report.evaluate_tables import rows_of, spoken
+from caspo_jax.evaluation.report.evaluate_tables import Rows, rows_of, spoken
 from caspo_jax.evaluation.report.faithfulness_tables import is_faithfulness
 from caspo_jax.evaluation.report.folder import Run
 
@@ -17,13 +17,22 @@ def headlines(run: Run) -> list[str]:
     found = []
     policies = [p for p in run.summary.get("policies") or () if isinstance(p, Mapping)]
     found += _policies(policies, run.summary)
-    found += _strategies(rows_of(run.summaries.get("table")), rows_of(run.summaries.get("paired")))
+    found += _strategies(
+        _whole(run.summaries.get("table"), "benchmark", "strategy", "size", "questions", "tokens"),
+        _whole(run.summaries.get("paired"), "benchmark", "strategy", "size", "baseline", "verdict"),
+    )
     for kind in ("steps", "paths"):
-        found += _confidences(kind, rows_of(run.summaries.get(f"confidences.{kind}")))
+        found += _confidences(kind, _whole(run.summaries.get(f"confidences.{kind}"), "confidence"))
     for summary in run.summaries.values():
         if is_faithfulness(summary):
             found += _compared(summary) if "calibration" not in summary else _faithfulness(summary)
     return found
+
+
+def _whole(summary: Any, *fields: str) -> Rows:
+    """The rows of a table, none unless all have these fields: other tables may bear its name."""
+    rows = rows_of(summary)
+    return rows if all(set(fields) <= set(row) for row in rows) else []
 
 
 def _minus(text: str) -> str:
@@ -87,7 +96,7 @@ def _verdict(pair: Mapping[str, Any]) -> str:
     return "equal" if low is None or high is None or low <= 0 <= high else "above" if low > 0 else "below"
 
 
-def _strategies(rows: Sequence[Mapping[str, Any]], paired: Sequence[Mapping[str, Any]]) -> list[str]:
+def _strategies(rows: Rows, paired: Rows) -> list[str]:
     """Of each benchmark: the best strategy, CaT, and CaT against the votes at its cost."""
     lines = []
     for name in dict.fromkeys(r["benchmark"] for r in rows):
@@ -138,7 +147,7 @@ def _listed(words: Sequence[str]) -> str:
     return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} and {words[-1]}"
 
 
-def _confidences(kind: str, rows: Sequence[Mapping[str, Any]]) -> list[str]:
+def _confidences(kind: str, rows: Rows) -> list[str]:
     known = [r for r in rows if r.get("auroc") is not None and r.get("confidence") != "length"]
     if not known:
         return []
@@ -154,7 +163,7 @@ def _confidences(kind: str, rows: Sequence[Mapping[str, Any]]) -> list[str]:
 def _faithfulness(report: Mapping[str, Any]) -> list[str]:
     """How sure the words are, how sure the model, and whether the words follow."""
     lines = []
-    for blocks in report["faithfulness"].values():
+    for scorer, blocks in report["faithfulness"].items():
         known = {name: b for name, b in blocks.items() if b.get("steps")}
         if not known:
             continue
@@ -164,8 +173,13 @@ def _faithfulness(report: Mapping[str, Any]) -> list[str]:
         rank = (block["metrics"].get("spearman") or {}).get("value")
         skill = (block.get("skill") or {}).get("mfg") or {}
         line = f"The words sound {said:.2f} sure, the model is {sure:.2f} sure ({name}, {block['steps']:,} steps)"
+        spread = ((report.get("decisiveness") or {}).get(scorer) or {}).get("std")
         if rank is None:
-            line += "; the words never change, so they follow nothing."
+            line += (
+                "; the words never change, so they follow nothing."
+                if not spread
+                else "; whether the words follow cannot be told from these steps."
+            )
         else:
             line += _minus(f"; the words follow the model at a rank correlation of {rank:+.2f}.")
         lines.append(line)

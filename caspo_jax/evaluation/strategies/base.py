@@ -92,3 +92,7 @@ class Settings:
         """1, 2, 4, ... and `most`."""
         powers = [1 << i for i in range(most.bit_length()) if 1 << i < most]
         return (*powers, most)
+
+    def vote_sizes(self, most: int) -> tuple[int, ...]:
+        """2, 4, ... and `most`; a vote of one only where there is one."""
+        return self.sizes(most)[1:] or (most,)

@@ -11,7 +11,7 @@ from caspo_jax.confidence import path_confidence
 from caspo_jax.evaluation.strategies.base import Answer, Context, Settings, timed
 from caspo_jax.evaluation.strategies.prefixes import FIRST_ROOM, Prefixes
 from caspo_jax.models import token_bytes
-from caspo_jax.sampling import token_text
+from caspo_jax.sampling import first_stop, token_text
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,7 +72,9 @@ def _beam(context: Context, settings: Settings, kept: int, tried: int) -> list[A
                 step = trace.token_ids[:room]
                 tokens[q] += len(step)
                 longest[q] = max(longest[q], len(step))
-                closed = trace.finish_reason == "stop" and not _stopped(trace.text, sample.stop)
+                closed = (
+                    trace.finish_reason == "stop" and first_stop(spelled, (*ids, *step), sample.stop) is None
+                )
                 confidence = trace.steps[0].confidence if trace.steps else None
                 grown[q].append(
                     Beam(
@@ -102,7 +104,3 @@ def _beam(context: Context, settings: Settings, kept: int, tried: int) -> list[A
             )
         )
     return answers
-
-
-def _stopped(text: str, stops: tuple[str, ...]) -> bool:
-    return any(stop in text for stop in stops)

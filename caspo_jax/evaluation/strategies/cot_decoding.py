@@ -11,7 +11,8 @@ from caspo_jax.evaluation.rescoring import token_statistics
 from caspo_jax.evaluation.strategies.base import Answer, Context, Settings
 from caspo_jax.evaluation.strategies.prefixes import first_tokens
 from caspo_jax.models import encode_prompt, eos_ids, token_bytes
-from caspo_jax.sampling import generate, merge_answers
+from caspo_jax.sampling import first_stop, generate, merge_answers
+from caspo_jax.sampling.run import special_stops
 from caspo_jax.types import Question, Trace
 
 
@@ -26,7 +27,10 @@ def cot_decoding(context: Context, settings: Settings) -> list[Answer]:
     prompts = [tuple(encode_prompt(context.tokenizer, q)) for q in context.questions]
     count = min(settings.first_tokens, context.model.config.vocab_size)
     best = first_tokens(context, prompts, count)
+    spelled = token_bytes(context.tokenizer, context.model.config.vocab_size)
+    stops = settings.sample.stop
     ends = set() if settings.sample.ignore_eos else set(eos_ids(context.model.config, context.tokenizer))
+    ends.update(special_stops(context.tokenizer, spelled, stops))
     limit = settings.sample.max_new_tokens
     config = dataclasses.replace(
         settings.sample,
@@ -46,11 +50,11 @@ def cot_decoding(context: Context, settings: Settings) -> list[Answer]:
         context.model, context.tokenizer, starts, config, context.key, batch_size=context.batch_size
     )
     seconds = (time.monotonic() - started) / len(context.questions)
-    spelled = token_bytes(context.tokenizer, context.model.config.vocab_size)
     outputs = []
     for start, rest in zip(starts, found, strict=True):
         prompt, first = (start.prompt_ids or ())[:-1], (start.prompt_ids or ())[-1]
-        ids = (first,) if first in ends else (first, *rest.token_ids)
+        ids = (first,) if first in ends else (first, *rest.token_ids)[:limit]
+        ids = ids[: first_stop(spelled, ids, stops)]  # which may begin in the first token
         data = b"".join(spelled[i] for i in ids)
         outputs.append(
             dataclasses.replace(rest, prompt_ids=prompt, token_ids=ids, text=data.decode("utf-8", "replace"))
@@ -66,7 +70,7 @@ def cot_decoding(context: Context, settings: Settings) -> list[Answer]:
             for t, a, m in zip(outputs[mine], texts, margins[mine])
         ]
         lengths = [len(t.token_ids) for t in outputs[mine]]
-        for size in settings.sizes(count)[1:]:
+        for size in settings.vote_sizes(count):
             classes = merge_answers(texts[:size], context.same)
             totals: dict[int, float] = {}
             for kind, weight in zip(classes, sure):

@@ -206,7 +206,7 @@ def pool_answers(
             for s in group
         ]
     for name in (n for n in VOTES if n in names):
-        for size in settings.sizes(settings.samples)[1:]:
+        for size in settings.vote_sizes(settings.samples):
             answers += [voted(name, str(size), group[:size], settings, same) for group in pool.samples]
     return answers
 

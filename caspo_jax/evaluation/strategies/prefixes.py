@@ -14,10 +14,11 @@ from flax import nnx
 
 from caspo_jax.errors import UserError
 from caspo_jax.evaluation.strategies.base import Context
-from caspo_jax.models import encode_prompt
-from caspo_jax.sampling import SampleConfig, generate
+from caspo_jax.models import encode_prompt, token_bytes
+from caspo_jax.sampling import SampleConfig, first_stop, generate
 from caspo_jax.sharding import to_host
-from caspo_jax.types import Question, Trace
+from caspo_jax.steps import segment
+from caspo_jax.types import Question, Step, Trace
 
 FIRST_ROOM = 64  # tokens that the next step is given at first; most steps are shorter
 ROOM_GROWTH = 4  # where it was too little
@@ -31,39 +32,46 @@ class Prefixes:
     context: Context
     prompts: tuple[tuple[int, ...], ...]  # [Q]
     places: int  # most prefixes of a call
-    columns: int  # tokens of the longest prefix that is allowed
+    columns: int  # tokens of the longest prefix
+    most: int  # new tokens of an output, prefix and continuation together
+
+    @functools.cached_property
+    def spelled(self) -> list[bytes]:
+        """The bytes of each token."""
+        return token_bytes(self.context.tokenizer, self.context.model.config.vocab_size)
 
     @classmethod
     def of(cls, context: Context, config: SampleConfig, places: int) -> Prefixes:
-        """For the context's questions; a prefix is at most a prompt and `max_new_tokens`, as far as the context goes."""
+        """For the context's questions; a prefix is at most a prompt and `max_new_tokens`."""
         prompts = tuple(tuple(encode_prompt(context.tokenizer, q)) for q in context.questions)
         longest = max(map(len, prompts))
-        limit = context.model.config.context - config.max_new_tokens
-        columns = min(longest + config.max_new_tokens, limit)
-        if columns < longest:
+        columns = longest + config.max_new_tokens
+        if columns > context.model.config.context:
             raise UserError(
                 f"max_new_tokens={config.max_new_tokens} leaves no room after prompts of {longest} tokens"
             )
-        return cls(context, prompts, places, columns)
+        return cls(context, prompts, places, columns, config.max_new_tokens)
 
     def extend(
         self, wanted: Sequence[tuple[int, tuple[int, ...], str]], config: SampleConfig
     ) -> list[list[Trace]]:
         """`config.num_samples` continuations of each (question index, tokens after the prompt, name that seeds it).
 
-        A prefix that has outgrown `columns` gets none.
+        A prefix that is as long as an output may be gets none. Where the context does not hold `config.max_new_tokens`
+        more, a continuation has those that are left to its output.
         """
-        questions, kept = [], []
+        context, count = self.context, config.num_samples
+        questions, kept, limits = [], [], []
         for i, (question, ids, name) in enumerate(wanted):
-            whole = (*self.prompts[question], *ids)
-            if len(whole) <= self.columns:
+            if len(ids) < self.most:
                 kept.append(i)
-                questions.append(
-                    Question(id=f"{self.context.questions[question].id}/{name}", prompt_ids=whole)
-                )
+                limits.append(min(config.max_new_tokens, self.most - len(ids)))
+                whole = (*self.prompts[question], *ids)
+                questions.append(Question(id=f"{context.questions[question].id}/{name}", prompt_ids=whole))
         if not kept:
             return [[] for _ in wanted]
-        context, count = self.context, config.num_samples
+        longest = max(len(question.prompt_ids or ()) for question in questions)
+        tight = longest + config.max_new_tokens > context.model.config.context
         flat = generate(
             context.model,
             context.tokenizer,
@@ -73,11 +81,26 @@ class Prefixes:
             batch_size=context.batch_size,
             step_confidence="mean_logprob",
             pad_to=(self.places, self.columns),
+            limits=limits if tight else None,
         )
         found: list[list[Trace]] = [[] for _ in wanted]
         for place, i in enumerate(kept):
-            found[i] = flat[place * count : (place + 1) * count]
+            traces = flat[place * count : (place + 1) * count]
+            found[i] = [self._stopped(wanted[i][1], trace, config) for trace in traces]
         return found
+
+    def _stopped(self, before: tuple[int, ...], trace: Trace, config: SampleConfig) -> Trace:
+        """The trace up to a stop string that begins in the prefix, of which the sampler knows nothing.
+
+        A delimiter among the stop strings only ends steps: one that the prefix begins is a run.
+        """
+        stops = [stop for stop in config.stop if stop != config.step_delimiter]
+        if not stops or not before:
+            return trace
+        end = first_stop(self.spelled, [*before, *trace.token_ids], stops, len(before))
+        if end is None:
+            return trace
+        return cut(trace, end - len(before), self.spelled, config.step_delimiter)
 
     def extend_by_steps(
         self, wanted: Sequence[tuple[int, tuple[int, ...], str]], config: SampleConfig, room: int
@@ -105,6 +128,26 @@ class Prefixes:
             if len(asked) > len(wanted) * MANY:
                 first = room
         return found, first
+
+
+def cut(trace: Trace, end: int, spelled: Sequence[bytes], delimiter: str) -> Trace:
+    """The first `end` tokens of a trace, which complete a stop string; its step confidences are exp(mean log-prob)."""
+    ids, logprob = trace.token_ids[:end], (trace.logprob or ())[:end]
+    text, steps, counted = segment(ids, spelled, delimiter)
+
+    def sure(step: Step) -> float:
+        place = slice(step.token_start, step.token_end)
+        return float(np.exp(np.mean(np.asarray(logprob)[place][counted[place]])))
+
+    return dataclasses.replace(
+        trace,
+        token_ids=ids,
+        text=text,
+        finish_reason="stop",
+        logprob=logprob,
+        entropy=None if trace.entropy is None else trace.entropy[:end],
+        steps=tuple(dataclasses.replace(step, confidence=sure(step)) for step in steps),
+    )
 
 
 def first_tokens(context: Context, prompts: Sequence[tuple[int, ...]], count: int) -> np.ndarray:

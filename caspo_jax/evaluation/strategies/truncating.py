@@ -13,6 +13,7 @@ import numpy as np
 from caspo_jax.confidence import TokenStats
 from caspo_jax.evaluation.strategies.base import Answer, Settings
 from caspo_jax.evaluation.strategies.pool import Pool, Sample, elect, group_confidences
+from caspo_jax.sampling import merge_answers
 from caspo_jax.types import Trace
 
 KAPPA_WEIGHTS = (
@@ -31,10 +32,9 @@ def deepconf_online(pool: Pool, settings: Settings, same: Callable[[str, str], b
     Source: Fu et al. 2025.
     """
     answers = []
-    for size in settings.sizes(settings.samples):
-        if size > 1:
-            for samples, stats in zip(pool.samples, pool.stats):
-                answers.append(_online(samples[:size], stats[:size], str(size), settings, same))
+    for size in settings.vote_sizes(settings.samples):
+        for samples, stats in zip(pool.samples, pool.stats):
+            answers.append(_online(samples[:size], stats[:size], str(size), settings, same))
     return answers
 
 
@@ -48,7 +48,8 @@ def _online(
     warm = min(settings.warm_up, max(2, len(samples) // 2))  # one sample agrees with itself
     lowest = np.array([s.lowest_group for s in samples])
     bar = (
-        np.quantile(lowest[:warm], 1.0 - settings.keep, method="inverted_cdf")
+        # The share may lie a rounding error above the whole number of samples that it is.
+        np.quantile(lowest[:warm], max(0.0, 1.0 - settings.keep - 1e-9), method="inverted_cdf")
         if settings.keep < 1
         else -np.inf
     )
@@ -78,9 +79,8 @@ def _online(
 def _share(
     samples: Sequence[Sample], weights: np.ndarray, winner: Sample, same: Callable[[str, str], bool]
 ) -> float:
-    mine = [
-        w for s, w in zip(samples, weights) if s.answer is not None and same(str(winner.answer), s.answer)
-    ]
+    classes = merge_answers([s.answer for s in samples], same)
+    mine = [w for kind, w in zip(classes, weights) if kind is not None and samples[kind] is winner]
     return float(sum(mine) / weights.sum())
 
 
@@ -106,7 +106,7 @@ def kappa(pool: Pool, settings: Settings) -> list[Answer]:
             np.stack([d, np.exp(np.asarray(s.top1_logprob)), np.asarray(s.entropy)])
             for d, s in zip(divergence, stats)
         ]
-        for size in settings.sizes(len(traces))[1:]:
+        for size in settings.vote_sizes(len(traces)):
             winner, spent, calls = survivor(traces[:size], parts[:size], settings.kappa_gate)
             s = samples[winner]
             answers.append(Answer("kappa", str(size), s.question, s.answer, s.correct, spent, calls))

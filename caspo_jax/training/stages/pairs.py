@@ -15,15 +15,8 @@ from caspo_jax.preferences.packing import Row
 from caspo_jax.preferences.readers import step_dpo_from_record, trl_from_record
 from caspo_jax.records import pair_from_record, pair_to_record
 from caspo_jax.steps import Verifier, verifier_settings
-from caspo_jax.store import (
-    Manifest,
-    hash_path,
-    manifest_path,
-    parse_at,
-    read_jsonl,
-    write_jsonl,
-)
-from caspo_jax.training.stages.policy import Policy, check_delimiter
+from caspo_jax.store import hash_path, load_records
+from caspo_jax.training.stages.policy import Policy, check_delimiter, open_output
 from caspo_jax.types import Pair, Trace
 
 
@@ -72,9 +65,9 @@ def pairs_stage(
         "max_step_tokens": max_step_tokens,
         "batch_size": batch_size,
     }
-    manifest = Manifest.open(manifest_path(output), program="pairs", config=settings, overwrite=overwrite)
-    if manifest.complete and output.exists():
-        return manifest.contents["counts"]
+    written = open_output(output, "pairs", settings, overwrite)
+    if written.complete:
+        return written.manifest.contents["counts"]
     candidates, counts = build_candidates(traces)
     competitors = policy_competitors(
         policy.model,
@@ -85,9 +78,9 @@ def pairs_stage(
         batch_size=batch_size,
     )
     pairs, selected = select_pairs(candidates, config, competitors=competitors)
-    write_jsonl(output, (pair_to_record(pair) for pair in pairs))
+    written.append([pair_to_record(pair) for pair in pairs])
     counts = {"traces": len(traces), **counts, **selected, "pairs": len(pairs)}
-    manifest.finish(**counts)
+    written.finish(**counts)
     return counts
 
 
@@ -104,31 +97,36 @@ def verified_traces(traces: Sequence[Trace]) -> list[Row]:
     return list(rows)
 
 
-def read_pairs(path: str | Path, policy: Policy) -> list[Pair]:
+def read_pairs(path: str | Path, policy: Policy, delimiter: str | None = None) -> list[Pair]:
     """Pairs of a JSONL file, in our format or, by their fields, in those of Step-DPO-10K and TRL.
+
+    Args:
+      path: the file.
+      policy: whose tokenizer reads the texts of the latter two.
+      delimiter: what ends their steps; default the policy's own, else two newlines.
 
     Raises:
       UserError: a malformed record or ids that the policy cannot read (file:line), or no pairs at all.
     """
-    tokenizer, delimiter = policy.tokenizer, policy.settings.get("step_delimiter", "\n\n")
-    pairs: list[Pair] = []
-    foreign: list[Pair] = []
+    tokenizer = policy.tokenizer
+    if delimiter is None:
+        delimiter = policy.settings.get("step_delimiter", "\n\n")
+    check_delimiter(delimiter)
 
     def parse(record: dict[str, Any]) -> Pair:
-        pair = pair_from_record(record)
+        if "chosen_ids" in record:
+            pair = pair_from_record(record)
+        else:
+            step_dpo = "initial_reason_steps" in record
+            pair = step_dpo_from_record(record) if step_dpo else trl_from_record(record, tokenizer)
+            if tokenizer is None:
+                raise UserError(f"{policy.path} has no tokenizer, which pairs without token ids need")
+            (pair,) = tokenize_pairs([pair], tokenizer, delimiter=delimiter)
         for ids in (pair.chosen_ids, pair.rejected_ids):
             policy.check_ids(pair.prompt_ids, [*pair.prefix_ids, *ids])
         return pair
 
-    for where, record in read_jsonl(path):
-        if "chosen_ids" in record:
-            pairs.append(parse_at(where, parse, record))
-        elif "initial_reason_steps" in record:
-            foreign.append(parse_at(where, step_dpo_from_record, record))
-        else:
-            foreign.append(parse_at(where, lambda r: trl_from_record(r, tokenizer), record))
-    if foreign:
-        pairs += tokenize_pairs(foreign, tokenizer, delimiter=delimiter)
+    pairs = load_records(path, parse)
     if not pairs:
         raise UserError(f"{path}: no pairs in it: nothing to train on")
     return pairs

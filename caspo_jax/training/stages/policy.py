@@ -22,7 +22,7 @@ from caspo_jax.models import (
     token_bytes,
 )
 from caspo_jax.models.tokenizer import find_tokenizer
-from caspo_jax.records import question_to_record, trace_from_record
+from caspo_jax.records import question_to_record, schema, trace_from_record
 from caspo_jax.store import JsonlOutput, Manifest, hash_path, load_records, manifest_path
 from caspo_jax.types import Question, Trace
 
@@ -106,10 +106,16 @@ def questions_digest(questions: Sequence[Question]) -> str:
     return digest.hexdigest()
 
 
-def open_output(output: str | Path, program: str, config: Mapping[str, Any], overwrite: bool) -> JsonlOutput:
-    """The JSONL of a stage, with its manifest beside it."""
+def open_output(
+    output: str | Path,
+    program: str,
+    config: Mapping[str, Any],
+    overwrite: bool,
+    kind: str | None = None,
+) -> JsonlOutput:
+    """The JSONL of a stage, with its manifest beside it; `kind` names the schema of records without one."""
     manifest = Manifest.open(manifest_path(output), program=program, config=config, overwrite=overwrite)
-    return JsonlOutput(output, manifest)
+    return JsonlOutput(output, manifest, schema=None if kind is None else schema(kind))
 
 
 def check_delimiter(delimiter: str) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 
 import jax
 
+from caspo_jax.errors import UserError
 from caspo_jax.models import check_prompt_ids, encode_prompt
 from caspo_jax.preferences import tree_traces
 from caspo_jax.records import trace_to_record, tree_to_record
@@ -16,6 +17,9 @@ from caspo_jax.sampling import CatConfig, SampleConfig, cat_search, explore, gen
 from caspo_jax.sampling.votes import last_line, same_text
 from caspo_jax.training.stages.policy import Equal, Extract, Policy, Progress, open_output, questions_digest
 from caspo_jax.types import CatTree, Question, Trace
+
+SAMPLED = ("greedy", "sample", "self_consistency")  # strategies of a SampleConfig
+SEARCHED = ("cat", "explore")  # and of a CatConfig
 
 
 def sample_stage(
@@ -55,8 +59,16 @@ def sample_stage(
       answer_kind: what the manifest calls the two.
       overwrite: start anew if the output was begun with other settings.
       progress: called with (questions done, questions in all).
+
+    Raises:
+      UserError: a strategy that does not go with the config; a question that the policy cannot be asked.
     """
     output = Path(output)
+    known = SAMPLED if isinstance(config, SampleConfig) else SEARCHED
+    if strategy not in known:
+        raise UserError(
+            f"strategy={strategy!r}: with a {type(config).__name__} it is one of {', '.join(known)}"
+        )
     per_question = config.num_samples if isinstance(config, SampleConfig) else config.num_branches
     settings = {
         "policy": policy.hash,
@@ -76,8 +88,8 @@ def sample_stage(
         check_prompt_ids(prompt, policy.model.config, f"question {question.id!r}", new_tokens)
     traces_out = open_output(output, "sample", settings, overwrite)
     side = {
-        name: open_output(Path(path), name, settings, overwrite)
-        for name, path in (("trees", trees), ("answers", answers))
+        name: open_output(Path(path), name, settings, overwrite, kind)
+        for name, path, kind in (("trees", trees, "tree"), ("answers", answers, "vote"))
         if path is not None
     }
     unfinished = {name: out for name, out in {**side, "traces": traces_out}.items() if not out.complete}

@@ -146,6 +146,20 @@ def test_a_row_of_another_layout_is_reported_with_file_line_and_field(tmp_path, 
     assert name in str(error.value)
 
 
+@pytest.mark.parametrize("answer", ["AB", "E", "1"])
+def test_the_gold_letter_is_one_of_the_options(answer):
+    row = {
+        "question": "?",
+        "options": ["x", "y", "z"],
+        "answer": answer,
+        "article": "A text.",
+        "category": "math",
+    }
+    for name in ("mmlu_pro_stem", "race"):
+        with pytest.raises(UserError, match=f"'{answer}', no letter of 3 options"):
+            get_benchmark(name).read(row, "0")
+
+
 def test_what_is_left_out():
     """MMLU-Pro's other subjects; TableBench's charts and prose."""
     assert [q.id for q in get_benchmark("mmlu_pro_stem").load(FIXTURES)] == [

@@ -46,6 +46,8 @@ def loaded():
             "def f(): return 2",
         ),
         ("  \n ", None),
+        ("Two:\n\ndef f(): return 1\n\nand\n\ndef f(): return 2\n\nDone.", "def f(): return 2"),
+        ("f: g(x) = 2\nx = 3 is what we want", "f: g(x) = 2\nx = 3 is what we want"),  # no code
     ],
 )
 def test_code_in(output, code):
@@ -54,6 +56,8 @@ def test_code_in(output, code):
 
 def test_reading_a_model_s_code_warns_of_nothing(recwarn):
     assert code_in('```python\nx = "\\d"\n```') == 'x = "\\d"'
+    assert not get_benchmark("cruxeval").equal("1if 2else 3", "'\\d'")
+    assert get_benchmark("cruxeval_input").equal("'\\d'", "'\\\\d'")
     assert not recwarn
 
 
@@ -88,6 +92,35 @@ def test_the_block_that_is_asked_for_is_found_among_others(wanted, before, after
     assert block_for(code_in(answer), wanted) == SOLUTIONS[wanted]
 
 
+PROSE = [
+    "Here is the function, with total = 3 for two items:",
+    "Explanation",
+    "Complexity: linear",
+    "def total is what was asked for",
+    "* n = 2 gives (1 + 1)\n    as an indented remark",
+    "a" * 20_000,
+]
+
+
+@given(
+    st.sampled_from(sorted(SOLUTIONS)),
+    st.lists(st.sampled_from(PROSE), min_size=1, max_size=3),
+    st.lists(st.sampled_from(PROSE), max_size=3),
+    st.sampled_from(["\n", "\n\n"]),
+    st.sampled_from(
+        [
+            "",
+            "import math\n\n\n@functools.cache\ndef helper(\n    n,\n):\n    '''Half\nof it.'''\n    return n / 2\n\n",
+        ]
+    ),
+)
+def test_code_among_prose_without_fences(wanted, before, after, between, helper):
+    code = helper + SOLUTIONS[wanted]
+    answer = code_in(between.join([*before, code, *after]))
+    assert block_for(answer, wanted) == code
+    assert block_for(code_in(answer), wanted) == code
+
+
 RIGHT = "```python\ndef total_of_even(numbers):\n    return sum(n for n in numbers if not n % 2)\n\n```"
 
 
@@ -103,6 +136,7 @@ RIGHT = "```python\ndef total_of_even(numbers):\n    return sum(n for n in numbe
         ("```python\ndef total_of_even(numbers: List[int]) -> int:\n    return sum(numbers[1:])\n```", True),
         (f"{RIGHT}\n\n```python\nprint(total_of_even([1, 2]))\n```\nwhich prints\n```\n2\n```", True),
         (f"{RIGHT}\n\n```python\ndef test_it():\n    assert total_of_even([2]) == 3\n\ntest_it()\n```", True),
+        (f"So:\n\n{RIGHT[10:-3]}It adds up what is even.", True),  # no fence
         (f"1. So:\n{textwrap.indent(RIGHT, '   ')}", True),
         (RIGHT[:-3] + "if __name__ == '__main__':\n    import unittest\n    unittest.main()\n```", True),
         (RIGHT[:-3] + "if __name__ == '__main__':\n    print(total_of_even([int(input())]))\n```", True),

@@ -337,17 +337,23 @@ def test_the_host_s_unix_sockets_hear_nothing(sandbox, tmp_path):
         tmp_path.chmod(0o777)
         (tmp_path / "s").chmod(0o777)
         source = f"""
-            import socket
-            for name in {names!r}:
+            import ctypes, itertools, socket
+            kinds = (socket.SOCK_STREAM, socket.SOCK_DGRAM, socket.SOCK_RAW, socket.SOCK_SEQPACKET)
+            for kind, name in itertools.product(kinds, {names!r}):
                 for attempt in (
-                    lambda end: end.sendto(b"sendto", name),
-                    lambda end: end.sendto(b"", name),
-                    lambda end: end.sendmsg([b"sendmsg"], [], 0, name),
-                    lambda end: (end.connect(name), end.send(b"connect")),
-                    lambda end: end.bind(name + "2") if name[0] == "/" else end.connect(name),
+                    lambda end, other: end.sendto(b"sendto", name),
+                    lambda end, other: end.sendto(b"", name),
+                    lambda end, other: end.sendmsg([b"sendmsg"], [], 0, name),
+                    lambda end, other: (other.close(), end.sendmsg([b"sendmsg"], [], 0, name)),
+                    lambda end, other: (end.connect(name), end.send(b"connect")),
+                    lambda end, other: end.bind(name + "2") if name[0] == "/" else end.connect(name),
                 ):
                     try:
-                        attempt(socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)[0])
+                        ends = socket.socketpair(socket.AF_UNIX, kind)
+                        attempt(*ends)
+                        ends[1].setblocking(False)
+                        ends[1].recv(9)  # it went to the other end, address or not
+                    except BlockingIOError:
                         print("reached", name)
                     except OSError:
                         pass
@@ -361,6 +367,34 @@ def test_the_host_s_unix_sockets_hear_nothing(sandbox, tmp_path):
     finally:
         for server in servers:
             server.close()
+
+
+def test_no_say_in_the_scheduling_of_others_and_no_locks(sandbox):
+    source = """
+        import errno, fcntl, os
+        others = 2**30  # nobody: the kernel would say so, if it were asked
+        own = os.open(__file__, os.O_RDONLY)
+        for attempt in (
+            lambda: os.setpriority(os.PRIO_PROCESS, others, 5),
+            lambda: os.setpriority(os.PRIO_USER, 0, 5),
+            lambda: os.sched_setaffinity(others, {0}),
+            lambda: os.sched_setscheduler(others, os.SCHED_OTHER, os.sched_param(0)),
+            lambda: os.sched_setparam(others, os.sched_param(0)),
+            lambda: fcntl.fcntl(own, fcntl.F_SETLEASE, fcntl.F_RDLCK),
+            lambda: fcntl.flock(own, fcntl.LOCK_EX | fcntl.LOCK_NB),
+            lambda: fcntl.lockf(own, fcntl.LOCK_SH | fcntl.LOCK_NB),
+        ):
+            try:
+                attempt()
+                print("allowed")
+            except OSError as error:
+                print(errno.errorcode[error.errno])
+        os.sched_setaffinity(0, os.sched_getaffinity(0)), os.nice(0)
+    """
+    if "namespaces" in sandbox.run("pass").isolation:
+        pytest.skip("nobody else is there")
+    result = run(sandbox, source)
+    assert (result.status, result.stdout.split()) == ("ok", ["EPERM"] * 8), result.stderr
 
 
 def test_landlock_alone_keeps_signals_in():
@@ -394,12 +428,15 @@ def test_landlock_alone_keeps_signals_in():
         import asyncio, socket
         async def main():
             one, other = socket.socketpair()
-            reader, kept = await asyncio.open_connection(sock=one)
+            reader, kept = await asyncio.open_connection(sock=one, limit=1 << 22)
             unread, writer = await asyncio.open_connection(sock=other)
-            writer.write(b"line\\n")
-            await writer.drain()
-            found = await asyncio.gather(reader.readline(), asyncio.to_thread(str, 5), asyncio.sleep(0.01, 7))
-            assert found == [b"line\\n", "5", 7]
+            for size in (100_000,) * 20:  # more than the pair holds
+                writer.write(b"x" * size)
+            writer.write(b"\\nline\\n")
+            sent = asyncio.create_task(writer.drain())
+            assert len(await reader.readuntil(b"\\n")) == 2_000_001
+            found = await asyncio.gather(reader.readline(), asyncio.to_thread(str, 5), asyncio.sleep(0.01, 7), sent)
+            assert found == [b"line\\n", "5", 7, None]
         asyncio.run(main())
         """,
         """
@@ -416,9 +453,9 @@ def test_landlock_alone_keeps_signals_in():
         """,
         """
         import fcntl, os, signal, socket
-        for kind in (socket.SOCK_STREAM, socket.SOCK_DGRAM, socket.SOCK_SEQPACKET):
+        for kind in (socket.SOCK_STREAM, socket.SOCK_SEQPACKET):
             one, other = socket.socketpair(socket.AF_UNIX, kind)
-            one.sendall(b"there"), other.send(b"back")
+            one.sendmsg([b"the", b"re"]), other.send(b"back")
             assert other.recv(9) == b"there" and one.recvfrom(9)[0] == b"back"
             one.setblocking(False), os.set_inheritable(one.fileno(), True)
             fcntl.fcntl(one, fcntl.F_SETFL, fcntl.fcntl(one, fcntl.F_GETFL) | os.O_NONBLOCK)
@@ -531,6 +568,14 @@ def test_namespaces_that_cannot_be_furnished_are_done_without(monkeypatch):
 def test_limits_are_checked():
     with pytest.raises(UserError, match=r"Limits\.processes=0"):
         Limits(processes=0)
+
+
+@pytest.mark.parametrize("namespaces", [True, False])
+def test_another_virtual_environment_s_interpreter(tmp_path, namespaces):
+    subprocess.run([sys.executable, "-m", "venv", "--without-pip", tmp_path / "env"], check=True)
+    python = str(tmp_path / "env" / "bin" / "python")
+    opened = open_sandbox(allow_code_execution=True, python=python, namespaces=namespaces)
+    assert opened.run("import sys; print(sys.prefix)").stdout == f"{tmp_path / 'env'}\n"
 
 
 def test_an_interpreter_that_is_not_there_is_reported():

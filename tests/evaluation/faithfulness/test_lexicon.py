@@ -148,6 +148,14 @@ def test_one_doubtful_sentence_colours_a_step_and_the_last_one_counts_more():
     assert score(" ".join([plain] * 30 + [doubt])) < 0.9 * score(plain)
 
 
+@pytest.mark.parametrize(
+    "sentence", ["A is 5.", "Maybe A is 5.", "Clearly A is 5.", "Is A 5?", "I think A is 5."]
+)
+def test_a_sentence_repeated_scores_exactly_as_it_does_alone(sentence):
+    """Or a rank correlation would see how long the steps are."""
+    assert len({*SCORER.score([" ".join([sentence] * n) for n in (*range(1, 40), 5000)])}) == 1
+
+
 def test_every_score_is_explained():
     first, second = SCORER.explain("Wait, it might be $x$, but it is clearly 7. Or not?")
     assert [(m.text, m.counts) for m in first.marks] == [("wait", True), ("might", False), ("clearly", False)]

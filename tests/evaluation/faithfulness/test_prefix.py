@@ -188,6 +188,9 @@ def test_answer_equivalence():
     assert last_value("Since 3 < 4, \\boxed{7} of 9") == "7"
     assert last_value("the total, 1,234.") == "1,234"
     assert last_value("none") is None
+    assert last_value("a mass of 2.5kg") is None  # never 2
+    assert last_value("about 1.5e3") is None
+    assert last_value("2.50, or 5/2.") == "5/2"
 
 
 def test_a_local_judge(tmp_path):

@@ -1,5 +1,6 @@
 """The table and the report: constructed traces whose true faithfulness is known, references, missing values."""
 
+import dataclasses
 import json
 
 import numpy as np
@@ -256,3 +257,21 @@ def test_files_of_other_traces_are_refused(tmp_path):
     np.testing.assert_array_equal(found.confidence["prefix"], [np.nan, 0.9])
     np.testing.assert_array_equal(found.decisiveness["s"], [0.5, np.nan])
     np.testing.assert_array_equal(found.right, [1.0, np.nan])
+
+
+def test_words_that_never_change_have_no_rank_over_traces_of_any_length():
+    """Means of 0.9 over three steps and over two differ in their last bit, which is no rank."""
+    lengths = np.arange(1, 21)
+    trace = np.repeat(np.arange(20), lengths)
+    base = table({"s": np.full(20, 0.9)}, {"entropy": np.linspace(0.1, 0.9, 20)}, steps=1)
+    long = dataclasses.replace(
+        base,
+        trace=trace,
+        group=base.trace_group[trace],
+        index=np.concatenate([np.arange(n) for n in lengths]),
+        position=np.zeros(trace.size),
+        decisiveness={"s": np.full(trace.size, 0.9)},
+        confidence={"entropy": base.confidence["entropy"][trace]},
+    )
+    found = faithfulness_record(long, "s", "entropy", draws=20)["metrics"]
+    assert [found[name]["value"] for name in RANKS] == [None] * 4

@@ -144,6 +144,64 @@ def test_completions_find_ids_by_bytes(file, tokenizer, config):
     assert found[1].group == found[2].group == "o"
 
 
+def test_a_chat_that_names_special_tokens_keeps_ids_and_logprobs(file, tokenizer, config):
+    """Servers list the token that ended the output, by its name."""
+    ids = [*tokenizer(TEXT)["input_ids"], tokenizer.eos_token_id]
+    names = [tokenizer.decode([i]) for i in ids[:-1]] + [tokenizer.eos_token]
+    content = [{"token": n, "bytes": list(n.encode()), "logprob": -0.1, "top_logprobs": []} for n in names]
+    choice = {"message": {"content": TEXT}, "logprobs": {"content": content}, "finish_reason": "stop"}
+    (found,) = prepare(
+        read_sources(file({"id": "a", "question": QUESTION, "choices": [choice]})), tokenizer, config
+    )
+    assert found.trace.token_ids == tuple(ids)
+    assert found.trace.logprob == (-0.1,) * len(ids)
+    assert found.trace.text == TEXT
+    assert found.notes == ()
+
+
+def test_a_batch_is_known_by_the_names_that_its_writer_gave(file):
+    """`id` is the server's, another one in every run."""
+    body = {"choices": [{"message": {"content": TEXT}}]}
+    first, second = (
+        {
+            "id": f"batch_req_{k}",
+            "custom_id": f"q{k}",
+            "response": {"status_code": 200, "body": body},
+            "error": None,
+        }
+        for k in (1, 2)
+    )
+    assert [s.id for s in read_sources(file(first, second))] == ["q1", "q2"]
+
+
+def test_reasoning_that_was_cut_stays_open(file, tokenizer, config):
+    choices = [
+        {"message": {"content": None, "reasoning_content": TEXT}, "finish_reason": "length"},
+        {"message": {"content": "82", "reasoning_content": TEXT}, "finish_reason": "stop"},
+    ]
+    found = prepare(
+        read_sources(file({"id": "a", "question": QUESTION, "choices": choices})), tokenizer, config
+    )
+    assert [s.thinking for s in found] == ["unclosed", "closed"]
+    assert [len(s.trace.steps) for s in found] == [2, 2]
+    assert "</think>" not in found[0].trace.text
+
+
+def test_lm_eval_chats_have_their_prompt(file, tokenizer, config):
+    """A chat for a server is logged as JSON in a list of its own."""
+    messages = [{"role": "user", "content": QUESTION}]
+    samples = [
+        {"doc_id": k, "arguments": {"gen_args_0": {"arg_0": asked, "arg_1": {}}}, "resps": [[TEXT]]}
+        for k, asked in enumerate(([json.dumps(messages)], json.dumps([{"a": 1}]), json.dumps(3)))
+    ]
+    chat, other, number = read_sources(file(*samples))
+    assert chat.messages == tuple(messages)
+    assert (other.messages, other.prompt) == (None, json.dumps([{"a": 1}]))
+    assert number.prompt == "3"
+    (subject,) = prepare([chat], tokenizer, config)
+    assert "no_prompt" not in subject.notes
+
+
 def test_lm_eval_samples(file, tokenizer, config):
     sample = {
         "doc_id": 3,

@@ -208,6 +208,48 @@ def test_what_faithfulness_found_in_a_sentence_and_in_tables(tmp_path):
     assert agreement.aside
 
 
+@pytest.mark.parametrize("spread, said", [(0.0, "the words never change"), (0.2, "cannot be told")])
+def test_words_are_not_said_to_be_constant_where_only_the_confidence_is(tmp_path, spread, said):
+    from caspo_jax.evaluation.report import load_run
+    from caspo_jax.evaluation.report.headline import headlines
+
+    file = faithfulness_run(tmp_path / "run") / "report.json"
+    report = json.loads(file.read_text(encoding="utf-8"))
+    scorer, blocks = next(iter(report["faithfulness"].items()))
+    report["decisiveness"] = {scorer: {"std": spread}}
+    for block in blocks.values():
+        if block.get("steps"):
+            block["metrics"]["spearman"]["value"] = None
+    file.write_text(json.dumps(report), encoding="utf-8")
+    assert said in headlines(load_run(file.parent))[0]
+
+
+@pytest.mark.parametrize(
+    "name, value",
+    [
+        ("summary", [{"a": 1, "b": 2}]),
+        ("table", {"rows": [{"a": 1, "b": 2}]}),
+        ("table", {"rows": [{"strategy": "cat", "accuracy": 0.5, "tokens": 5}]}),
+        ("confidences.steps", {"rows": [{"auroc": 0.5, "b": 2}]}),
+    ],
+)
+def test_tables_of_ones_own_are_shown_whatever_their_file_is_called(tmp_path, name, value):
+    from caspo_jax.evaluation.report import write_report
+
+    (tmp_path / f"{name}.json").write_text(json.dumps(value), encoding="utf-8")
+    assert "<table" in write_report([tmp_path], tmp_path / "report.html").read_text(encoding="utf-8")
+
+
+def test_a_manifest_that_is_no_record_is_named(tmp_path):
+    from caspo_jax.errors import UserError
+    from caspo_jax.evaluation.report import load_run
+
+    (tmp_path / "summary.json").write_text("{}")
+    (tmp_path / "manifest.json").write_text("[1]")
+    with pytest.raises(UserError, match=r"manifest\.json: expected a JSON object"):
+        load_run(tmp_path)
+
+
 def test_estimates_fill_what_the_steps_lack(tmp_path):
     """Confidence from `entropy`, verdicts from the report's; words minus confidence as the trace's overstatement."""
     from caspo_jax.evaluation.report import load_run

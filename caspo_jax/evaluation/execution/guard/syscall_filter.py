@@ -2,7 +2,7 @@
 
 Two strengths. Inside its own namespaces a program loses sockets and the calls that widen what it can reach of the
 kernel. Without namespaces (`alone`) it also loses processes, signals to others, every way to change a file, and every
-way to name another socket than its pair's: it can compute, read, and write to the pipes it was given.
+way to name another socket than its pair's, file locks, and the scheduling of others: it can compute, read, and write to the pipes it was given.
 
 Numbers are those of Linux's unistd.h: x86-64 and 64-bit Arm.
 """
@@ -83,8 +83,14 @@ _ALONE: dict[str, tuple[int | None, int | None]] = {
     "rt_tgsigqueueinfo": (297, 240),
     "connect": (42, 203),
     "bind": (49, 200),
-    "sendmsg": (46, 211),  # this and sendmmsg hide an address behind a pointer
     "sendmmsg": (307, 269),
+    "flock": (73, 32),  # a lock on what can be read would make the host wait
+    "sched_setparam": (142, 118),
+    "sched_setscheduler": (144, 119),
+    "sched_setattr": (314, 274),
+    "ioprio_set": (251, 30),
+    "migrate_pages": (256, 238),
+    "move_pages": (279, 239),
     "creat": (85, None),
     "unlink": (87, None),
     "unlinkat": (263, 35),
@@ -130,13 +136,19 @@ _CLONE, _CLONE3, _OPENAT2 = (
     (437, 437),
 )  # clone3 and openat2 hide their flags behind a pointer
 _OPEN, _OPENAT, _KILL_CALL, _TGKILL, _PRLIMIT = (2, None), (257, 56), (62, 129), (234, 131), (302, 261)
-_FCNTL, _IOCTL, _SENDTO = (72, 25), (16, 29), (44, 206)
+_FCNTL, _IOCTL, _SENDTO, _SOCKETPAIR = (72, 25), (16, 29), (44, 206), (53, 199)
+_SETPRIORITY, _SETAFFINITY = (141, 140), (203, 122)
 _OWNING = (
     8,
     10,
     15,
     0x402,
-)  # F_SETOWN, F_SETSIG, F_SETOWN_EX, F_NOTIFY: whom the kernel is to signal, and with what
+)  # F_SETOWN, F_SETSIG, F_SETOWN_EX, F_NOTIFY: whom the kernel signals, and with what
+_LOCKING = (6, 7, 37, 38, 0x400)  # F_SETLK, F_SETLKW, F_OFD_SETLK, F_OFD_SETLKW, F_SETLEASE
+_AF_UNIX = 1
+# Bits that SOCK_STREAM (1) and SOCK_SEQPACKET (5) lack and the other kinds of Unix sockets have. To these two alone an
+# address in `sendmsg`, behind a pointer where no filter sees it, says nothing.
+_OTHER_SOCKETS = 0xA
 _OWNING_IOCTL = (0x8901, 0x8902)  # FIOSETOWN, SIOCSPGRP: the same for sockets
 
 
@@ -181,8 +193,12 @@ def _program(column: int, architecture: int, alone: bool) -> bytes:
         lines += _argument(_OPENAT[column], 2, _line(_JUMP_SET, _WRITING, 0, 1), deny)
         for call in (_KILL_CALL, _TGKILL):
             lines += _argument(call[column], 0, _line(_JUMP_EQUAL, own, 1, 0), deny)
-        lines += _argument(_PRLIMIT[column], 0, _line(_JUMP_EQUAL, 0, 1, 0), deny)
-        for call, commands in ((_FCNTL, _OWNING), (_IOCTL, _OWNING_IOCTL)):
+        lines += _argument(_SETPRIORITY[column], 0, _line(_JUMP_EQUAL, 0, 1, 0), deny)  # PRIO_PROCESS
+        for call, index in ((_PRLIMIT, 0), (_SETAFFINITY, 0), (_SETPRIORITY, 1)):
+            lines += _argument(call[column], index, _line(_JUMP_EQUAL, 0, 1, 0), deny)
+        lines += _argument(_SOCKETPAIR[column], 0, _line(_JUMP_EQUAL, _AF_UNIX, 1, 0), deny)
+        lines += _argument(_SOCKETPAIR[column], 1, _line(_JUMP_SET, _OTHER_SOCKETS, 0, 1), deny)
+        for call, commands in ((_FCNTL, _OWNING + _LOCKING), (_IOCTL, _OWNING_IOCTL)):
             for command in commands:
                 lines += _argument(call[column], 1, _line(_JUMP_EQUAL, command, 0, 1), deny)
         for high in (False, True):  # an address; without one it is `send`

@@ -3,7 +3,15 @@
 from caspo_jax.evaluation.faithfulness.stages.forced import forced_stage
 from caspo_jax.evaluation.faithfulness.stages.probed import probe_stage
 from caspo_jax.evaluation.faithfulness.stages.sampled import prefix_stage
-from caspo_jax.evaluation.faithfulness.stages.stage import Stage, read_stage
+from caspo_jax.evaluation.faithfulness.stages.stage import Stage, check_settings, read_stage
 from caspo_jax.evaluation.faithfulness.stages.words import decisiveness_stage
 
-__all__ = ["Stage", "decisiveness_stage", "forced_stage", "prefix_stage", "probe_stage", "read_stage"]
+__all__ = [
+    "Stage",
+    "check_settings",
+    "decisiveness_stage",
+    "forced_stage",
+    "prefix_stage",
+    "probe_stage",
+    "read_stage",
+]

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from caspo_jax.errors import UserError
 from caspo_jax.evaluation.faithfulness.subjects import Subject
+from caspo_jax.records import schema
 from caspo_jax.store import JsonlOutput, Manifest, manifest_path, read_jsonl
 
 Progress = Callable[[int, int], None]  # (done, in all)
@@ -32,7 +35,7 @@ class Stage:
             config={**self.settings, **settings},
             overwrite=self.overwrite,
         )
-        return JsonlOutput(path, manifest)
+        return JsonlOutput(path, manifest, schema=schema(f"faithfulness_{name}"))
 
     def report(self, done: int) -> None:
         """Move the progress bar."""
@@ -44,6 +47,32 @@ def read_stage(path: str | Path) -> dict[str, dict[str, Any]]:
     """The records of a stage's file by trace id; {} where the stage has not been run."""
     path = Path(path)
     return {record["id"]: record for _, record in read_jsonl(path)} if path.exists() else {}
+
+
+def check_settings(folder: str | Path, names: Sequence[str]) -> None:
+    """See that the files of stages are of the traces and the checkpoint of the `traces.jsonl` beside them.
+
+    A file of an earlier run may have been left where only some of the stages were run again. Without manifests nothing
+    is known, and nothing is refused.
+
+    Raises:
+      UserError: a file of other traces, or by another checkpoint.
+    """
+    wanted = _settings_of(Path(folder) / "traces.jsonl")
+    for name in names:
+        path = Path(folder) / f"{name}.jsonl"
+        found = _settings_of(path) if path.exists() else {}
+        other = [key for key in wanted if key in found and found[key] != wanted[key]]
+        if other:
+            raise UserError(
+                f"{path}: measured with other settings than traces.jsonl ({', '.join(other)}): run the stage `{name}` "
+                "again with --overwrite, or delete the file"
+            )
+
+
+def _settings_of(path: Path) -> Mapping[str, Any]:
+    manifest = manifest_path(path)
+    return json.loads(manifest.read_text(encoding="utf-8")).get("config", {}) if manifest.exists() else {}
 
 
 def finish(written: JsonlOutput, traces: int) -> None:

@@ -1,0 +1,148 @@
+"""No program writes over what it reads, nor over what it cannot know as its own; a flag that would do nothing is refused."""
+
+import json
+import shutil
+
+import pytest
+
+from caspo_jax.tasks import get_task
+from tests.experiments.test_bad_input import MODEL, one_line
+from tests.experiments.test_bad_models_and_lines import OUTPUT, PAIR, QUESTION, TRACE
+
+SOLUTION = {"id": "1", "problem": "p", "steps": ["1 + 1 = 2"], "label": -1}
+CASES = {  # program: (a record that it reads, its flags for outputs)
+    "generate": (QUESTION, ["output", "trees"]),
+    "score": (OUTPUT, ["output"]),
+    "annotate": (TRACE, ["output"]),
+    "pairs": (TRACE, ["output", "trl_output"]),
+    "calibrate": (QUESTION, ["output"]),
+    "verifier_f1": (SOLUTION, ["output"]),
+}
+
+
+@pytest.mark.parametrize("name, flag", [(n, f) for n, (_, flags) in CASES.items() for f in flags])
+def test_an_input_is_never_an_output(program, write, tmp_path, name, flag):
+    record, _ = CASES[name]
+    given = write("in.jsonl", [record])
+    (tmp_path / "link.jsonl").symlink_to("in.jsonl")
+    before = given.read_bytes()
+    more = {} if name == "verifier_f1" else {"model": MODEL, "overwrite": "true"}
+    more |= {"output": tmp_path / "out.jsonl"} if flag != "output" else {}
+    for path in (given, tmp_path / "link.jsonl"):
+        one_line(program(name, **more, input=given, **{flag: path}), f"--{flag}", "--input")
+    assert given.read_bytes() == before
+    assert len(list(tmp_path.iterdir())) == 2
+
+
+def test_one_file_is_not_two_outputs(program, write, tmp_path):
+    flags = {"model": MODEL, "input": write("in.jsonl", [TRACE]), "output": tmp_path / "o.jsonl"}
+    one_line(program("pairs", **flags, trl_output=tmp_path / "o.jsonl"), "--trl_output", "--output")
+
+
+def test_pairs_leave_a_file_of_somebody_else_s(program, write, tmp_path):
+    flags = {"model": MODEL, "input": write("in.jsonl", [TRACE]), "output": tmp_path / "mine.jsonl"}
+    flags["output"].write_text("mine")
+    one_line(program("pairs", **flags), "no manifest beside it")
+    assert flags["output"].read_text() == "mine"
+    assert not (tmp_path / "mine.jsonl.manifest.json").exists()
+    assert program("pairs", **flags, overwrite="true")[0] == 0
+    assert flags["output"].read_text() == ""
+    assert program("pairs", **flags)[0] == 0  # its own now
+
+
+def test_calibrations_replace_calibrations_alone(program, write, tmp_path, monkeypatch):
+    from experiments import calibrate
+
+    monkeypatch.setattr(calibrate, "sample_unpruned", lambda *_: [])
+    flags = {"model": MODEL, "input": write("in.jsonl", [QUESTION]), "output": tmp_path / "c.json"}
+    flags |= {"num_branches": 2, "max_new_tokens": 2}
+    flags["output"].write_text('{"mine": 1}')
+    one_line(program("calibrate", **flags), "c.json", "no calibration")
+    assert json.loads(flags["output"].read_text()) == {"mine": 1}
+    for more in ({"overwrite": "true"}, {"alpha": 0.2}):
+        assert program("calibrate", **flags, **more)[0] == 0
+    assert json.loads(flags["output"].read_text())["alpha"] == 0.2
+
+
+@pytest.mark.parametrize(
+    "strategy, flag, value",
+    [
+        ("sample", "threshold", 0.5),
+        ("greedy", "num_branches", 4),
+        ("self_consistency", "vote", "sequence"),
+        ("explore", "threshold", 0.5),
+        ("explore", "prune", "last"),
+    ],
+)
+def test_flags_of_a_search_go_with_a_search(program, write, tmp_path, strategy, flag, value):
+    flags = {"model": MODEL, "input": write("in.jsonl", [QUESTION]), "output": tmp_path / "o.jsonl"}
+    one_line(program("generate", **flags, strategy=strategy, **{flag: value}), f"--{flag}", "--strategy=cat")
+    assert not (tmp_path / "o.jsonl.manifest.json").exists()
+
+
+@pytest.mark.parametrize("flag, value", [("format", "peft"), ("checkpoint", "best")])
+def test_flags_of_a_run_do_not_go_with_adapters(program, tmp_path, flag, value):
+    flags = {"model": MODEL, "adapter": tmp_path, "output": tmp_path / "out", flag: value}
+    one_line(program("export", **flags), f"--{flag}", "--adapter")
+
+
+@pytest.mark.parametrize("flag, value", [("confidence", "entrpy"), ("prune", "lst")])
+def test_quickstart_finds_a_wrong_name_before_the_rounds(program, tmp_path, flag, value):
+    one_line(program("quickstart", out_dir=tmp_path / "run", **{flag: value}), value, "choose from")
+    assert not (tmp_path / "run").exists()
+
+
+def test_seeds_are_as_many_as_jax_tells_apart(program, write, tmp_path):
+    from absl import flags
+
+    given = {"model": MODEL, "input": write("in.jsonl", [QUESTION]), "output": tmp_path / "o.jsonl"}
+    with pytest.raises(flags.IllegalFlagValueError, match="seed"):
+        program("generate", **given, seed=2**32)
+
+
+STEP_DPO = {"prompt": "q = 5", "initial_reason_steps": "", "chosen": "put m", "rejected": "get m"}
+
+
+def test_steps_of_others_end_as_told(program, write, tmp_path, monkeypatch):
+    """By --step_delimiter of `train`; without one by caspo.json's."""
+    from caspo_jax.errors import UserError
+    from caspo_jax.models import load_tokenizer
+    from caspo_jax.training.stages import train as stage
+
+    read = []
+
+    def train(_, pairs, *more, **options):
+        read.extend(pairs)
+        raise UserError("far enough")
+
+    monkeypatch.setattr(stage, "train", train)
+    model, given = get_task("graph").policy_path, write("pairs.jsonl", [STEP_DPO])
+    flags = {"model": model, "pairs_file": given, "preset": "paper"}
+    one_line(program("train", **flags, out_dir=tmp_path / "a", step_delimiter=r";\n"), "far enough")
+    one_line(program("train", **flags, out_dir=tmp_path / "b"), "far enough")
+    tokenizer = load_tokenizer(model)
+    assert [tokenizer.decode(pair.chosen_ids) for pair in read] == ["put m;\n", "put m\n\n"]
+    config = json.loads((tmp_path / "a" / "manifest.json").read_text())["config"]
+    assert config["delimiter"] == ";\n"
+    one_line(program("train", **flags, out_dir=tmp_path / "a"), "delimiter")  # another run
+
+
+def test_pairs_of_others_are_held_against_the_policy(program, write, tmp_path):
+    """As our own are: their line is named, where the context does not hold them or nothing can read them."""
+    policy = get_task("graph").policy_path
+    flags = {"pairs_file": write("pairs.jsonl", [STEP_DPO, STEP_DPO | {"chosen": "m = 1, " * 300}])}
+    flags |= {"preset": "paper", "out_dir": tmp_path / "run"}
+    one_line(program("train", model=policy, **flags), "pairs.jsonl:2", "context")
+    bare = shutil.copytree(MODEL, tmp_path / "bare", ignore=shutil.ignore_patterns("*token*", "expected.npz"))
+    one_line(program("train", model=bare, **flags), "pairs.jsonl:1", "no tokenizer")
+    assert not (tmp_path / "run").exists()
+
+
+def test_train_reads_pairs_that_mean_something(program, write, tmp_path):
+    flags = {"model": MODEL, "preset": "paper", "out_dir": tmp_path / "run"}
+    for field, value in (("weight", -1), ("weight", "1"), ("ends_trace", [True])):
+        given = write("pairs.jsonl", [PAIR, PAIR | {field: value}])
+        one_line(program("train", **flags, pairs_file=given), "pairs.jsonl:2", f"`{field}`")
+    given = write("pairs.jsonl", [PAIR])
+    for field, value in (("seed", -1), ("eps", 0)):
+        one_line(program("train", **flags, pairs_file=given, **{f"train.{field}": value}), field)
