@@ -214,9 +214,7 @@ def _abstract_layers(graphdef: Any, params: Any) -> tuple[Layer, ...]:
     layers = jax.eval_shape(lambda params: nnx.merge(graphdef, params).layers_apart(), params)
 
     def placed(name: str, leaf: Any) -> Any:
-        stacked = stacks[
-            name.partition("+")[0]
-        ].sharding  # of several side by side, the first's: there is one device
+        stacked = stacks[name].sharding
         spec = PartitionSpec(*stacked.spec[1:])
         return Shaped(leaf.shape, leaf.dtype, sharding=NamedSharding(stacked.mesh, spec))
 

@@ -9,7 +9,6 @@ from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import nnx
 from jax import lax
 from jax.sharding import Mesh
@@ -20,7 +19,6 @@ from caspo_jax.models.blockwise import attend_self
 from caspo_jax.models.cache import KVCache, init_cache, on_one_cpu, own, write
 from caspo_jax.models.config import ModelConfig
 from caspo_jax.models.initial import initial_params
-from caspo_jax.models.joined import join, joined
 from caspo_jax.models.late_layer import LateLayer
 from caspo_jax.models.lora import LoraConfig, lora_weights
 from caspo_jax.models.rope import rotate, rotation
@@ -265,13 +263,8 @@ class Decoder(nnx.Module):
         return lax.scan(_rematted(layer_step, remat), self._embed(token_ids), self._stacked(), unroll=few)
 
     def layers_apart(self) -> tuple[Layer, ...]:
-        """Each layer's weights by themselves, in the compute dtype: a copy of them all, for `decode_step`.
-
-        On one device those that read the same states lie side by side; on several their parts would have to be cut.
-        """
+        """Each layer's weights by themselves, in the compute dtype: a copy of them all, for `decode_step`."""
         stacked = self._stacked()
-        if self.mesh is None or self.mesh.size == 1:
-            stacked = join(stacked)
         return tuple(
             {name: weight[i] for name, weight in stacked.items()} for i in range(self.config.num_layers)
         )
@@ -328,20 +321,12 @@ class Decoder(nnx.Module):
         bias = layer.get(f"{name}_bias")
         return y if bias is None else y + bias
 
-    def _linears(self, layer: Layer, names: Sequence[str], x: jax.Array) -> list[jax.Array]:
-        """Products of the same states with several weights, which may lie side by side."""
-        if joined(names) not in layer:
-            return [self._linear(layer, name, x) for name in names]
-        shapes = {weight.name: weight.shape for weight in weights(self.config)}
-        ends = np.cumsum([shapes[name][-1] for name in names])
-        return jnp.split(self._linear(layer, joined(names), x), ends[:-1], axis=-1)
-
     def _qkv(
         self, layer: Layer, x: jax.Array, cos: jax.Array, sin: jax.Array
     ) -> tuple[jax.Array, jax.Array, jax.Array]:
         """Rotated queries [..., H, D] and keys [..., G, D], and values [..., G, D], of states [..., E]."""
         shape = (*x.shape[:-1], -1, self.config.head_dim)
-        q, k, v = (y.reshape(shape) for y in self._linears(layer, ("q", "k", "v"), x))
+        q, k, v = (self._linear(layer, name, x).reshape(shape) for name in ("q", "k", "v"))
         q = self._rows(q, "heads", None)
         k, v = (self._rows(x, "kv_heads", None) for x in (k, v))
         if self.config.qk_norm:
@@ -353,8 +338,8 @@ class Decoder(nnx.Module):
 
     def _mlp(self, layer: Layer, x: jax.Array) -> jax.Array:
         hidden = self._norm(x, layer["mlp_norm"])
-        gate, up = self._linears(layer, ("gate", "up"), hidden)
-        return self._rows(x + self._linear(layer, "down", jax.nn.silu(gate) * up))
+        gated = jax.nn.silu(self._linear(layer, "gate", hidden)) * self._linear(layer, "up", hidden)
+        return self._rows(x + self._linear(layer, "down", gated))
 
 
 def _rematted(layer_step: Any, remat: Remat) -> Any:
