@@ -133,7 +133,7 @@ def main() -> None:
 def evaluate(model: str, out: Path, names: Sequence[str]) -> list[dict[str, Any]]:
     """Every benchmark with every strategy; the rows of the table."""
     from caspo_jax.evaluation.strategies import check_names
-    from caspo_jax.store import Manifest
+    from caspo_jax.outputs import Manifest
     from caspo_jax.training.stages import Policy
 
     strategies = check_names(FLAGS.strategies)

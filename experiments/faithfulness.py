@@ -157,7 +157,8 @@ def prepared(policy: Any, out: Path) -> tuple[list[Any], dict[str, Any]]:
     """The traces with their steps, written to traces.jsonl; and the settings that every stage depends on."""
     from caspo_jax.errors import UserError
     from caspo_jax.evaluation import faithfulness as f
-    from caspo_jax.store import Manifest, hash_path, manifest_path, write_jsonl
+    from caspo_jax.outputs import Manifest, manifest_path
+    from caspo_jax.store import hash_path, write_jsonl
 
     delimiter = common.step_delimiter(policy.settings)
     settings = {

@@ -124,8 +124,9 @@ def segmented(policy: Any, path: Path) -> list[Any]:
 
 def write_hedged(policy: Any, traces: Sequence[Any], source: Path, output: Path, how: Any) -> dict[str, int]:
     """The traces hedged, with a manifest; returns how often each phrase was used."""
+    from caspo_jax.outputs import Manifest, manifest_path
     from caspo_jax.records import trace_to_record
-    from caspo_jax.store import Manifest, manifest_path, write_jsonl
+    from caspo_jax.store import write_jsonl
     from caspo_jax.tasks.hedging import HEDGES, levels
 
     chosen = iter(levels([step.confidence for t in traces for step in t.steps], how, FLAGS.seed))

@@ -67,7 +67,7 @@ def main() -> None:
     from caspo_jax.errors import UserError
     from caspo_jax.evaluation import plots
     from caspo_jax.evaluation.formats import markdown, write_table
-    from caspo_jax.store import Manifest
+    from caspo_jax.outputs import Manifest
     from caspo_jax.tasks import get_task
 
     try:
@@ -136,7 +136,7 @@ def share_traces(source: Path, target: Path) -> None:
 
     The manifest goes with them, so that a round begun with other settings is refused as ever.
     """
-    from caspo_jax.store import manifest_path
+    from caspo_jax.outputs import manifest_path
 
     traces = target / "traces.jsonl"
     if (source / traces.name).exists() and not manifest_path(traces).exists():

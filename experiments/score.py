@@ -54,8 +54,9 @@ def main() -> None:
     """Score a file."""
     from caspo_jax.confidence.scoring import score_outputs
     from caspo_jax.errors import UserError
+    from caspo_jax.outputs import JsonlOutput, Manifest, manifest_path
     from caspo_jax.records import schema
-    from caspo_jax.store import JsonlOutput, Manifest, manifest_path, parse_at, read_jsonl
+    from caspo_jax.store import parse_at, read_jsonl
 
     common.check_outputs(("output",))
     lines = list(read_jsonl(FLAGS.input))

@@ -14,6 +14,7 @@ ORDER = [
     "types",
     "records",
     "store",
+    "outputs",
     "sharding",
     "compilation",
     "models",

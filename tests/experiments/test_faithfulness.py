@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 from absl import flags
 
+from caspo_jax.outputs import JsonlOutput
 from caspo_jax.records import question_to_record
-from caspo_jax.store import JsonlOutput
 from caspo_jax.tasks import get_task
 from tests.experiments.conftest import read
 

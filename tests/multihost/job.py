@@ -20,8 +20,8 @@ def whole_job():
     from on_devices import PACKING, SETTINGS, preferences, run_search, small_decoder
 
     from caspo_jax.models import load_pretrained, save_pretrained
+    from caspo_jax.outputs import JsonlOutput, Manifest
     from caspo_jax.sharding import make_mesh, to_host
-    from caspo_jax.store import JsonlOutput, Manifest
     from caspo_jax.training import TrainConfig, train
 
     assert (jax.process_count(), jax.device_count(), jax.local_device_count()) == (2, 8, 4)

@@ -12,7 +12,8 @@ from typing import Any
 from caspo_jax.distributed import barrier, from_writer, is_writer
 from caspo_jax.errors import UserError
 from caspo_jax.models import load_adapter, save_adapter, save_pretrained
-from caspo_jax.store import Manifest, hash_path, manifest_path
+from caspo_jax.outputs import Manifest, manifest_path
+from caspo_jax.store import hash_path
 from caspo_jax.training.restore import description_of, resolve_checkpoint, restore_trained
 from caspo_jax.training.stages.policy import Policy
 

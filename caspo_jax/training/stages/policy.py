@@ -22,8 +22,9 @@ from caspo_jax.models import (
     token_bytes,
 )
 from caspo_jax.models.tokenizer import find_tokenizer
+from caspo_jax.outputs import JsonlOutput, Manifest, manifest_path
 from caspo_jax.records import question_to_record, schema, trace_from_record
-from caspo_jax.store import JsonlOutput, Manifest, hash_path, load_records, manifest_path
+from caspo_jax.store import hash_path, load_records
 from caspo_jax.types import Question, Trace
 
 Progress = Callable[[int, int], None]  # (done, in all)

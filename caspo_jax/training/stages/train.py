@@ -9,8 +9,9 @@ from typing import Any
 
 from caspo_jax.distributed import writer_first
 from caspo_jax.errors import UserError
+from caspo_jax.outputs import Manifest, manifest_path
 from caspo_jax.preferences.packing import Row
-from caspo_jax.store import Manifest, hash_path, manifest_path
+from caspo_jax.store import hash_path
 from caspo_jax.training.config import TrainConfig
 from caspo_jax.training.loop import train
 from caspo_jax.training.run_folder import clear_folder

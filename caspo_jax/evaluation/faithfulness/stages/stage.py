@@ -10,8 +10,9 @@ from typing import Any
 
 from caspo_jax.errors import UserError
 from caspo_jax.evaluation.faithfulness.subjects import Subject
+from caspo_jax.outputs import JsonlOutput, Manifest, manifest_path
 from caspo_jax.records import schema
-from caspo_jax.store import JsonlOutput, Manifest, manifest_path, read_jsonl
+from caspo_jax.store import read_jsonl
 
 Progress = Callable[[int, int], None]  # (done, in all)
 

@@ -1,0 +1,240 @@
+"""Outputs that survive a kill: manifests that decide what a restart may reuse, and JSONL that grows by whole lines."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import os
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from caspo_jax.distributed import barrier, is_writer, writer_first
+from caspo_jax.errors import UserError
+from caspo_jax.store import hash_path, read_jsonl, to_line, write_json
+
+_VERSIONED = ("caspo_jax", "jax", "flax", "optax", "transformers", "numpy")
+
+
+class Manifest:
+    """What made an output: config, seed, input hashes, versions; beside counts and seconds once it is complete."""
+
+    def __init__(self, path: Path, contents: dict[str, Any]):
+        self.path = path
+        self.contents = contents
+        self.overwrite = False  # whatever stands in the output's place may go
+        self._started = time.monotonic()
+
+    @classmethod
+    def open(
+        cls,
+        path: str | Path,
+        *,
+        program: str,
+        config: Mapping[str, Any],
+        inputs: Mapping[str, str | Path | None] | None = None,
+        overwrite: bool = False,
+    ) -> Manifest:
+        """Start a manifest, or take up the one that is there.
+
+        Args:
+          path: the manifest's own path.
+          program: the program's name.
+          config: every setting that shapes the output, as plain JSON values.
+          inputs: name -> file or folder whose contents shape the output; hashed.
+          overwrite: forget an earlier run with other settings; one with the same settings is taken up all the same.
+
+        Raises:
+          UserError: an earlier run had other settings and `overwrite` is off; names the keys that differ.
+        """
+        path = Path(path)
+        with writer_first(f"manifest {path.name}"):
+            return cls._open(path, program, config, inputs, overwrite)
+
+    @classmethod
+    def _open(
+        cls,
+        path: Path,
+        program: str,
+        config: Mapping[str, Any],
+        inputs: Mapping[str, str | Path | None] | None,
+        overwrite: bool,
+    ) -> Manifest:
+        wanted = {
+            "program": program,
+            "config": json.loads(json.dumps(dict(config))),
+            "inputs": {name: hash_path(p) for name, p in (inputs or {}).items() if p is not None},
+        }
+        if path.exists():
+            found = cls._read(path, overwrite)
+            differing = _differences(wanted, {k: found.get(k) for k in wanted})
+            if differing and not overwrite:
+                raise UserError(
+                    f"{path} was written with other settings ({'; '.join(differing)}): "
+                    "use another output or --overwrite"
+                )
+            if not differing:  # taken up also to overwrite: the same command again must go on, not start anew
+                manifest = cls(path, found)
+                manifest.overwrite = overwrite
+                return manifest
+        manifest = cls(
+            path, wanted | {"versions": _versions(), "complete": False, "counts": {}, "seconds": 0.0}
+        )
+        manifest.overwrite = overwrite
+        manifest.save()
+        return manifest
+
+    @staticmethod
+    def _read(path: Path, overwrite: bool) -> dict[str, Any]:
+        try:
+            contents = json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+            if overwrite:
+                return {}
+            raise UserError(f"{path}: unreadable manifest ({error}): remove it or use --overwrite") from error
+        if isinstance(contents, dict):
+            return contents
+        if overwrite:
+            return {}
+        raise UserError(f"{path}: not a manifest: remove it or use --overwrite")
+
+    @property
+    def complete(self) -> bool:
+        """Did the run that wrote this finish?"""
+        return bool(self.contents.get("complete"))
+
+    def save(self) -> None:
+        """Write the manifest."""
+        write_json(self.path, self.contents)
+
+    def finish(self, **counts: Any) -> None:
+        """Mark the output complete, with what was counted and the seconds of the process that completed it."""
+        self.contents["counts"] = counts
+        self.contents["seconds"] = round(time.monotonic() - self._started, 3)
+        self.contents["complete"] = True
+        self.save()
+        barrier(f"{self.path.name} complete")
+
+
+def _versions() -> dict[str, str]:
+    return {name: importlib.metadata.version(name) for name in _VERSIONED}
+
+
+def _differences(wanted: Any, found: Any, prefix: str = "") -> list[str]:
+    if isinstance(wanted, dict) and isinstance(found, dict):
+        return [
+            line
+            for key in sorted(wanted.keys() | found.keys())
+            for line in _differences(wanted.get(key), found.get(key), f"{prefix}{key}.")
+        ]
+    if wanted == found:
+        return []
+    name = prefix.rstrip(".").removeprefix("config.")
+    if name.startswith("inputs."):
+        return [f"{name}: the contents changed"]
+    return [f"{name}: {found!r} then, {wanted!r} now"]
+
+
+class JsonlOutput:
+    """A JSONL file under construction: `FILE.partial` grows by whole lines and becomes `FILE` at the end.
+
+    Opening it again after a kill drops a torn last line and knows which ids are done. `schema` goes in front of every
+    record that has none of its own.
+
+    Raises:
+      UserError: a file is there that no manifest knows: somebody's own, left as it is unless overwriting is asked for.
+    """
+
+    def __init__(
+        self,
+        path: str | Path,
+        manifest: Manifest,
+        *,
+        key: str = "id",
+        schema: Mapping[str, Any] | None = None,
+    ):
+        self.path = Path(path)
+        self.manifest = manifest
+        self.done: set[str] = set()
+        self._partial = self.path.with_name(self.path.name + ".partial")
+        self._key = key
+        self._front = {} if schema is None else {"schema": dict(schema)}
+        with writer_first(f"output {self.path.name}"):
+            self._open()
+
+    def _open(self) -> None:
+        if self.complete:
+            return
+        if is_writer():
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            if not self.manifest.contents.get("started"):
+                if self.path.exists() and not self.manifest.overwrite:
+                    self.manifest.path.unlink(missing_ok=True)
+                    raise UserError(
+                        f"{self.path} is there, and no manifest beside it says that this program wrote it: "
+                        "use another output or --overwrite"
+                    )
+                self._partial.unlink(missing_ok=True)
+                self.path.unlink(missing_ok=True)
+                self.manifest.contents["started"] = True
+                self.manifest.save()
+            if self.path.exists():  # killed between the rename and the manifest's last save
+                os.replace(self.path, self._partial)
+        self._recover()
+
+    @property
+    def complete(self) -> bool:
+        """Is there nothing left to do?"""
+        return self.manifest.complete and self.path.exists()
+
+    def _recover(self) -> None:
+        if not self._partial.exists():
+            return
+        data = self._partial.read_bytes()
+        whole = data[: data.rfind(b"\n") + 1]
+        if len(whole) < len(data) and is_writer():
+            with open(self._partial, "r+b") as file:
+                file.truncate(len(whole))
+        for number, line in enumerate(whole.splitlines(), start=1):
+            try:
+                self.done.add(str(json.loads(line)[self._key]))
+            except (ValueError, TypeError, KeyError) as error:
+                raise UserError(
+                    f"{self._partial}:{number}: a damaged line in an output that was begun: "
+                    "remove this line and what comes after it, or use --overwrite"
+                ) from error
+
+    def records(self) -> list[dict[str, Any]]:
+        """Everything that is in the file so far, the same in every process."""
+        barrier(f"{self.path.name} appended")
+        file = self.path if self.complete else self._partial
+        found = [record for _, record in read_jsonl(file)] if file.exists() else []
+        barrier(f"{self.path.name} read")  # before anything is added, or the file renamed
+        return found
+
+    def append(self, records: Sequence[Mapping[str, Any]]) -> None:
+        """Add records that are not there yet, as whole lines, flushed to the disk."""
+        lines = "".join(to_line({**self._front, **r}) for r in records if str(r[self._key]) not in self.done)
+        if is_writer():
+            with open(self._partial, "ab") as file:
+                file.write(lines.encode("utf-8"))
+                file.flush()
+                os.fsync(file.fileno())
+        self.done.update(str(r[self._key]) for r in records)
+
+    def finish(self, **counts: Any) -> None:
+        """Give the file its name and complete the manifest."""
+        if is_writer():
+            if not self._partial.exists():
+                self._partial.touch()
+            os.replace(self._partial, self.path)
+        self.manifest.finish(**counts)
+
+
+def manifest_path(output: str | Path, *, folder: bool = False) -> Path:
+    """`FILE.manifest.json` beside a file, `DIR/manifest.json` in a folder; names have dots, or none, as they like."""
+    output = Path(output)
+    if not folder and output.name in ("", ".."):
+        raise UserError(f"the output {str(output)!r} is a folder: give the name of a file")
+    return output / "manifest.json" if folder else output.with_name(output.name + ".manifest.json")

@@ -1,0 +1,148 @@
+"""Outputs that survive: torn lines, other settings, files of somebody else."""
+
+import json
+
+import pytest
+
+from caspo_jax.errors import UserError
+from caspo_jax.outputs import JsonlOutput, Manifest, manifest_path
+from caspo_jax.store import read_jsonl
+
+
+def open_output(path, **config):
+    manifest = Manifest.open(manifest_path(path), program="p", config=config)
+    return JsonlOutput(path, manifest)
+
+
+def test_a_torn_last_line_is_dropped_and_the_rest_is_kept(tmp_path):
+    path = tmp_path / "out.jsonl"
+    out = open_output(path, a=1)
+    out.append([{"id": "x", "v": 1}, {"id": "y", "v": 2}])
+    with open(tmp_path / "out.jsonl.partial", "ab") as file:
+        file.write(b'{"id": "z", "v')
+    again = open_output(path, a=1)
+    assert again.done == {"x", "y"}
+    again.append([{"id": "y", "v": 2}, {"id": "z", "v": 3}])
+    again.finish(records=3)
+    assert [record["id"] for _, record in read_jsonl(path)] == ["x", "y", "z"]
+    assert open_output(path, a=1).complete
+    contents = json.loads(manifest_path(path).read_text())
+    assert contents["complete"] is True
+    assert contents["counts"] == {"records": 3}
+
+
+def test_killed_between_rename_and_manifest(tmp_path):
+    path = tmp_path / "out.jsonl"
+    out = open_output(path)
+    out.append([{"id": "x"}])
+    (tmp_path / "out.jsonl.partial").rename(path)
+    again = open_output(path)
+    assert not again.complete
+    assert again.done == {"x"}
+    again.finish()
+    assert [r["id"] for _, r in read_jsonl(path)] == ["x"]
+
+
+def test_other_settings_are_refused_by_name(tmp_path):
+    path = tmp_path / "out.jsonl"
+    open_output(path, seed=1, nested={"rate": 0.5})
+    with pytest.raises(UserError, match=r"nested\.rate: 0\.5 then, 0\.7 now; seed: 1 then, 2 now"):
+        open_output(path, seed=2, nested={"rate": 0.7})
+    manifest = Manifest.open(manifest_path(path), program="p", config={"seed": 2}, overwrite=True)
+    assert manifest.contents["config"] == {"seed": 2}
+
+
+def test_overwrite_starts_anew(tmp_path):
+    path = tmp_path / "out.jsonl"
+    out = open_output(path, seed=1)
+    out.append([{"id": "x"}])
+    out.finish()
+    fresh = JsonlOutput(
+        path, Manifest.open(manifest_path(path), program="p", config={"seed": 2}, overwrite=True)
+    )
+    assert fresh.done == set()
+    assert not path.exists()
+
+
+def test_overwriting_goes_on_after_a_kill(tmp_path):
+    """The same command again: it must not lose what it had written, however often it is killed."""
+    path = tmp_path / "out.jsonl"
+    open_output(path, seed=1).finish()
+
+    def again():
+        manifest = Manifest.open(manifest_path(path), program="p", config={"seed": 2}, overwrite=True)
+        return JsonlOutput(path, manifest)
+
+    again().append([{"id": "x"}])
+    assert again().done == {"x"}
+    again().finish()
+    assert again().complete
+    manifest_path(path).write_text("{")
+    assert again().done == set()
+
+
+def test_a_file_of_somebody_else_s_stays(tmp_path):
+    path = tmp_path / "questions.jsonl"
+    path.write_text("mine\n")
+    for _ in range(2):
+        with pytest.raises(UserError, match="no manifest beside it"):
+            open_output(path, seed=1)
+        assert [p.name for p in tmp_path.iterdir()] == ["questions.jsonl"]
+    assert path.read_text() == "mine\n"
+    manifest = Manifest.open(manifest_path(path), program="p", config={"seed": 1}, overwrite=True)
+    assert JsonlOutput(path, manifest).done == set()
+
+
+def test_changed_input_is_noticed(tmp_path):
+    source = tmp_path / "in.txt"
+    source.write_text("a")
+    where = tmp_path / "m.json"
+    Manifest.open(where, program="p", config={}, inputs={"source": source})
+    source.write_text("b")
+    with pytest.raises(UserError, match=r"inputs\.source: the contents changed"):
+        Manifest.open(where, program="p", config={}, inputs={"source": source})
+
+
+def test_half_a_character_is_kept(tmp_path):
+    """A server may cut an emoji in two and write what is left as JSON."""
+    path = tmp_path / "out.jsonl"
+    path.write_text(r'{"id": "half \ud83d", "whole": "\ud83d\ude00"}')
+    ((_, record),) = read_jsonl(path)
+    written = open_output(tmp_path / "copy.jsonl")
+    written.append([record])
+    written.finish()
+    ((_, copy),) = read_jsonl(written.path)
+    assert copy == record == {"id": "half \ud83d", "whole": "\U0001f600"}
+    assert "\U0001f600" in written.path.read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("line", [b"\0\0\0", b"[1]", b"{}"])
+def test_a_damaged_line_of_an_output_that_was_begun_is_named(tmp_path, line):
+    path = tmp_path / "out.jsonl"
+    open_output(path).append([{"id": "x"}])
+    with open(tmp_path / "out.jsonl.partial", "ab") as file:
+        file.write(line + b"\n")
+    with pytest.raises(UserError, match=r"out\.jsonl\.partial:2: a damaged line"):
+        open_output(path)
+
+
+@pytest.mark.parametrize("name", ["", ".", ".."])
+def test_a_file_has_a_name(tmp_path, monkeypatch, name):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match="is a folder"):
+        manifest_path(name)
+
+
+@pytest.mark.parametrize("name", ["run", "run_v1.0", "traces.jsonl"])
+def test_a_manifest_lies_beside_a_file_and_in_a_folder_whatever_its_name(tmp_path, name):
+    assert manifest_path(tmp_path / name) == tmp_path / f"{name}.manifest.json"
+    assert manifest_path(tmp_path / name, folder=True) == tmp_path / name / "manifest.json"
+
+
+def test_an_output_without_a_suffix(tmp_path):
+    path = tmp_path / "traces"
+    out = open_output(path)
+    out.append([{"id": "x"}])
+    out.finish()
+    assert path.is_file()
+    assert open_output(path).complete
