@@ -25,10 +25,11 @@ from caspo_jax.models.weights import parameter_shape, parameter_sharding, weight
 from caspo_jax.preferences.tree_packing import RowShape
 from caspo_jax.sampling import CatConfig, SampleConfig
 from caspo_jax.sampling.automaton import build_automaton
+from caspo_jax.sampling.knobs import Knobs
 from caspo_jax.sampling.loop import donated_program
 from caspo_jax.sampling.model_decode import ApartParams, ModelDecode, room_apart
 from caspo_jax.sampling.policy import make_policy
-from caspo_jax.sampling.state import LOGITS_AXES, CatState, Knobs, init_state
+from caspo_jax.sampling.state import LOGITS_AXES, CatState, init_state
 from caspo_jax.sharding import batch_ways, bytes_a_device, named_sharding
 from caspo_jax.training.config import TrainConfig
 from caspo_jax.training.scored_stats import head_chunk

@@ -4,11 +4,9 @@ from caspo_jax.confidence.chunked import (
     chunked_stats,
     hidden_stats_and_kl,
     hidden_token_stats,
-    model_token_stats,
-    token_logprobs,
-    token_logprobs_and_entropy,
 )
 from caspo_jax.confidence.hidden import rcc, rcc_batch
+from caspo_jax.confidence.model_stats import model_token_stats, token_logprobs, token_logprobs_and_entropy
 from caspo_jax.confidence.path import (
     PATH_CONFIDENCES,
     PathState,

@@ -55,57 +55,6 @@ def chunked_stats(
     return logprob.reshape(targets.shape), entropy.reshape(targets.shape)
 
 
-def token_logprobs(
-    model: Any, token_ids: jax.Array, mask: jax.Array | None = None, *, chunk: int | None = None
-) -> jax.Array:
-    """Teacher-forced log-prob of every token but the first; entry t scores token t + 1.
-
-    Args:
-      model: anything with `hidden_states(token_ids, mask=mask) -> [B, T, E]` and `unembedding() -> [V, E]`.
-      token_ids: [B, T] integers.
-      mask: [B, T] bool, real tokens (padding on either side); default all.
-      chunk: see chunked_stats.
-
-    Returns:
-      [B, T-1] float32, nats; 0 where token t or token t + 1 is not real. Works under nnx.value_and_grad.
-
-    >>> from caspo_jax.models import load_pretrained
-    >>> from caspo_jax.tasks import get_task
-    >>> model, _ = load_pretrained(get_task("graph").policy_path)
-    >>> logprobs = token_logprobs(model, jnp.array([[5, 6, 7]]))
-    >>> logprobs.shape, bool((logprobs < 0).all())
-    ((1, 2), True)
-    """
-    return token_logprobs_and_entropy(model, token_ids, mask, chunk=chunk)[0]
-
-
-def token_logprobs_and_entropy(
-    model: Any, token_ids: jax.Array, mask: jax.Array | None = None, *, chunk: int | None = None
-) -> tuple[jax.Array, jax.Array]:
-    """As token_logprobs, with the entropy of the distribution that predicted each token: two [B, T-1]."""
-    hidden, targets, real = _shifted(model, token_ids, mask)
-    logprob, entropy = chunked_stats(hidden, model.unembedding(), targets, chunk)
-    return jnp.where(real, logprob[:, :-1], 0.0), jnp.where(real, entropy[:, :-1], 0.0)
-
-
-def model_token_stats(
-    model: Any,
-    token_ids: jax.Array,
-    mask: jax.Array | None = None,
-    fields: tuple[str, ...] | None = None,
-    *,
-    chunk: int | None = None,
-) -> TokenStats:
-    """Teacher-forced TokenStats [B, T-1] of given tokens, chunk by chunk; entry t describes token t + 1.
-
-    For reports that compare every named confidence on given traces; not for differentiation (use
-    token_logprobs). Entries where token t or t + 1 is not real are meaningless: carry the mask.
-    """
-    hidden, targets, _ = _shifted(model, token_ids, mask)
-    stats = hidden_token_stats(hidden, model.unembedding(), targets, fields, chunk)
-    return jax.tree.map(lambda leaf: leaf[:, :-1], stats)
-
-
 def hidden_token_stats(
     hidden: jax.Array,
     unembedding: jax.Array,
@@ -159,19 +108,6 @@ def _by_chunk(read: Callable[..., Any], hidden, unembedding, targets, chunk: int
     weight = unembedding.astype(operand)
     found = lax.map(lambda piece: read(_logits(piece[0], weight), piece[1]), chunks)
     return jax.tree.map(lambda leaf: _join(leaf, hidden.shape[1]), found)
-
-
-def _shifted(model, token_ids, mask):
-    token_ids = jnp.asarray(token_ids)
-    if token_ids.ndim != 2 or token_ids.shape[1] < 2:
-        raise UserError(f"token_ids of shape {token_ids.shape}: log-probs need [B, T] with T >= 2")
-    real = jnp.ones(token_ids.shape, bool) if mask is None else jnp.asarray(mask, bool)
-    if real.shape != token_ids.shape:
-        raise UserError(f"mask of shape {real.shape} does not match token_ids of shape {token_ids.shape}")
-    hidden = model.hidden_states(token_ids, mask=real)
-    # The last column predicts nothing; keeping it keeps T as it is, and so the chunks even.
-    targets = jnp.roll(token_ids, -1, axis=1)
-    return hidden, targets, real[:, :-1] & real[:, 1:]
 
 
 def _check_shapes(hidden, unembedding, targets, chunk) -> None:

@@ -10,7 +10,7 @@ import jax
 import numpy as np
 from flax import nnx
 
-from caspo_jax.confidence.chunked import token_logprobs_and_entropy
+from caspo_jax.confidence.model_stats import token_logprobs_and_entropy
 from caspo_jax.sharding import to_host
 
 _BUCKET = 64  # row lengths are rounded up to a multiple of this, so that few shapes are compiled

@@ -23,11 +23,12 @@ from caspo_jax.models.cache import (
 from caspo_jax.models.cache_rows import branch, concatenate, grow, take_prompts, widen_prompts
 from caspo_jax.sampling.automaton import Automaton
 from caspo_jax.sampling.compaction import split_branches, take_questions
+from caspo_jax.sampling.knobs import Knobs
 from caspo_jax.sampling.loop import cat_decode_donated
 from caspo_jax.sampling.model_decode import ApartParams
 from caspo_jax.sampling.policy import Policy
 from caspo_jax.sampling.refill import Queue
-from caspo_jax.sampling.state import CatState, Knobs, end_decided, grow_state, init_state
+from caspo_jax.sampling.state import CatState, end_decided, grow_state, init_state
 from caspo_jax.sampling.tree import Tree, harvest
 
 FIRST_SEGMENT = 64  # tokens that the buffers hold at first; they double (lanes: all from the start, since unused ones are not read)

@@ -13,11 +13,15 @@ from jax import lax
 from caspo_jax.confidence.path import path_update
 from caspo_jax.confidence.token import token_stats
 from caspo_jax.sampling import state as codes
-from caspo_jax.sampling.automaton import Automaton, advance, counted_mask, next_step
+from caspo_jax.sampling.automaton import Automaton
+from caspo_jax.sampling.branching import close_nodes, forks, open_nodes, rank
+from caspo_jax.sampling.cursor import advance, counted_mask, next_step
+from caspo_jax.sampling.keys import fold_in, uniforms
+from caspo_jax.sampling.knobs import Knobs
 from caspo_jax.sampling.policy import Boundary, Policy
 from caspo_jax.sampling.refill import Queue, refill, starved
 from caspo_jax.sampling.sampler import sample
-from caspo_jax.sampling.state import CatState, Knobs, fold_in, uniforms
+from caspo_jax.sampling.state import CatState
 from caspo_jax.sharding import mesh_of, whole
 
 Fixed = tuple[Automaton, Knobs, Queue | None]  # what the loop reads and never changes
@@ -147,7 +151,7 @@ def _iteration(params: Any, policy: Policy, automaton: Automaton, knobs: Knobs, 
     score = policy.prune(knobs, view)
     condemned = view.boundary & (score < knobs.threshold)
     spare = jnp.sum(alive, axis=-1, dtype=jnp.int32) - knobs.min_live
-    pruned = condemned & (_rank(condemned, score, -slots.node) < spare[:, None])
+    pruned = condemned & (rank(condemned, score, -slots.node) < spare[:, None])
     alive = alive & ~pruned
 
     # Rule 5, before slots are refilled: no branch is made that would never get a token.
@@ -157,7 +161,7 @@ def _iteration(params: Any, policy: Policy, automaton: Automaton, knobs: Knobs, 
 
     # Rule 4: the surest branches at a boundary fork into free slots.
     view = dataclasses.replace(view, live=alive, boundary=delimited & alive & ~done[:, None])
-    source, child, forked = _forks(policy, knobs, view, free=~alive)
+    source, child, forked = forks(policy, knobs, view, free=~alive)
 
     ended = jnp.where(
         finished,
@@ -183,10 +187,10 @@ def _iteration(params: Any, policy: Policy, automaton: Automaton, knobs: Knobs, 
         [codes.EOS, codes.STOP, codes.LENGTH, codes.THRESHOLD, codes.DELIMITER, codes.BUDGET],
         codes.ANSWERS,
     )
-    nodes = _close_nodes(
+    nodes = close_nodes(
         nodes, slots, ended, reason, jnp.where(closed, confidence, jnp.nan), path_confidence, age + 1
     )
-    nodes, node, num_nodes = _open_nodes(state, nodes, view.boundary, source, child, forked, age + 1)
+    nodes, node, num_nodes = open_nodes(state, nodes, view.boundary, source, child, forked, age + 1)
 
     # Children take over; a fork starts as a copy of its source.
     take = jax.vmap(lambda x, i: x[i])
@@ -247,83 +251,6 @@ def _confidence(policy: Policy, state: CatState, history: codes.History, cursor,
     mask = counted_mask(cursor, reading, by_age(history.byte_start), state.age, columns)
     stats = {field: by_age(array).reshape(-1, state.capacity) for field, array in history.stats.items()}
     return policy.step_confidence(stats, mask.reshape(-1, mask.shape[-1])).reshape(mask.shape[:-1])
-
-
-def _rank(among: jax.Array, first: jax.Array, then: jax.Array) -> jax.Array:
-    """[B, K] how many of `among` come before each slot, ordered by `first` and then by `then`, both ascending."""
-    a, b = first[:, :, None], first[:, None, :]
-    earlier = (b < a) | ((b == a) & (then[:, None, :] < then[:, :, None]))
-    return jnp.sum(earlier & among[:, None, :], axis=-1, dtype=jnp.int32)
-
-
-def _forks(
-    policy: Policy, knobs: Any, view: Boundary, free: jax.Array
-) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Which slot each slot's next node descends from: source slot, child rank, and whether it is a fork; [B, K] each.
-
-    The j-th free slot takes the j-th fork, the forks in order of path confidence (ties: the lower node).
-    """
-    slots_per = view.live.shape[1]
-    here = view.boundary
-    # More than there are slots change nothing, and their sums may not fit into int32.
-    wanted = jnp.where(here, jnp.clip(policy.fork(knobs, view), 0, slots_per), 0)
-    a, b = -view.path_confidence[:, :, None], -view.path_confidence[:, None, :]
-    earlier = (b < a) | ((b == a) & (view.node[:, None, :] < view.node[:, :, None]))
-    first = jnp.sum(
-        jnp.where(earlier & here[:, None, :], wanted[:, None, :], 0), axis=-1
-    )  # forks of surer branches
-    turn = jnp.cumsum(free, axis=-1) - free  # which free slot this is
-    mine = (first[:, None, :] <= turn[:, :, None]) & (turn[:, :, None] < (first + wanted)[:, None, :])
-    mine &= here[:, None, :] & free[:, :, None]
-    forked = jnp.any(mine, axis=-1)
-    own = jnp.arange(slots_per)[None]
-    source = jnp.where(forked, jnp.argmax(mine, axis=-1), own)
-    child = jnp.where(forked, 1 + turn - jnp.take_along_axis(first, source, axis=-1), 0)
-    return source, child, forked
-
-
-def _close_nodes(nodes, slots, status, reason, confidence, path_confidence, end) -> codes.Nodes:
-    ends = slots.live & (status != codes.LIVE)
-    index = jnp.where(ends, slots.node, nodes.parent.shape[1])  # past the end: dropped
-    row = jnp.arange(index.shape[0])[:, None]
-
-    def put(array: jax.Array, value: jax.Array) -> jax.Array:
-        return array.at[row, index].set(value, mode="drop")
-
-    return dataclasses.replace(
-        nodes,
-        end=put(nodes.end, end),
-        status=put(nodes.status, status),
-        reason=put(nodes.reason, reason),
-        confidence=put(nodes.confidence, confidence),
-        path_confidence=put(nodes.path_confidence, path_confidence),
-    )
-
-
-def _open_nodes(state: CatState, nodes, going, source, child, forked, start):
-    """New nodes: first the continuations, by the order of their parents, then the forks in the order they were made."""
-    slots = state.slots
-    after = _rank(going, slots.node, slots.node)
-    turn = jnp.cumsum(forked, axis=-1) - forked
-    count = jnp.sum(going, axis=-1, keepdims=True, dtype=jnp.int32)
-    base = state.num_nodes[:, None]
-    node = jnp.where(forked, base + count + turn, jnp.where(going, base + after, slots.node))
-    index = jnp.where(going | forked, node, nodes.parent.shape[1])
-    row = jnp.arange(index.shape[0])[:, None]
-
-    def put(array: jax.Array, value: jax.Array | int) -> jax.Array:
-        return array.at[row, index].set(value, mode="drop")
-
-    nodes = dataclasses.replace(
-        nodes,
-        parent=put(nodes.parent, jnp.take_along_axis(slots.node, source, axis=-1)),
-        rank=put(nodes.rank, child),
-        slot=put(nodes.slot, jnp.broadcast_to(jnp.arange(index.shape[1]), index.shape)),
-        start=put(nodes.start, start),
-        status=put(nodes.status, codes.LIVE),
-    )
-    num_nodes = state.num_nodes + jnp.sum(going | forked, axis=-1, dtype=jnp.int32)
-    return nodes, node, num_nodes
 
 
 def _fork_rows(policy: Policy, cache: Any, source: jax.Array, forked: jax.Array) -> Any:

@@ -14,8 +14,8 @@ from caspo_jax.confidence.step import needed_fields, step_confidence
 from caspo_jax.confidence.token import TokenStats
 from caspo_jax.errors import UserError
 from caspo_jax.sampling.config import PRUNE_RULES, CatConfig
+from caspo_jax.sampling.knobs import Knobs
 from caspo_jax.sampling.sampler import Sampler
-from caspo_jax.sampling.state import Knobs
 
 
 @jax.tree_util.register_dataclass

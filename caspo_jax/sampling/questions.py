@@ -10,8 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from caspo_jax.errors import UserError
+from caspo_jax.sampling.keys import fold_in
 from caspo_jax.sampling.search import key_data
-from caspo_jax.sampling.state import fold_in
 from caspo_jax.types import Question
 
 Questions = Sequence[str | Question]

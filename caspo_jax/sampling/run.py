@@ -16,10 +16,10 @@ from caspo_jax.models.tokenizer import check_prompt_ids, encode_prompt, eos_ids,
 from caspo_jax.sampling.automaton import build_automaton
 from caspo_jax.sampling.batch import Unit, Usage
 from caspo_jax.sampling.config import CatConfig
+from caspo_jax.sampling.knobs import Knobs
 from caspo_jax.sampling.policy import make_policy
 from caspo_jax.sampling.questions import Questions, as_questions, question_keys
 from caspo_jax.sampling.search import Progress, default_rows, grow_trees
-from caspo_jax.sampling.state import Knobs
 from caspo_jax.sampling.tree import Tree
 from caspo_jax.types import Question
 

@@ -16,9 +16,9 @@ from caspo_jax.models.cache import prefers_lanes
 from caspo_jax.models.cache_rows import copy_rows, load_prompt
 from caspo_jax.sampling.automaton import Automaton
 from caspo_jax.sampling.batch import Batch, Unit, Usage, bucket, cut_rows
+from caspo_jax.sampling.knobs import Knobs
 from caspo_jax.sampling.model_decode import ModelDecode, decode_params
 from caspo_jax.sampling.policy import Policy
-from caspo_jax.sampling.state import Knobs
 from caspo_jax.sampling.stream import stream
 from caspo_jax.sampling.tree import Tree
 from caspo_jax.sharding import batch_ways, mesh_of

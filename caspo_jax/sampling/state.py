@@ -13,9 +13,10 @@ from jax.sharding import Mesh
 
 from caspo_jax.confidence.path import PathState, path_init
 from caspo_jax.models.cache_rows import ring_source
-from caspo_jax.sampling.automaton import Automaton, Cursor, cursor_init
-from caspo_jax.sampling.config import CatConfig
-from caspo_jax.sampling.sampler import SampleKnobs
+from caspo_jax.sampling.automaton import Automaton
+from caspo_jax.sampling.cursor import Cursor, cursor_init
+from caspo_jax.sampling.keys import fold_in
+from caspo_jax.sampling.knobs import Knobs
 from caspo_jax.sharding import constrain, whole
 
 LOGITS_AXES = ("rows", "slots", None)  # of `CatState.logits`, see caspo_jax.sharding
@@ -28,42 +29,6 @@ STATUSES = ("unused", "live", "closed", "pruned", "finished", "expired")
 # Why it ended.
 NONE, DELIMITER, EOS, STOP, LENGTH, THRESHOLD, BUDGET, ANSWERS, DECIDED = range(9)
 REASONS = (None, "delimiter", "eos", "stop", "length", "threshold", "budget", "answers", "decided")
-
-
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
-class Knobs:
-    """The search's numbers; changing them compiles nothing."""
-
-    threshold: Any  # scalar or [B, 1] f32, prune strictly below
-    expand: Any  # scalar int32, most children a node
-    num_answers: Any  # scalar int32
-    min_live: Any  # scalar int32
-    token_budget: Any  # scalar int32
-    max_new_tokens: Any  # scalar or [B, 1] int32
-    sample: SampleKnobs
-
-    def of_questions(self, keep: jax.Array) -> Knobs:
-        """Those of the questions `keep` [n] alone."""
-        return jax.tree.map(lambda x: x[keep] if jnp.ndim(x) else x, self)
-
-    @classmethod
-    def of(cls, config: CatConfig) -> Knobs:
-        """The numbers of a config."""
-        no_limit = np.iinfo(np.int32).max
-
-        def integer(value: int | None) -> jax.Array:
-            return jnp.asarray(no_limit if value is None else min(value, no_limit), jnp.int32)
-
-        return cls(
-            threshold=jnp.asarray(config.threshold, jnp.float32),
-            expand=integer(config.expand),
-            num_answers=integer(config.answers),
-            min_live=integer(config.min_live),
-            token_budget=integer(config.token_budget),
-            max_new_tokens=integer(config.sample.max_new_tokens),
-            sample=SampleKnobs.of(config.sample),
-        )
 
 
 @jax.tree_util.register_dataclass
@@ -295,27 +260,6 @@ def root_nodes(live: jax.Array, rank: jax.Array, count: int) -> Nodes:
         rank=nodes.rank.at[:, :slots].set(rank),
         status=nodes.status.at[:, :slots].set(jnp.where(live, LIVE, UNUSED)),
     )
-
-
-def fold_in(keys: jax.Array, data: jax.Array | np.ndarray) -> jax.Array:
-    """Raw threefry key data [..., 2] folded with integers [...]: the rows of jax.random.fold_in."""
-    flat = jax.vmap(
-        lambda k, d: jax.random.key_data(
-            jax.random.fold_in(jax.random.wrap_key_data(k, impl="threefry2x32"), d)
-        )
-    )
-    return flat(keys.reshape(-1, 2), jnp.broadcast_to(data, keys.shape[:-1]).reshape(-1)).reshape(keys.shape)
-
-
-def uniforms(keys: jax.Array, index: jax.Array, attempt: jax.Array | int = 0) -> jax.Array:
-    """[...] one uniform in [0, 1) a row: that of fold_in(node key [..., 2], token index), -`attempt` folded in if not 0.
-
-    Negative, because fold_in(fold_in(node key, r), j) is also token j of the node's child of rank r.
-    """
-    tokens = fold_in(keys, index)
-    tokens = jnp.where(jnp.asarray(attempt) > 0, fold_in(tokens, -jnp.asarray(attempt)), tokens)
-    draw = jax.vmap(lambda k: jax.random.uniform(jax.random.wrap_key_data(k, impl="threefry2x32")))
-    return draw(tokens.reshape(-1, 2)).reshape(keys.shape[:-1])
 
 
 @functools.partial(jax.jit, static_argnames="capacity")

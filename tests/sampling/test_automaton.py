@@ -13,7 +13,7 @@ from tree_reference import delimiters, newest_step
 
 from caspo_jax.errors import UserError
 from caspo_jax.sampling import build_automaton, segment_tokens
-from caspo_jax.sampling.automaton import advance, counted_mask, cursor_init, next_step
+from caspo_jax.sampling.cursor import advance, counted_mask, cursor_init, next_step
 from caspo_jax.sampling.segments import character_spans, segment_bytes
 
 CASES = [

@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from caspo_jax.sampling.keys import fold_in
+from caspo_jax.sampling.keys import uniforms as token_uniforms
 from caspo_jax.sampling.sampler import (
     TOP_K_BLOCK,
     TOP_P_ATTEMPTS,
@@ -21,8 +23,6 @@ from caspo_jax.sampling.sampler import (
     sample,
     top_p_floor,
 )
-from caspo_jax.sampling.state import fold_in
-from caspo_jax.sampling.state import uniforms as token_uniforms
 
 
 def floor_of(weights, top_p):

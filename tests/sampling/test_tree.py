@@ -24,7 +24,7 @@ from tree_reference import Search, Settings, fold_in, uniform
 
 from caspo_jax.sampling import Boundary, Knobs, Tree, cat_decode, tree_of
 from caspo_jax.sampling import state as codes
-from caspo_jax.sampling.loop import _forks
+from caspo_jax.sampling.branching import forks
 from caspo_jax.sampling.policy import fork_expand, score_last, score_never, score_path, score_relative
 from caspo_jax.sampling.traces import build_trace
 from caspo_jax.types import Question
@@ -152,17 +152,17 @@ def test_same_tree_as_the_reference(name):
     assert seen >= expected | (set() if name.startswith("explore") else {"threshold"})
 
 
-def forks(expand):
+def forked(expand):
     """[source slot, child rank] of five slots, three of them at a boundary and two free."""
     live = jnp.asarray([[True, True, True, False, False]])
     sure = jnp.asarray([[0.7, 0.8, 0.9, 0.0, 0.0]])
     view = Boundary(live, live, sure, sure, jnp.ones((1, 5), jnp.int32), jnp.arange(5)[None])
     knobs = Knobs.of(config(num_branches=5, expand=expand))
-    return [x.tolist() for x in _forks(make_policy(score_last, fork_expand), knobs, view, ~live)[:2]]
+    return [x.tolist() for x in forks(make_policy(score_last, fork_expand), knobs, view, ~live)[:2]]
 
 
 def test_any_number_of_children_may_be_allowed():
-    assert forks(3) == forks(10**9) == forks(2**31 - 1) == [[[0, 1, 2, 2, 2]], [[0, 0, 0, 1, 2]]]
+    assert forked(3) == forked(10**9) == forked(2**31 - 1) == [[[0, 1, 2, 2, 2]], [[0, 0, 0, 1, 2]]]
 
 
 def test_confidences_too_small_for_floats_are_alike():
