@@ -16,7 +16,7 @@ MODULES = sorted(
 SHOWN = {
     "models.pretrained": ("load_pretrained", "save_pretrained"),
     "confidence.token": ("token_stats",),
-    "confidence.chunked": ("token_logprobs",),
+    "confidence.model_stats": ("token_logprobs",),
     "confidence.hidden": ("rcc",),
     "sampling.api": ("generate", "cat_search", "cat_sweep"),
     "training.losses": ("dpo_loss",),
