@@ -27,7 +27,17 @@ from absl import app, flags, logging  # noqa: E402
 from caspo_jax import distributed  # noqa: E402
 from caspo_jax.compilation import keep_programs  # noqa: E402
 from caspo_jax.errors import Interrupted, UserError  # noqa: E402
-from experiments.terminal import (  # noqa: E402, F401 - programs reach them through this module
+from experiments.shared_flags import (  # noqa: E402, F401 - programs reach these through this module
+    CAT_FLAGS,
+    define_answer_flags,
+    define_cat_flags,
+    define_decoding_flags,
+    define_model_flags,
+    define_process_flags,
+    define_question_flags,
+    define_seed_flag,
+)
+from experiments.terminal import (  # noqa: E402, F401 - and these
     Progress,
     closing,
     define_terminal_flags,
@@ -94,114 +104,6 @@ def tune_malloc() -> None:
     if sys.platform == "linux" and "MALLOC_TOP_PAD_" not in os.environ and sys.orig_argv:
         os.environ.update({**MALLOC, **os.environ})
         os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
-
-
-def define_model_flags(*, required: bool = True) -> None:
-    """Flags of every program that loads a policy."""
-    flags.DEFINE_string("model", None, "policy: a folder in Hugging Face layout (safetensors), or a hub id")
-    flags.DEFINE_enum("dtype", None, ["float32", "bfloat16"], "compute dtype; default: the checkpoint's own")
-    flags.DEFINE_string("mesh", None, "device mesh such as data:2,fsdp:2,tensor:2; default: one device")
-    define_process_flags()
-    define_seed_flag("seed of everything random")
-    flags.DEFINE_bool("overwrite", False, "replace an output that was begun with other settings")
-    define_terminal_flags()
-    if required:
-        flags.mark_flag_as_required("model")
-
-
-def define_seed_flag(help_text: str) -> None:
-    """--seed, as many as JAX tells apart."""
-    flags.DEFINE_integer("seed", 0, help_text, lower_bound=0, upper_bound=2**32 - 1)
-
-
-def define_process_flags() -> None:
-    """Flags of a run of several processes; on Cloud TPU, under SLURM and under Open MPI they are not needed."""
-    flags.DEFINE_string(
-        "coordinator_address", None, "several processes, one on each host: host:port of process 0"
-    )
-    flags.DEFINE_integer("num_processes", None, "how many processes the run has", lower_bound=1)
-    flags.DEFINE_integer("process_id", None, "which of them this is, from 0", lower_bound=0)
-
-
-def define_decoding_flags(
-    *, num_samples: int = 1, temperature: float = 1.0, max_new_tokens: int = 1024
-) -> None:
-    """Flags of every program that decodes."""
-    flags.DEFINE_integer("batch_size", 64, "rows (questions x samples) decoded together", lower_bound=1)
-    flags.DEFINE_integer(
-        "max_new_tokens",
-        None,
-        "most tokens of an output; default: what the context leaves, 1024 at most",
-        lower_bound=1,
-    )
-    flags.DEFINE_float("temperature", temperature, "sampling temperature; 0 is greedy")
-    flags.DEFINE_float("top_p", 1.0, "nucleus mass; 1 is off")
-    flags.DEFINE_integer("top_k", 0, "most probable tokens kept; 0 is off")
-    flags.DEFINE_float("min_p", 0.0, "least probability, as a share of the most probable token's; 0 is off")
-    flags.DEFINE_integer("num_samples", num_samples, "outputs a question", lower_bound=1)
-    flags.DEFINE_bool("ignore_eos", False, "go on after end-of-sequence, up to --max_new_tokens")
-    flags.DEFINE_string(
-        "step_delimiter",
-        None,
-        r"what ends a step (escapes such as \n are read); default: the policy's caspo.json, else \n\n",
-    )
-    flags.DEFINE_multi_string("stop", [], "end an output after this string (repeatable)")
-
-
-def define_question_flags() -> None:
-    """Flags of every program that reads questions."""
-    flags.DEFINE_string(
-        "question_field", None, "field of the question, if it is none of question, problem, instruction"
-    )
-    flags.DEFINE_string("gold_field", None, "field of the gold answer, if it is neither gold nor answer")
-
-
-def define_answer_flags() -> None:
-    """Flags of every program that reads answers out of text."""
-    flags.DEFINE_enum(
-        "answers",
-        None,
-        ["math", "integer", "letter", "yes_no", "string"],
-        "kind of the answers; default: the embedded task's own for its tiny policy, else math",
-    )
-
-
-CAT_FLAGS = (
-    "num_branches",
-    "root_branches",
-    "threshold",
-    "expand",
-    "num_answers",
-    "min_live",
-    "token_budget",
-    "confidence",
-    "path_confidence",
-    "prune",
-    "vote",
-    "gamma",
-    "stop_decided",
-)
-
-
-def define_cat_flags() -> None:
-    """Flags of every program that searches a tree."""
-    flags.DEFINE_integer("num_branches", 8, "slots K of a question's tree", lower_bound=1)
-    flags.DEFINE_integer("root_branches", None, "branches to start with; default: K", lower_bound=1)
-    flags.DEFINE_float(
-        "threshold", None, "prune strictly below this confidence; default: caspo.json, else never"
-    )
-    flags.DEFINE_integer(
-        "expand", 2, "most children a node, the original included; 1 never forks", lower_bound=1
-    )
-    flags.DEFINE_integer("num_answers", None, "finished paths that end a question; default: K", lower_bound=1)
-    flags.DEFINE_integer("min_live", 1, "pruning never leaves fewer live branches", lower_bound=0)
-    flags.DEFINE_integer("token_budget", None, "most tokens a question, over all branches", lower_bound=1)
-    flags.DEFINE_string("confidence", None, "step confidence; default: caspo.json, else mean_logprob")
-    flags.DEFINE_string("path_confidence", "geometric", "geometric, product, min or last")
-    flags.DEFINE_string("prune", "last", "what is held against the threshold: path, last or relative")
-    flags.DEFINE_string("vote", "sequence", "majority, confidence, sequence or best_path")
-    flags.DEFINE_float("gamma", 1.0, "exponent of the confidence vote")
-    flags.DEFINE_bool("stop_decided", False, "end a question once nothing can change its answer")
 
 
 def load_questions(path: str, *, need_gold: bool = False) -> list[Any]:
