@@ -227,7 +227,7 @@ SHAPES = {
 
 
 @pytest.mark.parametrize("name", SHAPES)
-@pytest.mark.parametrize("row_count", [1, 3])
+@pytest.mark.parametrize("row_count", [pytest.param(1, marks=pytest.mark.slow), 3])
 def test_decoding_on_one_cpu_gives_the_logits_of_any_device(name, row_count, monkeypatch):
     model = Decoder(tiny(3, **SHAPES[name]), rngs=nnx.Rngs(2))
     rng = np.random.default_rng(0)

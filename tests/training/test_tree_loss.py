@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
-from helpers import VOCAB, make_data, on_device, tiny_decoder
+from helpers import VOCAB, Toy, make_data, on_device, tiny_decoder
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -64,9 +64,22 @@ def both(seed, shape=SHAPE, size=4):
     return plain, packed
 
 
-@pytest.mark.parametrize("options", OPTIONS, ids=str)
+MODELS = [
+    pytest.param(
+        make,
+        options,
+        id=f"{make.__name__}-{options}",
+        marks=pytest.mark.slow if make is tiny_decoder and options not in (OPTIONS[0], OPTIONS[2]) else (),
+    )
+    for make in (Toy, tiny_decoder)
+    for options in OPTIONS
+]
+
+
+@pytest.mark.parametrize("make, options", MODELS)
 @pytest.mark.parametrize("seed", [0, 1])
-def test_trees_equal_rows(model, options, seed):
+def test_trees_equal_rows(make, options, seed):
+    model = make()
     plain, packed = both(seed)
     config = LossConfig(**options)
 
@@ -86,12 +99,14 @@ def test_trees_equal_rows(model, options, seed):
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5 * float(jnp.abs(b).max()))
 
 
-def test_denominators_on_the_host_equal_those_of_the_loss(model):
+def test_denominators_on_the_host_equal_those_of_the_loss():
+    model = Toy()
     for options in OPTIONS:
         config = LossConfig(**options)
+        run = nnx.jit(lambda m, b, config=config: step_loss_sums(m, b, config).denominators)
         for batch in (both(3)[0], both(3)[1].batch):
             host = loss_denominators(batch, config)
-            device = step_loss_sums(model, on_device(batch), config).denominators
+            device = run(model, on_device(batch))
             np.testing.assert_allclose(host.pairs, device.pairs, rtol=1e-6)
             np.testing.assert_allclose(host.nll, device.nll, rtol=1e-6)
 
