@@ -2,6 +2,10 @@
 
 python -m experiments.annotate --model=POLICY --input=traces.jsonl --output=annotated.jsonl --verifier=equations
 python -m experiments.annotate ... --dataset_dir=DIR     # also the step dataset: parquet with a card
+python -m experiments.annotate --model=POLICY --labelled=prm800k.jsonl --output=annotated.jsonl
+
+--labelled takes solutions whose steps others have judged (PRM800K, ProcessBench, Math-Shepherd): their verdicts, and the policy's
+own confidences. `pairs` goes on from there as from sampled traces.
 """
 
 from __future__ import annotations
@@ -20,24 +24,60 @@ def define_flags() -> None:
     common.define_model_flags()
     common.define_answer_flags()
     verifiers.define_flags()
-    flags.DEFINE_string("input", None, "JSONL of traces", required=True)
+    flags.DEFINE_string("input", None, "JSONL of traces")
+    flags.DEFINE_string(
+        "labelled", None, "instead of --input: JSONL of PRM800K, ProcessBench or Math-Shepherd records"
+    )
+    flags.DEFINE_enum(
+        "neutral", "unknown", ["unknown", "correct", "wrong"], "what PRM800K's label 0 means, for --labelled"
+    )
     flags.DEFINE_string("output", None, "JSONL of annotated traces", required=True)
     flags.DEFINE_string(
         "step_delimiter", None, r"what ends a step; default: the policy's caspo.json, else \n\n"
     )
     flags.DEFINE_string("confidence", "entropy", "step confidence that the records carry")
-    flags.DEFINE_integer("batch_size", 64, "rows decoded together, by verifiers that decode", lower_bound=1)
+    flags.DEFINE_integer(
+        "batch_size",
+        64,
+        "rows decoded together, by verifiers that decode; solutions read together",
+        lower_bound=1,
+    )
     flags.DEFINE_string("dataset_dir", None, "write the step dataset with confidence annotations here")
 
 
 def main() -> None:
     """Annotate a file."""
+    from caspo_jax.errors import UserError
+    from caspo_jax.records import trace_from_record
+    from caspo_jax.store import load_records
+
+    if (FLAGS.input is None) == (FLAGS.labelled is None):
+        raise UserError("give one of --input and --labelled")
+    if FLAGS.labelled is not None and FLAGS["verifier"].present:
+        raise UserError("--verifier goes with --input: --labelled has its verdicts")
+    common.check_outputs(("output",), ("input", "labels", "labelled"))
+    verifiers.check_confidence()
+    if FLAGS.labelled is not None:
+        annotate_labelled()
+    else:
+        annotate_traces()
+    annotated = load_records(FLAGS.output, trace_from_record)
+    verdicts = collections.Counter(step.verdict for trace in annotated for step in trace.steps)
+    if FLAGS.dataset_dir:
+        from caspo_jax.preferences import write_step_dataset
+
+        write_step_dataset(annotated, FLAGS.dataset_dir, confidence=FLAGS.confidence)
+    common.closing(
+        f"annotated traces in {FLAGS.output}", {"traces": len(annotated), **dict(sorted(verdicts.items()))}
+    )
+
+
+def annotate_traces() -> None:
+    """What was sampled, by the verifier."""
     from caspo_jax.records import trace_from_record
     from caspo_jax.store import load_records
     from caspo_jax.training.stages import annotate_stage
 
-    common.check_outputs(("output",), ("input", "labels"))
-    verifiers.check_confidence()
     traces = load_records(FLAGS.input, trace_from_record)
     policy = common.load_policy()
     verifiers.check(policy)
@@ -60,15 +100,29 @@ def main() -> None:
             overwrite=FLAGS.overwrite,
             progress=progress.reach,
         )
-    annotated = load_records(FLAGS.output, trace_from_record)
-    verdicts = collections.Counter(step.verdict for trace in annotated for step in trace.steps)
-    if FLAGS.dataset_dir:
-        from caspo_jax.preferences import write_step_dataset
 
-        write_step_dataset(annotated, FLAGS.dataset_dir, confidence=FLAGS.confidence)
-    common.closing(
-        f"annotated traces in {FLAGS.output}", {"traces": len(annotated), **dict(sorted(verdicts.items()))}
-    )
+
+def annotate_labelled() -> None:
+    """What others have judged, with the policy's confidences."""
+    from caspo_jax.training.stages import labelled_stage
+
+    policy = common.load_policy()
+    extract, equal = common.answer_functions(policy)
+    with common.Progress(0, "annotate", unit="solution") as progress:
+        labelled_stage(
+            policy,
+            FLAGS.labelled,
+            FLAGS.output,
+            extract=extract,
+            equal=equal,
+            answer_kind=verifiers.answer_kind(policy),
+            confidence=FLAGS.confidence,
+            delimiter=common.step_delimiter(policy.settings),
+            neutral=FLAGS.neutral,
+            batch_size=FLAGS.batch_size,
+            overwrite=FLAGS.overwrite,
+            progress=progress.reach,
+        )
 
 
 if __name__ == "__main__":

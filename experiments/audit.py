@@ -118,6 +118,11 @@ def main() -> None:
         "right paths pruned": f"{chosen['false_prunes']:.3f}",
         "lost every right path": f"{lost} of {answerable}",
     }
+    left_out = [
+        f"--{name}" for name in ("num_answers", "token_budget", "stop_decided") if FLAGS[name].present
+    ]
+    if left_out:
+        summary["not in the sweep"] = ", ".join(left_out)
     if found is not None:
         summary["97.5 % point"] = (
             f"{more['guarantee']['most_expected']} (beta-binomial, alpha = {found.alpha})"

@@ -6,10 +6,12 @@ from caspo_jax.steps.annotate import (
     first_wrong_step,
     is_closed,
     is_flawed_correct,
+    measure_steps,
     prefix_verdict,
     segment_trace,
     step_items,
     verify_traces,
+    with_answer,
 )
 from caspo_jax.steps.answers import AnswerKind, equivalent, extract_answer, last_boxed
 from caspo_jax.steps.equations import Equation, check_equations, stated_equations
@@ -20,6 +22,7 @@ from caspo_jax.steps.labels import (
     math_shepherd_from_record,
     prm800k_from_record,
     processbench_from_record,
+    read_labelled,
     read_labels,
 )
 from caspo_jax.steps.noise import NoisyVerifier
@@ -63,10 +66,12 @@ __all__ = [
     "last_boxed",
     "load_prompt",
     "math_shepherd_from_record",
+    "measure_steps",
     "parse_verdict",
     "prefix_verdict",
     "prm800k_from_record",
     "processbench_from_record",
+    "read_labelled",
     "read_labels",
     "segment",
     "segment_text",
@@ -75,4 +80,5 @@ __all__ = [
     "step_items",
     "verifier_settings",
     "verify_traces",
+    "with_answer",
 ]

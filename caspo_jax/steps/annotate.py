@@ -39,17 +39,59 @@ def segment_trace(
             needs statistics which the trace does not hold.
     """
     text, steps, counted = segment(trace.token_ids, token_bytes, delimiter)
+    segmented = dataclasses.replace(trace, text=text, steps=steps)
     fields = _statistics(trace, confidence, stats)
-    if fields is not None and steps:
-        masks = np.zeros((len(steps), len(trace.token_ids)), bool)
-        for row, step in enumerate(steps):
-            masks[row, step.token_start : step.token_end] = counted[step.token_start : step.token_end]
-        values = _step_confidences(confidence, fields, masks, vocab_size or len(token_bytes))
-        steps = tuple(
-            dataclasses.replace(step, confidence=_finite(value), entropy=_mean(fields.get("entropy"), mask))
-            for step, value, mask in zip(steps, values, masks)
-        )
-    return dataclasses.replace(trace, text=text, steps=steps)
+    if fields is None:
+        return segmented
+    return _measured(segmented, counted, confidence, fields, vocab_size or len(token_bytes))
+
+
+def measure_steps(
+    trace: Trace, token_bytes: Sequence[bytes], confidence: str = "entropy", vocab_size: int | None = None
+) -> Trace:
+    """The trace with confidences of the steps that it has, wherever its delimiters stand.
+
+    For steps that somebody else cut. Tokens that begin behind a step's text, its delimiter, are not counted; EOS there is.
+
+    Args:
+        trace: with `entropy` and `logprob` [T].
+        token_bytes, confidence, vocab_size: see `segment_trace`.
+
+    Raises:
+        UserError: as `segment_trace`.
+    """
+    fields = _statistics(trace, confidence, None)
+    if fields is None:
+        raise UserError(f"trace {trace.id!r} holds no log-probs or entropies of its tokens")
+    counted = np.ones(len(trace.token_ids), bool)
+    for step in trace.steps:
+        place = slice(step.token_start, step.token_end)
+        sizes = np.array([len(token_bytes[token]) for token in trace.token_ids[place]])
+        starts = np.cumsum(sizes) - sizes
+        end = len(step.text.encode("utf-8"))
+        counted[place] = (starts < end) | ((sizes == 0) & (starts == end))
+    return _measured(trace, counted, confidence, fields, vocab_size or len(token_bytes))
+
+
+def _measured(
+    trace: Trace,
+    counted: np.ndarray,
+    confidence: str,
+    fields: Mapping[str, np.ndarray],
+    vocab_size: int,
+) -> Trace:
+    """The trace with a confidence for each step, over its counted tokens [T]."""
+    if not trace.steps:
+        return trace
+    masks = np.zeros((len(trace.steps), len(trace.token_ids)), bool)
+    for row, step in enumerate(trace.steps):
+        masks[row, step.token_start : step.token_end] = counted[step.token_start : step.token_end]
+    values = _step_confidences(confidence, fields, masks, vocab_size)
+    steps = tuple(
+        dataclasses.replace(step, confidence=_finite(value), entropy=_mean(fields.get("entropy"), mask))
+        for step, value, mask in zip(trace.steps, values, masks)
+    )
+    return dataclasses.replace(trace, steps=steps)
 
 
 def _statistics(trace: Trace, confidence: str, stats: Any) -> dict[str, np.ndarray] | None:
@@ -180,13 +222,14 @@ def annotate_traces(
         )
         for i, trace in enumerate(traces)
     ]
-    annotated = [_answered(trace, extract, equal) for trace in annotated]
+    annotated = [with_answer(trace, extract, equal) for trace in annotated]
     return verify_traces(annotated, verifier, questions) if verifier is not None else annotated
 
 
-def _answered(
+def with_answer(
     trace: Trace, extract: Callable[[str], str | None] | None, equal: Callable[[str, str], bool] | None
 ) -> Trace:
+    """The trace with its answer, and whether that is the gold one; arguments as of `annotate_traces`."""
     if trace.strategy == "explore" and trace.finish_reason in ("pruned", "budget"):
         return dataclasses.replace(trace, answer=None, correct=None)  # left open: neither right nor wrong
     answer = extract(trace.text) if extract is not None else trace.answer

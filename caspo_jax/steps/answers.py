@@ -20,9 +20,9 @@ class AnswerKind(enum.StrEnum):
 
 
 _MARKER = re.compile(
-    r"(?:####|(?:final\s+)?answer(?:\s+is)?\s*(?:\*\*)?\s*:|(?:final\s+)?answer\s+is)\s*(?:\*\*)?\s*"
+    r"(?:^[ \t]*(?:#+|\*\*)[ \t]*(?:final[ \t]+)?answer[ \t]*(?:\*\*)?[ \t]*\n|####|(?:final\s+)?answer(?:\s+is)?\s*(?:\*\*)?\s*:|(?:final\s+)?answer\s+is)\s*(?:\*\*)?\s*"
     r"((?s:\\\[.*?\\\]|\$\$.*?\$\$)?[^\n]*)",  # a display block may run over several lines
-    re.IGNORECASE,
+    re.IGNORECASE | re.MULTILINE,
 )
 _STYLED = re.compile(r"\\(?:text|mathrm|textbf|mathbf)\s*\{([^{}]*)\}")
 _LEADING_LETTER = re.compile(r"\W*(?:(?:option|choice)\s+\W*)?([A-J])[\\*$\s]*[.):](?!\w)", re.IGNORECASE)
@@ -88,7 +88,7 @@ def _closing_brace(text: str, start: int) -> int | None:
 
 
 def marked_answer(text: str) -> str | None:
-    """What follows the last `Answer:`, `the answer is` or `####`, a line or a display block; None without one."""
+    """What follows the last `Answer:`, `the answer is`, `####` or heading that says so, a line or a display block, or None."""
     found = [cleaned for match in _MARKER.finditer(text) if (cleaned := _trim(_innermost(match.group(1))))]
     return found[-1] if found else None
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -150,6 +151,33 @@ def math_shepherd_from_record(record: Mapping[str, Any], id: str = "") -> Labell
         steps=tuple(steps),
         verdicts=tuple(verdicts),
     )
+
+
+def read_labelled(path: str | Path, neutral: Neutral = "unknown") -> list[LabelledSteps]:
+    """Solutions with labelled steps of a JSONL file: records of PRM800K, ProcessBench or Math-Shepherd, by their fields.
+
+    Raises:
+        UserError: naming file:line; an id that was used before; no solution at all.
+    """
+    found: dict[str, LabelledSteps] = {}
+    for number, (where, record) in enumerate(read_jsonl(path)):
+        name = str(record.get("id", number))
+        parse = functools.partial(_solutions, neutral=neutral, name=name)
+        for solution in parse_at(where, parse, record):
+            if solution.id in found:
+                raise UserError(f"{where}: id {solution.id!r} was used before")
+            found[solution.id] = solution
+    if not found:
+        raise UserError(f"{path}: no solution in it")
+    return list(found.values())
+
+
+def _solutions(record: Mapping[str, Any], neutral: Neutral, name: str) -> list[LabelledSteps]:
+    if "input" in record:
+        return [math_shepherd_from_record(record, name)]
+    if "problem" in record:
+        return [dataclasses.replace(processbench_from_record(record), id=name)]
+    return prm800k_from_record(record, neutral, name)
 
 
 def read_labels(path: str | Path, neutral: Neutral = "unknown") -> RecordedLabels:

@@ -35,7 +35,7 @@ class LossConfig:
     nll_alpha: float = 0.0  # weight of the NLL term beside the preference loss
     nll_on: Literal["chosen", "verified"] = "chosen"  # whose tokens the NLL term reads
     nll_average: Literal["step", "token"] = (
-        "step"  # IRPO: each step by its own length; or one mean over tokens
+        "step"  # IRPO: each chosen step, or a trace's verified ones, by its length; or one mean over tokens
     )
 
     def __post_init__(self) -> None:

@@ -49,7 +49,7 @@ def step_dpo_loss(
 
     `loss = sum_b w_b l_b / sum_b w_b + alpha sum_s w_s NLL_s / sum_s w_s`, where `l_b` is `pair_losses` on the
     log-probs summed over the step's tokens (divided by their number, if length-normalised), and `NLL_s` the negative
-    log-prob of a step, chosen or verified, by its length (`nll_average="token"`: one mean over all tokens).
+    log-prob of a chosen step, or of a trace's verified ones, by its length (`nll_average="token"`: one mean over all tokens).
     `sft` and `rft` are the second term alone, on the chosen and on the verified steps. Works under
     `nnx.value_and_grad`. Logits of `[B, T, V]` are never held.
 

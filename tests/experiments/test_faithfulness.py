@@ -127,7 +127,7 @@ def test_killed_at_any_stage_it_goes_on(program, measured, tmp_path, whole, monk
 # The program whose first write to a file that is not named in SPARED dies in the middle.
 KILLED = """
 import os, signal
-from caspo_jax.store import JsonlOutput
+from caspo_jax.outputs import JsonlOutput
 from experiments import faithfulness, common
 
 real, spared = JsonlOutput.append, os.environ["SPARED"].split()

@@ -1,5 +1,6 @@
 """Traces to annotated traces, over a vocabulary of bytes."""
 
+import dataclasses
 import math
 
 import numpy as np
@@ -18,6 +19,7 @@ from caspo_jax.steps import (
     extract_answer,
     first_wrong_step,
     is_flawed_correct,
+    measure_steps,
     prefix_verdict,
     step_items,
 )
@@ -51,6 +53,22 @@ def test_spans_confidences_verdicts_and_answer():
     assert first.entropy == pytest.approx(mean)
     assert first.confidence == pytest.approx(math.exp(-mean))
     assert done.steps[-1].token_end == len(text) + 1
+
+
+@pytest.mark.parametrize("text", ["1 + 1 = 2\n\nAnswer: 7", "one", "a\n\nb\n\n", ""])
+@pytest.mark.parametrize("confidence", ["entropy", "first_token", "max_entropy"])
+def test_steps_that_are_given_are_measured_as_those_that_were_found(text, confidence):
+    found = annotate_trace(trace(text), VOCABULARY, confidence=confidence)
+    assert measure_steps(found, VOCABULARY, confidence) == found
+
+
+def test_a_step_may_hold_the_delimiter():
+    (whole,) = annotate_trace(trace("a+b\n\n"), VOCABULARY, delimiter="\n\n").steps
+    given = dataclasses.replace(whole, text="a\n\nb", start=0, end=4, token_start=0, token_end=6)
+    done = measure_steps(dataclasses.replace(trace("a\n\nb\n\n"), steps=(given,)), VOCABULARY)
+    assert done.steps[0].entropy == pytest.approx(np.mean([0, 0.01, 0.02, 0.03]))
+    with pytest.raises(UserError, match="holds no log-probs"):
+        measure_steps(dataclasses.replace(trace("a"), entropy=None), VOCABULARY)
 
 
 def test_items_hold_the_exact_state():

@@ -32,6 +32,10 @@ from caspo_jax.steps.grading_worker import braced
         ("\\boxed{1},\n\n\\boxed{2}", "2"),
         ("Final Answer: The final answer is $12$. I hope it is correct.", "12"),
         ("work\n#### 1,200", "1,200"),
+        ("so\n\n# Answer\n\n4", "4"),  # as PRM800K ends
+        ("so\n**Final Answer**\n$x = 3$", "x = 3"),
+        ("so\n#### Final Answer\n42", "42"),
+        ("# Answer key\n5 and so on", None),
         ("Answer: 5\nFinal Answer: $x + 1$.", "x + 1"),
         ("**Answer:** 12", "12"),
         ("The answer is **no solution**.", "no solution"),

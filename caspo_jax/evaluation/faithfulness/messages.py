@@ -53,7 +53,7 @@ def messages_in(text: str) -> Messages | None:
     """The messages of a prompt that is their JSON; None where the text is something else."""
     try:
         found = json.loads(text)
-    except json.JSONDecodeError:
+    except (ValueError, RecursionError):
         return None
     if not isinstance(found, list) or not found:
         return None

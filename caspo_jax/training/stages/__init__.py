@@ -6,6 +6,7 @@ stopped, or does nothing if it was done; with others it raises UserError unless 
 
 from caspo_jax.training.stages.annotate import annotate_stage
 from caspo_jax.training.stages.export import export_adapter, export_stage, merge_stage
+from caspo_jax.training.stages.labelled import labelled_stage
 from caspo_jax.training.stages.pairs import pairs_stage, read_pairs, verified_traces
 from caspo_jax.training.stages.policy import Equal, Extract, Policy, Progress
 from caspo_jax.training.stages.sample import sample_stage
@@ -19,6 +20,7 @@ __all__ = [
     "annotate_stage",
     "export_adapter",
     "export_stage",
+    "labelled_stage",
     "merge_stage",
     "pairs_stage",
     "read_pairs",

@@ -15,6 +15,7 @@ from caspo_jax.preferences import tree_traces
 from caspo_jax.records import trace_to_record, tree_to_record
 from caspo_jax.sampling import CatConfig, SampleConfig, cat_search, explore, generate, vote
 from caspo_jax.sampling.votes import last_line, same_text
+from caspo_jax.steps import with_answer
 from caspo_jax.training.stages.policy import Equal, Extract, Policy, Progress, open_output, questions_digest
 from caspo_jax.types import CatTree, Question, Trace
 
@@ -183,10 +184,9 @@ def _sample(
         ]
     traces, answers = [], []
     for question, group, others, spent in zip(questions, paths, left, tokens, strict=True):
-        named = [
-            _answered(dataclasses.replace(t, id=_trace_id(question, i, per_question)), extract, equal)
-            for i, t in enumerate(group)
-        ]
+        named = [dataclasses.replace(t, id=_trace_id(question, i, per_question)) for i, t in enumerate(group)]
+        if extract is not None:
+            named = [with_answer(t, extract, equal) for t in named]
         traces += named
         traces += [
             dataclasses.replace(t, id=_trace_id(question, i, per_question))
@@ -200,13 +200,3 @@ def _sample(
             {"id": question.id, "answer": answer, "correct": right, "tokens": spent, "votes": votes}
         )
     return _Sampled(traces, trees, answers)
-
-
-def _answered(trace: Trace, extract: Extract | None, equal: Equal | None) -> Trace:
-    if extract is None:
-        return trace
-    answer = extract(trace.text)
-    correct = None
-    if trace.gold is not None and equal is not None:
-        correct = answer is not None and equal(trace.gold, answer)
-    return dataclasses.replace(trace, answer=answer, correct=correct)

@@ -1,0 +1,104 @@
+"""Solutions with labelled steps, from elsewhere, to annotated traces."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from caspo_jax.confidence.scoring import score_outputs
+from caspo_jax.errors import UserError
+from caspo_jax.preferences import labelled_to_traces
+from caspo_jax.records import trace_to_record
+from caspo_jax.steps import measure_steps, read_labelled, with_answer
+from caspo_jax.steps.labels import Neutral
+from caspo_jax.store import hash_path
+from caspo_jax.training.stages.annotate import check_confidence
+from caspo_jax.training.stages.policy import Equal, Extract, Policy, Progress, check_delimiter, open_output
+from caspo_jax.types import Trace
+
+
+def labelled_stage(
+    policy: Policy,
+    solutions: str | Path,
+    output: str | Path,
+    *,
+    extract: Extract,
+    equal: Equal,
+    answer_kind: str | None = None,
+    confidence: str = "entropy",
+    delimiter: str = "\n\n",
+    neutral: Neutral = "unknown",
+    batch_size: int = 16,
+    overwrite: bool = False,
+    progress: Progress | None = None,
+) -> Path:
+    """Labelled solutions of PRM800K, ProcessBench or Math-Shepherd to annotated traces that pairs are made of.
+
+    Each solution is encoded step by step with the policy's tokenizer, and the policy's log-probs and entropies of its
+    tokens are measured: confidences are this policy's, whoever wrote the steps.
+
+    Args:
+      policy: reads the solutions.
+      solutions: JSONL (`steps.read_labelled`).
+      output: JSONL of annotated traces.
+      extract, equal, answer_kind, confidence, overwrite: as in `annotate_stage`.
+      delimiter: put between steps.
+      neutral: what PRM800K's label 0 means.
+      batch_size: solutions read together.
+      progress: called with (solutions done, solutions in all).
+
+    Raises:
+      UserError: a malformed record (file:line), a solution that the policy cannot read.
+    """
+    output = Path(output)
+    check_confidence(confidence)
+    check_delimiter(delimiter)
+    if policy.tokenizer is None:
+        raise UserError(f"{policy.path} has no tokenizer, which solutions without token ids need")
+    traces = labelled_to_traces(read_labelled(solutions, neutral), policy.tokenizer, delimiter=delimiter)
+    for trace in traces:
+        _check(policy, trace)
+    settings = {
+        "policy": policy.hash,
+        "dtype": str(policy.model.dtype),
+        "solutions": hash_path(solutions),
+        "answers": answer_kind,
+        "confidence": confidence,
+        "delimiter": delimiter,
+        "neutral": neutral,
+        "batch_size": batch_size,
+    }
+    written = open_output(output, "annotate", settings, overwrite)
+    for start in range(0, 0 if written.complete else len(traces), batch_size):
+        part = traces[start : start + batch_size]
+        if not {trace.id for trace in part} <= written.done:
+            measured = _measured(policy, part, confidence)
+            written.append([trace_to_record(with_answer(trace, extract, equal)) for trace in measured])
+        if progress is not None:
+            progress(start + len(part), len(traces))
+    if not written.complete:
+        written.finish(traces=len(traces))
+    return output
+
+
+def _check(policy: Policy, trace: Trace) -> None:
+    try:
+        policy.check_ids(trace.prompt_ids, trace.token_ids)
+    except UserError as error:
+        raise UserError(f"solution {trace.id!r}: {error}") from error
+
+
+def _measured(policy: Policy, traces: Sequence[Trace], confidence: str) -> list[Trace]:
+    scores: Sequence[Any] = score_outputs(policy.model, [(t.prompt_ids, t.token_ids) for t in traces])
+    return [
+        measure_steps(
+            dataclasses.replace(
+                trace, logprob=tuple(logprob), entropy=tuple(entropy), policy=policy.hash[:16]
+            ),
+            policy.token_bytes,
+            confidence,
+        )
+        for trace, (logprob, entropy) in zip(traces, scores, strict=True)
+    ]
