@@ -47,19 +47,25 @@ def define_flags() -> None:
     flags.DEFINE_integer("steps", None, "updates; default: 6000, after --init 1000", lower_bound=1)
     flags.DEFINE_integer("batch_size", 24, "rows an update", lower_bound=1)
     flags.DEFINE_float(
-        "learning_rate", None, "peak rate, cosine to a twentieth; default: 4e-3, after --init 3e-3"
+        "learning_rate",
+        None,
+        "peak rate, cosine to a twentieth; default: 4e-3, after --init 3e-3",
+        lower_bound=0.0,
     )
-    flags.DEFINE_integer("hidden_size", 96, "width")
-    flags.DEFINE_integer("layers", 4, "depth")
+    flags.DEFINE_integer("hidden_size", 96, "width", lower_bound=1)
+    flags.DEFINE_integer("layers", 4, "depth", lower_bound=1)
     flags.DEFINE_float(
         "drill",
         None,
         "share of rows that are exercises: bare sums, looking up; default: 0.5, after --init 0.4",
+        lower_bound=0.0,
+        upper_bound=1.0,
     )
     flags.DEFINE_integer(
         "copying",
         None,
         "updates at the start on repeated random tokens: heads that look things up; default: 700, after --init 0",
+        lower_bound=0,
     )
     common.define_seed_flag("seed of weights and text")
     common.define_terminal_flags()
