@@ -17,8 +17,8 @@ from caspo_jax.evaluation.strategies.base import Context
 from caspo_jax.models import encode_prompt, token_bytes
 from caspo_jax.sampling import SampleConfig, first_stop, generate
 from caspo_jax.sharding import to_host
-from caspo_jax.steps import segment
-from caspo_jax.types import Question, Step, Trace
+from caspo_jax.steps import segment_trace
+from caspo_jax.types import Question, Trace
 
 FIRST_ROOM = 64  # tokens that the next step is given at first; most steps are shorter
 ROOM_GROWTH = 4  # where it was too little
@@ -132,22 +132,14 @@ class Prefixes:
 
 def cut(trace: Trace, end: int, spelled: Sequence[bytes], delimiter: str) -> Trace:
     """The first `end` tokens of a trace, which complete a stop string; its step confidences are exp(mean log-prob)."""
-    ids, logprob = trace.token_ids[:end], (trace.logprob or ())[:end]
-    text, steps, counted = segment(ids, spelled, delimiter)
-
-    def sure(step: Step) -> float:
-        place = slice(step.token_start, step.token_end)
-        return float(np.exp(np.mean(np.asarray(logprob)[place][counted[place]])))
-
-    return dataclasses.replace(
+    shorter = dataclasses.replace(
         trace,
-        token_ids=ids,
-        text=text,
+        token_ids=trace.token_ids[:end],
         finish_reason="stop",
-        logprob=logprob,
+        logprob=(trace.logprob or ())[:end],
         entropy=None if trace.entropy is None else trace.entropy[:end],
-        steps=tuple(dataclasses.replace(step, confidence=sure(step)) for step in steps),
     )
+    return segment_trace(shorter, spelled, delimiter=delimiter, confidence="mean_logprob")
 
 
 def first_tokens(context: Context, prompts: Sequence[tuple[int, ...]], count: int) -> np.ndarray:

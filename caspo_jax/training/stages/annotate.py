@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from pathlib import Path
 
 from caspo_jax.confidence import STEP_CONFIDENCES, needed_fields
 from caspo_jax.errors import UserError
-from caspo_jax.records import trace_to_record
 from caspo_jax.steps import Verifier, annotate_traces, verifier_settings
 from caspo_jax.store import hash_path
-from caspo_jax.training.stages.policy import Equal, Extract, Policy, Progress, check_delimiter, open_output
+from caspo_jax.training.stages.policy import (
+    Equal,
+    Extract,
+    Policy,
+    Progress,
+    check_delimiter,
+    open_output,
+    write_annotated,
+)
 from caspo_jax.types import Trace
 
 _RECORDED = ("entropy", "logprob")  # the token statistics that traces hold
@@ -64,23 +72,16 @@ def annotate_stage(
     written = open_output(output, "annotate", settings, overwrite)
     if written.complete:
         return output
-    spelled = policy.token_bytes
-    for start in range(0, len(loaded), batch_size):
-        part = loaded[start : start + batch_size]
-        if not {t.id for t in part} <= written.done:
-            done = annotate_traces(
-                part,
-                spelled,
-                verifier=verifier,
-                delimiter=delimiter,
-                confidence=confidence,
-                extract=extract,
-                equal=equal,
-            )
-            written.append([trace_to_record(t) for t in done])
-        if progress is not None:
-            progress(min(start + batch_size, len(loaded)), len(loaded))
-    written.finish(traces=len(loaded))
+    annotate = functools.partial(
+        annotate_traces,
+        token_bytes=policy.token_bytes,
+        verifier=verifier,
+        delimiter=delimiter,
+        confidence=confidence,
+        extract=extract,
+        equal=equal,
+    )
+    write_annotated(written, loaded, annotate, batch_size, progress)
     return output
 
 

@@ -5,17 +5,23 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from caspo_jax.confidence.scoring import score_outputs
 from caspo_jax.errors import UserError
 from caspo_jax.preferences import labelled_to_traces
-from caspo_jax.records import trace_to_record
 from caspo_jax.steps import measure_steps, read_labelled, with_answer
 from caspo_jax.steps.labels import Neutral
 from caspo_jax.store import hash_path
 from caspo_jax.training.stages.annotate import check_confidence
-from caspo_jax.training.stages.policy import Equal, Extract, Policy, Progress, check_delimiter, open_output
+from caspo_jax.training.stages.policy import (
+    Equal,
+    Extract,
+    Policy,
+    Progress,
+    check_delimiter,
+    open_output,
+    write_annotated,
+)
 from caspo_jax.types import Trace
 
 
@@ -71,15 +77,23 @@ def labelled_stage(
         "batch_size": batch_size,
     }
     written = open_output(output, "annotate", settings, overwrite)
-    for start in range(0, 0 if written.complete else len(traces), batch_size):
-        part = traces[start : start + batch_size]
-        if not {trace.id for trace in part} <= written.done:
-            measured = _measured(policy, part, confidence)
-            written.append([trace_to_record(with_answer(trace, extract, equal)) for trace in measured])
-        if progress is not None:
-            progress(start + len(part), len(traces))
-    if not written.complete:
-        written.finish(traces=len(traces))
+    if written.complete:
+        return output
+    spelled = policy.token_bytes
+
+    def measured(part: Sequence[Trace]) -> list[Trace]:
+        scores = score_outputs(policy.model, [(t.prompt_ids, t.token_ids) for t in part])
+        return [
+            with_answer(measure_steps(trace, spelled, confidence), extract, equal)
+            for trace in (
+                dataclasses.replace(
+                    t, logprob=tuple(logprob), entropy=tuple(entropy), policy=policy.hash[:16]
+                )
+                for t, (logprob, entropy) in zip(part, scores, strict=True)
+            )
+        ]
+
+    write_annotated(written, traces, measured, batch_size, progress)
     return output
 
 
@@ -88,17 +102,3 @@ def _check(policy: Policy, trace: Trace) -> None:
         policy.check_ids(trace.prompt_ids, trace.token_ids)
     except UserError as error:
         raise UserError(f"solution {trace.id!r}: {error}") from error
-
-
-def _measured(policy: Policy, traces: Sequence[Trace], confidence: str) -> list[Trace]:
-    scores: Sequence[Any] = score_outputs(policy.model, [(t.prompt_ids, t.token_ids) for t in traces])
-    return [
-        measure_steps(
-            dataclasses.replace(
-                trace, logprob=tuple(logprob), entropy=tuple(entropy), policy=policy.hash[:16]
-            ),
-            policy.token_bytes,
-            confidence,
-        )
-        for trace, (logprob, entropy) in zip(traces, scores, strict=True)
-    ]

@@ -23,7 +23,7 @@ from caspo_jax.models import (
 )
 from caspo_jax.models.tokenizer import find_tokenizer
 from caspo_jax.outputs import JsonlOutput, Manifest, manifest_path
-from caspo_jax.records import question_to_record, schema, trace_from_record
+from caspo_jax.records import question_to_record, schema, trace_from_record, trace_to_record
 from caspo_jax.store import hash_path, load_records
 from caspo_jax.types import Question, Trace
 
@@ -117,6 +117,23 @@ def open_output(
     """The JSONL of a stage, with its manifest beside it; `kind` names the schema of records without one."""
     manifest = Manifest.open(manifest_path(output), program=program, config=config, overwrite=overwrite)
     return JsonlOutput(output, manifest, schema=None if kind is None else schema(kind))
+
+
+def write_annotated(
+    written: JsonlOutput,
+    traces: Sequence[Trace],
+    annotate: Callable[[Sequence[Trace]], Sequence[Trace]],
+    batch_size: int,
+    progress: Progress | None,
+) -> None:
+    """Annotates traces a batch at a time, those that are written already left out, and completes the output."""
+    for start in range(0, len(traces), batch_size):
+        part = traces[start : start + batch_size]
+        if not {trace.id for trace in part} <= written.done:
+            written.append([trace_to_record(trace) for trace in annotate(part)])
+        if progress is not None:
+            progress(start + len(part), len(traces))
+    written.finish(traces=len(traces))
 
 
 def check_delimiter(delimiter: str) -> None:
