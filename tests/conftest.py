@@ -1,11 +1,12 @@
-"""Programs compiled once for all tests, workers and processes, and kept for the next run.
+"""How tests compile: once for all tests, workers and processes, and, in the default tier, without optimising.
 
-The folder is named in the environment before jax is there, so that the processes that tests start use it too.
+Both are said in the environment before jax is there, so that the processes that tests start do the same.
 """
 
 import gc
 import itertools
 import os
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,18 @@ os.environ.setdefault(
     "JAX_COMPILATION_CACHE_DIR", str(Path(__file__).parent.parent / ".pytest_cache" / "programs")
 )
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
+
+
+def pytest_configure(config):
+    """The default tier spends most of its time in the compiler: it takes a third of that, and slower programs.
+
+    The slow tier, and what CI runs besides, compile as users do; so does `XLA_FLAGS= pytest`.
+    """
+    if config.option.markexpr == "not slow" and "XLA_FLAGS" not in os.environ:
+        flags = ["--xla_backend_optimization_level=0"]
+        if tuple(map(int, version("jaxlib").split(".")[:2])) < (0, 12):  # later ones do not know it, and end
+            flags.append("--xla_cpu_use_fusion_emitters=false")
+        os.environ["XLA_FLAGS"] = " ".join(flags)
 
 
 MOST_MAPPINGS = 20_000  # of Linux's 65,530 a process

@@ -150,6 +150,10 @@ class TrainConfig:
             value = getattr(self, name)
             _require(value is None or value >= 1, f"{name} must be at least 1 (or None), got {value}")
         _require(
+            self.micro_batch_size is None or self.pack == "rows",
+            f"micro_batch_size={self.micro_batch_size} cuts pack=rows alone: pack={self.pack} has pack_rows and pack_length",
+        )
+        _require(
             _finite(self.learning_rate) and self.learning_rate >= 0,
             f"learning_rate must be >= 0, got {self.learning_rate}",
         )

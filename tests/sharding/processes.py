@@ -14,7 +14,7 @@ def start(*arguments, devices: int, **options) -> subprocess.Popen:
     """`python ARGUMENTS` from the root of the repository, which it imports from."""
     environment = os.environ | {
         "JAX_PLATFORMS": "cpu",
-        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
+        "XLA_FLAGS": f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={devices}",
         "PYTHONPATH": str(ROOT),
     }
     environment.pop("JAX_NUM_CPU_DEVICES", None)

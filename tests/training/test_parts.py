@@ -73,7 +73,8 @@ PACKS = pytest.mark.parametrize("pack", ["trees", "rows"])
 
 @PACKS
 def test_every_epoch_sees_every_pair_once_in_another_order(pack):
-    config = TrainConfig(batch_size=4, epochs=3, micro_batch_size=2, pack=pack)
+    micro = 2 if pack == "rows" else None
+    config = TrainConfig(batch_size=4, epochs=3, micro_batch_size=micro, pack=pack)
     plan = make_plan(store(), config)
     rows, pairs, _ = visited(plan)
     assert len(rows) == plan.steps == 8
@@ -167,7 +168,7 @@ def test_rows_take_the_length_that_fits_whatever_the_seed():
 
 def test_micro_batches_are_sorted_by_length_and_hold_the_rows():
     data = store(20)
-    plan = RowPlan(data, TrainConfig(batch_size=20, micro_batch_size=5, min_length=8))
+    plan = RowPlan(data, TrainConfig(batch_size=20, pack="rows", micro_batch_size=5, min_length=8))
     micros = plan.micro(*next(plan.iterator()))
     widths = [micro.batch.chosen.token_ids.shape[1] for micro in micros]
     assert widths == sorted(widths)
@@ -208,6 +209,8 @@ def test_unknown_preset_and_bad_settings_are_named():
         ("eps", 0.0),
         ("warmup_fraction", 2.0),
         ("clip_norm", 0.0),
+        ("micro_batch_size", 0),
+        ("micro_batch_size", 8),  # trees are cut by other settings
     ]:
         with pytest.raises(UserError, match=field):
             TrainConfig(**{field: value})
