@@ -12,8 +12,9 @@ import re
 OPERATORS = "+-*"
 LARGEST = 99  # values stay in [1, LARGEST]: two digits are as much as a tiny policy learns in minutes
 
-NUMBER = r"\d{1,6}"
-_SUM = re.compile(rf"({NUMBER}) ([+*-]) ({NUMBER})")
+NUMBER = r"\d{1,6}"  # as questions give it
+VALUE = rf"-?{NUMBER}"  # as a step states it: after a wrong value the right result may lie below zero
+_SUM = re.compile(rf"({VALUE}) ([+*-]) ({VALUE})")
 
 
 def apply(operator: str, left: int, right: int) -> int:
@@ -28,8 +29,8 @@ def apply(operator: str, left: int, right: int) -> int:
 
 
 def evaluate(text: str) -> int | None:
-    """The value of `N` or `N op N`, or None when the text is neither."""
-    if re.fullmatch(NUMBER, text):
+    """The value of `N` or `N op N`, each N with a sign or without, or None when the text is neither."""
+    if re.fullmatch(VALUE, text):
         return int(text)
     match = _SUM.fullmatch(text)
     if match is None:

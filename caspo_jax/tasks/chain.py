@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 
 from caspo_jax.tasks.arithmetic import (
     NUMBER,
+    VALUE,
     apply,
     evaluate,
     put_down,
@@ -27,7 +28,7 @@ _WORDS = {"+": "add", "-": "minus", "*": "times"}
 _OPERATORS = {word: operator for operator, word in _WORDS.items()}
 _QUESTION = re.compile(rf"start ({NUMBER})((?:; (?:add|minus|times) {NUMBER})+)\. end\?")
 _OPERATION = re.compile(rf"; (add|minus|times) ({NUMBER})")
-_ANSWER = re.compile(rf"answer: ({NUMBER})")
+_ANSWER = re.compile(rf"answer: ({VALUE})")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -117,7 +118,7 @@ def drill(rng: random.Random, phrasings: Sequence[str]) -> tuple[str | None, lis
 
 def stated_value(step: str) -> int | None:
     """The number that a step arrives at, right or wrong; None if it states none."""
-    match = re.fullmatch(rf"(?:now |.* = )({NUMBER})", step.strip())
+    match = re.fullmatch(rf"(?:now |.* = )({VALUE})", step.strip())
     return int(match[1]) if match else None
 
 

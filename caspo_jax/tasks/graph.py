@@ -17,6 +17,7 @@ from collections.abc import Mapping, Sequence
 from caspo_jax.tasks.arithmetic import (
     LARGEST,
     NUMBER,
+    VALUE,
     apply,
     evaluate,
     put_down,
@@ -33,10 +34,10 @@ _TERM = rf"(?:[a-z]|{NUMBER})"
 _DEFINITION = re.compile(rf"([a-z]) = ({NUMBER})|([a-z]): ({_TERM}) ([+*-]) ({_TERM})")
 _STEP = re.compile(
     rf"(?:(?:get |put |find )?(?P<name>[a-z]): (?P<symbols>{_TERM} [+*-] {_TERM})"
-    rf"(?P<recalled>(?:, [a-z] = {NUMBER})*)(?:, (?P<work>[^,]+))?, so )?"
-    rf"(?P<stated>[a-z]) = (?P<value>{NUMBER})"
+    rf"(?P<recalled>(?:, [a-z] = {VALUE})*)(?:, (?P<work>[^,]+))?, so )?"
+    rf"(?P<stated>[a-z]) = (?P<value>{VALUE})"
 )
-_ANSWER = re.compile(rf"answer: ({NUMBER})")
+_ANSWER = re.compile(rf"answer: ({VALUE})")
 
 
 @dataclasses.dataclass(frozen=True)

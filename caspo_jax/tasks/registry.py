@@ -20,7 +20,7 @@ from caspo_jax.types import Question, Verdict
 
 SPLITS = ("pretrain", "train", "tune", "test")
 _SHARES = {"pretrain": range(0, 10), "train": range(10, 13), "tune": range(13, 14), "test": range(14, 16)}
-_ANSWER = re.compile(r"answer: (\d+)")
+_ANSWER = re.compile(r"answer: (-?)(\d+)")
 DELIMITER = "\n\n"
 
 
@@ -194,4 +194,8 @@ def get_task(name: str) -> Task:
 def extract_answer(text: str) -> str | None:
     """The number after the last `answer:`, or None."""
     found = _ANSWER.findall(text)
-    return (found[-1].lstrip("0") or "0") if found else None
+    if not found:
+        return None
+    sign, digits = found[-1]
+    digits = digits.lstrip("0")
+    return sign + digits if digits else "0"

@@ -52,6 +52,26 @@ def test_slips_are_wrong_by_one_or_ten_and_the_steps_after_them_follow(name):
     assert 0.16 < wrong / steps_in_all < 0.24
 
 
+def test_verdicts_stay_local_where_a_wrong_value_leads_below_zero():
+    problem = graph_task.parse_problem("a = 47; b = 12; c: a - b; d: c - b; e: d * 3. e?")
+    prefix = ["c = 5", "put d: c - b, c = 5, b = 12, 5 - 12, so d = -7"]
+    work = "find e: d * 3, d = -7, -7 * 3 = -30 + 9, so e = -21"
+    steps = [prefix[1], work, "e = -21", "answer: -21"]
+    prefixes = [prefix[:1], prefix, prefix, [*prefix, "e = -21"]]
+    assert all(map(graph_task.check_step, [problem] * 4, prefixes, steps))
+    wrong = [step.replace("-7", "7").replace("-21", "21") for step in steps]
+    assert not any(map(graph_task.check_step, [problem] * 4, prefixes, wrong))
+    assert graph_task.claim(problem, prefix, "answer: -21") == ("e", -21)
+
+    chain = get_task("chain")
+    problem = chain.parse("start 9; minus 8; minus 5; add 2. end?")
+    prefix = ["9 - 8 = 3", "3 - 5 = -2", "now 0"]
+    assert [chain.check(problem, prefix[:i], step) for i, step in enumerate(prefix)] == [False, True, True]
+    assert not chain.check(problem, prefix[:1], "now 2")
+    assert chain.check(problem, ["9 - 8 = 3", "now -2"], "-2 + 2 = 0 + 0 = 0")
+    assert [extract_answer(f"answer: {n}") for n in ("-7", "-007", "-0")] == ["-7", "-7", "0"]
+
+
 @pytest.mark.parametrize("name", TASKS)
 def test_every_changed_digit_is_caught(name):
     """One digit changed anywhere in a correct step makes it wrong: no operation absorbs an error."""
