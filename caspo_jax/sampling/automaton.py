@@ -1,9 +1,9 @@
-"""Step delimiters and stop strings found exactly over tokens, as tables for the device.
+r"""Step delimiters and stop strings found exactly over tokens, as tables for the device.
 
 This is the one definition of a step on tokens (DESIGN section 2). Let the path's bytes be numbered 0, 1, ...
 
 * A *delimiter* is an occurrence of the delimiter's n bytes, found left to right without overlap. A *run* extends it:
-  more of its byte if the delimiter repeats one byte, else more whole delimiters.
+  more of what the delimiter repeats (`\n` in `\n\n`, `\r\n` in `\r\n\r\n`), else more whole delimiters.
 * A token is *own* to the step whose content (not delimiter, not run) holds its first byte. A step closes after the
   token that completes its delimiter, at most one step a token; a step without an own token is no step, and its tokens
   go to the step before it (to the step after it, if there is none before).
@@ -70,7 +70,7 @@ class DelimiterMachine:
         if not data:
             raise UserError("step_delimiter is empty: give at least one character")
         self.delimiter = data
-        self.unit = data[:1] if len(set(data)) == 1 else data
+        self.unit = data[: (data + data).index(data, 1)]  # the shortest text that the delimiter repeats
         self.num_states = len(data) + len(self.unit)
         self._memo: dict[tuple[int, bytes], Scan] = {}
         self._failure = _failure(data)

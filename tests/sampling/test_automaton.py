@@ -35,6 +35,7 @@ CASES = [
     (["a", "ab", "ab", "c"], "ab", [(0, 3, "100"), (3, 4, "1")]),  # a run repeats the whole delimiter
     (["c", "ab", "a", "c"], "ab", [(0, 2, "10"), (2, 4, "11")]),
     (["c", "ab", "a", "b", "c"], "ab", [(0, 4, "1000"), (4, 5, "1")]),
+    (["a", "\r\n\r\n", "\r\n", "c"], "\r\n\r\n", [(0, 3, "100"), (3, 4, "1")]),  # newlines of two bytes
     (["a", "\n"], "\n\n", [(0, 2, "11")]),  # half a delimiter is none
 ]
 
@@ -46,7 +47,7 @@ def test_steps_by_hand(tokens, delimiter, expected):
     assert [(a, b, "".join(str(int(c)) for c in mask)) for a, b, mask in got] == expected
 
 
-@pytest.mark.parametrize("delimiter", ["\n\n", ".\n\n", "\n", "ab", "aba"])
+@pytest.mark.parametrize("delimiter", ["\n\n", ".\n\n", "\n", "ab", "aba", "a\na\n"])
 def test_segments_against_regular_expressions(delimiter):
     rng = np.random.default_rng(0)
     for _ in range(200):
@@ -84,7 +85,9 @@ def _closings(automaton, token, columns):
     return jax.lax.scan(body, start, jnp.arange(columns))[1]
 
 
-@pytest.mark.parametrize("delimiter, stops", [("\n\n", ["aa"]), ("ab", ["a\n", "\n\nb", "ab\n"])])
+@pytest.mark.parametrize(
+    "delimiter, stops", [("\n\n", ["aa"]), ("ab", ["a\n", "\n\nb", "ab\n"]), ("abab", [])]
+)
 def test_device_tables_against_the_host(delimiter, stops):
     eos = len(VOCABULARY) - 1
     automaton = build_automaton(VOCABULARY, delimiter, stops, [eos])

@@ -42,7 +42,8 @@ def uniform(key: tuple[int, int]) -> float:
 def delimiters(text: bytes, delimiter: bytes) -> list[tuple[int, int, int]]:
     """(start, end of the delimiter, end of its run) of every delimiter in the text."""
     one = re.escape(delimiter)
-    more = re.escape(delimiter[:1]) if len(set(delimiter)) == 1 else one
+    sizes = range(1, len(delimiter) + 1)
+    more = re.escape(next(delimiter[:n] for n in sizes if delimiter[:n] * (len(delimiter) // n) == delimiter))
     return [
         (m.start(), m.start() + len(delimiter), m.end())
         for m in re.finditer(b"%b(?:%b)*" % (one, more), text)
