@@ -172,7 +172,8 @@ def _server_token(
     found = tuple(sorted((float(v) for v in top), reverse=True))
     if name.startswith("token_id:"):
         return RecordedToken(int(name.removeprefix("token_id:")), b"", logprob, found)
-    return RecordedToken(None, bytes(data) if data is not None else name.encode("utf-8"), logprob, found)
+    spelled = bytes(data) if data is not None else name.encode("utf-8", "surrogatepass")
+    return RecordedToken(None, spelled, logprob, found)
 
 
 def _lm_eval(record: Record, default_id: str) -> list[Source]:
@@ -185,6 +186,8 @@ def _lm_eval(record: Record, default_id: str) -> list[Source]:
     prompt = _lm_eval_prompt(record.get("arguments"))
     common["messages"] = None if prompt is None else messages_in(prompt)
     common["prompt"], common["question"] = (None if common["messages"] else prompt), None
+    # The prompt holds the chat template of the model that was asked; the document is the same for all.
+    common["group"] = common["group"] or _string(record.get("doc_hash"))
     target = record.get("target")
     common["gold"] = None if isinstance(target, (list, dict)) else _string(target)
     score = next(
@@ -277,8 +280,10 @@ def _common(record: Record, default_id: str, name: str) -> dict[str, Any]:
 
 
 def _one(common: dict[str, Any], index: int, count: int, **fields: Any) -> Source:
+    """An output of a record that holds `count`; where nothing says what was asked, the record's id keeps them together."""
     identity = common["id"] if count == 1 else f"{common['id']}/{index}"
-    group = common["group"] if common.get("group") or count == 1 else common["id"]
+    asked = any(common[field] for field in ("question", "prompt", "prompt_ids", "messages"))
+    group = common["group"] or (None if asked or count == 1 else common["id"])
     return Source(**(common | {"id": identity, "group": group} | fields))
 
 

@@ -163,7 +163,8 @@ def _subject(
     logprob = given.logprob if given is not None else None
     mean_top5 = None
     if ids is None:
-        ids = tuple(tokenizer(source.text, add_special_tokens=False)["input_ids"])
+        plain = source.text.encode("utf-8", "replace").decode()  # no tokenizer takes half a character
+        ids = tuple(tokenizer(plain, add_special_tokens=False)["input_ids"])
         notes.append("retokenised")
     elif given is None:
         logprob, mean_top5 = _recorded_stats(source)
@@ -230,16 +231,23 @@ def _prompt_ids(source: Source, tokenizer: Any) -> tuple[int, ...]:
     if source.prompt_ids is not None:
         return source.prompt_ids
     if source.messages is not None and tokenizer.chat_template:
-        rendered = tokenizer.apply_chat_template(
-            list(source.messages), add_generation_prompt=True, tokenize=False
-        )
+        try:
+            rendered = tokenizer.apply_chat_template(
+                list(source.messages), add_generation_prompt=True, tokenize=False
+            )
+        except Exception as error:  # a template is a program that may raise anything
+            raise UserError(
+                f"trace {source.id!r}: the tokenizer's chat template fails on its messages "
+                f"({' '.join(str(error).split())}); give `prompt` instead"
+            ) from error
+        rendered = rendered.encode("utf-8", "replace").decode()
         return tuple(tokenizer.encode(rendered, add_special_tokens=False))
-    question = source.question
+    question, prompt = source.question, source.prompt or None
     if source.messages is not None and question is None:
         question = "\n\n".join(message["content"] for message in source.messages)
-    if source.prompt is None and question is None:
+    if not (prompt or question):
         return ()
-    return tuple(encode_prompt(tokenizer, Question(source.id, question=question, prompt=source.prompt)))
+    return tuple(encode_prompt(tokenizer, Question(source.id, question=question, prompt=prompt)))
 
 
 def _ends_open(prompt_ids: Sequence[int], spelled: Sequence[bytes]) -> bool:
@@ -251,9 +259,7 @@ def _group(source: Source) -> str:
     """The question's name: given, or its text, so that two policies' traces meet; a trace of no question is its own."""
     if source.group is not None:
         return source.group
-    if source.question is not None:
-        return source.question
-    if source.prompt is not None:
-        return source.prompt
+    if source.question or source.prompt:
+        return source.question or source.prompt or ""
     asked = source.messages or source.prompt_ids
     return hashlib.sha256(repr(asked).encode()).hexdigest()[:16] if asked else source.id

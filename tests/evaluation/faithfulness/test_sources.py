@@ -141,7 +141,40 @@ def test_completions_find_ids_by_bytes(file, tokenizer, config):
     for subject in found[2:]:
         assert "retokenised" in subject.notes
         assert subject.trace.logprob is None
-    assert found[1].group == found[2].group == "o"
+    assert found[1].group == found[2].group == QUESTION
+
+
+@pytest.mark.parametrize("samples", [1, 3])
+def test_a_question_is_known_by_what_was_asked_not_by_the_servers_number(file, tokenizer, config, samples):
+    """Request ids number a run: one more sample a question must not part it from another policy's run, nor meet by number."""
+    outputs = [{"text": TEXT} for _ in range(samples)]
+    records = (
+        {"request_id": "0", "prompt": QUESTION, "outputs": outputs},
+        {"id": "cmpl-7", "question": QUESTION, "choices": outputs},
+        {"doc_id": 5, "doc_hash": "d0", "arguments": [[QUESTION]], "resps": [[TEXT] * samples]},
+        {"id": "nothing asked", "prompt": "", "choices": outputs},
+    )
+    found = prepare(read_sources(file(*records)), tokenizer, config)
+    asked = [QUESTION, QUESTION, "d0", "nothing asked"]
+    assert [s.group for s in found] == [group for group in asked for _ in range(samples)]
+    assert found[-1].trace.prompt_ids == ()
+
+
+def test_half_a_character_is_one_odd_trace_and_not_the_end(file, tokenizer, config):
+    record = {"id": "half", "question": QUESTION, "text": "k: a \ud83d, so k = 3\n\nanswer: 3"}
+    logprobs = {"tokens": ["\ud83d"], "token_logprobs": [-1.0]}
+    served = {"id": "served", "prompt": QUESTION, "choices": [{"text": "\ud83d", "logprobs": logprobs}]}
+    half, served = prepare(read_sources(file(record, served)), tokenizer, config)
+    assert half.notes == served.notes == ("retokenised", "text_differs")
+    assert [step.text for step in half.trace.steps] == ["k: a ?, so k = 3", "answer: 3"]
+
+
+def test_a_chat_template_that_refuses_the_messages_is_one_clear_line(file, tokenizer, config):
+    strict = load_tokenizer(TASK.policy_path)
+    strict.chat_template = "{{ raise_exception('no tools here') }}"
+    record = {"id": "m", "messages": [{"role": "tool", "content": "x"}], "text": TEXT}
+    with pytest.raises(UserError, match="'m'.*chat template fails.*no tools here"):
+        prepare(read_sources(file(record)), strict, config)
 
 
 def test_a_chat_that_names_special_tokens_keeps_ids_and_logprobs(file, tokenizer, config):
