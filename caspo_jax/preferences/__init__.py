@@ -15,6 +15,9 @@ from caspo_jax.preferences.packing import (
     verified_rows,
 )
 from caspo_jax.preferences.readers import (
+    NoContrastError,
+    NoContrastWarning,
+    load_pairs,
     read_step_dpo,
     read_trl,
     step_dpo_from_record,
@@ -33,6 +36,8 @@ __all__ = [
     "CompetitorMaker",
     "GreedyCompetitors",
     "NoCompetitor",
+    "NoContrastError",
+    "NoContrastWarning",
     "PairConfig",
     "Rival",
     "batch_pairs",
@@ -43,6 +48,7 @@ __all__ = [
     "labelled_to_trace",
     "labelled_to_traces",
     "length_buckets",
+    "load_pairs",
     "make_pair",
     "pack_pairs",
     "pack_rows",

@@ -3,16 +3,25 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+import warnings
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from caspo_jax.errors import UserError
 from caspo_jax.preferences.identity import stable_hash
-from caspo_jax.store import load_records
+from caspo_jax.store import parse_at, read_jsonl
 from caspo_jax.types import Pair, Question, Verdict
 
 Messages = Sequence[Mapping[str, Any]]
+
+
+class NoContrastError(UserError):
+    """A pair that says nothing: its texts are equal, or one is empty."""
+
+
+class NoContrastWarning(UserWarning):
+    """Pairs of a file say nothing and were left out."""
 
 
 def _text_pair(
@@ -25,7 +34,9 @@ def _text_pair(
     id: str | None,
 ) -> Pair:
     if chosen.strip() == rejected.strip():
-        raise UserError("`chosen` and `rejected` are the same text")
+        raise NoContrastError("`chosen` and `rejected` are the same text")
+    if not chosen.strip() or not rejected.strip():
+        raise NoContrastError(f"`{'rejected' if chosen.strip() else 'chosen'}` is empty")
     return Pair(
         id=id or stable_hash("wrong", prompt, prefix, chosen, rejected),
         kind="wrong",
@@ -69,8 +80,8 @@ def step_dpo_from_record(record: Mapping[str, Any]) -> Pair:
 def trl_from_record(record: Mapping[str, Any], tokenizer: Any = None) -> Pair:
     """A TRL preference record: `chosen, rejected` and `prompt` or none, as text or as lists of messages.
 
-    Without a prompt it is what both have in common at the start (whole messages, or characters back to a white
-    space). Answers are whole, so both end their trace, unless `ends_trace` of `to_trl_record` says else. Messages are
+    Without a prompt, or with a string beside messages, which then hold it too (UltraFeedback), it is what both have in
+    common at the start (whole messages, or characters back to a white space). Answers are whole, so both end their trace, unless `ends_trace` of `to_trl_record` says else. Messages are
     rendered by the tokenizer's chat template; without one a single user message stands for itself.
     """
     missing = [field for field in ("chosen", "rejected") if field not in record]
@@ -81,8 +92,12 @@ def trl_from_record(record: Mapping[str, Any], tokenizer: Any = None) -> Pair:
         if prompt is None:
             prompt = _common_text(chosen, rejected)
             chosen, rejected = chosen[len(prompt) :], rejected[len(prompt) :]
-    elif all(_is_messages(part) for part in (chosen, rejected)) and (prompt is None or _is_messages(prompt)):
-        if prompt is None:
+    elif all(_is_messages(part) for part in (chosen, rejected)) and (
+        isinstance(prompt, str | None) or _is_messages(prompt)
+    ):
+        if chosen and chosen == rejected:
+            raise NoContrastError("`chosen` and `rejected` are the same messages")
+        if prompt is None or isinstance(prompt, str):
             shared = _shared(chosen, rejected)
             prompt, chosen, rejected = chosen[:shared], chosen[shared:], rejected[shared:]
         prompt = _render(prompt, tokenizer)
@@ -137,13 +152,39 @@ def _answer(messages: Messages, side: str) -> str:
 
 
 def read_step_dpo(path: str | Path) -> list[Pair]:
-    """Step-DPO-10K as JSONL. Raises UserError naming file:line."""
-    return load_records(path, step_dpo_from_record)
+    """Step-DPO-10K as JSONL, read as by `load_pairs`."""
+    return load_pairs(path, step_dpo_from_record)[0]
 
 
 def read_trl(path: str | Path, tokenizer: Any = None) -> list[Pair]:
-    """TRL preference data as JSONL. Raises UserError naming file:line."""
-    return load_records(path, lambda record: trl_from_record(record, tokenizer))
+    """TRL preference data as JSONL, read as by `load_pairs`."""
+    return load_pairs(path, lambda record: trl_from_record(record, tokenizer))[0]
+
+
+def load_pairs(path: str | Path, parse: Callable[[dict[str, Any]], Pair]) -> tuple[list[Pair], int]:
+    """The pairs of a JSONL file, and how many more say nothing (`NoContrastError`) and were left out with a warning.
+
+    Raises:
+        UserError: naming file:line; a file whose pairs all say nothing.
+    """
+    pairs: list[Pair] = []
+    left_out: list[UserError] = []
+    for where, record in read_jsonl(path):
+        try:
+            pairs.append(parse_at(where, parse, record))
+        except UserError as error:
+            if not isinstance(error.__cause__, NoContrastError):
+                raise
+            left_out.append(error)
+    if left_out and not pairs:
+        raise left_out[0]
+    if left_out:
+        warnings.warn(
+            f"left out {len(left_out)} of {len(left_out) + len(pairs)} pairs; the first: {left_out[0]}",
+            NoContrastWarning,
+            stacklevel=2,
+        )
+    return pairs, len(left_out)
 
 
 def to_trl_record(pair: Pair, *, conversational: bool = False) -> dict[str, Any]:
@@ -182,7 +223,7 @@ def tokenize_pairs(
     """Token ids for pairs that have texts only; pairs with ids stay as they are.
 
     Prompt (a question, through the chat template if there is one), prefix and steps are encoded apart, so both
-    sides share the context exactly. EOS is put after a side that ends its trace, `delimiter` after the others.
+    sides share the context exactly. EOS is put after a side that ends its trace, `delimiter` after the others that lack it.
 
     Raises:
         UserError: a side that ends its trace, and no EOS id; a side without tokens.
@@ -198,7 +239,7 @@ def _tokenized(pair: Pair, tokenizer: Any, eos_id: int | None, delimiter: str) -
         return tuple(tokenizer.encode(text, add_special_tokens=False)) if text else ()
 
     def side(text: str, ends: bool) -> tuple[int, ...]:
-        ids = encode(text if ends else text + delimiter)
+        ids = encode(text if ends or text.endswith(delimiter) else text + delimiter)
         if not ids:
             raise UserError(f"pair {pair.id!r}: a side encodes to no token")
         if ends and eos_id is None:

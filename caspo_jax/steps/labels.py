@@ -16,6 +16,10 @@ from caspo_jax.types import VERDICTS, Verdict
 
 Neutral = Literal["unknown", "correct", "wrong"]
 
+# How the last step of a solution says that it is: in PRM800K, and in the data sets that share its flat form.
+_ANSWER = re.compile(r"#\s*Answer")
+_STATED = re.compile(r"#\s*Answer|\\boxed\b|####|\banswer\s*(is|:)", re.IGNORECASE)
+
 
 @dataclasses.dataclass(frozen=True)
 class LabelledSteps:
@@ -83,12 +87,22 @@ def prm800k_from_record(
 
     Raw records (`question.problem`, `label.steps[].completions[].rating`); the flat form of TRL
     (`prompt, completions, labels`) gives one solution. Solutions of one record share the prefix, so they become
-    candidates of the same prefix.
+    candidates of the same prefix. One whose last step states no answer was not ended there: it was rated so far.
     """
     if "completions" in record and "labels" in record:
         steps = _strings(record, "completions")
-        verdicts = tuple(verdict_of(label, neutral) for label in record["labels"])
-        return [LabelledSteps(id or str(record.get("id", "")), _string(record, "prompt"), steps, verdicts)]
+        labels = record["labels"]
+        if not isinstance(labels, list):
+            raise UserError(f"`labels` must be a list, found {type(labels).__name__}")
+        return [
+            LabelledSteps(
+                id=id or str(record.get("id", "")),
+                question=_string(record, "prompt"),
+                steps=steps,
+                verdicts=tuple(verdict_of(label, neutral) for label in labels),
+                ended=bool(steps) and _STATED.search(steps[-1]) is not None,
+            )
+        ]
     question = record.get("question")
     label = record.get("label")
     if not isinstance(question, Mapping) or not isinstance(label, Mapping):
@@ -100,27 +114,27 @@ def prm800k_from_record(
     prefix: list[str] = []
     prefix_verdicts: list[Verdict] = []
     solutions = []
-    levels: Sequence[Mapping[str, Any]] = label.get("steps") or []
-    for depth, level in enumerate(levels):
-        completions = level.get("completions") or []
+    for depth, level in enumerate(_objects(label, "steps")):
+        completions = _objects(level, "completions")
         for rank, completion in enumerate(completions):
+            text = _string(completion, "text")
             solutions.append(
                 LabelledSteps(
                     id=f"{id or problem[:40]}/{depth}.{rank}",
                     question=problem,
-                    steps=(*prefix, completion["text"]),
+                    steps=(*prefix, text),
                     verdicts=(*prefix_verdicts, verdict_of(completion.get("rating"), neutral)),
                     gold=None if gold is None else str(gold),
-                    ended=bool(re.search(r"#\s*Answer", completion["text"])),
+                    ended=_ANSWER.search(text) is not None,
                 )
             )
         chosen = level.get("chosen_completion")
         human = level.get("human_completion")
         if chosen is not None and 0 <= chosen < len(completions):
-            prefix.append(completions[chosen]["text"])
+            prefix.append(_string(completions[chosen], "text"))
             prefix_verdicts.append(verdict_of(completions[chosen].get("rating"), neutral))
         elif human is not None:
-            prefix.append(human["text"] if isinstance(human, Mapping) else str(human))
+            prefix.append(_string(human if isinstance(human, Mapping) else {"text": human}, "text"))
             prefix_verdicts.append("correct")
         else:
             break
@@ -150,6 +164,7 @@ def math_shepherd_from_record(record: Mapping[str, Any], id: str = "") -> Labell
         question=text[: first.start()].strip(),
         steps=tuple(steps),
         verdicts=tuple(verdicts),
+        ended=not text[at:].strip(),
     )
 
 
@@ -161,7 +176,7 @@ def read_labelled(path: str | Path, neutral: Neutral = "unknown") -> list[Labell
     """
     found: dict[str, LabelledSteps] = {}
     for number, (where, record) in enumerate(read_jsonl(path)):
-        name = str(record.get("id", number))
+        name = str(number if record.get("id") is None else record["id"])
         parse = functools.partial(_solutions, neutral=neutral, name=name)
         for solution in parse_at(where, parse, record):
             if solution.id in found:
@@ -241,3 +256,10 @@ def _strings(record: Mapping[str, Any], field: str) -> tuple[str, ...]:
     if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
         raise UserError(f"`{field}` must be a list of strings")
     return tuple(value)
+
+
+def _objects(record: Mapping[str, Any], field: str) -> Sequence[Mapping[str, Any]]:
+    value = record.get(field) or []
+    if not isinstance(value, list) or not all(isinstance(item, Mapping) for item in value):
+        raise UserError(f"`{field}` must be a list of objects")
+    return value

@@ -7,8 +7,11 @@ import pytest
 
 from caspo_jax.errors import UserError
 from caspo_jax.preferences import (
+    NoContrastError,
+    NoContrastWarning,
     build_candidates,
     labelled_to_traces,
+    load_pairs,
     read_step_dpo,
     read_trl,
     select_pairs,
@@ -93,6 +96,14 @@ def test_step_dpo_round_trip(tmp_path):
                 {"role": "assistant", "content": "It is green."},
             ],
         },
+        {  # as UltraFeedback has it: the prompt once more, as a string
+            "prompt": "Sky? ",
+            "chosen": [{"role": "user", "content": "Sky? "}, {"role": "assistant", "content": "It is blue."}],
+            "rejected": [
+                {"role": "user", "content": "Sky? "},
+                {"role": "assistant", "content": "It is green."},
+            ],
+        },
     ],
 )
 def test_trl_formats(tmp_path, record):
@@ -137,6 +148,34 @@ def test_trl_conversations_need_a_template():
 def test_bad_lines_are_named(tmp_path, reader, record, message):
     with pytest.raises(UserError, match=rf"pairs.jsonl:1: .*{message}"):
         reader(write(tmp_path, record))
+
+
+def test_pairs_that_say_nothing_are_left_out_and_counted(tmp_path):
+    same = [{"role": "user", "content": "Sky?"}, {"role": "assistant", "content": "Blue."}]
+    nothing = [
+        {"prompt": "Sky? ", "chosen": "Blue.", "rejected": "Blue.\n"},
+        {"prompt": "Sky? ", "chosen": "Blue.", "rejected": ""},
+        {"chosen": same, "rejected": same},
+    ]
+    for record in nothing:
+        with pytest.raises(NoContrastError):
+            trl_from_record(record)
+    good = {"prompt": "Sky? ", "chosen": "Blue.", "rejected": "Green."}
+    with pytest.warns(NoContrastWarning, match=r"left out 3 of 5 pairs; the first: .*pairs.jsonl:2: .*same"):
+        pairs, left_out = load_pairs(write(tmp_path, good, *nothing, good), trl_from_record)
+    assert ([p.rejected for p in pairs], left_out) == (["Green."] * 2, 3)
+    with pytest.raises(UserError, match=r"pairs.jsonl:1: .*same text"):
+        read_trl(write(tmp_path, *nothing))
+    with pytest.warns(NoContrastWarning, match="1 of 2"):
+        assert (
+            len(read_step_dpo(write(tmp_path, {**STEP_DPO, "rejected": STEP_DPO["chosen"]}, STEP_DPO))) == 1
+        )
+
+
+def test_a_step_that_has_its_delimiter_gets_no_second(tmp_path):
+    (pair,) = read_step_dpo(write(tmp_path, {**STEP_DPO, "chosen": "3\n\n", "rejected": "4"}))
+    (ids,) = tokenize_pairs([pair], Tokenizer(), delimiter="\n\n")
+    assert ids.chosen_ids[1:] == ids.rejected_ids[1:] == (10, 10)
 
 
 def test_a_prefix_is_part_of_the_prompt_for_trl(tmp_path):

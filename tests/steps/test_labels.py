@@ -10,6 +10,7 @@ from caspo_jax.steps import (
     math_shepherd_from_record,
     prm800k_from_record,
     processbench_from_record,
+    read_labelled,
     read_labels,
 )
 from caspo_jax.steps.labels import verdict_of
@@ -115,6 +116,29 @@ def test_prm800k_completions_are_siblings():
     assert [s.ended for s in solutions] == [False, False, False, True]
     flat = prm800k_from_record({"prompt": "?", "completions": ["a", "b"], "labels": [True, False]})
     assert flat[0].verdicts == ("correct", "wrong")
+    assert not flat[0].ended  # rated so far: no EOS belongs after a step that others go on from
+    whole = {"prompt": "?", "completions": ["a", "The answer is: 4"], "labels": [True, True]}
+    assert prm800k_from_record(whole)[0].ended
+
+
+@pytest.mark.parametrize(
+    "label",
+    [
+        {"steps": ["a"]},
+        {"steps": [{"completions": ["a"]}]},
+        {"steps": [{"completions": [{"text": None, "rating": 1}]}]},
+        {"steps": [{"human_completion": {"text": None}}]},
+    ],
+)
+def test_prm800k_records_of_another_shape_are_named(label, tmp_path):
+    path = write(tmp_path, {"question": {"problem": "2+2?"}, "label": label})
+    with pytest.raises(UserError, match=r"labels.jsonl:1: `(steps|completions|text)` must be"):
+        read_labelled(path)
+
+
+def test_ids_that_are_null_are_none(tmp_path):
+    record = {"id": None, "problem": "?", "steps": ["a"], "label": -1}
+    assert [s.id for s in read_labelled(write(tmp_path, record, record))] == ["0", "1"]
 
 
 def test_math_shepherd():
@@ -129,3 +153,7 @@ def test_math_shepherd():
     assert solution.verdicts == ("correct", "wrong")
     with pytest.raises(UserError, match="has 'x' where"):
         math_shepherd_from_record({"input": "Q Step 1: a ки", "label": "Q Step 1: a x"})
+    # A rest without a mark: the last step that has one did not end the solution.
+    rest = {"input": "Q Step 1: a ки\nStep 2: b", "label": "Q Step 1: a +\nStep 2: b"}
+    assert solution.ended
+    assert not math_shepherd_from_record(rest).ended

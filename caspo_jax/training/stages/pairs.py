@@ -12,10 +12,10 @@ from caspo_jax.errors import UserError
 from caspo_jax.preferences import PairConfig, build_candidates, select_pairs, tokenize_pairs
 from caspo_jax.preferences.by_model import policy_competitors
 from caspo_jax.preferences.packing import Row
-from caspo_jax.preferences.readers import step_dpo_from_record, trl_from_record
+from caspo_jax.preferences.readers import load_pairs, step_dpo_from_record, trl_from_record
 from caspo_jax.records import pair_from_record, pair_to_record
 from caspo_jax.steps import Verifier, verifier_settings
-from caspo_jax.store import hash_path, load_records
+from caspo_jax.store import hash_path
 from caspo_jax.training.stages.policy import Policy, check_delimiter, open_output
 from caspo_jax.types import Pair, Trace
 
@@ -97,8 +97,10 @@ def verified_traces(traces: Sequence[Trace]) -> list[Row]:
     return list(rows)
 
 
-def read_pairs(path: str | Path, policy: Policy, delimiter: str | None = None) -> list[Pair]:
+def read_pairs(path: str | Path, policy: Policy, delimiter: str | None = None) -> tuple[list[Pair], int]:
     """Pairs of a JSONL file, in our format or, by their fields, in those of Step-DPO-10K and TRL.
+
+    Of the latter two those whose texts are equal, or one of them empty, are left out with a warning, and counted.
 
     Args:
       path: the file.
@@ -126,7 +128,7 @@ def read_pairs(path: str | Path, policy: Policy, delimiter: str | None = None) -
             policy.check_ids(pair.prompt_ids, [*pair.prefix_ids, *ids])
         return pair
 
-    pairs = load_records(path, parse)
+    pairs, left_out = load_pairs(path, parse)
     if not pairs:
         raise UserError(f"{path}: no pairs in it: nothing to train on")
-    return pairs
+    return pairs, left_out

@@ -52,7 +52,7 @@ def train_stage(
         raise UserError(
             f"loss={config.loss.loss}, nll_on={config.loss.nll_on} reads verified steps: give annotated traces"
         )
-    loaded = read_pairs(pairs, policy, delimiter)
+    loaded, left_out = read_pairs(pairs, policy, delimiter)
     rows: list[Row] = []
     if config.loss.uses_verified and annotated is not None:
         rows = verified_traces(policy.read_traces(annotated))
@@ -90,6 +90,7 @@ def train_stage(
     counts = {
         "updates": summary.steps,
         "pairs": summary.pairs,
+        "left_out": left_out,
         "verified_rows": summary.verified,
         "tokens": summary.tokens,
         "skipped": summary.skipped,
