@@ -3,6 +3,7 @@ r"""Answers: read out of a text, and compared with the gold."""
 from __future__ import annotations
 
 import enum
+import itertools
 import re
 from fractions import Fraction
 
@@ -19,8 +20,9 @@ class AnswerKind(enum.StrEnum):
     STRING = "string"  # compared without case, outer punctuation and runs of white space
 
 
-_MARKER = re.compile(
-    r"(?:^[ \t]*(?:#+|\*\*)[ \t]*(?:final[ \t]+)?answer[ \t]*(?:\*\*)?[ \t]*\n|####|(?:final\s+)?answer(?:\s+is)?\s*(?:\*\*)?\s*:|(?:final\s+)?answer\s+is)\s*(?:\*\*)?\s*"
+_MARKER = re.compile(  # nothing is given back: a run of blanks or hashes is read once
+    r"(?:^[ \t]*+(?:#++|\*\*)[ \t]*+(?:final[ \t]++)?answer[ \t]*+(?:\*\*[ \t]*+)?\n|#{4,}+"
+    r"|(?:final\s++)?answer(?:\s+is)?\s*+(?:\*\*\s*+)?:|(?:final\s++)?answer\s++is)\s*+(?:\*\*\s*+)?"
     r"((?s:\\\[.*?\\\]|\$\$.*?\$\$)?[^\n]*)",  # a display block may run over several lines
     re.IGNORECASE | re.MULTILINE,
 )
@@ -36,11 +38,16 @@ _IN_FORMULA = re.compile(
 _MOST_DIGITS = (
     1000  # Python refuses to read integers of more than 4,300: a model may repeat one digit for ever
 )
+_SCIENTIFIC = re.compile(r"(?<![\w.\\])(\d+(?:\.\d*)?|\.\d+)[eE]([-+]?\d{1,3})(?![\w.])")  # `4.5e33`
+_POWER_OF_TEN = re.compile(
+    r"([-+]?(?:\d+(?:\.\d*)?|\.\d+))(?:\\times|\\cdot|[×·*])10\^(?:(\d)|\{([-+]?\d{1,3})\})"
+)
 _CLOSE = Fraction(5, 10_000)  # relative difference of two decimals: a rounding to four significant digits
 
 
 _BOX = re.compile(r"\\(?:f?boxed|fbox|framebox)\s*\{")
 _SEPARATOR = r",|;|\band\b|\bor\b"
+_BRACE = re.compile(r"(?<!\\)[{}]")
 _BETWEEN_BOXES = (
     re.compile(  # on one line anything that is no word or number; over a line's end a separator too
         rf"(?=[^\n]*$|.*(?:{_SEPARATOR}))"
@@ -58,33 +65,41 @@ def last_boxed(text: str) -> str | None:
     """
     found: list[str] = []
     start_of_last = len(text)
-    for match in reversed(list(_BOX.finditer(text))):
-        end = _closing_brace(text, match.end())
-        if end is None:
-            continue
-        if found and not _BETWEEN_BOXES.fullmatch(text[end + 1 : start_of_last]):
+    for start, end, content in reversed(_boxes(text)):
+        if found and not _BETWEEN_BOXES.fullmatch(text[end:start_of_last]):
             break
-        content = text[match.end() : end].strip()
         if not content:
             continue  # the instruction said once more
         if content not in found:
             found.insert(0, content)
-        start_of_last = match.start()
+        start_of_last = start
     if found:
         return ", ".join(found)
     bare = re.findall(r"\\boxed\s+([^\s{}$]+)", text)
     return bare[-1] if bare else None
 
 
-def _closing_brace(text: str, start: int) -> int | None:
-    """Where the brace that was opened just before `start` is closed."""
-    depth = 1
-    for at in range(start, len(text)):
-        if text[at] in "{}" and text[at - 1] != "\\":
-            depth += 1 if text[at] == "{" else -1
-            if depth == 0:
-                return at
-    return None
+def _boxes(text: str) -> list[tuple[int, int, str]]:
+    """Start, end and content of every box whose braces balance; one inside another is part of its content."""
+    closing: dict[int, int] = {}
+    opened: list[int] = []
+    for brace in _BRACE.finditer(text):
+        if brace.group() == "{":
+            opened.append(brace.start())
+        elif opened:
+            closing[opened.pop()] = brace.start()
+    found: list[tuple[int, list[tuple[int, int]]]] = []  # end, and what is no content
+    for match in _BOX.finditer(text):
+        stop = closing.get(match.end() - 1)
+        if stop is not None:
+            if not found or match.start() >= found[-1][0]:
+                found.append((stop + 1, []))
+            found[-1][1].extend([match.span(), (stop, stop + 1)])
+    return [(cuts[0][0], end, _between(text, sorted(cuts)).strip()) for end, cuts in found]
+
+
+def _between(text: str, cuts: list[tuple[int, int]]) -> str:
+    return "".join(text[a:b] for (_, a), (b, _) in itertools.pairwise(cuts))
 
 
 def marked_answer(text: str) -> str | None:
@@ -112,7 +127,8 @@ def _trim(text: str) -> str:
 def extract_answer(text: str, kind: AnswerKind | str = AnswerKind.MATH) -> str | None:
     r"""The final answer that a text gives.
 
-    The last balanced `\boxed{}`, else what follows the last `Answer: X` or `#### X`. Letters, yes/no and
+    The last balanced `\boxed{}`, else what follows the last `Answer: X` or `#### X`; of a thinking model after
+    `</think>`, where that gives one. Letters, yes/no and
     integers are then read out of that, or, where nothing marks an answer, out of the last line.
 
     Returns:
@@ -122,9 +138,8 @@ def extract_answer(text: str, kind: AnswerKind | str = AnswerKind.MATH) -> str |
     ('\\frac{1}{2}', 'B')
     """
     kind = answer_kind(kind)
-    marked = last_boxed(text)
-    if marked is None:
-        marked = marked_answer(text)
+    thought, _, said = text.rpartition("</think>")
+    marked = _marked(said) or _marked(thought)
     if kind in (AnswerKind.MATH, AnswerKind.STRING):
         return marked or None
     lines = text.strip().splitlines()
@@ -132,6 +147,11 @@ def extract_answer(text: str, kind: AnswerKind | str = AnswerKind.MATH) -> str |
     if kind is AnswerKind.INTEGER:
         return _integer(source)
     return (_letter if kind is AnswerKind.LETTER else _yes_no)(source, marked=bool(marked))
+
+
+def _marked(text: str) -> str | None:
+    boxed = last_boxed(text)
+    return marked_answer(text) if boxed is None else boxed
 
 
 def answer_kind(kind: AnswerKind | str) -> AnswerKind:
@@ -148,7 +168,7 @@ def _integer(text: str) -> str | None:
     text = re.sub(r"\^\s*\{?\s*\\circ\s*\}?|(?<=[A-Za-z}])\s*\^\s*\{?\d\}?", "", text)  # degrees, cm^2
     value = _fraction(text)
     if value is None:
-        found = list(re.finditer(r"(?<![\w.])[-−]?\d+(?:,\d+)*(?:\.\d+)?(?!\w)", text))
+        found = list(re.finditer(r"(?<![\w.])[-−]?\d+(?:,\d+)*(?:\.\d+)?(?!\w|[.,]\d)", text))
         if not found or _IN_FORMULA.search(text[: found[-1].start()]) or text[found[-1].end() :][:1] == "^":
             return None
         value = _fraction(found[-1].group())
@@ -164,7 +184,7 @@ def _letter(text: str, marked: bool = True) -> str | None:
     found = re.findall(r"\(([A-J])\)", text) or re.findall(r"(?<![\w'’])([A-J])(?![\w'’])(?!\s+[a-z])", text)
     if found:
         return found[-1]
-    first = re.match(r"\W*([A-J])\b", text)
+    first = re.match(r"\W*(?!I\s+(?!is\b)[a-z])([A-J])\b", text)  # not `I think so`
     return first.group(1) if first else None
 
 
@@ -172,8 +192,10 @@ def _yes_no(text: str, marked: bool = True) -> str | None:
     """The word that opens what is marked as the answer (`No, that is not true`), else the last one."""
     text = _STYLED.sub(r"\1", text)
     leading = _LEADING_YES_NO.match(text) if marked else None
-    found = [leading.group(1)] if leading else re.findall(r"\b(yes|no|true|false)\b", text, re.IGNORECASE)
-    return None if not found else ("yes" if found[-1].lower() in _YES else "no")
+    if leading:
+        return "yes" if leading.group(1).lower() in _YES else "no"
+    found = re.findall(r"(\bnot\s+|n['’]t\s+)?\b(yes|no|true|false)\b", text, re.IGNORECASE)
+    return None if not found else ("yes" if (found[-1][1].lower() in _YES) != bool(found[-1][0]) else "no")
 
 
 def equivalent(gold: str, answer: str, kind: AnswerKind | str = AnswerKind.MATH) -> bool:
@@ -208,7 +230,7 @@ def equivalent(gold: str, answer: str, kind: AnswerKind | str = AnswerKind.MATH)
         return False
     from caspo_jax.steps.grading import math_equivalent
 
-    return math_equivalent(gold, answer)
+    return math_equivalent(*(_SCIENTIFIC.sub(r"\1 \\times 10^{\2}", side) for side in (gold, answer)))
 
 
 def _plain(text: str) -> str:
@@ -226,7 +248,8 @@ def _without_unit(text: str) -> str:
 
 
 def _fraction(text: str) -> Fraction | None:
-    r"""A plain number: sign, digits, thousands separators, decimals, one slash, `1 1/2` and `1\frac{1}{2}`; else None.
+    r"""A plain number: sign, digits, thousands separators, decimals, one slash, `1 1/2` and `1\frac{1}{2}`, `4.5e33` and
+    `4.5 \times 10^{33}`; else None.
 
     A space between digits separates thousands or a whole number from its fraction; `32, 349` is a list, `2 3` nothing.
     """
@@ -239,7 +262,8 @@ def _fraction(text: str) -> Fraction | None:
     text = re.sub(r"^\\(?:text|mathrm|textbf|mathbf|boldsymbol)\{\(?([^{}()]*)\)?\}$", r"\1", text)
     if re.fullmatch(r"[-+]?[1-9]\d{0,2}([, ])\d{3}(\1\d{3})*(\.\d+)?", text):
         text = re.sub("[, ]", "", text)
-    if re.fullmatch(r"[-+]?(\d+(\.\d*)?|\.\d+)", text):
+    text = _POWER_OF_TEN.sub(lambda m: f"{m[1]}e{m[2] or m[3]}", text)
+    if re.fullmatch(r"[-+]?(\d+(\.\d*)?|\.\d+)([eE][-+]?\d{1,3})?", text):
         return Fraction(text)
     parts = re.fullmatch(r"([-+]?)(?:(\d+) )?(\d+)/(\d+)", text)
     if parts is None or int(parts[4]) == 0:

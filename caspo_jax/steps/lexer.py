@@ -49,7 +49,7 @@ _UNITS = frozenset(
 _STYLES = "mathrm|textbf|textit|text|mathbf|mathit|boxed|fbox|operatorname|mbox|displaystyle"
 
 _REPLACED: tuple[tuple[str, str], ...] = (
-    (r"\\\\\s*&?\s*=|\n\s*&?\s*=(?![=>])", " = "),  # a chain over several lines
+    (r"\\\\\s*+(?:&\s*+)?=|\n\s*+(?:&\s*+)?=(?![=>])", " = "),  # a chain over several lines
     (r"\\\\|\\(?:begin|end)\s*\{[a-zA-Z*]+\}", " \n "),
     (r"\\(?:left|right|big|Big|bigg|Bigg)(?![a-zA-Z])\.?", " "),
     (r"\{,\}|,\\!", ","),
@@ -62,10 +62,10 @@ _REPLACED: tuple[tuple[str, str], ...] = (
     (r"\\(?:times|cdot|ast)(?![a-zA-Z])", " * "),
     (r"\\div(?![a-zA-Z])", " / "),
     (r"\\[dtc]?frac(?![a-zA-Z])", r" \\frac "),
-    (r"\^\s*\{?\s*\\(?:circ|degree)\s*\}?|°", " degrees "),
+    (r"\^\s*+(?:\{\s*+)?\\(?:circ|degree)\s*\}?|°", " degrees "),
     (r"(?<=[\d)\]}])\s*\*\*\s*(?=[\d(\-])", " ^ "),
     (r"\*\*", " "),
-    (r"(?m)^\s*(?:[*•\-–]|\d+[.)])\s+", " "),  # list markers
+    (r"(?m)^[^\S\n]*+(?:[*•\-–]|\d+[.)])\s+", " "),  # list markers
     (r"[−–]", "-"),
     (r"[×·∙⋅]", "*"),
     (r"÷", "/"),

@@ -2,6 +2,7 @@
 
 import re
 import threading
+import time
 
 import pytest
 
@@ -30,6 +31,11 @@ from caspo_jax.steps.grading_worker import braced
         (r"The answer is $\boxed{}$.", None),
         ("\\boxed{1}\n\nso\n\n\\boxed{2}", "2"),
         ("\\boxed{1},\n\n\\boxed{2}", "2"),
+        (r"\boxed{\boxed{5}}", "5"),  # one answer
+        (r"\boxed{\frac{\boxed{1}}{2}}, \boxed{3}", r"\frac{1}{2}, 3"),
+        (r"<think>Is it \boxed{3}?</think> The answer is 4.", "4"),  # said after the thought
+        (r"<think>So \boxed{3}.</think> Done.", "3"),
+        ("<think>The answer is 3.</think> Done.", "3"),
         ("Final Answer: The final answer is $12$. I hope it is correct.", "12"),
         ("work\n#### 1,200", "1,200"),
         ("so\n\n# Answer\n\n4", "4"),  # as PRM800K ends
@@ -64,12 +70,16 @@ def test_math_answers(text, answer):
         ("letter", "A careful look shows I was wrong.\nThe answer is D because of it.", "D"),
         ("letter", "The answer is A.", "A"),
         ("letter", "no idea", None),
+        ("letter", "I think so", None),
+        ("letter", "I is the right one", "I"),
         ("letter", "Answer: E. Vitamin C", "E"),
         ("letter", "(B) is false, so it is (C).", "C"),  # nothing is marked
         ("yes_no", "Answer: Yes, it is", "yes"),
         ("yes_no", "Could be yes.\nSo: no.", "no"),
         ("yes_no", "Answer: True", "yes"),
         ("yes_no", "nobody knows", None),
+        ("yes_no", "Answer: that is not true", "no"),
+        ("yes_no", "So the claim isn't false.", "yes"),
         ("yes_no", "Answer: No, that is not true.", "no"),
         ("integer", "so we get 12\n#### -1,234", "-1234"),
         ("integer", "which makes 7 dollars.", "7"),
@@ -79,10 +89,13 @@ def test_math_answers(text, answer):
         ("integer", "1,234, I think", "1234"),
         ("integer", "Answer: 12,34", None),
         ("integer", "The answer is 5/2", None),
+        ("integer", "The answer is 3.5cm", None),
+        ("integer", "The answer is 1,234kg", None),
+        ("integer", "The answer is 1.2e3", "1200"),
         ("integer", "The answer is 12/4.", "3"),
         ("integer", "Answer: 3 1/2", None),
         ("integer", r"\boxed{\frac{1}{2}}", None),
-        ("integer", r"\boxed{5 \times 10^3}", None),
+        ("integer", r"\boxed{5 \times 10^3}", "5000"),
         ("integer", "Answer: 2^{10}", None),
         ("integer", "Answer: 12 cm^2", "12"),
         ("integer", r"\boxed{12\text{ cm}^2}", "12"),
@@ -196,6 +209,13 @@ def test_equivalence(gold, answer, kind, same):
         ("0.0000672", "0.0000668", False),
         ("0.0000001", "0.0000002", False),
         ("0", "0.0000001", False),
+        ("1.6 \\times 10^{-19}", "1.7\\times10^{-19}", False),
+        ("1.6 \\times 10^{-19}", "1.6 \\cdot 10^{-19}", True),
+        ("4.5e33", "4.5 \\times 10^{33}", True),
+        ("4.5e33", "4.5\\times10^{33}\\text{ erg/s}", True),
+        ("2.45e6", "2450000", True),
+        (r"\frac{1}{2^{100}}", r"\frac{1}{2^{99}}", False),
+        (r"\frac{1}{10^{8}}", "10^{-8}", True),
         ("0.083333", "0.0833333", True),
         ("0.001235", "0.0012346", True),
         ("1/3", "0.333333", True),
@@ -225,6 +245,17 @@ def test_a_number_without_end_is_no_answer(digits):
     assert not equivalent("1/3", digits)
     assert not equivalent("5_3", digits)
     assert not equivalent("3", digits, "integer")
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["\\boxed{" * 3000 + "1" + "}" * 3000, "#" * 20000, "answer is" + " " * 20000, "# answer" + " " * 20000],
+    ids=["boxes", "hashes", "blanks", "heading"],
+)
+def test_degenerate_text_is_read_in_no_time(text):
+    start = time.monotonic()
+    assert extract_answer(text) in ("1", None)
+    assert time.monotonic() - start < 1.0
 
 
 def test_comparison_off_the_main_thread():
