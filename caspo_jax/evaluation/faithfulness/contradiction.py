@@ -15,7 +15,16 @@ from caspo_jax.steps.rollouts import Generate
 PROMPT_FILE = Path(__file__).with_name("contradiction_prompt.md")
 _FIELDS = ("question", "prefix", "step", "continuation")
 _VERDICT = re.compile(r"[*_\s]*contradiction[*_\s]*:[*_\s]*(yes|no)[*_.\s]*", re.IGNORECASE)
-_NUMBER = re.compile(r"(?<![\w.])[-−]?\d+(?:[.,/]\d+)*(?!\w|[.,/]\d)")  # of `2.5kg` nothing, and never 2
+# Of `2.5kg` nothing, and never 2.
+_NUMBER = re.compile(r"(?<![\w.])[-−]?(?:\d+ (?=\d+/\d))?\d+(?:[.,/]\d+)*(?!\w|[.,/]\d)")
+_FRACTION = re.compile(r"(\d\s*)?\\[dt]?frac\s*\{\s*(\d+)\s*\}\s*\{\s*(\d+)\s*\}")
+_DEGREES = re.compile(r"\^\s*\{?\s*\\circ\s*\}?")
+# What makes a number an operand of something that is not worked out: `3x^2`, `\sqrt{2}`, `7 - 5`, `3 \pi`.
+_BEFORE = re.compile(
+    r"(?:[/^×÷·]|[\w)}]\s*\+|[\w)}](?:\*|\s+\*\s)|\\(?:times|cdot|div|pm|sqrt)|\\[dt]?frac(?:\s*\{[^{}]*\})?)\s*\{?\s*$"
+)
+_BINARY_MINUS = re.compile(r"(?:\b[A-Za-z]|\d|[)}])\s*$")
+_AFTER = re.compile(r"\s*(?:[/^×÷·+]|\\(?!text|mbox|mathrm|q?quad)[A-Za-z])|\*\w|\s\*\s")
 
 Contradicts = bool | None  # None: could not be told
 
@@ -76,12 +85,25 @@ class AnswerEquivalence:
 
 
 def last_value(text: str) -> str | None:
-    r"""What a paragraph comes to: its `\boxed{}`, what it marks as answer, else its last number; None without any."""
+    r"""What a paragraph comes to: its `\boxed{}`, what it marks as answer, else its last number; None without any.
+
+    None too where that number is an operand of a formula: `x = \frac{3}{y}` and `x = \frac{3}{z}` do not both come to 3.
+    """
     marked = last_boxed(text) or marked_answer(text)
     if marked:
         return marked
-    found = _NUMBER.findall(text)
-    return found[-1] if found else None
+    text = _FRACTION.sub(lambda m: f"{m[1].rstrip()} {m[2]}/{m[3]}" if m[1] else f"{m[2]}/{m[3]}", text)
+    text = _DEGREES.sub("", text)
+    found = list(_NUMBER.finditer(text))
+    if not found:
+        return None
+    number, before = found[-1].group(), text[: found[-1].start()]
+    minus = re.search(r"[-−]\s*$", before)
+    if number[0] in "-−" or minus:
+        operand = _BINARY_MINUS.search(before[: minus.start()] if minus else before)
+    else:
+        operand = _BEFORE.search(before)
+    return None if operand or _AFTER.match(text, found[-1].end()) else number
 
 
 def load_contradiction_prompt(path: str | Path = PROMPT_FILE) -> str:

@@ -193,6 +193,41 @@ def test_answer_equivalence():
     assert last_value("2.50, or 5/2.") == "5/2"
 
 
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        (r"so $x = \frac{3}{4}$.", "3/4"),
+        (r"so $x = -\dfrac{3}{4}$", "-3/4"),
+        (r"that is 1\frac{1}{2} hours", "1 1/2"),
+        (r"an angle of $45^\circ$", "45"),
+        (r"= 3 \cdot 4 = 12", "12"),
+        (r"it costs \(5\) dollars", "5"),
+        (r"it is 15 \text{ cm}", "15"),
+        ("**5** apples", "5"),
+        ("x = -5", "-5"),
+        ("* 5 apples\n- 6 pears", "6"),
+        (r"so $y = \frac{3}{x}$", None),
+        (r"so $y = \frac{x}{3}$", None),
+        (r"so $y = 4\sqrt{2}$", None),
+        (r"the area is $3\pi$", None),
+        ("f is x^2", None),
+        ("2 * 3", None),
+        ("x = 7 - 5", None),
+        ("x = 3 + y", None),
+    ],
+)
+def test_an_operand_is_not_what_a_paragraph_comes_to(text, value):
+    assert last_value(text) == value
+
+
+def test_two_fractions_of_one_denominator_contradict():
+    items = [
+        ContradictionItem("", "", r"so $x = \frac{3}{4}$", said)
+        for said in (r"$x = \frac{1}{4}$", "x = 0.75")
+    ]
+    assert AnswerEquivalence().judge(items) == [True, False]
+
+
 def test_a_local_judge(tmp_path):
     asked = []
 

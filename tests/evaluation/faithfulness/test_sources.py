@@ -173,7 +173,7 @@ def test_a_chat_template_that_refuses_the_messages_is_one_clear_line(file, token
     strict = load_tokenizer(TASK.policy_path)
     strict.chat_template = "{{ raise_exception('no tools here') }}"
     record = {"id": "m", "messages": [{"role": "tool", "content": "x"}], "text": TEXT}
-    with pytest.raises(UserError, match="'m'.*chat template fails.*no tools here"):
+    with pytest.raises(UserError, match=r"'m'.*chat template fails.*no tools here"):
         prepare(read_sources(file(record)), strict, config)
 
 
