@@ -102,8 +102,7 @@ def token_bytes(tokenizer: Tokenizer | None, vocab_size: int) -> list[bytes]:
             f"tokenizer decoder {decoder!r} is not supported (only byte-level BPE: 'ByteLevel', or 'Fuse')"
         )
     alphabet = _byte_of_character() if decoder == "ByteLevel" else {}
-    added = backend.get_added_tokens_decoder()
-    special = {id for id, token in added.items() if token.special} | set(tokenizer.all_special_ids)
+    special = _special_ids(tokenizer)
     result = [b""] * vocab_size
     for text, id in backend.get_vocab(with_added_tokens=True).items():
         if id >= vocab_size or id in special:
@@ -115,11 +114,17 @@ def token_bytes(tokenizer: Tokenizer | None, vocab_size: int) -> list[bytes]:
     return result
 
 
+def _special_ids(tokenizer: Tokenizer) -> set[int]:
+    """Ids that spell nothing: special in tokenizer.json, or named (eos, pad, ...) in tokenizer_config.json alone."""
+    added = tokenizer.backend_tokenizer.get_added_tokens_decoder()
+    return {id for id, token in added.items() if token.special} | set(tokenizer.all_special_ids)
+
+
 def encode_prompt(tokenizer: Tokenizer | None, question: Question) -> list[int]:
     """Token ids of a question's prompt.
 
     `prompt_ids` are used verbatim. `prompt` is encoded as it stands, with the tokenizer's own BOS unless the text
-    already starts with it. `question` goes through the chat template with a generation prompt, or is encoded
+    already starts with it, and without the EOS that some tokenizers append. `question` goes through the chat template with a generation prompt, or is encoded
     as `prompt` where there is no template.
 
     Raises:
@@ -153,7 +158,11 @@ def _whole(text: str, id: str) -> str:
 
 def _encode_text(tokenizer: Tokenizer, text: str) -> list[int]:
     has_bos = tokenizer.bos_token is not None and text.startswith(tokenizer.bos_token)
-    return list(tokenizer.encode(text, add_special_tokens=not has_bos))
+    encoded = tokenizer(text, add_special_tokens=not has_bos, return_special_tokens_mask=True)
+    ids, added = list(encoded["input_ids"]), list(encoded["special_tokens_mask"])
+    while len(ids) > 1 and added[len(ids) - 1]:  # an EOS that some append: a prompt is to be continued
+        ids.pop()
+    return ids
 
 
 def _encode_question(tokenizer: Tokenizer, text: str, id: str) -> list[int]:
@@ -198,7 +207,10 @@ def decode(tokenizer: Tokenizer | None, ids: Sequence[int]) -> str:
     """The text of token ids, special tokens left out and nothing cleaned up; "" without a tokenizer."""
     if tokenizer is None:
         return ""
-    return tokenizer.decode(list(ids), skip_special_tokens=True, clean_up_tokenization_spaces=False)
+    # What is special by name alone, `skip_special_tokens` keeps.
+    special = _special_ids(tokenizer)
+    spelled = [int(id) for id in ids if int(id) not in special]
+    return tokenizer.decode(spelled, skip_special_tokens=True, clean_up_tokenization_spaces=False)
 
 
 def eos_ids(config: ModelConfig, tokenizer: Tokenizer | None = None) -> tuple[int, ...]:

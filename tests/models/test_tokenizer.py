@@ -89,6 +89,14 @@ def test_added_tokens_that_are_not_special_are_text(golden):
     assert decode(tokenizer, [512, 513]) == "<think>a b"
 
 
+def test_tokens_that_are_special_by_name_alone_spell_nothing(golden):
+    tokenizer = load_tokenizer(golden / "tokenizers" / "qwen_like")
+    tokenizer.add_tokens(["<stop>"])  # as text, in tokenizer.json
+    tokenizer.eos_token = "<stop>"  # in tokenizer_config.json
+    assert token_bytes(tokenizer, 513)[512] == b""
+    assert decode(tokenizer, [512, 64, 512]) == decode(tokenizer, [64])
+
+
 def test_a_decoder_without_exact_bytes_is_refused(golden):
     from tokenizers import decoders
 
@@ -112,6 +120,22 @@ def test_prompt_gets_the_tokenizers_bos_once(golden):
     assert templated.count(506) == 1
     tokenizer.chat_template = None
     assert encode_prompt(tokenizer, Question("q", question="hi")) == plain
+
+
+def test_a_prompt_is_left_open_where_the_tokenizer_appends_its_eos(golden):
+    from tokenizers import processors
+
+    tokenizer = load_tokenizer(golden / "tokenizers" / "llama3_like")
+    eos = tokenizer.eos_token
+    tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
+        single=f"<|begin_of_text|> $A {eos}",
+        special_tokens=[("<|begin_of_text|>", 506), (eos, tokenizer.eos_token_id)],
+    )
+    plain = tokenizer.encode("hi", add_special_tokens=False)
+    assert encode_prompt(tokenizer, Question("q", prompt="hi")) == [506, *plain]
+    written = encode_prompt(tokenizer, Question("q", prompt="hi" + eos))  # the prompt's own one stays
+    assert written == [506, *plain, tokenizer.eos_token_id]
+    assert encode_prompt(tokenizer, Question("q", prompt="")) == [506]
 
 
 def test_prompt_ids_are_verbatim_and_need_no_tokenizer():
