@@ -13,13 +13,16 @@ from flax import nnx
 
 from caspo_jax.errors import UserError
 from caspo_jax.preferences.packing import pack_pairs
+from caspo_jax.records import trace_to_record
+from caspo_jax.store import write_jsonl
 from caspo_jax.training import LossConfig, TrainConfig, make_train_step, step_dpo_loss, train, trained_model
 from caspo_jax.training.restore import restore_trained
 from caspo_jax.training.run_folder import clear_folder
+from caspo_jax.training.stages import Policy, train_stage
 from caspo_jax.training.train_step import fused_update
-from caspo_jax.types import Pair
+from caspo_jax.types import Pair, Step, Trace
 
-from helpers import VOCAB, Toy, on_device, random_batch, random_rows  # isort: skip
+from helpers import VOCAB, Toy, on_device, random_batch, random_rows, tiny_decoder  # isort: skip
 
 CONFIG = TrainConfig(
     loss=LossConfig(dpop_lambda=5.0, nll_alpha=1.0, nll_on="verified"),
@@ -289,6 +292,20 @@ def test_nothing_to_train_on_is_refused():
     unready = dataclasses.replace(PAIRS[0], chosen_ids=())
     with pytest.raises(UserError, match=r"q0-s0.*token ids"):
         train(Toy(), [unready], CONFIG, verified=VERIFIED)
+
+
+def test_rft_goes_on_where_a_round_has_no_pairs(tmp_path):
+    pairs, annotated = tmp_path / "pairs.jsonl", tmp_path / "annotated.jsonl"
+    pairs.touch()
+    step = Step(0, 1, 0, 2, "a", confidence=0.5, verdict="correct")
+    trace = Trace("t", "?", None, None, (1, 2), (3, 4), "a", "eos", steps=(step,))
+    write_jsonl(annotated, [trace_to_record(trace)])
+    policy = Policy(tiny_decoder(), None, "tiny", "tiny", {})
+    rft = TrainConfig(loss=LossConfig(loss="rft"), min_length=16, tensorboard=False)
+    counts = train_stage(policy, pairs, annotated, tmp_path / "rft", rft)
+    assert (counts["pairs"], counts["verified_rows"], counts["updates"]) == (0, 1, 1)
+    with pytest.raises(UserError, match=r"pairs\.jsonl: no pairs in it"):
+        train_stage(policy, pairs, annotated, tmp_path / "dpo", CONFIG)
 
 
 @pytest.mark.parametrize("weight", [-1.0, np.nan, np.inf])

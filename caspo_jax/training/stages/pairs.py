@@ -108,7 +108,7 @@ def read_pairs(path: str | Path, policy: Policy, delimiter: str | None = None) -
       delimiter: what ends their steps; default the policy's own, else two newlines.
 
     Raises:
-      UserError: a malformed record or ids that the policy cannot read (file:line), or no pairs at all.
+      UserError: a malformed record or ids that the policy cannot read (file:line).
     """
     tokenizer = policy.tokenizer
     if delimiter is None:
@@ -128,7 +128,4 @@ def read_pairs(path: str | Path, policy: Policy, delimiter: str | None = None) -
             policy.check_ids(pair.prompt_ids, [*pair.prefix_ids, *ids])
         return pair
 
-    pairs, left_out = load_pairs(path, parse)
-    if not pairs:
-        raise UserError(f"{path}: no pairs in it: nothing to train on")
-    return pairs, left_out
+    return load_pairs(path, parse)

@@ -53,6 +53,8 @@ def train_stage(
             f"loss={config.loss.loss}, nll_on={config.loss.nll_on} reads verified steps: give annotated traces"
         )
     loaded, left_out = read_pairs(pairs, policy, delimiter)
+    if not loaded and config.loss.uses_pairs:  # rft goes on: a round without a wrong step has none
+        raise UserError(f"{pairs}: no pairs in it: nothing to train on")
     rows: list[Row] = []
     if config.loss.uses_verified and annotated is not None:
         rows = verified_traces(policy.read_traces(annotated))
