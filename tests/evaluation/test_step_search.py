@@ -177,7 +177,8 @@ def test_a_prefix_goes_on_to_the_end_of_its_output_however_full_the_context_is(w
         assert all(len(q.prompt_ids) + n <= context for q, n in zip(questions, limits))
         asked.append(limits)
         return [
-            Trace(q.id, "q", None, None, (0,), (A,) * n, "a" * n, "length") for q, n in zip(questions, limits)
+            Trace(q.id, "q", None, None, (0,), (A,) * n, "a" * n, "length", logprob=(-1.0,) * n)
+            for q, n in zip(questions, limits)
         ]
 
     monkeypatch.setattr(prefixes_module, "generate", generate)
@@ -231,6 +232,32 @@ def test_searches_by_steps_end_at_stop_strings_that_begin_in_a_prefix(world, mon
     settings = dataclasses.replace(settings, sample=sample, beams=((1, 1),))
     (found,) = beam_module.beam(context, settings)
     assert (found.answer, found.tokens) == ("bb\n\nb", 4)
+
+
+def test_a_step_past_the_length_limit_is_judged_by_what_the_output_has_of_it(world, monkeypatch):
+    def generate(model, tokenizer, questions, config, key, **options):
+        asked.append(config.max_new_tokens)
+        count = min(4, config.max_new_tokens)
+        one = Trace(
+            "q", "q", None, None, (0,), (A, B, B, END)[:count], "abb\n\n"[:count], "stop" if count == 4 else "length",
+            logprob=(-1.0, -1.0, -5.0, -5.0)[:count], steps=(Step(0, 3, 0, count, "abb"[:count], 0.1),),
+        )  # fmt: skip
+        return [one] * len(questions)
+
+    asked: list[int] = []
+    monkeypatch.setattr(prefixes_module, "generate", generate)
+    monkeypatch.setattr(prefixes_module, "token_bytes", lambda tokenizer, size: SPELLED)
+    monkeypatch.setattr(prefixes_module, "encode_prompt", lambda tokenizer, question: [0])
+    model = types.SimpleNamespace(config=types.SimpleNamespace(vocab_size=5, context=99))
+    sample = SampleConfig(max_new_tokens=5, temperature=0.7, stop=("\n\n",))
+    prefixes = Prefixes.of(dataclasses.replace(world[0], model=model), sample, 1)
+    for room in (2, 5):
+        asked.clear()
+        ((trace,),), _ = prefixes.extend_by_steps([(0, (C, C, END), "")], sample, room)
+        assert (trace.token_ids, trace.text, trace.finish_reason) == ((A, B), "ab", "length")
+        if room == 5:
+            assert [step.confidence for step in trace.steps] == [pytest.approx(np.exp(-1))]
+        assert asked == [room]  # more room would not lengthen the output
 
 
 def test_steps_are_the_same_whatever_the_room():

@@ -18,7 +18,7 @@ from caspo_jax.models import encode_prompt, token_bytes
 from caspo_jax.sampling import SampleConfig, first_stop, generate
 from caspo_jax.sharding import to_host
 from caspo_jax.steps import segment_trace
-from caspo_jax.types import Question, Trace
+from caspo_jax.types import FinishReason, Question, Trace
 
 FIRST_ROOM = 64  # tokens that the next step is given at first; most steps are shorter
 ROOM_GROWTH = 4  # where it was too little
@@ -86,21 +86,24 @@ class Prefixes:
         found: list[list[Trace]] = [[] for _ in wanted]
         for place, i in enumerate(kept):
             traces = flat[place * count : (place + 1) * count]
-            found[i] = [self._stopped(wanted[i][1], trace, config) for trace in traces]
+            found[i] = [self._ended(wanted[i][1], trace, limits[place], config) for trace in traces]
         return found
 
-    def _stopped(self, before: tuple[int, ...], trace: Trace, config: SampleConfig) -> Trace:
-        """The trace up to a stop string that begins in the prefix, of which the sampler knows nothing.
+    def _ended(self, before: tuple[int, ...], trace: Trace, limit: int, config: SampleConfig) -> Trace:
+        """The trace as far as its output goes: to a stop string that begins in the prefix, or to `limit` tokens.
 
-        A delimiter among the stop strings only ends steps: one that the prefix begins is a run.
+        The sampler knows nothing of the prefix. A delimiter among the stop strings only ends steps: one that the prefix
+        begins is a run.
         """
         stops = [stop for stop in config.stop if stop != config.step_delimiter]
-        if not stops or not before:
-            return trace
-        end = first_stop(self.spelled, [*before, *trace.token_ids], stops, len(before))
-        if end is None:
-            return trace
-        return cut(trace, end - len(before), self.spelled, config.step_delimiter)
+        end = None
+        if stops and before:
+            end = first_stop(self.spelled, [*before, *trace.token_ids], stops, len(before))
+        if end is not None and end - len(before) <= limit:
+            return cut(trace, end - len(before), self.spelled, config.step_delimiter)
+        if len(trace.token_ids) > limit:
+            return cut(trace, limit, self.spelled, config.step_delimiter, "length")
+        return trace
 
     def extend_by_steps(
         self, wanted: Sequence[tuple[int, tuple[int, ...], str]], config: SampleConfig, room: int
@@ -123,19 +126,22 @@ class Prefixes:
                 found[i] = traces
             if room == config.max_new_tokens:
                 break
-            asked = [i for i in asked if any(trace.finish_reason == "length" for trace in found[i])]
+            short_of = [i for i in asked if len(wanted[i][1]) + room < self.most]
+            asked = [i for i in short_of if any(trace.finish_reason == "length" for trace in found[i])]
             room *= ROOM_GROWTH
             if len(asked) > len(wanted) * MANY:
                 first = room
         return found, first
 
 
-def cut(trace: Trace, end: int, spelled: Sequence[bytes], delimiter: str) -> Trace:
-    """The first `end` tokens of a trace, which complete a stop string; its step confidences are exp(mean log-prob)."""
+def cut(
+    trace: Trace, end: int, spelled: Sequence[bytes], delimiter: str, reason: FinishReason = "stop"
+) -> Trace:
+    """The first `end` tokens of a trace, which end it for this `reason`; its step confidences are exp(mean log-prob)."""
     shorter = dataclasses.replace(
         trace,
         token_ids=trace.token_ids[:end],
-        finish_reason="stop",
+        finish_reason=reason,
         logprob=(trace.logprob or ())[:end],
         entropy=None if trace.entropy is None else trace.entropy[:end],
     )
