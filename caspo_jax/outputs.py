@@ -171,10 +171,7 @@ class JsonlOutput:
             if not self.manifest.contents.get("started"):
                 if self.path.exists() and not self.manifest.overwrite:
                     self.manifest.path.unlink(missing_ok=True)
-                    raise UserError(
-                        f"{self.path} is there, and no manifest beside it says that this program wrote it: "
-                        "use another output or --overwrite"
-                    )
+                    raise _somebody_s(self.path)
                 self._partial.unlink(missing_ok=True)
                 self.path.unlink(missing_ok=True)
                 self.manifest.contents["started"] = True
@@ -232,9 +229,27 @@ class JsonlOutput:
         self.manifest.finish(**counts)
 
 
+def check_own(path: str | Path, overwrite: bool = False) -> None:
+    """Refuses a file that is there without a manifest: for outputs that are written whole, before the work.
+
+    Raises:
+      UserError: it is somebody's own, and overwriting was not asked for.
+    """
+    path = Path(path)
+    if path.exists() and not manifest_path(path).exists() and not overwrite:
+        raise _somebody_s(path)
+
+
+def _somebody_s(path: Path) -> UserError:
+    return UserError(
+        f"{path} is there, and no manifest beside it says that this program wrote it: "
+        "use another output or --overwrite"
+    )
+
+
 def manifest_path(output: str | Path, *, folder: bool = False) -> Path:
     """`FILE.manifest.json` beside a file, `DIR/manifest.json` in a folder; names have dots, or none, as they like."""
     output = Path(output)
-    if not folder and output.name in ("", ".."):
+    if not folder and (output.name in ("", "..") or output.is_dir()):
         raise UserError(f"the output {str(output)!r} is a folder: give the name of a file")
     return output / "manifest.json" if folder else output.with_name(output.name + ".manifest.json")

@@ -57,6 +57,10 @@ def main() -> None:
         raise UserError("--verifier goes with --input: --labelled has its verdicts")
     common.check_outputs(("output",), ("input", "labels", "labelled"))
     verifiers.check_confidence()
+    if FLAGS.dataset_dir:
+        from caspo_jax.preferences import check_step_dataset, write_step_dataset
+
+        check_step_dataset(FLAGS.dataset_dir, FLAGS.overwrite)
     if FLAGS.labelled is not None:
         annotate_labelled()
     else:
@@ -64,9 +68,9 @@ def main() -> None:
     annotated = load_records(FLAGS.output, trace_from_record)
     verdicts = collections.Counter(step.verdict for trace in annotated for step in trace.steps)
     if FLAGS.dataset_dir:
-        from caspo_jax.preferences import write_step_dataset
-
-        write_step_dataset(annotated, FLAGS.dataset_dir, confidence=FLAGS.confidence)
+        write_step_dataset(
+            annotated, FLAGS.dataset_dir, confidence=FLAGS.confidence, overwrite=FLAGS.overwrite
+        )
     common.closing(
         f"annotated traces in {FLAGS.output}", {"traces": len(annotated), **dict(sorted(verdicts.items()))}
     )

@@ -72,6 +72,8 @@ def guarded(main: Callable[[], None], argv: Sequence[str]) -> int:
     except Interrupted as error:
         print(error, file=sys.stderr)
         return 128 + error.signal
+    except (FileExistsError, NotADirectoryError) as error:
+        return _fail(f"{error.filename}: a file is where a folder should be")
     except OSError as error:
         return _fail(f"{error.filename or 'input/output'}: {error.strerror or error}")
     except RuntimeError as error:
@@ -124,13 +126,14 @@ def load_questions(path: str, *, need_gold: bool = False) -> list[Any]:
         if question.id in seen:
             raise UserError(f"{where}: id {question.id!r} was used before, at {seen[question.id]}")
         if need_gold and question.gold is None:
-            raise UserError(
-                f"{where}: question {question.id!r} has no gold answer (field `gold` or `answer`)"
-            )
+            field = f"field `{FLAGS.gold_field}`" if FLAGS.gold_field else "field `gold` or `answer`"
+            raise UserError(f"{where}: question {question.id!r} has no gold answer ({field})")
         seen[question.id] = where
         questions.append(question)
     if not questions:
         raise UserError(f"{path}: no questions in it")
+    if FLAGS.gold_field and all(question.gold is None for question in questions):
+        raise UserError(f"{path}: no question has a field {FLAGS.gold_field!r} (named by --gold_field)")
     return questions
 
 

@@ -14,6 +14,7 @@ def report(policy: Any, path: str, out: Path) -> None:
     from caspo_jax.evaluation import confidences
     from caspo_jax.evaluation.formats import tables, write_table
     from caspo_jax.evaluation.rescoring import token_statistics
+    from caspo_jax.outputs import Manifest, manifest_path
     from caspo_jax.records import trace_from_record
     from caspo_jax.store import load_records
 
@@ -30,10 +31,16 @@ def report(policy: Any, path: str, out: Path) -> None:
         raise UserError(
             f"{path}: no trace in it has both `prompt_ids` and `token_ids`, which the model must read"
         )
-    stats = token_statistics(policy.model, kept)
-    found = confidences.confidence_items(
-        kept, policy.token_bytes, stats, common.step_delimiter(policy.settings)
+    delimiter = common.step_delimiter(policy.settings)
+    manifest = Manifest.open(
+        manifest_path(out / "confidences"),
+        program="evaluate/traces",
+        config={"policy": policy.hash, "dtype": str(policy.model.dtype), "delimiter": delimiter},
+        inputs={"traces": path},
+        overwrite=common.FLAGS.overwrite,
     )
+    stats = token_statistics(policy.model, kept)
+    found = confidences.confidence_items(kept, policy.token_bytes, stats, delimiter)
     if not any(items.right.size for items in found):
         raise UserError(f"{path}: no step and no answer in it has a verdict: annotate the traces first")
     seen: dict[str, Any] = {"traces": len(kept), "left out, no ids": len(traces) - len(kept)}
@@ -46,4 +53,5 @@ def report(policy: Any, path: str, out: Path) -> None:
         common.say(f"{kind}: " + ", ".join(f"{k.replace('_', ' ')} {v:.4g}" for k, v in head.items()))
         common.say(f"{tables(rows, confidences.COLUMNS)}\n")
         seen[kind] = f"{head['items']:,} with a verdict, {head['questions']:,} questions"
+    manifest.finish(**seen)
     common.closing(f"confidence tables in {out}", seen)

@@ -174,12 +174,14 @@ def prepared(policy: Any, out: Path) -> tuple[list[Any], dict[str, Any]]:
         raise UserError(
             f"--traces={FLAGS.traces}: this program writes a file of that name into --out_dir: choose another folder"
         )
-    manifest = Manifest.open(
-        manifest_path(path), program="faithfulness/traces", config=settings, overwrite=FLAGS.overwrite
-    )
-    sources = f.read_sources(FLAGS.traces)
+    sources = f.read_sources(
+        FLAGS.traces
+    )  # what cannot be read leaves no manifest that refuses better traces
     subjects = f.prepare(
         sources, policy.tokenizer, policy.model.config, which=FLAGS.steps, delimiter=delimiter
+    )
+    manifest = Manifest.open(
+        manifest_path(path), program="faithfulness/traces", config=settings, overwrite=FLAGS.overwrite
     )
     if not (manifest.complete and path.exists()):
         write_jsonl(path, (f.subject_to_record(subject) for subject in subjects))

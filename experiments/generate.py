@@ -63,6 +63,9 @@ def main() -> None:
     searching = strategy in ("cat", "explore")
     if FLAGS.trees and not searching:
         raise UserError(f"--trees goes with --strategy=cat or explore, not {strategy}")
+    answers = Path(f"{FLAGS.output}.answers.jsonl") if strategy in ("self_consistency", "cat") else None
+    if FLAGS.trees and answers and Path(FLAGS.trees).resolve() == answers.resolve():
+        raise UserError(f"--trees={FLAGS.trees} is where the answers go: write to another file")
     if FLAGS.calibration and strategy != "cat":
         raise UserError(f"--calibration goes with --strategy=cat, not {strategy}")
     given = [flag for flag in common.CAT_FLAGS if FLAGS[flag].present]
@@ -87,7 +90,6 @@ def main() -> None:
     config: Any = common.cat_config(policy, sample) if searching else sample
     config = calibrations.applied(calibration, config, policy)
     extract, equal = common.answer_functions(policy)
-    answers = Path(f"{FLAGS.output}.answers.jsonl") if strategy in ("self_consistency", "cat") else None
     with common.Progress(len(questions), strategy) as progress:
         sample_stage(
             policy,

@@ -39,12 +39,15 @@ def define_flags() -> None:
 
 def main() -> None:
     """Make the pairs of a file."""
+    from caspo_jax.outputs import check_own
     from caspo_jax.preferences import PairConfig
-    from caspo_jax.records import pair_from_record, trace_from_record
-    from caspo_jax.store import load_records, write_jsonl
+    from caspo_jax.records import trace_from_record
+    from caspo_jax.store import load_records
     from caspo_jax.training.stages import pairs_stage
 
     common.check_outputs(("output", "trl_output"), ("input", "labels"))
+    if FLAGS.trl_output:
+        check_own(FLAGS.trl_output, FLAGS.overwrite)
     policy = common.load_policy()
     if verifiers.needs_gold(policy):  # or the traces need not be read twice
         verifiers.check_golds(load_records(FLAGS.input, trace_from_record))
@@ -63,10 +66,27 @@ def main() -> None:
         overwrite=FLAGS.overwrite,
     )
     if FLAGS.trl_output:
-        from caspo_jax.preferences import to_trl_record
-
-        write_jsonl(FLAGS.trl_output, map(to_trl_record, load_records(FLAGS.output, pair_from_record)))
+        write_trl()
     common.closing(f"pairs in {FLAGS.output}", {k: v for k, v in counts.items() if v})
+
+
+def write_trl() -> None:
+    """The pairs as TRL preference records, with a manifest of their own."""
+    from caspo_jax.outputs import Manifest, manifest_path
+    from caspo_jax.preferences import to_trl_record
+    from caspo_jax.records import pair_from_record
+    from caspo_jax.store import load_records, write_jsonl
+
+    manifest = Manifest.open(
+        manifest_path(FLAGS.trl_output),
+        program="pairs/trl",
+        config={},
+        inputs={"pairs": FLAGS.output},
+        overwrite=FLAGS.overwrite,
+    )
+    records = [to_trl_record(pair) for pair in load_records(FLAGS.output, pair_from_record)]
+    write_jsonl(FLAGS.trl_output, records)
+    manifest.finish(pairs=len(records))
 
 
 if __name__ == "__main__":

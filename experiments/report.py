@@ -36,6 +36,8 @@ def main() -> None:
 
     if Path(FLAGS.output).is_dir():
         raise UserError(f"--output={FLAGS.output} is a folder: name the HTML file")
+    if Path(FLAGS.output).is_file() and not Path(FLAGS.output).read_bytes().startswith(b"<!doctype html>"):
+        raise UserError(f"--output={FLAGS.output} is there and is no report: name another file")
     if FLAGS.tokenizer is not None:
         common.require_folder(FLAGS.tokenizer, "tokenizer")
     written = write_report(

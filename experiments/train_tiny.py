@@ -23,6 +23,7 @@ import itertools
 import random
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 from absl import flags
@@ -264,6 +265,8 @@ def main() -> None:
     from caspo_jax.tasks import get_task
 
     task = get_task(FLAGS.task)
+    if Path(FLAGS.out_dir).is_file():  # found out now, not after hours of training
+        raise UserError(f"--out_dir={FLAGS.out_dir} is a file: name a folder")
     if FLAGS.traces and not FLAGS.init:
         raise UserError("--traces goes with --init: traces alone teach no skills")
     if FLAGS.init:

@@ -27,7 +27,7 @@ from caspo_jax.preferences.readers import (
     trl_from_record,
 )
 from caspo_jax.preferences.selection import make_pair, select_pairs
-from caspo_jax.preferences.step_dataset import step_rows, write_step_dataset
+from caspo_jax.preferences.step_dataset import check_step_dataset, step_rows, write_step_dataset
 from caspo_jax.preferences.trees import tree_traces
 
 __all__ = [
@@ -43,6 +43,7 @@ __all__ = [
     "batch_pairs",
     "batch_rows",
     "build_candidates",
+    "check_step_dataset",
     "count_tokens",
     "filter_candidates",
     "labelled_to_trace",

@@ -17,6 +17,7 @@ from caspo_jax.store import hash_path, write_text
 from caspo_jax.types import Trace
 
 _CARD = Path(__file__).with_name("dataset_card.md")
+_TAG = "step-confidence"  # which its cards have
 
 # name -> (pyarrow type, what it is)
 COLUMNS: dict[str, tuple[str, str]] = {
@@ -75,12 +76,26 @@ def step_rows(traces: Sequence[Trace]) -> list[dict[str, Any]]:
     ]
 
 
+def check_step_dataset(directory: str | Path, overwrite: bool = False) -> None:
+    """Refuses a folder whose README.md is no card of a step dataset: it would be lost.
+
+    Raises:
+      UserError: that, or a file where the folder should be.
+    """
+    card = Path(directory) / "README.md"
+    if Path(directory).is_file():
+        raise UserError(f"{directory} is a file: the step dataset needs a folder")
+    if card.is_file() and not overwrite and f"- {_TAG}\n" not in card.read_text("utf-8", "replace"):
+        raise UserError(f"{card} is not of a step dataset: use another folder or --overwrite")
+
+
 def write_step_dataset(
     traces: Sequence[Trace],
     directory: str | Path,
     *,
     confidence: str = "entropy",
     title: str = "Step confidence",
+    overwrite: bool = False,
 ) -> dict[str, int]:
     """Writes `data/*.parquet` and `README.md`, so that `datasets.load_dataset(directory)` loads the steps.
 
@@ -89,13 +104,15 @@ def write_step_dataset(
         directory: made if need be; files of an earlier run are replaced, each in one move.
         confidence: name of the step confidence, for the card.
         title: of the card.
+        overwrite: replace a README.md that is none of its cards.
 
     Returns:
         Counts: `traces`, `steps`, and steps by verdict. Of several processes one writes.
 
     Raises:
-        UserError: no trace has a step.
+        UserError: no trace has a step; a README.md of something else is there.
     """
+    check_step_dataset(directory, overwrite)
     rows = step_rows(traces)
     if not rows:
         raise UserError(f"{directory}: no step to write: annotate the traces first")
@@ -109,7 +126,7 @@ def write_step_dataset(
         folder = Path(directory) / "data"
         file = _write_rows(rows, folder)
         write_text(Path(directory) / "README.md", _card(rows, counts, confidence, title, f"data/{file.name}"))
-        for old in folder.glob("train-*.parquet"):
+        for old in folder.glob(f"train-{'[0-9a-f]' * 16}.parquet"):
             if old != file:
                 old.unlink()
     return counts

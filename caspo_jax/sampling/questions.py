@@ -2,23 +2,29 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
 
 from caspo_jax.errors import UserError
+from caspo_jax.records import question_from_record
 from caspo_jax.sampling.keys import fold_in
 from caspo_jax.sampling.search import key_data
+from caspo_jax.store import parse_at
 from caspo_jax.types import Question
 
-Questions = Sequence[str | Question]
+Questions = Sequence[str | Question | Mapping[str, Any]]
 
 
 def as_questions(questions: Questions) -> list[Question]:
     """Strings become records whose id is a hash of the text, so that neither place nor neighbours matter.
+
+    Mappings are read as the lines of a file of questions are (`id`, `question`, `gold`, ...); one without an id gets the
+    hash of its prompt.
 
     Raises:
       UserError: a single string, something that is no question, or two different records of one id.
@@ -29,10 +35,17 @@ def as_questions(questions: Questions) -> list[Question]:
     seen: dict[str, Question] = {}
     for i, item in enumerate(questions):
         if isinstance(item, str):
-            item = Question(id=hashlib.blake2b(item.encode(), digest_size=8).hexdigest(), question=item)
+            item = Question(id=_hash(item), question=item)
+        elif isinstance(item, Mapping):
+            item = parse_at(f"questions[{i}]", question_from_record, dict(item))
+            if not item.id:
+                item = dataclasses.replace(
+                    item, id=_hash(str(item.prompt_ids or item.prompt or item.question))
+                )
         elif not isinstance(item, Question):
             raise UserError(
-                f"questions[{i}] is a {type(item).__name__}: give a str or a caspo_jax.types.Question"
+                f"questions[{i}] is a {type(item).__name__}: give a str, a caspo_jax.types.Question "
+                "or a mapping with its fields"
             )
         if seen.setdefault(item.id, item) != item:
             raise UserError(
@@ -40,6 +53,10 @@ def as_questions(questions: Questions) -> list[Question]:
             )
         records.append(item)
     return records
+
+
+def _hash(text: str) -> str:
+    return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
 
 
 def question_hash(question_id: str) -> int:

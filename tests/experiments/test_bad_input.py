@@ -40,8 +40,7 @@ def generate(program, tmp_path, question, model=MODEL, **more):
         "generate",
         model=model,
         input=question,
-        output=tmp_path / "out.jsonl",
-        **({"max_new_tokens": 4} | more),
+        **({"max_new_tokens": 4, "output": tmp_path / "out.jsonl"} | more),
     )
 
 
@@ -125,6 +124,18 @@ def test_question_without_gold_where_one_is_needed(program, tmp_path, write):
     given = write("in.jsonl", [{"id": "a", "prompt_ids": [5]}])
     result = program("caspo", model=MODEL, input=given, out_dir=tmp_path / "run", verifier="gold")
     one_line(result, "in.jsonl:1", "gold")
+
+
+def test_a_gold_field_that_no_question_has(program, tmp_path, write):
+    given = write("in.jsonl", [{"id": "a", "prompt_ids": [5], "gold": "1"}])
+    one_line(generate(program, tmp_path, given, gold_field="solution"), "'solution'", "--gold_field")
+    assert not (tmp_path / "out.jsonl.manifest.json").exists()
+    flags = {"model": MODEL, "input": given, "out_dir": tmp_path / "run", "verifier": "gold"}
+    one_line(program("caspo", **flags, gold_field="solution"), "in.jsonl:1", "`solution`")
+
+
+def test_a_file_where_a_folder_should_be(program, tmp_path, question):
+    one_line(generate(program, tmp_path, question, output=question / "o.jsonl"), "in.jsonl: a file is where")
 
 
 @pytest.mark.parametrize(

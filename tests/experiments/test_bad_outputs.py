@@ -50,6 +50,74 @@ def test_pairs_leave_a_file_of_somebody_else_s(program, write, tmp_path):
     assert program("pairs", **flags)[0] == 0  # its own now
 
 
+def test_trl_records_have_a_manifest_and_replace_nobody_s(program, write, tmp_path):
+    flags = {"model": MODEL, "input": write("in.jsonl", [TRACE]), "output": tmp_path / "pairs.jsonl"}
+    flags["trl_output"] = tmp_path / "trl.jsonl"
+    flags["trl_output"].write_text("mine")
+    one_line(program("pairs", **flags), "trl.jsonl", "no manifest beside it")
+    assert flags["trl_output"].read_text() == "mine"
+    assert not flags["output"].exists()
+    assert program("pairs", **flags, overwrite="true")[0] == 0
+    assert flags["trl_output"].read_text() == ""
+    assert program("pairs", **flags)[0] == 0
+    assert json.loads((tmp_path / "trl.jsonl.manifest.json").read_text())["counts"] == {"pairs": 0}
+
+
+def test_the_step_dataset_replaces_nobody_s_readme(program, write, tmp_path):
+    pytest.importorskip("pyarrow")
+    trace = TRACE | {"logprob": [-0.1, -0.2], "entropy": [0.1, 0.2]}
+    flags = {"model": MODEL, "input": write("in.jsonl", [trace]), "output": tmp_path / "out.jsonl"}
+    card = tmp_path / "mine" / "README.md"
+    others = tmp_path / "mine" / "data" / "train-00000-of-00001.parquet"
+    others.parent.mkdir(parents=True)
+    others.write_text("mine")
+    card.write_text("mine")
+    one_line(program("annotate", **flags, dataset_dir=tmp_path / "mine"), "README.md", "--overwrite")
+    one_line(program("annotate", **flags, dataset_dir=tmp_path / "in.jsonl"), "is a file")
+    assert card.read_text() == others.read_text() == "mine"
+    assert not flags["output"].exists()
+    card.unlink()
+    for _ in range(2):  # and its own is taken up
+        assert program("annotate", **flags, dataset_dir=tmp_path / "mine")[0] == 0
+    assert others.read_text() == "mine"
+
+
+@pytest.mark.parametrize("more", [{}, {"overwrite": "true"}])
+def test_an_output_that_is_a_folder_is_named(program, write, tmp_path, more):
+    given, folder = write("in.jsonl", [OUTPUT]), tmp_path / "folder"
+    folder.mkdir()
+    one_line(
+        program("score", model=MODEL, input=given, output=folder, **more), "folder: give the name of a file"
+    )
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["folder", "in.jsonl"]
+
+
+def test_trees_are_not_the_answers(program, write, tmp_path):
+    flags = {"model": MODEL, "input": write("in.jsonl", [QUESTION]), "output": tmp_path / "o.jsonl"}
+    result = program("generate", **flags, strategy="cat", trees=tmp_path / "o.jsonl.answers.jsonl")
+    one_line(result, "--trees", "answers")
+    assert len(list(tmp_path.iterdir())) == 1
+
+
+def test_a_report_replaces_reports_alone(program, write, tmp_path):
+    given = write("in.jsonl", [TRACE])
+    one_line(program("report", runs=tmp_path, output=given), "in.jsonl", "no report")
+    assert json.loads(given.read_text()) == TRACE
+    for _ in range(2):
+        assert program("report", runs=tmp_path, output=tmp_path / "r.html")[0] == 0
+
+
+def test_a_policy_is_no_file_and_that_is_found_before_training(program, tmp_path):
+    (tmp_path / "file").write_text("")
+    one_line(program("train_tiny", task="graph", out_dir=tmp_path / "file", steps=1), "is a file")
+
+
+def test_traces_that_cannot_be_read_leave_no_manifest(program, write, tmp_path):
+    flags = {"model": MODEL, "out_dir": tmp_path / "out"}
+    one_line(program("faithfulness", **flags, traces=write("none.jsonl", [])), "no traces")
+    assert not (tmp_path / "out" / "traces.jsonl.manifest.json").exists()
+
+
 def test_calibrations_replace_calibrations_alone(program, write, tmp_path, monkeypatch):
     from experiments import calibrate
 

@@ -484,6 +484,20 @@ def test_samples_are_refilled_one_by_one(model_and_tokenizer, questions, monkeyp
     assert sum(prompt in prompts for prompt in reads) <= len(many) + fills
 
 
+def test_records_of_a_file_are_questions():
+    import types
+
+    given = [{"id": 7, "problem": "one", "answer": 3}, types.MappingProxyType({"prompt_ids": [1, 2]}), "one"]
+    a, b, c = as_questions(given)
+    assert (a.id, a.question, a.gold) == ("7", "one", "3")
+    assert b.prompt_ids == (1, 2)
+    assert b.id
+    assert as_questions([{"question": "one"}])[0].id == c.id  # as the string's
+    for record, word in (({"id": "a"}, "needs one of"), ({"prompt_ids": "ab"}, "token ids")):
+        with pytest.raises(UserError, match=rf"questions\[1\].*{word}"):
+            as_questions(["one", record])
+
+
 def test_string_questions_have_stable_ids():
     a, b = as_questions(["one", "two"])
     assert as_questions(["two"])[0].id == b.id != a.id
