@@ -241,6 +241,8 @@ def _plain(text: str) -> str:
 def _without_unit(text: str) -> str:
     r"""Without dollar signs and without a unit in words after a value: `\$36`, `15\mbox{ cm}^2`, `18 dollars`."""
     text = re.sub(r"\\\$|,?\\!\s*", "", text).strip()
+    whole = re.fullmatch(r"\\\(((?:(?!\\[()]).)*)\\\)|\\\[((?:(?!\\[\[\]]).)*)\\\]", text, re.DOTALL)
+    text = (whole[1] or whole[2] or "").strip() if whole else text
     if text.startswith("$") and text.endswith("$") and "$" not in text[1:-1]:
         text = text[1:-1].strip()
     in_words = r"\\(?:text|mbox|mathrm)\s*\{\s*[A-Za-z][A-Za-z .]*\}\s*(?:\^\s*\{?\d\}?)?"
