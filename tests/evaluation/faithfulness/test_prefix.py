@@ -114,6 +114,13 @@ def test_the_share_that_contradicts():
     assert judge.asked[3].prefix == "value 0\n\n"
     (strict,) = judge_prefixes(subjects, plan, said, judge, dataclasses.replace(config, unparsed=1.0))
     assert strict.confidence == (0.25, 1.0)
+    # Equal shares are equal numbers, in whatever order the verdicts came: they tie in cMFG* and in the ranks.
+    said = {
+        state: order
+        for state, order in zip(plan.prefixes[0], (["value 9", "", "", ""], ["", "", "", "value 9"]))
+    }
+    (tied,) = judge_prefixes(subjects, plan, said, judge, dataclasses.replace(config, unparsed=0.1))
+    assert tied.confidence[0] == tied.confidence[1]
 
 
 def test_first_paragraphs():

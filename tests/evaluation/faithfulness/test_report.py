@@ -11,12 +11,14 @@ from caspo_jax import metrics
 from caspo_jax.errors import UserError
 from caspo_jax.evaluation.faithfulness import (
     LexiconScorer,
+    Stage,
     Subject,
     Table,
     build_table,
     compare_record,
     faithfulness_record,
     pair_up,
+    probe_stage,
     render_comparison,
     render_report,
     report_record,
@@ -257,6 +259,13 @@ def test_files_of_other_traces_are_refused(tmp_path):
     np.testing.assert_array_equal(found.confidence["prefix"], [np.nan, 0.9])
     np.testing.assert_array_equal(found.decisiveness["s"], [0.5, np.nan])
     np.testing.assert_array_equal(found.right, [1.0, np.nan])
+
+
+def test_without_a_readable_wrong_step_there_is_no_probe_and_the_run_goes_on(tmp_path):
+    """Verdicts of traces that are longer than the context are of no use to a probe."""
+    traces = [dataclasses.replace(subject(), group=f"q{k}", notes=("too_long",)) for k in range(2)]
+    why = probe_stage(Stage(traces, tmp_path, {}), None, {"t": [True, False]})
+    assert "right and wrong steps that the checkpoint can read" in why
 
 
 def test_words_that_never_change_have_no_rank_over_traces_of_any_length():

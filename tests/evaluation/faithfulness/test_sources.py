@@ -211,12 +211,13 @@ def test_reasoning_that_was_cut_stays_open(file, tokenizer, config):
     choices = [
         {"message": {"content": None, "reasoning_content": TEXT}, "finish_reason": "length"},
         {"message": {"content": "82", "reasoning_content": TEXT}, "finish_reason": "stop"},
+        {"message": {"content": "82", "reasoning_content": "", "reasoning": TEXT}, "finish_reason": "stop"},
     ]
     found = prepare(
         read_sources(file({"id": "a", "question": QUESTION, "choices": choices})), tokenizer, config
     )
-    assert [s.thinking for s in found] == ["unclosed", "closed"]
-    assert [len(s.trace.steps) for s in found] == [2, 2]
+    assert [s.thinking for s in found] == ["unclosed", "closed", "closed"]
+    assert [len(s.trace.steps) for s in found] == [2, 2, 2]
     assert "</think>" not in found[0].trace.text
 
 

@@ -47,10 +47,11 @@ def probe_stage(
     Returns:
       Why there is no probe, or None.
     """
-    known = [v for values in verdicts.values() for v in values if v is not None]
-    questions = {s.group for s in stage.subjects}
+    readable = [s for s in stage.subjects if s.readable and s.trace.steps]
+    known = [v for s in readable for v in verdicts.get(s.id, ()) if v is not None]
+    questions = {s.group for s in readable}
     if pretrained is None and (len(set(known)) < 2 or len(questions) < 2):
-        return "a probe needs right and wrong steps, and two questions at least"
+        return "a probe needs right and wrong steps that the checkpoint can read, and two questions at least"
     labels = (
         {"labels": [[s.id, list(verdicts.get(s.id, ()))] for s in stage.subjects]}
         if pretrained is None
@@ -68,7 +69,6 @@ def probe_stage(
     )
     if written.complete:
         return None
-    readable = [s for s in stage.subjects if s.readable and s.trace.steps]
     features = _features(stage, model, readable, final_norm)
     if loaded is None:
         values = _fit_values(stage, readable, features, verdicts, folds, l2, seed, final_norm)
