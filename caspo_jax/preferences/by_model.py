@@ -70,18 +70,25 @@ def policy_competitors(
 
     def complete(contexts: Sequence[tuple[int, ...]]) -> list[tuple[Sequence[int], bool]]:
         found: list[tuple[Sequence[int], bool]] = [((), False)] * len(contexts)
-        roomy = [i for i, context in enumerate(contexts) if len(context) + max_new_tokens <= limit]
-        fits = set(roomy)
-        tight = [i for i in range(len(contexts)) if i not in fits and len(contexts[i]) < limit]
+        rooms = [min(max_new_tokens, limit - len(context)) for context in contexts]
+        config = SampleConfig(
+            max_new_tokens=max_new_tokens, temperature=0.0, stop=(delimiter,), step_delimiter=delimiter
+        )
+        roomy = [i for i, room in enumerate(rooms) if room == max_new_tokens]
+        tight = [i for i, room in enumerate(rooms) if 0 < room < max_new_tokens]
         for rows in (roomy, tight):  # what meets the end of the context is unfinished
             if not rows:
                 continue
-            room = min(max_new_tokens, limit - max(len(contexts[i]) for i in rows))
-            config = SampleConfig(
-                max_new_tokens=room, temperature=0.0, stop=(delimiter,), step_delimiter=delimiter
-            )
             questions = [Question(id=str(i), prompt_ids=contexts[i]) for i in rows]
-            traces = generate(model, tokenizer, questions, config, jax.random.key(0), batch_size=batch_size)
+            traces = generate(
+                model,
+                tokenizer,
+                questions,
+                config,
+                jax.random.key(0),
+                batch_size=batch_size,
+                limits=[rooms[i] for i in rows] if rows is tight else None,
+            )
             for i, trace in zip(rows, traces, strict=True):
                 found[i] = (trace.token_ids, trace.finish_reason in ("eos", "stop"))
         return found

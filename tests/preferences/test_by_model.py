@@ -87,6 +87,16 @@ def test_competitors_follow_the_model(policy, traces, vocabulary):
         assert logits[pair.rejected_ids[at]] >= logits.max() - 1e-4
 
 
+def test_a_long_context_leaves_others_their_room(policy):
+    model, tokenizer = policy
+    maker = policy_competitors(model, tokenizer, VERIFIER, delimiter=DELIMITER, max_new_tokens=32)
+    limit = model.config.context
+    shorter, longer = (tuple(5 + i % 50 for i in range(limit - room)) for room in (31, 1))
+    (alone,) = maker.complete([shorter])
+    assert maker.complete([shorter, longer])[0] == alone
+    assert len(alone[0]) == 31 or alone[1]
+
+
 @pytest.mark.slow
 def test_whole_competitors_are_single_closed_steps(policy, traces, vocabulary):
     model, tokenizer = policy
