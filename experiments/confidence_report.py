@@ -31,11 +31,16 @@ def report(policy: Any, path: str, out: Path) -> None:
         raise UserError(
             f"{path}: no trace in it has both `prompt_ids` and `token_ids`, which the model must read"
         )
-    delimiter = common.step_delimiter(policy.settings)
+    delimiter, seed = common.step_delimiter(policy.settings), common.FLAGS.seed
     manifest = Manifest.open(
         manifest_path(out / "confidences"),
         program="evaluate/traces",
-        config={"policy": policy.hash, "dtype": str(policy.model.dtype), "delimiter": delimiter},
+        config={
+            "policy": policy.hash,
+            "dtype": str(policy.model.dtype),
+            "delimiter": delimiter,
+            "seed": seed,
+        },
         inputs={"traces": path},
         overwrite=common.FLAGS.overwrite,
     )
@@ -48,7 +53,7 @@ def report(policy: Any, path: str, out: Path) -> None:
         if not items.right.size:
             seen[kind] = "no verdicts"
             continue
-        rows, head = confidences.confidence_table(items), confidences.overview(items)
+        rows, head = confidences.confidence_table(items, seed=seed), confidences.overview(items, seed=seed)
         write_table(out / f"confidences.{kind}", rows, confidences.COLUMNS, overview=head)
         common.say(f"{kind}: " + ", ".join(f"{k.replace('_', ' ')} {v:.4g}" for k, v in head.items()))
         common.say(f"{tables(rows, confidences.COLUMNS)}\n")

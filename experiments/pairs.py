@@ -6,6 +6,8 @@ python -m experiments.pairs ... --pairs.kinds="('wrong',)" --pairs.max_pairs_per
 
 from __future__ import annotations
 
+import dataclasses
+
 from absl import flags
 
 from experiments import common, verifiers
@@ -57,7 +59,7 @@ def main() -> None:
         policy,
         FLAGS.input,
         FLAGS.output,
-        given_config("pairs", PairConfig.preset(FLAGS.preset)),
+        given_config("pairs", dataclasses.replace(PairConfig.preset(FLAGS.preset), seed=FLAGS.seed)),
         verifiers.build(policy, extract, equal),
         answer_kind=verifiers.answer_kind(policy),
         delimiter=delimiter,

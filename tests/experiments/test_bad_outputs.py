@@ -63,6 +63,17 @@ def test_trl_records_have_a_manifest_and_replace_nobody_s(program, write, tmp_pa
     assert json.loads((tmp_path / "trl.jsonl.manifest.json").read_text())["counts"] == {"pairs": 0}
 
 
+def test_the_seed_of_pairs_is_theirs(program, write, tmp_path):
+    flags = {"model": MODEL, "input": write("in.jsonl", [TRACE])}
+    for name, more, seed in (("a", {}, 3), ("b", {"pairs.seed": 4}, 4)):
+        output = tmp_path / f"{name}.jsonl"
+        assert program("pairs", **flags, output=output, seed=3, **more)[0] == 0
+        assert (
+            json.loads((tmp_path / f"{name}.jsonl.manifest.json").read_text())["config"]["pairs"]["seed"]
+            == seed
+        )
+
+
 def test_the_step_dataset_replaces_nobody_s_readme(program, write, tmp_path):
     pytest.importorskip("pyarrow")
     trace = TRACE | {"logprob": [-0.1, -0.2], "entropy": [0.1, 0.2]}
