@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import os
 from typing import Any, Literal
 
@@ -27,13 +28,17 @@ class Chip:
         float  # bytes a second into the chip over all its links: half of the published bidirectional figure
     )
     platform: Literal["tpu", "gpu"] = "tpu"
+    flat: bool = False  # its slices are planes of at most 16x16; the compiler aborts on others
+
+
+_CORES_TOGETHER = {"v4": "megacore"}  # one device a chip, as JAX has it on the machine; else libtpu says two
 
 
 CHIPS = {
     "v4": Chip("v4", 275e12, 32 * 2**30, 1200e9, 300e9),
-    "v5e": Chip("v5e", 197e12, 16 * 2**30, 819e9, 200e9),
+    "v5e": Chip("v5e", 197e12, 16 * 2**30, 819e9, 200e9, flat=True),
     "v5p": Chip("v5p", 459e12, 95 * 2**30, 2765e9, 600e9),
-    "v6e": Chip("v6e", 918e12, 32 * 2**30, 1638e9, 400e9),
+    "v6e": Chip("v6e", 918e12, 32 * 2**30, 1638e9, 400e9, flat=True),
     "a100": Chip("a100", 312e12, 0.75 * GPUS["a100"].memory, GPUS["a100"].bandwidth, 300e9, "gpu"),
     "h100": Chip("h100", 989e12, 0.75 * GPUS["h100"].memory, GPUS["h100"].bandwidth, 450e9, "gpu"),
     "h200": Chip("h200", 989e12, 0.75 * GPUS["h200"].memory, GPUS["h200"].bandwidth, 450e9, "gpu"),
@@ -59,11 +64,13 @@ def topology_devices(topology: str) -> tuple[Chip, list[Any]]:
         raise UserError(
             f"--topology={topology}: give CHIP:SHAPE with a chip of {', '.join(CHIPS)}, e.g. v5e:4x4, v5p:4x4x4 or h100:8"
         )
-    count = 1
-    for size in sizes:
-        count *= int(size)
+    count = math.prod(map(int, sizes))
     if count > MOST_CHIPS:
         raise UserError(f"--topology={topology}: {count} chips; at most {MOST_CHIPS}")
+    if CHIPS[name].flat and (max(map(int, sizes)) > 16 or count != math.prod(map(int, sizes[:2]))):
+        raise UserError(
+            f"--topology={topology}: {name} chips lie in a plane of 16x16 at most, e.g. {name}:4x4"
+        )
     if CHIPS[name].platform == "gpu":
         return CHIPS[name], _gpus(name, count, topology)
     try:
@@ -77,7 +84,9 @@ def topology_devices(topology: str) -> tuple[Chip, list[Any]]:
     from jax.experimental import topologies
 
     try:
-        described = topologies.get_topology_desc(platform="tpu", topology_name=topology)
+        described = topologies.get_topology_desc(
+            platform="tpu", topology_name=topology, chip_config_name=_CORES_TOGETHER.get(name, "default")
+        )
     except (jax.errors.JaxRuntimeError, ValueError, NotImplementedError) as error:
         raise _unknown(topology, "TPU", error) from error
     return CHIPS[name], list(described.devices)

@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import math
 
 import pytest
 
@@ -23,6 +24,8 @@ TINY = {"model_config": "tiny", "topology": "v5e:2x2", "mesh": "fsdp:4", "rows":
         ({"model_config": "nothing"}, ("nothing", "qwen3-8b")),
         ({"topology": "p100:8"}, ("p100:8", "v5e", "h100")),
         ({"topology": "v6e:32x32"}, ("1024 chips", "256")),
+        ({"topology": "v6e:2x32"}, ("v6e:2x32", "16x16")),
+        ({"topology": "v5e:4x4x4"}, ("v5e:4x4x4", "plane")),
     ],
 )
 def test_bad_input_is_named(program, change, words):
@@ -30,6 +33,13 @@ def test_bad_input_is_named(program, change, words):
     assert (code, out) == (1, "")
     for word in words:
         assert word in err
+
+
+@needs_compiler
+@pytest.mark.parametrize("topology", ["v4:2x2x1", "v5e:2x2x1", "v5p:2x2x2", "v6e:2x4"])
+def test_a_device_is_a_chip(topology):
+    sizes = map(int, topology.partition(":")[2].split("x"))
+    assert len(chips.topology_devices(topology)[1]) == math.prod(sizes)
 
 
 def test_without_the_compiler_it_says_what_to_install(program, monkeypatch):
