@@ -28,6 +28,9 @@ _MARKER = re.compile(  # nothing is given back: a run of blanks or hashes is rea
 )
 _STYLED = re.compile(r"\\(?:text|mathrm|textbf|mathbf)\s*\{([^{}]*)\}")
 _LEADING_LETTER = re.compile(r"\W*(?:(?:option|choice)\s+\W*)?([A-J])[\\*$\s]*[.):](?!\w)", re.IGNORECASE)
+_ARGUED_LETTER = re.compile(  # `C, not A`: what follows is about the letter, and is no second one
+    r"\W*(?:[Oo]ption\s+|[Cc]hoice\s+)?\W*([A-J])[\\*$\s)]*[,;]?\s+(?:and\s+)?(?:not|because|since|as|rather|which)\b"
+)
 _LEADING_YES_NO = re.compile(r"\W*(yes|no|true|false)\b(?!\s*(?:or\b|/))", re.IGNORECASE)
 _YES = frozenset({"yes", "true"})
 _IN_BASE = re.compile(r"\(?([-+]?)([\da-f]+(?:\.[\da-f]+)?)\)?_\{?\(?(\d{1,3})\)?\}?\.?", re.IGNORECASE)
@@ -178,7 +181,9 @@ def _integer(text: str) -> str | None:
 def _letter(text: str, marked: bool = True) -> str | None:
     """The letter that opens what is marked as the answer (`E. Vitamin C`), else the last one that stands alone."""
     text = _STYLED.sub(r"\1", text)
-    leading = re.fullmatch(r"\W*([A-Ja-j])\W*", text) or (_LEADING_LETTER.match(text) if marked else None)
+    leading = re.fullmatch(r"\W*([A-Ja-j])\W*", text)
+    if leading is None and marked:
+        leading = _LEADING_LETTER.match(text) or _ARGUED_LETTER.match(text)
     if leading:
         return leading.group(1).upper()
     found = re.findall(r"\(([A-J])\)", text) or re.findall(r"(?<![\w'’])([A-J])(?![\w'’])(?!\s+[a-z])", text)

@@ -73,6 +73,10 @@ def test_math_answers(text, answer):
         ("letter", "I think so", None),
         ("letter", "I is the right one", "I"),
         ("letter", "Answer: E. Vitamin C", "E"),
+        ("letter", "The answer is C, not A.", "C"),
+        ("letter", "The answer is (C) and not (A).", "C"),
+        ("letter", "The answer is (B), since (A) and (D) break the rule.", "B"),
+        ("letter", "Answer: **B** because it is neither A nor D", "B"),
         ("letter", "(B) is false, so it is (C).", "C"),  # nothing is marked
         ("yes_no", "Answer: Yes, it is", "yes"),
         ("yes_no", "Could be yes.\nSo: no.", "no"),
