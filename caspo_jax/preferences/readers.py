@@ -104,13 +104,16 @@ def trl_from_record(record: Mapping[str, Any], tokenizer: Any = None) -> Pair:
         chosen, rejected = _answer(chosen, "chosen"), _answer(rejected, "rejected")
     else:
         raise UserError("`prompt`, `chosen`, `rejected` must be all strings or all lists of messages")
+    prefix = record.get("prefix", "")
+    if not isinstance(prefix, str) or not prompt.endswith(prefix):
+        raise UserError("`prefix` must be what `prompt` ends in: the steps before")
     ends = record.get("ends_trace", [True, True])
     if not (isinstance(ends, list) and len(ends) == 2 and all(isinstance(end, bool) for end in ends)):
         raise UserError("`ends_trace` must be two booleans: does `chosen`, does `rejected` end its output?")
     name = record.get("id")
     return _text_pair(
-        prompt,
-        "",
+        prompt.removesuffix(prefix),
+        prefix,
         chosen,
         rejected,
         (ends[0], ends[1]),
@@ -188,13 +191,20 @@ def load_pairs(path: str | Path, parse: Callable[[dict[str, Any]], Pair]) -> tup
 
 
 def to_trl_record(pair: Pair, *, conversational: bool = False) -> dict[str, Any]:
-    """A pair as TRL takes it: the prefix belongs to the prompt; `ends_trace`, which TRL leaves aside, is for ourselves.
+    """A pair as TRL takes it: the prefix belongs to the prompt; `prefix` and `ends_trace`, which TRL leaves aside, are for
+    ourselves.
 
     Conversational only where there is no prefix: an answer that was begun cannot be a message.
     """
     ends = {"ends_trace": list(pair.ends_trace)}
     if not conversational:
-        return {"prompt": pair.prompt + pair.prefix, "chosen": pair.chosen, "rejected": pair.rejected} | ends
+        return {
+            "prompt": pair.prompt + pair.prefix,
+            "chosen": pair.chosen,
+            "rejected": pair.rejected,
+            "prefix": pair.prefix,
+            **ends,
+        }
     if pair.prefix:
         raise UserError(
             f"pair {pair.id!r} has a prefix: write it in the standard format, conversational=False"

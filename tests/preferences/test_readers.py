@@ -44,6 +44,9 @@ class Tokenizer:
     def encode(self, text, add_special_tokens=True):
         return [ord(c) for c in text]
 
+    def __call__(self, text, **_):
+        return {"input_ids": self.encode(text), "special_tokens_mask": [0] * len(text)}
+
 
 class Chat(Tokenizer):
     chat_template = "yes"
@@ -189,6 +192,12 @@ def test_steps_stay_steps_through_trls_format(tmp_path):
     (step,) = read_step_dpo(write(tmp_path, STEP_DPO))
     back = trl_from_record(to_trl_record(step))
     assert back.ends_trace == step.ends_trace == (False, False)
+    # The steps before stay outside the question's turn.
+    chats = tokenize_pairs([step, back], Chat())
+    assert chats[0].prompt_ids == chats[1].prompt_ids
+    assert chats[0].prefix_ids == chats[1].prefix_ids == tuple(map(ord, STEP_DPO["initial_reason_steps"]))
+    with pytest.raises(UserError, match="`prefix` must be what `prompt` ends in"):
+        trl_from_record(to_trl_record(step) | {"prefix": "x"})
     (ids,) = tokenize_pairs([back], Tokenizer(), delimiter="|")
     assert (ids.chosen_ids[-1], ids.rejected_ids[-1]) == (ord("|"), ord("|"))
     with pytest.raises(UserError, match="two booleans"):
