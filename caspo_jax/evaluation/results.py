@@ -63,7 +63,7 @@ def answer_record(answer: Answer, benchmark: str, golds: Mapping[str, str | None
 
 def gold_hash(gold: str | None) -> str | None:
     """Tells gold answers apart, which may be long or not for everyone; None where a question has none."""
-    return None if gold is None else hashlib.sha256(gold.encode()).hexdigest()[:16]
+    return None if gold is None else hashlib.sha256(gold.encode("utf-8", "surrogatepass")).hexdigest()[:16]
 
 
 def sample_record(sample: Sample, benchmark: str) -> dict[str, Any]:

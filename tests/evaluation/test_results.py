@@ -96,6 +96,7 @@ def test_votes_matched_to_cats_tokens_know_their_questions():
     records, samples = run(0)
     found = results.matched_votes(records, samples, Settings(), same)
     assert {r["gold_hash"] for r in found} == {results.gold_hash("1")}
+    assert len({results.gold_hash(gold) for gold in ("1", "", "\ud800")}) == 3
 
 
 def test_questions_of_one_id_and_other_golds_are_not_compared():

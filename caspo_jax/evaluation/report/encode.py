@@ -15,6 +15,11 @@ _UNSAFE = str.maketrans(
 )
 
 
+def writable(text: str) -> str:
+    """The text with U+FFFD for every lone surrogate, which JSON can spell and no file can hold."""
+    return _SURROGATE.sub("\ufffd", text)
+
+
 def script_json(value: Any) -> str:
     r"""Compact JSON that holds no `<`, `>` or `&` and no lone surrogate: data, whatever a model wrote.
 
@@ -25,7 +30,7 @@ def script_json(value: Any) -> str:
     '{"text":"\\u003c/script\\u003e"}'
     """
     text = json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
-    return _SURROGATE.sub("\ufffd", text).translate(_UNSAFE)
+    return writable(text).translate(_UNSAFE)
 
 
 def short(value: float | None, digits: int = 4) -> float | None:

@@ -11,7 +11,7 @@ from typing import Any
 
 from caspo_jax.errors import UserError
 from caspo_jax.evaluation.report.cells import number_text
-from caspo_jax.evaluation.report.encode import script_json
+from caspo_jax.evaluation.report.encode import script_json, writable
 from caspo_jax.evaluation.report.figures import run_figures
 from caspo_jax.evaluation.report.folder import Run, load_run
 from caspo_jax.evaluation.report.headline import headlines
@@ -99,7 +99,7 @@ def render(
         lstrip_blocks=True,
         undefined=jinja2.StrictUndefined,
     )
-    return environment.get_template("report.html.jinja").render(
+    page = environment.get_template("report.html.jinja").render(
         title=title or " and ".join(run.name for run in runs),
         policy=_content_policy(style, script),
         style=style,
@@ -116,6 +116,7 @@ def render(
         data=data,
         chunks=[script_json(chunk) for chunk in traces.chunks],
     )
+    return writable(page)
 
 
 def _script() -> str:

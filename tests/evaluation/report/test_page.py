@@ -81,6 +81,15 @@ def test_json_for_a_script_replaces_lone_surrogates_and_refuses_nan():
         script_json(float("nan"))
 
 
+def test_half_a_character_in_a_summary_or_title_is_shown_and_no_crash(tmp_path):
+    """JSON spells it, and so do paths whose names are not UTF-8, which manifests hold."""
+    half = '{"policies": [{"name": "half \\ud800", "step_accuracy": 0.5}]}'
+    (tmp_path / "summary.json").write_text(half, encoding="utf-8")
+    text = write_report([tmp_path], tmp_path / "r.html", title="title \udcff").read_text(encoding="utf-8")
+    assert "half \ufffd" in text
+    assert "title \ufffd" in text
+
+
 def test_the_only_script_is_the_pages_own_and_the_policy_names_its_hash(page):
     executable = [(a, t) for a, t in page.scripts if a.get("type") != "application/json"]
     assert len(executable) == 1
