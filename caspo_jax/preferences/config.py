@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from typing import Any, Literal, get_args
 
 from caspo_jax.errors import UserError
@@ -28,6 +29,8 @@ class PairConfig:
     def __post_init__(self) -> None:
         if not 0.0 <= self.tau_quantile <= 1.0:
             raise UserError(f"tau_quantile={self.tau_quantile} must be between 0 and 1")
+        if self.tau is not None and not math.isfinite(self.tau):
+            raise UserError(f"tau={self.tau} must be a finite number (or None)")
         if self.max_pairs_per_prefix < 1:
             raise UserError(f"max_pairs_per_prefix={self.max_pairs_per_prefix} must be at least 1")
         if not self.kinds or len(set(self.kinds)) != len(self.kinds) or not set(self.kinds) <= set(KINDS):

@@ -163,10 +163,13 @@ class TrainConfig:
             _require(0 <= getattr(self, name) < 1, f"{name} must be in [0, 1), got {getattr(self, name)}")
         _require(_finite(self.eps) and self.eps > 0, f"eps must be > 0, got {self.eps}")
         _require(0 <= self.seed < 2**63, f"seed must be in [0, 2**63), got {self.seed}")
-        _require(self.weight_decay >= 0, f"weight_decay must be >= 0, got {self.weight_decay}")
         _require(
-            self.clip_norm is None or self.clip_norm > 0,
-            f"clip_norm must be > 0 (or None), got {self.clip_norm}",
+            _finite(self.weight_decay) and self.weight_decay >= 0,
+            f"weight_decay must be >= 0, got {self.weight_decay}",
+        )
+        _require(
+            self.clip_norm is None or (_finite(self.clip_norm) and self.clip_norm > 0),
+            f"clip_norm must be > 0 (or None, for no clipping), got {self.clip_norm}",
         )
 
     def shaping(self) -> dict[str, Any]:

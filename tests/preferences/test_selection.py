@@ -145,3 +145,9 @@ def test_nearest_sibling_is_the_one_that_begins_like_the_wrong_step():
         }
     with pytest.raises(UserError, match="nearest"):
         PairConfig(pick="closest")
+
+
+@pytest.mark.parametrize("tau", [float("nan"), float("inf")])
+def test_a_tau_that_is_no_number_is_refused(tau):
+    with pytest.raises(UserError, match=r"tau=.* must be a finite number"):
+        PairConfig(tau=tau)

@@ -209,6 +209,8 @@ def test_unknown_preset_and_bad_settings_are_named():
         ("eps", 0.0),
         ("warmup_fraction", 2.0),
         ("clip_norm", 0.0),
+        ("clip_norm", np.inf),  # JSON, and so the run's description, has no word for it
+        ("weight_decay", np.inf),
         ("micro_batch_size", 0),
         ("micro_batch_size", 8),  # trees are cut by other settings
     ]:
