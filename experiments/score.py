@@ -40,6 +40,10 @@ def _read(record: dict[str, Any], tokenizer: Any, config: Any) -> tuple[list[int
     elif isinstance(record.get("text"), str):
         if tokenizer is None:
             raise UserError("the checkpoint has no tokenizer, so give `token_ids`, not `text`")
+        try:
+            record["text"].encode("utf-8")
+        except UnicodeEncodeError as error:
+            raise UserError(f"`text`: character {error.start} is half a one (a lone surrogate)") from error
         ids = tokenizer(record["text"], add_special_tokens=False)["input_ids"]
     else:
         raise UserError("an output to score needs `token_ids` or `text`")

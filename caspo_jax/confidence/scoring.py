@@ -11,6 +11,7 @@ import numpy as np
 from flax import nnx
 
 from caspo_jax.confidence.model_stats import token_logprobs_and_entropy
+from caspo_jax.errors import UserError
 from caspo_jax.sharding import to_host
 
 _BUCKET = 64  # row lengths are rounded up to a multiple of this, so that few shapes are compiled
@@ -34,6 +35,9 @@ def score_outputs(
 
     Returns:
       For each row its log-probs and entropies, aligned with the output ids.
+
+    Raises:
+      UserError: the model's logits hold a NaN.
     """
     longest = max(len(prompt) + len(output) for prompt, output in outputs)
     length = -(-longest // _BUCKET) * _BUCKET
@@ -46,4 +50,10 @@ def score_outputs(
     graphdef, params = nnx.split(model)
     logprob, entropy = to_host(_score(graphdef, params, token_ids, mask))
     spans = [slice(len(p) - 1, len(p) + len(y) - 1) for p, y in outputs]
-    return [(logprob[row, span].tolist(), entropy[row, span].tolist()) for row, span in enumerate(spans)]
+    scores = [(logprob[row, span], entropy[row, span]) for row, span in enumerate(spans)]
+    for row, values in enumerate(scores):
+        if np.isnan(values).any():
+            raise UserError(
+                f"output {row} of {len(outputs)}: the model's logits held no finite value or a NaN; check its weights"
+            )
+    return [(values.tolist(), entropies.tolist()) for values, entropies in scores]

@@ -101,7 +101,7 @@ class ModelConfig:
           UserError: unknown architecture, rope type, activation, sliding windows in use, quantisation, a missing key.
         """
         if isinstance(source, Mapping):
-            return _from_dict(source, "config.json", None)
+            return _from_file(source, "config.json", None)
         path = Path(source)
         path = path / "config.json" if path.is_dir() else path
         config = read_json(path)
@@ -110,7 +110,7 @@ class ModelConfig:
         if generation.exists():
             read_json(generation)
             text = generation.read_text(encoding="utf-8")
-        return _from_dict(config, str(path), text)
+        return _from_file(config, str(path), text)
 
     def to_hf(self, dtype: str | None = None) -> dict[str, Any]:
         """Returns config.json in both dialects at once: transformers 5 reads the one, older readers the other."""
@@ -184,6 +184,17 @@ def merge_eos(*sources: int | list[int] | tuple[int, ...] | None) -> tuple[int, 
             if token is not None and int(token) not in ids:
                 ids.append(int(token))
     return tuple(ids)
+
+
+def _from_file(config: Mapping[str, Any], where: str, generation_json: str | None) -> ModelConfig:
+    """`_from_dict`; what the dataclasses refuse, which know of no file, is refused in the file's name."""
+    try:
+        return _from_dict(config, where, generation_json)
+    except UserError as error:
+        message = str(error)
+        if not message.startswith("config: "):
+            raise
+        raise UserError(f"{where}: {message.removeprefix('config: ')}") from error
 
 
 def _from_dict(config: Mapping[str, Any], where: str, generation_json: str | None) -> ModelConfig:

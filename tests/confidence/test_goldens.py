@@ -8,6 +8,7 @@ from flax import nnx
 
 from caspo_jax.confidence import model_token_stats, token_logprobs_and_entropy
 from caspo_jax.confidence.scoring import score_outputs
+from caspo_jax.errors import UserError
 from caspo_jax.models import load_pretrained
 
 GOLDEN = Path(__file__).parent.parent / "golden"
@@ -49,3 +50,10 @@ def test_statistics_of_the_greedy_continuation(case):
     for row, (logprob, entropy) in enumerate(score_outputs(model, rows)):
         np.testing.assert_allclose(logprob, expected["greedy_token_logps"][row], atol=1e-4)
         np.testing.assert_allclose(entropy, expected["greedy_entropy_nats"][row], atol=1e-4)
+
+
+def test_a_model_of_nans_has_no_scores():
+    model, _ = load_pretrained(GOLDEN / "qwen3_tied_fp32", dtype="float32")
+    model.final_norm[...] = model.final_norm[...] * np.nan
+    with pytest.raises(UserError, match=r"output 0 of 1: .* NaN; check its weights"):
+        score_outputs(model, [([1, 2], [3])])

@@ -120,6 +120,14 @@ def test_damaged_input_files(program, tmp_path, write, name):
     assert not list(tmp_path.glob("out*/**/*.json*"))
 
 
+def test_half_a_character_to_score(program, tmp_path, write):
+    from caspo_jax.tasks import get_task
+
+    given = write("in.jsonl", [{"id": "a", "prompt": "a", "text": "x\ud83d"}])
+    flags = flags_of("score", tmp_path, get_task("graph").policy_path, given)
+    one_line(program("score", **flags), "in.jsonl:1: `text`: character 1 is half a one")
+
+
 @pytest.mark.parametrize("name", READERS)
 def test_tokens_that_no_model_takes(program, tmp_path, write, name):
     _, record = INPUTS[name]

@@ -302,3 +302,19 @@ def test_eos_ids_are_merged_with_generation_config(tmp_path):
     (tmp_path / "generation_config.json").write_text(json.dumps({"eos_token_id": ["</s>"]}))
     with pytest.raises(UserError, match=r"generation_config\.json: eos_token_id"):
         ModelConfig.from_hf(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"vocab_size": 0},
+        {"num_key_value_heads": 3},
+        {"head_dim": 15},
+        {"rope_parameters": {"rope_type": "linear", "factor": -1}},
+    ],
+)
+def test_values_of_no_model_are_refused_in_the_files_name(tmp_path, wrong):
+    (tmp_path / "config.json").write_text(json.dumps(hf(**wrong)))
+    with pytest.raises(UserError) as error:
+        ModelConfig.from_hf(tmp_path)
+    assert str(error.value).startswith(f"{tmp_path / 'config.json'}: ")
