@@ -20,9 +20,11 @@ EXAMPLES = re.findall(
 def registries():
     """What an example registers is forgotten after it."""
     from caspo_jax.confidence import PATH_CONFIDENCES, STEP_CONFIDENCES, path, step
+    from caspo_jax.evaluation.benchmarks import registry
     from caspo_jax.sampling import config, policy
 
-    tables = (path._VALUES, PATH_CONFIDENCES, step._FORMULAS, STEP_CONFIDENCES, policy.PRUNE_SCORES)
+    tables: tuple[dict, ...] = (path._VALUES, PATH_CONFIDENCES, step._FORMULAS, STEP_CONFIDENCES)
+    tables += (policy.PRUNE_SCORES, registry._REGISTRY)
     before = [dict(table) for table in tables]
     rules = list(config.PRUNE_RULES)
     yield
@@ -36,6 +38,7 @@ def test_each_kind_of_extension_has_an_example_under_40_lines():
     assert [title for title, _ in EXAMPLES] == [
         "A model",
         "A task",
+        "A benchmark",
         "A verifier",
         "A confidence",
         "A CaT policy",
