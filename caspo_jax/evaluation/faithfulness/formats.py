@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from caspo_jax.errors import UserError
@@ -166,14 +166,15 @@ def _choice_tokens(logprobs: Mapping[str, Any] | None) -> tuple[RecordedToken, .
     )
 
 
-def _server_token(
-    name: str, data: Sequence[int] | None, logprob: float | None, top: list[float]
-) -> RecordedToken:
+def _server_token(name: str, data: Any, logprob: Any, top: list[float]) -> RecordedToken:
     found = tuple(sorted((float(v) for v in top), reverse=True))
+    own = None if logprob is None else float(logprob)
     if name.startswith("token_id:"):
-        return RecordedToken(int(name.removeprefix("token_id:")), b"", logprob, found)
+        return RecordedToken(int(name.removeprefix("token_id:")), b"", own, found)
+    if data is not None and not isinstance(data, list):
+        raise UserError(f"`bytes` of token {name!r} must be a list of integers, found {data!r:.40}")
     spelled = bytes(data) if data is not None else name.encode("utf-8", "surrogatepass")
-    return RecordedToken(None, spelled, logprob, found)
+    return RecordedToken(None, spelled, own, found)
 
 
 def _lm_eval(record: Record, default_id: str) -> list[Source]:

@@ -160,6 +160,17 @@ def test_a_question_is_known_by_what_was_asked_not_by_the_servers_number(file, t
     assert found[-1].trace.prompt_ids == ()
 
 
+@pytest.mark.parametrize(
+    ("field", "value", "error"), [("logprob", "x", "could not convert"), ("bytes", 10**9, "must be a list")]
+)
+def test_a_malformed_token_is_named_with_its_line(file, field, value, error):
+    """At the line, not later; and a number of bytes is no bytes: `bytes(n)` would be n zeros."""
+    token = {"token": "a", "bytes": [97], "logprob": -1.0, "top_logprobs": []} | {field: value}
+    record = {"id": "c", "choices": [{"message": {"content": "a"}, "logprobs": {"content": [token]}}]}
+    with pytest.raises(UserError, match=rf"in\.jsonl:1: .*{error}"):
+        read_sources(file(record))
+
+
 def test_half_a_character_is_one_odd_trace_and_not_the_end(file, tokenizer, config):
     record = {"id": "half", "question": QUESTION, "text": "k: a \ud83d, so k = 3\n\nanswer: 3"}
     logprobs = {"tokens": ["\ud83d"], "token_logprobs": [-1.0]}
