@@ -254,7 +254,9 @@ def _tokenized(pair: Pair, tokenizer: Any, eos_id: int | None, delimiter: str) -
             raise UserError(f"pair {pair.id!r}: a side encodes to no token")
         if ends and eos_id is None:
             raise UserError(f"pair {pair.id!r} ends its trace and the tokenizer has no EOS: give eos_id=")
-        return (*ids, eos_id) if ends and eos_id is not None else ids
+        if ends and eos_id is not None and ids[-1] != eos_id:  # some files spell it
+            ids = (*ids, eos_id)
+        return ids
 
     return dataclasses.replace(
         pair,

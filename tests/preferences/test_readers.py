@@ -181,6 +181,12 @@ def test_a_step_that_has_its_delimiter_gets_no_second(tmp_path):
     assert ids.chosen_ids[1:] == ids.rejected_ids[1:] == (10, 10)
 
 
+def test_an_answer_that_spells_its_eos_gets_no_second():
+    pair = trl_from_record({"prompt": "Sky? ", "chosen": "B\x07", "rejected": "G"})  # token 7 is the EOS
+    (ids,) = tokenize_pairs([pair], Tokenizer())
+    assert (ids.chosen_ids, ids.rejected_ids) == ((66, 7), (71, 7))
+
+
 def test_a_prefix_is_part_of_the_prompt_for_trl(tmp_path):
     (pair,) = read_step_dpo(write(tmp_path, STEP_DPO))
     assert to_trl_record(pair)["prompt"] == STEP_DPO["prompt"] + STEP_DPO["initial_reason_steps"]
