@@ -92,12 +92,29 @@ def read_answers(path: str | Path) -> list[dict[str, Any]]:
         missing = {"benchmark", "strategy", "size", "question", "correct", "tokens", "calls"} - set(record)
         if missing:
             raise UserError(f"an answer lacks {', '.join(sorted(missing))}")
+        for field, wanted, valid in _VALID:
+            if not valid(record[field]):
+                raise UserError(f"`{field}` of an answer must be {wanted}, found {record[field]!r:.40}")
         return record
 
     found = load_records(file, parse)
     if not found:
         raise UserError(f"{file}: no answers in it")
     return found
+
+
+def _is_cost(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < np.inf
+
+
+_VALID: tuple[tuple[str, str, Callable[[Any], bool]], ...] = (
+    *(
+        (field, "text", lambda v: isinstance(v, str))
+        for field in ("benchmark", "strategy", "size", "question")
+    ),
+    ("correct", "true or false", lambda v: isinstance(v, bool)),
+    *((field, "a number, 0 or more", _is_cost) for field in ("tokens", "calls")),
+)
 
 
 def by_key(records: Sequence[Mapping[str, Any]]) -> dict[Key, list[Mapping[str, Any]]]:

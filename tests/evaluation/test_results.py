@@ -161,3 +161,14 @@ def test_three_formats_one_set_of_figures(tmp_path):
     stored = json.loads((tmp_path / "t.json").read_text())
     assert stored == {"note": 1.0, "rows": plain(rows)}
     assert stored["rows"][1]["x"] is None
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("correct", None), ("correct", "yes"), ("tokens", None), ("calls", "5"), ("benchmark", [])],
+)
+def test_an_answer_of_another_type_is_named_with_its_line(tmp_path, field, value):
+    record = answers("greedy", "1", [1], [5])[0]
+    write_jsonl(tmp_path / "a.jsonl", [record, record | {field: value}])
+    with pytest.raises(UserError, match=rf"a.jsonl:2: `{field}` of an answer must be"):
+        results.read_answers(tmp_path / "a.jsonl")

@@ -53,7 +53,7 @@ def _read_olympiad(row: Row, number: str) -> Question:
         question=f"{context}\n\n{question}" if context else question,
         gold=", ".join(answer.strip() for answer in texts(row, "final_answer")),
         extra={
-            "tolerance": row.get("error") or None,
+            "tolerance": text(row, "error") if row.get("error") else None,
             "unit": row.get("unit"),
             "subject": row.get("subfield"),
             "answer_type": row.get("answer_type"),

@@ -206,6 +206,13 @@ def test_boardgameqa_answers(output, answer):
     assert get_benchmark("boardgameqa").extract(output) == answer
 
 
+def test_a_tolerance_that_is_no_number_is_refused_when_it_is_read(tmp_path):
+    row = {"id": 1, "question": "q", "final_answer": ["1.5"], "error": ["1e-1"]}
+    (tmp_path / "olympiadbench.jsonl").write_text(json.dumps(row) + "\n", encoding="utf-8")
+    with pytest.raises(UserError, match=r"olympiadbench.jsonl:1: field `error` must be text"):
+        get_benchmark("olympiadbench").load(tmp_path)
+
+
 def test_the_tolerance_of_olympiadbench():
     benchmark = get_benchmark("olympiadbench")
     tolerant = benchmark.load(FIXTURES)[1]
