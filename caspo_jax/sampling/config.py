@@ -26,6 +26,7 @@ BOUNDED = (
     "margin",
 )
 BOUNDED_PATHS = ("geometric", "product", "min", "last")
+LEAST_TEMPERATURE = 2.0**-126  # the smallest normal float32; below it logits are divided by 0
 VOTES: tuple[Vote, ...] = ("majority", "confidence", "sequence", "best_path")
 
 
@@ -78,6 +79,10 @@ class SampleConfig:
         _check(
             _finite(self.temperature) and self.temperature >= 0,
             f"temperature={self.temperature}: give a finite number, 0 or more",
+        )
+        _check(
+            self.temperature == 0 or self.temperature >= LEAST_TEMPERATURE,
+            f"temperature={self.temperature}: float32 has no inverse of it; give 0 for greedy outputs",
         )
         _check(0 < self.top_p <= 1, f"top_p={self.top_p}: give a number in (0, 1]; 1 turns it off")
         _check(0 <= self.min_p <= 1, f"min_p={self.min_p}: give a number in [0, 1]; 0 turns it off")

@@ -534,6 +534,7 @@ def test_bad_prompts_and_keys(model_and_tokenizer, questions):
     [
         ({"temperature": -1.0}, "temperature"),
         ({"temperature": float("nan")}, "temperature"),
+        ({"temperature": 1e-38}, "temperature=1e-38"),
         ({"temperature": 0, "top_p": 0.9}, "greedy"),
         ({"temperature": 0, "num_samples": 2}, "greedy"),
         ({"top_p": 0.0}, "top_p"),
