@@ -65,7 +65,7 @@ def start(
       timeout: seconds to wait for the others.
 
     Raises:
-      UserError: some of the three arguments without the others, or the others do not come.
+      UserError: some of the three arguments without the others, or wrong ones, or the others do not come.
     """
     given = (coordinator_address, num_processes, process_id)
     if any(x is not None for x in given) and None in given:
@@ -74,6 +74,9 @@ def start(
         )
     if num_processes is not None and not 0 <= (process_id or 0) < num_processes:
         raise UserError(f"--process_id={process_id}: must be from 0 to {num_processes - 1}")
+    host, _, port = (coordinator_address or "none:1").rpartition(":")
+    if not (host and port.isdecimal() and 0 < int(port) < 1 << 16):
+        raise UserError(f"--coordinator_address={coordinator_address}: give HOST:PORT of process 0")
     if _group.client is not None:
         return
     if not _initialized():

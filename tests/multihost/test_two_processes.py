@@ -107,6 +107,9 @@ def test_flags_go_together(tmp_path):
         distributed.start("127.0.0.1:1", 2)
     with pytest.raises(UserError, match="from 0 to 1"):
         distributed.start("127.0.0.1:1", 2, 2)
+    for address in ("host", ":1234", "host:", "host:port", "host:0", "host:65536"):
+        with pytest.raises(UserError, match=f"--coordinator_address={address}: give HOST:PORT"):
+            distributed.start(address, 2, 0)
     distributed.start()  # in no cluster: one process, and every function does nothing
     distributed.start("127.0.0.1:1", 1, 0)
     assert (distributed.process_count(), distributed.process_index()) == (1, 0)
