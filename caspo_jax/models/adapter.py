@@ -17,6 +17,7 @@ from caspo_jax.distributed import barrier
 from caspo_jax.errors import UserError
 from caspo_jax.models.checkpoint import STORED_DTYPES, Checkpoint, read_parameter, tensor_names
 from caspo_jax.models.config import read_json
+from caspo_jax.models.config_fields import flag, integer, number
 from caspo_jax.models.decoder import Decoder
 from caspo_jax.models.lora import LINEAR, LoraConfig, attach, lora_weights
 
@@ -128,15 +129,17 @@ def _check_settings(settings: dict[str, Any], path: Path) -> None:
 
 
 def _lora_config(settings: dict[str, Any], file: Checkpoint) -> LoraConfig:
-    where = file.folder / CONFIG_FILE
-    rank, alpha = settings.get("r"), settings.get("lora_alpha")
-    if not isinstance(rank, int) or not isinstance(alpha, (int, float)):
-        raise UserError(f"{where}: r and lora_alpha must be numbers, found {rank!r} and {alpha!r}")
+    where = str(file.folder / CONFIG_FILE)
+    rank, alpha = integer(settings, "r", where), number(settings, "lora_alpha", where)
+    rslora = flag(settings, "use_rslora", where)
     # What the file holds decides: target_modules may also be a regular expression.
     targets = [name for name in LINEAR if any(f".{name}.lora_" in tensor for tensor in file.names)]
     if not targets:
         raise UserError(f"{file.folder / ADAPTER_FILE}: has no adapter of {', '.join(LINEAR)}")
-    return LoraConfig(rank, float(alpha), tuple(targets), bool(settings.get("use_rslora")))
+    try:
+        return LoraConfig(rank, alpha, tuple(targets), rslora)
+    except UserError as error:  # it knows of no file
+        raise UserError(f"{where}: {str(error).removeprefix('lora: ')}") from error
 
 
 def save_adapter(model: Decoder, path: str | Path, *, base: str | None = None) -> None:

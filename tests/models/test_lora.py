@@ -244,6 +244,17 @@ def test_settings_that_are_not_computed_are_refused_by_name(model, tmp_path, set
         load_adapter(model, folder)
 
 
+@pytest.mark.parametrize(
+    "settings",
+    [{"r": 0}, {"r": True}, {"r": None}, {"lora_alpha": True}, {"lora_alpha": -3}, {"use_rslora": "yes"}],
+)
+def test_numbers_of_no_adapter_are_refused_in_the_files_name(model, tmp_path, settings):
+    write_adapter(tmp_path, hand_made(("self_attn.q_proj",)), **settings)
+    with pytest.raises(UserError) as error:
+        load_adapter(model, tmp_path)
+    assert str(error.value).startswith(f"{tmp_path / 'adapter_config.json'}: ")
+
+
 def test_damaged_adapters_are_refused_by_name(model, tmp_path):
     whole = hand_made(("self_attn.q_proj",))
     name = "base_model.model.model.layers.1.self_attn.q_proj.lora_B.weight"
