@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping
+import typing
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from caspo_jax.errors import UserError
-from caspo_jax.types import VERDICTS, CatNode, CatTree, Pair, Question, Step, Trace
+from caspo_jax.types import VERDICTS, CatNode, CatTree, FinishReason, Pair, PairKind, Question, Step, Trace
 
 VERSION = 1
 _QUESTION_FIELDS = ("question", "problem", "instruction")
@@ -51,6 +52,18 @@ def _text(record: Mapping[str, Any], field: str) -> str | None:
     if value is not None and not isinstance(value, str):
         raise UserError(f"`{field}` must be a string, found {type(value).__name__}")
     return value
+
+
+def _number(record: Mapping[str, Any], field: str, what: str = "") -> float | None:
+    value = record.get(field)
+    if isinstance(value, bool) or not isinstance(value, (int, float, type(None))):
+        raise UserError(f"{what}`{field}` must be a number or null, found {value!r}")
+    return value
+
+
+def _one_of(record: Mapping[str, Any], field: str, names: Sequence[str]) -> None:
+    if record.get(field) not in (None, *names):
+        raise UserError(f"`{field}` must be one of {', '.join(names)}, found {record[field]!r}")
 
 
 def question_from_record(
@@ -150,9 +163,13 @@ def trace_from_record(record: Mapping[str, Any]) -> Trace:
         raise UserError("a trace needs `text`")
     values["token_ids"] = _token_ids(record, "token_ids")
     values["prompt_ids"] = _token_ids(record, "prompt_ids") if "prompt_ids" in record else ()
-    for field in ("question", "gold", "prompt", "answer"):
+    for field in ("question", "gold", "prompt", "answer", "policy", "strategy"):
         values[field] = _text(record, field)
-    values.setdefault("finish_reason", "eos")
+    _number(record, "path_confidence")
+    if not isinstance(record.get("correct"), (bool, type(None))):
+        raise UserError(f"`correct` must be true, false or null, found {record['correct']!r}")
+    _one_of(record, "finish_reason", typing.get_args(FinishReason))
+    values["finish_reason"] = values.get("finish_reason") or "eos"
     values["steps"] = tuple(_step_from_record(step) for step in record.get("steps") or ())
     length = len(values["token_ids"])
     if length and any(step.token_end > length for step in values["steps"]):
@@ -178,8 +195,7 @@ def _step_from_record(record: Mapping[str, Any]) -> Step:
     if not isinstance(record["text"], str):
         raise UserError(f"a step's `text` must be a string, found {type(record['text']).__name__}")
     for field in ("confidence", "entropy"):
-        if isinstance(value := record.get(field), bool) or not isinstance(value, (int, float, type(None))):
-            raise UserError(f"a step's `{field}` must be a number or null, found {value!r}")
+        _number(record, field, "a step's ")
     if record.get("verdict", "unknown") not in VERDICTS:
         raise UserError(f"a verdict is one of {', '.join(VERDICTS)}, found {record['verdict']!r}")
     return Step(**{k: v for k, v in record.items() if k in known})
@@ -211,6 +227,13 @@ def pair_from_record(record: Mapping[str, Any]) -> Pair:
         isinstance(both, (list, tuple)) and len(both) == 2 and all(isinstance(end, bool) for end in both)
     ):
         raise UserError("`ends_trace` must be two booleans: does `chosen`, does `rejected` end its output?")
+    for field in ("prompt", "prefix", "chosen", "rejected"):
+        if _text(record, field) is None:
+            raise UserError(f"`{field}` must be a string, found null")
+    _one_of(record, "kind", typing.get_args(PairKind))
+    for side in ("chosen", "rejected"):
+        _number(record, f"{side}_confidence")
+        _one_of(record, f"{side}_verdict", VERDICTS)
     weight = values.get("weight", 1.0)
     if isinstance(weight, bool) or not isinstance(weight, (int, float)) or not 0 <= weight < math.inf:
         raise UserError(f"`weight` must be a number, 0 or more, found {weight!r}")
@@ -263,5 +286,5 @@ def tree_from_record(record: Mapping[str, Any]) -> CatTree:
         tuple(record.get("prompt_ids") or ()),
         tuple(nodes),
         tuple(record.get("key") or ()),
-        record.get("threshold"),
+        _number(record, "threshold"),
     )

@@ -60,36 +60,38 @@ def test_missing_numbers_are_null_on_disk():
     assert math.isnan(trace_from_record(record).entropy[0])
 
 
+PAIR = Pair(
+    "i",
+    "wrong",
+    "q",
+    "",
+    "c",
+    "r",
+    (1,),
+    (),
+    (2,),
+    (3,),
+    (True, False),
+    0.5,
+    0.6,
+    "correct",
+    "wrong",
+    "t",
+    0,
+)
+
+
 def test_pair_round_trip():
-    pair = Pair(
-        "i",
-        "wrong",
-        "q",
-        "",
-        "c",
-        "r",
-        (1,),
-        (),
-        (2,),
-        (3,),
-        (True, False),
-        0.5,
-        0.6,
-        "correct",
-        "wrong",
-        "t",
-        0,
-    )
-    assert pair_from_record(through_json(pair_to_record(pair))) == pair
-    assert pair_from_record(pair_to_record(pair) | {"ends_trace": True, "id": 7}).ends_trace == (True, True)
+    assert pair_from_record(through_json(pair_to_record(PAIR))) == PAIR
+    assert pair_from_record(pair_to_record(PAIR) | {"ends_trace": True, "id": 7}).ends_trace == (True, True)
     for field, values in (
         ("ends_trace", ([True], "ab", None, [1, 0])),
         ("weight", (-1, "2", None, math.nan, math.inf)),
     ):
         for value in values:
             with pytest.raises(UserError, match=f"`{field}` must be"):
-                pair_from_record(pair_to_record(pair) | {field: value})
-    record = through_json(pair_to_record(pair))
+                pair_from_record(pair_to_record(PAIR) | {field: value})
+    record = through_json(pair_to_record(PAIR))
     del record["chosen_ids"]
     with pytest.raises(UserError, match="chosen_ids"):
         pair_from_record(record)
@@ -149,6 +151,10 @@ def test_bad_questions(record, message):
                 ({"confidence": "high"}, "`confidence` must be a number"),
             )
         ),
+        ({"correct": "no"}, "`correct` must be true, false or null"),
+        ({"finish_reason": "tired"}, "`finish_reason` must be one of eos, stop"),
+        ({"path_confidence": "high"}, "`path_confidence` must be a number"),
+        ({"policy": ["p"]}, "`policy` must be a string"),
         ({"text": None}, "needs `text`"),
         ({"text": None, "id": "x"}, None),
     ],
@@ -160,6 +166,21 @@ def test_bad_traces(change, message):
         message = "needs `text`"
     with pytest.raises(UserError, match=message):
         trace_from_record(record)
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        ({"chosen": 3}, "`chosen` must be a string"),
+        ({"prefix": None}, "`prefix` must be a string"),
+        ({"kind": "right"}, "`kind` must be one of"),
+        ({"rejected_verdict": "bad"}, "`rejected_verdict` must be one of"),
+        ({"chosen_confidence": "high"}, "`chosen_confidence` must be a number"),
+    ],
+)
+def test_pairs_of_another_form(change, message):
+    with pytest.raises(UserError, match=message):
+        pair_from_record(through_json(pair_to_record(PAIR)) | change)
 
 
 def test_tree_record_has_parallel_lists():
@@ -179,3 +200,5 @@ def test_tree_record_has_parallel_lists():
         tree_from_record({"question_id": "q"})
     with pytest.raises(UserError, match="different lengths"):
         tree_from_record(record | {"parent": [-1]})
+    with pytest.raises(UserError, match="`threshold` must be a number"):
+        tree_from_record(record | {"threshold": "0.5"})
