@@ -68,12 +68,20 @@ def read_table(folder: Path) -> Any:
     """The table of a folder; verdicts come from its steps.jsonl."""
     from caspo_jax.errors import UserError
     from caspo_jax.evaluation import faithfulness as f
-    from caspo_jax.store import load_records, read_jsonl
+    from caspo_jax.store import load_records
 
     for name in ("traces.jsonl", "steps.jsonl"):
         if not (folder / name).exists():
             raise UserError(f"{folder}: no {name} in it; run the report there first")
     verdicts: dict[str, list[bool | None]] = {}
-    for _, record in read_jsonl(folder / "steps.jsonl"):
-        verdicts.setdefault(record["trace_id"], []).append(record["right"])
+    for trace, right in load_records(folder / "steps.jsonl", _verdict):
+        verdicts.setdefault(trace, []).append(right)
     return f.build_table(load_records(folder / "traces.jsonl", f.subject_from_record), folder, verdicts)
+
+
+def _verdict(step: dict[str, Any]) -> tuple[str, bool | None]:
+    from caspo_jax.errors import UserError
+
+    if step["right"] not in (True, False, None):
+        raise UserError(f"`right` must be true, false or null, found {step['right']!r:.40}")
+    return str(step["trace_id"]), step["right"]

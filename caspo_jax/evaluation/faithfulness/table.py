@@ -60,7 +60,9 @@ def build_table(
     index = np.concatenate([np.arange(n) for n in counts] or [np.zeros(0, np.int64)]).astype(np.int64)
     length = np.repeat(counts, counts)
     groups = np.array([s.group for s in subjects], dtype=object)
-    scorers = list(next(iter(files["decisiveness"].values()))["scores"])
+    scorers = next(iter(files["decisiveness"].values())).get("scores")
+    if not isinstance(scorers, Mapping):
+        raise UserError(f"{folder / 'decisiveness.jsonl'}: no `scores` in it; run the stage with --overwrite")
     decisiveness = {
         name: _flat(subjects, files["decisiveness"], lambda r, n, name=name: r["scores"][name])
         for name in scorers
@@ -160,12 +162,18 @@ def _flat(subjects: Sequence[Subject], records: Mapping[str, Any], values: Any) 
     for subject in subjects:
         steps = len(subject.trace.steps)
         record = records.get(subject.id)
-        row = [None] * steps if record is None else values(record, steps)
+        try:
+            row = [None] * steps if record is None else list(values(record, steps))
+            numbers = [np.nan if v is None else float(v) for v in row]
+        except (KeyError, IndexError, TypeError, ValueError) as error:
+            raise UserError(
+                f"trace {subject.id!r}: malformed record of a stage ({type(error).__name__}: {error}); run with --overwrite"
+            ) from error
         if len(row) != steps:
             raise UserError(
                 f"trace {subject.id!r} has {steps} steps, its record {len(row)}; run with --overwrite"
             )
-        found += [np.nan if v is None else float(v) for v in row]
+        found += numbers
     return np.array(found, np.float64)
 
 

@@ -251,7 +251,15 @@ def test_files_of_other_traces_are_refused(tmp_path):
     (tmp_path / "decisiveness.jsonl").write_text('{"id": "t", "scores": {"s": [0.5]}}\n')
     with pytest.raises(UserError, match="'t' has 2 steps, its record 1"):
         build_table([subject()], tmp_path, {})
+    for line, error in (('{"id": "t"}', "no `scores`"), ('{"scores": {"s": []}}', "jsonl:1: malformed")):
+        (tmp_path / "decisiveness.jsonl").write_text(line + "\n")
+        with pytest.raises(UserError, match=error):
+            build_table([subject()], tmp_path, {})
     (tmp_path / "decisiveness.jsonl").write_text('{"id": "t", "scores": {"s": [0.5, null]}}\n')
+    for row in ("5", '["x", null]'):
+        (tmp_path / "hidden.jsonl").write_text(f'{{"id": "t", "q": {row}}}\n')
+        with pytest.raises(UserError, match="'t': malformed record of a stage"):
+            build_table([subject()], tmp_path, {})
     (tmp_path / "hidden.jsonl").write_text('{"id": "t", "q": [0.25, 0.5], "p": [0.25, 0.35]}\n')
     (tmp_path / "prefix.jsonl").write_text('{"id": "t", "steps": [1], "confidence": [0.9]}\n')
     found = build_table([subject()], tmp_path, {"t": [True, None]})

@@ -12,7 +12,7 @@ from caspo_jax.errors import UserError
 from caspo_jax.evaluation.faithfulness.subjects import Subject
 from caspo_jax.outputs import JsonlOutput, Manifest, manifest_path
 from caspo_jax.records import schema
-from caspo_jax.store import read_jsonl
+from caspo_jax.store import parse_at, read_jsonl
 
 Progress = Callable[[int, int], None]  # (done, in all)
 
@@ -47,7 +47,9 @@ class Stage:
 def read_stage(path: str | Path) -> dict[str, dict[str, Any]]:
     """The records of a stage's file by trace id; {} where the stage has not been run."""
     path = Path(path)
-    return {record["id"]: record for _, record in read_jsonl(path)} if path.exists() else {}
+    if not path.exists():
+        return {}
+    return dict(parse_at(where, lambda r: (r["id"], r), record) for where, record in read_jsonl(path))
 
 
 def check_settings(folder: str | Path, names: Sequence[str]) -> None:
