@@ -77,6 +77,7 @@ def _number(read: Any) -> float | None:
 
 def braced(text: str) -> str:
     r"""The text with braces about letters and symbols after `\frac` and `\sqrt`: `\frac{\pi}{x}` of `\frac\pi x`."""
+    text = text.replace(r"\varnothing", r"\emptyset")  # which alone it knows
     for pattern in _UNBRACED:
         text = pattern.sub(r"\1{\2}", text)
     return text

@@ -215,6 +215,7 @@ def test_equivalence(gold, answer, kind, same):
         ("0", "0.0000001", False),
         ("1.6 \\times 10^{-19}", "1.7\\times10^{-19}", False),
         ("1.6 \\times 10^{-19}", "1.6 \\cdot 10^{-19}", True),
+        (r"\varnothing", r"\emptyset", True),
         ("58,500", r"\(58,500\)", True),
         (r"864 \mbox{ inches}^2", r"\(864 \mbox{ inches}^2\)", True),
         (r"(0,9) \cup (9,36)", "\\[\n(0,9) \\cup (9,36)\n\\]", True),
