@@ -135,7 +135,8 @@ def test_a_gold_field_that_no_question_has(program, tmp_path, write):
 
 
 def test_a_file_where_a_folder_should_be(program, tmp_path, question):
-    one_line(generate(program, tmp_path, question, output=question / "o.jsonl"), "in.jsonl: a file is where")
+    for output in (question / "o.jsonl", question / "deep" / "o.jsonl"):
+        one_line(generate(program, tmp_path, question, output=output), "in.jsonl: a file is where")
 
 
 @pytest.mark.parametrize(
