@@ -42,7 +42,7 @@ def generate(
     Args:
       model: a Decoder.
       tokenizer: its tokenizer.
-      questions: strings or Questions.
+      questions: strings, Questions, or mappings as in a file of questions.
       config: how to sample and where outputs end.
       key: a threefry key; a question's key is fold_in(key, hash of its id).
       batch_size: outputs on the device at once (default: by memory).
@@ -126,7 +126,7 @@ def cat_search(
     Args:
       model: a Decoder.
       tokenizer: its tokenizer.
-      questions: strings or Questions.
+      questions: strings, Questions, or mappings as in a file of questions.
       config: the search.
       key: a threefry key; a question's key is fold_in(key, hash of its id).
       batch_size: slots on the device at once (default: by memory).
@@ -189,7 +189,7 @@ def cat_sweep(
     Args:
       model: a Decoder.
       tokenizer: its tokenizer.
-      questions: strings or Questions.
+      questions: strings, Questions, or mappings as in a file of questions.
       config: the search; its threshold is not read.
       thresholds: prune strictly below.
       key: as in `cat_search`; the searches of a question share its draws, whatever the threshold.
