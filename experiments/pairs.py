@@ -55,18 +55,20 @@ def main() -> None:
         verifiers.check_golds(load_records(FLAGS.input, trace_from_record))
     extract, equal = common.answer_functions(policy)
     delimiter = common.step_delimiter(policy.settings)
-    counts = pairs_stage(
-        policy,
-        FLAGS.input,
-        FLAGS.output,
-        given_config("pairs", dataclasses.replace(PairConfig.preset(FLAGS.preset), seed=FLAGS.seed)),
-        verifiers.build(policy, extract, equal),
-        answer_kind=verifiers.answer_kind(policy),
-        delimiter=delimiter,
-        max_step_tokens=FLAGS.max_step_tokens,
-        batch_size=FLAGS.batch_size,
-        overwrite=FLAGS.overwrite,
-    )
+    with common.Progress(0, "pairs", unit="competitor") as progress:
+        counts = pairs_stage(
+            policy,
+            FLAGS.input,
+            FLAGS.output,
+            given_config("pairs", dataclasses.replace(PairConfig.preset(FLAGS.preset), seed=FLAGS.seed)),
+            verifiers.build(policy, extract, equal),
+            answer_kind=verifiers.answer_kind(policy),
+            delimiter=delimiter,
+            max_step_tokens=FLAGS.max_step_tokens,
+            batch_size=FLAGS.batch_size,
+            overwrite=FLAGS.overwrite,
+            progress=progress.reach,
+        )
     if FLAGS.trl_output:
         write_trl()
     common.closing(f"pairs in {FLAGS.output}", {k: v for k, v in counts.items() if v})

@@ -117,7 +117,7 @@ def watch(name: str) -> Callable[[str, int], Callable[..., None]]:
     """Progress of the stages of rounds: (stage, round) -> callback."""
 
     def look(stage: str, k: int) -> Callable[..., None]:
-        unit = {"sample": "question", "annotate": "trace", "train": "update"}[stage]
+        unit = {"sample": "question", "annotate": "trace", "pairs": "competitor", "train": "update"}[stage]
         return Progress(0, f"{name} round {k} {stage}", unit=unit).reach
 
     return look

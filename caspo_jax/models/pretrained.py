@@ -45,13 +45,13 @@ _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 
 
 def load_pretrained(
-    path: str | Path, dtype: str | None = None, mesh: Mesh | None = None
+    path: str | Path, dtype: jax.typing.DTypeLike | None = None, mesh: Mesh | None = None
 ) -> tuple[Decoder, Tokenizer | None]:
     """Loads a checkpoint folder (or a hub id) of Qwen2/2.5, Qwen3 or Llama 3.x.
 
     Args:
       path: folder with config.json and safetensors, sharded or not; or `owner/name` on the hub.
-      dtype: `float32` or `bfloat16`; None takes what config.json says, else what the weights are stored in (float16
+      dtype: `float32` or `bfloat16`, by name or as `jnp.bfloat16`; None takes what config.json says, else what the weights are stored in (float16
         checkpoints are computed in float32).
       mesh: if given, every parameter is split over it by the rules of `caspo_jax.sharding`, each process reading
         only the bytes that it holds.
@@ -71,20 +71,31 @@ def load_pretrained(
     """
     folder = resolve_folder(path)
     config = ModelConfig.from_hf(folder)
-    if dtype not in (None, "float32", "bfloat16"):
-        raise UserError(f"dtype {dtype!r} is not supported (known: float32, bfloat16)")
+    wanted = _compute_dtype(dtype)
     tokenizer = load_tokenizer(folder) if find_tokenizer(folder) else None
     with Checkpoint(folder) as checkpoint:
         check_tensors(checkpoint, config)
         stored = config.dtype or checkpoint.dtype
         config = dataclasses.replace(config, dtype=stored, eos_token_ids=eos_ids(config, tokenizer))
-        compute = jnp.dtype(dtype or ("float32" if stored == "float16" else stored))
+        compute = jnp.dtype("float32" if stored == "float16" else stored) if wanted is None else wanted
         model = _abstract_decoder(config, compute, mesh)
         for weight in weights(config):
             array = _load(checkpoint, weight, config, compute, mesh)
             setattr(model.layers if weight.stacked else model, weight.name, nnx.Param(array))
         _LOG.info("%s: process %d read %d bytes", folder, jax.process_index(), checkpoint.bytes_read)
     return model, tokenizer
+
+
+def _compute_dtype(dtype: jax.typing.DTypeLike | None) -> jnp.dtype | None:
+    if dtype is None:
+        return None
+    try:
+        found = jnp.dtype(dtype)
+    except TypeError:
+        found = None
+    if found not in (jnp.dtype("float32"), jnp.dtype("bfloat16")):
+        raise UserError(f"dtype {dtype!r} is not supported (known: float32, bfloat16)")
+    return found
 
 
 def _load(

@@ -129,6 +129,7 @@ def run_rounds(
             max_step_tokens=recipe.max_step_tokens,
             batch_size=recipe.batch_size,
             overwrite=overwrite,
+            progress=look("pairs"),
         )
         train_stage(
             current,

@@ -85,7 +85,11 @@ def test_saved_dtype_is_as_asked(golden, tmp_path):
 def test_loaded_dtype_is_as_asked(golden):
     folder = golden / "qwen2_untied_bf16_sharded"
     assert load_pretrained(folder)[0].dtype == jnp.bfloat16
-    model, _ = load_pretrained(folder, dtype="float32")
+    model, _ = load_pretrained(folder, dtype=jnp.float32)
+    assert model.dtype == load_pretrained(folder, dtype="float32")[0].dtype == jnp.float32
+    for unknown in (jnp.int32, "nothing"):
+        with pytest.raises(UserError, match="known: float32, bfloat16"):
+            load_pretrained(folder, dtype=unknown)
     kernel = tensors(folder)["model.layers.2.mlp.down_proj.weight"].astype(np.float32)
     np.testing.assert_array_equal(model.layers.down[...][2], kernel.T)
 

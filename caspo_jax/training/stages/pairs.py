@@ -16,7 +16,8 @@ from caspo_jax.preferences.readers import load_pairs, step_dpo_from_record, trl_
 from caspo_jax.records import pair_from_record, pair_to_record
 from caspo_jax.steps import Verifier, verifier_settings
 from caspo_jax.store import hash_path
-from caspo_jax.training.stages.policy import Policy, check_delimiter, open_output
+from caspo_jax.training.stages.competitors import forget_competitors, kept_competitors
+from caspo_jax.training.stages.policy import Policy, Progress, check_delimiter, open_output
 from caspo_jax.types import Pair, Trace
 
 
@@ -32,8 +33,9 @@ def pairs_stage(
     max_step_tokens: int = 256,
     batch_size: int = 64,
     overwrite: bool = False,
+    progress: Progress | None = None,
 ) -> dict[str, Any]:
-    """Annotated traces to preference pairs.
+    """Annotated traces to preference pairs; a stage that was killed keeps the competitors that it had made.
 
     Args:
       policy: whose traces they are; it makes the competitors of low-confidence steps.
@@ -46,6 +48,7 @@ def pairs_stage(
       max_step_tokens: a competitor that goes on for longer is dropped.
       batch_size: rows on the device at once.
       overwrite: start anew if the output was made with other settings.
+      progress: called with (competitors done, in all).
 
     Returns:
       What was counted: candidates, pairs of each kind, and everything dropped with its reason.
@@ -67,9 +70,10 @@ def pairs_stage(
     }
     written = open_output(output, "pairs", settings, overwrite)
     if written.complete:
+        forget_competitors(output)  # killed just before it could
         return written.manifest.contents["counts"]
     candidates, counts = build_candidates(traces)
-    competitors = policy_competitors(
+    make = policy_competitors(
         policy.model,
         policy.tokenizer,
         verifier,
@@ -77,10 +81,13 @@ def pairs_stage(
         max_new_tokens=max_step_tokens,
         batch_size=batch_size,
     )
-    pairs, selected = select_pairs(candidates, config, competitors=competitors)
-    written.append([pair_to_record(pair) for pair in pairs])
-    counts = {"traces": len(traces), **counts, **selected, "pairs": len(pairs)}
-    written.finish(**counts)
+    with kept_competitors(
+        make, output, settings, batch_size=batch_size, overwrite=overwrite, progress=progress
+    ) as competitors:
+        pairs, selected = select_pairs(candidates, config, competitors=competitors)
+        written.append([pair_to_record(pair) for pair in pairs])
+        counts = {"traces": len(traces), **counts, **selected, "pairs": len(pairs)}
+        written.finish(**counts)
     return counts
 
 
