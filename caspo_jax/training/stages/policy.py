@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import re
 import types
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -16,7 +15,6 @@ from caspo_jax.errors import UserError
 from caspo_jax.models import (
     ModelConfig,
     check_prompt_ids,
-    decode,
     load_caspo_json,
     load_pretrained,
     load_tokenizer,
@@ -30,7 +28,6 @@ from caspo_jax.store import hash_path, load_records
 from caspo_jax.types import Question, Trace
 
 Progress = Callable[[int, int], None]  # (done, in all)
-_HALF = re.compile("[\ud800-\udfff\ufffd]")
 Extract = Callable[[str], str | None]
 Equal = Callable[[str, str], bool]
 
@@ -69,8 +66,8 @@ class Policy:
           prompts: whether a trace must have prompt ids; without, one may lack the field.
 
         Raises:
-          UserError: a malformed record, token ids that the policy cannot read or that spell another text to it, or a
-            trace's id that was used before (file:line), or no traces at all.
+          UserError: a malformed record, token ids that the policy cannot read or a trace's id that was used before
+            (file:line), or no traces at all.
         """
         seen: set[str] = set()
 
@@ -78,7 +75,6 @@ class Policy:
             trace = trace_from_record(record)
             if prompts or "prompt_ids" in record:
                 self.check_ids(trace.prompt_ids, trace.token_ids)
-            self._check_text(trace)
             if trace.id in seen:
                 raise UserError(
                     f"id {trace.id!r} was used before: give every trace its own, such as q/0, q/1"
@@ -96,25 +92,6 @@ class Policy:
         config = self.model.config
         check_prompt_ids(prompt_ids, config, "prompt_ids")
         check_prompt_ids([*prompt_ids, *token_ids], config, "prompt and output")
-
-    def _check_text(self, trace: Trace) -> None:
-        """Refuses ids that another tokenizer wrote; special tokens, outer blanks and a stop string may be in one alone.
-
-        After half a character, which tools write in several ways, nothing is compared.
-        """
-        if self.tokenizer is None or not trace.token_ids:
-            return
-        text = trace.text
-        for token in self.tokenizer.all_special_tokens:
-            text = text.replace(token, "")
-        text, spelled = (
-            _HALF.split(side)[0].strip() for side in (text, decode(self.tokenizer, trace.token_ids))
-        )
-        if not (text.startswith(spelled) or spelled.startswith(text)):
-            raise UserError(
-                f"the token_ids of trace {trace.id!r} spell {spelled[:40]!r} to {self.path}, but its text is "
-                f"{text[:40]!r}: give the policy that wrote it, or one with its tokenizer"
-            )
 
     @property
     def token_bytes(self) -> list[bytes]:
