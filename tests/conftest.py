@@ -24,7 +24,7 @@ def pytest_configure(config):
     """
     if config.option.markexpr == "not slow" and "XLA_FLAGS" not in os.environ:
         flags = ["--xla_backend_optimization_level=0"]
-        if tuple(map(int, version("jaxlib").split(".")[:2])) < (0, 12):  # later ones do not know it, and end
+        if tuple(map(int, version("jaxlib").split(".")[:2])) < (0, 11):  # later ones do not know it, and end
             flags.append("--xla_cpu_use_fusion_emitters=false")
         os.environ["XLA_FLAGS"] = " ".join(flags)
 
