@@ -1,5 +1,10 @@
 """The exceptions that programs turn into one line: bad input, and a run that was asked to stop."""
 
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+
 
 class UserError(ValueError):
     """Input that the user can mend: a file, a flag, a tensor, a shape.
@@ -7,6 +12,18 @@ class UserError(ValueError):
     The message is one line that names the thing (file:line, tensor, flag, shape) and says what to do.
     Programs print it as `error: ...` and exit with 1; library callers may catch it as a ValueError.
     """
+
+
+@contextlib.contextmanager
+def named_by(where: str, subject: str) -> Iterator[None]:
+    """What is refused within as `subject: ...`, by code that knows of no file, is refused as `where: ...`."""
+    try:
+        yield
+    except UserError as error:
+        message = str(error)
+        if not message.startswith(f"{subject}: "):
+            raise
+        raise UserError(f"{where}: {message.removeprefix(f'{subject}: ')}") from error
 
 
 class Interrupted(Exception):

@@ -157,7 +157,7 @@ class JsonlOutput:
         self.path = Path(path)
         self.manifest = manifest
         self.done: set[str] = set()
-        self._partial = self.path.with_name(self.path.name + ".partial")
+        self._partial = _partial_of(self.path)
         self._key = key
         self._front = {} if schema is None else {"schema": dict(schema)}
         with writer_first(f"output {self.path.name}"):
@@ -227,6 +227,19 @@ class JsonlOutput:
                 self._partial.touch()
             os.replace(self._partial, self.path)
         self.manifest.finish(**counts)
+
+
+def discard_unfinished(path: str | Path) -> None:
+    """Removes what a `JsonlOutput` of `path` that is never finished left, with its manifest: it has served."""
+    path = Path(path)
+    barrier(f"{path.name} used")
+    if is_writer():
+        _partial_of(path).unlink(missing_ok=True)
+        manifest_path(path).unlink(missing_ok=True)
+
+
+def _partial_of(path: Path) -> Path:
+    return path.with_name(path.name + ".partial")
 
 
 def check_own(path: str | Path, overwrite: bool = False) -> None:

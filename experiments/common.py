@@ -73,10 +73,8 @@ def guarded(main: Callable[[], None], argv: Sequence[str]) -> int:
         print(error, file=sys.stderr)
         return 128 + error.signal
     except (FileExistsError, NotADirectoryError) as error:
-        path = Path(error.filename or "")
-        file = next(
-            (p for p in (path, *path.parents) if p.is_file()), path
-        )  # it may lie above what was asked for
+        path = Path(error.filename or "")  # or above it
+        file = next((p for p in (path, *path.parents) if p.is_file()), path)
         return _fail(f"{file}: a file is where a folder should be")
     except OSError as error:
         return _fail(f"{error.filename or 'input/output'}: {error.strerror or error}")

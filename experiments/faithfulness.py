@@ -174,9 +174,8 @@ def prepared(policy: Any, out: Path) -> tuple[list[Any], dict[str, Any]]:
         raise UserError(
             f"--traces={FLAGS.traces}: this program writes a file of that name into --out_dir: choose another folder"
         )
-    sources = f.read_sources(
-        FLAGS.traces
-    )  # what cannot be read leaves no manifest that refuses better traces
+    # Before the manifest: what cannot be read must leave none that refuses better traces.
+    sources = f.read_sources(FLAGS.traces)
     subjects = f.prepare(
         sources, policy.tokenizer, policy.model.config, which=FLAGS.steps, delimiter=delimiter
     )

@@ -17,6 +17,7 @@ from absl import flags
 from experiments import common
 
 FLAGS = flags.FLAGS
+REPORT_START = b"<!doctype html>"
 
 
 def define_flags() -> None:
@@ -36,8 +37,10 @@ def main() -> None:
 
     if Path(FLAGS.output).is_dir():
         raise UserError(f"--output={FLAGS.output} is a folder: name the HTML file")
-    if Path(FLAGS.output).is_file() and not Path(FLAGS.output).read_bytes().startswith(b"<!doctype html>"):
-        raise UserError(f"--output={FLAGS.output} is there and is no report: name another file")
+    if Path(FLAGS.output).is_file():
+        with open(FLAGS.output, "rb") as file:
+            if file.read(len(REPORT_START)) != REPORT_START:
+                raise UserError(f"--output={FLAGS.output} is there and is no report: name another file")
     if FLAGS.tokenizer is not None:
         common.require_folder(FLAGS.tokenizer, "tokenizer")
     written = write_report(

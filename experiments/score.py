@@ -30,6 +30,7 @@ def _read(record: dict[str, Any], tokenizer: Any, config: Any) -> tuple[list[int
     """Prompt ids and output ids of a record."""
     from caspo_jax.errors import UserError
     from caspo_jax.models import check_prompt_ids, encode_prompt
+    from caspo_jax.models.tokenizer import whole_text
     from caspo_jax.records import question_from_record
 
     question = question_from_record({k: v for k, v in record.items() if k not in ("gold", "answer")})
@@ -40,11 +41,7 @@ def _read(record: dict[str, Any], tokenizer: Any, config: Any) -> tuple[list[int
     elif isinstance(record.get("text"), str):
         if tokenizer is None:
             raise UserError("the checkpoint has no tokenizer, so give `token_ids`, not `text`")
-        try:
-            record["text"].encode("utf-8")
-        except UnicodeEncodeError as error:
-            raise UserError(f"`text`: character {error.start} is half a one (a lone surrogate)") from error
-        ids = tokenizer(record["text"], add_special_tokens=False)["input_ids"]
+        ids = tokenizer(whole_text(record["text"], "`text`"), add_special_tokens=False)["input_ids"]
     else:
         raise UserError("an output to score needs `token_ids` or `text`")
     if not ids:

@@ -14,7 +14,7 @@ import numpy as np
 from safetensors.numpy import save_file
 
 from caspo_jax.distributed import barrier
-from caspo_jax.errors import UserError
+from caspo_jax.errors import UserError, named_by
 from caspo_jax.models.checkpoint import STORED_DTYPES, Checkpoint, read_parameter, tensor_names
 from caspo_jax.models.config import read_json
 from caspo_jax.models.config_fields import flag, integer, number
@@ -136,10 +136,8 @@ def _lora_config(settings: dict[str, Any], file: Checkpoint) -> LoraConfig:
     targets = [name for name in LINEAR if any(f".{name}.lora_" in tensor for tensor in file.names)]
     if not targets:
         raise UserError(f"{file.folder / ADAPTER_FILE}: has no adapter of {', '.join(LINEAR)}")
-    try:
+    with named_by(where, "lora"):
         return LoraConfig(rank, alpha, tuple(targets), rslora)
-    except UserError as error:  # it knows of no file
-        raise UserError(f"{where}: {str(error).removeprefix('lora: ')}") from error
 
 
 def save_adapter(model: Decoder, path: str | Path, *, base: str | None = None) -> None:

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from caspo_jax.errors import UserError
+from caspo_jax.errors import UserError, named_by
 from caspo_jax.models.config_fields import flag, integer, number, token_id, token_ids
 from caspo_jax.models.rope import RopeConfig
 
@@ -187,14 +187,8 @@ def merge_eos(*sources: int | list[int] | tuple[int, ...] | None) -> tuple[int, 
 
 
 def _from_file(config: Mapping[str, Any], where: str, generation_json: str | None) -> ModelConfig:
-    """`_from_dict`; what the dataclasses refuse, which know of no file, is refused in the file's name."""
-    try:
+    with named_by(where, "config"):
         return _from_dict(config, where, generation_json)
-    except UserError as error:
-        message = str(error)
-        if not message.startswith("config: "):
-            raise
-        raise UserError(f"{where}: {message.removeprefix('config: ')}") from error
 
 
 def _from_dict(config: Mapping[str, Any], where: str, generation_json: str | None) -> ModelConfig:

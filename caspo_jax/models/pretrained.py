@@ -51,8 +51,8 @@ def load_pretrained(
 
     Args:
       path: folder with config.json and safetensors, sharded or not; or `owner/name` on the hub.
-      dtype: `float32` or `bfloat16`, by name or as `jnp.bfloat16`; None takes what config.json says, else what the weights are stored in (float16
-        checkpoints are computed in float32).
+      dtype: `float32` or `bfloat16`, by name or as `jnp.bfloat16`; None takes what config.json says, else what the
+        weights are stored in (float16 checkpoints are computed in float32).
       mesh: if given, every parameter is split over it by the rules of `caspo_jax.sharding`, each process reading
         only the bytes that it holds.
 

@@ -124,8 +124,8 @@ def encode_prompt(tokenizer: Tokenizer | None, question: Question) -> list[int]:
     """Token ids of a question's prompt.
 
     `prompt_ids` are used verbatim. `prompt` is encoded as it stands, with the tokenizer's own BOS unless the text
-    already starts with it, and without the EOS that some tokenizers append. `question` goes through the chat template with a generation prompt, or is encoded
-    as `prompt` where there is no template.
+    already starts with it, and without the EOS that some tokenizers append. `question` goes through the chat template
+    with a generation prompt, or is encoded as `prompt` where there is no template.
 
     Raises:
       UserError: the question has none of the three, encodes to nothing or holds half a character, or the chat template
@@ -136,9 +136,11 @@ def encode_prompt(tokenizer: Tokenizer | None, question: Question) -> list[int]:
     elif tokenizer is None:
         raise UserError(f"question {question.id!r}: the checkpoint has no tokenizer, so give prompt_ids")
     elif question.prompt is not None:
-        ids = _encode_text(tokenizer, _whole(question.prompt, question.id))
+        ids = _encode_text(tokenizer, whole_text(question.prompt, f"question {question.id!r}"))
     elif question.question is not None:
-        ids = _encode_question(tokenizer, _whole(question.question, question.id), question.id)
+        ids = _encode_question(
+            tokenizer, whole_text(question.question, f"question {question.id!r}"), question.id
+        )
     else:
         raise UserError(f"question {question.id!r}: needs one of question, prompt, prompt_ids")
     if not ids:
@@ -146,13 +148,12 @@ def encode_prompt(tokenizer: Tokenizer | None, question: Question) -> list[int]:
     return ids
 
 
-def _whole(text: str, id: str) -> str:
+def whole_text(text: str, what: str) -> str:
+    """The text. Raises UserError, naming `what`, for half a character, which no tokenizer takes."""
     try:
         text.encode("utf-8")
     except UnicodeEncodeError as error:
-        raise UserError(
-            f"question {id!r}: character {error.start} is half a one (a lone surrogate)"
-        ) from error
+        raise UserError(f"{what}: character {error.start} is half a one (a lone surrogate)") from error
     return text
 
 

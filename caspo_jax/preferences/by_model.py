@@ -76,7 +76,8 @@ def policy_competitors(
         )
         roomy = [i for i, room in enumerate(rooms) if room == max_new_tokens]
         tight = [i for i, room in enumerate(rooms) if 0 < room < max_new_tokens]
-        for rows in (roomy, tight):  # what meets the end of the context is unfinished
+        # Apart, for slots are not refilled under limits. What meets the end of the context is unfinished.
+        for rows in (roomy, tight):
             if not rows:
                 continue
             questions = [Question(id=str(i), prompt_ids=contexts[i]) for i in rows]

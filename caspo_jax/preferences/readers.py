@@ -81,8 +81,9 @@ def trl_from_record(record: Mapping[str, Any], tokenizer: Any = None) -> Pair:
     """A TRL preference record: `chosen, rejected` and `prompt` or none, as text or as lists of messages.
 
     Without a prompt, or with a string beside messages, which then hold it too (UltraFeedback), it is what both have in
-    common at the start (whole messages, or characters back to a white space). Answers are whole, so both end their trace, unless `ends_trace` of `to_trl_record` says else. Messages are
-    rendered by the tokenizer's chat template; without one a single user message stands for itself.
+    common at the start (whole messages, or characters back to a white space). Answers are whole, so both
+    end their trace, unless `ends_trace` of `to_trl_record` says else. Messages are rendered by the tokenizer's chat
+    template; without one a single user message stands for itself.
     """
     missing = [field for field in ("chosen", "rejected") if field not in record]
     if missing:

@@ -35,10 +35,9 @@ def message_text(message: Mapping[str, Any]) -> str:
 def reasoning_of(message: Mapping[str, Any]) -> str:
     """What a message holds of reasoning, "" for none."""
     for field in ("reasoning_content", "reasoning"):
-        if (
-            isinstance(message.get(field), str) and message[field]
-        ):  # servers send both names, one of them empty
-            return message[field]
+        value = message.get(field)
+        if isinstance(value, str) and value:  # servers send both names, one of them empty
+            return value
     content = message.get("content")
     if not isinstance(content, list):
         return ""

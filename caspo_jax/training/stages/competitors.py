@@ -8,8 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
-from caspo_jax.distributed import barrier, is_writer
-from caspo_jax.outputs import manifest_path
+from caspo_jax.outputs import discard_unfinished
 from caspo_jax.preferences import CompetitorMaker, NoCompetitor, Rival
 from caspo_jax.preferences.candidates import Candidate
 from caspo_jax.preferences.identity import stable_hash
@@ -66,11 +65,7 @@ def kept_competitors(
 
 def forget_competitors(output: Path) -> None:
     """Removes what was kept: the pairs of `output` are written."""
-    path = _path(output)
-    barrier(f"{path.name} used")
-    if is_writer():
-        path.with_name(path.name + ".partial").unlink(missing_ok=True)
-        manifest_path(path).unlink(missing_ok=True)
+    discard_unfinished(_path(output))
 
 
 def _path(output: Path) -> Path:
