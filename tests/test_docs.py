@@ -130,11 +130,14 @@ def test_names_are_registered_once_and_fields_must_exist():
 
 
 def test_files_that_the_documents_name_exist():
-    for document in ("README.md", "docs/extending.md", "experiments/README.md", "CHANGELOG.md"):
-        text = (ROOT / document).read_text(encoding="utf-8")
-        for target in re.findall(r"\]\((?!https?:|#)([^)]+)\)", text):
+    folders = (ROOT, ROOT / "docs", ROOT / "experiments", ROOT / "tpu_scripts")
+    documents = [document for folder in folders for document in folder.glob("*.md")]
+    assert len(documents) > 5
+    for document in documents:
+        text = document.read_text(encoding="utf-8")
+        for target in re.findall(r"\]\((?!https?:)([^)]+)\)", text):
             file, _, anchor = target.partition("#")
-            path = (ROOT / document).parent / file
+            path = document.parent / file if file else document
             assert path.exists(), (document, target)
             if anchor:
                 heads = re.findall(r"^#+ (.*)$", path.read_text(encoding="utf-8"), flags=re.MULTILINE)
