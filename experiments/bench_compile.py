@@ -1,4 +1,6 @@
-"""Compile time of the train step at two depths, in turns, each in a process of its own: layers are scanned, so it stays.
+"""Compile time of the train step at two depths, in turns, each in a process of its own.
+
+More than a few layers are a loop, so the time should hardly grow with the depth.
 
     python -m experiments.bench_compile
     python -m experiments.bench_compile --layers=4,64 --width=512 --output=compile.json
@@ -15,7 +17,8 @@ from typing import Any
 
 from absl import flags
 
-from experiments import common
+from caspo_jax.errors import UserError
+from experiments import bench_flags, common, result_files
 from experiments.bench_process import Worker, in_turns, machine, median_of, ratio_of, table
 
 FLAGS = flags.FLAGS
@@ -28,18 +31,16 @@ def define_flags() -> None:
     flags.DEFINE_integer("width", 256, "hidden size, a multiple of 32", lower_bound=32)
     flags.DEFINE_integer("rows", 4, "rows a batch", lower_bound=1)
     flags.DEFINE_integer("length", 512, "tokens a row", lower_bound=32)
-    flags.DEFINE_integer("cycles", 2, "times that both are compiled in the order A B B A", lower_bound=1)
-    flags.DEFINE_string("output", None, "JSON file for all that was measured")
-    common.define_terminal_flags()
+    bench_flags.define_run_flags(cycles=2)
 
 
 def main() -> None:
     """Measure."""
-    from caspo_jax.errors import UserError
-
     depths = [text for text in FLAGS.layers if text.isdecimal() and int(text) > 0]
     if len(depths) != len(FLAGS.layers) or len(set(depths)) != 2:
         raise UserError(f"--layers={','.join(FLAGS.layers)}: give two different numbers of layers")
+    bench_flags.check_width()
+    save = result_files.claim("output", "bench_compile")
     sizes = [str(x) for x in (FLAGS.vocab_size, FLAGS.width, FLAGS.rows, FLAGS.length)]
 
     def compiled(depth: str) -> dict[str, Any]:
@@ -63,10 +64,7 @@ def main() -> None:
     common.say(table(["layers", "seconds", "temporaries MiB"], rows))
     ratio = ratio_of(runs[depths[0]], runs[depths[1]], "seconds")
     summary = {"ratio": f"{ratio['median']:.2f} ({ratio['least']:.2f} to {ratio['most']:.2f})"}
-    if FLAGS.output:
-        from caspo_jax.store import write_json
-
-        write_json(FLAGS.output, {"machine": machine(), "ratio": ratio, "runs": runs})
+    save({"machine": machine(), "ratio": ratio, "runs": runs})
     common.closing(f"compile time, {depths[1]} layers over {depths[0]}", summary)
 
 

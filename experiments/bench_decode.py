@@ -27,8 +27,8 @@ from typing import Any
 import numpy as np
 from absl import flags
 
-from experiments import bench_model, common
-from experiments.bench_load import define_shape_flags, given_shape
+from caspo_jax.errors import UserError
+from experiments import bench_flags, bench_model, common, result_files
 from experiments.bench_process import Worker, in_turns, machine, median_of, ratio_of, table
 
 FLAGS = flags.FLAGS
@@ -61,21 +61,16 @@ def define_flags() -> None:
         lower_bound=0,
     )
     flags.DEFINE_enum("dtype", "float32", ["float32", "bfloat16"], "dtype of weights and cache")
-    flags.DEFINE_enum("peer", "none", ["none", *MODULES], "what to compare with")
-    flags.DEFINE_string("peer_python", None, "interpreter that has the peer; default: this one")
+    bench_flags.define_peer_flags(list(MODULES))
     flags.DEFINE_bool("peer_compile", False, "transformers may also try torch.compile over a static cache")
     flags.DEFINE_bool("peer_only", False, "leave out what concerns caspo_jax alone")
-    flags.DEFINE_integer("cycles", 3, "times that the sides are run in the order A B B A", lower_bound=1)
     flags.DEFINE_integer("seed", 0, "seed of weights and prompts", lower_bound=0)
-    define_shape_flags(vocab_size=32_768, width=256, layers=4)
-    flags.DEFINE_string("output", None, "JSON file for all that was measured")
-    common.define_terminal_flags()
+    bench_flags.define_shape_flags(vocab_size=32_768, width=256, layers=4)
+    bench_flags.define_run_flags()
 
 
 def chosen_cases() -> list[str]:
     """Those of --cases, greedy first."""
-    from caspo_jax.errors import UserError
-
     unknown = [name for name in FLAGS.cases if name not in CASES]
     if unknown:
         raise UserError(f"--cases={','.join(FLAGS.cases)}: choose some of {', '.join(CASES)}")
@@ -116,7 +111,9 @@ def given_step_work(shape: bench_model.Shape) -> tuple[float, float]:
 def main() -> None:
     """Measure."""
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # two sides share an accelerator
-    shape, cases = given_shape(), chosen_cases()
+    shape, cases = bench_flags.given_shape(), chosen_cases()
+    peer_python = bench_flags.peer_python()
+    save = result_files.claim("output", "bench_decode")
     rng = np.random.default_rng(FLAGS.seed)
     prompts = rng.integers(16, shape.vocab_size, (FLAGS.batch_size, FLAGS.prompt_length)).tolist()
     with tempfile.TemporaryDirectory() as temporary:
@@ -129,8 +126,7 @@ def main() -> None:
         workers = {"caspo_jax": ours}
         try:
             if FLAGS.peer != "none":
-                python = FLAGS.peer_python or sys.executable
-                workers[FLAGS.peer] = Worker(python, MODULES[FLAGS.peer], [str(job)])
+                workers[FLAGS.peer] = Worker(peer_python, MODULES[FLAGS.peer], [str(job)])
             about = {name: worker.ask(do="ready") for name, worker in workers.items()}
             results: dict[str, Runs] = {}
             if FLAGS.peer != "none":
@@ -140,7 +136,26 @@ def main() -> None:
         finally:
             for worker in workers.values():
                 worker.close()
-    report(shape, results, own, about, rates)
+    read, operations = given_step_work(shape)
+    step = {"bytes": read, "operations": operations}
+    summary = report(step, results, own, rates)
+    save(
+        {
+            "shape": dataclasses.asdict(shape),
+            "dtype": FLAGS.dtype,
+            "rows": FLAGS.batch_size,
+            "prompt_length": FLAGS.prompt_length,
+            "new_tokens": FLAGS.new_tokens,
+            "machine": machine(),
+            "sides": about,
+            "rates": rates,
+            "step": step,
+            "summary": summary,
+            "beside_peer": results,
+            "own": own,
+        }
+    )
+    common.closing(f"decoding on {about['caspo_jax']['device']}, {FLAGS.dtype}", summary)
 
 
 def supported(case: str) -> bool:
@@ -160,8 +175,6 @@ def run_once(worker: Worker, case: str, settings: dict[str, Any]) -> dict[str, A
 
 
 def _demand(ok: bool, what: str) -> None:
-    from caspo_jax.errors import UserError
-
     if not ok:
         raise UserError(f"not a measurement: {what}")
 
@@ -213,14 +226,10 @@ def own_figures(ours: Worker, cases: list[str]) -> dict[str, Any]:
 
 
 def report(
-    shape: bench_model.Shape,
-    results: dict[str, Runs],
-    own: dict[str, Any],
-    about: dict[str, Any],
-    rates: dict[str, float],
-) -> None:
-    """The table, the JSON and the closing summary."""
-    read, operations = given_step_work(shape)
+    step: dict[str, float], results: dict[str, Runs], own: dict[str, Any], rates: dict[str, float]
+) -> dict[str, Any]:
+    """Prints the table; returns the closing summary."""
+    read, operations = step["bytes"], step["operations"]
     least = max(read / rates["copy"], operations / rates["matmul"])
     rows: list[list[str]] = []
     summary: dict[str, Any] = {}
@@ -263,27 +272,7 @@ def report(
     summary["measured: copy, matmul"] = (
         f"{rates['copy'] / 1e9:.1f} GB/s (of as many bytes), {rates['matmul'] / 1e9:,.0f} GFLOP/s"
     )
-    if FLAGS.output:
-        from caspo_jax.store import write_json
-
-        write_json(
-            FLAGS.output,
-            {
-                "shape": dataclasses.asdict(shape),
-                "dtype": FLAGS.dtype,
-                "rows": FLAGS.batch_size,
-                "prompt_length": FLAGS.prompt_length,
-                "new_tokens": FLAGS.new_tokens,
-                "machine": machine(),
-                "sides": about,
-                "rates": rates,
-                "step": {"bytes": read, "operations": operations},
-                "summary": summary,
-                "beside_peer": results,
-                "own": own,
-            },
-        )
-    common.closing(f"decoding on {about['caspo_jax']['device']}, {FLAGS.dtype}", summary)
+    return summary
 
 
 if __name__ == "__main__":

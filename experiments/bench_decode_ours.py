@@ -17,10 +17,8 @@ from experiments.bench_worker import reset_peak, serve, versions
 
 DELIMITED = 20  # every so many-th word ends a step: steps of about so many random tokens
 PRUNED = 0.2  # share of a plain run's step confidences below CaT's threshold
-LONG = (
-    8  # the skewed set: outputs that end by themselves are this many times shorter than the limit, on average
-)
-SAMPLES = 4  # of each of its prompts
+# The skewed set: outputs end by themselves, this many times before the limit on average; so many of each prompt.
+LONG, SAMPLES = 8, 4
 
 
 class Side:
@@ -100,8 +98,8 @@ class Side:
             num_branches=branches,
             threshold=self._threshold,
             expand=branches,
-            num_answers=branches
-            + 1,  # more than ever finish: every path ends at the limit, all in one iteration
+            # More than ever finish: every path ends at the limit, all in one iteration.
+            num_answers=branches + 1,
             sample=self._sample(temperature=1.0),
         )
         started = time.perf_counter()

@@ -27,8 +27,8 @@ from typing import Any
 
 from absl import flags
 
-from experiments import bench_model, common
-from experiments.bench_load import define_shape_flags, given_shape
+from caspo_jax.errors import UserError
+from experiments import bench_flags, bench_model, common, result_files
 from experiments.bench_process import Worker, in_turns, machine, median_of, ratio_of, table
 
 FLAGS = flags.FLAGS
@@ -48,22 +48,17 @@ def define_flags() -> None:
     flags.DEFINE_integer(
         "batch_size", 8, "pairs an update of `pairs` (`steps`: a trace an update)", lower_bound=1
     )
-    flags.DEFINE_enum("peer", "none", ["none", *MODULES], "what to compare with")
-    flags.DEFINE_string("peer_python", None, "interpreter that has the peer; default: this one")
-    flags.DEFINE_integer("cycles", 3, "times that both are run in the order A B B A", lower_bound=1)
+    bench_flags.define_peer_flags(list(MODULES))
     flags.DEFINE_integer("seed", 0, "seed of weights and tokens", lower_bound=0)
     flags.DEFINE_enum("dtype", "float32", ["float32", "bfloat16"], "of weights and products, on both sides")
     flags.DEFINE_integer("lora_rank", 0, "train adapters of this rank alone; 0: all weights", lower_bound=0)
     flags.DEFINE_bool("remat", False, "recompute each layer in the backward pass, on both sides")
-    define_shape_flags(vocab_size=32_768, width=256, layers=4)
-    flags.DEFINE_string("output", None, "JSON file for all that was measured")
-    common.define_terminal_flags()
+    bench_flags.define_shape_flags(vocab_size=32_768, width=256, layers=4)
+    bench_flags.define_run_flags()
 
 
 def workloads() -> list[bench_model.Workload]:
     """Those of --workloads."""
-    from caspo_jax.errors import UserError
-
     made = {
         "pairs": lambda: bench_model.unrelated_pairs(
             FLAGS.pairs,
@@ -96,12 +91,15 @@ def settings_to_try(side: str, workload: bench_model.Workload, platform: str) ->
             for length in (512, 1024)
             for remat in remats
         ]
-    return [{"micro": micro} for micro in (2, 4, 8, 16) if workload.batch_size % micro == 0]
+    sizes = [micro for micro in (2, 4, 8, 16) if workload.batch_size % micro == 0]
+    return [{"micro": micro} for micro in sizes or [workload.batch_size]]
 
 
 def main() -> None:
     """Measure."""
-    shape, loads = given_shape(), workloads()
+    shape, loads = bench_flags.given_shape(), workloads()
+    peer_python = bench_flags.peer_python()
+    save = result_files.claim("output", "bench_train")
     with tempfile.TemporaryDirectory() as temporary:
         folder = bench_model.make_checkpoint(shape, Path(temporary) / "model", FLAGS.dtype, FLAGS.seed)
         job = Path(temporary) / "job.json"
@@ -113,13 +111,27 @@ def main() -> None:
         job.write_text(json.dumps(contents), encoding="utf-8")
         interpreters = {"caspo_jax": (sys.executable, "experiments.bench_train_ours")}
         if FLAGS.peer != "none":
-            interpreters[FLAGS.peer] = (FLAGS.peer_python or sys.executable, MODULES[FLAGS.peer])
+            interpreters[FLAGS.peer] = (peer_python, MODULES[FLAGS.peer])
         start = {
             name: functools.partial(Worker, python, module, [str(job)])
             for name, (python, module) in interpreters.items()
         }
         results = {w.name: measure(w, start) for w in loads}
-    report(shape, loads, results)
+    rate = max(result["matmul_flops"] for result in results.values())
+    summary = report(shape, loads, results, rate)
+    save(
+        {
+            "shape": dataclasses.asdict(shape),
+            **{name: FLAGS[name].value for name in ("dtype", "lora_rank", "remat")},
+            "machine": machine() | {"matmul_flops": rate},
+            "versions": next(iter(results.values()))["versions"],
+            "workloads": {w.name: {"pairs": len(w.pairs), "row_tokens": w.row_tokens} for w in loads},
+            "summary": summary,
+            "results": results,
+        }
+    )
+    summary[f"{FLAGS.dtype} matmul, GFLOP/s"] = round(rate / 1e9, 1)
+    common.closing("training (speed: their seconds over ours; memory: ours over theirs)", summary)
 
 
 def run_once(worker: Worker, workload: bench_model.Workload, settings: dict[str, Any]) -> dict[str, Any]:
@@ -128,8 +140,6 @@ def run_once(worker: Worker, workload: bench_model.Workload, settings: dict[str,
     Raises:
       UserError: it did not make the updates that the workload asks for, so its time means nothing.
     """
-    from caspo_jax.errors import UserError
-
     answer = worker.ask(do="run", workload=workload.name, settings=settings)
     wanted = -(-len(workload.pairs) // workload.batch_size)
     if answer["updates"] != wanted:
@@ -143,7 +153,10 @@ def measure(workload: bench_model.Workload, start: Mapping[str, Callable[[], Wor
     """The warm-up's choice and all runs of one workload, by side."""
     chosen = {}
     with started(start) as workers, common.Progress(0, f"{workload.name} warm-up", unit="run") as progress:
-        platform = workers["caspo_jax"].ask(do="ready")["platform"]
+        about = {
+            name: worker.ask(do="ready") for name, worker in workers.items()
+        }  # a peer that cannot start says so here
+        platform = about["caspo_jax"]["platform"]
         tries = {name: settings_to_try(name, workload, platform) for name in workers}
         progress.reach(0, (2 + AGAIN) * sum(map(len, tries.values())))  # at most
         for name, worker in workers.items():
@@ -191,9 +204,10 @@ def fastest(tries: list[dict[str, Any]], seconds: Callable[[dict[str, Any]], flo
     return tries[best.index(min(best))]
 
 
-def report(shape: bench_model.Shape, loads: list[bench_model.Workload], results: dict[str, Any]) -> None:
-    """The table, the JSON and the closing summary."""
-    rate = max(result["matmul_flops"] for result in results.values())
+def report(
+    shape: bench_model.Shape, loads: list[bench_model.Workload], results: dict[str, Any], rate: float
+) -> dict[str, Any]:
+    """Prints the table; returns the closing summary. `rate` is the machine's, in operations a second."""
     rows: list[list[str]] = []
     summary: dict[str, Any] = {}
     for workload in loads:
@@ -223,24 +237,7 @@ def report(shape: bench_model.Shape, loads: list[bench_model.Workload], results:
                 summary[f"{workload.name}: peak memory against {name}"] = f"{memory:.2f}"
     columns = ["workload", "side", "pairs/s", "row tokens/s", "of matmul rate", "peak GiB", "first loss"]
     common.say(table(columns, rows))
-    if FLAGS.output:
-        from caspo_jax.store import write_json
-
-        described = {w.name: {"pairs": len(w.pairs), "row_tokens": w.row_tokens} for w in loads}
-        write_json(
-            FLAGS.output,
-            {
-                "shape": dataclasses.asdict(shape),
-                **{name: FLAGS[name].value for name in ("dtype", "lora_rank", "remat")},
-                "machine": machine() | {"matmul_flops": rate},
-                "versions": next(iter(results.values()))["versions"],
-                "workloads": described,
-                "summary": summary,
-                "results": results,
-            },
-        )
-    summary[f"{FLAGS.dtype} matmul, GFLOP/s"] = round(rate / 1e9, 1)
-    common.closing("training (speed: their seconds over ours; memory: ours over theirs)", summary)
+    return summary
 
 
 if __name__ == "__main__":

@@ -9,9 +9,9 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-# Before jax starts: training allocates and frees the same large buffers at every step, and on a CPU a tenth of its time,
-# beside other processes a third, goes into handing their pages back to the system and asking for them again. One arena, because those of threads hand
-# theirs back whatever they are told; huge pages, where the system has them for whoever asks.
+# glibc's settings under which a process keeps the buffers that it frees. Training allocates and frees the same large ones at
+# every step, and on a CPU handing their pages back and asking for them again takes a tenth of its time, beside other
+# processes a third. One arena, because those of threads hand pages back whatever else is set; huge pages where there are any.
 MALLOC = {
     "MALLOC_MMAP_MAX_": "0",
     "MALLOC_TRIM_THRESHOLD_": "17179869184",
@@ -20,7 +20,7 @@ MALLOC = {
     "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1",
 }
 
-os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")  # PyTorch is not there, and is not needed
+os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")  # that PyTorch is missing: it is not needed
 
 from absl import app, flags, logging  # noqa: E402
 
@@ -104,14 +104,22 @@ def _join_processes() -> None:
 
 
 def tune_malloc() -> None:
-    """Restart the interpreter once with an allocator that keeps large buffers (Linux, CPU runs)."""
+    """Restart the interpreter once with `MALLOC` (Linux): called before the flags are defined, by programs that train."""
     if sys.platform == "linux" and "MALLOC_TOP_PAD_" not in os.environ and sys.orig_argv:
         os.environ.update({**MALLOC, **os.environ})
         os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
 
 
 def load_questions(path: str, *, need_gold: bool = False) -> list[Any]:
-    """Read the questions of --input; ids must differ, golds must be there where they are needed."""
+    """Read a JSONL of questions by --question_field and --gold_field.
+
+    Args:
+      path: the file.
+      need_gold: whether every question must have a gold answer.
+
+    Raises:
+      UserError: a malformed question, an id that was used before or a missing gold answer (file:line), no questions.
+    """
     from caspo_jax.records import question_from_record
     from caspo_jax.store import parse_at, read_jsonl
 
@@ -140,7 +148,7 @@ def load_questions(path: str, *, need_gold: bool = False) -> list[Any]:
 
 
 def mesh() -> Any:
-    """The mesh of --mesh."""
+    """The mesh of --mesh; None without one."""
     from caspo_jax.sharding import make_mesh
 
     return make_mesh(FLAGS.mesh)
@@ -161,7 +169,13 @@ def step_delimiter(settings: Mapping[str, Any]) -> str:
 
 
 def sample_config(policy: Any, questions: Sequence[Any], **overrides: Any) -> Any:
-    """The decoding flags as a SampleConfig; without --max_new_tokens, as many as the context leaves, 1,024 at most."""
+    """The decoding flags as a SampleConfig.
+
+    Args:
+      policy: whose context bounds the outputs, and whose caspo.json may name the step delimiter.
+      questions: without --max_new_tokens an output may be as long as the longest of these leaves, 1,024 tokens at most.
+      overrides: fields that the flags do not decide here.
+    """
     from caspo_jax.models import encode_prompt
     from caspo_jax.sampling import SampleConfig
 
@@ -189,7 +203,10 @@ def cat_config(policy: Any, sample: Any) -> Any:
 
 
 def answer_functions(policy: Any) -> tuple[Callable[[str], str | None], Callable[[str, str], bool]]:
-    """How answers are read and compared: --answers, else the embedded task of a tiny policy, else mathematics."""
+    """How answers are read (text -> answer) and compared (gold, answer).
+
+    By --answers; without it as the embedded task of a tiny policy has it; else as mathematics.
+    """
     from caspo_jax.steps import AnswerKind, equivalent, extract_answer
 
     task = policy.settings.get("task")
@@ -221,16 +238,29 @@ def write_html_report(out: str | Path, model: str | None) -> Path | None:
     return write_report([out], Path(out) / "report.html", tokenizer=tokenizer)
 
 
-def check_outputs(outputs: Sequence[str], inputs: Sequence[str] = ("input",)) -> None:
-    """Refuses outputs, by flag, that are an input of this run or one another, also with --overwrite: it would be lost."""
+def check_outputs(
+    outputs: Sequence[str],
+    inputs: Sequence[str] = ("input",),
+    derived: Mapping[str, Path | None] | None = None,
+) -> None:
+    """Refuses two names for one file among a program's inputs and outputs, also with --overwrite: it would be lost.
+
+    Args:
+      outputs: flags of output files; one that was not given counts for nothing.
+      inputs: flags of input files, likewise.
+      derived: what further outputs are -> their path.
+
+    Raises:
+      UserError: an output is an input, or another output; names both.
+    """
+    files: dict[str, Any] = {f"--{flag}": getattr(FLAGS, flag) for flag in (*inputs, *outputs)}
     taken: dict[Path, str] = {}
-    for flag in (*inputs, *outputs):
-        path = getattr(FLAGS, flag)
+    for name, path in (files | dict(derived or {})).items():
         if path is None:
             continue
-        before = taken.setdefault(Path(path).resolve(), flag)
-        if before != flag:
-            raise UserError(f"--{flag}={path} is the file of --{before}: write to another one")
+        before = taken.setdefault(Path(path).resolve(), name)
+        if before != name:
+            raise UserError(f"{before} and {name} are the same file, {path}: write to another one")
 
 
 def require_folder(path: str | None, flag: str) -> Path:
@@ -238,3 +268,11 @@ def require_folder(path: str | None, flag: str) -> Path:
     if path is None or not Path(path).is_dir():
         raise UserError(f"--{flag}={path}: no such folder")
     return Path(path)
+
+
+def check_folder(flag: str) -> None:
+    """Refuses a folder of outputs, by flag, that is a file or lies below one: before the work."""
+    path = Path(getattr(FLAGS, flag))
+    file = next((p for p in (path, *path.parents) if p.is_file()), None)
+    if file is not None:
+        raise UserError(f"--{flag}={path}: {file} is a file, where a folder should be")

@@ -4,7 +4,7 @@
     python -m experiments.compile_check --model_config=qwen3-8b --topology=v5e:2x4 --mesh=tensor:8 --what=cat --num_branches=10
     python -m experiments.compile_check --model_config=qwen2.5-1.5b --topology=h200:1 --mesh=data:1 --what=cat --questions=16 --num_branches=1
 
-The programs are the product's own, lowered from shapes alone and compiled ahead of time on a CPU machine, by libtpu
+The programs are the library's own, lowered from shapes alone and compiled ahead of time on a CPU machine, by libtpu
 (pip install 'caspo_jax[tpu]') or for a100, h100 and h200 by JAX's CUDA plugin (pip install 'caspo_jax[gpu]'; kernels are
 then chosen without trying them). Printed: HBM a chip and whether it fits, products, HBM traffic, collectives, on GPUs
 kernels and waits for the host, and the least time a run that the chip's published rates allow. --model_config takes a
@@ -13,11 +13,13 @@ Hugging Face config.json (or its folder) or a shape: tiny, qwen2.5-1.5b, qwen2.5
 
 from __future__ import annotations
 
+import dataclasses
 import os
 
 from absl import flags
 
-from experiments import common
+from caspo_jax.errors import UserError
+from experiments import common, result_files
 
 FLAGS = flags.FLAGS
 
@@ -45,7 +47,7 @@ def define_flags() -> None:
     flags.DEFINE_integer("num_branches", 10, "cat: slots K a question", lower_bound=1)
     flags.DEFINE_integer("prompt", 256, "cat: tokens of the longest prompt", lower_bound=1)
     flags.DEFINE_integer("max_new_tokens", 4096, "cat: tokens a path", lower_bound=1)
-    flags.DEFINE_string("output", None, "also write the figures to this JSON file")
+    result_files.define_output_flags("also write the figures to this JSON file")
     flags.DEFINE_string("hlo", None, "also write the compiled program's text to this file")
     flags.DEFINE_enum("preset", "caspo", ["caspo", "paper"], "train: recipe whose loss is compiled")
     common.define_terminal_flags()
@@ -55,21 +57,22 @@ def define_flags() -> None:
 def main() -> None:
     """Check."""
     from caspo_jax import compile_check
-    from caspo_jax.errors import UserError
     from caspo_jax.sharding import make_mesh
-    from caspo_jax.store import write_json, write_text
     from caspo_jax.training import TrainConfig
     from experiments.config_flags import given_config
 
+    common.check_outputs(("output", "hlo"), ("model_config",))
     config = compile_check.model_shape(FLAGS.model_config)
+    recipe = given_config("train", TrainConfig.preset(FLAGS.preset, remat="full"))
     chip, devices = compile_check.topology_devices(FLAGS.topology)
     mesh = make_mesh(FLAGS.mesh, devices)
     if mesh is None:
         raise UserError("--mesh is empty: give one of as many devices, such as fsdp:64,tensor:4")
+    settings = result_files.flag_values() | {"train": dataclasses.asdict(recipe)}
+    save, save_hlo = (result_files.claim(flag, "compile_check", settings) for flag in ("output", "hlo"))
     if FLAGS.what == "train":
-        settings = given_config("train", TrainConfig.preset(FLAGS.preset, remat="full"))
         shape = compile_check.TrainShape(FLAGS.rows, FLAGS.length, FLAGS.step_share)
-        program = compile_check.train_program(config, mesh, shape, settings, FLAGS.dtype)
+        program = compile_check.train_program(config, mesh, shape, recipe, FLAGS.dtype)
         title = f"one update of {FLAGS.rows} rows of {FLAGS.length:,} tokens"
     else:
         search = compile_check.CatShape(
@@ -78,10 +81,8 @@ def main() -> None:
         program = compile_check.cat_program(config, mesh, search, FLAGS.dtype, chip)
         title = f"one token in each of {FLAGS.questions} x {FLAGS.num_branches} branches of {FLAGS.max_new_tokens:,}"
     result = compile_check.check(program, chip, len(devices))
-    if FLAGS.output:
-        write_json(FLAGS.output, result.to_json())
-    if FLAGS.hlo:
-        write_text(FLAGS.hlo, result.text)
+    save(result.to_json())
+    save_hlo(result.text)
     if FLAGS.log_json:
         common.closing(title, result.to_json())
     else:

@@ -20,6 +20,7 @@ from typing import Any
 
 from absl import flags
 
+from caspo_jax.errors import UserError
 from experiments import calibrations, common, verifiers
 
 FLAGS = flags.FLAGS
@@ -50,38 +51,22 @@ def define_flags() -> None:
         "ask under a prompt intervention on expressed confidence: blank, basic, genuine, human, perception, "
         "self_monitoring, self_correction, evidence_gap, hedge_scale",
     )
-    flags.DEFINE_string("trees", None, "JSONL for the search trees (cat, explore)")
+    flags.DEFINE_string("trees", None, "also write the search trees to this JSONL (cat, explore)")
 
 
 def main() -> None:
     """Generate a file."""
-    from caspo_jax.errors import UserError
-    from caspo_jax.training.stages import Policy, sample_stage
+    from caspo_jax.training.stages import sample_stage
 
-    strategy = FLAGS.strategy
-    common.check_outputs(("output", "trees"))
-    searching = strategy in ("cat", "explore")
-    if FLAGS.trees and not searching:
-        raise UserError(f"--trees goes with --strategy=cat or explore, not {strategy}")
+    strategy, searching = FLAGS.strategy, FLAGS.strategy in ("cat", "explore")
     answers = Path(f"{FLAGS.output}.answers.jsonl") if strategy in ("self_consistency", "cat") else None
-    if FLAGS.trees and answers and Path(FLAGS.trees).resolve() == answers.resolve():
-        raise UserError(f"--trees={FLAGS.trees} is where the answers go: write to another file")
-    if FLAGS.calibration and strategy != "cat":
-        raise UserError(f"--calibration goes with --strategy=cat, not {strategy}")
-    given = [flag for flag in common.CAT_FLAGS if FLAGS[flag].present]
-    if given and not searching:
-        raise UserError(f"--{given[0]} goes with --strategy=cat or explore, not {strategy}")
-    if strategy == "explore" and (pruning := [f for f in ("threshold", "prune", "min_live") if f in given]):
-        raise UserError(f"--{pruning[0]} goes with --strategy=cat: an exploration never prunes")
+    common.check_outputs(("output", "trees"), derived={"the answers": answers})
+    check_flags(strategy, searching)
     calibration = calibrations.load()
-    if searching and FLAGS["num_samples"].present:
-        raise UserError(f"--num_samples does not go with --strategy={strategy}: use --num_branches")
     if strategy == "greedy":
-        if FLAGS["temperature"].present and FLAGS.temperature != 0:
-            raise UserError(f"--temperature={FLAGS.temperature} contradicts --strategy=greedy")
         FLAGS["temperature"].value = 0.0
     questions = common.load_questions(FLAGS.input)
-    policy = Policy.load(FLAGS.model, FLAGS.dtype, common.mesh())
+    policy = common.load_policy()
     if FLAGS.intervention is not None:
         from caspo_jax.evaluation.faithfulness import with_intervention
 
@@ -110,6 +95,23 @@ def main() -> None:
         )
     rows = summary(Path(FLAGS.output), answers, questions) | calibrations.caveat(calibration, config)
     common.closing(f"{strategy} traces in {FLAGS.output}", rows)
+
+
+def check_flags(strategy: str, searching: bool) -> None:
+    """Refuses flags that the strategy would not heed."""
+    if FLAGS.trees and not searching:
+        raise UserError(f"--trees goes with --strategy=cat or explore, not {strategy}")
+    if FLAGS.calibration and strategy != "cat":
+        raise UserError(f"--calibration goes with --strategy=cat, not {strategy}")
+    given = [flag for flag in common.CAT_FLAGS if FLAGS[flag].present]
+    if given and not searching:
+        raise UserError(f"--{given[0]} goes with --strategy=cat or explore, not {strategy}")
+    if strategy == "explore" and (pruning := [f for f in ("threshold", "prune", "min_live") if f in given]):
+        raise UserError(f"--{pruning[0]} goes with --strategy=cat: an exploration never prunes")
+    if searching and FLAGS["num_samples"].present:
+        raise UserError(f"--num_samples does not go with --strategy={strategy}: use --num_branches")
+    if strategy == "greedy" and FLAGS["temperature"].present and FLAGS.temperature != 0:
+        raise UserError(f"--temperature={FLAGS.temperature} contradicts --strategy=greedy")
 
 
 def summary(output: Path, answers: Path | None, questions: list[Any]) -> dict[str, Any]:

@@ -77,7 +77,7 @@ def main() -> None:
     manifest = Manifest.open(
         manifest_path(FLAGS.output),
         program="score",
-        config={"policy": policy.hash, "dtype": FLAGS.dtype, "batch_size": FLAGS.batch_size},
+        config={"policy": policy.hash, "dtype": str(model.dtype), "batch_size": FLAGS.batch_size},
         inputs={"input": FLAGS.input},
         overwrite=FLAGS.overwrite,
     )

@@ -28,15 +28,15 @@ def define_seed_flag(help_text: str) -> None:
 def define_process_flags() -> None:
     """Flags of a run of several processes; on Cloud TPU, under SLURM and under Open MPI they are not needed."""
     flags.DEFINE_string(
-        "coordinator_address", None, "several processes, one on each host: host:port of process 0"
+        "coordinator_address", None, "several processes (docs/scaling.md): host:port of process 0"
     )
-    flags.DEFINE_integer("num_processes", None, "how many processes the run has", lower_bound=1)
-    flags.DEFINE_integer("process_id", None, "which of them this is, from 0", lower_bound=0)
+    flags.DEFINE_integer("num_processes", None, "several processes: how many", lower_bound=1)
+    flags.DEFINE_integer(
+        "process_id", None, "several processes: which of them this is, from 0", lower_bound=0
+    )
 
 
-def define_decoding_flags(
-    *, num_samples: int = 1, temperature: float = 1.0, max_new_tokens: int = 1024
-) -> None:
+def define_decoding_flags(*, num_samples: int = 1, temperature: float = 1.0) -> None:
     """Flags of every program that decodes."""
     flags.DEFINE_integer("batch_size", 64, "rows (questions x samples) decoded together", lower_bound=1)
     flags.DEFINE_integer(
@@ -49,7 +49,7 @@ def define_decoding_flags(
     flags.DEFINE_float("top_p", 1.0, "nucleus mass; 1 is off")
     flags.DEFINE_integer("top_k", 0, "most probable tokens kept; 0 is off")
     flags.DEFINE_float("min_p", 0.0, "least probability, as a share of the most probable token's; 0 is off")
-    flags.DEFINE_integer("num_samples", num_samples, "outputs a question", lower_bound=1)
+    flags.DEFINE_integer("num_samples", num_samples, "outputs for each question", lower_bound=1)
     flags.DEFINE_bool("ignore_eos", False, "go on after end-of-sequence, up to --max_new_tokens")
     flags.DEFINE_string(
         "step_delimiter",
@@ -95,21 +95,40 @@ CAT_FLAGS = (
 
 
 def define_cat_flags() -> None:
-    """Flags of every program that searches a tree."""
-    flags.DEFINE_integer("num_branches", 8, "slots K of a question's tree", lower_bound=1)
-    flags.DEFINE_integer("root_branches", None, "branches to start with; default: K", lower_bound=1)
+    """Flags of every program that searches a tree; `CAT_FLAGS` names them."""
+    flags.DEFINE_integer(
+        "num_branches", 8, "search: branches K of a question that are decoded at once", lower_bound=1
+    )
+    flags.DEFINE_integer("root_branches", None, "search: branches to start with; default: K", lower_bound=1)
     flags.DEFINE_float(
-        "threshold", None, "prune strictly below this confidence; default: caspo.json, else never"
+        "threshold",
+        None,
+        "search: prune strictly below this confidence; default: the policy's caspo.json, else never",
     )
     flags.DEFINE_integer(
-        "expand", 2, "most children a node, the original included; 1 never forks", lower_bound=1
+        "expand", 2, "search: most children a node, the original included; 1 never forks", lower_bound=1
     )
-    flags.DEFINE_integer("num_answers", None, "finished paths that end a question; default: K", lower_bound=1)
-    flags.DEFINE_integer("min_live", 1, "pruning never leaves fewer live branches", lower_bound=0)
-    flags.DEFINE_integer("token_budget", None, "most tokens a question, over all branches", lower_bound=1)
-    flags.DEFINE_string("confidence", None, "step confidence; default: caspo.json, else mean_logprob")
-    flags.DEFINE_string("path_confidence", "geometric", "geometric, product, min or last")
-    flags.DEFINE_string("prune", "last", "what is held against the threshold: path, last or relative")
-    flags.DEFINE_string("vote", "sequence", "majority, confidence, sequence or best_path")
-    flags.DEFINE_float("gamma", 1.0, "exponent of the confidence vote")
-    flags.DEFINE_bool("stop_decided", False, "end a question once nothing can change its answer")
+    flags.DEFINE_integer(
+        "num_answers", None, "search: finished paths that end a question; default: K", lower_bound=1
+    )
+    flags.DEFINE_integer("min_live", 1, "search: pruning never leaves fewer live branches", lower_bound=0)
+    flags.DEFINE_integer(
+        "token_budget",
+        None,
+        "search: most tokens a question, over all branches; default: no limit",
+        lower_bound=1,
+    )
+    flags.DEFINE_string(
+        "confidence", None, "search: step confidence; default: the policy's caspo.json, else mean_logprob"
+    )
+    flags.DEFINE_string(
+        "path_confidence",
+        "geometric",
+        "search: a path's confidence, of its steps': geometric, product, min or last",
+    )
+    flags.DEFINE_string("prune", "last", "search: what is held against the threshold: path, last or relative")
+    flags.DEFINE_string(
+        "vote", "sequence", "search: what decides the answer: majority, confidence, sequence or best_path"
+    )
+    flags.DEFINE_float("gamma", 1.0, "search: exponent of the confidence vote")
+    flags.DEFINE_bool("stop_decided", False, "search: end a question once nothing can change its answer")

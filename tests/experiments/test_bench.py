@@ -6,8 +6,9 @@ import sys
 import pytest
 
 from caspo_jax.errors import UserError
-from experiments import bench_model, bench_process, bench_train
+from experiments import bench_compile, bench_decode, bench_flags, bench_model, bench_process, bench_train
 from experiments.bench_model import Shape, Workload
+from tests.experiments.test_bad_input import one_line
 
 
 def test_turns_go_a_b_b_a():
@@ -42,6 +43,86 @@ def test_a_worker_that_dies_says_why():
     worker = bench_process.Worker(sys.executable, "experiments.no_such_worker")
     with pytest.raises(UserError, match="no_such_worker"), worker:
         worker.ask(do="ready")
+
+
+PEERS = {"bench_train": "trl", "bench_decode": "tunix", "bench_load": "transformers"}
+
+
+@pytest.fixture
+def nothing_is_measured(monkeypatch):
+    """Whatever comes before the first run ends the test if it is reached."""
+
+    def make(*_, **__):
+        raise AssertionError("the work has begun")
+
+    monkeypatch.setattr(bench_model, "make_checkpoint", make)
+
+
+@pytest.mark.parametrize("name", PEERS)
+def test_a_peer_that_is_not_there_is_found_before_the_work(program, tmp_path, nothing_is_measured, name):
+    flags = {"peer": PEERS[name], "output": tmp_path / "out.json"}
+    one_line(program(name, **flags, peer_python="/nowhere/python"), "--peer_python=/nowhere/python")
+    python = tmp_path / "python"  # one that lacks the peer
+    python.write_text(f'#!/bin/sh\nexec {sys.executable} -S "$@"\n')
+    python.chmod(0o755)
+    one_line(program(name, **flags, peer_python=python), f"--peer={PEERS[name]}", f"lacks {PEERS[name]}")
+    python.write_text("#!/bin/sh\nexit 3\n")
+    one_line(program(name, **flags, peer_python=python), "no Python interpreter")
+    assert [path.name for path in tmp_path.iterdir()] == ["python"]
+
+
+@pytest.mark.parametrize("name", PEERS)
+def test_figures_leave_a_file_of_somebody_else_s(program, tmp_path, nothing_is_measured, name):
+    (tmp_path / "mine.json").write_text("mine")
+    one_line(program(name, peer="none", output=tmp_path / "mine.json"), "mine.json", "--overwrite")
+    assert (tmp_path / "mine.json").read_text() == "mine"
+
+
+class Compiler:
+    """A worker that answers at once."""
+
+    def __init__(self, *_):
+        pass
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        pass
+
+    def ask(self, **_):
+        return {"seconds": 1.0, "temporaries": 1}
+
+
+def test_figures_replace_their_own_of_the_same_settings(program, tmp_path, monkeypatch):
+    monkeypatch.setattr(bench_compile, "Worker", Compiler)
+    output = tmp_path / "out.json"
+    for _ in range(2):
+        assert program("bench_compile", output=output)[0] == 0
+    written = output.read_bytes()
+    one_line(program("bench_compile", output=output, rows=8), "rows: 4 then, 8 now")
+    assert output.read_bytes() == written
+    assert program("bench_compile", output=output, rows=8, overwrite="true")[0] == 0
+    output.unlink()  # and a manifest by itself protects nothing
+    assert program("bench_compile", output=output, rows=4)[0] == 0
+    manifest = json.loads((tmp_path / "out.json.manifest.json").read_text())
+    assert manifest["complete"]
+    assert manifest["config"]["rows"] == 4
+
+
+def test_a_width_that_heads_do_not_fill_is_refused(program):
+    for name in ("bench_compile", "bench_train"):
+        one_line(program(name, width=50), "--width=50", "multiple of 32")
+
+
+def test_a_batch_of_any_size_has_a_micro_batch():
+    for size, tries in ((8, [2, 4, 8]), (15, [15])):
+        found = bench_train.settings_to_try("trl", Workload("x", [], size), "cpu")
+        assert [settings["micro"] for settings in found] == tries
+
+
+def test_every_peer_has_its_packages():
+    assert set(bench_flags.NEEDS) == {*bench_train.MODULES, *bench_decode.MODULES, "transformers"}
 
 
 SHAPE = Shape(100, 32, 48, 3, 2, 1, 16)

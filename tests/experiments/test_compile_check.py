@@ -35,6 +35,28 @@ def test_bad_input_is_named(program, change, words):
         assert word in err
 
 
+@pytest.mark.parametrize("flag", ["output", "hlo"])
+def test_figures_leave_a_file_of_somebody_else_s(program, tmp_path, monkeypatch, flag):
+    import jax
+
+    from caspo_jax import compile_check
+
+    def compiles(*_):
+        raise AssertionError("the work has begun")
+
+    monkeypatch.setattr(compile_check, "topology_devices", lambda _: (None, jax.devices()[:1]))
+    monkeypatch.setattr(compile_check, "train_program", compiles)
+    mine = tmp_path / "mine"
+    mine.write_text("mine")
+    code, _, err = program("compile_check", **(TINY | {"mesh": "data:1", flag: mine}))
+    assert code == 1
+    assert "no manifest beside it" in err
+    code, _, err = program("compile_check", **TINY, output=mine, hlo=mine)
+    assert code == 1
+    assert "--output and --hlo are the same file" in err
+    assert mine.read_text() == "mine"
+
+
 @needs_compiler
 @pytest.mark.parametrize("topology", ["v4:2x2x1", "v5e:2x2x1", "v5p:2x2x2", "v6e:2x4"])
 def test_a_device_is_a_chip(topology):

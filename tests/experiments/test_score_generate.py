@@ -46,6 +46,19 @@ def test_score_matches_transformers(program, write, tmp_path, name):
         np.testing.assert_allclose(score["entropy"], expected["right_entropy_nats"][i, span], atol=1e-4)
 
 
+def test_scores_of_another_dtype_are_refused(program, write, tmp_path):
+    """By the dtype that is computed in, whether a flag or the checkpoint gave it."""
+    given = write("in.jsonl", [{"id": str(i), "prompt_ids": [5], "token_ids": [6 + i]} for i in range(2)])
+    flags = {"model": GOLDENS / CHECKPOINTS[0], "input": given, "output": tmp_path / "s.jsonl"}
+    assert program("score", **flags)[0] == 0
+    manifest = json.loads((tmp_path / "s.jsonl.manifest.json").read_text())
+    assert manifest["config"]["dtype"] == "float32"
+    assert program("score", **flags, dtype="float32")[0] == 0
+    code, _, err = program("score", **flags, dtype="bfloat16")
+    assert code == 1
+    assert "dtype: 'float32' then, 'bfloat16' now" in err
+
+
 @pytest.mark.parametrize("name", CHECKPOINTS)
 def test_greedy_matches_transformers(program, write, tmp_path, name):
     expected = golden(name)

@@ -1,0 +1,94 @@
+"""Flags that the benchmarks share, and what is checked of them before anything is measured."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+from collections.abc import Sequence
+
+from absl import flags
+
+from caspo_jax.errors import UserError
+from experiments import bench_model, common, result_files
+
+FLAGS = flags.FLAGS
+
+# Packages that a peer's process imports.
+NEEDS = {
+    "trl": ("trl", "torch"),
+    "tunix": ("tunix",),
+    "torch": ("torch", "transformers"),
+    "transformers": ("transformers", "torch"),
+}
+
+
+def define_shape_flags(vocab_size: int, width: int, layers: int) -> None:
+    """The shape of a model of random weights."""
+    flags.DEFINE_integer("vocab_size", vocab_size, "vocabulary of the random checkpoint", lower_bound=32)
+    flags.DEFINE_integer("width", width, "its hidden size, a multiple of 32", lower_bound=32)
+    flags.DEFINE_integer("layers", layers, "its layers", lower_bound=1)
+    flags.DEFINE_enum(
+        "shape", None, list(bench_model.SHAPES), "instead of these three, the shape of a published model"
+    )
+
+
+def given_shape() -> bench_model.Shape:
+    """The shape flags: heads of 32, half as many key heads, an inner width of four times the width."""
+    if FLAGS.shape:
+        return bench_model.SHAPES[FLAGS.shape]
+    check_width()
+    heads = FLAGS.width // 32
+    return bench_model.Shape(
+        vocab_size=FLAGS.vocab_size,
+        hidden_size=FLAGS.width,
+        intermediate_size=4 * FLAGS.width,
+        num_layers=FLAGS.layers,
+        num_heads=heads,
+        num_kv_heads=heads // 2 if heads % 2 == 0 else heads,
+    )
+
+
+def check_width() -> None:
+    """Refuses a width that heads of 32 do not fill."""
+    if FLAGS.width % 32:
+        raise UserError(f"--width={FLAGS.width}: give a multiple of 32")
+
+
+def define_peer_flags(peers: Sequence[str], default: str = "none") -> None:
+    """Whom to compare with, and where it is installed."""
+    flags.DEFINE_enum("peer", default, ["none", *peers], "what to compare with")
+    flags.DEFINE_string("peer_python", None, "interpreter that has the peer; default: this one")
+
+
+def peer_python() -> str:
+    """The interpreter of --peer_python, this one without it.
+
+    Raises:
+      UserError: there is none, or it lacks a package of --peer.
+    """
+    python = FLAGS.peer_python or sys.executable
+    if FLAGS.peer == "none":
+        return python
+    if shutil.which(python) is None:
+        raise UserError(f"--peer_python={python}: no such interpreter")
+    lists_missing = (
+        "import importlib.util, sys; print(*[n for n in sys.argv[1:] if not importlib.util.find_spec(n)])"
+    )
+    found = subprocess.run(
+        [python, "-c", lists_missing, *NEEDS[FLAGS.peer]], capture_output=True, text=True, check=False
+    )
+    if found.returncode:
+        raise UserError(f"--peer_python={python} is no Python interpreter that works: {found.stderr}")
+    if missing := found.stdout.split():
+        raise UserError(
+            f"--peer={FLAGS.peer}: {python} lacks {', '.join(missing)}: name an interpreter that has it with --peer_python"
+        )
+    return python
+
+
+def define_run_flags(cycles: int = 3) -> None:
+    """How often, and where the figures go."""
+    flags.DEFINE_integer("cycles", cycles, "times that the sides are run in the order A B B A", lower_bound=1)
+    result_files.define_output_flags("JSON file for all that was measured")
+    common.define_terminal_flags()
