@@ -1,4 +1,4 @@
-"""What a chip's published figures are, and which topologies of TPUs and GPUs can be named."""
+"""The published figures of TPU and GPU chips, and the (absent) devices of a topology of them."""
 
 from __future__ import annotations
 
@@ -24,9 +24,8 @@ class Chip:
     flops: float  # bf16, a second
     hbm_bytes: float
     hbm_bandwidth: float  # bytes a second
-    ici_bandwidth: (
-        float  # bytes a second into the chip over all its links: half of the published bidirectional figure
-    )
+    # Bytes a second into the chip over all its links: half of the published bidirectional figure.
+    ici_bandwidth: float
     platform: Literal["tpu", "gpu"] = "tpu"
     flat: bool = False  # its slices are planes of at most 16x16; the compiler aborts on others
 

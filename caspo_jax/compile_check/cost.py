@@ -43,7 +43,8 @@ class Cost:
     flops: float = 0.0  # of matrix products, in bf16 passes (a full-precision float32 product takes six)
     hbm_bytes: float = 0.0  # read and written
     collectives: dict[str, Traffic] = dataclasses.field(default_factory=dict)
-    largest_loop_array: int = 0  # bytes of the largest array that a loop makes anew, be it on a condition; in-place updates left out
+    # Bytes of the largest array that a loop makes anew, if only on a condition; updates in place are left out.
+    largest_loop_array: int = 0
     kernels: float = 0.0  # operations that are started one by one, on a GPU
     host_waits: float = 0.0  # on a GPU: which branch is taken, and whether a loop of unknown length goes on
     assumed: dict[str, float] = dataclasses.field(default_factory=dict)  # trips the compiler does not know
@@ -69,6 +70,10 @@ class Cost:
         self.assumed |= other.assumed
         for name, cost in other.when_taken.items():
             self.when_taken.setdefault(name, Cost()).add(cost, times)
+
+    def made(self, sizes: Iterable[int]) -> None:
+        """Note arrays of so many bytes that a loop makes anew."""
+        self.largest_loop_array = max(self.largest_loop_array, *sizes, 0)
 
     def extra(self, purpose: str, other: Cost) -> None:
         """Add what is not always there."""
@@ -121,42 +126,19 @@ class _Walk:
         if i.opcode == "fusion-start":  # (operands, result, flags): on a stream of its own
             i = dataclasses.replace(i, opcode="fusion", shapes=i.shapes[len(i.operands) :])
         if i.opcode == "while":
-            (name,) = [name for name in i.called if name in self._module.computations]
-            body, trips = self.computation(name, in_loop=True), self._trips_of(cost, computation, i)
-            if trips:
-                cost.add(body, trips)
-            else:
-                cost.extra(_purpose(i), body)
+            self._loop(cost, computation, i)
         elif i.opcode == "conditional":
-            cost.host_waits += 1
-            branches = [self.computation(name, in_loop) for name in i.called]
-            branches.sort(key=lambda branch: branch.flops + branch.hbm_bytes)
-            if any(scope in self._name_of(i) for scope in self._taken):
-                cost.add(branches[-1], 1.0)
-            else:
-                cost.add(branches[0], 1.0)
-                more = branches[-1].beyond(branches[0])
-                if more.flops or more.hbm_bytes or more.collectives:
-                    cost.extra(_purpose(i), more)
+            self._conditional(cost, i, in_loop)
         elif i.opcode in ("call", "async-start"):
             for name in i.called:
                 cost.add(self.computation(name, in_loop), 1.0)
         elif i.opcode == "fusion":
-            cost.kernels += 1
-            moved: set[Shape] = set()
-            for name in i.called:
-                self._inside(cost, name, i, moved)
-            read, written = fusion_bytes(self._module, computation, i, moved)
-            cost.hbm_bytes += read + sum(written)
-            if in_loop:
-                made = [*written, *(shape.bytes for shape in moved if not shape.on_chip)]
-                cost.largest_loop_array = max(cost.largest_loop_array, *made, 0)
+            self._fusion(cost, computation, i, in_loop)
         elif kind_of(i) is not None:
             cost.kernels += 1
             self._collective(cost, computation, i, i.opcode)
             if in_loop:
-                made = [shape.bytes for shape in i.shapes if not shape.on_chip]
-                cost.largest_loop_array = max(cost.largest_loop_array, *made, 0)
+                cost.made(_off_chip(i.shapes))
         else:
             cost.flops += flops(computation, i)
             if i.opcode in _FREE or i.opcode.endswith("-done"):
@@ -164,8 +146,37 @@ class _Walk:
             cost.kernels += 1
             cost.hbm_bytes += plain_bytes(computation, i)
             if in_loop and i.opcode not in ("dynamic-update-slice", "scatter"):
-                made = [shape.bytes for shape in i.shapes if not shape.on_chip]
-                cost.largest_loop_array = max(cost.largest_loop_array, *made, 0)
+                cost.made(_off_chip(i.shapes))
+
+    def _loop(self, cost: Cost, computation: Computation, i: Instruction) -> None:
+        (name,) = [name for name in i.called if name in self._module.computations]
+        body, trips = self.computation(name, in_loop=True), self._trips_of(cost, computation, i)
+        if trips:
+            cost.add(body, trips)
+        else:
+            cost.extra(_purpose(i), body)
+
+    def _conditional(self, cost: Cost, i: Instruction, in_loop: bool) -> None:
+        cost.host_waits += 1
+        branches = [self.computation(name, in_loop) for name in i.called]
+        branches.sort(key=lambda branch: branch.flops + branch.hbm_bytes)
+        if any(scope in self._name_of(i) for scope in self._taken):
+            cost.add(branches[-1], 1.0)
+            return
+        cost.add(branches[0], 1.0)
+        more = branches[-1].beyond(branches[0])
+        if more.flops or more.hbm_bytes or more.collectives:
+            cost.extra(_purpose(i), more)
+
+    def _fusion(self, cost: Cost, computation: Computation, i: Instruction, in_loop: bool) -> None:
+        cost.kernels += 1
+        moved: set[Shape] = set()
+        for name in i.called:
+            self._inside(cost, name, i, moved)
+        read, written = fusion_bytes(self._module, computation, i, moved)
+        cost.hbm_bytes += read + sum(written)
+        if in_loop:
+            cost.made([*written, *_off_chip(moved)])
 
     def _inside(self, cost: Cost, name: str, fusion: Instruction, moved: set[Shape]) -> None:
         """Products and collectives within a fusion; what its collectives read and write is added to `moved`."""
@@ -213,6 +224,11 @@ class _Walk:
         cost.assumed[name] = trips
         cost.host_waits += max(trips, 1.0)  # asked once though it does not run
         return trips
+
+
+def _off_chip(shapes: Iterable[Shape]) -> list[int]:
+    """Bytes of each array that lies in HBM."""
+    return [shape.bytes for shape in shapes if not shape.on_chip]
 
 
 def _purpose(i: Instruction) -> str:

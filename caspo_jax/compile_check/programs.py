@@ -1,4 +1,4 @@
-"""The product's own train step and tree search, lowered for a mesh from shapes and shardings alone: no array is made."""
+"""The library's own train step and tree search, lowered for a mesh from shapes and shardings alone: no array is made."""
 
 from __future__ import annotations
 
@@ -53,9 +53,8 @@ class Program:
     tokens: int  # that a run of the program reads (train) or draws (cat)
     per: str  # what one run counts for
     divisible: bool = True  # whether less could be done at once on this mesh
-    growing: int = (
-        0  # bytes a chip beside the arguments while buffers are made larger, before the program runs
-    )
+    # Bytes a chip beside the arguments while buffers are made larger, before the program runs.
+    growing: int = 0
     unread: int = 0  # bytes a chip of `arguments` that the program does not read: they are there all the same
 
 
