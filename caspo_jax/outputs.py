@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.metadata
 import json
 import os
@@ -12,6 +13,7 @@ from typing import Any
 
 from caspo_jax.distributed import barrier, is_writer, writer_first
 from caspo_jax.errors import UserError
+from caspo_jax.locks import hold, release
 from caspo_jax.store import hash_path, read_jsonl, to_line, write_json
 
 _VERSIONED = ("caspo_jax", "jax", "flax", "optax", "transformers", "numpy")
@@ -36,7 +38,7 @@ class Manifest:
         inputs: Mapping[str, str | Path | None] | None = None,
         overwrite: bool = False,
     ) -> Manifest:
-        """Start a manifest, or take up the one that is there.
+        """Start a manifest, or take up the one that is there; no other process may until it is finished.
 
         Args:
           path: the manifest's own path.
@@ -46,28 +48,32 @@ class Manifest:
           overwrite: forget an earlier run with other settings; one with the same settings is taken up all the same.
 
         Raises:
-          UserError: an earlier run had other settings and `overwrite` is off; names the keys that differ.
+          UserError: an earlier run had other settings and `overwrite` is off (names the keys that differ), or another
+            process is writing the output.
         """
         path = Path(path)
-        with writer_first(f"manifest {path.name}"):
-            return cls._open(path, program, config, inputs, overwrite)
+        with writer_first(f"manifest {path.name}"), contextlib.ExitStack() as unless_begun:
+            wanted = {
+                "program": program,
+                "config": json.loads(json.dumps(dict(config))),
+                "inputs": {name: hash_path(p) for name, p in (inputs or {}).items() if p is not None},
+            }
+            if hold(path):
+                unless_begun.callback(release, path)
+            manifest = cls._open(path, wanted, overwrite)
+            if not manifest.complete:
+                unless_begun.pop_all()
+            return manifest
 
     @classmethod
-    def _open(
-        cls,
-        path: Path,
-        program: str,
-        config: Mapping[str, Any],
-        inputs: Mapping[str, str | Path | None] | None,
-        overwrite: bool,
-    ) -> Manifest:
-        wanted = {
-            "program": program,
-            "config": json.loads(json.dumps(dict(config))),
-            "inputs": {name: hash_path(p) for name, p in (inputs or {}).items() if p is not None},
-        }
+    def _open(cls, path: Path, wanted: dict[str, Any], overwrite: bool) -> Manifest:
         if path.exists():
-            found = cls._read(path, overwrite)
+            try:
+                found = read_manifest(path)
+            except UserError:
+                if not overwrite:
+                    raise
+                found = {}
             differing = _differences(wanted, {k: found.get(k) for k in wanted})
             if differing and not overwrite:
                 raise UserError(
@@ -85,20 +91,6 @@ class Manifest:
         manifest.save()
         return manifest
 
-    @staticmethod
-    def _read(path: Path, overwrite: bool) -> dict[str, Any]:
-        try:
-            contents = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-            if overwrite:
-                return {}
-            raise UserError(f"{path}: unreadable manifest ({error}): remove it or use --overwrite") from error
-        if isinstance(contents, dict):
-            return contents
-        if overwrite:
-            return {}
-        raise UserError(f"{path}: not a manifest: remove it or use --overwrite")
-
     @property
     def complete(self) -> bool:
         """Did the run that wrote this finish?"""
@@ -109,12 +101,30 @@ class Manifest:
         write_json(self.path, self.contents)
 
     def finish(self, **counts: Any) -> None:
-        """Mark the output complete, with what was counted and the seconds of the process that completed it."""
+        """Mark the output complete, with what was counted and the seconds of the process that completed it, and release it."""
         self.contents["counts"] = counts
         self.contents["seconds"] = round(time.monotonic() - self._started, 3)
         self.contents["complete"] = True
         self.save()
+        release(self.path)
         barrier(f"{self.path.name} complete")
+
+
+def read_manifest(path: str | Path) -> dict[str, Any]:
+    """What a manifest holds; {} where there is none.
+
+    Raises:
+      UserError: it cannot be read, or is no manifest.
+    """
+    try:
+        contents = json.loads(Path(path).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: unreadable manifest ({error}): remove it or use --overwrite") from error
+    if not isinstance(contents, dict) or not isinstance(contents.get("config", {}), dict):
+        raise UserError(f"{path}: not a manifest: remove it or use --overwrite")
+    return contents
 
 
 def _versions() -> dict[str, str]:
@@ -166,11 +176,13 @@ class JsonlOutput:
     def _open(self) -> None:
         if self.complete:
             return
+        hold(self.manifest.path)  # again, where the manifest is complete but the file is gone
         if is_writer():
             self.path.parent.mkdir(parents=True, exist_ok=True)
             if not self.manifest.contents.get("started"):
                 if self.path.exists() and not self.manifest.overwrite:
                     self.manifest.path.unlink(missing_ok=True)
+                    release(self.manifest.path)
                     raise _somebody_s(self.path)
                 self._partial.unlink(missing_ok=True)
                 self.path.unlink(missing_ok=True)
@@ -236,6 +248,7 @@ def discard_unfinished(path: str | Path) -> None:
     if is_writer():
         _partial_of(path).unlink(missing_ok=True)
         manifest_path(path).unlink(missing_ok=True)
+        release(manifest_path(path))
 
 
 def _partial_of(path: Path) -> Path:

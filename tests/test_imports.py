@@ -14,6 +14,7 @@ ORDER = [
     "types",
     "records",
     "store",
+    "locks",
     "outputs",
     "sharding",
     "compilation",

@@ -7,6 +7,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from caspo_jax.locks import held
+from caspo_jax.outputs import manifest_path
 from caspo_jax.preferences import PairConfig
 from caspo_jax.sampling import CatConfig, SampleConfig
 from caspo_jax.steps import Verifier
@@ -78,6 +80,11 @@ def run_rounds(
     Returns:
       The policy folders of round 1, 2, ...
 
+    Raises:
+      UserError: settings that cannot work, a stage that refuses its input or finds its output made with other settings;
+        another process runs these rounds.
+      Interrupted: SIGTERM or a preemption notice came while training; a checkpoint is written.
+
     Source: CASPO, arXiv 2605.07353 (iterative DPO; the reference is the round's start).
     """
     check_confidence(recipe.confidence)
@@ -85,63 +92,65 @@ def run_rounds(
     folders: list[Path] = []
     current: Policy | None = None
     judge: Verifier | None = None
-    for k, sample in enumerate(samples, start=1):
-        current = judge = None  # both hold the last round's policy; two at once are one too many for a device
-        folder = Path(out_dir) / f"round_{k}"
-        current = Policy.load(folders[-1] if folders else policy, recipe.dtype, recipe.mesh)
-        delimiter = (sample if isinstance(sample, SampleConfig) else sample.sample).step_delimiter
-        judge = verifier(current)
-        asked = questions(k) if callable(questions) else questions
-        look = (lambda stage, k=k: watch(stage, k)) if watch is not None else (lambda stage: None)
-        traces = sample_stage(
-            current,
-            asked,
-            folder / "traces.jsonl",
-            sample,
-            strategy="sample" if isinstance(sample, SampleConfig) else "explore",
-            seed=seed * 1000 + k,
-            batch_size=recipe.batch_size,
-            overwrite=overwrite,
-            progress=look("sample"),
-        )
-        annotated = annotate_stage(
-            current,
-            traces,
-            folder / "annotated.jsonl",
-            judge,
-            extract=extract,
-            equal=equal,
-            answer_kind=answer_kind,
-            confidence=recipe.confidence,
-            delimiter=delimiter,
-            overwrite=overwrite,
-            progress=look("annotate"),
-        )
-        pairs = folder / "pairs.jsonl"
-        pairs_stage(
-            current,
-            annotated,
-            pairs,
-            recipe.pairs,
-            judge,
-            answer_kind=answer_kind,
-            delimiter=delimiter,
-            max_step_tokens=recipe.max_step_tokens,
-            batch_size=recipe.batch_size,
-            overwrite=overwrite,
-            progress=look("pairs"),
-        )
-        train_stage(
-            current,
-            pairs,
-            annotated,
-            folder / "train",
-            dataclasses.replace(recipe.train, seed=recipe.train.seed + 1000 * seed + k),
-            reference_cache=recipe.reference_cache,
-            overwrite=overwrite,
-            progress=look("train"),
-        )
-        folders.append(export_stage(current, folder / "train", folder / "policy", overwrite=overwrite))
+    with held(manifest_path(out_dir, folder=True)):  # also between two stages
+        for k, sample in enumerate(samples, start=1):
+            # Both hold the last round's policy; two at once are one too many for a device.
+            current = judge = None
+            folder = Path(out_dir) / f"round_{k}"
+            current = Policy.load(folders[-1] if folders else policy, recipe.dtype, recipe.mesh)
+            delimiter = (sample if isinstance(sample, SampleConfig) else sample.sample).step_delimiter
+            judge = verifier(current)
+            asked = questions(k) if callable(questions) else questions
+            look = (lambda stage, k=k: watch(stage, k)) if watch is not None else (lambda stage: None)
+            traces = sample_stage(
+                current,
+                asked,
+                folder / "traces.jsonl",
+                sample,
+                strategy="sample" if isinstance(sample, SampleConfig) else "explore",
+                seed=seed * 1000 + k,
+                batch_size=recipe.batch_size,
+                overwrite=overwrite,
+                progress=look("sample"),
+            )
+            annotated = annotate_stage(
+                current,
+                traces,
+                folder / "annotated.jsonl",
+                judge,
+                extract=extract,
+                equal=equal,
+                answer_kind=answer_kind,
+                confidence=recipe.confidence,
+                delimiter=delimiter,
+                overwrite=overwrite,
+                progress=look("annotate"),
+            )
+            pairs = folder / "pairs.jsonl"
+            pairs_stage(
+                current,
+                annotated,
+                pairs,
+                recipe.pairs,
+                judge,
+                answer_kind=answer_kind,
+                delimiter=delimiter,
+                max_step_tokens=recipe.max_step_tokens,
+                batch_size=recipe.batch_size,
+                overwrite=overwrite,
+                progress=look("pairs"),
+            )
+            train_stage(
+                current,
+                pairs,
+                annotated,
+                folder / "train",
+                dataclasses.replace(recipe.train, seed=recipe.train.seed + 1000 * seed + k),
+                reference_cache=recipe.reference_cache,
+                overwrite=overwrite,
+                progress=look("train"),
+            )
+            folders.append(export_stage(current, folder / "train", folder / "policy", overwrite=overwrite))
     return folders
 
 

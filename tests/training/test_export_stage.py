@@ -217,3 +217,18 @@ def test_adapters_are_written_by_themselves(policy, tmp_path):
         np.testing.assert_array_equal(tensor, load_file(whole / "model.safetensors")[name])
     with pytest.raises(UserError, match="format: 'peft' then"):
         export_stage(policy, run, out)
+
+
+def test_two_exports_at_once_do_not_meet(policy, adapter, tmp_path):
+    """The second would remove what the first has half written."""
+    fcntl = pytest.importorskip("fcntl")
+    half = tmp_path / ".out.export" / "model.safetensors"
+    half.parent.mkdir()
+    half.write_text("half")
+    with open(tmp_path / ".out.lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        with pytest.raises(UserError, match=r"another run is writing .*out: "):
+            merge_stage(policy, adapter, tmp_path / "out")
+    assert half.read_text() == "half"
+    merge_stage(policy, adapter, tmp_path / "out")
+    assert {p.name for p in tmp_path.iterdir()} == {"base", "out"}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 from collections.abc import Callable, Mapping, Sequence
@@ -11,8 +10,9 @@ from typing import Any
 
 from caspo_jax.distributed import barrier, from_writer, is_writer
 from caspo_jax.errors import UserError
+from caspo_jax.locks import held
 from caspo_jax.models import load_adapter, save_adapter, save_pretrained
-from caspo_jax.outputs import Manifest, manifest_path
+from caspo_jax.outputs import Manifest, manifest_path, read_manifest
 from caspo_jax.store import hash_path
 from caspo_jax.training.restore import description_of, resolve_checkpoint, restore_trained
 from caspo_jax.training.stages.policy import Policy
@@ -99,9 +99,8 @@ def _run_hash(run: str | Path) -> str | None:
 def _manifest_of(output: str | Path) -> dict[str, Any]:
     """The manifest of a folder, {} where there is none that can be read."""
     try:
-        found = json.loads(manifest_path(output, folder=True).read_text(encoding="utf-8"))
-        return found if isinstance(found["config"], dict) else {}
-    except (OSError, ValueError, KeyError, TypeError):
+        return read_manifest(manifest_path(output, folder=True))
+    except UserError:
         return {}
 
 
@@ -144,38 +143,40 @@ def _write_once(
     The folder gets its name once it is complete, so that one without a manifest is somebody's own.
 
     Raises:
-      UserError: the folder is, or holds, one of the `sources`; it holds what another export wrote, or what none wrote.
+      UserError: the folder is, or holds, one of the `sources`; it holds what another export wrote, or what none wrote;
+        another process is writing it.
     """
     place = output.resolve()  # what a link or a dot stands for can be renamed
-    # Said by one process: it may be done before another looks.
-    found = from_writer("folder", lambda: _state_of(sources, place))
-    if found == "own":
-        raise UserError(f"{output} is, or holds, what the export reads: use another output")
-    if found == "other":
-        raise UserError(f"{output}: exists and is no checkpoint folder: use another output or remove it")
-    if found == "unknown" and not overwrite:
-        raise UserError(
-            f"{output} is there, and no manifest in it says that this program wrote it: "
-            "use another output or --overwrite"
-        )
-    new, old = (place.with_name(f".{place.name}.{name}") for name in ("export", "replaced"))
-    if is_writer():  # what a kill left; the old one may be all that there is
-        for left in (new, old) if place.exists() else (new,):
-            shutil.rmtree(left, ignore_errors=True)
-    if found == "manifest":
-        path = manifest_path(place, folder=True)
-        manifest = Manifest.open(path, program="export", config=settings, overwrite=overwrite)
-        if manifest.complete:
-            return output
-    counts = write(new)
-    manifest = Manifest.open(manifest_path(new, folder=True), program="export", config=settings)
-    manifest.finish(**counts)
-    if is_writer():
-        if place.exists():
-            os.rename(place, old)  # not removed yet: a removal cut short would look like somebody's own
-        os.rename(new, place)
-        shutil.rmtree(old, ignore_errors=True)
-    barrier(f"{place.name} in place")
+    with held(place):
+        # Said by one process: it may be done before another looks.
+        found = from_writer("folder", lambda: _state_of(sources, place))
+        if found == "own":
+            raise UserError(f"{output} is, or holds, what the export reads: use another output")
+        if found == "other":
+            raise UserError(f"{output}: exists and is no checkpoint folder: use another output or remove it")
+        if found == "unknown" and not overwrite:
+            raise UserError(
+                f"{output} is there, and no manifest in it says that this program wrote it: "
+                "use another output or --overwrite"
+            )
+        new, old = (place.with_name(f".{place.name}.{name}") for name in ("export", "replaced"))
+        if is_writer():  # what a kill left; the old one may be all that there is
+            for left in (new, old) if place.exists() else (new,):
+                shutil.rmtree(left, ignore_errors=True)
+        if found == "manifest":
+            path = manifest_path(place, folder=True)
+            manifest = Manifest.open(path, program="export", config=settings, overwrite=overwrite)
+            if manifest.complete:
+                return output
+        counts = write(new)
+        manifest = Manifest.open(manifest_path(new, folder=True), program="export", config=settings)
+        manifest.finish(**counts)
+        if is_writer():
+            if place.exists():
+                os.rename(place, old)  # not removed yet: a removal cut short would look like somebody's own
+            os.rename(new, place)
+            shutil.rmtree(old, ignore_errors=True)
+        barrier(f"{place.name} in place")
     return output
 
 

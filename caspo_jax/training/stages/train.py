@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from caspo_jax.distributed import writer_first
 from caspo_jax.errors import UserError
-from caspo_jax.outputs import Manifest, manifest_path
+from caspo_jax.locks import held
+from caspo_jax.outputs import Manifest, manifest_path, read_manifest
 from caspo_jax.preferences.packing import Row
 from caspo_jax.store import hash_path
 from caspo_jax.training.config import TrainConfig
-from caspo_jax.training.loop import train
+from caspo_jax.training.loop import TrainSummary, train
 from caspo_jax.training.run_folder import clear_folder
 from caspo_jax.training.stages.pairs import read_pairs, verified_traces
 from caspo_jax.training.stages.policy import Policy
+from caspo_jax.types import Pair
 
 
 def train_stage(
@@ -66,13 +68,27 @@ def train_stage(
         "annotated": hash_path(annotated) if annotated is not None and config.loss.uses_verified else None,
         **({} if delimiter is None else {"delimiter": delimiter}),
     }
-    with writer_first("old run"):
-        if overwrite and _differs(run, settings):
-            clear_folder(run)
     where = manifest_path(run, folder=True)
-    manifest = Manifest.open(where, program="train", config=settings, overwrite=overwrite)
-    if manifest.complete:
-        return manifest.contents["counts"]
+    with held(where):
+        with writer_first("old run"):
+            if overwrite and _differs(run, settings):
+                clear_folder(run)
+        manifest = Manifest.open(where, program="train", config=settings, overwrite=overwrite)
+        if not manifest.complete:
+            summary = _train(policy, loaded, rows, run, config, reference_cache, progress)
+            manifest.finish(**_counts(summary, left_out))
+    return manifest.contents["counts"]
+
+
+def _train(
+    policy: Policy,
+    pairs: Sequence[Pair],
+    verified: Sequence[Row],
+    run: Path,
+    config: TrainConfig,
+    reference_cache: str | Path | None,
+    progress: Callable[..., None] | None,
+) -> TrainSummary:
     callback = None
     if progress is not None:
 
@@ -82,14 +98,19 @@ def train_stage(
 
     _, summary = train(
         policy.model,
-        loaded,
+        pairs,
         config,
-        verified=rows,
+        verified=verified,
         reference_cache=reference_cache,
         out_dir=run,
         callback=callback,
     )
-    counts = {
+    return summary
+
+
+def _counts(summary: TrainSummary, left_out: int) -> dict[str, Any]:
+    """What the manifest keeps of a run."""
+    return {
         "updates": summary.steps,
         "pairs": summary.pairs,
         "left_out": left_out,
@@ -102,20 +123,18 @@ def train_stage(
             if isinstance(v, (int, float)) and k not in ("seconds", "tokens_per_second")
         },
     }
-    manifest.finish(**counts)
-    return counts
 
 
 def _differs(run: Path, settings: Mapping[str, Any]) -> bool:
     """Whether the folder's run was begun with other settings. Raises UserError if another program wrote the folder."""
     path = manifest_path(run, folder=True)
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
+    if not path.exists():
         return True
-    except (OSError, ValueError):
+    try:
+        found = read_manifest(path)
+    except UserError:
         found = None
-    if isinstance(found, dict) and found.get("program") == "train":
+    if found is not None and found.get("program") == "train":
         return found.get("config") != json.loads(json.dumps(settings))
     if found is None and (run / "run.json").is_file():  # a run whose manifest cannot be read
         return True
