@@ -1,4 +1,8 @@
-"""Logits -> token statistics -> step confidence -> path confidence."""
+"""Logits -> token statistics -> step confidence -> path confidence.
+
+`token`, `step` and `path` are these three; `chunked` has the statistics from hidden states without all logits at once;
+`model_stats`, `scoring` and `forced` take given tokens through a model; `hidden` (RCC) and `probe` read its hidden states.
+"""
 
 from caspo_jax.confidence.chunked import (
     chunked_stats,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -13,7 +13,7 @@ import numpy as np
 from flax import nnx
 
 from caspo_jax.confidence.chunked import hidden_token_stats
-from caspo_jax.confidence.hidden import rcc_batch
+from caspo_jax.confidence.hidden import check_rcc_settings, rcc_batch
 from caspo_jax.errors import UserError
 from caspo_jax.sharding import to_host
 
@@ -56,9 +56,7 @@ class StepRow:
 class Measured:
     """What one trace gave, on the host."""
 
-    stats: dict[
-        str, np.ndarray
-    ]  # TokenStats field -> [R] float32; NaN for a token that nothing stands before
+    stats: dict[str, np.ndarray]  # TokenStats field -> [R] float32; NaN for a token without one before it
     q: np.ndarray  # [S] float32, RCC of the step; NaN where it is undefined
     p: np.ndarray  # [S] float32, its running form
     features: np.ndarray  # [S, 2E] float32: mean state of the step's tokens, state of its last token
@@ -95,15 +93,17 @@ def measure(
       rcc: compute q and p (else NaN).
       features: compute the step features (else empty).
       final_norm: take the states of RCC and of the features after the final norm; as published, before.
-      mu: RCC's threshold on the attention weights.
-      delta: RCC's weight of the newest step.
+      mu: RCC's threshold on the attention weights, in [0, 1].
+      delta: RCC's weight of the newest step, in [0, 1].
 
     Returns:
       One Measured a row, in order. Statistics are of the temperature-1, full-vocabulary distribution, in nats.
 
     Raises:
-      UserError: a row without tokens, an id outside the vocabulary, a row longer than the context.
+      UserError: a row without tokens, an id outside the vocabulary, a row longer than the context, mu or delta
+        outside [0, 1].
     """
+    check_rcc_settings(mu, delta)
     for i, row in enumerate(rows):
         _check(row, i, model.config)
     arrays, block = _pad(rows)
@@ -111,14 +111,6 @@ def measure(
     options = (rcc, features, final_norm, block)
     found = to_host(_measure(graphdef, params, *arrays, mu, delta, options))
     return [_unpad(row, i, found) for i, row in enumerate(rows)]
-
-
-def measure_all(
-    model: Any, rows: Sequence[StepRow], *, batch_tokens: int = BATCH_TOKENS, **options: Any
-) -> Iterator[tuple[list[int], list[Measured]]]:
-    """`measure` batch by batch: yields (indices of the rows, their measurements)."""
-    for batch in plan_batches(rows, batch_tokens):
-        yield batch, measure(model, [rows[i] for i in batch], **options)
 
 
 def _check(row: StepRow, index: int, config: Any) -> None:

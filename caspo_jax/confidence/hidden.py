@@ -14,8 +14,8 @@ from jax import lax
 
 from caspo_jax.errors import UserError
 
-_TIE_DEVICE = 1e-6  # the same in float32
-_TIE = 1e-12  # an attention of exactly mu (two identical tokens, mu = 1/2) must not hang on a rounding
+# An attention of exactly mu (two identical tokens, mu = 1/2) must not hang on a rounding, in float64 or float32.
+_TIE, _TIE_DEVICE = 1e-12, 1e-6
 
 
 def rcc(
@@ -38,14 +38,14 @@ def rcc(
       prompt_length: P.
       step_lengths: [S] tokens of each step, in order, summing to R.
       top1_prob: [R] probability of the most likely token at each response token (not the sampled one's).
-      mu: threshold on the attention weights.
-      delta: weight of the newest step in the running confidence.
+      mu: threshold on the attention weights, in [0, 1].
+      delta: weight of the newest step in the running confidence, in [0, 1].
 
     Returns:
       (q, p), NumPy float64 [S] each; (None, None) if the prompt is empty, for q_0 is then undefined.
 
     Raises:
-      UserError: lengths that do not add up, an empty step.
+      UserError: lengths that do not add up, an empty step, mu or delta outside [0, 1].
 
     Source: arXiv 2606.03969. Blocks are step by step: no T x T matrix is built.
 
@@ -54,6 +54,7 @@ def rcc(
     >>> q.round(2).tolist(), p.round(2).tolist()  # p_1 = 0.4 q_1 + 0.6 p_0
     ([0.9, 0.5], [0.9, 0.74])
     """
+    check_rcc_settings(mu, delta)
     states = np.asarray(hidden, dtype=np.float64)
     top1 = np.asarray(top1_prob, dtype=np.float64)
     lengths = [int(n) for n in step_lengths]
@@ -77,6 +78,17 @@ def rcc(
     return q, p
 
 
+def check_rcc_settings(mu: jax.Array | float, delta: jax.Array | float) -> None:
+    """Refuse a threshold on weights, or a share, that is none; values under a jax transformation are not looked at.
+
+    Raises:
+      UserError: mu or delta outside [0, 1], or NaN.
+    """
+    for name, value in (("mu", mu), ("delta", delta)):
+        if not isinstance(value, jax.core.Tracer) and not 0.0 <= value <= 1.0:
+            raise UserError(f"rcc: {name} = {value}: give a number in [0, 1]")
+
+
 def _check(states: np.ndarray, prompt_length: int, lengths: list[int], top1: np.ndarray) -> None:
     if states.ndim != 2 or prompt_length < 0 or prompt_length > len(states):
         raise UserError(
@@ -92,7 +104,6 @@ def _check(states: np.ndarray, prompt_length: int, lengths: list[int], top1: np.
         )
 
 
-@functools.partial(jax.jit, static_argnames="block")
 def rcc_batch(
     hidden: jax.Array,
     top1_prob: jax.Array,
@@ -112,29 +123,48 @@ def rcc_batch(
       top1_prob: [B, T] probability of the most likely token at each token; those of the prompt are not read.
       bounds: [B, S + 2] int32, ascending: the prompt is tokens [bounds[0], bounds[1]), step i is
         [bounds[i + 1], bounds[i + 2]). Steps that a row does not have are empty, at its end.
-      mu: threshold on the attention weights.
-      delta: weight of the newest step in the running confidence.
+      mu: threshold on the attention weights, in [0, 1].
+      delta: weight of the newest step in the running confidence, in [0, 1].
       block: tokens of a tile's side.
 
     Returns:
       (q, p), [B, S] float32 each; NaN where a row has no such step, and in all of a row whose prompt is empty.
 
+    Raises:
+      UserError: mu or delta outside [0, 1].
+
     Source: arXiv 2606.03969.
     """
+    check_rcc_settings(mu, delta)
+    return _rcc_batch(hidden, top1_prob, bounds, mu, delta, block)
+
+
+@functools.partial(jax.jit, static_argnames="block")
+def _rcc_batch(
+    hidden: jax.Array,
+    top1_prob: jax.Array,
+    bounds: jax.Array,
+    mu: jax.Array | float,
+    delta: jax.Array | float,
+    block: int,
+) -> tuple[jax.Array, jax.Array]:
     batch, length, width = hidden.shape
     states = hidden.astype(jnp.float32)
     side = jnp.arange(block)
 
     def take(start: jax.Array, end: jax.Array, tile: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+        """A tile of the tokens [start, end): their states [B, block, E], which of them exist, their indices."""
         index = start[:, None] + tile * block + side
         inside = index < end[:, None]
         index = jnp.minimum(index, length - 1)
         return jnp.take_along_axis(states, index[..., None], axis=1), inside, index
 
     def tiles(start: jax.Array, end: jax.Array) -> jax.Array:
+        """Tiles of the longest row."""
         return jnp.max((end - start + block - 1) // block)
 
-    def own(i: jax.Array) -> jax.Array:
+    def step_q(i: jax.Array) -> jax.Array:
+        """q [B] of step i: rows of A are tokens of the step before, columns are tokens of step i."""
         before, start, end = bounds[:, i], bounds[:, i + 1], bounds[:, i + 2]
 
         def scores(queries: jax.Array, tile: jax.Array) -> tuple[jax.Array, jax.Array]:
@@ -143,9 +173,11 @@ def rcc_batch(
             return jnp.where(inside[:, None], product / jnp.sqrt(jnp.float32(width)), -jnp.inf), index
 
         def row_tile(tile: jax.Array, sums: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+            """Add a tile of rows to (sum of the non-zero r, how many there are)."""
             queries, real, _ = take(before, start, tile)
 
             def normaliser(column: jax.Array, carry: tuple[jax.Array, jax.Array]):
+                """Running maximum and sum of the softmax, one more tile of columns seen."""
                 top, total = carry
                 found, _ = scores(queries, column)
                 higher = jnp.maximum(top, jnp.max(found, axis=-1))
@@ -158,6 +190,7 @@ def rcc_batch(
             top = jnp.where(jnp.isfinite(top), top, 0.0)
 
             def reach(column: jax.Array, r: jax.Array) -> jax.Array:
+                """r of the rows, plus what the columns of this tile add."""
                 found, index = scores(queries, column)
                 weights = jnp.exp(found - top[..., None]) / jnp.maximum(total, 1e-37)[..., None]
                 hit = jnp.isfinite(found) & (weights >= mu - _TIE_DEVICE)
@@ -174,12 +207,12 @@ def rcc_batch(
         return jnp.where((end > start) & (bounds[:, 1] > bounds[:, 0]), q, jnp.nan)
 
     steps = bounds.shape[1] - 2
-    q = lax.map(own, jnp.arange(steps))  # [S, B]
+    q = lax.map(step_q, jnp.arange(steps))  # [S, B]
 
-    def run(p: jax.Array, item: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+    def running(p: jax.Array, item: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
         i, q_i = item
         p = jnp.where(i == 0, q_i, delta * q_i + (1.0 - delta) * p)
         return p, p
 
-    _, p = lax.scan(run, jnp.zeros(batch), (jnp.arange(steps), q))
+    _, p = lax.scan(running, jnp.zeros(batch), (jnp.arange(steps), q))
     return q.T, p.T

@@ -56,7 +56,8 @@ def fit_probe(
 ) -> Probe:
     """Logistic regression on standardised features.
 
-    Minimises, over the examples to learn from, sum_n log(1 + e^{z_n}) - y_n z_n + l2 |w|^2 / 2 with z = w . x + b, the bias free, by L-BFGS under jit.
+    Minimises sum_n log(1 + e^{z_n}) - y_n z_n + l2 |w|^2 / 2, with z = w . x + b and no penalty on b, over the examples to
+    learn from, by L-BFGS under jit.
 
     Args:
       features: [n, F].

@@ -75,6 +75,16 @@ def group_index(
     return np.array([position[item] for item in items], dtype=np.int64), len(position)
 
 
+def equal_count_part(values: np.ndarray, parts: int) -> np.ndarray:
+    """Part [n] of each value: `parts` parts of (nearly) equal counts in ascending order.
+
+    Equal values go to the part of the first of them, so that the order of ties cannot matter.
+    """
+    ordered = np.sort(values)
+    part = np.repeat(np.arange(parts), [len(piece) for piece in np.array_split(ordered, parts)])
+    return part[np.searchsorted(ordered, values, side="left")]
+
+
 def bin_of(values: Any, bins: int, right_closed: bool) -> np.ndarray:
     """Equal-width bin of each value in [0, 1]: (a, b] with 0 in the first, or [a, b) with 1 in the last.
 

@@ -8,7 +8,7 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 
 from caspo_jax.errors import UserError
-from caspo_jax.metrics.arrays import bin_of, forecasts, weight_of
+from caspo_jax.metrics.arrays import bin_of, equal_count_part, forecasts, weight_of
 from caspo_jax.metrics.ranking import Statistic, mean_statistic
 
 Binning = Literal["width", "mass"]
@@ -163,10 +163,7 @@ def _mass_bins(confidence, correct, bins: int) -> np.ndarray:
     if bins < 1:
         raise UserError(f"bins = {bins}; give at least 1")
     score, _ = forecasts(confidence, correct)
-    order = np.argsort(score, kind="stable")
-    label = np.repeat(np.arange(bins), [len(part) for part in np.array_split(order, bins)])
-    first = np.searchsorted(score[order], score, side="left")
-    return label[first] if score.size else np.zeros(0, dtype=np.int64)
+    return equal_count_part(score, bins)
 
 
 def _bin_means(confidence, correct, bins: int, binning: Binning) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from caspo_jax.errors import UserError
-from caspo_jax.metrics.arrays import group_index, scored, vector, weight_of
+from caspo_jax.metrics.arrays import equal_count_part, group_index, scored, vector, weight_of
 from caspo_jax.metrics.ranking import Statistic
 
 
@@ -31,12 +31,7 @@ def length_strata(length: Any, strata: int = 10) -> np.ndarray:
     """
     if strata < 1:
         raise UserError(f"strata = {strata}; give at least 1")
-    values = vector(length, "length")
-    if not values.size:
-        return np.zeros(0, np.int64)
-    ordered = np.sort(values)
-    label = np.repeat(np.arange(strata), [len(part) for part in np.array_split(ordered, strata)])
-    return label[np.searchsorted(ordered, values, side="left")]
+    return equal_count_part(vector(length, "length"), strata)
 
 
 def stratified_auroc(

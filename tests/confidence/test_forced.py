@@ -6,7 +6,7 @@ import pytest
 from flax import nnx
 
 from caspo_jax.confidence import rcc
-from caspo_jax.confidence.forced import StepRow, measure, measure_all, plan_batches
+from caspo_jax.confidence.forced import StepRow, measure, plan_batches
 from caspo_jax.errors import UserError
 from caspo_jax.models import Decoder, RopeConfig
 from tests.shapes import small_shape
@@ -106,11 +106,9 @@ def test_batches_hold_every_row_once_and_like_lengths(model):
         longest = max(-(-rows[i].length // 64) * 64 for i in batch)
         assert longest * len(batch) <= 256
     short = [StepRow((1,), (2,) * n, (0, n)) for n in (3, 20, 5)]
-    seen = {
-        i: m
-        for batch, got in measure_all(model, short, batch_tokens=64, features=True)
-        for i, m in zip(batch, got)
-    }
+    seen = {}
+    for batch in plan_batches(short, batch_tokens=64):
+        seen |= zip(batch, measure(model, [short[i] for i in batch], features=True))
     assert [seen[i].stats["entropy"].shape for i in range(3)] == [(3,), (20,), (5,)]
 
 
@@ -119,6 +117,8 @@ def test_bad_rows(model):
         StepRow((1,), (2, 3), (0, 1, 1))
     with pytest.raises(UserError, match="outside the 2 token_ids"):
         StepRow((1,), (2, 3), (0, 3))
+    with pytest.raises(UserError, match=r"mu = 1\.5"):
+        measure(model, [StepRow((1,), (2,), (0, 1))], mu=1.5)
     with pytest.raises(UserError, match="no tokens"):
         measure(model, [StepRow((1,), (), ())])
     with pytest.raises(UserError, match="token id 99 is outside"):

@@ -1,3 +1,4 @@
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -65,6 +66,17 @@ def test_lengths_must_add_up():
         rcc(np.ones(4), 2, [2], [0.5, 0.5])
 
 
+@pytest.mark.parametrize(
+    "name, value", [("mu", -0.1), ("mu", 1.5), ("delta", -0.1), ("delta", 3), ("mu", float("nan"))]
+)
+def test_settings_outside_their_range(name, value):
+    """A weight in [0, 1] reaches no other threshold, and the running form is a mean only for a share."""
+    with pytest.raises(UserError, match=rf"{name} = .*in \[0, 1\]"):
+        rcc(np.ones((3, 2)), 1, [1, 1], [0.5, 0.5], **{name: value})
+    with pytest.raises(UserError, match=rf"{name} = .*in \[0, 1\]"):
+        rcc_batch(*padded(3, [1], [[1, 1]]), **{name: value})
+
+
 def padded(seed, prompts, steps, extra=0, width=6):
     """Random traces of given prompt lengths and step lengths as rcc_batch takes them."""
     rng = np.random.default_rng(seed)
@@ -114,5 +126,6 @@ def test_padding_never_matters_and_an_empty_prompt_is_null():
 
 def test_no_array_is_as_large_as_two_traces_squared():
     hidden, top1, bounds = padded(5, [300], [[200] * 9])
-    memory = rcc_batch.lower(hidden, top1, bounds, block=16).compile().memory_analysis()
+    batch = jax.jit(rcc_batch, static_argnames="block")
+    memory = batch.lower(hidden, top1, bounds, block=16).compile().memory_analysis()
     assert memory.temp_size_in_bytes < 4 * 2100**2 / 10

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from caspo_jax.confidence.forced import Measured, measure, plan_batches
+from caspo_jax.confidence.hidden import check_rcc_settings
 from caspo_jax.evaluation.faithfulness.estimators import Values, tidy, token_values
 from caspo_jax.evaluation.faithfulness.stages.stage import Stage, finish
 from caspo_jax.evaluation.faithfulness.subjects import Subject
@@ -27,7 +28,11 @@ def forced_stage(
     `token`: {"id", "token", "entropy", "mean_logprob", "sum_logprob", "recorded", "logprob_gap"}: the estimates of each
     step, whether recorded log-probs were used, and the largest distance of recorded log-probs from the checkpoint's.
     `hidden`: {"id", "q", "p"}.
+
+    Raises:
+      UserError: mu or delta outside [0, 1]; before a manifest is written.
     """
+    check_rcc_settings(mu, delta)
     options: dict[str, dict[str, Any]] = {
         "token": {},
         "hidden": {"final_norm": final_norm, "mu": mu, "delta": delta},
