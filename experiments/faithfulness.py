@@ -76,6 +76,7 @@ def main() -> None:
     """Measure or compare."""
     from caspo_jax.errors import UserError
 
+    common.check_folder("out_dir")
     for flag, hold in (("compare", faithfulness_compare.compare), ("order", faithfulness_compare.order)):
         folders = FLAGS[flag].value
         if folders:

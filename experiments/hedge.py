@@ -53,8 +53,7 @@ def main() -> None:
 
     if bool(FLAGS.input) != bool(FLAGS.output) or bool(FLAGS.out_dir) == bool(FLAGS.input):
         raise UserError("give --out_dir, or --input and --output")
-    if FLAGS.input and Path(FLAGS.input).resolve() == Path(FLAGS.output).resolve():
-        raise UserError("--output is --input: name another file")
+    check_places()
     policy = common.load_policy()
     if FLAGS.input:
         traces = segmented(policy, Path(FLAGS.input))
@@ -69,6 +68,24 @@ def main() -> None:
     for how in HOWS:
         rows = write_hedged(policy, traces, plain, out / f"{how}.jsonl", how)
         common.closing(f"{how} hedges in {out / f'{how}.jsonl'}", rows)
+
+
+def check_places() -> None:
+    """Refuses outputs that cannot be written, or that another program wrote: before anything is loaded or sampled."""
+    from caspo_jax.outputs import check_own, manifest_path
+    from caspo_jax.tasks.hedging import HOWS
+
+    if FLAGS.output:
+        common.check_outputs(("output",))
+        check_own(FLAGS.output, FLAGS.overwrite)
+        return
+    common.check_folder("out_dir")
+    out = Path(FLAGS.out_dir)
+    names = ["plain", *HOWS]
+    if not manifest_path(out / "plain.jsonl").exists():  # the questions have none of their own
+        names += ["questions", "test"]
+    for name in names:
+        check_own(out / f"{name}.jsonl", FLAGS.overwrite)
 
 
 def sample_plain(policy: Any, out: Path) -> Path:

@@ -53,15 +53,23 @@ def flags_of(measured, out):
 
 
 @pytest.fixture(scope="module")
-def whole():
+def kept():
     return {}
 
 
-def test_all_stages(program, measured, tmp_path_factory, whole):
-    out = tmp_path_factory.mktemp("whole")
-    code, printed, err = program("faithfulness", **flags_of(measured, out))
-    assert code == 0, err
-    whole["folder"], whole["files"] = out, contents(out)
+@pytest.fixture
+def whole(program, measured, tmp_path_factory, kept):
+    """A finished run, made by the first test that asks: its folder, its files, and what it printed."""
+    if not kept:
+        out = tmp_path_factory.mktemp("whole")
+        code, printed, err = program("faithfulness", **flags_of(measured, out))
+        assert code == 0, err
+        kept.update(folder=out, files=contents(out), printed=printed)
+    return kept
+
+
+def test_all_stages(program, measured, whole):
+    out = whole["folder"]
     for name in FILES:
         assert (out / f"{name}.jsonl").exists(), name
     report = json.loads((out / "report.json").read_text())
@@ -95,7 +103,7 @@ def test_all_stages(program, measured, tmp_path_factory, whole):
     for plot in ("decisiveness_lexicon", "traces_lexicon_hidden", "agreement"):
         assert (out / f"{plot}.png").stat().st_size > 5000
     assert (out / "probe" / "probe.safetensors").exists()
-    assert "words scored by lexicon" in printed
+    assert "words scored by lexicon" in whole["printed"]
     assert program("faithfulness", "--noplots", **flags_of(measured, out))[0] == 0
     assert contents(out) == whole["files"]
 
@@ -148,10 +156,8 @@ common.run(faithfulness.main)
 
 
 @pytest.mark.slow
-def test_sigkill_in_every_stage(program, measured, tmp_path, tmp_path_factory, whole):
+def test_sigkill_in_every_stage(measured, tmp_path, whole):
     """Real processes, each ended by the system in the middle of a write to the next file, until one gets through."""
-    if not whole:  # where this test runs alone
-        test_all_stages(program, measured, tmp_path_factory, whole)
     out = tmp_path / "run"
     given = [f"--{k}={v}" for k, v in flags_of(measured, out).items()]
     at: list[str] = []
@@ -255,49 +261,6 @@ def test_another_rubric_is_another_judge(program, tmp_path):
     assert seen[0]["rubric"] != seen[1]["rubric"]
 
 
-def test_hedge_writes_the_hedges_it_says(program, write, tmp_path):
-    from caspo_jax.tasks.hedging import HEDGES, plain
-
-    questions = write("q.jsonl", [question_to_record(q) for q in TASK.questions("tune", 4, seed=2)])
-    traces, hedged = tmp_path / "t.jsonl", tmp_path / "h.jsonl"
-    flags = {"model": TASK.policy_path, "input": questions, "output": traces, "strategy": "greedy"}
-    assert program("generate", **flags, max_new_tokens=128)[0] == 0
-    code, printed, err = program("hedge", model=TASK.policy_path, input=traces, output=hedged, how="inverted")
-    assert code == 0, err
-    before, after = read(traces), read(hedged)
-    phrases = [phrase for _, phrase in HEDGES if phrase]
-    found = 0
-    for a, b in zip(before, after, strict=True):
-        steps = [s for s in b["text"].split("\n\n") if s]
-        assert [plain(s) for s in steps] == [s for s in a["text"].split("\n\n") if s]
-        found += sum(s.endswith(tuple(phrases)) for s in steps)
-        assert "logprob" not in b
-    assert found > 0
-    assert "inverted hedges" in printed
-
-
-def test_hedge_makes_all_three_from_nothing(program, tmp_path):
-    flags = {"model": TASK.policy_path, "out_dir": tmp_path / "h", "questions": 6, "test_questions": 3}
-    code, printed, err = program("hedge", **flags)
-    assert code == 0, err
-    folder = tmp_path / "h"
-    assert (len(read(folder / "questions.jsonl")), len(read(folder / "test.jsonl"))) == (6, 3)
-    plain = read(folder / "plain.jsonl")
-    for how in ("right", "random", "inverted"):
-        hedged = read(folder / f"{how}.jsonl")
-        assert [t["question"] for t in hedged] == [t["question"] for t in plain]
-        assert f"{how} hedges in" in printed
-    before = contents(folder)
-    assert program("hedge", **flags)[0] == 0
-    assert contents(folder) == before
-    code, _, err = program("hedge", **flags, seed=1)
-    assert (code, len(err.strip().splitlines())) == (1, 1)
-    assert contents(folder) == before  # refused before anything is replaced
-    code, _, err = program("hedge", model=TASK.policy_path)
-    assert (code, len(err.strip().splitlines())) == (1, 1)
-    assert "--out_dir, or --input and --output" in err
-
-
 @pytest.mark.parametrize(
     "changes, message",
     [
@@ -325,9 +288,6 @@ def test_the_traces_that_are_read_are_not_written_over(program, measured, tmp_pa
     assert (code, len(err.strip().splitlines())) == (1, 1)
     assert "choose another folder" in err
     assert mine.read_bytes() == measured.read_bytes()
-    code, _, err = program("hedge", model=TASK.policy_path, input=mine, output=mine)
-    assert (code, len(err.strip().splitlines())) == (1, 1)
-    assert mine.read_bytes() == measured.read_bytes()
 
 
 @pytest.mark.parametrize("changes", [{"mu": 1.5}, {"delta": -0.1}, {"delta": 3}])
@@ -335,6 +295,16 @@ def test_settings_of_rcc_outside_their_range(program, measured, tmp_path, change
     """They would give confidences outside [0, 1], clipped without a word."""
     with pytest.raises(flags.IllegalFlagValueError, match="range"):
         program("faithfulness", **(flags_of(measured, tmp_path / "o") | changes))
+
+
+def test_a_file_in_the_folder_s_place_is_refused_first(program, measured):
+    for given in (
+        flags_of(measured, measured),
+        {"compare": "nowhere,nowhere", "out_dir": measured / "below"},
+    ):
+        code, _, err = program("faithfulness", **given)
+        assert (code, len(err.strip().splitlines())) == (1, 1)
+        assert "in.jsonl is a file" in err
 
 
 def test_without_traces(program, tmp_path):

@@ -80,3 +80,20 @@ def test_bad_input(program, write):
         assert code == 1
         assert word in err
         assert err.count("\n") == 1
+
+
+def test_a_file_of_somebody_else_s_is_left_and_its_own_replaced(program, write, tmp_path):
+    flags = {"input": write("p.jsonl", ROWS), "output": tmp_path / "f1.json"}
+    flags["output"].write_text("mine")
+    code, _, err = program("verifier_f1", **flags)
+    assert (code, err.count("\n")) == (1, 1)
+    assert "no manifest beside it" in err
+    assert flags["output"].read_text() == "mine"
+    assert not (tmp_path / "f1.json.manifest.json").exists()
+    assert program("verifier_f1", **flags, overwrite="true")[0] == 0
+    assert program("verifier_f1", **flags)[0] == 0  # its own now
+    assert len(json.loads(flags["output"].read_text())["solutions"]) == len(ROWS)
+    write("p.jsonl", ROWS[:2])
+    code, _, err = program("verifier_f1", **flags)  # figures of other solutions
+    assert (code, err.count("\n")) == (1, 1)
+    assert "the contents changed" in err

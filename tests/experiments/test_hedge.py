@@ -1,0 +1,74 @@
+"""Hedges of known faithfulness in the traces of the shipped tiny policy, and what the program refuses before it loads it."""
+
+import pytest
+
+from caspo_jax.records import question_to_record
+from caspo_jax.tasks import get_task
+from tests.experiments.conftest import read
+from tests.experiments.test_faithfulness import contents
+
+TASK = get_task("graph")
+
+
+def test_a_file_gets_the_hedges_that_were_asked_for(program, write, tmp_path):
+    from caspo_jax.tasks.hedging import HEDGES, plain
+
+    questions = write("q.jsonl", [question_to_record(q) for q in TASK.questions("tune", 4, seed=2)])
+    traces, hedged = tmp_path / "t.jsonl", tmp_path / "h.jsonl"
+    flags = {"model": TASK.policy_path, "input": questions, "output": traces, "strategy": "greedy"}
+    assert program("generate", **flags, max_new_tokens=128)[0] == 0
+    code, printed, err = program("hedge", model=TASK.policy_path, input=traces, output=hedged, how="inverted")
+    assert code == 0, err
+    before, after = read(traces), read(hedged)
+    phrases = [phrase for _, phrase in HEDGES if phrase]
+    found = 0
+    for a, b in zip(before, after, strict=True):
+        steps = [s for s in b["text"].split("\n\n") if s]
+        assert [plain(s) for s in steps] == [s for s in a["text"].split("\n\n") if s]
+        found += sum(s.endswith(tuple(phrases)) for s in steps)
+        assert "logprob" not in b
+    assert found > 0
+    assert "inverted hedges" in printed
+
+
+def test_places_that_are_taken_are_refused_before_the_policy_is_loaded(program, write, tmp_path, monkeypatch):
+    from experiments import common
+
+    monkeypatch.setattr(common, "load_policy", lambda: pytest.fail("it went on"))
+    mine = write("mine.jsonl", [])
+    for folder, name in (("hedged", "random.jsonl"), ("asked", "test.jsonl")):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / name).write_text("mine")
+    for flags, message in (
+        ({"out_dir": mine}, "mine.jsonl is a file"),
+        ({"out_dir": mine / "below"}, "mine.jsonl is a file"),
+        ({"out_dir": tmp_path / "hedged"}, "random.jsonl is there"),
+        ({"out_dir": tmp_path / "asked"}, "test.jsonl is there"),
+        ({"input": write("in.jsonl", []), "output": mine}, "mine.jsonl is there"),
+        ({"input": mine, "output": mine}, "--output"),
+    ):
+        code, _, err = program("hedge", model=TASK.policy_path, **flags)
+        assert (code, len(err.strip().splitlines())) == (1, 1)
+        assert message in err
+
+
+def test_all_three_kinds_are_made_from_nothing(program, tmp_path):
+    flags = {"model": TASK.policy_path, "out_dir": tmp_path / "h", "questions": 6, "test_questions": 3}
+    code, printed, err = program("hedge", **flags)
+    assert code == 0, err
+    folder = tmp_path / "h"
+    assert (len(read(folder / "questions.jsonl")), len(read(folder / "test.jsonl"))) == (6, 3)
+    plain = read(folder / "plain.jsonl")
+    for how in ("right", "random", "inverted"):
+        hedged = read(folder / f"{how}.jsonl")
+        assert [t["question"] for t in hedged] == [t["question"] for t in plain]
+        assert f"{how} hedges in" in printed
+    before = contents(folder)
+    assert program("hedge", **flags)[0] == 0
+    assert contents(folder) == before
+    code, _, err = program("hedge", **flags, seed=1)
+    assert (code, len(err.strip().splitlines())) == (1, 1)
+    assert contents(folder) == before  # refused before anything is replaced
+    code, _, err = program("hedge", model=TASK.policy_path)
+    assert (code, len(err.strip().splitlines())) == (1, 1)
+    assert "--out_dir, or --input and --output" in err
