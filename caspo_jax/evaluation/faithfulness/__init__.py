@@ -1,4 +1,17 @@
-"""Does a trace sound as sure as the model is? Words against token, hidden-state, sampling and probe confidence."""
+"""Does a trace sound as sure as the model is? Words against token, hidden-state, sampling and probe confidence.
+
+From a file to a report:
+
+* `sources`, `formats`, `messages`, `token_records`: files of any tool to outputs as they were found;
+* `thinking`, `placing`, `subjects`: outputs to traces whose steps are spans of text and of tokens;
+* decisiveness of the words: `lexicon` (with `wording`, `clauses`, `patterns` and lexicon.tsv), `judge`, `recorded`;
+* confidence of the model: `estimators` (token statistics), `prefix` and `contradiction` (resampling), RCC and the probe from
+  `caspo_jax.confidence`;
+* `stages`: each of these as a file that a killed run goes on with;
+* `table`, `faithful`, `agreement`, `report`, `ordering`: those files to figures; `render`, `figures`: to text and plots.
+
+`prompts` holds the interventions that a model is asked under.
+"""
 
 from caspo_jax.evaluation.faithfulness.agreement import Agreement, agreement
 from caspo_jax.evaluation.faithfulness.contradiction import (
@@ -17,7 +30,7 @@ from caspo_jax.evaluation.faithfulness.decisiveness import (
 )
 from caspo_jax.evaluation.faithfulness.estimators import published_token, token_values
 from caspo_jax.evaluation.faithfulness.faithful import Pairing, faithfulness_record, pair_up, trajectory
-from caspo_jax.evaluation.faithfulness.formats import RecordedToken, Source
+from caspo_jax.evaluation.faithfulness.formats import Source
 from caspo_jax.evaluation.faithfulness.judge import (
     LocalDecisivenessJudge,
     judge_from_model,
@@ -57,6 +70,7 @@ from caspo_jax.evaluation.faithfulness.thinking import (
     count_thinking,
     thinking_steps,
 )
+from caspo_jax.evaluation.faithfulness.token_records import RecordedToken
 
 __all__ = [
     "ESTIMATORS",

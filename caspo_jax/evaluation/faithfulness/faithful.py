@@ -140,7 +140,7 @@ def faithfulness_record(
         "missing": int(table.trace.size - p.d.size),
         "mean_decisiveness": float(p.d.mean()),
         "mean_confidence": float(p.c.mean()),
-        "metrics": {name: _interval(i) for name, i in found.items()},
+        "metrics": {name: interval_record(i) for name, i in found.items()},
         "baselines": {
             **{
                 name: {"value": value, **{m: functions[m](1.0 - np.abs(value - p.c)) for m in METRICS}}
@@ -223,7 +223,8 @@ def _coverage(p: Pairing) -> dict[str, Any]:
     }
 
 
-def _interval(interval: Interval) -> dict[str, float | None]:
+def interval_record(interval: Interval) -> dict[str, float | None]:
+    """{value, low, high} as JSON, undefined numbers null."""
     return {"value": finite(interval.value), "low": finite(interval.low), "high": finite(interval.high)}
 
 

@@ -1,4 +1,4 @@
-"""The report's pictures: decisiveness against confidence, traces step by step, agreement of the estimators."""
+"""The PNG plots of a report: decisiveness against confidence, traces step by step, agreement of the estimators."""
 
 from __future__ import annotations
 

@@ -1,9 +1,9 @@
-"""One record of another tool's file to the outputs in it."""
+"""One record of a file, ours or another tool's, to the outputs in it: a reader for each format, tried in order."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from caspo_jax.errors import UserError
@@ -14,22 +14,15 @@ from caspo_jax.evaluation.faithfulness.messages import (
     plain_messages,
     reasoning_of,
 )
+from caspo_jax.evaluation.faithfulness.token_records import RecordedToken, choice_tokens, vllm_tokens
 from caspo_jax.records import trace_from_record
 from caspo_jax.types import FinishReason, Trace
 
 Record = Mapping[str, Any]
 
 _TEXT_FIELDS = ("text", "output", "response", "completion", "generation", "trace", "reasoning")
-
-
-@dataclasses.dataclass(frozen=True)
-class RecordedToken:
-    """A token as a server reported it."""
-
-    id: int | None  # None: only its bytes are known
-    data: bytes
-    logprob: float | None  # temperature-1 log-prob, nats
-    top: tuple[float, ...] = ()  # log-probs of the most probable tokens, descending
+# Of a batch, `id` is the server's own number.
+_ID_FIELDS = ("custom_id", "id", "request_id", "unique_id", "idx")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,11 +81,10 @@ def _vllm(record: Record, default_id: str) -> list[Source]:
         common["prompt_ids"] = tuple(int(i) for i in ids)
     sources = []
     for index, output in enumerate(record["outputs"]):
-        token_ids = output.get("token_ids") or []
-        logprobs = output.get("logprobs") or [None] * len(token_ids)
-        if len(logprobs) != len(token_ids):
-            raise UserError(f"outputs[{index}] has {len(logprobs)} logprobs for {len(token_ids)} token_ids")
-        tokens = tuple(_vllm_token(int(i), entry) for i, entry in zip(token_ids, logprobs))
+        try:
+            tokens = vllm_tokens(output)
+        except UserError as error:
+            raise UserError(f"outputs[{index}]: {error}") from error
         text = output.get("text")
         if not isinstance(text, str):
             raise UserError(f"outputs[{index}] has no `text`")
@@ -101,23 +93,6 @@ def _vllm(record: Record, default_id: str) -> list[Source]:
             _one(common, index, len(record["outputs"]), text=text, tokens=tokens, finish_reason=finish)
         )
     return sources
-
-
-def _vllm_token(token: int, entry: Mapping[str, Any] | None) -> RecordedToken:
-    """`entry`: token id -> {logprob, rank, decoded_token}, the emitted token among them, or id -> number."""
-    if not entry:
-        return RecordedToken(token, b"", None)
-    values = {
-        int(key): float(value["logprob"] if isinstance(value, Mapping) else value)
-        for key, value in entry.items()
-    }
-    if token not in values:
-        raise UserError(f"the log-probs of token {token} do not hold its own")
-    ranks = {int(k): v.get("rank") for k, v in entry.items() if isinstance(v, Mapping)}
-    # The emitted token is listed even where it is none of the n most probable: it must not count as one.
-    extra = (ranks.get(token) or 0) > len(values) and len(values) > 1
-    top = sorted((v for k, v in values.items() if not (extra and k == token)), reverse=True)
-    return RecordedToken(token, b"", values[token], tuple(top))
 
 
 def _choices(record: Record, default_id: str) -> list[Source]:
@@ -135,46 +110,13 @@ def _choices(record: Record, default_id: str) -> list[Source]:
         if not isinstance(text, str):
             raise UserError(f"choices[{index}] has neither `text` nor a `message` with text")
         tokens = (
-            () if message is not None and reasoning_of(message) else _choice_tokens(choice.get("logprobs"))
+            () if message is not None and reasoning_of(message) else choice_tokens(choice.get("logprobs"))
         )
         finish = _finish(choice.get("finish_reason"))
         sources.append(
             _one(common, index, len(body["choices"]), text=text, tokens=tokens, finish_reason=finish)
         )
     return sources
-
-
-def _choice_tokens(logprobs: Mapping[str, Any] | None) -> tuple[RecordedToken, ...]:
-    """Tokens of a chat completion's or a completion's log-probs."""
-    if not logprobs:
-        return ()
-    if logprobs.get("content"):
-        return tuple(
-            _server_token(
-                item["token"],
-                item.get("bytes"),
-                item.get("logprob"),
-                [t["logprob"] for t in item.get("top_logprobs") or ()],
-            )
-            for item in logprobs["content"]
-        )
-    names, values = logprobs.get("tokens") or (), logprobs.get("token_logprobs") or ()
-    tops = logprobs.get("top_logprobs") or [None] * len(names)
-    return tuple(
-        _server_token(name, None, value, list((top or {}).values()))
-        for name, value, top in zip(names, values, tops)
-    )
-
-
-def _server_token(name: str, data: Any, logprob: Any, top: list[float]) -> RecordedToken:
-    found = tuple(sorted((float(v) for v in top), reverse=True))
-    own = None if logprob is None else float(logprob)
-    if name.startswith("token_id:"):
-        return RecordedToken(int(name.removeprefix("token_id:")), b"", own, found)
-    if data is not None and not isinstance(data, list):
-        raise UserError(f"`bytes` of token {name!r} must be a list of integers, found {data!r:.40}")
-    spelled = bytes(data) if data is not None else name.encode("utf-8", "surrogatepass")
-    return RecordedToken(None, spelled, own, found)
 
 
 def _lm_eval(record: Record, default_id: str) -> list[Source]:
@@ -232,7 +174,7 @@ def _inspect(record: Record, default_id: str) -> list[Source]:
     sources = []
     for index, choice in enumerate(choices):
         message = choice["message"]
-        tokens = () if reasoning_of(message) else _choice_tokens(choice.get("logprobs"))
+        tokens = () if reasoning_of(message) else choice_tokens(choice.get("logprobs"))
         finish = _finish(choice.get("stop_reason"))
         sources.append(
             _one(common, index, len(choices), text=message_text(message), tokens=tokens, finish_reason=finish)
@@ -249,25 +191,12 @@ def _generic(record: Record, default_id: str) -> list[Source]:
 
 def _common(record: Record, default_id: str, name: str) -> dict[str, Any]:
     """What records of all kinds may say about the question."""
-    identity = next(
-        (
-            record[k]
-            for k in (
-                "custom_id",
-                "id",
-                "request_id",
-                "unique_id",
-                "idx",
-            )  # of a batch, `id` is the server's own
-            if record.get(k) is not None
-        ),
-        default_id,
-    )
+    identity = _first(record, _ID_FIELDS)
     messages = record.get("messages")
     prompt_ids = record.get("prompt_ids")
-    gold = next((record[k] for k in ("gold", "answer", "target") if record.get(k) is not None), None)
+    gold = _first(record, ("gold", "answer", "target"))
     return {
-        "id": str(identity),
+        "id": str(default_id if identity is None else identity),
         "format": name,
         "question": next(
             (v for k in ("question", "problem", "instruction") if (v := _string(record.get(k)))), None
@@ -290,6 +219,11 @@ def _one(common: dict[str, Any], index: int, count: int, **fields: Any) -> Sourc
 
 def _finish(reason: Any) -> FinishReason:
     return "length" if reason in ("length", "max_tokens", "model_length") else "eos"
+
+
+def _first(record: Record, fields: Sequence[str]) -> Any:
+    """The first of these fields that the record has, None without any."""
+    return next((record[field] for field in fields if record.get(field) is not None), None)
 
 
 def _string(value: Any) -> str | None:

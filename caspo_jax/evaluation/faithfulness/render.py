@@ -92,15 +92,26 @@ def _agreement(items: Sequence[Record]) -> list[str]:
 
 
 def _calibration(report: Record) -> list[str]:
-    columns = ("auroc", "within_question_auroc", "bias", "ece", "ece_scaled", "brier", "brier_scaled")
-    lines = [
-        f"  {'':<15}{'steps':>7}"
-        + "".join(f"{name.replace('within_question', 'in_q'):>22}" for name in columns)
-    ]
-    for name, block in report["calibration"].items():
+    """How confidence ranks steps, and under it how far its level is from their accuracy."""
+    blocks = report["calibration"]
+    lines = [f"  {'':<15}{'steps':>7}{'auroc':>22}{'auroc within question':>36}{'auroc within prefix':>36}"]
+    for name, block in blocks.items():
+        within = [_within(block, *kind) for kind in (("question", "questions"), ("prefix", "prefixes"))]
+        cells = f"{_interval(block['auroc']):>22}" + "".join(f"{cell:>36}" for cell in within)
+        lines.append(f"  {name:<15}{block['steps']:>7}{cells}")
+    columns = ("bias", "ece", "ece_scaled", "brier", "brier_scaled")
+    lines += ["", f"  {'':<15}{'steps':>7}" + "".join(f"{name:>22}" for name in columns)]
+    for name, block in blocks.items():
         cells = "".join(f"{_interval(block.get(column)):>22}" for column in columns)
         lines.append(f"  {name:<15}{block['steps']:>7}{cells}")
     return lines
+
+
+def _within(block: Record, one: str, many: str) -> str:
+    """The AUROC within questions or prefixes with the number that have both verdicts: of few it says little."""
+    groups = block[f"within_{one}_groups"]
+    value = _interval(block[f"within_{one}_auroc"]) if groups else "n/a"
+    return f"{value} ({groups:,} {one if groups == 1 else many})"
 
 
 def _difference(name: str, entry: Record) -> str:

@@ -15,6 +15,7 @@ from caspo_jax.evaluation.faithfulness.faithful import (
     METRICS,
     Pairing,
     faithfulness_record,
+    interval_record,
     pair_up,
     permuted_words,
     statistics,
@@ -59,15 +60,23 @@ def report_record(
 def calibration_record(table: Table, draws: int = 1000, seed: int = 0) -> dict[str, Any]:
     """Confidence against correctness of steps, for every estimator, every likelihood, and what the words say.
 
-    Bias (mean confidence - accuracy), ECE and Brier score raw and after a cross-fitted one-parameter scaling, AUROC pooled
-    and within questions; 95 % intervals by question. {} without two right and two wrong steps.
+    Bias (mean confidence - accuracy); ECE and Brier score, raw and after a cross-fitted one-parameter scaling; AUROC
+    pooled, within questions and within prefixes, beside the number of questions and of prefixes that have both verdicts.
+
+    Args:
+      table: from `build_table`.
+      draws: of the bootstrap by question, whose 95 % intervals stand beside every figure.
+      seed: of the bootstrap.
+
+    Returns:
+      {name: figures}; what has fewer than two right or two wrong steps is left out.
     """
     named = {name: table.confidence[name] for name in (*ESTIMATORS, *LIKELIHOODS) if name in table.confidence}
     named |= {f"words:{name}": values for name, values in table.decisiveness.items()}
     found = {}
     for name, values in named.items():
         known = ~(np.isnan(values) | np.isnan(table.right))
-        c, right, group = values[known], table.right[known], table.group[known]
+        c, right, group, prefix = (a[known] for a in (values, table.right, table.group, table.prefix))
         if min((right == 1).sum(), (right == 0).sum()) < _LEAST:
             continue
         functions: dict[str, Statistic] = {
@@ -76,6 +85,7 @@ def calibration_record(table: Table, draws: int = 1000, seed: int = 0) -> dict[s
             "brier": metrics.brier_statistic(c, right),
             "auroc": metrics.auroc_statistic(c, right),
             "within_question_auroc": metrics.grouped_auroc_statistic(c, right, group),
+            "within_prefix_auroc": metrics.grouped_auroc_statistic(c, right, prefix),
         }
         if len(set(group)) > 1:
             scaled = metrics.cross_fitted(c, right, group)
@@ -84,7 +94,12 @@ def calibration_record(table: Table, draws: int = 1000, seed: int = 0) -> dict[s
         found[name] = {
             "steps": int(c.size),
             "accuracy": float(right.mean()),
-            **{metric: _interval(f, group, draws, seed) for metric, f in functions.items()},
+            "within_question_groups": metrics.within_question_auroc(c, right, group).groups,
+            "within_prefix_groups": metrics.within_prefix_auroc(c, right, prefix).groups,
+            **{
+                metric: interval_record(metrics.bootstrap_interval(f, group, draws=draws, seed=seed))
+                for metric, f in functions.items()
+            },
         }
     return found
 
@@ -190,8 +205,3 @@ def _summary(values: np.ndarray) -> dict[str, Any]:
 def _agreement(named: Mapping[str, np.ndarray]) -> list[dict[str, Any]]:
     values = {name: [None if np.isnan(v) else float(v) for v in array] for name, array in named.items()}
     return [item.to_record() for item in agreement(values)]
-
-
-def _interval(statistic: Statistic, groups: np.ndarray, draws: int, seed: int) -> dict[str, float | None]:
-    found = metrics.bootstrap_interval(statistic, groups, draws=draws, seed=seed)
-    return {"value": finite(found.value), "low": finite(found.low), "high": finite(found.high)}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,9 @@ class Table:
     trace_right: np.ndarray  # [N] 1 where the answer is right, 0 wrong, NaN unknown
     trace: np.ndarray  # [S] int64, which trace
     group: np.ndarray  # [S] object, question
+    prefix: (
+        np.ndarray
+    )  # [S] object, digest of question, prompt and the tokens before the step: the same for siblings
     index: np.ndarray  # [S] int64, place in its trace
     position: np.ndarray  # [S] index / (steps - 1), 0 in a trace of one step
     right: np.ndarray  # [S] verdict: 1, 0, NaN unknown
@@ -81,6 +85,7 @@ def build_table(
         trace_right=np.array([_number(s.trace.correct) for s in subjects]),
         trace=trace,
         group=groups[trace],
+        prefix=np.array([digest for s in subjects for digest in _prefixes(s)], dtype=object),
         index=index,
         position=index / np.maximum(length - 1, 1),
         right=np.array(
@@ -189,6 +194,18 @@ def _last(values: np.ndarray, trace: np.ndarray, traces: int) -> np.ndarray:
     found = np.full(traces, np.nan)
     known = ~np.isnan(values)
     found[trace[known]] = values[known]  # the last assignment stays
+    return found
+
+
+def _prefixes(subject: Subject) -> list[bytes]:
+    """What each step was sampled from, as a digest [S]."""
+    trace = subject.trace
+    running = hashlib.sha256(repr((subject.group, trace.prompt_ids)).encode())
+    found, at = [], 0
+    for step in trace.steps:
+        running.update(np.asarray(trace.token_ids[at : step.token_start], np.int64).tobytes())
+        found.append(running.digest())
+        at = step.token_start
     return found
 
 

@@ -43,7 +43,7 @@ def read_beside(file: Path) -> dict[str, Beside]:
     found = (
         (str(r["id"]), next(iter(r["scores"].values()))) for _, r in read_jsonl(stated) if r.get("scores")
     )
-    return {name: Beside([share(value) for value in values]) for name, values in found}
+    return {name: Beside([decisiveness_of(value) for value in values]) for name, values in found}
 
 
 def _from_steps(file: Path) -> dict[str, Beside]:
@@ -57,15 +57,15 @@ def _from_steps(file: Path) -> dict[str, Beside]:
         records.sort(key=lambda r: r["step_index"])
         estimators = list(records[0]["confidence"])
         found[name] = Beside(
-            decisiveness=[share(next(iter(r["decisiveness"].values()), None)) for r in records],
+            decisiveness=[decisiveness_of(next(iter(r["decisiveness"].values()), None)) for r in records],
             estimates={e: [r["confidence"].get(e) for r in records] for e in estimators},
             right=[r.get("right") for r in records],
         )
     return found
 
 
-def share(value: Any) -> float | None:
-    """A number of [0, 1], or null.
+def decisiveness_of(value: Any) -> float | None:
+    """A recorded decisiveness: a number in [0, 1], or None.
 
     Raises:
       UserError: it lies outside.

@@ -7,10 +7,14 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+# What stands under tables of figures.
+INTERVALS = "Small print: 95 % bootstrap interval, questions resampled."
+BOLD = f"{INTERVALS} Bold: best in its column."
+
 
 @dataclasses.dataclass(frozen=True)
 class Cell:
-    """Text, the number to sort by (None: by text), a second line, and what hovering shows."""
+    """Text, the number to sort by (None: by text), a second line in small print, whether it is the best of its column."""
 
     text: str
     value: float | None = None
@@ -69,6 +73,17 @@ def number_cell(value: Any, under: str = "", best: bool = False, *, whole: bool 
     number = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
     text = f"{value:,.0f}" if number and whole else number_text(value)
     return Cell(text, float(value) if number else None, under, best)
+
+
+def within_cell(value: Any, groups: int | None, unit: str, interval: str = "", best: bool = False) -> Cell:
+    """An AUROC averaged over groups, and how many of them have both verdicts; n/a where none has.
+
+    `groups` is None in records that do not say.
+    """
+    counted = "" if groups is None else f"{groups:,} {unit}"
+    if groups == 0:
+        return Cell("n/a", None, counted)
+    return number_cell(value, f"{interval} {counted}".strip(), best)
 
 
 def p_text(value: float | None) -> str:

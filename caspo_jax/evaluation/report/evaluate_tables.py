@@ -5,29 +5,49 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from caspo_jax.evaluation.report.cells import Cell, Table, interval_text, number_cell, p_text
+from caspo_jax.evaluation.report.cells import (
+    BOLD,
+    Cell,
+    Table,
+    interval_text,
+    number_cell,
+    p_text,
+    within_cell,
+)
 
 Rows = Sequence[Mapping[str, Any]]
 MANY = 20  # rows from which on a table is folded away
-BOLD = "Small print: 95 % bootstrap interval by question. Bold: best of the column."
 
 # field -> (title, what it is, whether more is better; None: neither)
 _CONFIDENCE: Mapping[str, tuple[str, str, bool | None]] = {
-    "auroc": ("AUROC", "does it rank right above wrong? pooled", True),
-    "within_question": ("in question", "the same, within a question", True),
-    "within_prefix": ("siblings", "the same, among the candidates of one prefix", True),
+    "auroc": ("AUROC", "does it rank what is right above what is wrong? all pooled", True),
+    "within_question": (
+        "within question",
+        "AUROC among the items of one question, mean over questions",
+        True,
+    ),
+    "within_prefix": (
+        "within prefix",
+        "AUROC among the candidates for the next step after one prefix, mean over prefixes",
+        True,
+    ),
     "length_controlled": ("length controlled", "AUROC among items of like length", True),
-    "auprc_errors": ("AUPRC", "average precision at finding errors", True),
-    "aurc": ("AURC", "area under risk and coverage", False),
+    "auprc_errors": ("AUPRC, errors", "area under precision and recall at finding what is wrong", True),
+    "aurc": ("AURC", "share wrong among the k surest, mean over all k", False),
     "bias": ("bias", "mean confidence minus accuracy", None),
-    "ece": ("ECE", "expected calibration error", False),
-    "brier": ("Brier", "Brier score", False),
+    "ece": (
+        "ECE",
+        "expected calibration error: mean distance of confidence from accuracy in ten bins",
+        False,
+    ),
+    "brier": ("Brier", "Brier score: mean squared distance of confidence from the verdict, 0 or 1", False),
     "ece_scaled": ("ECE scaled", "after a cross-fitted one-parameter scaling", False),
     "brier_scaled": ("Brier scaled", "after a cross-fitted one-parameter scaling", False),
 }
+_GROUPED = {"within_question": "questions", "within_prefix": "prefixes"}
 _PAIRED_NOTE = (
-    "Paired by question: difference with its 95 % interval, sign-flip test. "
-    "“=” before a size: as many samples as cost the same tokens."
+    "Paired by question: difference with its 95 % bootstrap interval, and the p-value of a sign-flip permutation test. "
+    "“= cat 4” as a size: as many samples as cost the tokens of CaT with 4 branches."
 )
 
 
@@ -105,10 +125,10 @@ def _strategies(rows: Rows, title: str) -> Table:
         ),
         ("accuracy", "share of right answers, mean over questions", True),
         ("tokens", "decoded tokens a question, over all branches", True),
-        ("passes", "forward passes one after another", True),
+        ("passes", "forward passes of the model, one after another, a question", True),
         (
             "seconds",
-            "a question, of the fastest group; none where the answers were not decoded by themselves",
+            "a question, timed on the fastest group of questions; – where the answers were taken from a larger run",
             True,
         ),
     ]
@@ -130,13 +150,13 @@ def _paired(rows: Rows, title: str) -> Table:
         for r in rows
     ]
     columns = [
-        ("strategy", "", False),
-        ("against", "", False),
-        ("difference", "of accuracy", True),
+        ("strategy", "and its size", False),
+        ("against", "what it is held against, and its size", False),
+        ("difference", "accuracy of the strategy minus that of the other", True),
         ("p", "sign-flip permutation test", True),
         ("tokens", "decoded a question", True),
-        ("theirs", "decoded a question by the other", True),
-        ("verdict", "above or below: the interval leaves 0 out", False),
+        ("tokens of the other", "decoded a question by what it is held against", True),
+        ("verdict", "above or below where the interval leaves 0 out, else equal", False),
     ]
     return Table(title, columns, body, _PAIRED_NOTE)
 
@@ -163,29 +183,24 @@ def _compared(rows: Rows, title: str) -> Table:
         ("p", "sign-flip permutation test", True),
         ("tokens A", "decoded a question", True),
         ("tokens B", "decoded a question", True),
-        ("B is", "the interval leaves 0 out", False),
+        ("B is", "above or below A where the interval leaves 0 out, else equal", False),
     ]
     return Table(title, columns, body, _PAIRED_NOTE)
 
 
 def _confidences(rows: Rows, title: str, head: Mapping[str, Any]) -> Table:
-    shown = [f for f in _CONFIDENCE if any(isinstance(r.get(f), (int, float)) for r in rows)]
+    shown = [
+        f for f in _CONFIDENCE if any(isinstance(r.get(f), (int, float)) or f"{f}_groups" in r for r in rows)
+    ]
     best = {}
     for field in shown:
         more = _CONFIDENCE[field][2]
         values = [r[field] for r in rows if isinstance(r.get(field), (int, float))]
-        if more is not None:
+        if more is not None and values:
             best[field] = max(values) if more else min(values)
     body = [
         [Cell(str(r["confidence"]).replace("_", " "))]
-        + [
-            number_cell(
-                r.get(f),
-                interval_text(r.get("auroc_low"), r.get("auroc_high")) if f == "auroc" else "",
-                r.get(f) is not None and r.get(f) == best.get(f),
-            )
-            for f in shown
-        ]
+        + [_confidence_cell(r, f, r.get(f) is not None and r.get(f) == best.get(f)) for f in shown]
         for r in rows
     ]
     columns = [("confidence", "", False), *((_CONFIDENCE[f][0], _CONFIDENCE[f][1], True) for f in shown)]
@@ -198,6 +213,14 @@ def _confidences(rows: Rows, title: str, head: Mapping[str, Any]) -> Table:
         facts.append(f"{head['accuracy']:.3f} right")
     note = ", ".join(facts) + f". {BOLD}" if facts else BOLD
     return Table(title, columns, body, note, aside=len(rows) > MANY)
+
+
+def _confidence_cell(row: Mapping[str, Any], field: str, best: bool) -> Cell:
+    if field == "auroc":
+        return number_cell(row.get(field), interval_text(row.get("auroc_low"), row.get("auroc_high")), best)
+    if field in _GROUPED:
+        return within_cell(row.get(field), row.get(f"{field}_groups"), _GROUPED[field], best=best)
+    return number_cell(row.get(field), "", best)
 
 
 def _signed(row: Mapping[str, Any]) -> Cell:

@@ -1,4 +1,4 @@
-"""Words against confidence, from the steps of a faithfulness report."""
+"""Words against confidence as inline SVG, from the steps of a faithfulness report."""
 
 from __future__ import annotations
 

@@ -5,32 +5,53 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from caspo_jax.evaluation.report.cells import Cell, Table, interval_text, number_cell
+from caspo_jax.evaluation.report.cells import INTERVALS, Cell, Table, interval_text, number_cell, within_cell
 
 _METRICS = (
-    ("mfg", "MFG", "mean over traces of F = 1 − |decisiveness − confidence|"),
-    ("cmfg_occupied", "cMFG", "mean F of ten bins of confidence, over the bins that hold steps"),
-    ("cmfg_star", "cMFG*", "mean F of ten bins of equal mass, weighted by their width"),
+    ("mfg", "MFG", "mean faithfulness: mean over traces of F = 1 − |decisiveness − confidence|"),
+    (
+        "cmfg_occupied",
+        "cMFG",
+        "mean F in ten equally wide bins of confidence, mean over the bins that hold steps",
+    ),
+    (
+        "cmfg_star",
+        "cMFG*",
+        "mean F in ten bins of equally many steps, weighted by how much of the confidence scale each covers",
+    ),
     ("spearman", "Spearman", "rank correlation of words and confidence, over steps"),
-    ("trace_spearman", "of traces", "the same, over traces"),
-    ("gap", "gap", "decisiveness minus confidence; above 0 the text sounds surer than the model is"),
+    ("trace_spearman", "Spearman, traces", "the same, over traces"),
+    ("gap", "words − model", "mean difference; above 0 the text sounds surer than the model is"),
 )
 _TRIVIAL = (
     ("permuted", "permuted", "the same words, handed to other traces"),
     ("always_decisive", "always sure", "words that are always decisive"),
     ("constant", "mean words", "words that always sound as these do on average"),
-    ("best_constant", "best constant", "the one constant that scores best"),
+    ("best_constant", "best constant", "the one constant that scores best on MFG"),
 )
 _CALIBRATION = (
-    ("auroc", "AUROC", "does it rank right steps above wrong ones? pooled"),
-    ("within_question_auroc", "in question", "the same, within a question"),
-    ("bias", "bias", "mean minus the share of right steps"),
-    ("ece", "ECE", "expected calibration error"),
+    ("auroc", "AUROC", "does it rank right steps above wrong ones? all steps pooled"),
+    (
+        "within_question_auroc",
+        "within question",
+        "AUROC among the steps of one question, mean over questions",
+    ),
+    (
+        "within_prefix_auroc",
+        "within prefix",
+        "AUROC among steps that go on from one prefix, mean over prefixes",
+    ),
+    ("bias", "bias", "mean confidence minus the share of right steps"),
+    ("ece", "ECE", "expected calibration error: mean distance of confidence from accuracy in ten bins"),
     ("ece_scaled", "ECE scaled", "after a cross-fitted one-parameter scaling"),
-    ("brier", "Brier", "Brier score"),
+    ("brier", "Brier", "Brier score: mean squared distance of confidence from the verdict, 0 or 1"),
     ("brier_scaled", "Brier scaled", "after a cross-fitted one-parameter scaling"),
 )
-_INTERVALS = "Small print: 95 % bootstrap interval by question."
+# AUROC over groups: where the number of groups stands, and what they are.
+_GROUPED = {
+    "within_question_auroc": ("within_question_groups", "questions"),
+    "within_prefix_auroc": ("within_prefix_groups", "prefixes"),
+}
 
 
 def is_faithfulness(summary: Any) -> bool:
@@ -82,10 +103,13 @@ def _faithful(blocks: Mapping[str, Any], title: str) -> Table:
         ("words", "mean decisiveness", True),
         ("model", "mean confidence by this estimator", True),
         *((head, text, True) for _, head, text in _METRICS),
-        ("steps", "with both", True),
+        ("steps", "that have both words and confidence", True),
     ]
     return Table(
-        title, columns, body, f"{_INTERVALS} Levels say little without the trivial words below; ranks do."
+        title,
+        columns,
+        body,
+        f"{INTERVALS} MFG, cMFG and cMFG* depend on the level of both: read them beside those of trivial words, below.",
     )
 
 
@@ -111,17 +135,21 @@ def _trivial(blocks: Mapping[str, Any], prefix: str) -> Table:
             cells.append(number_cell(skill.get("value"), interval_text(skill.get("low"), skill.get("high"))))
             body.append(cells)
     columns = [
-        ("estimator", "", False),
+        ("estimator", "of the model's internal confidence", False),
         ("metric", "", False),
-        ("these words", "", True),
+        ("these words", "the words of the traces", True),
         *((head, text, True) for _, head, text in _TRIVIAL),
-        ("skill", "(M − permuted) / (1 − permuted): what the words add to chance", True),
+        (
+            "skill",
+            "(these − permuted) / (1 − permuted): 0 is no better than the words of other traces, 1 is perfect",
+            True,
+        ),
     ]
     return Table(
         f"{prefix}What trivial words would score",
         columns,
         body,
-        "Permuted: mean and 95 % range of the draws.",
+        "Permuted: mean over random permutations, and the range that holds 95 % of them.",
     )
 
 
@@ -130,13 +158,17 @@ def _calibration(blocks: Mapping[str, Any], prefix: str) -> Table:
     body = [
         [
             Cell(name.replace("_", " ").replace("words:", "words: ")),
-            *(_interval(block.get(field)) for field, *_ in shown),
+            *(_calibrated(block, field) for field, *_ in shown),
             number_cell(block.get("steps"), whole=True),
         ]
         for name, block in blocks.items()
     ]
-    columns = [("", "", False), *((head, text, True) for _, head, text in shown), ("steps", "", True)]
-    return Table(f"{prefix}Confidence against correctness of steps", columns, body, _INTERVALS)
+    columns = [
+        ("confidence", "an estimator, a likelihood, or what the words say", False),
+        *((head, text, True) for _, head, text in shown),
+        ("steps", "with a verdict", True),
+    ]
+    return Table(f"{prefix}Confidence against correctness of steps", columns, body, INTERVALS)
 
 
 def _agreement(items: Sequence[Mapping[str, Any]], prefix: str) -> Table:
@@ -152,12 +184,12 @@ def _agreement(items: Sequence[Mapping[str, Any]], prefix: str) -> Table:
         for i in items
     ]
     columns = [
-        ("pair", "", False),
+        ("pair", "first ~ second", False),
         ("Spearman", "rank correlation over steps", True),
         ("Kendall", "rank correlation over steps", True),
         ("|difference|", "mean absolute difference", True),
-        ("difference", "mean difference", True),
-        ("steps", "", True),
+        ("difference", "mean of first minus second", True),
+        ("steps", "that have both", True),
     ]
     return Table(f"{prefix}Agreement of scorers and of estimators", columns, body, aside=True)
 
@@ -194,13 +226,22 @@ def _compared(record: Mapping[str, Any], prefix: str) -> list[Table]:
             ]
         )
     columns = [
-        ("", "", False),
+        ("figure", "", False),
         ("first", str(record.get("first", "")), True),
         ("second", str(record.get("second", "")), True),
         ("difference", "second minus first, paired by question", True),
     ]
-    note = f"{record.get('questions', 0):,} questions, paired. {_INTERVALS}"
+    note = f"{record.get('questions', 0):,} questions, paired. {INTERVALS}"
     return [Table(f"{prefix}Second policy minus first", columns, body, note)]
+
+
+def _calibrated(block: Mapping[str, Any], field: str) -> Cell:
+    if field not in _GROUPED:
+        return _interval(block.get(field))
+    counted, unit = _GROUPED[field]
+    entry = block.get(field) or {}
+    interval = interval_text(entry.get("low"), entry.get("high"))
+    return within_cell(entry.get("value"), block.get(counted), unit, interval)
 
 
 def _interval(entry: Any) -> Cell:

@@ -1,4 +1,4 @@
-"""The report's pictures, drawn from a run's numbers."""
+"""The page's pictures as inline SVG, drawn from a run's numbers: strategies, differences, reliability, entropy, training."""
 
 from __future__ import annotations
 
@@ -136,15 +136,18 @@ def differences(policies: Sequence[Mapping[str, Any]]) -> Figure | None:
                 text += f" [{entry['low']:+.3f}, {entry['high']:+.3f}]"
             panel.add(hover(mark + tag("circle", cx=x, cy=y, r=4, class_=f"fill s{k + 1}"), text))
     legend = [(f"s{k + 1}", str(p["name"])) for k, p in enumerate(shown)]
-    note = "Paired by question, 95 % bootstrap intervals. Lower is better for flawed, ECE and Brier."
+    note = (
+        "Paired by question, 95 % bootstrap intervals. Within prefix: of the mean log-prob. "
+        "Lower is better for flawed answers, ECE and Brier."
+    )
     return Figure("Change against the base", panel.render("Paired differences to the base"), note, legend)
 
 
 def _title(name: str) -> str:
     names = {
-        "flawed_correct_rate": "flawed correct",
+        "flawed_correct_rate": "flawed answers",
         "entropy_auroc": "entropy AUROC",
-        "within_prefix_logprob_auroc": "sibling AUROC",
+        "within_prefix_logprob_auroc": "AUROC within prefix",
         "ece": "ECE",
         "brier_scaled": "Brier, scaled",
     }

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from caspo_jax.errors import UserError
-from caspo_jax.evaluation.report.beside import Beside, completed, read_beside, share
+from caspo_jax.evaluation.report.beside import Beside, completed, decisiveness_of, read_beside
 from caspo_jax.records import check_schema, pair_from_record, trace_from_record
 from caspo_jax.store import parse_at, read_jsonl
 from caspo_jax.types import Pair, Trace
@@ -156,7 +156,7 @@ def _trace_file(file: Path, label: str) -> TraceFile:
 
     def parse(record: dict[str, Any]) -> tuple[Trace, Beside]:
         trace = trace_from_record(record)
-        own = Beside([share(step.get("decisiveness")) for step in record.get("steps") or ()])
+        own = Beside([decisiveness_of(step.get("decisiveness")) for step in record.get("steps") or ()])
         found = known.get(trace.id, own)
         return completed(trace, found), found
 

@@ -77,8 +77,8 @@ def _policies(policies: Sequence[Mapping[str, Any]], summary: Mapping[str, Any])
         )
     if known("answer_accuracy"):
         lines.append(
-            f"Sampled answers are right in {percent(final['answer_accuracy'])} of cases, before in "
-            f"{percent(base['answer_accuracy'])} ({change('answer_accuracy')})."
+            f"{percent(final['answer_accuracy'])} of the sampled answers are right; "
+            f"before, {percent(base['answer_accuracy'])} were ({change('answer_accuracy')})."
         )
     if known("entropy_auroc"):
         word = {"above": "better than", "below": "less well than", "equal": "as well as"}[
@@ -121,7 +121,11 @@ def _strategies(rows: Rows, paired: Rows) -> list[str]:
         if not pairs:
             continue
         said = []
-        for verdict, word in (("above", "above"), ("equal", "not told apart from"), ("below", "below")):
+        for verdict, word in (
+            ("above", "better than"),
+            ("equal", "not to be told apart from"),
+            ("below", "worse than"),
+        ):
             others = [spoken(p["baseline"]) for p in pairs if p["verdict"] == verdict]
             if others:
                 said.append(f"{word} {_listed(others)}")
@@ -153,7 +157,7 @@ def _confidences(kind: str, rows: Rows) -> list[str]:
         return []
     best = max(known, key=lambda r: r["auroc"])
     interval = interval_text(best.get("auroc_low"), best.get("auroc_high"))
-    line = f"Of {len(known)} confidences, {best['confidence']} tells right {kind} from wrong best: AUROC {best['auroc']:.3f} {interval}"
+    line = f"Of {len(known)} confidences, {best['confidence']} best tells right {kind} from wrong ones: AUROC {best['auroc']:.3f} {interval}"
     entropy = next((r for r in known if r["confidence"] == "entropy"), None)
     if entropy is not None and entropy is not best:
         line += f"; entropy {entropy['auroc']:.3f}"
@@ -199,7 +203,7 @@ def _faithfulness(report: Mapping[str, Any]) -> list[str]:
     if calibration:
         best = max(calibration, key=lambda n: calibration[n]["auroc"]["value"])
         lines.append(
-            f"What tells right steps from wrong ones best is {best.replace('_', ' ')}: "
+            f"What best tells right steps from wrong ones is {best.replace('_', ' ')}: "
             f"AUROC {calibration[best]['auroc']['value']:.3f}."
         )
     return lines
@@ -214,6 +218,9 @@ def _compared(record: Mapping[str, Any]) -> list[str]:
         if entry.get("difference") is None:
             continue
         interval = interval_text(entry.get("low"), entry.get("high"))
-        line = f"MFG ({scorer} against {name}): {entry['second']:.3f}, {entry['first']:.3f} before ({entry['difference']:+.3f} {interval})."
+        line = (
+            f"MFG ({scorer} against {name}) is {entry['first']:.3f} in the first and {entry['second']:.3f} in the second: "
+            f"{entry['difference']:+.3f} {interval}."
+        )
         return [_minus(line)]
     return []

@@ -6,31 +6,61 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from caspo_jax.evaluation.report.cells import Cell, Table, interval_text, number_cell, number_text
+from caspo_jax.evaluation.report.cells import BOLD, Cell, Table, interval_text, number_cell, number_text
 from caspo_jax.evaluation.report.evaluate_tables import evaluate_tables, spoken
 from caspo_jax.evaluation.report.faithfulness_tables import faithfulness_tables
 from caspo_jax.evaluation.report.folder import Run
 
 # (field, title, what it is, whether more is better; None: neither)
 POLICY_COLUMNS: tuple[tuple[str, str, str, bool | None], ...] = (
-    ("step_accuracy", "step acc", "share of steps that are right", True),
-    ("first_error_accuracy", "first error", "the same, up to and including a trace's first wrong step", True),
-    ("all_steps_right", "all right", "share of traces whose every step is right", True),
-    ("answer_accuracy", "answer acc", "share of sampled answers that are right", True),
-    ("flawed_correct_rate", "flawed", "right answers reached through a wrong step", False),
-    ("entropy_auroc", "H AUROC", "does exp(-entropy) rank right steps above wrong ones, pooled", True),
-    ("within_question_auroc", "in question", "the same, within a question", True),
-    ("within_prefix_auroc", "siblings", "the same, among the candidates of one prefix", True),
+    ("step_accuracy", "steps right", "share of steps that are right", True),
     (
-        "within_prefix_logprob_auroc",
-        "siblings, lp",
-        "among the candidates of one prefix, by mean log-prob",
+        "first_error_accuracy",
+        "until first error",
+        "the same, counting each trace up to and including its first wrong step",
         True,
     ),
-    ("entropy_gap", "H gap", "mean entropy of wrong steps minus right ones, nats", None),
+    ("all_steps_right", "traces all right", "share of traces whose every step is right", True),
+    ("answer_accuracy", "answers right", "share of sampled answers that are right", True),
+    ("flawed_correct_rate", "flawed", "share of right answers that were reached through a wrong step", False),
+    (
+        "entropy_auroc",
+        "AUROC",
+        "does confidence, exp(−entropy), rank right steps above wrong ones? all steps pooled",
+        True,
+    ),
+    (
+        "within_question_auroc",
+        "within question",
+        "the same among the steps of one question, mean over questions",
+        True,
+    ),
+    (
+        "within_prefix_auroc",
+        "within prefix",
+        "the same among steps that go on from one prefix, mean over prefixes",
+        True,
+    ),
+    (
+        "within_prefix_logprob_auroc",
+        "within prefix, log-prob",
+        "the same with the mean log-prob of the step as confidence",
+        True,
+    ),
+    ("entropy_gap", "entropy gap", "mean token entropy of wrong steps minus that of right ones, nats", None),
     ("bias", "bias", "mean confidence minus accuracy", None),
-    ("ece", "ECE", "expected calibration error of exp(-entropy)", False),
-    ("brier_scaled", "Brier", "Brier score after a cross-fitted one-parameter scaling", False),
+    (
+        "ece",
+        "ECE",
+        "expected calibration error of exp(−entropy): mean distance from accuracy in ten bins",
+        False,
+    ),
+    (
+        "brier_scaled",
+        "Brier",
+        "Brier score (mean squared distance from the verdict, 0 or 1) after a cross-fitted one-parameter scaling",
+        False,
+    ),
     ("tokens_per_trace", "tokens", "mean tokens of a trace", None),
 )
 
@@ -97,8 +127,7 @@ def _policies(runs: Sequence[Run]) -> Table | None:
         body.append(cells)
     heads = [("run", "", False)] if len(runs) > 1 else []
     heads += [("policy", "", False), *((title, text, True) for _, title, text, _ in columns)]
-    note = "Small print: 95 % bootstrap interval by question. Bold: best of the column."
-    return Table("Policies, on sampled traces", heads, body, note)
+    return Table("Policies, on sampled traces", heads, body, BOLD)
 
 
 def _strategies(runs: Sequence[Run]) -> Table | None:

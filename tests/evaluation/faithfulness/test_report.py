@@ -1,4 +1,4 @@
-"""The table and the report: constructed traces whose true faithfulness is known, references, missing values."""
+"""The report: constructed traces whose true faithfulness is known, references, missing values."""
 
 import dataclasses
 import json
@@ -11,27 +11,21 @@ from caspo_jax import metrics
 from caspo_jax.errors import UserError
 from caspo_jax.evaluation.faithfulness import (
     LexiconScorer,
-    Stage,
-    Subject,
     Table,
-    build_table,
     compare_record,
     faithfulness_record,
     pair_up,
-    probe_stage,
     render_comparison,
     render_report,
     report_record,
     step_records,
 )
-from caspo_jax.evaluation.faithfulness.estimators import published_token, token_values
 from caspo_jax.evaluation.faithfulness.faithful import METRICS, RANKS, of_steps, statistics
 from caspo_jax.tasks.hedging import HEDGES, HOWS, levels
-from caspo_jax.types import Step, Trace
 
 
 def table(decisiveness, confidence, steps=4, questions=None, right=None, groups=None):
-    """Traces of `steps` steps each, one a question, or `questions` of them in turn."""
+    """Traces of `steps` steps each, one a question, or `questions` of them in turn; their first steps are siblings."""
     n = len(next(iter(decisiveness.values())))
     traces = n // steps
     names = np.array([f"q{i % (questions or traces)}" for i in range(traces)], dtype=object)
@@ -47,6 +41,7 @@ def table(decisiveness, confidence, steps=4, questions=None, right=None, groups=
         trace_right=np.full(traces, np.nan),
         trace=trace,
         group=names[trace],
+        prefix=np.array([names[t] if i % steps == 0 else f"{i}" for i, t in enumerate(trace)], dtype=object),
         index=np.tile(np.arange(steps), traces),
         position=np.tile(np.arange(steps) / max(steps - 1, 1), traces),
         right=np.full(n, np.nan) if right is None else np.asarray(right, float),
@@ -199,6 +194,28 @@ def test_the_whole_report_is_json_and_reads():
     assert unverified["calibration"] == {}
 
 
+def test_calibration_tells_siblings_from_one_another_or_says_that_there_are_none():
+    rng = np.random.default_rng(4)
+    c = rng.random(60)
+    right = (rng.random(60) < c).astype(float)
+    t = table({"s": rng.random(60)}, {"entropy": c}, steps=3, questions=5, right=right)
+    first = t.index == 0
+    want = metrics.within_prefix_auroc(c[first], right[first], t.group[first])
+    assert 0 < want.groups <= 5
+    report = report_record(t, {"traces": 20}, draws=20)
+    found = report["calibration"]["entropy"]
+    assert found["within_prefix_auroc"]["value"] == pytest.approx(want.value)
+    assert found["within_prefix_groups"] == want.groups
+    assert found["within_question_groups"] == metrics.within_question_auroc(c, right, t.group).groups
+    assert f"({want.groups} prefixes)" in render_report(report)
+    alone = report_record(
+        dataclasses.replace(t, prefix=np.arange(60).astype(object)), {"traces": 20}, draws=20
+    )
+    found = alone["calibration"]["entropy"]
+    assert (found["within_prefix_auroc"]["value"], found["within_prefix_groups"]) == (None, 0)
+    assert "n/a (0 prefixes)" in render_report(alone)
+
+
 def test_two_policies_are_paired_by_question():
     first, second = constructed("random"), constructed("right")
     record = compare_record(first, second, draws=100)
@@ -219,61 +236,6 @@ def test_two_policies_are_paired_by_question():
     assert (shared["questions"], shared["left_out"]) == (40, 80)
     with pytest.raises(UserError, match="no question"):
         compare_record(first, table({"lexicon": np.ones(4)}, {"entropy": np.ones(4)}, groups=["z"]))
-
-
-def test_the_published_token_estimate():
-    v = np.array([[-2.0, -4.0, -30.0], [-30.0, -30.0, -1.0]])
-    mask = np.array([[True, True, False], [True, True, False]])
-    np.testing.assert_allclose(published_token(v, mask), [3 / 8, 1.0])
-    assert np.isnan(published_token(v, np.zeros_like(mask))).all()
-
-
-def subject(**fields):
-    steps = (Step(0, 1, 0, 3, "a"), Step(3, 4, 3, 5, "b"))
-    trace = Trace("t", "q", None, None, (1,), (1, 2, 3, 4, 5), "a\n\nb", "eos", steps=steps, **fields)
-    return Subject(trace, "q", "none", False, (2,), fields and None, ())
-
-
-def test_recorded_statistics_come_first_and_unknown_tokens_are_left_out():
-    nan = float("nan")
-    found = token_values(
-        subject(logprob=(nan, -1.0, -9.0, -2.0, -4.0), entropy=(nan, 1.0, 9.0, nan, nan)), None
-    )
-    assert found["mean_logprob"] == [pytest.approx(np.exp(-1)), pytest.approx(np.exp(-3))]
-    assert found["sum_logprob"][1] == pytest.approx(np.exp(-6))
-    assert found["entropy"] == [pytest.approx(np.exp(-1)), None]
-    assert found["token"] == [None, None]
-
-
-def test_files_of_other_traces_are_refused(tmp_path):
-    with pytest.raises(UserError, match="run the stage `decisiveness` first"):
-        build_table([subject()], tmp_path, {})
-    (tmp_path / "decisiveness.jsonl").write_text('{"id": "t", "scores": {"s": [0.5]}}\n')
-    with pytest.raises(UserError, match="'t' has 2 steps, its record 1"):
-        build_table([subject()], tmp_path, {})
-    for line, error in (('{"id": "t"}', "no `scores`"), ('{"scores": {"s": []}}', "jsonl:1: malformed")):
-        (tmp_path / "decisiveness.jsonl").write_text(line + "\n")
-        with pytest.raises(UserError, match=error):
-            build_table([subject()], tmp_path, {})
-    (tmp_path / "decisiveness.jsonl").write_text('{"id": "t", "scores": {"s": [0.5, null]}}\n')
-    for row in ("5", '["x", null]'):
-        (tmp_path / "hidden.jsonl").write_text(f'{{"id": "t", "q": {row}}}\n')
-        with pytest.raises(UserError, match="'t': malformed record of a stage"):
-            build_table([subject()], tmp_path, {})
-    (tmp_path / "hidden.jsonl").write_text('{"id": "t", "q": [0.25, 0.5], "p": [0.25, 0.35]}\n')
-    (tmp_path / "prefix.jsonl").write_text('{"id": "t", "steps": [1], "confidence": [0.9]}\n')
-    found = build_table([subject()], tmp_path, {"t": [True, None]})
-    assert found.trace_confidence["hidden"].tolist() == [0.35]  # the last p, as published
-    np.testing.assert_array_equal(found.confidence["prefix"], [np.nan, 0.9])
-    np.testing.assert_array_equal(found.decisiveness["s"], [0.5, np.nan])
-    np.testing.assert_array_equal(found.right, [1.0, np.nan])
-
-
-def test_without_a_readable_wrong_step_there_is_no_probe_and_the_run_goes_on(tmp_path):
-    """Verdicts of traces that are longer than the context are of no use to a probe."""
-    traces = [dataclasses.replace(subject(), group=f"q{k}", notes=("too_long",)) for k in range(2)]
-    why = probe_stage(Stage(traces, tmp_path, {}), None, {"t": [True, False]})
-    assert "right and wrong steps that the checkpoint can read" in why
 
 
 def test_words_that_never_change_have_no_rank_over_traces_of_any_length():

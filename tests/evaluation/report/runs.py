@@ -287,7 +287,13 @@ def evaluate_run(folder: Path) -> Path:
             "auroc_low": auroc - 0.05,
             "auroc_high": auroc + 0.05,
         }
-        | {"within_question": auroc, "within_prefix": None, "ece": 0.1, "brier": 0.2}
+        | {
+            "within_question": auroc,
+            "within_question_groups": 7,
+            "within_prefix": None,
+            "within_prefix_groups": 0,
+        }
+        | {"ece": 0.1, "brier": 0.2}
         for name, auroc in (("mean_logprob", 0.93), ("entropy", 0.86), ("length", 0.55))
     ]
     for name, record in (
@@ -371,7 +377,9 @@ def faithfulness_run(folder: Path) -> Path:
         "faithfulness": {HOSTILE: {"entropy": block, "prefix": {"steps": 0}, HOSTILE: block}},
         "calibration": {
             name: {"steps": 12, "accuracy": 0.6, "auroc": interval(0.8), "bias": interval(0.1)}
-            for name in ("entropy", f"words:{HOSTILE}")
+            | {"within_prefix_auroc": interval(0.8) if groups else {"value": None}}
+            | {"within_prefix_groups": groups}
+            for name, groups in (("entropy", 3), (f"words:{HOSTILE}", 0))
         },
     }
     (folder / "report.json").write_text(json.dumps(report), encoding="utf-8")

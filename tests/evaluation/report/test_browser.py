@@ -189,7 +189,7 @@ def test_decisiveness_stands_beside_confidence(look):
     assert len(every(driver, ".said-chart .words")) == len(every(driver, ".said-chart .sure")) == 3
     assert "words .55" in text(driver, ".said-box")
     assert "confidence .40" in text(driver, ".said-box")
-    assert "sounds .15 surer than it is" in text(driver, ".said-box")
+    assert "sounds .15 surer than the model is" in text(driver, ".said-box")
     driver.execute_script(
         "const s = document.querySelector('#trace .keyline select'); s.value = 'of:prefix'; s.dispatchEvent(new Event('change'))"
     )

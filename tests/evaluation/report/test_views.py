@@ -151,7 +151,7 @@ def test_tables_of_a_summary(tmp_path):
     run = load_run(small_run(tmp_path / "run"))
     policies, strategy, other = run_tables([run])
     assert [row[0].text for row in policies.rows] == ["base", "round_1"]
-    column = [c[0] for c in policies.columns].index("step acc")
+    column = [c[0] for c in policies.columns].index("steps right")
     assert policies.rows[1][column].best
     assert not policies.rows[0][column].best
     assert policies.rows[0][column].under == "[.730, .770]"
@@ -171,10 +171,10 @@ def test_what_evaluate_found_in_a_sentence_and_in_tables(tmp_path):
         "On graph (24 questions) CaT (4) is right most often: 0.850 [.750, .950] at 190 tokens."
     )
     assert said[1] == (
-        "Paired by question, at or near its own cost, CaT (4) is above greedy; not told apart from sequence vote."
+        "Paired by question, at or near its own cost, CaT (4) is better than greedy; not to be told apart from sequence vote."
     )
     assert said[-1] == (
-        "Of 2 confidences, mean_logprob tells right steps from wrong best: AUROC 0.930 [.880, .980]; entropy 0.860."
+        "Of 2 confidences, mean_logprob best tells right steps from wrong ones: AUROC 0.930 [.880, .980]; entropy 0.860."
     )
     tables = {t.title: t for t in run_tables([run])}
     strategies = tables["Strategies: graph"]
@@ -183,7 +183,13 @@ def test_what_evaluate_found_in_a_sentence_and_in_tables(tmp_path):
     assert [c.text for c in tables["CaT against the others: graph"].rows[0]] == [
         *("CaT, 4", "greedy, 1", "+0.150", "< .001", "190", "188", "above"),
     ]
-    assert tables["Confidences of steps"].rows[0][1].best
+    confidences = tables["Confidences of steps"]
+    assert confidences.rows[0][1].best
+    assert [c[0] for c in confidences.columns[2:4]] == ["within question", "within prefix"]
+    assert [(c.text, c.under) for c in confidences.rows[0][2:4]] == [
+        ("0.930", "7 questions"),
+        ("n/a", "0 prefixes"),
+    ]
 
 
 def test_what_faithfulness_found_in_a_sentence_and_in_tables(tmp_path):
@@ -205,6 +211,9 @@ def test_what_faithfulness_found_in_a_sentence_and_in_tables(tmp_path):
         *("entropy", "MFG", "0.800", "0.700", "0.600", "0.600", "0.600", "0.330")
     ]
     assert calibration.rows[0][1].under == "[.750, .850]"
+    within = [c[0] for c in calibration.columns].index("within prefix")
+    found = [(row[within].text, row[within].under) for row in calibration.rows]
+    assert found == [("0.800", "[.750, .850] 3 prefixes"), ("n/a", "0 prefixes")]
     assert agreement.aside
 
 

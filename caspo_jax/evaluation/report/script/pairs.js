@@ -29,7 +29,7 @@ const pairView = (() => {
     return [
       make("span", { class: "main" }, make("b", {}, chosen.text.trim()), make("small", {}, rejected.text.trim())),
       make("span", { class: "side" },
-        make("b", { title: "change of the margin, nats" }, signed(moved(pair))),
+        make("b", { title: "how much training changed the margin, nats" }, signed(moved(pair))),
         make("small", {}, `${fixed(chosen.confidence)} / ${fixed(rejected.confidence)}`)),
     ];
   }
@@ -91,7 +91,7 @@ const pairView = (() => {
     const names = chosen.scores.map((score) => score.policy).join(" → ");
     const margins = chosen.scores.map((_, k) => fixed(margin(pair, k), 1)).join(" → ");
     return make("div", { class: "change" }, make("h3", {}, "Before and after"),
-      make("p", { class: "note" }, `Log-prob of the whole step in nats, ${names}. Hollow: before.`), ...rows,
+      make("p", { class: "note" }, `Log-prob of the whole step in nats, ${names}. Hollow: before. Margin: chosen minus rejected.`), ...rows,
       make("div", { class: "track-row" }, make("span", {}, "margin"), make("span", { class: "track none" }),
         make("span", { class: "value" }, margins)));
   }

@@ -48,6 +48,6 @@ function saidChart(record, measure, go) {
   return make("div", { class: "said-box" },
     make("p", { class: "legend" }, make("span", {}, make("i", { class: "words" }), `words ${fixed(mean(said))}`),
       make("span", {}, make("i", { class: "sure" }), `${name} ${fixed(mean(sure))}`),
-      make("span", {}, `sounds ${fixed(Math.abs(gap))} ${gap < 0 ? "less sure" : "surer"} than it is`)),
+      make("span", {}, `sounds ${fixed(Math.abs(gap))} ${gap < 0 ? "less sure" : "surer"} than the model is`)),
     make("div", { class: "said-axis" }, make("span", {}, "1"), make("span", {}, "0"), svg));
 }

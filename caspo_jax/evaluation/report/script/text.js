@@ -12,11 +12,14 @@ const shade = (confidence) => {
 };
 
 const MEASURES = {
-  entropy: { title: "confidence", text: "exp(−H) of the distribution each token was drawn from" },
-  probability: { title: "probability", text: "how probable the emitted token was" },
+  entropy: { title: "confidence", text: "exp(−H), H the entropy of the distribution that the token was drawn from" },
+  probability: { title: "probability", text: "how probable the model found the token" },
   step: { title: "by step", text: "the step's confidence, one shade a step" },
   decisiveness: { title: "decisiveness", text: "how sure the step's words sound" },
 };
+
+// A step is [start, end (UTF-16 units), first token, one past the last, confidence, mean entropy, verdict, decisiveness]
+// (trace_view.py): steps[k][4] is its confidence, steps[k][7] the decisiveness of its words.
 
 /** Measures by what an estimator makes of each step are named `of:NAME`. */
 const estimatorOf = (measure) => (measure && measure.startsWith("of:") ? measure.slice(3) : null);

@@ -27,14 +27,15 @@ const traceView = (() => {
     wrong: (i, n) => i.correct[n] === 0,
     flawed: (i, n) => i.flawed[n] === 1,
   };
+  // gap: mean confidence minus share of right steps; boast: mean decisiveness of the words minus confidence.
   const last = (value, sign) => (value === null ? Infinity : sign * value);
   const sorts = {
     file: ["in file order", null],
-    sure: ["surer than right first", (i, n) => last(i.gap[n], -1)],
-    unsure: ["less sure than right first", (i, n) => last(i.gap[n], 1)],
-    gap: ["largest gap first", (i, n) => last(i.gap[n] === null ? null : Math.abs(i.gap[n]), -1)],
-    boast: ["sounds surer than it is first", (i, n) => last(i.boast[n], -1)],
-    modest: ["sounds less sure than it is first", (i, n) => last(i.boast[n], 1)],
+    sure: ["most overconfident first", (i, n) => last(i.gap[n], -1)],
+    unsure: ["most underconfident first", (i, n) => last(i.gap[n], 1)],
+    gap: ["worst calibrated first", (i, n) => last(i.gap[n] === null ? null : Math.abs(i.gap[n]), -1)],
+    boast: ["most overstated first", (i, n) => last(i.boast[n], -1)],
+    modest: ["most understated first", (i, n) => last(i.boast[n], 1)],
     low: ["lowest confidence first", (i, n) => last(i.confidence[n], 1)],
     high: ["highest confidence first", (i, n) => last(i.confidence[n], -1)],
     long: ["longest first", (i, n) => -i.tokens[n]],
@@ -66,7 +67,7 @@ const traceView = (() => {
       make("span", { class: "main" }, make("b", {}, index.id[n]), make("small", {}, questions[index.question[n]][1] || "")),
       make("span", { class: "side" },
         make("b", { title: "confidence of the trace" }, fixed(index.confidence[n])),
-        make("small", { title: "confidence minus share of right steps" },
+        make("small", { title: "overconfidence: mean confidence minus share of right steps" },
           gap === null ? "" : `${gap < 0 ? "−" : "+"}${fixed(Math.abs(gap))}`)),
       index.flawed[n] ? make("i", { class: "flaw", title: "right answer through a wrong step" }) : null,
     ];
@@ -94,7 +95,7 @@ const traceView = (() => {
     const { index, questions } = traceData();
     const [id, text, gold] = questions[index.question[n]];
     return make("div", { class: "asked" }, make("small", {}, `question ${id}`), make("p", {}, text || "(token ids only)"),
-      gold === null ? null : make("p", { class: "gold" }, make("small", {}, "gold "), make("b", {}, gold)));
+      gold === null ? null : make("p", { class: "gold" }, make("small", {}, "gold answer "), make("b", {}, gold)));
   }
 
   function facts(n, record) {
@@ -102,7 +103,7 @@ const traceView = (() => {
     const items = [
       ["answer", record.answer === undefined ? "none" : record.answer],
       ["path confidence", fixed(record.path)],
-      ["gap", index.gap[n] === null ? null : `${index.gap[n] > 0 ? "+" : ""}${fixed(index.gap[n])}`],
+      ["overconfidence", index.gap[n] === null ? null : `${index.gap[n] > 0 ? "+" : ""}${fixed(index.gap[n])}`],
       ["tokens", thousands(index.tokens[n])],
       ["ended by", record.finish],
       ["verifier", record.verifier],

@@ -62,7 +62,7 @@ const treeView = (() => {
     live: () => [make("b", {}, "unfinished")],
   };
   const belowText = (node, tree) =>
-    tree.threshold === null ? node.reason || "" : `${fixed(node.confidence)}, path ${fixed(node.path)}; bar ${fixed(tree.threshold)}`;
+    tree.threshold === null ? node.reason || "" : `${fixed(node.confidence)}, path ${fixed(node.path)}, below ${fixed(tree.threshold)}`;
 
   function draw(tree) {
     const plan = layout(tree);
@@ -197,7 +197,7 @@ const treeView = (() => {
       make("div", {}, make("dt", {}, "tokens"), make("dd", {}, thousands(tree.nodes.reduce((a, node) => a + node.ids.length, 0)))));
     const asked = make("div", { class: "asked" }, make("small", {}, `question ${tree.question}`),
       make("p", {}, tree.text || "(token ids only)"),
-      tree.gold === null ? null : make("p", { class: "gold" }, make("small", {}, "gold "), make("b", {}, tree.gold)));
+      tree.gold === null ? null : make("p", { class: "gold" }, make("small", {}, "gold answer "), make("b", {}, tree.gold)));
     $("tree").replaceChildren(
       make("div", { class: "view-head" }, make("h2", {}, sign(isRight(tree)), tree.question), votes), asked,
       make("div", { class: "keyline" }, make("span", { class: "keys" },
