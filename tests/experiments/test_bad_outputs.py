@@ -103,10 +103,14 @@ def test_an_output_that_is_a_folder_is_named(program, write, tmp_path, more):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["folder", "in.jsonl"]
 
 
-def test_trees_are_not_the_answers(program, write, tmp_path):
-    flags = {"model": MODEL, "input": write("in.jsonl", [QUESTION]), "output": tmp_path / "o.jsonl"}
-    result = program("generate", **flags, strategy="cat", trees=tmp_path / "o.jsonl.answers.jsonl")
-    one_line(result, "--trees", "answers")
+def test_the_answers_are_neither_the_trees_nor_the_questions(program, write, tmp_path):
+    given = write("o.jsonl.answers.jsonl", [QUESTION])
+    before = given.read_bytes()
+    flags = {"model": MODEL, "output": tmp_path / "o.jsonl", "strategy": "cat", "overwrite": "true"}
+    one_line(program("generate", **flags, input=given), "--input", "the answers")
+    assert given.read_bytes() == before
+    flags["input"] = given.rename(tmp_path / "in.jsonl")
+    one_line(program("generate", **flags, trees=given), "--trees", "the answers")
     assert len(list(tmp_path.iterdir())) == 1
 
 
