@@ -94,7 +94,7 @@ def parse_at(where: str, parse: Callable[[dict[str, Any]], T], record: dict[str,
     try:
         return parse(record)
     except UserError as error:
-        raise UserError(f"{where}: {error}") from error
+        raise type(error)(f"{where}: {error}") from error
     except (TypeError, ValueError, KeyError) as error:
         raise UserError(f"{where}: malformed record ({type(error).__name__}: {error})") from error
 

@@ -17,6 +17,8 @@ from caspo_jax.preferences.packing import (
 from caspo_jax.preferences.readers import (
     NoContrastError,
     NoContrastWarning,
+    TooLongError,
+    TooLongWarning,
     load_pairs,
     read_step_dpo,
     read_trl,
@@ -40,6 +42,8 @@ __all__ = [
     "NoContrastWarning",
     "PairConfig",
     "Rival",
+    "TooLongError",
+    "TooLongWarning",
     "batch_pairs",
     "batch_rows",
     "build_candidates",

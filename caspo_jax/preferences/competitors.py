@@ -89,8 +89,8 @@ class GreedyCompetitors:
                 result[i] = NoCompetitor("equal")
             else:
                 rivals[i] = rival
-        result_verdicts = self._verify([(candidates[i], rival) for i, rival in rivals.items()])
-        for (i, rival), verdict in zip(rivals.items(), result_verdicts, strict=True):
+        verdicts = self._verify([(candidates[i], rival) for i, rival in rivals.items()])
+        for (i, rival), verdict in zip(rivals.items(), verdicts, strict=True):
             result[i] = dataclasses.replace(rival, verdict=verdict)
         return result
 
@@ -128,9 +128,10 @@ class GreedyCompetitors:
         """The ids of the finished step; None where the limit was met first."""
         assert self.complete is not None
         done = {i: self._first_step(c, ids) for i, (c, ids) in partial.items()}
-        open_ = [i for i in partial if done[i] is None and not self.eos_ids.intersection(partial[i][1])]
-        contexts = [partial[i][0].prompt_ids + partial[i][0].prefix_ids + partial[i][1] for i in open_]
-        for i, (continuation, finished) in zip(open_, self.complete(contexts) if open_ else (), strict=True):
+        ongoing = [i for i in partial if done[i] is None and not self.eos_ids.intersection(partial[i][1])]
+        contexts = [partial[i][0].prompt_ids + partial[i][0].prefix_ids + partial[i][1] for i in ongoing]
+        made = self.complete(contexts) if ongoing else ()
+        for i, (continuation, finished) in zip(ongoing, made, strict=True):
             candidate, ids = partial[i]
             ids = (*ids, *(int(token) for token in continuation))
             done[i] = self._first_step(candidate, ids, finished)

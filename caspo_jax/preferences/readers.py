@@ -24,6 +24,17 @@ class NoContrastWarning(UserWarning):
     """Pairs of a file say nothing and were left out."""
 
 
+class TooLongError(UserError):
+    """A pair that does not fit into the model's context."""
+
+
+class TooLongWarning(UserWarning):
+    """Pairs of a file do not fit into the model's context and were left out: none is truncated."""
+
+
+_LEFT_OUT = {NoContrastError: NoContrastWarning, TooLongError: TooLongWarning}
+
+
 def _text_pair(
     prompt: str,
     prefix: str,
@@ -166,28 +177,33 @@ def read_trl(path: str | Path, tokenizer: Any = None) -> list[Pair]:
 
 
 def load_pairs(path: str | Path, parse: Callable[[dict[str, Any]], Pair]) -> tuple[list[Pair], int]:
-    """The pairs of a JSONL file, and how many more say nothing (`NoContrastError`) and were left out with a warning.
+    """The pairs of a JSONL file; those that cannot be used are left out, each kind with a warning that names the first.
+
+    Args:
+        path: the file.
+        parse: record -> pair; raises `NoContrastError` or `TooLongError` for one to leave out.
+
+    Returns:
+        The pairs, and how many were left out.
 
     Raises:
-        UserError: naming file:line; a file whose pairs all say nothing.
+        UserError: naming file:line; a file none of whose pairs can be used.
     """
     pairs: list[Pair] = []
     left_out: list[UserError] = []
     for where, record in read_jsonl(path):
         try:
             pairs.append(parse_at(where, parse, record))
-        except UserError as error:
-            if not isinstance(error.__cause__, NoContrastError):
-                raise
+        except tuple(_LEFT_OUT) as error:
             left_out.append(error)
+    total = len(pairs) + len(left_out)
     if left_out and not pairs:
-        raise left_out[0]
-    if left_out:
-        warnings.warn(
-            f"left out {len(left_out)} of {len(left_out) + len(pairs)} pairs; the first: {left_out[0]}",
-            NoContrastWarning,
-            stacklevel=2,
-        )
+        raise UserError(f"{path}: none of its {total} pairs can be used; the first: {left_out[0]}")
+    for kind, warning in _LEFT_OUT.items():
+        those = [error for error in left_out if isinstance(error, kind)]
+        if those:
+            message = f"left out {len(those)} of {total} pairs; the first: {those[0]}"
+            warnings.warn(message, warning, stacklevel=2)
     return pairs, len(left_out)
 
 

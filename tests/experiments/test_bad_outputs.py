@@ -211,11 +211,12 @@ def test_steps_of_others_end_as_told(program, write, tmp_path, monkeypatch):
 
 
 def test_pairs_of_others_are_held_against_the_policy(program, write, tmp_path):
-    """As our own are: their line is named, where the context does not hold them or nothing can read them."""
+    """As our own are: their line is named, where the context holds none of them or nothing can read them."""
     policy = get_task("graph").policy_path
-    flags = {"pairs_file": write("pairs.jsonl", [STEP_DPO, STEP_DPO | {"chosen": "m = 1, " * 300}])}
-    flags |= {"preset": "paper", "out_dir": tmp_path / "run"}
-    one_line(program("train", model=policy, **flags), "pairs.jsonl:2", "context")
+    flags = {"preset": "paper", "out_dir": tmp_path / "run"}
+    long = write("long.jsonl", [STEP_DPO | {"chosen": "m = 1, " * 300}])
+    one_line(program("train", model=policy, pairs_file=long, **flags), "none", "long.jsonl:1", "context")
+    flags["pairs_file"] = write("pairs.jsonl", [STEP_DPO])
     bare = shutil.copytree(MODEL, tmp_path / "bare", ignore=shutil.ignore_patterns("*token*", "expected.npz"))
     one_line(program("train", model=bare, **flags), "pairs.jsonl:1", "no tokenizer")
     assert not (tmp_path / "run").exists()

@@ -1,0 +1,85 @@
+"""Pairs of any format as the stage of training reads them: what does not fit is left out, and said."""
+
+import dataclasses
+import json
+import types
+
+import pytest
+
+from caspo_jax.errors import UserError
+from caspo_jax.preferences import NoContrastWarning, TooLongWarning
+from caspo_jax.records import pair_to_record
+from caspo_jax.tasks import get_task
+from caspo_jax.training import LossConfig, TrainConfig, TrainSummary
+from caspo_jax.training.stages import Policy, read_pairs, train, train_stage
+from caspo_jax.types import Pair
+
+POLICY = Policy.without_weights(get_task("graph").policy_path)
+CONTEXT = POLICY.model.config.context
+OWN = Pair("own", "wrong", "p", "s", "a", "b", (5, 6), (7,), (8,), (9,), (False, False))
+STEP_DPO = {"prompt": "q = 5", "initial_reason_steps": "", "chosen": "put m", "rejected": "get m"}
+ANSWER = {"prompt": "q = 5", "chosen": "put m", "rejected": "get m"}
+LONG = "m = 1, " * CONTEXT
+
+
+def own(rejected_tokens):
+    return pair_to_record(dataclasses.replace(OWN, rejected_ids=(9,) * rejected_tokens))
+
+
+def write(folder, *records):
+    path = folder / "pairs.jsonl"
+    path.write_text("".join(json.dumps(record) + "\n" for record in records))
+    return path
+
+
+@pytest.mark.parametrize(
+    "long",
+    [own(CONTEXT - 2), STEP_DPO | {"chosen": LONG}, ANSWER | {"prompt": LONG}],
+    ids=["own", "step", "trl"],
+)
+def test_a_pair_longer_than_the_context_is_left_out_and_named(tmp_path, long):
+    given = write(tmp_path, own(CONTEXT - 3), STEP_DPO, long, ANSWER, long)
+    message = (
+        rf"^left out 2 of 5 pairs; the first: .*pairs\.jsonl:3: \d+ tokens exceed .*context of {CONTEXT} "
+    )
+    with pytest.warns(TooLongWarning, match=message):
+        pairs, left_out = read_pairs(given, POLICY)
+    assert left_out == 2
+    assert [pair.chosen for pair in pairs] == ["a", "put m", "put m"]
+    assert len(pairs[0].rejected_ids) == CONTEXT - 3  # all that fits, and nothing cut
+
+
+def test_each_reason_has_its_warning(tmp_path):
+    given = write(tmp_path, STEP_DPO, ANSWER | {"chosen": "get m"}, own(CONTEXT), ANSWER | {"chosen": " "})
+    with (
+        pytest.warns(TooLongWarning, match=r"left out 1 of 4 pairs.*:3: \d+ tokens exceed"),
+        pytest.warns(NoContrastWarning, match=r"left out 2 of 4 pairs.*:2: .*same text"),
+    ):
+        assert read_pairs(given, POLICY)[1] == 3
+
+
+def test_a_file_of_which_nothing_is_left_is_one_error(tmp_path):
+    given = write(tmp_path, own(CONTEXT), STEP_DPO | {"chosen": LONG})
+    message = rf"none of its 2 pairs can be used; the first: .*pairs\.jsonl:1: {CONTEXT + 3} tokens exceed"
+    with pytest.raises(UserError, match=message):
+        read_pairs(given, POLICY)
+
+
+def test_ids_of_another_vocabulary_are_an_error_all_the_same(tmp_path):
+    given = write(tmp_path, own(1), own(1) | {"chosen_ids": [10**6]})
+    with pytest.raises(UserError, match=r"pairs\.jsonl:2: .*1000000"):
+        read_pairs(given, POLICY)
+
+
+def test_what_was_left_out_is_counted_in_the_manifest(tmp_path, monkeypatch):
+    def trained(_, pairs, *more, **options):
+        return None, TrainSummary(1, len(pairs), 0, 9, 0, 0.1, 0, None, ())
+
+    monkeypatch.setattr(train, "train", trained)
+    model = types.SimpleNamespace(config=POLICY.model.config, dtype="float32")
+    policy = dataclasses.replace(POLICY, model=model)
+    given, config = write(tmp_path, own(1), own(CONTEXT)), TrainConfig(loss=LossConfig())
+    with pytest.warns(TooLongWarning, match="left out 1 of 2"):
+        counts = train_stage(policy, given, None, tmp_path / "run", config)
+    assert (counts["pairs"], counts["left_out"]) == (1, 1)
+    assert json.loads((tmp_path / "run" / "manifest.json").read_text())["counts"] == counts
