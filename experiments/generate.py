@@ -1,8 +1,8 @@
-"""Questions to traces.
+"""Questions to traces: one output or several for each question, by sampling or by search.
 
 Input, one JSON object a line: `id` and `question` (or `problem`, `instruction`), `prompt`, or `prompt_ids`; the gold
-answer, if any, in `gold` or `answer`. Output: one trace a line; the strategies that
-vote (self_consistency, cat) also write OUTPUT.answers.jsonl, one answer a question.
+answer, if any, in `gold` or `answer`. Output: one trace a line. The strategies that vote (self_consistency, cat) also
+write OUTPUT.answers.jsonl, one answer a question.
 
     python -m experiments.generate --model=POLICY --input=questions.jsonl --output=traces.jsonl --strategy=greedy
     python -m experiments.generate --model=POLICY --input=questions.jsonl --output=traces.jsonl \\
