@@ -181,7 +181,7 @@ def _faithfulness(report: Mapping[str, Any]) -> list[str]:
         if rank is None:
             line += (
                 "; the words never change, so they follow nothing."
-                if not spread
+                if spread is None or spread < 1e-9  # equal values differ from their mean in its last bits
                 else "; whether the words follow cannot be told from these steps."
             )
         else:

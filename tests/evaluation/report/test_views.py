@@ -217,7 +217,10 @@ def test_what_faithfulness_found_in_a_sentence_and_in_tables(tmp_path):
     assert agreement.aside
 
 
-@pytest.mark.parametrize("spread, said", [(0.0, "the words never change"), (0.2, "cannot be told")])
+@pytest.mark.parametrize(
+    "spread, said",
+    [(0.0, "the words never change"), (1e-16, "the words never change"), (0.2, "cannot be told")],
+)
 def test_words_are_not_said_to_be_constant_where_only_the_confidence_is(tmp_path, spread, said):
     from caspo_jax.evaluation.report import load_run
     from caspo_jax.evaluation.report.headline import headlines
