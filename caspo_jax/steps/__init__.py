@@ -13,7 +13,7 @@ from caspo_jax.steps.annotate import (
     verify_traces,
     with_answer,
 )
-from caspo_jax.steps.answers import AnswerKind, equivalent, extract_answer, last_boxed
+from caspo_jax.steps.answers import AnswerKind, equivalent, extract_answer
 from caspo_jax.steps.equations import Equation, check_equations, stated_equations
 from caspo_jax.steps.judge import LocalJudge, load_prompt, parse_verdict
 from caspo_jax.steps.labels import (
@@ -25,6 +25,7 @@ from caspo_jax.steps.labels import (
     read_labelled,
     read_labels,
 )
+from caspo_jax.steps.marked import last_boxed
 from caspo_jax.steps.noise import NoisyVerifier
 from caspo_jax.steps.rollouts import Rollouts
 from caspo_jax.steps.segmentation import DEFAULT_DELIMITER, segment, segment_text

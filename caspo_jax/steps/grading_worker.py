@@ -50,10 +50,38 @@ def main() -> None:
 
         try:
             gold, answer = parsed(request["gold"]), parsed(request["answer"])
-            equal = verify(gold, answer, timeout_seconds=seconds)
-            _reply({"equal": bool(equal) and not differ_though_small(gold, answer)})
+            # By itself verify takes an interval for an inequality, never an inequality for an interval.
+            solved = all(map(is_solved, answer))
+            equal = verify(gold, answer, timeout_seconds=seconds, allow_set_relation_comp=solved)
+            misread = differ_though_small(gold, answer) or bounds_for_points(gold, answer)
+            _reply({"equal": bool(equal) and not misread})
         except TimeoutException:
             _reply({"timeout": True})
+
+
+def is_solved(read: Any) -> bool:
+    """Whether it has no inequality, or only bounds of a symbol: `1 < x < 2`; `x^2 < 4` repeats a question."""
+    from sympy.core.relational import Relational
+
+    relations = read.atoms(Relational) if hasattr(read, "atoms") else ()
+    return all(
+        any(side.is_Symbol for side in relation.args) and any(side.is_number for side in relation.args)
+        for relation in relations
+    )
+
+
+def bounds_for_points(gold: list[Any], answer: list[Any]) -> bool:
+    r"""Whether one is an inequality and the other a set of points: verify takes the ends of `1 < x < 2` for `\{1, 2\}`."""
+    from sympy import And, FiniteSet
+    from sympy.core.relational import Equality, Relational
+
+    def bounds(side: list[Any]) -> bool:
+        return any(isinstance(r, And | Relational) and not isinstance(r, Equality) for r in side)
+
+    def points(side: list[Any]) -> bool:
+        return any(isinstance(read, FiniteSet) for read in side)
+
+    return (bounds(gold) and points(answer)) or (points(gold) and bounds(answer))
 
 
 def differ_though_small(gold: list[Any], answer: list[Any]) -> bool:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 import re
 
+from caspo_jax.steps.numerals import DEGREES
+
 _FUNCTIONS = frozenset(
     """
     abs arccos arcsin arctan base bmod ceil choose cos cot csc det exp floor gcd lcm ln log max min mod modulo pmod
@@ -12,39 +14,9 @@ _FUNCTIONS = frozenset(
     """.split()  # noqa: SIM905
 )
 _UNITS = frozenset(
-    [
-        "am",
-        "cm",
-        "ft",
-        "gb",
-        "hr",
-        "hrs",
-        "in",
-        "kb",
-        "kg",
-        "km",
-        "kph",
-        "lb",
-        "lbs",
-        "mb",
-        "mg",
-        "min",
-        "mins",
-        "ml",
-        "mm",
-        "mph",
-        "nd",
-        "oz",
-        "pm",
-        "pts",
-        "rd",
-        "sec",
-        "secs",
-        "st",
-        "th",
-        "yd",
-        "yds",
-    ]
+    """
+    am cm ft gb hr hrs in kb kg km kph lb lbs mb mg min mins ml mm mph nd oz pm pts rd sec secs st th yd yds
+    """.split()  # noqa: SIM905
 )
 _STYLES = "mathrm|textbf|textit|text|mathbf|mathit|boxed|fbox|operatorname|mbox|displaystyle"
 
@@ -62,7 +34,7 @@ _REPLACED: tuple[tuple[str, str], ...] = (
     (r"\\(?:times|cdot|ast)(?![a-zA-Z])", " * "),
     (r"\\div(?![a-zA-Z])", " / "),
     (r"\\[dtc]?frac(?![a-zA-Z])", r" \\frac "),
-    (r"\^\s*+(?:\{\s*+)?\\(?:circ|degree)\s*\}?|°", " degrees "),
+    (DEGREES, " degrees "),
     (r"(?<=[\d)\]}])\s*\*\*\s*(?=[\d(\-])", " ^ "),
     (r"\*\*", " "),
     (r"(?m)^[^\S\n]*+(?:[*•\-–]|\d+[.)])\s+", " "),  # list markers

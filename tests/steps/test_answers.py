@@ -1,5 +1,6 @@
 """Answers: reading and comparing."""
 
+import itertools
 import re
 import threading
 import time
@@ -104,6 +105,9 @@ def test_math_answers(text, answer):
         ("integer", "Answer: 12 cm^2", "12"),
         ("integer", r"\boxed{12\text{ cm}^2}", "12"),
         ("integer", r"\boxed{90^\circ}", "90"),
+        ("integer", r"\boxed{90^{\degree}}", "90"),
+        ("integer", r"\boxed{25^{\circ}C}", "25"),
+        ("integer", "It is 25°C.", "25"),
         ("integer", "**7**", "7"),
         ("integer", r"\boxed{10\,080}", "10080"),
         ("integer", r"\boxed{32,\!348}", "32348"),
@@ -233,6 +237,44 @@ def test_equivalence(gold, answer, kind, same):
 def test_plain_numbers_in_either_order(one, other, same):
     assert equivalent(one, other) is same
     assert equivalent(other, one) is same
+
+
+# Those of one line are equivalent, those of two lines are not.
+TYPICAL = (
+    ("3", "3.0", r"\frac{6}{2}", "x = 3"),
+    ("0.5", r"\frac{1}{2}", r"50\%", "1/2"),
+    ("1 < x < 2", "(1, 2)", r"x \in (1, 2)"),
+    (r"1 \le x \le 2", "[1, 2]"),
+    ("x > 3", r"(3, \infty)", "3 < x"),
+    (r"x \le 3", r"(-\infty, 3]"),
+    (r"\{4, 5\}", "5, 4"),
+    ("x^2 + 1", "1 + x^2"),
+    (r"2\sqrt{2}", r"\sqrt{8}"),
+    (r"30^\circ", "30"),
+    ("5_8", "5_{8}"),
+    (r"\text{odd}", "odd"),
+)
+
+
+def test_the_order_of_two_answers_does_not_matter():
+    for line in TYPICAL:
+        for a, b in itertools.combinations(line, 2):
+            assert equivalent(a, b), (a, b)
+            assert equivalent(b, a), (b, a)
+    for one, other in itertools.combinations(TYPICAL, 2):
+        for a, b in ((one[0], other[-1]), (one[-1], other[0])):
+            assert not equivalent(a, b), (a, b)
+            assert not equivalent(b, a), (b, a)
+
+
+def test_an_inequality_that_is_not_solved_is_no_answer():
+    assert equivalent("(-2, 2)", "-2 < x < 2")
+    assert not equivalent("(-2, 2)", "x^2 < 4")
+
+
+def test_bounds_are_no_points():
+    for a, b in itertools.permutations(("1 < x < 2", r"\{1, 2\}")):
+        assert not equivalent(a, b)
 
 
 @pytest.mark.parametrize("above", ["1", "x", "{20i}", r"\pi", r"\sqrt{2}", "{a^{2}}"])

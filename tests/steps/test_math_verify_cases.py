@@ -32,7 +32,11 @@ _WORDS = "words or signs stand between the boxes: the last box is the answer"
 SKIPPED = {
     ("test_all", "test_complex_math_expressions", 7): _OPTION,  # two places of precision
     ("test_all", "test_complex_math_expressions", 13): _OPTION,
-    ("test_all", "test_set_rel_assymetry", 2): _OPTION,
+    (
+        "test_all",
+        "test_set_rel_assymetry",
+        3,
+    ): "bounds are no answer to an interval there; here they are, as the other way round",
     ("test_strict", "test_strict_variable_comparison", 1): _OPTION,
     ("test_all", "test_latex_notation", 5): "says that a formula over several lines is not found; we find it",
     ("test_all", "test_latex_notation", 6): "says that a formula over several lines is not found; we find it",

@@ -13,7 +13,8 @@ from caspo_jax.errors import UserError
 from caspo_jax.evaluation.benchmarks.base import BOXED, Benchmark, Row, identity, text, texts
 from caspo_jax.evaluation.benchmarks.loading import Source
 from caspo_jax.evaluation.execution import Sandbox
-from caspo_jax.steps.answers import equivalent, extract_answer, marked_answer
+from caspo_jax.steps.answers import equivalent, extract_answer
+from caspo_jax.steps.marked import marked_answer
 from caspo_jax.types import Question
 
 
@@ -95,6 +96,18 @@ def _plain(name: str, fields: tuple[str, ...], ids: tuple[str, ...]) -> Callable
     return functools.partial(_read, name, fields, ids)
 
 
+def _contest(name: str, source: Source, *, size: int, repeats: int) -> Benchmark:
+    """So few problems that each is answered `repeats` times."""
+    return _benchmark(
+        name,
+        source,
+        size,
+        _plain(name, ("problem", "question"), ("id",)),
+        repeats=repeats,
+        notes=f"{size} questions: report mean@k with an interval.",
+    )
+
+
 _MAA = "not stated; problems by the Mathematical Association of America"
 
 MATH_BENCHMARKS = (
@@ -130,29 +143,23 @@ MATH_BENCHMARKS = (
         judge=_judge_with_tolerance,
         notes="Text only, English, open-ended competition mathematics.",
     ),
-    _benchmark(
+    _contest(
         "amc23",
         Source("math-ai/amc23", "test", "80815d37005feb82cd7f8fbc6901d5d3eff43057", _MAA),
-        40,
-        _plain("amc23", ("question", "problem"), ("id",)),
+        size=40,
         repeats=8,
-        notes="40 questions: report mean@k with an interval.",
     ),
-    _benchmark(
+    _contest(
         "aime24",
         Source("HuggingFaceH4/aime_2024", "train", "2fe88a2f1091d5048c0f36abc874fb997b3dd99a", _MAA),
-        30,
-        _plain("aime24", ("problem",), ("id",)),
+        size=30,
         repeats=16,
-        notes="30 questions: report mean@k with an interval.",
     ),
-    _benchmark(
+    _contest(
         "aime25",
         Source("math-ai/aime25", "test", "563bb8404243c5f09de6ec262f2db674fe5bce9b", _MAA),
-        30,
-        _plain("aime25", ("problem", "question"), ("id",)),
+        size=30,
         repeats=16,
-        notes="30 questions: report mean@k with an interval.",
     ),
     _benchmark(
         "gsm8k",

@@ -12,7 +12,7 @@ from caspo_jax.errors import UserError
 from caspo_jax.evaluation.benchmarks.base import Benchmark, Row, identity, text
 from caspo_jax.evaluation.benchmarks.loading import Source
 from caspo_jax.evaluation.execution import Sandbox
-from caspo_jax.steps.answers import marked_answer
+from caspo_jax.steps.marked import marked_answer
 from caspo_jax.types import Question
 
 _TOLERANT = frozenset({"CorrelationAnalysis", "TrendForecasting", "StatisticalAnalysis"})

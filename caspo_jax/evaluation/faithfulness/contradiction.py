@@ -8,8 +8,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
-from caspo_jax.steps.answers import AnswerKind, equivalent, last_boxed, marked_answer
+from caspo_jax.steps.answers import AnswerKind, equivalent
 from caspo_jax.steps.asking import ask, fill_template, last_line, load_template
+from caspo_jax.steps.marked import boxed_or_marked
+from caspo_jax.steps.numerals import DEGREES
 from caspo_jax.steps.rollouts import Generate
 
 PROMPT_FILE = Path(__file__).with_name("contradiction_prompt.md")
@@ -18,7 +20,6 @@ _VERDICT = re.compile(r"[*_\s]*contradiction[*_\s]*:[*_\s]*(yes|no)[*_.\s]*", re
 # Of `2.5kg` nothing, and never 2.
 _NUMBER = re.compile(r"(?<![\w.])[-−]?(?:\d+ (?=\d+/\d))?\d+(?:[.,/]\d+)*(?!\w|[.,/]\d)")
 _FRACTION = re.compile(r"(\d\s*)?\\[dt]?frac\s*\{\s*(\d+)\s*\}\s*\{\s*(\d+)\s*\}")
-_DEGREES = re.compile(r"\^\s*\{?\s*\\circ\s*\}?")
 # What makes a number an operand of something that is not worked out: `3x^2`, `\sqrt{2}`, `7 - 5`, `3 \pi`.
 _BEFORE = re.compile(
     r"(?:[/^×÷·]|[\w)}]\s*\+|[\w)}](?:\*|\s+\*\s)|\\(?:times|cdot|div|pm|sqrt)|\\[dt]?frac(?:\s*\{[^{}]*\})?)\s*\{?\s*$"
@@ -89,11 +90,11 @@ def last_value(text: str) -> str | None:
 
     None too where that number is an operand of a formula: `x = \frac{3}{y}` and `x = \frac{3}{z}` do not both come to 3.
     """
-    marked = last_boxed(text) or marked_answer(text)
+    marked = boxed_or_marked(text)
     if marked:
         return marked
     text = _FRACTION.sub(lambda m: f"{m[1].rstrip()} {m[2]}/{m[3]}" if m[1] else f"{m[2]}/{m[3]}", text)
-    text = _DEGREES.sub("", text)
+    text = re.sub(DEGREES, " ", text)
     found = list(_NUMBER.finditer(text))
     if not found:
         return None
