@@ -43,40 +43,6 @@ class Benchmark(Protocol):
 
 
 @dataclasses.dataclass(frozen=True)
-class TaskBenchmark:
-    """An embedded task's questions of one split."""
-
-    task: Any
-    split: str
-    seed: int
-
-    @property
-    def name(self) -> str:
-        """The task's name."""
-        return self.task.name
-
-    def load(self, path: str | Path | None = None, limit: int | None = None) -> Sequence[Question]:
-        """`limit` questions of the split, made on the spot."""
-        return self.task.questions(self.split, limit or 200, self.seed)
-
-    def prompt(self, question: Question) -> str:
-        """The question as it stands."""
-        return question.question or ""
-
-    def extract(self, text: str) -> str | None:
-        """The number after `answer:`."""
-        return common.task_answer(text)
-
-    def score(self, answer: str, question: Question) -> bool:
-        """Equality of text."""
-        return answer == question.gold
-
-    def equal(self, one: str, other: str) -> bool:
-        """Equality of text."""
-        return one == other
-
-
-@dataclasses.dataclass(frozen=True)
 class FileBenchmark:
     """Questions of --input, answers read and compared as --answers says."""
 
@@ -151,17 +117,24 @@ def open_benchmark(name: str, policy: Any) -> Any:
       UserError: there is none.
     """
     from caspo_jax.evaluation.benchmarks import benchmark_names, get_benchmark
-    from caspo_jax.tasks import get_task
     from caspo_jax.tasks.registry import TASKS
 
     if name == "input":
         return FileBenchmark(FLAGS.input, common.answer_functions(policy))
     if name in TASKS:
-        return TaskBenchmark(get_task(name), "test", FLAGS.seed)
+        return _task_benchmark(name, "test")
     if name not in benchmark_names():
         known = ", ".join((*TASKS, *benchmark_names()))
         raise UserError(f"--benchmarks={name}: choose from {known}, or give --input=Q.jsonl")
     return get_benchmark(name, allow_code_execution=FLAGS.allow_code_execution)
+
+
+def _task_benchmark(name: str, split: str) -> Any:
+    """An embedded task's questions of one split."""
+    from caspo_jax.evaluation.benchmarks import embedded_benchmark
+    from caspo_jax.tasks import extract_answer, get_task
+
+    return embedded_benchmark(get_task(name), extract_answer, split=split, seed=FLAGS.seed, size=200)
 
 
 def has_tuning_questions(name: str) -> bool:
@@ -173,11 +146,10 @@ def has_tuning_questions(name: str) -> bool:
 
 def tuning_benchmark(name: str, policy: Any) -> Any:
     """Those questions: the tune split of an embedded task; the file of --tune_input, asked and scored as `name` is."""
-    from caspo_jax.tasks import get_task
     from caspo_jax.tasks.registry import TASKS
 
     if name in TASKS:
-        return TaskBenchmark(get_task(name), "tune", FLAGS.seed)
+        return _task_benchmark(name, "tune")
     return TuneBenchmark(open_benchmark(name, policy), FLAGS.tune_input)
 
 

@@ -19,16 +19,14 @@ token that both have.
 from __future__ import annotations
 
 import dataclasses
-import itertools
-import random
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from absl import flags
 
 from experiments import common
+from experiments.train_tiny_text import Text
 
 FLAGS = flags.FLAGS
 
@@ -80,22 +78,6 @@ def _setting(name: str) -> Any:
     return (second if FLAGS.init else first)[name] if value is None else value
 
 
-def _mix(task: Any) -> dict[str, float]:
-    return dict(task.mix if FLAGS.init else task.basics)
-
-
-def _tokenizer(task: Any) -> Any:
-    """A tokenizer made from solutions in this stage's phrasings."""
-    from caspo_jax.tasks.tokenizer import build_tokenizer
-
-    rng = random.Random(f"{task.name}/tokenizer")
-    corpus: list[str] = []
-    for problem, _ in zip(task.problems("pretrain", seed=0), range(4000), strict=False):
-        corpus += [problem.text, "\n\n".join(task.solve(problem, rng, _mix(task)))]
-    corpus += [str(number) for number in range(100)] * 3
-    return build_tokenizer(corpus)
-
-
 def _config(tokenizer: Any) -> dict[str, Any]:
     hidden = FLAGS.hidden_size
     return {
@@ -123,6 +105,22 @@ def _config(tokenizer: Any) -> dict[str, Any]:
     }
 
 
+def _start(text: Text) -> tuple[Any, Any]:
+    """Model and tokenizer before the first update: new ones, or those of --init, with a tokenizer of the task."""
+    from flax import nnx
+
+    from caspo_jax.models import Decoder, ModelConfig, load_caspo_json, load_pretrained
+
+    if not FLAGS.init:
+        tokenizer = text.tokenizer()
+        return Decoder(ModelConfig.from_hf(_config(tokenizer)), rngs=nnx.Rngs(FLAGS.seed)), tokenizer
+    model, tokenizer = load_pretrained(common.require_folder(FLAGS.init, "init"))
+    if load_caspo_json(FLAGS.init).get("task") == text.task.name:
+        return model, tokenizer
+    own = text.tokenizer()
+    return with_tokenizer(model, tokenizer, own, FLAGS.seed), own
+
+
 def with_tokenizer(model: Any, old: Any, new: Any, seed: int) -> Any:
     """The model with a row of its embedding for each token of another tokenizer: the old row where both have it."""
     import jax
@@ -143,90 +141,6 @@ def with_tokenizer(model: Any, old: Any, new: Any, seed: int) -> Any:
     nnx.update(adopted, nnx.state(model, nnx.filterlib.Not(nnx.filterlib.PathContains("embed"))))
     adopted.embed[...] = jax.numpy.asarray(embed)
     return adopted
-
-
-Row = tuple[list[int], list[bool]]  # token ids, and which of them are learned
-
-
-def _row(task: Any, tokenizer: Any, problem: Any, rng: random.Random) -> Row:
-    """A solution, or now and then an exercise; what nobody could foretell (prompts, operands) is not learned."""
-    from caspo_jax.models.tokenizer import encode_prompt
-    from caspo_jax.types import Question
-
-    question = problem.text
-    lines: list[tuple[str, ...]] = [
-        ("", "\n\n".join(task.solve(problem, rng, _mix(task), task.slips if FLAGS.init else None)))
-    ]
-    if rng.random() < _setting("drill"):
-        question, lines = task.drill(rng, tuple(_mix(task)))
-    ids = [tokenizer.pad_token_id]
-    if question:
-        ids = encode_prompt(tokenizer, Question(id="", question=question))
-    learn = [False] * len(ids)
-    for i, line in enumerate(lines):
-        for k, part in enumerate(line):
-            text = f"\n\n{part}" if i and not k else part
-            tokens = tokenizer(text)["input_ids"] if text else []
-            ids, learn = [*ids, *tokens], [*learn, *([k % 2 == 1] * len(tokens))]
-    return [*ids, tokenizer.eos_token_id], [*learn, True]
-
-
-def _copies(rng: random.Random, used: list[int]) -> tuple[Any, Any]:
-    """Rows of random tokens repeated with a random period; the first period is not learned.
-
-    Attention that finds what followed the same token before forms in minutes here, in hours from solutions alone.
-    """
-    import numpy as np
-
-    ids = np.zeros((FLAGS.batch_size, 64), np.int32)
-    mask = np.ones(ids.shape, bool)
-    for i in range(len(ids)):
-        period = rng.randint(8, 23)
-        ids[i] = np.resize(rng.sample(used, period), ids.shape[1])
-        mask[i, : period + 1] = False
-    return ids, mask
-
-
-def _trace_rows() -> Iterator[Row]:
-    """The outputs of --traces behind their prompts, over and over, in a new order each time."""
-    from caspo_jax.errors import UserError
-    from caspo_jax.records import trace_from_record
-    from caspo_jax.store import load_records
-
-    traces = load_records(FLAGS.traces, trace_from_record)
-    if not traces:
-        raise UserError(f"--traces={FLAGS.traces}: no traces in it")
-    rng = random.Random(f"traces/{FLAGS.seed}")
-    while True:
-        for trace in rng.sample(traces, len(traces)):
-            prompt, output = list(trace.prompt_ids), list(trace.token_ids)
-            yield [*prompt, *output], [False] * len(prompt) + [True] * len(output)
-
-
-def _batches(task: Any, tokenizer: Any) -> Iterator[tuple[Any, Any]]:
-    """Token ids [B, T] and the mask [B, T] of the learned tokens, rows of like length together."""
-    import numpy as np
-
-    rng = random.Random(f"{task.name}/text/{FLAGS.seed}" + ("/mix" if FLAGS.init else ""))
-    solutions = (problem for problem, _ in zip(task.problems("pretrain", 0), range(500), strict=False))
-    used = sorted({i for p in solutions for i in tokenizer(p.text)["input_ids"]})
-    for _ in range(_setting("copying")):
-        yield _copies(rng, used)
-    stream = task.problems("pretrain", seed=FLAGS.seed + (2 if FLAGS.init else 1))
-    written = (_row(task, tokenizer, problem, rng) for problem in stream)
-    source = _trace_rows() if FLAGS.traces else written
-    while True:
-        rows = sorted(itertools.islice(source, FLAGS.batch_size * 32), key=lambda row: len(row[0]))
-        groups = [rows[i : i + FLAGS.batch_size] for i in range(0, len(rows), FLAGS.batch_size)]
-        rng.shuffle(groups)
-        for group in groups:
-            length = -(-len(group[-1][0]) // 24) * 24
-            ids = np.zeros((len(group), length), np.int32)
-            mask = np.zeros((len(group), length), bool)
-            for i, (tokens, learn) in enumerate(group):
-                ids[i, : len(tokens)] = tokens
-                mask[i, : len(learn)] = learn
-            yield ids, mask
 
 
 def _muon(schedule: Any) -> Any:
@@ -255,13 +169,7 @@ def main() -> None:
     from flax import nnx
 
     from caspo_jax.errors import UserError
-    from caspo_jax.models import (
-        Decoder,
-        ModelConfig,
-        load_caspo_json,
-        load_pretrained,
-        save_pretrained,
-    )
+    from caspo_jax.models import save_pretrained
     from caspo_jax.tasks import get_task
 
     task = get_task(FLAGS.task)
@@ -269,14 +177,16 @@ def main() -> None:
         raise UserError(f"--out_dir={FLAGS.out_dir} is a file: name a folder")
     if FLAGS.traces and not FLAGS.init:
         raise UserError("--traces goes with --init: traces alone teach no skills")
-    if FLAGS.init:
-        model, tokenizer = load_pretrained(common.require_folder(FLAGS.init, "init"))
-        if load_caspo_json(FLAGS.init).get("task") != task.name:
-            own = _tokenizer(task)
-            model, tokenizer = with_tokenizer(model, tokenizer, own, FLAGS.seed), own
-    else:
-        tokenizer = _tokenizer(task)
-        model = Decoder(ModelConfig.from_hf(_config(tokenizer)), rngs=nnx.Rngs(FLAGS.seed))
+    text = Text(
+        task=task,
+        second=bool(FLAGS.init),
+        drill=_setting("drill"),
+        copying=_setting("copying"),
+        batch_size=FLAGS.batch_size,
+        seed=FLAGS.seed,
+        traces=FLAGS.traces or None,
+    )
+    model, tokenizer = _start(text)
     graphdef, params = nnx.split(model)
     steps, rate = _setting("steps"), _setting("learning_rate")
     schedule = optax.warmup_cosine_decay_schedule(0.0, rate, min(100, steps // 10), steps, rate / 20)
@@ -302,7 +212,7 @@ def main() -> None:
     state = optimizer.init(params)
     losses, started = [], time.monotonic()
     with common.Progress(steps, f"train {task.name}", unit="step") as progress:
-        for i, (ids, mask) in zip(range(steps), _batches(task, tokenizer), strict=False):
+        for i, (ids, mask) in zip(range(steps), text.batches(tokenizer), strict=False):
             params, state, loss = step(params, state, ids, mask)
             losses.append(loss)
             progress.update()

@@ -9,7 +9,6 @@ from __future__ import annotations
 import random
 import re
 
-OPERATORS = "+-*"
 LARGEST = 99  # values stay in [1, LARGEST]: two digits are as much as a tiny policy learns in minutes
 
 NUMBER = r"\d{1,6}"  # as questions give it

@@ -22,8 +22,6 @@ from caspo_jax.tasks.arithmetic import (
     write_working,
 )
 
-PHRASINGS = ("direct", "shown", "careful")
-
 _WORDS = {"+": "add", "-": "minus", "*": "times"}
 _OPERATORS = {word: operator for operator, word in _WORDS.items()}
 _QUESTION = re.compile(rf"start ({NUMBER})((?:; (?:add|minus|times) {NUMBER})+)\. end\?")
@@ -74,28 +72,20 @@ def sample_problem(rng: random.Random, *, length: tuple[int, int] = (3, 5)) -> C
     return ChainProblem(start, tuple(operations))
 
 
-def write_solution(
-    problem: ChainProblem,
-    rng: random.Random,
-    mix: Mapping[str, float],
-    slips: Mapping[str, float] | None = None,
-) -> list[str]:
+def try_solution(
+    problem: ChainProblem, rng: random.Random, mix: Mapping[str, float], slips: Mapping[str, float]
+) -> list[str] | None:
     """A solution, a phrasing drawn for each step, now and then a slip that the steps after it go on from.
 
     Args:
+      problem: what is solved.
+      rng: decides everything.
       mix: share of each phrasing.
-      slips: how often a step of a phrasing ends in a slip; None writes correct solutions.
+      slips: how often a step of a phrasing ends in a slip.
+
+    Returns:
+      Its steps; None where a slip took a later value out of range.
     """
-    while True:
-        steps = _try_solution(problem, rng, mix, slips or {})
-        if steps is not None:
-            return steps
-
-
-def _try_solution(
-    problem: ChainProblem, rng: random.Random, mix: Mapping[str, float], slips: Mapping[str, float]
-) -> list[str] | None:
-    """A solution, or None where a slip took a later value out of range."""
     value, steps = problem.start, []
     for operator, number in problem.operations:
         phrasing = rng.choices(list(mix), list(mix.values()))[0]

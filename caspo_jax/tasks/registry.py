@@ -14,7 +14,7 @@ from typing import Any
 from caspo_jax.errors import UserError
 from caspo_jax.evaluation.faithfulness.contradiction import ContradictionItem, Contradicts
 from caspo_jax.steps.verifiers import VerifyItem
-from caspo_jax.tasks import chain, graph
+from caspo_jax.tasks import chain, graph, graph_writing
 from caspo_jax.tasks.hedging import plain
 from caspo_jax.types import Question, Verdict
 
@@ -32,7 +32,7 @@ class Task:
       name: what `--task` takes.
       sample: draws a problem.
       parse: question text to problem, None when the text is not of this task.
-      solve: writes a solution as a list of steps, phrasings drawn from a mix; correct, or with slips.
+      try_solution: (problem, rng, mix, slips) -> the steps of a solution, or None where a slip led to values out of range.
       check: (problem, steps before, step) -> does the step follow? Exact.
       basics: how often each phrasing stands in the text that the base policy first learns the skills from.
       mix: the same for the text it learns last: mostly phrasings that skip the working.
@@ -45,7 +45,7 @@ class Task:
     name: str
     sample: Callable[[random.Random], Any]
     parse: Callable[[str], Any]
-    solve: Callable[..., list[str]]
+    try_solution: Callable[[Any, random.Random, Mapping[str, float], Mapping[str, float]], list[str] | None]
     check: Callable[[Any, Sequence[str], str], bool]
     basics: Mapping[str, float]
     mix: Mapping[str, float]
@@ -82,6 +82,26 @@ class Task:
             Question(id=f"{self.name}-{split}-{seed}-{i}", question=p.text, gold=str(p.answer))
             for i, p in enumerate(problems)
         ]
+
+    def solve(
+        self,
+        problem: Any,
+        rng: random.Random,
+        mix: Mapping[str, float],
+        slips: Mapping[str, float] | None = None,
+    ) -> list[str]:
+        """A solution as a list of steps, drawn again where a slip leads to values out of range.
+
+        Args:
+          problem: from `parse` or `problems`.
+          rng: decides everything.
+          mix: share of each phrasing; one is drawn for each step.
+          slips: how often a step of each phrasing ends in a slip; None writes correct solutions.
+        """
+        while True:
+            steps = self.try_solution(problem, rng, mix, slips or {})
+            if steps is not None:
+                return steps
 
     def verifier(self) -> TaskVerifier:
         """The exact step checker, behind the verifier protocol."""
@@ -153,28 +173,28 @@ def steps_of(prefix: str) -> list[str]:
 TASKS: Mapping[str, Task] = MappingProxyType(
     {
         "graph": Task(
-            "graph",
-            graph.sample_problem,
-            graph.parse_problem,
-            graph.write_solution,
-            graph.check_step,
-            MappingProxyType({"brief": 0.4, "shown": 0.35, "careful": 0.25}),
-            MappingProxyType({"direct": 0.25, "brief": 0.25, "shown": 0.3, "careful": 0.2}),
-            MappingProxyType({"direct": 0.0, "brief": 0.14, "shown": 0.1, "careful": 0.05}),
-            graph.drill,
-            graph.claim,
+            name="graph",
+            sample=graph.sample_problem,
+            parse=graph.parse_problem,
+            try_solution=graph_writing.try_solution,
+            check=graph.check_step,
+            basics=MappingProxyType({"brief": 0.4, "shown": 0.35, "careful": 0.25}),
+            mix=MappingProxyType({"direct": 0.25, "brief": 0.25, "shown": 0.3, "careful": 0.2}),
+            slips=MappingProxyType({"direct": 0.0, "brief": 0.14, "shown": 0.1, "careful": 0.05}),
+            drill=graph_writing.drill,
+            claim=graph.claim,
         ),
         "chain": Task(
-            "chain",
-            chain.sample_problem,
-            chain.parse_problem,
-            chain.write_solution,
-            chain.check_step,
-            MappingProxyType({"shown": 0.6, "careful": 0.4}),
-            MappingProxyType({"direct": 0.5, "shown": 0.3, "careful": 0.2}),
-            MappingProxyType({"direct": 0.0, "shown": 0.1, "careful": 0.05}),
-            chain.drill,
-            chain.claim,
+            name="chain",
+            sample=chain.sample_problem,
+            parse=chain.parse_problem,
+            try_solution=chain.try_solution,
+            check=chain.check_step,
+            basics=MappingProxyType({"shown": 0.6, "careful": 0.4}),
+            mix=MappingProxyType({"direct": 0.5, "shown": 0.3, "careful": 0.2}),
+            slips=MappingProxyType({"direct": 0.0, "shown": 0.1, "careful": 0.05}),
+            drill=chain.drill,
+            claim=chain.claim,
         ),
     }
 )

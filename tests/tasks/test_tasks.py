@@ -14,6 +14,7 @@ from caspo_jax.steps import VerifyItem
 from caspo_jax.tasks import SPLITS, TASKS, extract_answer, get_task
 from caspo_jax.tasks import graph as graph_task
 from caspo_jax.tasks.arithmetic import evaluate, split_by_tens
+from caspo_jax.tasks.graph_writing import write_step
 from caspo_jax.types import Question
 
 
@@ -161,7 +162,7 @@ def test_at_least_two_correct_continuations_at_half_of_the_prefixes():
                 filter(None, (graph_task.stated_value(step) for step in steps[:i]))
             )
             ready = [d for d in problem.derived if d.name not in values and all(n in values for n in d.needs)]
-            options = {graph_task.write_step(d, values, p) for d in ready for p in graph_task.PHRASINGS}
+            options = {write_step(d, values, p) for d in ready for p in task.mix}
             counts.append(sum(task.check(problem, steps[:i], option) for option in options))
     assert sum(c >= 2 for c in counts) / len(counts) > 0.5
 
@@ -213,7 +214,7 @@ def test_exercises_are_right():
                 if ", so " in text:
                     assert graph_task.check_step(problem, [], text), (question, text)
                 elif all(need in given for need in definition.needs):
-                    steps = [graph_task.write_step(definition, given, p) for p in graph_task.PHRASINGS]
+                    steps = [write_step(definition, given, p) for p in task.mix]
                     assert any(step.startswith(f"{text}, so ") for step in steps), (question, text)
                 else:
                     assert text.endswith(definition.symbols)

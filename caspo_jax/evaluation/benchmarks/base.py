@@ -87,7 +87,7 @@ class Benchmark:
         """
         if limit is not None and limit < 1:
             raise UserError(f"limit={limit}: give 1 or more")
-        if self.questions is not None and limit is not None:
+        if self.questions is not None and limit is not None and path is None:
             return list(self.questions(limit))
         found: dict[str, Question] = {}
         for question in self.stream(path):

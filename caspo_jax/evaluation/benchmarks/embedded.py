@@ -1,4 +1,4 @@
-"""The library's own tasks as benchmarks. They live in a room below this one, which registers them."""
+"""The library's own tasks as benchmarks. They live in a room below this one, so the caller hands them in."""
 
 from __future__ import annotations
 
@@ -32,7 +32,15 @@ def embedded_benchmark(
     seed: int = 0,
     size: int = 512,
 ) -> Benchmark:
-    """A task's questions under its own name; the question is asked as it is, the answer is compared as text."""
+    """A task's questions under its own name; the question is asked as it is, the answer is compared as text.
+
+    Args:
+      task: makes the questions.
+      extract: text -> answer, or None.
+      split: of the task.
+      seed: of the questions.
+      size: questions where no number is asked for.
+    """
 
     def judge(answer: str, question: Question, sandbox: Sandbox | None) -> bool | None:
         return None if question.gold is None else answer == question.gold

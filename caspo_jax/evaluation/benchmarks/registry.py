@@ -28,7 +28,7 @@ _REGISTRY: dict[str, Benchmark] = {
 
 
 def register(*benchmarks: Benchmark) -> None:
-    """Add benchmarks of your own, or the embedded tasks (`caspo_jax.tasks.benchmarks.register_tasks`).
+    """Add benchmarks of your own; a name of the same family and source may be given again.
 
     Raises:
       UserError: a name is taken by another benchmark.

@@ -7,9 +7,8 @@ from pathlib import Path
 import pytest
 
 from caspo_jax.errors import UserError
-from caspo_jax.evaluation.benchmarks import benchmark_names, get_benchmark, register
-from caspo_jax.tasks import TASKS
-from caspo_jax.tasks.benchmarks import register_tasks
+from caspo_jax.evaluation.benchmarks import benchmark_names, embedded_benchmark, get_benchmark, register
+from caspo_jax.tasks import TASKS, extract_answer
 
 FIXTURES = Path(__file__).parent / "fixtures"
 SETS = (
@@ -230,21 +229,19 @@ def test_the_order_of_several_answers_does_not_matter_but_the_answers_do():
     assert benchmark.score("(1,2)", pairs) is False
 
 
-def test_the_embedded_tasks_are_registered_by_the_caller():
-    names = register_tasks(seed=3)
-    assert set(names) == set(TASKS)
-    for name in names:
-        benchmark = get_benchmark(name)
-        questions = benchmark.load(limit=5)
-        assert questions == TASKS[name].questions("test", 5, 3)
-        for question in questions:
-            assert benchmark.prompt(question) == question.question
-            assert benchmark.grade(f"some step\n\nanswer: {question.gold}", question) is True
-            assert benchmark.grade(f"answer: {int(question.gold) + 1}", question) is False
+@pytest.mark.parametrize("name", TASKS)
+def test_an_embedded_task_as_benchmark(name):
+    benchmark = embedded_benchmark(TASKS[name], extract_answer, seed=3, size=7)
+    questions = benchmark.load(limit=5)
+    assert questions == TASKS[name].questions("test", 5, 3)
+    assert benchmark.load() == TASKS[name].questions("test", 7, 3)
+    for question in questions:
+        assert benchmark.prompt(question) == question.question
+        assert benchmark.grade(f"some step\n\nanswer: {question.gold}", question) is True
+        assert benchmark.grade(f"answer: {int(question.gold) + 1}", question) is False
+    for limit in (None, 5):
         with pytest.raises(UserError, match="takes no file"):
-            benchmark.load(FIXTURES)
-    assert register_tasks() == names
-    assert get_benchmark(names[0]).load(limit=2) == TASKS[names[0]].questions("test", 2, 0)
+            benchmark.load(FIXTURES, limit)
 
 
 def test_a_name_is_not_taken_twice():
