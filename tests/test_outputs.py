@@ -5,7 +5,7 @@ import json
 import pytest
 
 from caspo_jax.errors import UserError
-from caspo_jax.outputs import JsonlOutput, Manifest, manifest_path
+from caspo_jax.outputs import JsonlOutput, Manifest, manifest_path, read_manifest
 from caspo_jax.store import read_jsonl
 
 
@@ -146,3 +146,14 @@ def test_an_output_without_a_suffix(tmp_path):
     out.finish()
     assert path.is_file()
     assert open_output(path).complete
+
+
+def test_a_manifest_is_read_whole_or_not_at_all(tmp_path):
+    path = tmp_path / "manifest.json"
+    assert read_manifest(path) == {}
+    for contents in ("{", "[]", '{"config": 1}', "\ud800"):
+        path.write_bytes(contents.encode("utf-8", "surrogatepass"))
+        with pytest.raises(UserError, match=r"manifest\.json: (unreadable|not a) manifest"):
+            read_manifest(path)
+    Manifest.open(path, program="p", config={"seed": 2}, overwrite=True)
+    assert read_manifest(path)["config"] == {"seed": 2}

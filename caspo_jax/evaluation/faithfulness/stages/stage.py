@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from caspo_jax.errors import UserError
 from caspo_jax.evaluation.faithfulness.subjects import Subject
-from caspo_jax.outputs import JsonlOutput, Manifest, manifest_path
+from caspo_jax.outputs import JsonlOutput, Manifest, manifest_path, read_manifest
 from caspo_jax.records import schema
 from caspo_jax.store import parse_at, read_jsonl
 
@@ -74,8 +73,7 @@ def check_settings(folder: str | Path, names: Sequence[str]) -> None:
 
 
 def _settings_of(path: Path) -> Mapping[str, Any]:
-    manifest = manifest_path(path)
-    return json.loads(manifest.read_text(encoding="utf-8")).get("config", {}) if manifest.exists() else {}
+    return read_manifest(manifest_path(path)).get("config", {})
 
 
 def finish(written: JsonlOutput, traces: int) -> None:
