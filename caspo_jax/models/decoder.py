@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any, Literal
 
 import jax
@@ -15,17 +14,17 @@ from jax.sharding import Mesh
 
 from caspo_jax.errors import UserError
 from caspo_jax.models.attention import attend_cache, precision
+from caspo_jax.models.block import Block, Layer, rms_norm
 from caspo_jax.models.blockwise import attend_self
 from caspo_jax.models.cache import KVCache, init_cache, on_one_cpu, own, write
 from caspo_jax.models.config import ModelConfig
 from caspo_jax.models.initial import initial_params
 from caspo_jax.models.late_layer import LateLayer
 from caspo_jax.models.lora import LoraConfig, lora_weights
-from caspo_jax.models.rope import rotate, rotation
-from caspo_jax.models.weights import parameter_axes, weights
-from caspo_jax.sharding import constrain, gathered
+from caspo_jax.models.rope import rotation
+from caspo_jax.models.weights import weights
+from caspo_jax.sharding import constrain
 
-Layer = Mapping[str, jax.Array]  # the weights of one layer, without the stacked axis
 Remat = Literal["none", "full", "dots"]
 REMATS = ("none", "full", "dots")
 # Up to so many layers are written out in training on one device: 5 % off the gradient of four on a CPU, and no more to
@@ -120,7 +119,7 @@ class Decoder(nnx.Module):
 
     def normed(self, hidden: jax.Array) -> jax.Array:
         """What the head sees of last-layer states [..., E] taken before the final norm."""
-        return self._norm(hidden, self.final_norm[...])
+        return rms_norm(hidden, self.final_norm[...], self.config.rms_norm_eps, self.dtype)
 
     def unembedding(self) -> jax.Array:
         """The output matrix [V, E] in the compute dtype: the embedding itself where tied."""
@@ -170,7 +169,7 @@ class Decoder(nnx.Module):
         x, (k, v) = self._run(token_ids, None, mask, None, keep_kv=True, remat="none")
         last = columns - 1 - jnp.argmax(mask[:, ::-1], axis=1)
         x = jnp.take_along_axis(x, last[:, None, None], axis=1)[:, 0]
-        logits = self.unembed(self._norm(x, self.final_norm[...]))
+        logits = self.unembed(self.normed(x))
         empty = init_cache(self.config, len(token_ids), capacity, k.dtype, lanes=lanes, mesh=self.mesh)
         cache = dataclasses.replace(empty, prompt_k=k, prompt_v=v, prompt_valid=mask.astype(jnp.bool_))
         return logits, cache.placed()
@@ -201,16 +200,16 @@ class Decoder(nnx.Module):
         column = column % cache.capacity
         cache = own(cache, column)
         cos, sin = rotation(self.config.rope, self.config.head_dim, positions)
+        block = self._block()
         x = self._embed(token_ids)
 
         # The whole cache is carried and updated in place: as a scanned input it would be copied every step.
         def layer_step(
             x: jax.Array, cache: KVCache, layer: Layer, index: int | jax.Array
         ) -> tuple[jax.Array, KVCache]:
-            q, k, v = self._qkv(layer, self._norm(x, layer["input_norm"]), cos, sin)
+            q, k, v = block.before_attention(layer, x, cos, sin)
             cache = write(cache, index, column, k, v)
-            x = self._attention_output(layer, x, attend_cache(q, cache, index, last))
-            return self._mlp(layer, x), cache
+            return block.after_attention(layer, x, attend_cache(q, cache, index, last)), cache
 
         cpu = self.mesh is None and on_one_cpu()
         if cache.apart:
@@ -226,7 +225,7 @@ class Decoder(nnx.Module):
 
             steps = (None if cpu else stacked, jnp.arange(self.config.num_layers))
             (x, cache), _ = lax.scan(scanned, (x, cache), steps)
-        x = self._norm(x, self.final_norm[...])
+        x = self.normed(x)
         # One row, or bfloat16, is slower that way.
         turned = cpu and len(x) > 1 and self.dtype == jnp.float32
         return self._unembed_turned(x) if turned else self.unembed(x), cache.placed()
@@ -248,14 +247,14 @@ class Decoder(nnx.Module):
             positions = jnp.maximum(jnp.cumsum(mask, axis=1) - 1, 0)
         visible_until = jnp.where(mask, length if subtree_end is None else subtree_end, 0)
         cos, sin = rotation(self.config.rope, self.config.head_dim, positions)
+        block = self._block()
 
         def layer_step(x: jax.Array, layer: Layer):
-            layer = self._gathered(layer)
-            q, k, v = self._qkv(layer, self._norm(x, layer["input_norm"]), cos, sin)
+            layer = block.whole_weights(layer)
+            q, k, v = block.before_attention(layer, x, cos, sin)
             mixed = attend_self(q, k, v, visible_until, mesh=self.mesh)
-            x = self._attention_output(layer, x, mixed)
             kv = (k.transpose(0, 2, 1, 3), v.transpose(0, 2, 1, 3)) if keep_kv else None
-            return self._mlp(layer, x), kv
+            return block.after_attention(layer, x, mixed), kv
 
         # What a loop keeps for its backward pass is copied into stacks and out of them again. Trees are what is trained on;
         # without a backward pass a loop is as fast, and sooner compiled.
@@ -275,23 +274,8 @@ class Decoder(nnx.Module):
         names += [weight.name for weight in lora_weights(self.config, self.lora)]
         return {name: getattr(self.layers, name)[...].astype(self.dtype) for name in names}
 
-    def _gathered(self, layer: Layer) -> Layer:
-        """One layer's weights as they are multiplied with: whole along fsdp, still split along tensor."""
-        mesh = self.mesh
-        if mesh is None:
-            return layer
-        whole_layer = dict(layer)
-        for weight in weights(self.config):
-            if weight.stacked:
-                stored = parameter_axes(weight, self.config, mesh)[1:]
-                used = tuple(None if axis == "embed" else axis for axis in stored)
-                whole_layer[weight.name] = gathered(mesh, layer[weight.name], stored, used)
-        return whole_layer
-
-    def _rows(self, x: jax.Array, *axes: str | None) -> jax.Array:
-        """Activations [rows, ...]: rows over the batch axes, the last dimensions by `axes`."""
-        between = (None,) * (x.ndim - 1 - len(axes))
-        return constrain(self.mesh, x, ("batch", *between, *axes))
+    def _block(self) -> Block:
+        return Block(self.config, self.dtype, self.mesh, self.lora)
 
     def _embed(self, token_ids: jax.Array) -> jax.Array:
         # On a mesh every device looks up its own columns of the table, for all rows that share them: gathering rows of
@@ -300,46 +284,7 @@ class Decoder(nnx.Module):
         ids = constrain(self.mesh, token_ids, ("replica", *between))
         # Clipped: an id out of range may stand in padding, and a NaN there would reach real tokens through 0 * NaN.
         x = jnp.take(self.embed[...], ids, axis=0, mode="clip").astype(self.dtype)
-        return self._rows(constrain(self.mesh, x, ("replica", *between, "embed")))
-
-    def _norm(self, x: jax.Array, scale: jax.Array) -> jax.Array:
-        """RMS norm over the last axis in float32, returned in the compute dtype."""
-        x = x.astype(jnp.float32)
-        x = x * lax.rsqrt(jnp.mean(jnp.square(x), axis=-1, keepdims=True) + self.config.rms_norm_eps)
-        return (x * scale.astype(jnp.float32)).astype(self.dtype)
-
-    def _linear(self, layer: Layer, name: str, x: jax.Array) -> jax.Array:
-        # As one matrix of rows: XLA's CPU backward pass of a batched product goes through transposed copies.
-        dot = functools.partial(jnp.dot, precision=precision(self.dtype))
-        rows = x.reshape(-1, x.shape[-1])
-        if isinstance(layer, LateLayer):
-            layer = layer.after(rows)
-        y = dot(rows, layer[name])
-        if self.lora is not None and f"{name}_lora_a" in layer:
-            y = y + self.lora.scale * dot(dot(rows, layer[f"{name}_lora_a"]), layer[f"{name}_lora_b"])
-        y = y.reshape(*x.shape[:-1], -1)
-        bias = layer.get(f"{name}_bias")
-        return y if bias is None else y + bias
-
-    def _qkv(
-        self, layer: Layer, x: jax.Array, cos: jax.Array, sin: jax.Array
-    ) -> tuple[jax.Array, jax.Array, jax.Array]:
-        """Rotated queries [..., H, D] and keys [..., G, D], and values [..., G, D], of states [..., E]."""
-        shape = (*x.shape[:-1], -1, self.config.head_dim)
-        q, k, v = (self._linear(layer, name, x).reshape(shape) for name in ("q", "k", "v"))
-        q = self._rows(q, "heads", None)
-        k, v = (self._rows(x, "kv_heads", None) for x in (k, v))
-        if self.config.qk_norm:
-            q, k = self._norm(q, layer["q_norm"]), self._norm(k, layer["k_norm"])
-        return rotate(q, cos, sin), rotate(k, cos, sin), v
-
-    def _attention_output(self, layer: Layer, x: jax.Array, mixed: jax.Array) -> jax.Array:
-        return self._rows(x + self._linear(layer, "o", mixed.reshape(*mixed.shape[:-2], -1)))
-
-    def _mlp(self, layer: Layer, x: jax.Array) -> jax.Array:
-        hidden = self._norm(x, layer["mlp_norm"])
-        gated = jax.nn.silu(self._linear(layer, "gate", hidden)) * self._linear(layer, "up", hidden)
-        return self._rows(x + self._linear(layer, "down", gated))
+        return self._block().split_rows(constrain(self.mesh, x, ("replica", *between, "embed")))
 
 
 def _rematted(layer_step: Any, remat: Remat) -> Any:

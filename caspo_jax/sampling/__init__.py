@@ -2,7 +2,6 @@
 
 from caspo_jax.sampling.api import cat_search, cat_sweep, explore, generate
 from caspo_jax.sampling.automaton import Automaton, build_automaton
-from caspo_jax.sampling.batch import Usage
 from caspo_jax.sampling.config import CatConfig, SampleConfig
 from caspo_jax.sampling.knobs import Knobs
 from caspo_jax.sampling.loop import cat_decode
@@ -26,6 +25,7 @@ from caspo_jax.sampling.segments import (
 )
 from caspo_jax.sampling.state import CatState, init_state
 from caspo_jax.sampling.tree import Tree, tree_of
+from caspo_jax.sampling.units import Usage
 from caspo_jax.sampling.votes import merge_answers, vote
 
 __all__ = [

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from typing import Any
 
 from caspo_jax.errors import UserError
-from caspo_jax.sampling.batch import Usage
 from caspo_jax.sampling.config import CatConfig, SampleConfig
 from caspo_jax.sampling.decided import is_decided
 from caspo_jax.sampling.questions import Questions
@@ -15,6 +14,7 @@ from caspo_jax.sampling.run import run
 from caspo_jax.sampling.search import Progress
 from caspo_jax.sampling.traces import build_trace, build_tree
 from caspo_jax.sampling.tree import Tree
+from caspo_jax.sampling.units import Usage
 from caspo_jax.sampling.votes import Equivalent, Extract, last_line, same_text, vote
 from caspo_jax.types import CatResult, Question, Trace
 
@@ -86,11 +86,11 @@ def generate(
         questions,
         search,
         key,
-        "self_consistency",
-        samples,
-        batch_size,
-        progress,
-        usage,
+        strategy="self_consistency",
+        samples=samples,
+        batch_size=batch_size,
+        progress=progress,
+        usage=usage,
         pad_to=pad_to,
         limits=limits,
     )
@@ -154,19 +154,18 @@ def cat_search(
     >>> [result.tokens > 0 and result.answer is not None for result in results]
     [True, True]
     """
-
     return _searched(
         model,
         tokenizer,
         questions,
         [config],
         key,
-        strategy,
-        batch_size,
-        extract,
-        equivalent,
-        progress,
-        usage,
+        strategy=strategy,
+        batch_size=batch_size,
+        extract=extract,
+        equivalent=equivalent,
+        progress=progress,
+        usage=usage,
     )
 
 
@@ -225,12 +224,12 @@ def cat_sweep(
         questions,
         [dataclasses.replace(config, threshold=float(threshold)) for threshold in thresholds],
         key,
-        "cat",
-        batch_size,
-        extract,
-        equivalent,
-        progress,
-        usage,
+        strategy="cat",
+        batch_size=batch_size,
+        extract=extract,
+        equivalent=equivalent,
+        progress=progress,
+        usage=usage,
     )
     each = len(found) // len(thresholds)
     return [found[i * each : (i + 1) * each] for i in range(len(thresholds))]
@@ -242,6 +241,7 @@ def _searched(
     questions: Questions,
     configs: Sequence[CatConfig],
     key: Any,
+    *,
     strategy: str,
     batch_size: int | None,
     extract: Extract,
@@ -270,12 +270,11 @@ def _searched(
         questions,
         config,
         key,
-        strategy,
-        None,
-        batch_size,
-        progress,
-        usage,
-        decided if config.stop_decided else None,
+        strategy=strategy,
+        batch_size=batch_size,
+        progress=progress,
+        usage=usage,
+        decided=decided if config.stop_decided else None,
         thresholds=[config.threshold for config in configs],
     )
     threshold_of = [

@@ -20,16 +20,18 @@ from caspo_jax.models.cache import (
     with_layers_apart,
     with_prompt_lanes,
 )
-from caspo_jax.models.cache_rows import branch, concatenate, grow, take_prompts, widen_prompts
+from caspo_jax.models.cache_rows import branch, grow, take_prompts
 from caspo_jax.sampling.automaton import Automaton
 from caspo_jax.sampling.compaction import split_branches, take_questions
 from caspo_jax.sampling.knobs import Knobs
 from caspo_jax.sampling.loop import cat_decode_donated
 from caspo_jax.sampling.model_decode import ApartParams
 from caspo_jax.sampling.policy import Policy
+from caspo_jax.sampling.prefill import fitting_columns, read_prompts
 from caspo_jax.sampling.refill import Queue
 from caspo_jax.sampling.state import CatState, end_decided, grow_state, init_state
 from caspo_jax.sampling.tree import Tree, harvest
+from caspo_jax.sampling.units import PADDING, QueueRoom, Unit, Usage, bucket
 
 FIRST_SEGMENT = 64  # tokens that the buffers hold at first; they double (lanes: all from the start, since unused ones are not read)
 CHECK_EVERY = 16  # iterations between two looks at which questions have ended
@@ -38,78 +40,12 @@ SHRINK = (
     4  # batches are cut to about a quarter, a power of two, and not to more sizes: every shape is compiled
 )
 LEAST_ROWS = 128  # nor below this: the compilation would cost more than it saves
-LEAST_WIDTH = 128  # prompts' columns are not halved below this, for the same reason
-PREFILL_PAIRS = 1 << 24  # pairs of prompt columns (rows x P x P) that one prefill may attend over
-# Padded calls, whose prompts differ much in length, read about so many together, in a third, two thirds or all columns.
-PADDED_READ = 32
-PADDED_WIDTHS = 3
-
-
-@dataclasses.dataclass
-class Usage:
-    """How well the slots were used: a caller's counters, to which every batch adds."""
-
-    live: int = 0  # steps of slots that held a live branch: tokens decoded
-    slots: int = 0  # steps of all slots
-
-
-@dataclasses.dataclass(frozen=True)
-class Unit:
-    """One tree to grow: a prompt, the key of its question, and which child of the root comes first."""
-
-    prompt_ids: tuple[int, ...]
-    key: tuple[int, int]  # raw threefry key data
-    first_rank: int = 0
-    # Of its own, where batches do without a queue; None: those of the knobs.
-    threshold: float | None = None
-    max_new_tokens: int | None = None  # no more than those of the batch
-
-
-PADDING = Unit((0,), (0, 0))  # fills up a batch
-
-
-@dataclasses.dataclass(frozen=True)
-class QueueRoom:
-    """The sizes of a queue, the same each time that it is filled."""
-
-    entries: int  # units
-    prompts: int  # different ones that they may have, a multiple of `read`
-    read: int  # prompts that are read together
-
-    @classmethod
-    def of(cls, entries: int, size: int, shared: int) -> QueueRoom:
-        """For a batch of `size`, where `shared` units in a row have one prompt."""
-        prompts = min(entries, -(-entries // shared) + 1)  # the first may be the rest of the fill before
-        read = min(size, prompts)
-        return cls(entries, -(-prompts // read) * read, read)
-
-    def fill(self, units: Sequence[Unit]) -> list[Unit]:
-        """The first units, as many as there is room for."""
-        taken, prompts = [], set()
-        for unit in units[: self.entries]:
-            prompts.add(unit.prompt_ids)
-            if len(prompts) > self.prompts:
-                break
-            taken.append(unit)
-        return taken
-
-
-def bucket(count: int) -> int:
-    """The next number that is 2^k times 4, 5, 6 or 7: few shapes, at most a fifth of padding."""
-    step = 1 << max(0, (count - 1).bit_length() - 3)
-    return -(-count // step) * step
 
 
 def cut_rows(rows: int, least: int = 1) -> int:
     """What a batch of so many rows may be cut to, the power of two next to a `SHRINK`-th; 0: nothing."""
     cut = 1 << max(0, round(math.log2(rows / SHRINK)))
     return cut if max(LEAST_ROWS, least) <= cut < rows else 0
-
-
-@functools.partial(jax.jit, static_argnames=("graphdef", "lanes", "columns"))
-def _prefill(graphdef: Any, params: Any, token_ids: jax.Array, mask: jax.Array, lanes: bool, columns: int):
-    logits, cache = nnx.merge(graphdef, params).prefill(token_ids, mask, 0, lanes=lanes)
-    return logits, widen_prompts(cache, columns)
 
 
 # Jitted whole: each of their small operations would be compiled by itself, for every shape. What only passes through
@@ -134,7 +70,7 @@ _grow = jax.jit(grow, static_argnums=1)
 _grow_state = jax.jit(lambda state, n, mesh: grow_state(state, n).placed(mesh), static_argnums=(1, 2))
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class Batch:
     """What stays the same while trees grow, and the steps of growing them."""
 
@@ -262,10 +198,7 @@ class Batch:
         """A batch of `size` questions, the first of which are the units."""
         prompts = list(dict.fromkeys(unit.prompt_ids for unit in units))
         index = {prompt: i for i, prompt in enumerate(prompts)}
-        longest = max(map(len, prompts))
-        columns = self.prompt_columns
-        while columns % 2 == 0 and max(longest, LEAST_WIDTH) <= columns // 2:
-            columns //= 2  # few widths: every shape is compiled
+        columns = fitting_columns(self.prompt_columns, max(map(len, prompts)))
         logits, cache = self._read(prompts, size if self.padded else bucket(len(prompts)), columns)
         row = np.array([index[unit.prompt_ids] for unit in units] + list(range(len(units), size)))
         row = np.minimum(row, len(logits) - 1)  # padding has any prompt
@@ -335,29 +268,17 @@ class Batch:
     def _read(
         self, prompts: Sequence[tuple[int, ...]], count: int, columns: int, rows: int | None = None
     ) -> tuple[jax.Array, KVCache]:
-        """Logits after each of `count` prompts [count, V], those that are missing made up, and their cache."""
-        token_ids = np.zeros((count, columns), np.int32)
-        mask = np.zeros(token_ids.shape, bool)
-        mask[:, 0] = True  # rows that only pad the batch have one token, so that no softmax is empty
-        for i, prompt in enumerate(prompts):
-            token_ids[i, : len(prompt)] = prompt
-            mask[i, : len(prompt)] = True
-        rows, unit = min(rows or count, max(1, PREFILL_PAIRS // columns**2)), columns
-        if self.padded:
-            few = (n for n in range(min(rows, PADDED_READ), PADDED_READ // 4, -1) if count % n == 0)
-            rows, unit = next(few, rows), -(-columns // PADDED_WIDTHS)
-        read = len(prompts) if count % rows == 0 else count
-        parts = []
-        for i in range(0, max(1, read), rows):
-            longest = max(map(len, prompts[i : i + rows]), default=1)
-            width = min(columns, -(-longest // unit) * unit)
-            some = token_ids[i : i + rows, :width], mask[i : i + rows, :width]
-            parts.append(_prefill(self.graphdef, self.params, *some, self.lanes, columns))
-        parts += [parts[0]] * (-(-count // rows) - len(parts))  # in the place of those that are missing
-        if len(parts) == 1:
-            return parts[0]
-        logits, caches = zip(*parts)
-        return jnp.concatenate(logits), concatenate(caches)
+        """`read_prompts` with this batch's model and layout."""
+        return read_prompts(
+            self.graphdef,
+            self.params,
+            prompts,
+            count,
+            columns,
+            lanes=self.lanes,
+            rows=rows,
+            padded=self.padded,
+        )
 
 
 def _alone(state: CatState) -> CatState:

@@ -145,6 +145,7 @@ class CatConfig:
                 f"root_branches={self.root_branches} exceeds num_branches={self.num_branches}: lower it",
             )
         if self.token_budget is not None:
+            _at_least("token_budget", self.token_budget, 1)
             _check(
                 self.token_budget >= self.roots,
                 f"token_budget={self.token_budget} cannot pay one token for each of {self.roots} branches: raise it",

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import jax
 from flax import nnx
 
-from caspo_jax.models.decoder import Layer
+from caspo_jax.models.block import Layer
 from caspo_jax.sharding import bytes_a_device
 
 

@@ -14,13 +14,13 @@ from caspo_jax.confidence.step import needed_fields
 from caspo_jax.errors import UserError
 from caspo_jax.models.tokenizer import check_prompt_ids, encode_prompt, eos_ids, token_bytes
 from caspo_jax.sampling.automaton import build_automaton
-from caspo_jax.sampling.batch import Unit, Usage
 from caspo_jax.sampling.config import CatConfig
 from caspo_jax.sampling.knobs import Knobs
 from caspo_jax.sampling.policy import make_policy
 from caspo_jax.sampling.questions import Questions, as_questions, question_keys
 from caspo_jax.sampling.search import Progress, default_rows, grow_trees
 from caspo_jax.sampling.tree import Tree
+from caspo_jax.sampling.units import Unit, Usage
 from caspo_jax.types import Question
 
 
@@ -79,11 +79,12 @@ def run(
     questions: Questions,
     config: CatConfig,
     key: Any,
+    *,
     strategy: str,
-    samples: int | None,
-    batch_size: int | None,
-    progress: Progress | None,
-    usage: Usage | None,
+    samples: int | None = None,
+    batch_size: int | None = None,
+    progress: Progress | None = None,
+    usage: Usage | None = None,
     decided: Callable[[Question, tuple[int, ...], Sequence[bytes], Tree], bool] | None = None,
     pad_to: tuple[int, int] = (0, 0),
     thresholds: Sequence[float | None] = (None,),

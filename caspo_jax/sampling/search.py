@@ -15,12 +15,13 @@ from caspo_jax.errors import UserError
 from caspo_jax.models.cache import prefers_lanes
 from caspo_jax.models.cache_rows import copy_rows, load_prompt
 from caspo_jax.sampling.automaton import Automaton
-from caspo_jax.sampling.batch import Batch, Unit, Usage, bucket, cut_rows
+from caspo_jax.sampling.batch import Batch, cut_rows
 from caspo_jax.sampling.knobs import Knobs
 from caspo_jax.sampling.model_decode import ModelDecode, decode_params
 from caspo_jax.sampling.policy import Policy
 from caspo_jax.sampling.stream import stream
 from caspo_jax.sampling.tree import Tree
+from caspo_jax.sampling.units import Unit, Usage, bucket
 from caspo_jax.sharding import batch_ways, mesh_of
 
 PROMPT_BUCKET = 16  # the longest prompt is padded to a multiple of this
@@ -131,24 +132,24 @@ def grow_trees(
     # Prompts of one length together; the order comes back at the end.
     order = sorted(range(len(wanted)), key=lambda i: len(wanted[i].prompt_ids))
     search = Batch(
-        graphdef,
-        params,
-        decode_params(graphdef, params),
-        policy(ModelDecode(graphdef), copy_rows, load_prompt),
-        knobs,
-        automaton,
-        num_slots,
-        roots,
-        columns,
-        max_new_tokens,
-        fields,
-        lanes,
-        model.config.num_heads // model.config.num_kv_heads,
-        Usage() if usage is None else usage,
-        (lambda done: None) if progress is None else (lambda done: progress(done // shared, len(units))),
-        split,
-        shared,
-        None if decided is None else lambda unit, tree: decided(order[unit], tree),
+        graphdef=graphdef,
+        params=params,
+        decode_params=decode_params(graphdef, params),
+        policy=policy(ModelDecode(graphdef), copy_rows, load_prompt),
+        knobs=knobs,
+        automaton=automaton,
+        num_slots=num_slots,
+        roots=roots,
+        prompt_columns=columns,
+        max_new_tokens=max_new_tokens,
+        fields=fields,
+        lanes=lanes,
+        shared_heads=model.config.num_heads // model.config.num_kv_heads,
+        usage=Usage() if usage is None else usage,
+        report=(lambda done: None) if progress is None else lambda done: progress(done // shared, len(units)),
+        split=split,
+        shared=shared,
+        decided=None if decided is None else lambda unit, tree: decided(order[unit], tree),
         padded=any(pad_to),
     )
     found = (stream if refill else _in_batches)(search, [wanted[i] for i in order], size)

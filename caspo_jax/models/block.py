@@ -1,0 +1,94 @@
+"""The arithmetic of a layer on both sides of its attention."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Mapping
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.sharding import Mesh
+
+from caspo_jax.models.attention import precision
+from caspo_jax.models.config import ModelConfig
+from caspo_jax.models.late_layer import LateLayer
+from caspo_jax.models.lora import LoraConfig
+from caspo_jax.models.rope import rotate
+from caspo_jax.models.weights import parameter_axes, weights
+from caspo_jax.sharding import constrain, gathered
+
+Layer = Mapping[str, jax.Array]  # the weights of one layer, without the stacked axis
+
+
+def rms_norm(x: jax.Array, scale: jax.Array, eps: float, dtype: jax.typing.DTypeLike) -> jax.Array:
+    """x / sqrt(mean(x^2) + eps) * scale over the last axis, in float32, returned in `dtype`."""
+    x = x.astype(jnp.float32)
+    x = x * lax.rsqrt(jnp.mean(jnp.square(x), axis=-1, keepdims=True) + eps)
+    return (x * scale.astype(jnp.float32)).astype(dtype)
+
+
+@dataclasses.dataclass(frozen=True)
+class Block:
+    """Norms, projections, residual additions and the gated MLP of every layer; the weights are passed in."""
+
+    config: ModelConfig
+    dtype: jnp.dtype  # of the computation
+    mesh: Mesh | None
+    lora: LoraConfig | None
+
+    def before_attention(
+        self, layer: Layer, x: jax.Array, cos: jax.Array, sin: jax.Array
+    ) -> tuple[jax.Array, jax.Array, jax.Array]:
+        """Rotated queries [..., H, D] and keys [..., G, D], and values [..., G, D], of states [..., E]."""
+        x = self._norm(x, layer["input_norm"])
+        shape = (*x.shape[:-1], -1, self.config.head_dim)
+        q, k, v = (self._linear(layer, name, x).reshape(shape) for name in ("q", "k", "v"))
+        q = self.split_rows(q, "heads", None)
+        k, v = (self.split_rows(x, "kv_heads", None) for x in (k, v))
+        if self.config.qk_norm:
+            q, k = self._norm(q, layer["q_norm"]), self._norm(k, layer["k_norm"])
+        return rotate(q, cos, sin), rotate(k, cos, sin), v
+
+    def after_attention(self, layer: Layer, x: jax.Array, mixed: jax.Array) -> jax.Array:
+        """The layer's result [..., E] from its input x [..., E] and what attention gave [..., H, D]."""
+        x = self.split_rows(x + self._linear(layer, "o", mixed.reshape(*mixed.shape[:-2], -1)))
+        hidden = self._norm(x, layer["mlp_norm"])
+        gated = jax.nn.silu(self._linear(layer, "gate", hidden)) * self._linear(layer, "up", hidden)
+        return self.split_rows(x + self._linear(layer, "down", gated))
+
+    def whole_weights(self, layer: Layer) -> Layer:
+        """One layer's weights as they are multiplied with: whole along fsdp, still split along tensor."""
+        mesh = self.mesh
+        if mesh is None:
+            return layer
+        whole_layer = dict(layer)
+        for weight in weights(self.config):
+            if weight.stacked:
+                stored = parameter_axes(weight, self.config, mesh)[1:]
+                used = tuple(None if axis == "embed" else axis for axis in stored)
+                whole_layer[weight.name] = gathered(mesh, layer[weight.name], stored, used)
+        return whole_layer
+
+    def split_rows(self, x: jax.Array, *axes: str | None) -> jax.Array:
+        """Activations [rows, ...] on the mesh: rows over the batch axes, the last dimensions by `axes`."""
+        between = (None,) * (x.ndim - 1 - len(axes))
+        return constrain(self.mesh, x, ("batch", *between, *axes))
+
+    def _norm(self, x: jax.Array, scale: jax.Array) -> jax.Array:
+        return rms_norm(x, scale, self.config.rms_norm_eps, self.dtype)
+
+    def _linear(self, layer: Layer, name: str, x: jax.Array) -> jax.Array:
+        """x [..., in] times the weight [in, out] of that name, with its bias and adapters if it has any."""
+        # As one matrix of rows: XLA's CPU backward pass of a batched product goes through transposed copies.
+        dot = functools.partial(jnp.dot, precision=precision(self.dtype))
+        rows = x.reshape(-1, x.shape[-1])
+        if isinstance(layer, LateLayer):
+            layer = layer.after(rows)
+        y = dot(rows, layer[name])
+        if self.lora is not None and f"{name}_lora_a" in layer:
+            y = y + self.lora.scale * dot(dot(rows, layer[f"{name}_lora_a"]), layer[f"{name}_lora_b"])
+        y = y.reshape(*x.shape[:-1], -1)
+        bias = layer.get(f"{name}_bias")
+        return y if bias is None else y + bias

@@ -1,0 +1,103 @@
+"""Questions from what a caller gives, and bad input refused."""
+
+from __future__ import annotations
+
+import pytest
+from golden_model import KEY
+
+import caspo_jax as cj
+from caspo_jax.errors import UserError
+from caspo_jax.sampling.questions import as_questions
+from caspo_jax.types import Question
+
+
+def test_records_of_a_file_are_questions():
+    import types
+
+    given = [{"id": 7, "problem": "one", "answer": 3}, types.MappingProxyType({"prompt_ids": [1, 2]}), "one"]
+    a, b, c = as_questions(given)
+    assert (a.id, a.question, a.gold) == ("7", "one", "3")
+    assert b.prompt_ids == (1, 2)
+    assert b.id
+    assert as_questions([{"question": "one"}])[0].id == c.id  # as the string's
+    for record, word in (({"id": "a"}, "needs one of"), ({"prompt_ids": "ab"}, "token ids")):
+        with pytest.raises(UserError, match=rf"questions\[1\].*{word}"):
+            as_questions(["one", record])
+
+
+def test_string_questions_have_stable_ids():
+    a, b = as_questions(["one", "two"])
+    assert as_questions(["two"])[0].id == b.id != a.id
+
+
+@pytest.mark.parametrize(
+    "questions, match",
+    [
+        ("one", "list"),
+        ([3], "int"),
+        ([Question(id="a", question="x"), Question(id="a", question="y")], "'a'"),
+    ],
+)
+def test_bad_questions(questions, match):
+    with pytest.raises(UserError, match=match):
+        as_questions(questions)
+
+
+def test_bad_prompts_and_keys(model_and_tokenizer, questions):
+    config = cj.SampleConfig(max_new_tokens=4)
+    with pytest.raises(UserError, match="vocabulary"):
+        cj.generate(*model_and_tokenizer, [Question(id="x", prompt_ids=(10**6,))], config, KEY)
+    with pytest.raises(UserError, match="context"):
+        cj.generate(*model_and_tokenizer, questions, cj.SampleConfig(max_new_tokens=10**6), KEY)
+    with pytest.raises(UserError, match="key"):
+        cj.generate(*model_and_tokenizer, questions, config, 0)
+    with pytest.raises(UserError, match="batch_size"):
+        cj.generate(*model_and_tokenizer, questions, config, KEY, batch_size=0)
+    assert cj.generate(*model_and_tokenizer, [], config, KEY) == []
+
+
+@pytest.mark.parametrize(
+    "changes, match",
+    [
+        ({"temperature": -1.0}, "temperature"),
+        ({"temperature": float("nan")}, "temperature"),
+        ({"temperature": 1e-38}, "temperature=1e-38"),
+        ({"temperature": 0, "top_p": 0.9}, "greedy"),
+        ({"temperature": 0, "num_samples": 2}, "greedy"),
+        ({"top_p": 0.0}, "top_p"),
+        ({"min_p": 1.5}, "min_p"),
+        ({"top_k": -1}, "top_k"),
+        ({"max_new_tokens": 0}, "max_new_tokens"),
+        ({"step_delimiter": ""}, "step_delimiter"),
+        ({"stop": ("",)}, "stop"),
+    ],
+)
+def test_contradictory_sampling_is_refused(changes, match):
+    with pytest.raises(UserError, match=match):
+        cj.SampleConfig(**changes)
+
+
+@pytest.mark.parametrize(
+    "changes, match",
+    [
+        ({"sample": cj.SampleConfig(temperature=0)}, "temperature=0"),
+        ({"sample": cj.SampleConfig(num_samples=3)}, "num_samples"),
+        ({"num_branches": 2, "root_branches": 3}, "root_branches"),
+        ({"num_branches": 8, "token_budget": 3}, "token_budget"),
+        ({"token_budget": 100.5}, "token_budget=100.5: give an integer"),
+        ({"step_confidence": "vibes"}, "vibes"),
+        ({"path_confidence": "mean"}, "geometric"),
+        ({"prune": "first"}, "relative"),
+        ({"vote": "loudest"}, "majority"),
+        ({"expand": 0}, "expand"),
+        ({"threshold": float("nan")}, "threshold"),
+    ],
+)
+def test_contradictory_searches_are_refused(changes, match):
+    with pytest.raises(UserError, match=match):
+        cj.CatConfig(**changes)
+
+
+def test_an_unknown_strategy_is_refused(model_and_tokenizer, questions):
+    with pytest.raises(UserError, match="'Cat': choose from cat, self_consistency, explore"):
+        cj.cat_search(*model_and_tokenizer, questions, cj.CatConfig(), KEY, strategy="Cat")
