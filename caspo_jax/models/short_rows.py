@@ -17,6 +17,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jax.sharding import Mesh
 
@@ -78,7 +79,8 @@ def _forward_rows(count: int, q: Array, k: Array, v: Array, until: Array) -> tup
     outputs, logsumexps = [], []
     for block in _blocks(q.shape[3], count):
         queries, end = q[..., block, :], block.stop
-        seen = _seen(until, block).swapaxes(1, 2)[:, None, None]  # [B, 1, 1, C, S]
+        query, key = np.arange(block.start, end)[:, None], np.arange(end)
+        seen = ((key <= query) & (query < until[:, None, :end]))[:, None, None]  # [B, 1, 1, C, S]
         scores = _product("bgjqd,bgkd->bgjqk", queries, k[:, :, :end]) * q.shape[-1] ** -0.5
         scores = jnp.where(seen, scores, _LOWEST)
         top = jnp.max(scores, axis=-1)
@@ -96,6 +98,7 @@ def _backward(
     """With P the softmax: dV = P^T dO, dS = P (dO V^T - rowsum(dO O)), dQ = dS K, dK = dS^T Q, P recomputed."""
     q, k, v, until, mixed, logsumexp = residuals
     inner = jnp.sum(upstream.astype(jnp.float32) * mixed.astype(jnp.float32), axis=-1)
+    inner, logsumexp = (_by_block(x, count) for x in (inner, logsumexp))
     rows = functools.partial(_backward_rows, count)
     d_q, d_k, d_v = _some_at_once(rows, together, q, k, v, until, logsumexp, inner, upstream)
     return d_q, d_k, d_v, None
@@ -104,8 +107,10 @@ def _backward(
 def _backward_rows(
     most: int, q: Array, k: Array, v: Array, until: Array, logsumexp: Array, inner: Array, upstream: Array
 ) -> tuple[Array, Array, Array]:
-    # Keys first in everything of a block's size, [S, N] for N queries: no product then wants one of them transposed,
-    # which XLA's CPU does by a copy.
+    """Gradients of q, k and v; `logsumexp` and `inner` come `_by_block`."""
+    # Keys first in everything of a block's size, [S, N] for its N = J * C queries: no product then wants one of them
+    # transposed, which XLA's CPU does by a copy. What stands beside them has the same N in the same order, ready made: an
+    # index that must be computed, by a division for every score, keeps a CPU from vector instructions (six times as long).
     batch, groups, shared, length, dim = q.shape
     scale = dim**-0.5
     d_q = []
@@ -113,9 +118,11 @@ def _backward_rows(
     for block in _blocks(length, most):
         end, count = block.stop, block.stop - block.start
         queries, outer = (x[..., block, :].reshape(batch, groups, shared * count, dim) for x in (q, upstream))
-        log_z, offset = (x[..., block].reshape(batch, groups, 1, shared * count) for x in (logsumexp, inner))
+        columns = slice(shared * block.start, shared * end)
+        log_z, offset = (x[:, :, None, columns] for x in (logsumexp, inner))
         keys, values = k[:, :, :end], v[:, :, :end]
-        seen = jnp.tile(_seen(until, block), (1, 1, shared))[:, None]
+        query, key = np.tile(np.arange(block.start, end, dtype=np.int32), shared), np.arange(end)[:, None]
+        seen = ((key <= query) & (query < until[:, :end, None]))[:, None]  # [B, 1, S, N]
         scores = _product("bgsd,bgnd->bgsn", keys, queries) * scale - log_z
         softmax = jnp.exp(jnp.where(seen, scores, _LOWEST))
         d_softmax = _product("bgsd,bgnd->bgsn", values, outer)
@@ -145,10 +152,10 @@ def _blocks(length: int, count: int) -> Iterator[slice]:
         yield slice(start, min(start + count, length))
 
 
-def _seen(until: Array, block: slice) -> Array:
-    """Which keys, up to its end S, each of a block of C queries sees: [B, S, C]."""
-    query, key = jnp.arange(block.start, block.stop), jnp.arange(block.stop)[:, None]
-    return (key <= query) & (query < until[:, : block.stop, None])
+def _by_block(x: Array, count: int) -> Array:
+    """[B, G, J, T] -> [B, G, J * T]: blocks of `count` queries one after the other, in each the J heads'."""
+    batch, groups, _, length = x.shape
+    return jnp.concatenate([x[..., b].reshape(batch, groups, -1) for b in _blocks(length, count)], axis=-1)
 
 
 def _product(spec: str, left: Array, right: Array) -> Array:

@@ -127,9 +127,9 @@ def _backward(
     upstream = jnp.where(mask, cotangents[0], 0)
     on_cpu = platform_of(mesh) == "cpu"
 
-    def turned(weight: Array) -> Array:
-        # Left to itself XLA folds this into the product, which then is a quarter slower on a CPU than with the copy.
-        return lax.optimization_barrier(weight.T) if on_cpu else weight.T
+    # Left to itself XLA folds this into the products, which then are a quarter slower on a CPU than with the copy; and it is
+    # as slow as half of such a product, so that it is not done anew for each chunk.
+    turned_head = lax.optimization_barrier(unembedding.T) if on_cpu else None  # [E, V]
 
     def body(i: Array, gradients: tuple[Array, Array | None]) -> tuple[Array, Array | None]:
         d_hidden, d_unembedding = gradients
@@ -149,8 +149,11 @@ def _backward(
             if fresh is not None:
                 d_logits = jnp.where(fresh[:, None, None], d_logits, 0)
             d_logits = d_logits.astype(states.dtype)
+            turned = weight.T
+            if turned_head is not None:
+                turned = lax.dynamic_slice_in_dim(turned_head, start, block, axis=1)
             # As matrices: a CPU has no product of bfloat16 over the first axis of more.
-            part = _einsum("ev,vn->en", turned(weight.astype(d_logits.dtype)), d_logits.reshape(block, -1))
+            part = _einsum("ev,vn->en", turned.astype(d_logits.dtype), d_logits.reshape(block, -1))
             d_states = d_states + part.reshape(d_states.shape)
             if trained is None:
                 return d_states, None
