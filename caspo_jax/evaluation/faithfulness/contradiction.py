@@ -16,7 +16,13 @@ from caspo_jax.steps.rollouts import Generate
 
 PROMPT_FILE = Path(__file__).with_name("contradiction_prompt.md")
 _FIELDS = ("question", "prefix", "step", "continuation")
-_VERDICT = re.compile(r"[*_\s]*contradiction[*_\s]*:[*_\s]*(yes|no)[*_.\s]*", re.IGNORECASE)
+_LABEL = re.compile(r"\bcontradiction\s*:", re.IGNORECASE)
+# A verdict, and what may follow it on its line: nothing, or a mark and whatever explains it.
+_YES_OR_NO = re.compile(
+    r"\s*(?:(?:final\s+)?(?:answer|verdict)\s*:\s*)?(yes|no)\b(?:\s+contradiction\b)?(?=\s*(?:$|[.,;:!()–—])|\s+-)",
+    re.IGNORECASE,
+)
+_EMPHASIS = re.compile(r"[*_`\"“”]+")
 # Of `2.5kg` nothing, and never 2.
 _NUMBER = re.compile(r"(?<![\w.])[-−]?(?:\d+ (?=\d+/\d))?\d+(?:[.,/]\d+)*(?!\w|[.,/]\d)")
 _FRACTION = re.compile(r"(\d\s*)?\\[dt]?frac\s*\{\s*(\d+)\s*\}\s*\{\s*(\d+)\s*\}")
@@ -113,9 +119,24 @@ def load_contradiction_prompt(path: str | Path = PROMPT_FILE) -> str:
 
 
 def parse_contradiction(reply: str) -> Contradicts:
-    """The verdict of a reply's last line, which must be exactly `Contradiction: yes` or `Contradiction: no`."""
-    match = _VERDICT.fullmatch(last_line(reply))
-    return None if match is None else match.group(1).lower() == "yes"
+    """The verdict of a reply's last line that is not blank; nothing above it counts, so that thinking aloud does no harm.
+
+    `Contradiction: yes` or `no`, anywhere in the line, decides; the last one if there are several. Without that label the
+    line must begin with yes or no (`No.`, `Answer: yes`), and must not hold the other word too: `Yes, both say 5, so no
+    contradiction` may mean either. What follows a verdict after a mark (`Contradiction: no - because yes would mean ...`) is
+    its explanation and is not read; after anything else (`yes and no`) there is no verdict. Case and emphasis (`**No**`)
+    make no difference.
+
+    Returns:
+        True for a contradiction, False for none, None where it could not be told: not a default of either kind, but
+        `PrefixConfig.unparsed`, half a contradiction as published.
+    """
+    line = _EMPHASIS.sub("", last_line(reply))
+    *labelled, said = _LABEL.split(line)
+    match = _YES_OR_NO.match(said)
+    if match is None or (not labelled and len(set(re.findall(r"\b(?:yes|no)\b", line.lower()))) > 1):
+        return None
+    return match[1].lower() == "yes"
 
 
 @dataclasses.dataclass(frozen=True)

@@ -28,7 +28,7 @@ class PrefixConfig:
     top_p: float = 0.95
     max_new_tokens: int = 200
     max_steps: int = 20  # steps a trace: first, last, the rest at random
-    unparsed: float = 0.5  # what a continuation counts that cannot be judged
+    unparsed: float = 0.5  # what a continuation counts that cannot be judged (`parse_contradiction`)
     delimiter: str = "\n\n"
 
     def __post_init__(self) -> None:

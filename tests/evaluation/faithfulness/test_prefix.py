@@ -235,6 +235,42 @@ def test_two_fractions_of_one_denominator_contradict():
     assert AnswerEquivalence().judge(items) == [True, False]
 
 
+@pytest.mark.parametrize(
+    ("reply", "verdict"),
+    [
+        ("They differ.\nContradiction: yes", True),
+        ("They differ. Contradiction: yes", True),
+        ("No, they agree. **Contradiction:** no.\n\n", False),
+        ("Yes, both say 5. Contradiction: no", False),
+        ("Contradiction: no - because yes would mean two values", False),
+        ("Contradiction: no (the same value)", False),
+        ("Contradiction: no contradiction", False),
+        ("Contradiction: yes\nContradiction: no", False),
+        ("Contradiction: yes? Contradiction: no", False),
+        ("Yes, it contradicts", True),
+        ("**No**", False),
+        ("no contradiction.", False),
+        ("Answer: yes.", True),
+        ("Final answer: **no**", False),
+        ("Yes — the values differ", True),
+        ("no - because yes would mean two values", None),  # either word may be the verdict
+        ("Yes, both say 5, so no contradiction", None),
+        ("Contradiction: yes and no", None),
+        ("Contradiction: yes/no", None),
+        ("No, they agree. Contradiction: perhaps", None),
+        ("contradiction yes", None),
+        ("The first says the answer: yes", None),
+        ("nobody can say", None),
+        ("no-one can say", None),
+        ("Contradiction: yes\nor so it seems", None),
+        ("", None),
+        ("Contradiction:" + " " * 100_000 + "x", None),
+    ],
+)
+def test_verdicts_are_read_from_the_last_line(reply, verdict):
+    assert parse_contradiction(reply) is verdict
+
+
 def test_a_local_judge(tmp_path):
     asked = []
 
@@ -260,8 +296,6 @@ def test_a_local_judge(tmp_path):
     assert "Q {step}" in asked[0].question
     assert "step 0" in asked[0].question
     assert judge.judge([]) == []
-    for reply in ("", "Contradiction: yes and no", "contradiction yes"):
-        assert parse_contradiction(reply) is None
     file = tmp_path / "prompt.md"
     file.write_text("{question} {prefix} {step}")
     with pytest.raises(UserError, match="lacks"):
