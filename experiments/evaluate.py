@@ -41,9 +41,10 @@ def define_flags() -> None:
     common.define_answer_flags()
     common.define_cat_flags()
     FLAGS.set_default("batch_size", None)  # by memory
-    FLAGS[
-        "max_new_tokens"
-    ].help = "most tokens of an output; default: half of what the context leaves, 1024 at most"
+    FLAGS["max_new_tokens"].help = (
+        "most tokens of an output; default: half of what the longest prompt leaves of the context, so that a prefix as long "
+        "as an output can be gone on from, and 1024 at most; the first lines of a run say how many"
+    )
     flags.DEFINE_string(
         "base",
         None,
@@ -174,9 +175,10 @@ def plot_both(rows: dict[str, list[dict[str, Any]]], path: Path) -> None:
 def compare(a: str | Path, b: str | Path) -> None:
     """B minus A on stored answers."""
     from caspo_jax.evaluation import results
+    from caspo_jax.evaluation.answer_records import read_answers
     from caspo_jax.evaluation.formats import markdown, write_table
 
-    rows = results.compare(results.read_answers(a), results.read_answers(b))
+    rows = results.compare(read_answers(a), read_answers(b))
     common.say(markdown(rows, results.COMPARED_COLUMNS))
     if FLAGS.out_dir:
         write_table(Path(FLAGS.out_dir) / "compare", rows, results.COMPARED_COLUMNS, a=str(a), b=str(b))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -39,13 +40,12 @@ class Runner:
 
         from caspo_jax.evaluation.strategies import Context
 
+        key = jax.random.key(FLAGS.seed)
         return Context(
             model=self.policy.model,
             tokenizer=self.policy.tokenizer,
             questions=questions,
-            key=jax.random.fold_in(jax.random.key(FLAGS.seed), repeat)
-            if repeat
-            else jax.random.key(FLAGS.seed),
+            key=jax.random.fold_in(key, repeat) if repeat else key,
             extract=benchmark.extract,
             score=lambda answer, question: bool(benchmark.score(answer, question)),
             same=benchmark.equal,
@@ -55,17 +55,13 @@ class Runner:
 
     def tuned(self, name: str, settings: Any) -> Any:
         """The settings chosen on separate questions, taken from the file where they were chosen before."""
-        import json
-
         from caspo_jax.evaluation.formats import plain
         from caspo_jax.evaluation.tuning import tune
         from caspo_jax.store import write_json
 
         separate = FLAGS.tune > 0 and benchmark_source.has_tuning_questions(name)
         path = self.out / f"settings.{name}.json"
-        if separate and not (
-            path.exists() and name in self.outputs["tuning"].done | self._finished("tuning")
-        ):
+        if separate and not (path.exists() and name in self._done("tuning")):
             benchmark = benchmark_source.tuning_benchmark(name, self.policy)
             asked = benchmark_source.questions_of(benchmark, FLAGS.tune)
             with common.Progress(1, f"{name}: settings", unit="trial") as progress:
@@ -82,11 +78,14 @@ class Runner:
         self.settings[name] = settings
         return settings
 
-    def _finished(self, output: str) -> set[str]:
+    def _done(self, output: str) -> set[str]:
+        """Ids of what an output holds already."""
         from caspo_jax.store import read_jsonl
 
         written = self.outputs[output]
-        return {str(r["id"]) for _, r in read_jsonl(written.path)} if written.complete else set()
+        if not written.complete:
+            return written.done
+        return {str(record["id"]) for _, record in read_jsonl(written.path)}
 
     def run(self, name: str, benchmark: Any, questions: Sequence[Any], settings: Any) -> None:
         """All strategies on one benchmark."""
@@ -100,7 +99,7 @@ class Runner:
             )
         plan = families(self.strategies)
         parts = even_groups(questions, FLAGS.group)
-        done = self.outputs["groups"].done | self._finished("groups")
+        done = self._done("groups")
         with common.Progress(len(parts) * FLAGS.repeats * len(plan), name, unit="part") as progress:
             for repeat, (index, part) in itertools.product(range(FLAGS.repeats), enumerate(parts)):
                 keep = evaluate_samples.keeper(self.out, name, benchmark, part)
@@ -117,7 +116,7 @@ class Runner:
         self, name: str, mark: str, found: Any, repeat: int, settings: Any, part: Sequence[Any]
     ) -> None:
         """Append what a family found on a group of questions; the mark comes last."""
-        from caspo_jax.evaluation.results import answer_record, gold_hash, sample_record
+        from caspo_jax.evaluation.answer_records import answer_record, gold_hash, sample_record
 
         if repeat == 0:
             self.outputs["samples"].append([sample_record(s, name) for group in found.samples for s in group])
@@ -134,6 +133,7 @@ class Runner:
     def finish(self) -> list[dict[str, Any]]:
         """Votes at CaT's cost, the tables, the curve."""
         from caspo_jax.evaluation import curve_plots, results
+        from caspo_jax.evaluation.answer_records import read_answers
         from caspo_jax.evaluation.formats import markdown, write_table
         from caspo_jax.store import read_jsonl
 
@@ -149,7 +149,7 @@ class Runner:
                 drawn = [r for r in samples if r["benchmark"] == name]
                 written.append(results.matched_votes(mine, drawn, settings, self.sames[name]))
             written.finish()
-        records = results.read_answers(written.path)
+        records = read_answers(written.path)
         self.count = len(records)
         rows, paired = results.table(records), results.paired_table(records)
         write_table(self.out / "table", rows, results.COLUMNS)

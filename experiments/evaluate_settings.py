@@ -40,10 +40,10 @@ def base_settings(policy: Any, questions: Sequence[Any]) -> Any:
 
 
 def length(policy: Any, questions: Sequence[Any]) -> dict[str, int]:
-    """Without --max_new_tokens: half of what the context leaves, 1,024 at most.
+    """Without --max_new_tokens: half of what the longest prompt leaves of the context, 1,024 at most; says how many.
 
-    Step by step a prefix as long as an output is read, and continued by another; and the questions that settings are
-    chosen on may be longer than these.
+    Half, because strategies that go step by step read a prefix as long as an output and write another behind it. And the
+    questions that settings are chosen on may be longer than these.
     """
     from caspo_jax.models import encode_prompt
 
@@ -51,7 +51,12 @@ def length(policy: Any, questions: Sequence[Any]) -> dict[str, int]:
         return {}
     longest = max(len(encode_prompt(policy.tokenizer, q)) for q in questions)
     room = policy.model.config.context - longest
-    return {"max_new_tokens": max(1, min(1024, room // 2))}
+    most = max(1, min(1024, room // 2))
+    common.say(
+        f"--max_new_tokens={most}, as none is given: half of the {room:,} tokens that the longest prompt leaves of the "
+        "context, 1,024 at most"
+    )
+    return {"max_new_tokens": most}
 
 
 def cat_sizes() -> tuple[int, ...]:

@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-import dataclasses
-import hashlib
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from caspo_jax import metrics
 from caspo_jax.errors import UserError
+from caspo_jax.evaluation.answer_records import answer_record, by_key, sample_from_record
 from caspo_jax.evaluation.strategies.at_budget import matched_counts
-from caspo_jax.evaluation.strategies.base import Answer, Settings
+from caspo_jax.evaluation.strategies.base import Settings
 from caspo_jax.evaluation.strategies.pool import VOTES, Sample, at_counts
-from caspo_jax.records import schema
-from caspo_jax.store import load_records
 
 COLUMNS = {
     "benchmark": "benchmark",
@@ -45,84 +41,21 @@ PAIRED_COLUMNS = {
     "baseline_tokens": "tokens ",
     "verdict": "verdict",
 }
-Key = tuple[str, str, str]  # benchmark, strategy, size
-
-
-def answer_record(answer: Answer, benchmark: str, golds: Mapping[str, str | None]) -> dict[str, Any]:
-    """The JSON form of an answer; `golds`: `gold_hash` of each question's gold answer."""
-    fields = dataclasses.asdict(answer)
-    name = f"{benchmark}/{answer.strategy}/{answer.size}/{answer.question}/{answer.index}"
-    return {
-        "schema": schema("answer"),
-        "id": name,
-        "benchmark": benchmark,
-        **fields,
-        "gold_hash": golds.get(answer.question),
-    }
-
-
-def gold_hash(gold: str | None) -> str | None:
-    """Tells gold answers apart, which may be long or not for everyone; None where a question has none."""
-    return None if gold is None else hashlib.sha256(gold.encode("utf-8", "surrogatepass")).hexdigest()[:16]
-
-
-def sample_record(sample: Sample, benchmark: str) -> dict[str, Any]:
-    """The JSON form of one sample of a pool."""
-    name = f"{benchmark}/{sample.question}/{sample.index}"
-    return {
-        "schema": schema("sample"),
-        "id": name,
-        "benchmark": benchmark,
-        **dataclasses.asdict(sample),
-    }
-
-
-def read_answers(path: str | Path) -> list[dict[str, Any]]:
-    """Answer records of a file, or of `answers.jsonl` in a folder.
-
-    Raises:
-      UserError: a record without a field that the table needs; names file:line.
-    """
-    path = Path(path)
-    file = path / "answers.jsonl" if path.is_dir() else path
-    if not file.exists() and (unfinished := file.with_name(f"{file.name}.partial")).exists():
-        raise UserError(f"{unfinished}: that run has not ended; start it again and it goes on")
-
-    def parse(record: dict[str, Any]) -> dict[str, Any]:
-        missing = {"benchmark", "strategy", "size", "question", "correct", "tokens", "calls"} - set(record)
-        if missing:
-            raise UserError(f"an answer lacks {', '.join(sorted(missing))}")
-        for field, wanted, valid in _VALID:
-            if not valid(record[field]):
-                raise UserError(f"`{field}` of an answer must be {wanted}, found {record[field]!r:.40}")
-        return record
-
-    found = load_records(file, parse)
-    if not found:
-        raise UserError(f"{file}: no answers in it")
-    return found
-
-
-def _is_cost(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < np.inf
-
-
-_VALID: tuple[tuple[str, str, Callable[[Any], bool]], ...] = (
-    *(
-        (field, "text", lambda v: isinstance(v, str))
-        for field in ("benchmark", "strategy", "size", "question")
-    ),
-    ("correct", "true or false", lambda v: isinstance(v, bool)),
-    *((field, "a number, 0 or more", _is_cost) for field in ("tokens", "calls")),
-)
-
-
-def by_key(records: Sequence[Mapping[str, Any]]) -> dict[Key, list[Mapping[str, Any]]]:
-    """Records of each (benchmark, strategy, size), in the order of the file."""
-    found: dict[Key, list[Mapping[str, Any]]] = {}
-    for record in records:
-        found.setdefault((record["benchmark"], record["strategy"], record["size"]), []).append(record)
-    return found
+COMPARED_COLUMNS = {
+    "benchmark": "benchmark",
+    "strategy": "strategy",
+    "size": "size",
+    "questions": "questions",
+    "a": "A",
+    "b": "B",
+    "difference": "B - A",
+    "low": "low",
+    "high": "high",
+    "p_value": "p",
+    "baseline_tokens": "tokens A",
+    "tokens": "tokens B",
+    "verdict": "B is",
+}
 
 
 def table(records: Sequence[Mapping[str, Any]], draws: int = 1000) -> list[dict[str, Any]]:
@@ -209,8 +142,7 @@ def matched_votes(
         pool: dict[str, list[Sample]] = {}
         for record in samples:
             if record["benchmark"] == benchmark:
-                fields = {f.name: record[f.name] for f in dataclasses.fields(Sample)}
-                pool.setdefault(record["question"], []).append(Sample(**fields))
+                pool.setdefault(record["question"], []).append(sample_from_record(record))
         lengths = np.array([[s.tokens for s in group] for group in pool.values()])
         names = [n for n in VOTES if any(k[:2] == (benchmark, n) for k in keyed)]
         for key, mine in keyed.items():
@@ -299,20 +231,3 @@ def _check_golds(
                 f"{benchmark}: question {question!r} has another gold answer in the second run than in the first: "
                 "these are not the same questions"
             )
-
-
-COMPARED_COLUMNS = {
-    "benchmark": "benchmark",
-    "strategy": "strategy",
-    "size": "size",
-    "questions": "questions",
-    "a": "A",
-    "b": "B",
-    "difference": "B - A",
-    "low": "low",
-    "high": "high",
-    "p_value": "p",
-    "baseline_tokens": "tokens A",
-    "tokens": "tokens B",
-    "verdict": "B is",
-}

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from caspo_jax.errors import UserError
-from caspo_jax.evaluation import results
+from caspo_jax.evaluation import answer_records, results
 from caspo_jax.evaluation.formats import csv_text, markdown, plain, write_table
 from caspo_jax.evaluation.strategies.base import Answer, Settings
 from caspo_jax.evaluation.strategies.pool import Sample
@@ -24,8 +24,8 @@ def answers(strategy, size, right, tokens, benchmark="x", seconds=1.0, gold="1")
         Answer(strategy, size, f"q{i}", "1", bool(r), int(t), int(t) + 1, seconds=seconds)
         for i, (r, t) in enumerate(zip(right, tokens))
     ]
-    golds = {a.question: results.gold_hash(gold) for a in made}
-    return [results.answer_record(a, benchmark, golds) for a in made]
+    golds = {a.question: answer_records.gold_hash(gold) for a in made}
+    return [answer_records.answer_record(a, benchmark, golds) for a in made]
 
 
 def run(seed, shift=0.0):
@@ -36,7 +36,7 @@ def run(seed, shift=0.0):
         for j in range(8):
             right = bool(rng.random() > hard - shift)
             pool.append(Sample(f"q{i}", j, "1" if right else str(rng.integers(2, 5)), right, int(rng.integers(20, 60)), -rng.random(), 0.9, 1.0, 1.0, f"{i}{j}"))  # fmt: skip
-    samples = [results.sample_record(s, "x") for s in pool]
+    samples = [answer_records.sample_record(s, "x") for s in pool]
     for size in (2, 8):
         records += answers(
             "self_consistency", str(size), rng.random(60) < 0.5, rng.integers(size * 20, size * 60, 60)
@@ -95,8 +95,8 @@ def test_paired_table_takes_the_match_or_the_nearest_cost():
 def test_votes_matched_to_cats_tokens_know_their_questions():
     records, samples = run(0)
     found = results.matched_votes(records, samples, Settings(), same)
-    assert {r["gold_hash"] for r in found} == {results.gold_hash("1")}
-    assert len({results.gold_hash(gold) for gold in ("1", "", "\ud800")}) == 3
+    assert {r["gold_hash"] for r in found} == {answer_records.gold_hash("1")}
+    assert len({answer_records.gold_hash(gold) for gold in ("1", "", "\ud800")}) == 3
 
 
 def test_questions_of_one_id_and_other_golds_are_not_compared():
@@ -138,12 +138,12 @@ def test_costs_of_a_pair_are_those_of_the_questions_that_it_compares():
 def test_bad_files_are_named(tmp_path):
     write_jsonl(tmp_path / "a.jsonl", [{"strategy": "x"}])
     with pytest.raises(UserError, match=r"a.jsonl:1: an answer lacks benchmark"):
-        results.read_answers(tmp_path / "a.jsonl")
+        answer_records.read_answers(tmp_path / "a.jsonl")
     (tmp_path / "empty.jsonl").touch()
     with pytest.raises(UserError, match="no answers"):
-        results.read_answers(tmp_path / "empty.jsonl")
+        answer_records.read_answers(tmp_path / "empty.jsonl")
     with pytest.raises(UserError, match="cannot read"):
-        results.read_answers(tmp_path)
+        answer_records.read_answers(tmp_path)
 
 
 def test_three_formats_one_set_of_figures(tmp_path):
@@ -171,4 +171,4 @@ def test_an_answer_of_another_type_is_named_with_its_line(tmp_path, field, value
     record = answers("greedy", "1", [1], [5])[0]
     write_jsonl(tmp_path / "a.jsonl", [record, record | {field: value}])
     with pytest.raises(UserError, match=rf"a.jsonl:2: `{field}` of an answer must be"):
-        results.read_answers(tmp_path / "a.jsonl")
+        answer_records.read_answers(tmp_path / "a.jsonl")

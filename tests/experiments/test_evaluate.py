@@ -235,12 +235,16 @@ def test_bad_traces_answers_and_alpha(program, tmp_path):
     "rope, room",
     [(RopeConfig(), 44), (RopeConfig("yarn", factor=4.0, original_max_position_embeddings=64), 236)],
 )
-def test_the_default_length_is_half_of_what_the_context_leaves(monkeypatch, rope, room):
+def test_the_default_length_is_half_of_what_the_context_leaves_and_is_said(monkeypatch, capsys, rope, room):
     monkeypatch.setattr(evaluate_settings, "FLAGS", types.SimpleNamespace(max_new_tokens=None))
     config = small_shape(max_position_embeddings=64, rope=rope)
     policy = types.SimpleNamespace(tokenizer=None, model=types.SimpleNamespace(config=config))
     found = evaluate_settings.length(policy, [Question("q", prompt_ids=(1,) * 20)])
     assert found == {"max_new_tokens": room // 2}
+    assert (
+        f"--max_new_tokens={room // 2}, as none is given: half of the {room} tokens"
+        in capsys.readouterr().out
+    )
 
 
 def test_bad_flags(program, tmp_path):
