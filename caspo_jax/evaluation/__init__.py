@@ -1,4 +1,17 @@
-"""Policies held against each other: sampled metrics, strategies at matched cost, plots."""
+"""Policies and strategies held against each other, and the reports of it.
+
+By the program that needs them:
+
+* `evaluate`, strategies on benchmarks: `benchmarks` (questions, prompts, scorers), `execution` (model-written code in a
+  sandbox), `strategies`, `tuning` (their settings), `answer_records` (what is kept of each answer), `results` (tables made of
+  those), `curve_plots`; with --traces: `confidences`.
+* `quickstart` and `noise_sweep`, policies on sampled traces: `compare`, `tables`, `strategies.at_budget`, `plots`.
+* `calibrate` and `audit`, CaT's threshold: `replay` (what pruning would have done), `thresholds`, `audit`.
+* `faithfulness`: the folder of that name. `verifier_f1`: the file of that name.
+* Several: `report` (one HTML page of what a folder holds), `formats` (rows as Markdown, CSV, JSON), `rescoring`
+  (statistics of given tokens).
+* None: `lm_eval_adapter`, a policy as a model of lm-evaluation-harness.
+"""
 
 from caspo_jax.evaluation.compare import (
     Evaluation,

@@ -1,4 +1,4 @@
-"""One policy on one set of questions: sampled traces, metrics with intervals, strategies; and policies held together."""
+"""What `quickstart` says of a policy: metrics of its sampled traces, strategies, and its differences to the base."""
 
 from __future__ import annotations
 

@@ -58,9 +58,8 @@ COLUMNS = (RANKING, RAW, SCALED)  # Brier = reliability - resolution + uncertain
 class Items:
     """Steps or paths with a verdict, and what each confidence says of them."""
 
-    scores: Mapping[
-        str, np.ndarray
-    ]  # name -> [n] log confidence, float64: products of long paths do not underflow
+    # Name -> [n] log confidence, float64: products of long paths do not underflow.
+    scores: Mapping[str, np.ndarray]
     right: np.ndarray  # [n] float64
     question: np.ndarray  # [n] int64
     prefix: np.ndarray  # [n] int64, items sampled from one prefix
@@ -68,7 +67,7 @@ class Items:
     entropy: np.ndarray  # [n] float64, mean token entropy, nats
 
 
-def question_of(trace: Trace) -> Hashable:
+def _question_key(trace: Trace) -> Hashable:
     """What makes two traces answers to one question: its text, else its prompt, else its ids."""
     return trace.question or trace.prompt or trace.prompt_ids or trace.id
 
@@ -104,7 +103,7 @@ def confidence_items(
             continue
         fields = stats[i] if stats is not None else _recorded(trace)
         logs, masks = _step_logs(trace, names, fields, token_bytes, delimiter)
-        question = question_of(trace)
+        question = _question_key(trace)
         entropy = np.asarray(fields.entropy)
         known = np.isfinite(logs).any(axis=0) if names else np.zeros(0, bool)
         for j in np.flatnonzero(known):

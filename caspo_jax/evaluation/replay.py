@@ -21,9 +21,8 @@ class RecordedPath:
     """One unpruned path and its boundaries: the places, none of them final, where a rule could prune it."""
 
     boundaries: tuple[int, ...]  # tokens emitted up to each boundary
-    confidences: tuple[
-        float, ...
-    ]  # what the rule holds against the threshold there; NaN before the first step
+    # What the rule holds against the threshold there; NaN before the first step.
+    confidences: tuple[float, ...]
     nodes: tuple[int, ...]  # the node that each boundary closed: ties are pruned from the highest
     tokens: int
     correct: bool

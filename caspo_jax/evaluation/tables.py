@@ -14,30 +14,6 @@ from caspo_jax.metrics import Interval
 from caspo_jax.metrics.ranking import Statistic
 from caspo_jax.types import Trace
 
-# Step metrics read one item a step with a known verdict; trace metrics one item a trace.
-STEP_METRICS = (
-    "step_accuracy",
-    "entropy_auroc",
-    "logprob_auroc",
-    "within_prefix_auroc",
-    "within_prefix_logprob_auroc",
-    "within_question_auroc",
-    "entropy_gap",
-    "bias",
-    "ece",
-    "brier",
-    "brier_scaled",
-    "ece_scaled",
-)
-TRACE_METRICS = (
-    "answer_accuracy",
-    "first_error_accuracy",
-    "flawed_correct_rate",
-    "all_steps_right",
-    "mean_entropy",
-    "tokens_per_trace",
-)
-
 
 @dataclasses.dataclass(frozen=True)
 class Tables:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -163,8 +164,6 @@ class Calibration:
         Raises:
           UserError: unreadable, or no calibration.
         """
-        import json
-
         try:
             record = json.loads(Path(path).read_text(encoding="utf-8"))
         except OSError as error:

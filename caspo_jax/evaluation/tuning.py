@@ -40,8 +40,7 @@ def tune(
 
     The pool's temperature is the one with the best mean accuracy over the wanted votes, each at its best setting; CaT
     has a temperature, a threshold and a vote of its own, at its middle size. Ties go to what costs fewer tokens (CaT), else
-    to the value that comes first. KAPPA,
-    beam, MCTS and CoT-decoding keep their settings and take the pool's temperature.
+    to the value that comes first. KAPPA, beam, MCTS and CoT-decoding keep their settings and take the pool's temperature.
     """
     trials: list[dict[str, Any]] = []
     searched = [n for n in ("cat", "cat_paper") if n in names]

@@ -77,14 +77,7 @@ def try_solution(
 ) -> list[str] | None:
     """A solution, a phrasing drawn for each step, now and then a slip that the steps after it go on from.
 
-    Args:
-      problem: what is solved.
-      rng: decides everything.
-      mix: share of each phrasing.
-      slips: how often a step of a phrasing ends in a slip.
-
-    Returns:
-      Its steps; None where a slip took a later value out of range.
+    Arguments as of `Task.solve`. None where a slip took a later value out of range.
     """
     value, steps = problem.start, []
     for operator, number in problem.operations:

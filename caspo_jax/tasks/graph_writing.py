@@ -43,14 +43,7 @@ def try_solution(
     Only what looks easy, an operation with a plain number, is done directly. A slip is not noticed: the steps after it
     go on from the value put down.
 
-    Args:
-      problem: what is solved.
-      rng: decides everything.
-      mix: share of each phrasing.
-      slips: how often a step of a phrasing ends in a slip.
-
-    Returns:
-      Its steps; None where a slip took a later value out of range.
+    Arguments as of `Task.solve`. None where a slip took a later value out of range.
     """
     needed = problem.needed()
     todo = [d for d in problem.derived if d.name in needed or rng.random() < 0.5]

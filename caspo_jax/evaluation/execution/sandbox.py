@@ -61,9 +61,7 @@ class Limits:
     wall_seconds: float = 10.0
     cpu_seconds: int = 10  # of each process
     memory_bytes: int = 1 << 30  # address space of each process
-    processes: int = (
-        8  # processes and threads; without namespaces one process, whose threads its memory bounds
-    )
+    processes: int = 8  # and threads; without namespaces one process, whose threads its memory bounds
     file_bytes: int = 16 << 20  # of each file
     folder_bytes: int = 64 << 20  # of all files together
     output_bytes: int = 1 << 20  # standard output and error together
@@ -78,9 +76,8 @@ class Limits:
 class RunResult:
     """How a run ended."""
 
-    status: (
-        Status  # ok: exit code 0; error: another, or a signal; timeout: out of time; output: said too much
-    )
+    # ok: exit code 0; error: another, or a signal; timeout: out of time; output: said too much
+    status: Status
     exit_code: int  # minus the signal's number where one ended it
     stdout: str
     stderr: str

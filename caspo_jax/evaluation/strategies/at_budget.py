@@ -1,4 +1,7 @@
-"""Ways to answer a question with a policy, each with its accuracy and its cost in decoded tokens."""
+"""What `quickstart` holds a policy's CaT against: greedy, and votes over plain samples at the tokens that CaT spent.
+
+Arrays over questions, from traces at hand; `evaluate` has these strategies, and more, in the other files of this folder.
+"""
 
 from __future__ import annotations
 

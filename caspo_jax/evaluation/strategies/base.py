@@ -53,6 +53,20 @@ class Answer:
     seconds: float | None = None  # of decoding, a question; None where it was not decoded by itself
 
 
+def heaviest(classes: Sequence[int | None], weights: Sequence[float]) -> int | None:
+    """The class with the largest total weight (ties: the one that came first); None where no answer has a class.
+
+    Args:
+      classes: of each answer, as `merge_answers` gives them; None does not vote.
+      weights: of each answer.
+    """
+    totals: dict[int, float] = {}
+    for kind, weight in zip(classes, weights, strict=True):
+        if kind is not None:
+            totals[kind] = totals.get(kind, 0.0) + float(weight)
+    return max(totals, key=lambda kind: totals[kind]) if totals else None
+
+
 def timed(run: Callable[[], list[Answer]], questions: int) -> list[Answer]:
     """The answers of `run`, each with the seconds a question that it took."""
     started = time.monotonic()

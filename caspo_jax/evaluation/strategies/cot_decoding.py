@@ -8,7 +8,7 @@ import time
 import numpy as np
 
 from caspo_jax.evaluation.rescoring import token_statistics
-from caspo_jax.evaluation.strategies.base import Answer, Context, Settings
+from caspo_jax.evaluation.strategies.base import Answer, Context, Settings, heaviest
 from caspo_jax.evaluation.strategies.prefixes import first_tokens
 from caspo_jax.models import encode_prompt, eos_ids, token_bytes
 from caspo_jax.sampling import first_stop, generate, merge_answers
@@ -71,12 +71,8 @@ def cot_decoding(context: Context, settings: Settings) -> list[Answer]:
         ]
         lengths = [len(t.token_ids) for t in outputs[mine]]
         for size in settings.vote_sizes(count):
-            classes = merge_answers(texts[:size], context.same)
-            totals: dict[int, float] = {}
-            for kind, weight in zip(classes, sure):
-                if kind is not None:
-                    totals[kind] = totals.get(kind, 0.0) + weight
-            answer = texts[max(totals, key=lambda kind: totals[kind])] if totals else None
+            winner = heaviest(merge_answers(texts[:size], context.same), sure[:size])
+            answer = None if winner is None else texts[winner]
             right = context.right(answer, question)
             spent = sum(lengths[:size])
             took = seconds if size == count else None

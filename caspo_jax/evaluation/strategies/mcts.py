@@ -11,7 +11,7 @@ import numpy as np
 
 from caspo_jax.confidence import path_confidence
 from caspo_jax.errors import UserError
-from caspo_jax.evaluation.strategies.base import Answer, Context, Settings
+from caspo_jax.evaluation.strategies.base import Answer, Context, Settings, heaviest
 from caspo_jax.evaluation.strategies.prefixes import Prefixes, next_logits
 from caspo_jax.models import encode_prompt, token_bytes
 from caspo_jax.sampling import merge_answers, segment_tokens, token_text
@@ -53,9 +53,8 @@ def mcts(context: Context, settings: Settings) -> list[Answer]:
 
     An output is expansion and simulation in one: its first step is a child, the rest its rollout. The reward is the
     policy's own judgement of the whole output: its path confidence, or with `self_evaluation="prompt"` the probability
-    of Yes against No when it is asked. The answer is the one with the largest sum of
-    rewards over distinct outputs. A chosen state that is an
-    end already is rewarded again at no cost.
+    of Yes against No when it is asked. The answer is the one with the largest sum of rewards over distinct outputs. A
+    chosen state that is an end already is rewarded again at no cost.
 
     Source: Kocsis and Szepesvari 2006 (UCT); rollouts as children and self-evaluation as in RAP, Hao et al. 2023.
     """
@@ -142,12 +141,9 @@ def _first_step(output: _Output, spelled: Sequence[bytes], delimiter: str) -> tu
 
 
 def _best(written: Sequence[tuple[str | None, float]], context: Context) -> str | None:
-    classes = merge_answers([a for a, _ in written], context.same)
-    totals: dict[int, float] = {}
-    for kind, (_, reward) in zip(classes, written):
-        if kind is not None:
-            totals[kind] = totals.get(kind, 0.0) + reward
-    return written[max(totals, key=lambda kind: totals[kind])][0] if totals else None
+    answers = [answer for answer, _ in written]
+    winner = heaviest(merge_answers(answers, context.same), [reward for _, reward in written])
+    return None if winner is None else answers[winner]
 
 
 def _rewards(

@@ -11,7 +11,7 @@ import numpy as np
 
 from caspo_jax.confidence import TokenStats
 from caspo_jax.evaluation.rescoring import statistics_and_kl
-from caspo_jax.evaluation.strategies.base import Answer, Context, Settings
+from caspo_jax.evaluation.strategies.base import Answer, Context, Settings, heaviest
 from caspo_jax.models import eos_ids
 from caspo_jax.sampling import generate, merge_answers
 from caspo_jax.sampling.votes import powers
@@ -171,11 +171,9 @@ def elect(
 ) -> Sample | None:
     """The first sample of the answer with the largest total weight (ties: the answer that came first); None without one."""
     classes = merge_answers([s.answer for s in samples], same)
-    totals: dict[int, float] = {}
-    for kind, weight in zip(classes, weights, strict=True):
-        if kind is not None and weight > 0:
-            totals[kind] = totals.get(kind, 0.0) + float(weight)
-    return samples[max(totals, key=lambda kind: totals[kind])] if totals else None
+    voting = [kind if weight > 0 else None for kind, weight in zip(classes, weights, strict=True)]
+    winner = heaviest(voting, list(weights))
+    return None if winner is None else samples[winner]
 
 
 def voted(

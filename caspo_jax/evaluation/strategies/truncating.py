@@ -16,11 +16,8 @@ from caspo_jax.evaluation.strategies.pool import Pool, Sample, elect, group_conf
 from caspo_jax.sampling import merge_answers
 from caspo_jax.types import Trace
 
-KAPPA_WEIGHTS = (
-    0.7,
-    0.2,
-    -0.1,
-)  # of KL to the reference, top probability, entropy (which counts against a branch)
+# Of KL to the reference, top probability, entropy (which counts against a branch).
+KAPPA_WEIGHTS = (0.7, 0.2, -0.1)
 
 
 def deepconf_online(pool: Pool, settings: Settings, same: Callable[[str, str], bool]) -> list[Answer]:

@@ -130,20 +130,13 @@ _ALONE: dict[str, tuple[int | None, int | None]] = {
     "removexattrat": (466, 466),
     "file_setattr": (469, 469),
 }
-_CLONE, _CLONE3, _OPENAT2 = (
-    (56, 220),
-    (435, 435),
-    (437, 437),
-)  # clone3 and openat2 hide their flags behind a pointer
+# clone3 and openat2 hide their flags behind a pointer.
+_CLONE, _CLONE3, _OPENAT2 = (56, 220), (435, 435), (437, 437)
 _OPEN, _OPENAT, _KILL_CALL, _TGKILL, _PRLIMIT = (2, None), (257, 56), (62, 129), (234, 131), (302, 261)
 _FCNTL, _IOCTL, _SENDTO, _SOCKETPAIR = (72, 25), (16, 29), (44, 206), (53, 199)
 _SETPRIORITY, _SETAFFINITY = (141, 140), (203, 122)
-_OWNING = (
-    8,
-    10,
-    15,
-    0x402,
-)  # F_SETOWN, F_SETSIG, F_SETOWN_EX, F_NOTIFY: whom the kernel signals, and with what
+# F_SETOWN, F_SETSIG, F_SETOWN_EX, F_NOTIFY: whom the kernel signals, and with what.
+_OWNING = (8, 10, 15, 0x402)
 _LOCKING = (6, 7, 37, 38, 0x400)  # F_SETLK, F_SETLKW, F_OFD_SETLK, F_OFD_SETLKW, F_SETLEASE
 _AF_UNIX = 1
 # Bits that SOCK_STREAM (1) and SOCK_SEQPACKET (5) lack and the other kinds of Unix sockets have. To these two alone an
