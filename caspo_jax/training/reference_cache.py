@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import hashlib
 import json
 import os
@@ -11,15 +10,12 @@ import zipfile
 from pathlib import Path
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
-from flax import nnx
 
 from caspo_jax.distributed import barrier, is_writer
 from caspo_jax.errors import UserError
-from caspo_jax.sharding import to_host
 from caspo_jax.training.data import RowStore
+from caspo_jax.training.digests import weights_digest
 from caspo_jax.training.plan import Plan
 from caspo_jax.training.step_logprobs import batch_reference
 
@@ -39,10 +35,10 @@ class ReferenceCache:
     shared by any number of runs.
     """
 
-    def __init__(self, folder: Path, reference: Any, store: RowStore, plan: Plan):
+    def __init__(self, folder: Path, reference: Any, store: RowStore, plan: Plan, digest: str | None = None):
         key: dict[str, Any] = {
             "format": _FORMAT,
-            "reference": weights_digest(reference),
+            "reference": digest or weights_digest(reference),
             "config": repr(getattr(reference, "config", None)),
             "dtype": str(getattr(reference, "dtype", None)),
             "pairs": store.pairs_fingerprint(),
@@ -81,7 +77,13 @@ class ReferenceCache:
 
 
 def fill_references(
-    store: RowStore, plan: Plan, reference: Any, folder: Path | None, chunk: int | None = None
+    store: RowStore,
+    plan: Plan,
+    reference: Any,
+    folder: Path | None,
+    chunk: int | None = None,
+    *,
+    digest: str | None = None,
 ) -> int:
     """Give every pair that the run reads its reference log-probs: those given, those of the cache, or computed now.
 
@@ -91,6 +93,7 @@ def fill_references(
       reference: the frozen model.
       folder: of the cache; None keeps nothing.
       chunk: as in `step_sums`.
+      digest: the reference's `weights_digest`, if that is known; default: taken here.
 
     Returns:
       How many micro-batches were computed.
@@ -102,7 +105,7 @@ def fill_references(
     own = [np.full_like(column, np.nan) for column in columns]  # the reference's, not what the caller gave
     cache = None
     if folder is not None and next(plan.reference_micros(), None) is not None:
-        cache = ReferenceCache(folder, reference, store, plan)
+        cache = ReferenceCache(folder, reference, store, plan, digest)
         barrier("reference cache")  # so that all find the entry, or none
         found = cache.read(len(store.chosen))
         if found is not None:
@@ -129,40 +132,3 @@ def fill_references(
     if cache is not None and computed:
         cache.write(*own)
     return computed
-
-
-def weights_digest(model: Any, dtype: Any = None) -> str:
-    """SHA-256 over every parameter's name, shape, dtype and a 128-bit sum of its bits: the same on any mesh.
-
-    Args:
-      model: whose parameters.
-      dtype: what floating-point ones are rounded to first; default: they stay as they are.
-    """
-    digest = hashlib.sha256()
-    state = nnx.to_pure_dict(nnx.split(model)[1])
-    for path, leaf in jax.tree_util.tree_leaves_with_path(state):
-        read = jnp.dtype(
-            leaf.dtype if dtype is None or not jnp.issubdtype(leaf.dtype, jnp.floating) else dtype
-        )
-        digest.update(f"{jax.tree_util.keystr(path)} {leaf.shape} {read};".encode())
-        digest.update(to_host(_bit_sums(leaf, read)).astype("<u4").tobytes())
-    return digest.hexdigest()
-
-
-@functools.partial(jax.jit, static_argnums=1)
-def _bit_sums(array: jax.Array, dtype: jnp.dtype) -> jax.Array:
-    """Four sums of a mix of (bits as `dtype`, index), modulo 2^32: integers, so their order does not matter."""
-    width = dtype.itemsize
-    bits = jax.lax.bitcast_convert_type(array.astype(dtype), jnp.dtype(f"uint{8 * width}")).astype(jnp.uint32)
-    index = jnp.zeros(array.shape, jnp.uint32)
-    for axis, size in enumerate(array.shape):
-        index = index * jnp.uint32(size) + jax.lax.broadcasted_iota(jnp.uint32, array.shape, axis)
-    sums = []
-    for number in range(4):
-        x = (bits ^ (index * jnp.uint32(0x9E3779B1 + 2 * number))) + jnp.uint32(
-            0x85EBCA6B * (number + 1) & 0xFFFFFFFF
-        )
-        for shift, factor in ((16, 0x7FEB352D), (15, 0x846CA68B)):
-            x = (x ^ (x >> shift)) * jnp.uint32(factor)
-        sums.append(jnp.sum(x ^ (x >> 16), dtype=jnp.uint32))
-    return jnp.stack(sums)

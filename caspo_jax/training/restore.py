@@ -10,7 +10,7 @@ from caspo_jax.distributed import from_writer
 from caspo_jax.errors import UserError
 from caspo_jax.store import hash_path
 from caspo_jax.training.config import TrainConfig
-from caspo_jax.training.run_folder import base_digest
+from caspo_jax.training.digests import base_digest
 from caspo_jax.training.train_step import make_train_step, trainable_model, trained_model
 
 

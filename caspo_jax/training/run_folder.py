@@ -15,10 +15,9 @@ from flax import nnx
 
 from caspo_jax.distributed import is_writer, writer_first
 from caspo_jax.errors import UserError
-from caspo_jax.models.lora import base_model
 from caspo_jax.store import write_json
 from caspo_jax.training.config import TrainConfig
-from caspo_jax.training.reference_cache import weights_digest
+from caspo_jax.training.digests import base_digest, weights_digest
 
 # What a run writes after `run.json`, but for `reference/`: its entries are never wrong, and other runs may share them.
 _WRITTEN = (
@@ -30,7 +29,7 @@ _WRITTEN = (
 )
 
 
-def claim_folder(folder: Path, config: TrainConfig, data: str, model: Any, start: Any) -> None:
+def claim_folder(folder: Path, config: TrainConfig, data: str, model: Any, start: Any) -> str:
     """Note in `run.json` what this folder's run trains on, or check it against what is there.
 
     Args:
@@ -40,16 +39,20 @@ def claim_folder(folder: Path, config: TrainConfig, data: str, model: Any, start
       model: what is trained.
       start: the policy that it came from: without the adapters that the run adds.
 
+    Returns:
+      The `weights_digest` of `start`.
+
     Raises:
       UserError: the folder holds a run with other settings, data or model (names what differs), or files by the names
         of a run's that no run wrote.
     """
     path = folder / "run.json"
+    weights = weights_digest(start)
     wanted: dict[str, Any] = {
         "config": json.loads(json.dumps(config.shaping())),
         "data": data,
-        "weights": weights_digest(start),
-        "base": base_digest(start),
+        "weights": weights,
+        "base": base_digest(start, weights),
     }
     with writer_first("run folder"):
         if not path.exists():
@@ -67,7 +70,7 @@ def claim_folder(folder: Path, config: TrainConfig, data: str, model: Any, start
     if found["data"] != data:
         differing.append("data")
     if "weights" in found:
-        same = found["weights"] == wanted["weights"]
+        same = found["weights"] == weights
     else:  # a run begun before digests were kept
         same = np.allclose(found["model"], _model_moments(model), rtol=1e-4)
     if not same:
@@ -76,6 +79,7 @@ def claim_folder(folder: Path, config: TrainConfig, data: str, model: Any, start
         raise UserError(
             f"{folder} holds a run that differs in {', '.join(differing)}: use another folder or remove it"
         )
+    return weights
 
 
 def clear_folder(folder: Path) -> None:
@@ -96,13 +100,6 @@ def clear_folder(folder: Path) -> None:
 
 def _written(folder: Path) -> list[Path]:
     return sorted(path for pattern in _WRITTEN for path in folder.glob(pattern))
-
-
-def base_digest(model: Any) -> str:
-    """Of the weights without adapters, rounded to bfloat16: the same in whatever dtype a policy was loaded."""
-    if getattr(model, "lora", None) is not None:
-        model = base_model(model)
-    return weights_digest(model, jnp.bfloat16)
 
 
 def _model_moments(model: Any) -> list[float]:

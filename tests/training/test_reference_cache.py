@@ -6,9 +6,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from flax import nnx
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from caspo_jax.errors import UserError
 from caspo_jax.models import LoraConfig, add_lora
@@ -20,7 +17,6 @@ from caspo_jax.training.reference_cache import (
     ReferenceCache,
     ReferenceCacheWarning,
     fill_references,
-    weights_digest,
 )
 
 from helpers import Toy, make_data, tiny_decoder  # isort: skip
@@ -151,34 +147,3 @@ def test_a_run_without_a_shared_folder_keeps_its_own(tmp_path):
     assert [p.name for p in (tmp_path / "shared").iterdir()] == [
         p.name for p in (tmp_path / "own" / "reference").iterdir()
     ]
-
-
-class Arrays(nnx.Module):
-    def __init__(self, **arrays):
-        for name, array in arrays.items():
-            setattr(self, name, nnx.Param(jnp.asarray(array)))
-
-
-@settings(max_examples=40, deadline=None)
-@given(st.integers(0, 23), st.integers(0, 31))
-def test_the_digest_sees_every_bit(entry, bit):
-    array = np.arange(24, dtype=np.float32).reshape(4, 6)
-    flipped = array.copy()
-    flipped.view(np.uint32).reshape(-1)[entry] ^= np.uint32(1 << bit)
-    assert weights_digest(Arrays(a=array)) != weights_digest(Arrays(a=flipped))
-
-
-def test_the_digest_sees_order_names_shapes_and_dtypes():
-    array = np.arange(24, dtype=np.float32).reshape(4, 6)
-    models = [
-        Arrays(a=array),
-        Arrays(b=array),
-        Arrays(a=array[::-1].copy()),
-        Arrays(a=array.reshape(6, 4)),
-        Arrays(a=array.T.copy().reshape(4, 6)),
-        Arrays(a=array.astype(jnp.bfloat16)),
-        Arrays(a=array, b=array),
-        Arrays(a=-array),
-    ]
-    assert len({weights_digest(m) for m in models}) == len(models)
-    assert weights_digest(Arrays(a=array)) == weights_digest(Arrays(a=array.copy()))
