@@ -22,6 +22,7 @@ from caspo_jax.training.train_step import fused_update, trainable_model
 from caspo_jax.types import PairBatch
 
 from helpers import make_data, on_device, tiny_decoder  # isort: skip
+from small_run import Stopped, leaves, stop_at  # isort: skip
 
 LORA = LoraConfig(rank=2, alpha=3.0)
 CONFIG = TrainConfig(
@@ -48,10 +49,6 @@ OPTIONS = [
     pytest.param({"loss": "rft"}, marks=pytest.mark.slow),
 ]
 PAIRS, VERIFIED = make_data(1)
-
-
-def leaves(model):
-    return [np.asarray(leaf) for leaf in jax.tree.leaves(nnx.state(model))]
 
 
 def random_adapters(seed=0):
@@ -128,19 +125,11 @@ def test_a_trained_adapter_goes_on_against_the_base(run):
         train(model, PAIRS, dataclasses.replace(CONFIG, lora=LoraConfig(rank=3)), verified=VERIFIED)
 
 
-class Interrupted(Exception):
-    pass
-
-
 def test_resumed_equals_uninterrupted(run, tmp_path):
     _, model, _ = run
 
-    def stop(record):
-        if record["step"] == 3:
-            raise Interrupted
-
-    with pytest.raises(Interrupted):
-        train(tiny_decoder(), PAIRS, CONFIG, verified=VERIFIED, out_dir=tmp_path, callback=stop)
+    with pytest.raises(Stopped):
+        train(tiny_decoder(), PAIRS, CONFIG, verified=VERIFIED, out_dir=tmp_path, callback=stop_at(3))
     resumed, summary = train(tiny_decoder(), PAIRS, CONFIG, verified=VERIFIED, out_dir=tmp_path)
     assert summary.resumed_from == 2
     for a, b in zip(leaves(model), leaves(resumed), strict=True):

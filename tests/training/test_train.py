@@ -1,9 +1,6 @@
 """The loop: exact accumulation, resumption bit for bit, log 2 at the start, what it writes and what it refuses."""
 
 import dataclasses
-import json
-import shutil
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -16,70 +13,12 @@ from caspo_jax.preferences.packing import pack_pairs
 from caspo_jax.records import trace_to_record
 from caspo_jax.store import write_jsonl
 from caspo_jax.training import LossConfig, TrainConfig, make_train_step, step_dpo_loss, train, trained_model
-from caspo_jax.training.restore import restore_trained
-from caspo_jax.training.run_folder import clear_folder
 from caspo_jax.training.stages import Policy, train_stage
 from caspo_jax.training.train_step import fused_update
-from caspo_jax.types import Pair, Step, Trace
+from caspo_jax.types import Step, Trace
 
-from helpers import VOCAB, Toy, on_device, random_batch, random_rows, tiny_decoder  # isort: skip
-
-CONFIG = TrainConfig(
-    loss=LossConfig(dpop_lambda=5.0, nll_alpha=1.0, nll_on="verified"),
-    learning_rate=1e-2,
-    batch_size=4,
-    epochs=2,
-    save_every=2,
-    min_length=16,
-    displacement_margin=100.0,
-    tensorboard=False,
-)
-TIMES = ("seconds", "tokens_per_second")
-
-
-def make_pairs(count=10, seed=0):
-    rng = np.random.default_rng(seed)
-
-    def ids(low, high):
-        return tuple(int(i) for i in rng.integers(1, VOCAB, rng.integers(low, high)))
-
-    return [
-        Pair(
-            id=f"q{i}-s0",
-            kind="wrong",
-            prompt="",
-            prefix="",
-            chosen="",
-            rejected="",
-            prompt_ids=ids(3, 6),
-            prefix_ids=ids(0, 4),
-            chosen_ids=ids(1, 5),
-            rejected_ids=ids(1, 5),
-            ends_trace=(False, False),
-            weight=1.0 + i % 2,
-        )
-        for i in range(count)
-    ]
-
-
-PAIRS = make_pairs()
-VERIFIED = [(pair.prompt_ids + pair.prefix_ids, pair.chosen_ids) for pair in PAIRS[:6]]
-
-
-def leaves(model):
-    return [np.asarray(leaf) for leaf in jax.tree.leaves(nnx.state(model))]
-
-
-def lines(folder):
-    records = [json.loads(line) for line in (Path(folder) / "metrics.jsonl").read_text().splitlines()]
-    return [{k: v for k, v in record.items() if k not in TIMES} for record in records]
-
-
-@pytest.fixture(scope="module")
-def uninterrupted(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("run")
-    model, summary = train(Toy(), PAIRS, CONFIG, verified=VERIFIED, out_dir=folder)
-    return folder, model, summary
+from helpers import Toy, on_device, random_batch, random_rows, tiny_decoder  # isort: skip
+from small_run import CONFIG, PAIRS, VERIFIED, Stopped, leaves, lines, stop_at  # isort: skip
 
 
 def test_first_update_is_log_two_and_training_helps(uninterrupted):
@@ -109,22 +48,10 @@ def test_the_callers_model_stays_as_it_was(uninterrupted):
         assert np.any(now != after)
 
 
-class Interrupted(Exception):
-    pass
-
-
-def stop_at(step):
-    def callback(record):
-        if record["step"] == step:
-            raise Interrupted
-
-    return callback
-
-
 @pytest.mark.parametrize("step", [1, 4])
 def test_resumed_equals_uninterrupted(uninterrupted, tmp_path, step):
     folder, model, summary = uninterrupted
-    with pytest.raises(Interrupted):
+    with pytest.raises(Stopped):
         train(Toy(), PAIRS, CONFIG, verified=VERIFIED, out_dir=tmp_path, callback=stop_at(step))
     with open(tmp_path / "metrics.jsonl", "a") as file:
         file.write('{"step": 9')  # what a kill in the middle of a write leaves
@@ -143,50 +70,6 @@ def test_a_finished_run_is_only_read(uninterrupted):
     assert summary.resumed_from == summary.steps == len(summary.history)
     for a, b in zip(leaves(model), leaves(again)):
         np.testing.assert_array_equal(a, b)
-
-
-def test_old_checkpoints_are_removed(uninterrupted):
-    folder, _, _ = uninterrupted
-    assert sorted(p.name for p in (folder / "checkpoints").iterdir()) == ["4", "5"]
-
-
-@pytest.mark.parametrize(
-    "change, named",
-    [
-        ({"config": dataclasses.replace(CONFIG, learning_rate=1e-3)}, "learning_rate"),
-        ({"data": PAIRS[:-1]}, "data"),
-        ({"model": Toy(seed=1)}, "model"),
-    ],
-)
-def test_a_folder_of_another_run_is_refused(uninterrupted, change, named):
-    folder, _, _ = uninterrupted
-    arguments = {"model": Toy(), "data": PAIRS, "config": CONFIG} | change
-    with pytest.raises(UserError, match=named):
-        train(**arguments, verified=VERIFIED, out_dir=folder)
-
-
-def test_policies_that_hardly_differ_are_told_apart(uninterrupted):
-    almost = Toy()
-    almost.embed[...] = almost.embed[...].at[0, 0].add(1e-6)
-    with pytest.raises(UserError, match="differs in model"):
-        train(almost, PAIRS, CONFIG, verified=VERIFIED, out_dir=uninterrupted[0])
-    with pytest.raises(UserError, match="started from another policy"):
-        restore_trained(Toy(seed=1), uninterrupted[0])
-
-
-def test_a_run_begun_before_digests_were_kept_goes_on(uninterrupted, tmp_path):
-    folder = shutil.copytree(uninterrupted[0], tmp_path / "run")
-    description = json.loads((folder / "run.json").read_text())
-    for name in ("weights", "base"):
-        del description[name]
-    parameters = np.concatenate([leaf.ravel() for leaf in leaves(Toy())])
-    description["model"] = [float(np.sum(np.abs(parameters))), float(np.sum(parameters**2))]
-    (folder / "run.json").write_text(json.dumps(description))
-    _, summary = train(Toy(), PAIRS, CONFIG, verified=VERIFIED, out_dir=folder)
-    assert summary.resumed_from == summary.steps
-    assert restore_trained(Toy(), folder)[1] == summary.steps
-    with pytest.raises(UserError, match="differs in model"):
-        train(Toy(seed=1), PAIRS, CONFIG, verified=VERIFIED, out_dir=folder)
 
 
 def test_accumulation_over_unequal_micro_batches_is_exact():
@@ -363,31 +246,3 @@ def test_rows_without_a_step_are_refused_where_they_start_the_row():
     rows = dataclasses.replace(rows, step_mask=rows.mask)
     with pytest.raises(UserError, match="verified step 0"):
         train(Toy(), [], dataclasses.replace(CONFIG, loss=LossConfig(loss="rft")), verified=[rows])
-
-
-def test_a_folder_is_cleared_of_its_run_and_of_nothing_else(uninterrupted, tmp_path):
-    folder = shutil.copytree(uninterrupted[0], tmp_path / "run")
-    for name in ("tensorboard/events.out.tfevents.1.host", "not_finite/update_000003.json"):
-        (folder / name).parent.mkdir()
-        (folder / name).write_text("1")
-    before = {p for p in folder.rglob("*") if p.is_file()}
-    theirs = {folder / name for name in ("pairs.jsonl", "checkpoints/notes.txt", "sub/metrics.jsonl")}
-    for path in theirs:
-        path.parent.mkdir(exist_ok=True)
-        path.write_text("1")
-    clear_folder(folder)
-    shared = {p for p in before if p.parent.name == "reference"}
-    assert shared
-    assert {p for p in folder.rglob("*") if p.is_file()} == theirs | shared
-    assert {p.name for p in folder.iterdir() if p.is_dir()} == {"checkpoints", "reference", "sub"}
-    (folder / "metrics.jsonl").write_text("1")
-    clear_folder(folder)  # it holds no run
-    assert (folder / "metrics.jsonl").exists()
-
-
-def test_files_that_no_run_wrote_are_not_taken_up(tmp_path):
-    (tmp_path / "metrics.jsonl").write_text("theirs")
-    with pytest.raises(UserError, match=r"metrics\.jsonl but no run\.json"):
-        train(Toy(), PAIRS, CONFIG, verified=VERIFIED, out_dir=tmp_path)
-    assert (tmp_path / "metrics.jsonl").read_text() == "theirs"
-    assert [p.name for p in tmp_path.iterdir()] == ["metrics.jsonl"]

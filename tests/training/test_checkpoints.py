@@ -1,0 +1,160 @@
+"""Checkpoints: which are kept, what is damaged, and which one a restart or an export takes."""
+
+import dataclasses
+import json
+import os
+import shutil
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from caspo_jax.errors import UserError
+from caspo_jax.training import make_train_step, train
+from caspo_jax.training.checkpoints import (
+    CHECKSUMS,
+    ORBAX_NOTES,
+    Checkpoints,
+    DamagedCheckpointWarning,
+    damage_of,
+)
+from caspo_jax.training.restore import restore_trained
+
+from helpers import Toy  # isort: skip
+from small_run import CONFIG, PAIRS, VERIFIED, Stopped, assert_same, leaves, lines, run, stop_at  # isort: skip
+
+
+def test_old_checkpoints_are_removed(uninterrupted):
+    folder, _, _ = uninterrupted
+    assert sorted(p.name for p in (folder / "checkpoints").iterdir()) == ["4", "5"]
+
+
+def files_of(checkpoint):
+    """Those with checksums: all but the list itself and what orbax adds as it commits."""
+    listed = set(json.loads((checkpoint / CHECKSUMS).read_text())["files"])
+    there = {p.relative_to(checkpoint).as_posix() for p in checkpoint.rglob("*") if p.is_file()}
+    assert there - listed <= {CHECKSUMS, ORBAX_NOTES, "commit_success.txt"}
+    return sorted(listed)
+
+
+def flip(path, at):
+    data = bytearray(path.read_bytes())
+    data[at % len(data)] ^= 1
+    path.write_bytes(bytes(data))
+
+
+def test_any_changed_byte_and_any_missing_file_is_found(uninterrupted, tmp_path):
+    checkpoint = shutil.copytree(uninterrupted[0] / "checkpoints" / "5", tmp_path / "5")
+    assert damage_of(checkpoint) is None
+    for number, name in enumerate(files_of(checkpoint)):
+        path = checkpoint / name
+        data = path.read_bytes()
+        if data:
+            flip(path, 7919 * number)
+            assert name in damage_of(checkpoint)
+            path.write_bytes(data[:-1])
+            assert name in damage_of(checkpoint)
+        path.unlink()
+        assert name in damage_of(checkpoint)
+        path.write_bytes(data)
+    assert damage_of(checkpoint) is None
+    for name in (ORBAX_NOTES, CHECKSUMS):
+        flip(checkpoint / name, 0)
+        assert name in damage_of(checkpoint)
+        flip(checkpoint / name, 0)
+        (checkpoint / name).rename(checkpoint / "away")
+        assert name in damage_of(checkpoint)
+        (checkpoint / "away").rename(checkpoint / name)
+    assert damage_of(checkpoint) is None
+
+
+def truncate(checkpoint):
+    largest = max((checkpoint / name for name in files_of(checkpoint)), key=lambda p: p.stat().st_size)
+    os.truncate(largest, largest.stat().st_size // 2)
+    return largest.name
+
+
+def unseal(checkpoint):
+    (checkpoint / "checksums.json").unlink()
+    return "checksums.json"
+
+
+@pytest.mark.parametrize("damage", [truncate, unseal])
+def test_the_checkpoint_before_a_damaged_one_is_used(uninterrupted, tmp_path, damage):
+    folder = shutil.copytree(uninterrupted[0], tmp_path / "run")
+    name = damage(folder / "checkpoints" / "5")
+    with pytest.warns(DamagedCheckpointWarning, match=rf"/5: .*{name}"):
+        resumed, summary = run(folder)
+    assert summary.resumed_from == 4
+    assert_same(uninterrupted[1], resumed)
+    assert damage_of(folder / "checkpoints" / "5") is None  # it was written again
+
+
+def test_a_damaged_checkpoint_is_none_of_those_that_are_kept(uninterrupted, tmp_path):
+    """It was passed over, and what is written before it is all that the next start has."""
+    folder = shutil.copytree(uninterrupted[0], tmp_path / "run")
+    for step in ("4", "5"):
+        truncate(folder / "checkpoints" / step)
+    config = dataclasses.replace(CONFIG, keep_checkpoints=1, save_every=3)
+
+    with pytest.warns(DamagedCheckpointWarning), pytest.raises(Stopped):
+        run(folder, config, callback=stop_at(4))
+    resumed, summary = run(folder, config)
+    assert summary.resumed_from == 3
+    assert_same(uninterrupted[1], resumed)
+
+
+def test_with_every_checkpoint_damaged_the_run_starts_anew(uninterrupted, tmp_path):
+    folder = shutil.copytree(uninterrupted[0], tmp_path / "run")
+    for step in ("4", "5"):
+        truncate(folder / "checkpoints" / step)
+    with pytest.raises(UserError, match="5: damaged"):
+        restore_trained(Toy(), folder, "5")
+    with pytest.warns(DamagedCheckpointWarning) as warned:
+        resumed, summary = run(folder)
+    assert len(warned) == 2
+    assert summary.resumed_from == 0
+    assert_same(uninterrupted[1], resumed)
+
+
+def test_what_a_kill_left_is_removed(uninterrupted, tmp_path):
+    folder = shutil.copytree(uninterrupted[0], tmp_path / "run")
+    for name in ("6.orbax-checkpoint-tmp", "removed-2"):
+        shutil.copytree(folder / "checkpoints" / "4", folder / "checkpoints" / name)
+    run(folder)
+    assert sorted(p.name for p in (folder / "checkpoints").iterdir()) == ["4", "5"]
+
+
+def test_the_best_checkpoint_is_kept_and_exported(tmp_path):
+    # The loss falls, so by `max` the first checkpoint is the best.
+    config = dataclasses.replace(
+        CONFIG, epochs=4, keep_checkpoints=1, best_metric="loss", best_mode="max", save_every=2
+    )
+    _, summary = run(tmp_path, config)
+    means = {n: np.mean([r["loss"] for r in summary.history[n - 2 : n]]) for n in range(2, 11, 2)}
+    best = max(means, key=means.get)
+    assert best != 10
+    assert sorted(int(p.name) for p in (tmp_path / "checkpoints").iterdir()) == [best, 10]
+    exported, updates = restore_trained(Toy(), tmp_path, "best")
+    assert updates == best
+    stopped, _ = train(Toy(), PAIRS, dataclasses.replace(config, max_steps=None), verified=VERIFIED)
+    assert any(np.any(a != b) for a, b in zip(leaves(exported), leaves(stopped)))
+    with pytest.raises(UserError, match="last, best"):
+        restore_trained(Toy(), tmp_path, "newest")
+
+
+def test_the_best_of_one_metric_is_not_held_against_another(tmp_path):
+    state, folder = make_train_step(Toy(), CONFIG, 1)[1], tmp_path / "checkpoints"
+    checkpoints = Checkpoints(folder, keep=1, background=False)
+    values = ((1, 9.0, "max a"), (2, 8.0, "max a"), (3, -5.0, "min b"), (4, -7.0, "min b"))
+    for step, value, of in values:
+        checkpoints.save(dataclasses.replace(state, step=jnp.int32(step)), {}, value, of)
+    assert checkpoints.best() == 3
+    assert checkpoints.steps == [3, 4]
+    checkpoints.close()
+
+
+def test_an_unknown_metric_is_named(tmp_path):
+    with pytest.raises(UserError, match=r"best_metric='accuracy'.*rewards/accuracy"):
+        run(tmp_path, dataclasses.replace(CONFIG, best_metric="accuracy", save_every=None))
+    assert [record["step"] for record in lines(tmp_path)] == [1]  # before more is spent on it

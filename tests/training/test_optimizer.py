@@ -1,0 +1,37 @@
+"""The schedule of learning rates, the clip and the weight decay."""
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from caspo_jax.training import TrainConfig, make_optimizer, make_schedule
+
+
+@pytest.mark.parametrize("steps, fraction", [(40, 0.1), (10, 0.03), (5, 0.0), (1, 0.5)])
+def test_schedule(steps, fraction):
+    config = TrainConfig(learning_rate=2e-3, warmup_fraction=fraction, final_fraction=0.1)
+    schedule = make_schedule(config, steps)
+    warmup = int(np.ceil(fraction * steps))
+    for t in range(steps + 1):
+        if t < warmup:
+            expected = 2e-3 * (t + 1) / warmup
+        else:
+            done = (t - warmup) / max(steps - warmup, 1)
+            expected = 2e-3 * (0.1 + 0.9 * (1 + np.cos(np.pi * min(done, 1))) / 2)
+        np.testing.assert_allclose(schedule(t), expected, rtol=1e-5)
+
+
+def test_clipping_and_decay():
+    params = {"kernel": jnp.full(4, 2.0), "final_norm": jnp.full(4, 2.0), "q_bias": jnp.full(4, 2.0)}
+    config = TrainConfig(learning_rate=0.1, weight_decay=0.5, warmup_fraction=0, clip_norm=1.0)
+    optimizer = make_optimizer(config, learning_rate=0.1)
+    zeros = {name: jnp.zeros(4) for name in params}
+    updates, _ = optimizer.update(zeros, optimizer.init(params), params)
+    np.testing.assert_allclose(updates["kernel"], -0.1 * 0.5 * 2.0, rtol=1e-6)
+    assert not np.any(updates["final_norm"])
+    assert not np.any(updates["q_bias"])
+    large = {name: jnp.full(4, 100.0) for name in params}
+    _, state = optimizer.update(large, optimizer.init(params), params)
+    moments = state[1][0].mu
+    norm = np.sqrt(sum(np.sum(np.square(m)) for m in moments.values()))
+    np.testing.assert_allclose(norm, 0.1 * 1.0, rtol=1e-5)  # (1 - b1) times the clipped norm

@@ -1,0 +1,144 @@
+"""Which rows each update reads: every pair once an epoch, questions together, in micro-batches that hold what they name."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from caspo_jax.training import LossConfig, TrainConfig
+from caspo_jax.training.data import RowStore
+from caspo_jax.training.plans import make_plan
+from caspo_jax.training.row_plan import RowPlan
+from experiments import bench_model
+
+from helpers import make_data, random_batch  # isort: skip
+
+
+def store(pairs=10, verified=0):
+    return RowStore.build([random_batch(seed=i, pairs=5, verified=verified) for i in range(pairs // 5)])
+
+
+def visited(plan):
+    rows = [plan.micro(*item) for item in plan.iterator()]
+
+    def found(name):
+        both = [np.concatenate([getattr(micro, name) for micro in micros]) for micros in rows]
+        return [indices[indices >= 0] for indices in both]
+
+    return rows, found("pairs"), found("verified")
+
+
+PACKS = pytest.mark.parametrize("pack", ["trees", "rows"])
+
+
+@PACKS
+def test_every_epoch_sees_every_pair_once_in_another_order(pack):
+    micro = 2 if pack == "rows" else None
+    config = TrainConfig(batch_size=4, epochs=3, micro_batch_size=micro, pack=pack)
+    plan = make_plan(store(), config)
+    rows, pairs, _ = visited(plan)
+    assert len(rows) == plan.steps == 8
+    epochs = np.concatenate(pairs).reshape(3, 10)
+    assert all(sorted(epoch) == list(range(10)) for epoch in epochs.tolist())
+    assert sorted(epochs[0][:4]) != sorted(epochs[1][:4]) or sorted(epochs[0][:4]) != sorted(epochs[2][:4])
+    assert not np.array_equal(epochs[0], epochs[1])
+    shapes = {np.shape(micro.batch.weight) for micros in rows for micro in micros}
+    assert len(shapes) == 1
+    assert pack == "trees" or shapes == {(2,)}
+    again = np.concatenate(visited(make_plan(store(), dataclasses.replace(config, micro_batch_size=None)))[1])
+    assert sorted(again[:4]) == sorted(epochs.ravel()[:4])
+    other = np.concatenate(visited(make_plan(store(), dataclasses.replace(config, seed=1)))[1])
+    assert not np.array_equal(again, other)
+
+
+@PACKS
+def test_every_verified_step_rides_along_once_an_epoch(pack):
+    config = TrainConfig(
+        batch_size=5, epochs=1, loss=LossConfig(dpop_lambda=5.0, nll_alpha=1.0, nll_on="verified"), pack=pack
+    )
+    _, _, verified = visited(make_plan(store(verified=3), config))
+    assert sorted(np.concatenate(verified)) == list(range(6))
+    fixed = dataclasses.replace(config, verified_per_batch=2)
+    sizes = [len(v) for v in visited(make_plan(store(verified=3), fixed))[2]]
+    assert max(sizes) <= 2
+    assert pack == "trees" or sizes == [2, 2]
+
+
+@PACKS
+def test_rft_counts_verified_steps(pack):
+    plan = make_plan(
+        store(verified=3), TrainConfig(batch_size=4, epochs=2, loss=LossConfig(loss="rft"), pack=pack)
+    )
+    _, pairs, verified = visited(plan)
+    assert plan.steps == 3
+    assert all(len(p) == 0 for p in pairs)
+    assert sorted(np.concatenate(verified)) == sorted(list(range(6)) * 2)
+
+
+def test_a_question_stays_together_and_its_steps_go_with_its_pairs():
+    pairs, verified = make_data(0, pairs=40, verified=30)
+    data = RowStore.build(pairs, verified)
+    assert len(np.unique(data.pair_group)) == 3
+    config = TrainConfig(
+        batch_size=8,
+        epochs=2,
+        loss=LossConfig(dpop_lambda=5.0, nll_alpha=1.0, nll_on="verified"),
+        min_length=8,
+    )
+    plan = make_plan(data, config)
+    changes = 0
+    for step in range(plan.steps):
+        chosen, beside = plan.rows_of(step)
+        groups = data.pair_group[chosen]
+        changes += np.count_nonzero(np.diff(groups))
+        assert set(data.verified_group[beside]) <= set(groups)
+    assert changes <= 2 * 3  # questions meet inside a batch, never alternate
+
+
+def test_references_are_computed_of_what_the_run_reads():
+    data = RowStore.build(make_data(1, pairs=12, verified=0)[0])
+    for pack in ("trees", "rows"):
+        plan = make_plan(data, TrainConfig(batch_size=4, pack=pack))
+        seen = np.concatenate([micro.pairs for micro in plan.reference_micros()])
+        assert sorted(seen[seen >= 0]) == list(range(12))
+    short = make_plan(data, TrainConfig(batch_size=4, max_steps=1))
+    seen = np.concatenate([micro.pairs for micro in short.reference_micros()])
+    assert sorted(seen[seen >= 0]) == sorted(short.rows_of(0)[0])
+    data.reference_chosen[:] = data.reference_rejected[:] = -1.0
+    assert not list(make_plan(data, TrainConfig()).reference_micros())
+
+
+def benchmark_plan(workload, **settings):
+    config = TrainConfig(batch_size=workload.batch_size, **settings)
+    return make_plan(RowStore.build(bench_model.as_pairs(workload.pairs)), config)
+
+
+def test_rows_take_the_length_that_fits_whatever_the_seed():
+    pairs = bench_model.unrelated_pairs(16, 1000, prompt=64, response=192)
+    steps = bench_model.step_pairs(3, 1000, prompt=64, steps=16, step=20)
+    for seed in (0, 5):
+        plan = benchmark_plan(pairs, pack_length=512, seed=seed)
+        assert plan.packing == {"pack": "trees", "rows": 4, "lengths": [448]}  # a tree of 64 + 2 x 192 a row
+        assert plan.accumulates  # an update has 8 of them
+        plan = benchmark_plan(steps, seed=seed)
+        assert plan.packing == {"pack": "trees", "rows": 1, "lengths": [704]}  # a trace of 64 + 2 x 16 x 20
+        assert not plan.accumulates
+        assert [len(plan.micro(*plan.rows_of(step))) for step in range(plan.steps)] == [1, 1, 1]
+
+
+def test_micro_batches_are_sorted_by_length_and_hold_the_rows():
+    data = store(20)
+    plan = RowPlan(data, TrainConfig(batch_size=20, pack="rows", micro_batch_size=5, min_length=8))
+    micros = plan.micro(*next(plan.iterator()))
+    widths = [micro.batch.chosen.token_ids.shape[1] for micro in micros]
+    assert widths == sorted(widths)
+    for micro in micros:
+        for row, pair in enumerate(micro.pairs):
+            mask = micro.batch.chosen.mask[row]
+            np.testing.assert_array_equal(
+                micro.batch.chosen.token_ids[row][mask], data.chosen[pair].token_ids
+            )
+            np.testing.assert_array_equal(
+                micro.batch.chosen.step_mask[row][mask], data.chosen[pair].step_mask
+            )
+            assert micro.batch.weight[row] == data.weight[pair]

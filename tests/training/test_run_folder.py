@@ -1,0 +1,83 @@
+"""Whose folder a run's is: refused to another run, cleared of its own files alone."""
+
+import dataclasses
+import json
+import shutil
+
+import numpy as np
+import pytest
+
+from caspo_jax.errors import UserError
+from caspo_jax.training import train
+from caspo_jax.training.restore import restore_trained
+from caspo_jax.training.run_folder import clear_folder
+
+from helpers import Toy  # isort: skip
+from small_run import CONFIG, PAIRS, VERIFIED, leaves  # isort: skip
+
+
+@pytest.mark.parametrize(
+    "change, named",
+    [
+        ({"config": dataclasses.replace(CONFIG, learning_rate=1e-3)}, "learning_rate"),
+        ({"data": PAIRS[:-1]}, "data"),
+        ({"model": Toy(seed=1)}, "model"),
+    ],
+)
+def test_a_folder_of_another_run_is_refused(uninterrupted, change, named):
+    folder, _, _ = uninterrupted
+    arguments = {"model": Toy(), "data": PAIRS, "config": CONFIG} | change
+    with pytest.raises(UserError, match=named):
+        train(**arguments, verified=VERIFIED, out_dir=folder)
+
+
+def test_policies_that_hardly_differ_are_told_apart(uninterrupted):
+    almost = Toy()
+    almost.embed[...] = almost.embed[...].at[0, 0].add(1e-6)
+    with pytest.raises(UserError, match="differs in model"):
+        train(almost, PAIRS, CONFIG, verified=VERIFIED, out_dir=uninterrupted[0])
+    with pytest.raises(UserError, match="started from another policy"):
+        restore_trained(Toy(seed=1), uninterrupted[0])
+
+
+def test_a_run_begun_before_digests_were_kept_goes_on(uninterrupted, tmp_path):
+    folder = shutil.copytree(uninterrupted[0], tmp_path / "run")
+    description = json.loads((folder / "run.json").read_text())
+    for name in ("weights", "base"):
+        del description[name]
+    parameters = np.concatenate([leaf.ravel() for leaf in leaves(Toy())])
+    description["model"] = [float(np.sum(np.abs(parameters))), float(np.sum(parameters**2))]
+    (folder / "run.json").write_text(json.dumps(description))
+    _, summary = train(Toy(), PAIRS, CONFIG, verified=VERIFIED, out_dir=folder)
+    assert summary.resumed_from == summary.steps
+    assert restore_trained(Toy(), folder)[1] == summary.steps
+    with pytest.raises(UserError, match="differs in model"):
+        train(Toy(seed=1), PAIRS, CONFIG, verified=VERIFIED, out_dir=folder)
+
+
+def test_a_folder_is_cleared_of_its_run_and_of_nothing_else(uninterrupted, tmp_path):
+    folder = shutil.copytree(uninterrupted[0], tmp_path / "run")
+    for name in ("tensorboard/events.out.tfevents.1.host", "not_finite/update_000003.json"):
+        (folder / name).parent.mkdir()
+        (folder / name).write_text("1")
+    before = {p for p in folder.rglob("*") if p.is_file()}
+    theirs = {folder / name for name in ("pairs.jsonl", "checkpoints/notes.txt", "sub/metrics.jsonl")}
+    for path in theirs:
+        path.parent.mkdir(exist_ok=True)
+        path.write_text("1")
+    clear_folder(folder)
+    shared = {p for p in before if p.parent.name == "reference"}
+    assert shared
+    assert {p for p in folder.rglob("*") if p.is_file()} == theirs | shared
+    assert {p.name for p in folder.iterdir() if p.is_dir()} == {"checkpoints", "reference", "sub"}
+    (folder / "metrics.jsonl").write_text("1")
+    clear_folder(folder)  # it holds no run
+    assert (folder / "metrics.jsonl").exists()
+
+
+def test_files_that_no_run_wrote_are_not_taken_up(tmp_path):
+    (tmp_path / "metrics.jsonl").write_text("theirs")
+    with pytest.raises(UserError, match=r"metrics\.jsonl but no run\.json"):
+        train(Toy(), PAIRS, CONFIG, verified=VERIFIED, out_dir=tmp_path)
+    assert (tmp_path / "metrics.jsonl").read_text() == "theirs"
+    assert [p.name for p in tmp_path.iterdir()] == ["metrics.jsonl"]
