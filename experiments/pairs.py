@@ -51,7 +51,7 @@ def main() -> None:
     if FLAGS.trl_output:
         check_own(FLAGS.trl_output, FLAGS.overwrite)
     policy = common.load_policy()
-    if verifiers.needs_gold(policy):  # or the traces need not be read twice
+    if verifiers.needs_gold(policy):  # the stage reads the traces itself: only golds are looked for here
         verifiers.check_golds(load_records(FLAGS.input, trace_from_record))
     extract, equal = common.answer_functions(policy)
     delimiter = common.step_delimiter(policy.settings)
