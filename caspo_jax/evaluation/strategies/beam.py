@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -11,7 +12,8 @@ from caspo_jax.confidence import path_confidence
 from caspo_jax.evaluation.strategies.base import Answer, Context, Settings, timed
 from caspo_jax.evaluation.strategies.prefixes import FIRST_ROOM, Prefixes
 from caspo_jax.models import token_bytes
-from caspo_jax.sampling import first_stop, token_text
+from caspo_jax.sampling import SampleConfig, first_stop, token_text
+from caspo_jax.types import Trace
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,21 +70,11 @@ def _beam(context: Context, settings: Settings, kept: int, tried: int) -> list[A
             if not traces:  # no room left
                 grown[q].append(dataclasses.replace(source, ended=True))
             for trace in traces:
-                room = sample.max_new_tokens - len(ids)
-                step = trace.token_ids[:room]
-                tokens[q] += len(step)
-                longest[q] = max(longest[q], len(step))
-                closed = (
-                    trace.finish_reason == "stop" and first_stop(spelled, (*ids, *step), sample.stop) is None
-                )
-                confidence = trace.steps[0].confidence if trace.steps else None
-                grown[q].append(
-                    Beam(
-                        (*ids, *step),
-                        source.confidences if confidence is None else (*source.confidences, confidence),
-                        ended=not closed or len(step) >= room,
-                    )
-                )
+                child = _child(source, trace, sample, spelled)
+                grown[q].append(child)
+                added = len(child.ids) - len(ids)
+                tokens[q] += added
+                longest[q] = max(longest[q], added)
         calls += longest + (longest > 0)
         beams = [
             sorted({b.ids: b for b in held}.values(), key=lambda b: -b.value)[:kept] if held else []
@@ -104,3 +96,16 @@ def _beam(context: Context, settings: Settings, kept: int, tried: int) -> list[A
             )
         )
     return answers
+
+
+def _child(beam: Beam, trace: Trace, sample: SampleConfig, spelled: Sequence[bytes]) -> Beam:
+    """The beam and the step that a continuation of it wrote, as far as an output may go."""
+    room = sample.max_new_tokens - len(beam.ids)
+    ids = (*beam.ids, *trace.token_ids[:room])
+    closed = trace.finish_reason == "stop" and first_stop(spelled, ids, sample.stop) is None
+    confidence = trace.steps[0].confidence if trace.steps else None
+    return Beam(
+        ids,
+        beam.confidences if confidence is None else (*beam.confidences, confidence),
+        ended=not closed or len(trace.token_ids) >= room,
+    )
