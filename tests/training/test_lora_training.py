@@ -22,20 +22,11 @@ from caspo_jax.training.train_step import fused_update, trainable_model
 from caspo_jax.types import PairBatch
 
 from helpers import make_data, on_device, tiny_decoder  # isort: skip
+import small_run  # isort: skip
 from small_run import Stopped, leaves, stop_at  # isort: skip
 
 LORA = LoraConfig(rank=2, alpha=3.0)
-CONFIG = TrainConfig(
-    loss=LossConfig(nll_alpha=1.0, nll_on="verified"),
-    learning_rate=1e-2,
-    batch_size=4,
-    epochs=2,
-    save_every=2,
-    min_length=16,
-    displacement_margin=100.0,
-    tensorboard=False,
-    lora=LORA,
-)
+CONFIG = dataclasses.replace(small_run.CONFIG, loss=LossConfig(nll_alpha=1.0, nll_on="verified"), lora=LORA)
 # Each option of the loss once.
 OPTIONS = [
     {"dpop_lambda": 5.0, "nll_alpha": 0.5, "nll_on": "chosen", "label_smoothing": 0.1},
