@@ -126,53 +126,58 @@ def _backward(
         return None, None, None, None
     upstream = jnp.where(mask, cotangents[0], 0)
     on_cpu = platform_of(mesh) == "cpu"
+    rows, slots, width = hidden.shape
+    whole = block == unembedding.shape[0]
 
-    # Left to itself XLA folds this into the products, which then are a quarter slower on a CPU than with the copy; and it is
-    # as slow as half of such a product, so that it is not done anew for each chunk.
-    turned_head = lax.optimization_barrier(unembedding.T) if on_cpu else None  # [E, V]
-
-    def body(i: Array, gradients: tuple[Array, Array | None]) -> tuple[Array, Array | None]:
+    # The vocabulary outside, the states inside: a block of the head is cut and turned once, its gradient written once.
+    def over_block(start: Array, weight: Array, fresh: Array | None, gradients: Any) -> Any:
         d_hidden, d_unembedding = gradients
-        states = _states(hidden, i, chunk, mesh)
-        wanted, log_z, factor = (_columns(x, i, chunk) for x in (targets, logsumexp, upstream))
+        # Left to itself XLA folds this into the product, which then is a quarter slower on a CPU than with the copy.
+        turned = lax.optimization_barrier(weight.T) if on_cpu else weight.T
+        ids = (start + jnp.arange(block, dtype=targets.dtype))[:, None, None]
 
         # The width first in the states' gradient, as the vocabulary in the logits: no product then wants the logits'
         # gradient transposed, which is worth a third of the whole on a CPU.
-        def over_block(start: Array, weight: Array, fresh: Array | None, carry: Any) -> Any:
-            d_states, d_unembedding = carry
+        def body(i: Array, gradients: tuple[Array, Array | None]) -> tuple[Array, Array | None]:
+            d_hidden, d_weight = gradients
+            states = _states(hidden, i, chunk, mesh)
+            wanted, log_z, factor = (_columns(x, i, chunk) for x in (targets, logsumexp, upstream))
             if kept is None:
                 logits = _logits(weight, states, mesh)
             else:
                 logits = lax.dynamic_slice(kept, (i, start, 0, 0), (1, block, *wanted.shape))[0]
-            ids = (start + jnp.arange(block, dtype=wanted.dtype))[:, None, None]
             d_logits = factor * ((wanted == ids) - jnp.exp(logits - log_z))
             if fresh is not None:
                 d_logits = jnp.where(fresh[:, None, None], d_logits, 0)
             d_logits = d_logits.astype(states.dtype)
-            turned = weight.T
-            if turned_head is not None:
-                turned = lax.dynamic_slice_in_dim(turned_head, start, block, axis=1)
             # As matrices: a CPU has no product of bfloat16 over the first axis of more.
             part = _einsum("ev,vn->en", turned.astype(d_logits.dtype), d_logits.reshape(block, -1))
-            d_states = d_states + part.reshape(d_states.shape)
-            if trained is None:
-                return d_states, None
-            d_weight = _einsum("vrc,rce->ve", d_logits, states)
-            if block == unembedding.shape[0]:
-                return d_states, constrain(mesh, d_unembedding + d_weight, SPLIT_HEAD, uneven=True)
-            d_weight += lax.dynamic_slice_in_dim(d_unembedding, start, block)
-            return d_states, lax.dynamic_update_slice_in_dim(d_unembedding, d_weight, start, axis=0)
+            d_states = part.reshape(width, rows, chunk)
+            if whole:
+                d_states = constrain(mesh, jnp.moveaxis(d_states, 0, -1), _ROWS).astype(d_hidden.dtype)
+                d_hidden = lax.dynamic_update_slice_in_dim(d_hidden, d_states, i * chunk, axis=1)
+            else:
+                d_hidden = d_hidden.at[i].add(d_states)
+            if d_weight is not None:
+                d_weight += _einsum("vrc,rce->ve", d_logits, states)
+                d_weight = constrain(mesh, d_weight, SPLIT_HEAD, uneven=whole)
+            return d_hidden, d_weight
 
-        width = states.shape[-1:]
-        first = (jnp.zeros(width + states.shape[:-1], jnp.float32), d_unembedding)
-        d_states, d_unembedding = _over_vocabulary(unembedding, block, over_block, first)
-        d_states = constrain(mesh, jnp.moveaxis(d_states, 0, -1), _ROWS).astype(d_hidden.dtype)
-        return lax.dynamic_update_slice_in_dim(d_hidden, d_states, i * chunk, axis=1), d_unembedding
+        d_weight = None if trained is None else jnp.zeros(weight.shape, jnp.float32)
+        with jax.named_scope("head_chunks"):
+            d_hidden, d_weight = lax.fori_loop(0, _trips(mask, chunk), body, (d_hidden, d_weight))
+        if whole or d_weight is None:
+            return d_hidden, d_weight
+        d_weight += lax.dynamic_slice_in_dim(d_unembedding, start, block)
+        return d_hidden, lax.dynamic_update_slice_in_dim(d_unembedding, d_weight, start, axis=0)
 
-    zeros = (jnp.zeros_like(hidden), None if trained is None else jnp.zeros(unembedding.shape, jnp.float32))
-    with jax.named_scope("head_chunks"):
-        d_hidden, d_unembedding = lax.fori_loop(0, _trips(mask, chunk), body, zeros)
-    return d_hidden, None if trained is None else d_unembedding.astype(unembedding.dtype), None, None
+    parts = (slots // chunk, width, rows, chunk)
+    d_hidden = jnp.zeros_like(hidden) if whole else jnp.zeros(parts, jnp.float32)
+    d_unembedding = None if whole or trained is None else jnp.zeros(unembedding.shape, jnp.float32)
+    d_hidden, d_unembedding = _over_vocabulary(unembedding, block, over_block, (d_hidden, d_unembedding))
+    if not whole:  # [S / chunk, E, R, chunk] -> [R, S, E]
+        d_hidden = jnp.transpose(d_hidden, (2, 0, 3, 1)).reshape(hidden.shape).astype(hidden.dtype)
+    return d_hidden, None if d_unembedding is None else d_unembedding.astype(unembedding.dtype), None, None
 
 
 def _forward_to_differentiate(
