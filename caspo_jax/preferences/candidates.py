@@ -51,13 +51,13 @@ def build_candidates(
     """Every finished step of annotated traces as a candidate, in trace order.
 
     Args:
-        traces: with steps and verdicts.
-        questions: question by trace id; default made of the trace's fields, its id a hash of what was asked
-            (so that all traces of one question share it).
-        other_ids: of each trace (or None), for each emitted token the most probable other token.
+      traces: with steps and verdicts.
+      questions: question by trace id; default made of the trace's fields, its id a hash of what was asked
+          (so that all traces of one question share it).
+      other_ids: of each trace (or None), for each emitted token the most probable other token.
 
     Returns:
-        The candidates, and counts: `steps` seen, `unfinished` (cut by a limit), `empty` (no text).
+      The candidates, and counts: `steps` seen, `unfinished` (cut by a limit), `empty` (no text).
     """
     counts: collections.Counter[str] = collections.Counter(steps=0, unfinished=0, empty=0)
     candidates = []
@@ -117,9 +117,9 @@ def filter_candidates(
     are called both correct and wrong, none stays.
 
     Returns:
-        One list of candidates a prefix, in order of first appearance, and counts of what was dropped:
-        `flawed_prefix`, `unverified_prefix`, `duplicate_ids`, `duplicate_text`, `conflicting_verdict`,
-        `unknown_verdict`, `no_confidence`; each candidate is counted once.
+      One list of candidates a prefix, in order of first appearance, and counts of what was dropped:
+      `flawed_prefix`, `unverified_prefix`, `duplicate_ids`, `duplicate_text`, `conflicting_verdict`,
+      `unknown_verdict`, `no_confidence`; each candidate is counted once.
     """
     counts: collections.Counter[str] = collections.Counter(
         dict.fromkeys(

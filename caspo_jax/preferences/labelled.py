@@ -25,11 +25,11 @@ def labelled_to_trace(
     get its token statistics, then `segment_trace` keeps the spans if no step contains the delimiter.
 
     Args:
-        solution: steps and verdicts.
-        tokenizer: encodes prompt and steps.
-        delimiter: put between steps; the last one gets it unless it ended the solution.
-        eos_id: put after the last step if it ended the solution; default the tokenizer's.
-        name: of the verifier on record.
+      solution: steps and verdicts.
+      tokenizer: encodes prompt and steps.
+      delimiter: put between steps; the last one gets it unless it ended the solution.
+      eos_id: put after the last step if it ended the solution; default the tokenizer's.
+      name: of the verifier on record.
     """
     question = Question(id=solution.id, question=solution.question, gold=solution.gold)
     eos = tokenizer.eos_token_id if eos_id is None else eos_id

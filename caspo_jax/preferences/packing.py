@@ -40,13 +40,13 @@ def pack_rows(rows: Sequence[Row], length: int, pad_id: int, batch_size: int | N
     """Context + step, padded on the right; rows beyond `len(rows)` are padding with empty masks.
 
     Args:
-        rows: at most B rows of (context ids, step ids).
-        length: T; every row must fit.
-        pad_id: fills what is left; masks say what is real, so it may be any id.
-        batch_size: B; default `len(rows)`.
+      rows: at most B rows of (context ids, step ids).
+      length: T; every row must fit.
+      pad_id: fills what is left; masks say what is real, so it may be any id.
+      batch_size: B; default `len(rows)`.
 
     Returns:
-        NumPy-backed StepRows [B, T].
+      NumPy-backed StepRows [B, T].
     """
     size = len(rows) if batch_size is None else batch_size
     token_ids = np.full((size, length), pad_id, np.int32)
@@ -72,13 +72,13 @@ def pack_pairs(pairs: Sequence[Pair], length: int, pad_id: int, batch_size: int 
     """Pairs as one batch; reference log-probs are NaN until they are computed, 0 in padding rows.
 
     Args:
-        pairs: at most B.
-        length: T; both rows of every pair must fit.
-        pad_id: fills the rest of a row.
-        batch_size: B; rows beyond the pairs have weight 0 and empty step masks.
+      pairs: at most B.
+      length: T; both rows of every pair must fit.
+      pad_id: fills the rest of a row.
+      batch_size: B; rows beyond the pairs have weight 0 and empty step masks.
 
     Returns:
-        NumPy-backed PairBatch [B, T].
+      NumPy-backed PairBatch [B, T].
     """
     size = len(pairs) if batch_size is None else batch_size
     both = [pair_rows(pair) for pair in pairs]
@@ -107,18 +107,18 @@ def plan_batches(
     """Which items go together: batches of items that share a length bucket.
 
     Args:
-        lengths: tokens of each item.
-        buckets: the lengths T that batches may have.
-        batch_size: items a batch; each bucket's last batch may have fewer.
-        too_long: drop (and count) items beyond the largest bucket, or raise.
-        seed: shuffles items within their bucket, and the batches; None keeps the order.
-        names: of the items, for the message.
+      lengths: tokens of each item.
+      buckets: the lengths T that batches may have.
+      batch_size: items a batch; each bucket's last batch may have fewer.
+      too_long: drop (and count) items beyond the largest bucket, or raise.
+      seed: shuffles items within their bucket, and the batches; None keeps the order.
+      names: of the items, for the message.
 
     Returns:
-        `(T, item indices)` for each batch, and counts: `too_long`, `batches`, `items`.
+      `(T, item indices)` for each batch, and counts: `too_long`, `batches`, `items`.
 
     Raises:
-        UserError: no bucket, a batch size below 1, or an item that is too long with `too_long="error"`.
+      UserError: no bucket, a batch size below 1, or an item that is too long with `too_long="error"`.
     """
     if not buckets or min(buckets) < 1 or batch_size < 1:
         raise UserError(
@@ -164,20 +164,20 @@ def batch_pairs(
     """Pairs as batches of shape [batch_size, T], T one of `length_buckets`; nothing is ever truncated.
 
     Args:
-        pairs: with token ids.
-        length_buckets: the lengths T that batches may have.
-        batch_size: B; the last batch of a bucket is filled up with rows of weight 0.
-        pad_id: fills the rest of a row.
-        too_long: what to do with pairs that fit no bucket: `drop` (counted) or `error`.
-        seed: shuffles; None keeps the order within each bucket.
-        verified: rows (from `verified_rows`) that ride along for the NLL term, each in turn.
-        verified_per_batch: M; default `batch_size`.
+      pairs: with token ids.
+      length_buckets: the lengths T that batches may have.
+      batch_size: B; the last batch of a bucket is filled up with rows of weight 0.
+      pad_id: fills the rest of a row.
+      too_long: what to do with pairs that fit no bucket: `drop` (counted) or `error`.
+      seed: shuffles; None keeps the order within each bucket.
+      verified: rows (from `verified_rows`) that ride along for the NLL term, each in turn.
+      verified_per_batch: M; default `batch_size`.
 
     Returns:
-        NumPy-backed batches, and counts: `items`, `batches`, `too_long`, `verified_too_long`.
+      NumPy-backed batches, and counts: `items`, `batches`, `too_long`, `verified_too_long`.
 
     Raises:
-        UserError: a pair without token ids; too long a pair with `too_long="error"`.
+      UserError: a pair without token ids; too long a pair with `too_long="error"`.
     """
     for pair in pairs:
         if not (pair.prompt_ids and pair.chosen_ids and pair.rejected_ids):
@@ -222,12 +222,12 @@ def verified_rows(
     """The distinct verified-correct steps, for the NLL term and the `rft` control.
 
     Args:
-        candidates: from `build_candidates`.
-        allow_flawed_prefix: also steps after one that is not verified correct.
+      candidates: from `build_candidates`.
+      allow_flawed_prefix: also steps after one that is not verified correct.
 
     Returns:
-        Rows of (prompt + prefix ids, step ids), and counts as `filter_candidates` gives them, with `wrong` and
-        `verified`.
+      Rows of (prompt + prefix ids, step ids), and counts as `filter_candidates` gives them, with `wrong` and
+      `verified`.
     """
     # What has no confidence is as good to imitate as what has one.
     sure = [

@@ -180,14 +180,14 @@ def load_pairs(path: str | Path, parse: Callable[[dict[str, Any]], Pair]) -> tup
     """The pairs of a JSONL file; those that cannot be used are left out, each kind with a warning that names the first.
 
     Args:
-        path: the file.
-        parse: record -> pair; raises `NoContrastError` or `TooLongError` for one to leave out.
+      path: the file.
+      parse: record -> pair; raises `NoContrastError` or `TooLongError` for one to leave out.
 
     Returns:
-        The pairs, and how many were left out.
+      The pairs, and how many were left out.
 
     Raises:
-        UserError: naming file:line; a file none of whose pairs can be used.
+      UserError: naming file:line; a file none of whose pairs can be used.
     """
     pairs: list[Pair] = []
     left_out: list[UserError] = []
@@ -253,7 +253,7 @@ def tokenize_pairs(
     sides share the context exactly. EOS is put after a side that ends its trace, `delimiter` after the others that lack it.
 
     Raises:
-        UserError: a side that ends its trace, and no EOS id; a side without tokens.
+      UserError: a side that ends its trace, and no EOS id; a side without tokens.
     """
     end = tokenizer.eos_token_id if eos_id is None else eos_id
     return [pair if pair.chosen_ids else _tokenized(pair, tokenizer, end, delimiter) for pair in pairs]

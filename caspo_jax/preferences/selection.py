@@ -43,17 +43,17 @@ def select_pairs(
     confident first, against its nearest competitor. The result does not depend on other prefixes.
 
     Args:
-        candidates: from `build_candidates`.
-        config: options; default PairConfig().
-        competitors: makes and verifies the rivals of `low_confidence_correct`; needed by that kind alone.
+      candidates: from `build_candidates`.
+      config: options; default PairConfig().
+      competitors: makes and verifies the rivals of `low_confidence_correct`; needed by that kind alone.
 
     Returns:
-        The pairs, by prefix in order of first appearance, and counts: `candidates`, `prefixes`, `tau`, what
-        each filter dropped, `attempts_KIND` and `pairs_KIND`, and why attempts gave no pair; attempts =
-        pairs + reasons.
+      The pairs, by prefix in order of first appearance, and counts: `candidates`, `prefixes`, `tau`, what
+      each filter dropped, `attempts_KIND` and `pairs_KIND`, and why attempts gave no pair; attempts =
+      pairs + reasons.
 
     Raises:
-        UserError: `low_confidence_correct` is asked for without `competitors`.
+      UserError: `low_confidence_correct` is asked for without `competitors`.
     """
     config = config or PairConfig()
     if "low_confidence_correct" in config.kinds and competitors is None:

@@ -100,17 +100,17 @@ def write_step_dataset(
     """Writes `data/*.parquet` and `README.md`, so that `datasets.load_dataset(directory)` loads the steps.
 
     Args:
-        traces: annotated.
-        directory: made if need be; files of an earlier run are replaced, each in one move.
-        confidence: name of the step confidence, for the card.
-        title: of the card.
-        overwrite: replace a README.md that is none of its cards.
+      traces: annotated.
+      directory: made if need be; files of an earlier run are replaced, each in one move.
+      confidence: name of the step confidence, for the card.
+      title: of the card.
+      overwrite: replace a README.md that is none of its cards.
 
     Returns:
-        Counts: `traces`, `steps`, and steps by verdict. Of several processes one writes.
+      Counts: `traces`, `steps`, and steps by verdict. Of several processes one writes.
 
     Raises:
-        UserError: no trace has a step; a README.md of something else is there.
+      UserError: no trace has a step; a README.md of something else is there.
     """
     check_step_dataset(directory, overwrite)
     rows = step_rows(traces)

@@ -20,13 +20,13 @@ def tree_traces(
     as candidates.
 
     Args:
-        tree: of one question.
-        question: its record.
-        token_bytes: for each id of the vocabulary the bytes it spells.
-        strategy: on record in the traces.
+      tree: of one question.
+      question: its record.
+      token_bytes: for each id of the vocabulary the bytes it spells.
+      strategy: on record in the traces.
 
     Returns:
-        Traces with ids `QUESTION/leaf NODE`; `finish_reason` is `pruned` or `budget` where a path was left open.
+      Traces with ids `QUESTION/leaf NODE`; `finish_reason` is `pruned` or `budget` where a path was left open.
     """
     inner = {node.parent for node in tree.nodes}
     traces = []

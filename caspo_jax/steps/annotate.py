@@ -26,17 +26,17 @@ def segment_trace(
     """The trace with its steps and their confidences; verdicts unknown.
 
     Args:
-        trace: with `token_ids`; its `entropy` and `logprob` [T] serve the confidences that need no more.
-        token_bytes: for each id of the vocabulary the bytes it spells.
-        delimiter: text that ends a step.
-        confidence: name of the step confidence; steps stay without one if the trace has no statistics.
-        stats: TokenStats [T] of the emitted tokens, for confidences that need more than `entropy` and
-            `logprob`.
-        vocab_size: needed by `normalised`; default the length of `token_bytes`.
+      trace: with `token_ids`; its `entropy` and `logprob` [T] serve the confidences that need no more.
+      token_bytes: for each id of the vocabulary the bytes it spells.
+      delimiter: text that ends a step.
+      confidence: name of the step confidence; steps stay without one if the trace has no statistics.
+      stats: TokenStats [T] of the emitted tokens, for confidences that need more than `entropy` and
+          `logprob`.
+      vocab_size: needed by `normalised`; default the length of `token_bytes`.
 
     Raises:
-        UserError: an id outside the vocabulary, a statistics list of another length, a confidence that
-            needs statistics which the trace does not hold.
+      UserError: an id outside the vocabulary, a statistics list of another length, a confidence that
+          needs statistics which the trace does not hold.
     """
     text, steps, counted = segment(trace.token_ids, token_bytes, delimiter)
     segmented = dataclasses.replace(trace, text=text, steps=steps)
@@ -54,11 +54,11 @@ def measure_steps(
     For steps that somebody else cut. Tokens that begin behind a step's text, its delimiter, are not counted; EOS there is.
 
     Args:
-        trace: with `entropy` and `logprob` [T].
-        token_bytes, confidence, vocab_size: see `segment_trace`.
+      trace: with `entropy` and `logprob` [T].
+      token_bytes, confidence, vocab_size: see `segment_trace`.
 
     Raises:
-        UserError: as `segment_trace`.
+      UserError: as `segment_trace`.
     """
     fields = _statistics(trace, confidence, None)
     if fields is None:
@@ -197,19 +197,19 @@ def annotate_traces(
     """Steps, confidences, verdicts, answers and correctness of traces, in one call of the verifier.
 
     Args:
-        traces: what was sampled.
-        token_bytes: for each id of the vocabulary the bytes it spells.
-        verifier: judges the steps; None leaves every verdict unknown.
-        questions: by trace id; default, a question made of the trace's own fields.
-        delimiter: text that ends a step.
-        confidence: name of the step confidence.
-        stats: TokenStats [T] of each trace, where the confidence needs more than the trace holds.
-        vocab_size: default the length of `token_bytes`.
-        extract: text -> answer; None keeps the trace's `answer`.
-        equal: (gold, answer) -> bool, sets `correct` where there is a gold; None keeps the trace's.
+      traces: what was sampled.
+      token_bytes: for each id of the vocabulary the bytes it spells.
+      verifier: judges the steps; None leaves every verdict unknown.
+      questions: by trace id; default, a question made of the trace's own fields.
+      delimiter: text that ends a step.
+      confidence: name of the step confidence.
+      stats: TokenStats [T] of each trace, where the confidence needs more than the trace holds.
+      vocab_size: default the length of `token_bytes`.
+      extract: text -> answer; None keeps the trace's `answer`.
+      equal: (gold, answer) -> bool, sets `correct` where there is a gold; None keeps the trace's.
 
     Returns:
-        The annotated traces, in order.
+      The annotated traces, in order.
     """
     annotated = [
         segment_trace(

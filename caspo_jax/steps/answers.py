@@ -48,7 +48,7 @@ def extract_answer(text: str, kind: AnswerKind | str = AnswerKind.MATH) -> str |
     answer, out of the last line.
 
     Returns:
-        The answer (a letter in upper case, `yes`/`no`, an integer's digits), or None.
+      The answer (a letter in upper case, `yes`/`no`, an integer's digits), or None.
 
     >>> extract_answer(r"So it is \boxed{\frac{1}{2}}."), extract_answer("The answer is (b).", "letter")
     ('\\frac{1}{2}', 'B')

@@ -28,7 +28,7 @@ def evaluate(tokens: Sequence[Token]) -> Values:
     hundredth or, loosely written, the number itself; added to a value it may also be a share of that value.
 
     Raises:
-        Unknown: not an expression, a division by zero, a root of no square, numbers beyond 4,096 bits.
+      Unknown: not an expression, a division by zero, a root of no square, numbers beyond 4,096 bits.
     """
     parser = _Parser(tokens)
     values = parser.sum()

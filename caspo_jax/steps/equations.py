@@ -43,8 +43,8 @@ def stated_equations(text: str, *, rounding: bool = True) -> list[Equation]:
     it holds in one.
 
     Args:
-        text: a step of ordinary text.
-        rounding: accept a decimal that rounds a value with no finite decimal expansion (10/3 = 3.33).
+      text: a step of ordinary text.
+      rounding: accept a decimal that rounds a value with no finite decimal expansion (10/3 = 3.33).
     """
     found = []
     for part, tokens in enumerate(lex(text)):

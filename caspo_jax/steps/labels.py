@@ -172,7 +172,7 @@ def read_labelled(path: str | Path, neutral: Neutral = "unknown") -> list[Labell
     """Solutions with labelled steps of a JSONL file: records of PRM800K, ProcessBench or Math-Shepherd, by their fields.
 
     Raises:
-        UserError: naming file:line; an id that was used before; no solution at all.
+      UserError: naming file:line; an id that was used before; no solution at all.
     """
     found: dict[str, LabelledSteps] = {}
     for number, (where, record) in enumerate(read_jsonl(path)):
@@ -203,7 +203,7 @@ def read_labels(path: str | Path, neutral: Neutral = "unknown") -> RecordedLabel
     verdicts in their `steps` do too.
 
     Raises:
-        UserError: naming file:line; two different verdicts on one step.
+      UserError: naming file:line; two different verdicts on one step.
     """
     found: dict[str, dict[int, Verdict]] = {}
     for where, record in read_jsonl(path):

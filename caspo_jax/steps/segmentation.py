@@ -17,7 +17,7 @@ def segment_text(text: str, delimiter: str = DEFAULT_DELIMITER) -> tuple[Step, .
     r"""Steps of a text without tokens: each non-empty span between delimiters; token spans are empty (0, 0).
 
     Raises:
-        UserError: an empty delimiter.
+      UserError: an empty delimiter.
 
     >>> [step.text for step in segment_text("6 * 7 = 42\n\n\nSo 42.")]
     ['6 * 7 = 42', 'So 42.']
@@ -52,16 +52,16 @@ def segment(
     that it closes). An incomplete character is one U+FFFD of the step that holds its first byte.
 
     Args:
-        token_ids: T emitted ids, special tokens included.
-        token_bytes: for each id of the vocabulary the bytes it spells (`b""` for special tokens).
-        delimiter: text that ends a step.
+      token_ids: T emitted ids, special tokens included.
+      token_bytes: for each id of the vocabulary the bytes it spells (`b""` for special tokens).
+      delimiter: text that ends a step.
 
     Returns:
-        The text, the steps in order, and counted [T] bool: the tokens of a step confidence (those that are
-        not pure delimiter).
+      The text, the steps in order, and counted [T] bool: the tokens of a step confidence (those that are
+      not pure delimiter).
 
     Raises:
-        UserError: an id outside the vocabulary, an empty delimiter.
+      UserError: an id outside the vocabulary, an empty delimiter.
     """
     data = join_bytes(token_ids, token_bytes)
     text = data.decode("utf-8", "replace")

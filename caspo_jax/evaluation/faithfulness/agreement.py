@@ -41,13 +41,13 @@ def agreement(scores: Mapping[str, Sequence[Score]]) -> list[Agreement]:
     (concordant - discordant) / sqrt((pairs - ties in x) (pairs - ties in y)).
 
     Args:
-        scores: name -> one score a step, the same steps in the same order for every scorer; None is missing.
+      scores: name -> one score a step, the same steps in the same order for every scorer; None is missing.
 
     Returns:
-        One Agreement a pair, in the order of the names given.
+      One Agreement a pair, in the order of the names given.
 
     Raises:
-        UserError: scorers with different numbers of steps, a score outside [0, 1].
+      UserError: scorers with different numbers of steps, a score outside [0, 1].
     """
     arrays = {name: _array(name, values) for name, values in scores.items()}
     sizes = {name: array.size for name, array in arrays.items()}

@@ -65,9 +65,9 @@ class AnswerEquivalence:
     """Compares what step and continuation come to: another value contradicts, a text without a value cannot be told.
 
     Args:
-        value: text -> what it comes to, default `last_value`.
-        same: (value, value) -> bool, default mathematical equivalence.
-        name: what reports call it.
+      value: text -> what it comes to, default `last_value`.
+      same: (value, value) -> bool, default mathematical equivalence.
+      name: what reports call it.
     """
 
     value: Callable[[str], str | None] | None = None
@@ -128,8 +128,8 @@ def parse_contradiction(reply: str) -> Contradicts:
     make no difference.
 
     Returns:
-        True for a contradiction, False for none, None where it could not be told: not a default of either kind, but
-        `PrefixConfig.unparsed`, half a contradiction as published.
+      True for a contradiction, False for none, None where it could not be told: not a default of either kind, but
+      `PrefixConfig.unparsed`, half a contradiction as published.
     """
     line = _EMPHASIS.sub("", last_line(reply))
     *labelled, said = _LABEL.split(line)
@@ -144,9 +144,9 @@ class LocalContradictionJudge:
     """Asks a model, all in one batch; a reply that is cut or has no verdict cannot be told. Equal items once.
 
     Args:
-        generate: `generate(questions, 1)` gives one trace a question, in order; greedy decoding is meant.
-        template: the prompt, with {question}, {prefix}, {step} and {continuation}.
-        name: what reports call it.
+      generate: `generate(questions, 1)` gives one trace a question, in order; greedy decoding is meant.
+      template: the prompt, with {question}, {prefix}, {step} and {continuation}.
+      name: what reports call it.
 
     Source: arXiv 2606.03969 has a hosted judge; the prompt is this library's own.
     """

@@ -40,11 +40,11 @@ def score_traces(scorer: DecisivenessScorer, traces: Sequence[Trace]) -> list[li
     batch them.
 
     Args:
-        scorer: what reads the steps.
-        traces: annotated traces.
+      scorer: what reads the steps.
+      traces: annotated traces.
 
     Returns:
-        For each trace one score a step.
+      For each trace one score a step.
     """
     texts = [[step.text for step in trace.steps] for trace in traces]
     if isinstance(scorer, TraceScorer):

@@ -40,10 +40,10 @@ class LocalDecisivenessJudge:
     published judge counts it 1). Equal steps are asked once, empty ones never.
 
     Args:
-        generate: `generate(questions, 1)` gives one trace a question, in order; it applies the judge's chat
-            template to `question` and should decode greedily.
-        rubric: the prompt, with {step} where the step goes.
-        name: what reports call the judge.
+      generate: `generate(questions, 1)` gives one trace a question, in order; it applies the judge's chat
+          template to `question` and should decode greedily.
+      rubric: the prompt, with {step} where the step goes.
+      name: what reports call the judge.
 
     Source: arXiv 2606.03969 has a hosted judge; the rubric is this library's own.
     """
@@ -73,15 +73,15 @@ def judge_from_model(
     """A judge that decodes greedily from a loaded checkpoint.
 
     Args:
-        model: a Decoder.
-        tokenizer: its tokenizer, whose chat template is applied.
-        rubric: the rubric's file.
-        max_new_tokens: length of a reply; one that needs more is a failure.
-        batch_size: replies on the device at once (default: by memory).
-        name: what reports call the judge.
+      model: a Decoder.
+      tokenizer: its tokenizer, whose chat template is applied.
+      rubric: the rubric's file.
+      max_new_tokens: length of a reply; one that needs more is a failure.
+      batch_size: replies on the device at once (default: by memory).
+      name: what reports call the judge.
 
     Raises:
-        UserError: a rubric that cannot be used.
+      UserError: a rubric that cannot be used.
     """
     import jax
 

@@ -56,14 +56,14 @@ class LexiconScorer:
     rubrics give it 1); what is left below 1 makes room for `certainly`, which people do rank higher.
 
     Args:
-        lexicon: the marks, default the library's.
-        plain: d0, in [the largest hedge, the smallest booster].
-        stacking: gamma, what each further hedge in a clause leaves.
-        weakest: lam, the share of a step's least decisive sentence: one `I have no idea` colours ten plain lines.
-        closing: weight of the last sentence.
+      lexicon: the marks, default the library's.
+      plain: d0, in [the largest hedge, the smallest booster].
+      stacking: gamma, what each further hedge in a clause leaves.
+      weakest: lam, the share of a step's least decisive sentence: one `I have no idea` colours ten plain lines.
+      closing: weight of the last sentence.
 
     Raises:
-        UserError: a number out of its range.
+      UserError: a number out of its range.
 
     Source: the task and the scale are those of arXiv 2606.03969; lexicon, rules and values are this library's own.
     """

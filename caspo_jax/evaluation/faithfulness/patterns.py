@@ -153,7 +153,7 @@ def load_lexicon(path: str | Path | None = None) -> Lexicon:
     words that negate a booster, `<across>` those that they reach across.
 
     Raises:
-        UserError: naming file:line and what is wrong.
+      UserError: naming file:line and what is wrong.
     """
     if path is None:
         text = importlib.resources.files(__package__).joinpath(FILE).read_text(encoding="utf-8")

@@ -32,19 +32,19 @@ def place_steps(
     its own, or of white space alone, is no step.
 
     Args:
-        token_ids: T emitted ids.
-        token_bytes: for each id of the vocabulary the bytes it spells.
-        opened: the prompt ended with `<think>`.
-        whole_text: take the whole text where there is no thinking.
-        delimiter: what ends a paragraph.
-        split_giant: cut a giant paragraph at its line breaks.
+      token_ids: T emitted ids.
+      token_bytes: for each id of the vocabulary the bytes it spells.
+      opened: the prompt ended with `<think>`.
+      whole_text: take the whole text where there is no thinking.
+      delimiter: what ends a paragraph.
+      split_giant: cut a giant paragraph at its line breaks.
 
     Returns:
-        The text; what `thinking_steps` says of it; the steps, text[start:end] == step.text without surrounding white
-        space, tokens with their delimiter; counted [T] bool, the tokens that a step confidence looks at.
+      The text; what `thinking_steps` says of it; the steps, text[start:end] == step.text without surrounding white
+      space, tokens with their delimiter; counted [T] bool, the tokens that a step confidence looks at.
 
     Raises:
-        UserError: an id outside the vocabulary, an empty delimiter.
+      UserError: an id outside the vocabulary, an empty delimiter.
     """
     data = join_bytes(token_ids, token_bytes)
     text = data.decode("utf-8", "replace")

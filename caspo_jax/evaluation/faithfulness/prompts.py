@@ -31,10 +31,10 @@ def load_intervention(name: str) -> str:
     The files are `interventions/NAME.md`; the comment at their head, which says what each is for, is left out.
 
     Args:
-        name: one of INTERVENTIONS; hyphens will do for underscores.
+      name: one of INTERVENTIONS; hyphens will do for underscores.
 
     Raises:
-        UserError: an unknown name.
+      UserError: an unknown name.
 
     Source: the kinds are those of arXiv 2606.03969, the words this library's own.
     """

@@ -29,7 +29,7 @@ class RecordedTrace:
         """One score a step by position, None where there is none.
 
         Raises:
-            UserError: scores of other steps: another number of them, or another text.
+          UserError: scores of other steps: another number of them, or another text.
         """
         recorded = max(self.scores, default=-1) + 1
         if recorded > len(steps) or (self.length is not None and self.length != len(steps)):
@@ -74,11 +74,11 @@ def read_scores(path: str | Path, name: str = "recorded") -> RecordedScores:
     trace (`text`, `decisiveness`). A score is a number in [0, 1] or null; `score` and `scores` are read too.
 
     Args:
-        path: the file.
-        name: what reports call the scorer, for a report with several files.
+      path: the file.
+      name: what reports call the scorer, for a report with several files.
 
     Raises:
-        UserError: naming file:line; a score outside [0, 1], two different scores for one step.
+      UserError: naming file:line; a score outside [0, 1], two different scores for one step.
     """
     scores: dict[str, dict[int, Score]] = {}
     texts: dict[str, dict[int, str]] = {}

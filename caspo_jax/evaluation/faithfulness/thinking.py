@@ -64,19 +64,19 @@ def thinking_steps(
     delimiter (the library's one definition of a step) and loses the white space around it.
 
     Args:
-        text: a model's output.
-        opened: the prompt ended with `<think>`, so that a text without tags is an unclosed block. A text that begins
-            with the tag opens its own.
-        whole_text: take the whole text where there is no thinking; its status is still `none`.
-        delimiter: what ends a paragraph.
-        giant: characters above which a single paragraph counts as giant.
-        split_giant: cut a giant paragraph at its line breaks; one without line breaks stays one step.
+      text: a model's output.
+      opened: the prompt ended with `<think>`, so that a text without tags is an unclosed block. A text that begins
+          with the tag opens its own.
+      whole_text: take the whole text where there is no thinking; its status is still `none`.
+      delimiter: what ends a paragraph.
+      giant: characters above which a single paragraph counts as giant.
+      split_giant: cut a giant paragraph at its line breaks; one without line breaks stays one step.
 
     Returns:
-        Spans with text[start:end] == the step, for every text.
+      Spans with text[start:end] == the step, for every text.
 
     Raises:
-        UserError: an empty delimiter, giant < 1.
+      UserError: an empty delimiter, giant < 1.
     """
     if giant < 1:
         raise UserError(f"giant={giant}: give at least 1 character")
