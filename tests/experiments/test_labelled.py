@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from caspo_jax.preferences import TooLongWarning
 from tests.experiments.conftest import GOLDENS, read
 
 MODEL = GOLDENS / "llama31_untied_fp32"
@@ -70,6 +71,17 @@ def test_records_of_all_three_become_annotated_traces_and_pairs(program, write, 
     assert (code, "neutral" in err) == (1, True)
 
 
+def test_a_solution_beyond_the_context_is_left_out(program, write, tmp_path):
+    long = PROCESSBENCH | {"id": "long", "problem": "long " * 600}
+    given, output = write("in.jsonl", [long, PROCESSBENCH]), tmp_path / "annotated.jsonl"
+    with pytest.warns(
+        TooLongWarning, match=r"in.jsonl: left out 1 of 2 solutions; the first: solution 'long' has \d+"
+    ):
+        code, _, err = program("annotate", model=MODEL, labelled=given, output=output, dtype="float32")
+    assert code == 0, err
+    assert [trace["id"] for trace in read(output)] == ["gsm8k-0"]
+
+
 @pytest.mark.parametrize(
     "records, flags, word",
     [
@@ -77,7 +89,11 @@ def test_records_of_all_three_become_annotated_traces_and_pairs(program, write, 
         ([PROCESSBENCH | {"label": 7}], {}, "in.jsonl:1"),
         ([{"id": "x"}], {}, "in.jsonl:1"),
         ([], {}, "no solution"),
-        ([PROCESSBENCH | {"problem": "long " * 600}], {}, "solution 'gsm8k-0'"),
+        (
+            [PROCESSBENCH | {"problem": "long " * 600}],
+            {},
+            "none of its 1 solutions fits; the first: solution 'gsm8k-0'",
+        ),
         ([PROCESSBENCH], {"verifier": "equations"}, "--verifier"),
         ([PROCESSBENCH], {"input": "in.jsonl"}, "one of --input and --labelled"),
     ],

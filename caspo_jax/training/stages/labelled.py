@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
 from caspo_jax.confidence.scoring import score_outputs
 from caspo_jax.errors import UserError
-from caspo_jax.preferences import labelled_to_traces
+from caspo_jax.preferences import TooLongWarning, labelled_to_traces
 from caspo_jax.steps import measure_steps, read_labelled, with_answer
 from caspo_jax.steps.labels import Neutral
 from caspo_jax.store import hash_path
@@ -43,7 +44,8 @@ def labelled_stage(
     """Labelled solutions of PRM800K, ProcessBench or Math-Shepherd to annotated traces that pairs are made of.
 
     Each solution is encoded step by step with the policy's tokenizer, and the policy's log-probs and entropies of its
-    tokens are measured: confidences are this policy's, whoever wrote the steps.
+    tokens are measured: confidences are this policy's, whoever wrote the steps. Solutions that exceed its context are left
+    out with a warning (`TooLongWarning`).
 
     Args:
       policy: reads the solutions.
@@ -56,7 +58,7 @@ def labelled_stage(
       progress: called with (solutions done, solutions in all).
 
     Raises:
-      UserError: a malformed record (file:line), a solution that the policy cannot read.
+      UserError: a malformed record (file:line), a solution that the policy cannot read, or none that fits its context.
     """
     output = Path(output)
     check_confidence(confidence)
@@ -64,8 +66,7 @@ def labelled_stage(
     if policy.tokenizer is None:
         raise UserError(f"{policy.path} has no tokenizer, which solutions without token ids need")
     traces = labelled_to_traces(read_labelled(solutions, neutral), policy.tokenizer, delimiter=delimiter)
-    for trace in traces:
-        _check(policy, trace)
+    traces = _fitting(policy, traces, solutions)
     settings = {
         "policy": policy.hash,
         "dtype": str(policy.model.dtype),
@@ -97,8 +98,23 @@ def labelled_stage(
     return output
 
 
-def _check(policy: Policy, trace: Trace) -> None:
-    try:
-        policy.check_ids(trace.prompt_ids, trace.token_ids)
-    except UserError as error:
-        raise UserError(f"solution {trace.id!r}: {error}") from error
+def _fitting(policy: Policy, traces: Sequence[Trace], solutions: str | Path) -> list[Trace]:
+    """Those that the context holds, all of them readable."""
+    config = policy.model.config
+    fitting = [t for t in traces if len(t.prompt_ids) + len(t.token_ids) <= config.context]
+    if len(fitting) < len(traces):
+        first = next(t for t in traces if len(t.prompt_ids) + len(t.token_ids) > config.context)
+        reason = (
+            f"solution {first.id!r} has {len(first.prompt_ids) + len(first.token_ids)} tokens, more than the model's "
+            f"context of {config.context} (config.json: {config.context_key})"
+        )
+        if not fitting:
+            raise UserError(f"{solutions}: none of its {len(traces)} solutions fits; the first: {reason}")
+        message = f"{solutions}: left out {len(traces) - len(fitting)} of {len(traces)} solutions; the first: {reason}"
+        warnings.warn(message, TooLongWarning, stacklevel=3)
+    for trace in fitting:
+        try:
+            policy.check_ids(trace.prompt_ids, trace.token_ids)
+        except UserError as error:
+            raise UserError(f"solution {trace.id!r}: {error}") from error
+    return fitting
