@@ -133,7 +133,7 @@ def _backward(
     def over_block(start: Array, weight: Array, fresh: Array | None, gradients: Any) -> Any:
         d_hidden, d_unembedding = gradients
         # Left to itself XLA folds this into the product, which then is a quarter slower on a CPU than with the copy.
-        turned = lax.optimization_barrier(weight.T) if on_cpu else weight.T
+        turned = lax.optimization_barrier(weight.T) if on_cpu else None
         ids = (start + jnp.arange(block, dtype=targets.dtype))[:, None, None]
 
         # The width first in the states' gradient, as the vocabulary in the logits: no product then wants the logits'
@@ -151,7 +151,10 @@ def _backward(
                 d_logits = jnp.where(fresh[:, None, None], d_logits, 0)
             d_logits = d_logits.astype(states.dtype)
             # As matrices: a CPU has no product of bfloat16 over the first axis of more.
-            part = _einsum("ev,vn->en", turned.astype(d_logits.dtype), d_logits.reshape(block, -1))
+            left = (
+                weight.T if turned is None else turned
+            )  # made outside of the loop it would be a copy elsewhere too
+            part = _einsum("ev,vn->en", left.astype(d_logits.dtype), d_logits.reshape(block, -1))
             d_states = part.reshape(width, rows, chunk)
             if whole:
                 d_states = constrain(mesh, jnp.moveaxis(d_states, 0, -1), _ROWS).astype(d_hidden.dtype)
@@ -160,7 +163,7 @@ def _backward(
                 d_hidden = d_hidden.at[i].add(d_states)
             if d_weight is not None:
                 d_weight += _einsum("vrc,rce->ve", d_logits, states)
-                d_weight = constrain(mesh, d_weight, SPLIT_HEAD, uneven=whole)
+                d_weight = constrain(mesh, d_weight, SPLIT_HEAD, uneven=True)
             return d_hidden, d_weight
 
         d_weight = None if trained is None else jnp.zeros(weight.shape, jnp.float32)
