@@ -48,6 +48,7 @@ _NO_MACHINE = {
     "TPU_ACCELERATOR_TYPE": "v5litepod-8",
     "TPU_WORKER_HOSTNAMES": "localhost",
     "TPU_WORKER_ID": "0",
+    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",  # the lock is on chips that a process would use, and this one uses none
 }
 
 

@@ -3,6 +3,8 @@
 import importlib.util
 import json
 import math
+import subprocess
+import sys
 
 import pytest
 
@@ -62,6 +64,22 @@ def test_figures_leave_a_file_of_somebody_else_s(program, tmp_path, monkeypatch,
 def test_a_device_is_a_chip(topology):
     sizes = map(int, topology.partition(":")[2].split("x"))
     assert len(chips.topology_devices(topology)[1]) == math.prod(sizes)
+
+
+@needs_compiler
+def test_a_check_does_not_wait_for_another():
+    """Nor for a run that holds this machine's chips: it touches none."""
+    check = [
+        sys.executable,
+        "-c",
+        "from caspo_jax.compile_check import chips; print(len(chips.topology_devices('v5e:2x2')[1]), flush=True); input()",
+    ]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
+    with subprocess.Popen(check, **pipes) as first:
+        assert first.stdout.readline() == "4\n"
+        second = subprocess.run(check, input="\n", capture_output=True, text=True, timeout=120)
+        first.communicate("\n")
+    assert second.stdout == "4\n", second.stderr
 
 
 def test_without_the_compiler_it_says_what_to_install(program, monkeypatch):
