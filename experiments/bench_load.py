@@ -71,9 +71,8 @@ def measure(folder: Path, peer_python: str) -> dict[str, list[dict[str, Any]]]:
             return worker.ask(do="load")
 
     sides = {name: (lambda name=name: load(name)) for name in interpreters}
-    for name in reversed(
-        sides
-    ):  # the file is in the system's cache for all that follow; a peer that fails does so first
+    # Once each, so that the file is in the system's cache for all that follow; a peer that fails does so first.
+    for name in reversed(sides):
         sides[name]()
     with common.Progress(2 * FLAGS.cycles * len(sides), "bench_load", unit="load") as progress:
         return in_turns(sides, FLAGS.cycles, lambda _: progress.update())

@@ -153,9 +153,8 @@ def measure(workload: bench_model.Workload, start: Mapping[str, Callable[[], Wor
     """The warm-up's choice and all runs of one workload, by side."""
     chosen = {}
     with started(start) as workers, common.Progress(0, f"{workload.name} warm-up", unit="run") as progress:
-        about = {
-            name: worker.ask(do="ready") for name, worker in workers.items()
-        }  # a peer that cannot start says so here
+        # Of every side: a peer that cannot start says so here.
+        about = {name: worker.ask(do="ready") for name, worker in workers.items()}
         platform = about["caspo_jax"]["platform"]
         tries = {name: settings_to_try(name, workload, platform) for name in workers}
         progress.reach(0, (2 + AGAIN) * sum(map(len, tries.values())))  # at most

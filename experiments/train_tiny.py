@@ -20,7 +20,6 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from pathlib import Path
 from typing import Any
 
 from absl import flags
@@ -173,8 +172,7 @@ def main() -> None:
     from caspo_jax.tasks import get_task
 
     task = get_task(FLAGS.task)
-    if Path(FLAGS.out_dir).is_file():  # found out now, not after hours of training
-        raise UserError(f"--out_dir={FLAGS.out_dir} is a file: name a folder")
+    common.check_folder("out_dir")  # found out now, not after hours of training
     if FLAGS.traces and not FLAGS.init:
         raise UserError("--traces goes with --init: traces alone teach no skills")
     text = Text(

@@ -17,10 +17,11 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from caspo_jax.compile_check.chips import Chip
 from caspo_jax.errors import UserError
 from caspo_jax.models import ModelConfig
+from caspo_jax.models.block import Layer
 from caspo_jax.models.blockwise import BLOCK
 from caspo_jax.models.cache import KVCache, init_cache, with_layers_apart
 from caspo_jax.models.cache_rows import copy_rows
-from caspo_jax.models.decoder import Decoder, Layer
+from caspo_jax.models.decoder import Decoder
 from caspo_jax.models.weights import parameter_shape, parameter_sharding, weights
 from caspo_jax.preferences.tree_packing import RowShape
 from caspo_jax.sampling import CatConfig, SampleConfig

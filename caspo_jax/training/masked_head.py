@@ -150,10 +150,9 @@ def _backward(
             if fresh is not None:
                 d_logits = jnp.where(fresh[:, None, None], d_logits, 0)
             d_logits = d_logits.astype(states.dtype)
+            # Elsewhere it is turned here: outside of the loop that would be a copy.
+            left = weight.T if turned is None else turned
             # As matrices: a CPU has no product of bfloat16 over the first axis of more.
-            left = (
-                weight.T if turned is None else turned
-            )  # made outside of the loop it would be a copy elsewhere too
             part = _einsum("ev,vn->en", left.astype(d_logits.dtype), d_logits.reshape(block, -1))
             d_states = part.reshape(width, rows, chunk)
             if whole:

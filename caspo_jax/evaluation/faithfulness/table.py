@@ -31,9 +31,8 @@ class Table:
     trace_right: np.ndarray  # [N] 1 where the answer is right, 0 wrong, NaN unknown
     trace: np.ndarray  # [S] int64, which trace
     group: np.ndarray  # [S] object, question
-    prefix: (
-        np.ndarray
-    )  # [S] object, digest of question, prompt and the tokens before the step: the same for siblings
+    # [S] object, digest of question, prompt and the tokens before the step: the same for siblings.
+    prefix: np.ndarray
     index: np.ndarray  # [S] int64, place in its trace
     position: np.ndarray  # [S] index / (steps - 1), 0 in a trace of one step
     right: np.ndarray  # [S] verdict: 1, 0, NaN unknown

@@ -101,12 +101,13 @@ def labelled_stage(
 def _fitting(policy: Policy, traces: Sequence[Trace], solutions: str | Path) -> list[Trace]:
     """Those that the context holds, all of them readable."""
     config = policy.model.config
-    fitting = [t for t in traces if len(t.prompt_ids) + len(t.token_ids) <= config.context]
+    lengths = {t.id: len(t.prompt_ids) + len(t.token_ids) for t in traces}
+    fitting = [t for t in traces if lengths[t.id] <= config.context]
     if len(fitting) < len(traces):
-        first = next(t for t in traces if len(t.prompt_ids) + len(t.token_ids) > config.context)
+        first = next(name for name, length in lengths.items() if length > config.context)
         reason = (
-            f"solution {first.id!r} has {len(first.prompt_ids) + len(first.token_ids)} tokens, more than the model's "
-            f"context of {config.context} (config.json: {config.context_key})"
+            f"solution {first!r} has {lengths[first]} tokens, more than the model's context of {config.context} "
+            f"(config.json: {config.context_key})"
         )
         if not fitting:
             raise UserError(f"{solutions}: none of its {len(traces)} solutions fits; the first: {reason}")
