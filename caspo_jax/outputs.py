@@ -255,14 +255,20 @@ def _partial_of(path: Path) -> Path:
     return path.with_name(path.name + ".partial")
 
 
-def check_own(path: str | Path, overwrite: bool = False) -> None:
+def check_own(path: str | Path, overwrite: bool = False, manifest: Path | None = None) -> None:
     """Refuses a file that is there without a manifest: for outputs that are written whole, before the work.
+
+    Args:
+      path: the file.
+      overwrite: whether it may go all the same.
+      manifest: the one that would know it; default: its own, beside it.
 
     Raises:
       UserError: it is somebody's own, and overwriting was not asked for.
     """
     path = Path(path)
-    if path.exists() and not manifest_path(path).exists() and not overwrite:
+    manifest = manifest or manifest_path(path)
+    if path.exists() and not manifest.exists() and not overwrite:
         raise _somebody_s(path)
 
 

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from absl import flags
+
+from caspo_jax.outputs import Manifest, check_own, manifest_path
+from caspo_jax.records import schema
+from caspo_jax.store import write_json, write_text
 
 FLAGS = flags.FLAGS
 _NO_SETTINGS = ("output", "hlo", "overwrite", "quiet", "log_json")
@@ -32,38 +36,66 @@ def flag_values() -> dict[str, Any]:
     }
 
 
-def claim(flag: str, program: str, config: Mapping[str, Any] | None = None) -> Callable[[Any], None]:
-    """What writes the file of a flag: text as it is, other values as JSON; nothing where the flag was not given.
+def claim(
+    flag: str,
+    program: str,
+    config: Mapping[str, Any] | None = None,
+    inputs: Mapping[str, str | Path | None] | None = None,
+) -> Callable[..., None]:
+    """What writes the file of a flag, and with keywords what was counted; nothing where the flag was not given.
+
+    Text is written as it is; records become JSON, with the program's name as their `schema` if they have none.
 
     Args:
       flag: its name; the value is the file's path.
       program: the program's name, for the manifest beside the file.
       config: every setting that shapes the contents, as plain JSON values; default: `flag_values()`.
+      inputs: as `claim_files` takes them.
 
     Raises:
-      UserError: a file is there that this program did not write, or wrote with other settings, and --overwrite
-        was not given.
+      UserError: as `claim_files` does.
     """
-    from caspo_jax.outputs import Manifest, check_own, manifest_path
-    from caspo_jax.store import write_json, write_text
-
     path = FLAGS[flag].value
     if path is None:
-        return lambda value: None
-    check_own(path, FLAGS.overwrite)
-    manifest = Manifest.open(
-        manifest_path(path),
-        program=program,
-        config=flag_values() if config is None else config,
-        # A manifest without its file is of a run that ended before it had anything to write.
-        overwrite=FLAGS.overwrite or not Path(path).exists(),
-    )
+        return lambda value, **counts: None
+    manifest = claim_files([path], program, flag_values() if config is None else config, inputs)
 
-    def write(value: Any) -> None:
+    def write(value: str | Mapping[str, Any], **counts: Any) -> None:
         if isinstance(value, str):
             write_text(path, value)
         else:
-            write_json(path, value)
-        manifest.finish()
+            write_json(path, {"schema": schema(program), **value})
+        manifest.finish(**counts)
 
     return write
+
+
+def claim_files(
+    files: Sequence[str | Path],
+    program: str,
+    config: Mapping[str, Any],
+    inputs: Mapping[str, str | Path | None] | None = None,
+) -> Manifest:
+    """The manifest beside the first of these files, which stands for all of them.
+
+    Args:
+      files: what the program writes, whole, when its work is done.
+      program: its name.
+      config: every setting that shapes the contents, as plain JSON values.
+      inputs: name -> file or folder whose contents shape them; hashed.
+
+    Raises:
+      UserError: one of them is there that this program did not write, or wrote with other settings, and --overwrite
+        was not given; or another process is writing them.
+    """
+    manifest = manifest_path(files[0])
+    for file in files:
+        check_own(file, FLAGS.overwrite, manifest)
+    return Manifest.open(
+        manifest,
+        program=program,
+        config=config,
+        inputs=inputs,
+        # A manifest without its files is of a run that ended before it had anything to write.
+        overwrite=FLAGS.overwrite or not any(Path(file).exists() for file in files),
+    )

@@ -14,7 +14,7 @@ from typing import Any
 
 from absl import flags
 
-from experiments import common, verifiers
+from experiments import common, result_files, verifiers
 
 FLAGS = flags.FLAGS
 NEED_GOLD = ("gold", "rollouts")
@@ -38,12 +38,9 @@ def main() -> None:
     from caspo_jax.errors import UserError
     from caspo_jax.evaluation.formats import plain
     from caspo_jax.evaluation.verifier_f1 import judge_verifier, load_processbench
-    from caspo_jax.outputs import check_own
-    from caspo_jax.store import write_json
+    from caspo_jax.steps import verifier_settings
 
     common.check_outputs(("output",), ("input", "labels", "judge_prompt"))
-    if FLAGS.output:
-        check_own(FLAGS.output, FLAGS.overwrite)
     solutions = load_processbench(FLAGS.input)
     if FLAGS.model is None and FLAGS.verifier == "exact":
         raise UserError("--verifier=exact needs --model, the tiny policy of an embedded task")
@@ -54,19 +51,22 @@ def main() -> None:
         raise UserError(f"--verifier={FLAGS.verifier} reads gold answers, which ProcessBench's layout lacks")
     # How answers are read is for verifiers that need a gold answer; none of those is left.
     verifier = verifiers.build(policy, lambda text: None, common.same_text)
-    manifest = open_manifest(verifier) if FLAGS.output else None
+    settings = {"verifier": verifier.name, "verifier_settings": verifier_settings(verifier) or None}
+    save = result_files.claim("output", "verifier_f1", settings, {"input": FLAGS.input})
     with common.Progress(sum(len(s.steps) for s in solutions), "judge", unit="step") as progress:
         found = judge_verifier(verifier, solutions, batch_size=FLAGS.batch_size, progress=progress.reach)
     score = found.score
-    if manifest is not None:
-        rows = [
-            {"id": s.id, "label": label, "found": step}
-            for s, label, step in zip(solutions, found.labels, found.found)
-        ]
-        facts = {"verifier": verifier.name, **dataclasses.asdict(score), "unknown": found.unknown}
-        ends = {"f1_low": found.interval.low, "f1_high": found.interval.high}
-        write_json(FLAGS.output, plain({**facts, **ends, "solutions": rows}))
-        manifest.finish(solutions=len(rows), steps=sum(len(s.steps) for s in solutions))
+    rows = [
+        {"id": s.id, "label": label, "found": step}
+        for s, label, step in zip(solutions, found.labels, found.found)
+    ]
+    facts = {"verifier": verifier.name, **dataclasses.asdict(score), "unknown": found.unknown}
+    ends = {"f1_low": found.interval.low, "f1_high": found.interval.high}
+    save(
+        plain({**facts, **ends, "solutions": rows}),
+        solutions=len(rows),
+        steps=sum(len(s.steps) for s in solutions),
+    )
     common.closing(
         f"{verifier.name} on {FLAGS.input}",
         {
@@ -75,20 +75,6 @@ def main() -> None:
             "solutions without": f"{score.corrects:,}, none found in {score.correct_accuracy:.3f}",
             "steps without a verdict": f"{found.unknown:.3f}",
         },
-    )
-
-
-def open_manifest(verifier: Any) -> Any:
-    """The manifest of --output."""
-    from caspo_jax.outputs import Manifest, manifest_path
-    from caspo_jax.steps import verifier_settings
-
-    return Manifest.open(
-        manifest_path(FLAGS.output),
-        program="verifier_f1",
-        config={"verifier": verifier.name, "verifier_settings": verifier_settings(verifier) or None},
-        inputs={"input": FLAGS.input},
-        overwrite=FLAGS.overwrite,
     )
 
 

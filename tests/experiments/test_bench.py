@@ -100,6 +100,7 @@ def test_figures_replace_their_own_of_the_same_settings(program, tmp_path, monke
     for _ in range(2):
         assert program("bench_compile", output=output)[0] == 0
     written = output.read_bytes()
+    assert json.loads(written)["schema"] == {"name": "bench_compile", "version": 1}
     one_line(program("bench_compile", output=output, rows=8), "rows: 4 then, 8 now")
     assert output.read_bytes() == written
     assert program("bench_compile", output=output, rows=8, overwrite="true")[0] == 0
@@ -178,7 +179,9 @@ def test_load_is_measured(program, tmp_path):
     )
     assert code == 0, err
     assert "beyond parameters mib" in out
-    runs = json.loads((tmp_path / "load.json").read_text())["runs"]["caspo_jax"]
+    measured = json.loads((tmp_path / "load.json").read_text())
+    assert measured["schema"] == {"name": "bench_load", "version": 1}
+    runs = measured["runs"]["caspo_jax"]
     entries = Shape(256, 64, 256, 2, 2, 1, 32).layer_parameters + 256 * 64 + 2 * (2 * 64 + 2 * 32) + 64
     assert [run["parameter_bytes"] for run in runs] == [4 * entries] * 2
     assert all(run["seconds"] > 0 for run in runs)
@@ -205,6 +208,7 @@ def test_training_is_measured(program, tmp_path):
     assert code == 0, err
     assert "of matmul rate" in out
     measured = json.loads((tmp_path / "train.json").read_text())
+    assert measured["schema"] == {"name": "bench_train", "version": 1}
     assert measured["machine"]["matmul_flops"] > 1e8
     for name, updates in (("pairs", 2), ("steps", 1)):
         for run in measured["results"][name]["runs"]["caspo_jax"]:

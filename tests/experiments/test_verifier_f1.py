@@ -15,6 +15,7 @@ def test_stated_equations_without_a_model(program, write, tmp_path):
     code, out, err = program("verifier_f1", input=path, output=tmp_path / "f1.json")
     assert code == 0, err
     found = json.loads((tmp_path / "f1.json").read_text())
+    assert found["schema"] == {"name": "verifier_f1", "version": 1}
     assert found["solutions"][1] == {"id": "gsm8k-1", "label": 1, "found": 1}
     assert [row["found"] for row in found["solutions"]] == [-1, 1, -1, -1]
     assert (found["error_accuracy"], found["correct_accuracy"], found["errors"]) == (0.5, 1.0, 2)
@@ -97,3 +98,7 @@ def test_a_file_of_somebody_else_s_is_left_and_its_own_replaced(program, write, 
     code, _, err = program("verifier_f1", **flags)  # figures of other solutions
     assert (code, err.count("\n")) == (1, 1)
     assert "the contents changed" in err
+    flags["output"].unlink()  # a manifest by itself protects nothing
+    assert program("verifier_f1", **flags)[0] == 0
+    manifest = json.loads((tmp_path / "f1.json.manifest.json").read_text())
+    assert manifest["counts"] == {"solutions": 2, "steps": sum(len(row["steps"]) for row in ROWS[:2])}
