@@ -14,16 +14,16 @@ from pathlib import Path
 
 from absl import flags
 
-from experiments import common
+from experiments import common, result_files
 
 FLAGS = flags.FLAGS
-REPORT_START = b"<!doctype html>"
 
 
 def define_flags() -> None:
     """The program's flags."""
     flags.DEFINE_list("runs", None, "folders of runs, separated by commas", required=True)
-    flags.DEFINE_string("output", None, "the HTML file", required=True)
+    result_files.define_output_flags("the HTML file")
+    flags.mark_flag_as_required("output")
     flags.DEFINE_string("title", None, "heading; default: the runs' names")
     flags.DEFINE_string("tokenizer", None, "folder of the records' tokenizer, if the runs hold no policy")
     common.define_terminal_flags()
@@ -37,10 +37,7 @@ def main() -> None:
 
     if Path(FLAGS.output).is_dir():
         raise UserError(f"--output={FLAGS.output} is a folder: name the HTML file")
-    if Path(FLAGS.output).is_file():
-        with open(FLAGS.output, "rb") as file:
-            if file.read(len(REPORT_START)) != REPORT_START:
-                raise UserError(f"--output={FLAGS.output} is there and is no report: name another file")
+    result_files.check_report(FLAGS.output)
     if FLAGS.tokenizer is not None:
         common.require_folder(FLAGS.tokenizer, "tokenizer")
     written = write_report(

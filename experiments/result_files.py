@@ -9,6 +9,7 @@ from typing import Any
 
 from absl import flags
 
+from caspo_jax.errors import UserError
 from caspo_jax.outputs import Manifest, check_own, manifest_path
 from caspo_jax.records import schema
 from caspo_jax.store import write_json, write_text
@@ -99,3 +100,18 @@ def claim_files(
         # A manifest without its files is of a run that ended before it had anything to write.
         overwrite=FLAGS.overwrite or not any(Path(file).exists() for file in files),
     )
+
+
+def check_report(path: str | Path) -> None:
+    """Refuses a file that is there and is no HTML report of ours: reports may be replaced, other pages not.
+
+    Raises:
+      UserError: it is none, or one from before reports were marked, and --overwrite was not given.
+    """
+    from caspo_jax.evaluation.report import is_report
+
+    if Path(path).is_file() and not FLAGS.overwrite and not is_report(path):
+        raise UserError(
+            f"{path} is there and is no report of caspo_jax's, or one of before they had a mark: "
+            "remove it, use another output or --overwrite"
+        )

@@ -1,6 +1,7 @@
 """No program writes over what it reads, nor over what it cannot know as its own; a flag that would do nothing is refused."""
 
 import json
+import re
 import shutil
 
 import pytest
@@ -116,10 +117,22 @@ def test_the_answers_are_neither_the_trees_nor_the_questions(program, write, tmp
 
 def test_a_report_replaces_reports_alone(program, write, tmp_path):
     given = write("in.jsonl", [TRACE])
-    one_line(program("report", runs=tmp_path, output=given), "in.jsonl", "no report")
+    one_line(program("report", runs=tmp_path, output=given), "in.jsonl", "--overwrite")
     assert json.loads(given.read_text()) == TRACE
+    output = tmp_path / "r.html"
     for _ in range(2):
-        assert program("report", runs=tmp_path, output=tmp_path / "r.html")[0] == 0
+        assert program("report", runs=tmp_path, output=output)[0] == 0
+    ours = output.read_bytes()
+    # Somebody's page; and a report from before they were marked, which cannot be told from one.
+    for page in (
+        b"<!doctype html>\n<title>mine</title>",
+        re.sub(rb"<meta name=.generator.[^>]*>\n", b"", ours),
+    ):
+        output.write_bytes(page)
+        one_line(program("report", runs=tmp_path, output=output), "r.html", "--overwrite")
+        assert output.read_bytes() == page
+        assert program("report", runs=tmp_path, output=output, overwrite="true")[0] == 0
+        assert output.read_bytes() == ours
 
 
 def test_a_policy_is_no_file_and_that_is_found_before_training(program, tmp_path):

@@ -6,6 +6,6 @@ report.html.jinja with all of it.
 """
 
 from caspo_jax.evaluation.report.folder import Run, load_run
-from caspo_jax.evaluation.report.page import render, write_report
+from caspo_jax.evaluation.report.page import is_report, render, write_report
 
-__all__ = ["Run", "load_run", "render", "write_report"]
+__all__ = ["Run", "is_report", "load_run", "render", "write_report"]

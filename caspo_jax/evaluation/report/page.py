@@ -25,6 +25,8 @@ from caspo_jax.store import write_text
 _HERE = Path(__file__).parent
 # In this order they are one script; each file is one viewer.
 _SCRIPTS = ("core", "text", "said", "list", "tables", "traces", "trees", "pairs", "start")
+_START = "<!doctype html>"
+_MARK = '<meta name="generator" content="caspo_jax">'  # near the start of every report: what may be replaced
 MOST_TRACES = 10_000  # of one file
 MOST_TREES = 200
 MOST_PAIRS = 1000
@@ -56,6 +58,20 @@ def write_report(
     page = render(loaded, title=title, tokenizer=tokenizer, most_traces=most_traces)
     write_text(output, page)
     return Path(output)
+
+
+def is_report(path: str | Path) -> bool:
+    """Whether a file is a report of `write_report`'s: it says so in its head.
+
+    Args:
+      path: of a file.
+
+    Raises:
+      OSError: it cannot be read.
+    """
+    with open(path, "rb") as file:
+        head = file.read(512)
+    return head.startswith(_START.encode()) and _MARK.encode() in head
 
 
 def _names(paths: Sequence[str | Path]) -> list[str]:
@@ -101,6 +117,7 @@ def render(
     )
     page = environment.get_template("report.html.jinja").render(
         title=title or " and ".join(run.name for run in runs),
+        mark=_MARK,
         policy=_content_policy(style, script),
         style=style,
         script=script,
