@@ -5,7 +5,8 @@
 
 Samples --num_branches paths a question without pruning and replays every threshold on them, which is exact while forks are
 off. With --expand above 1 the search also runs as it would, forks included, and every branch that it pruned is finished
-off the books by one continuation. Writes DIR/audit.json, sweep.md, sweep.csv, depths.md, audit.png.
+off the books by one continuation. Writes DIR/audit.json, sweep.{md,csv,json}, depths.md, audit.png; with another threshold
+and --overwrite the paths that were sampled serve again.
 """
 
 from __future__ import annotations
@@ -16,9 +17,10 @@ from typing import Any
 
 from absl import flags
 
-from experiments import calibrate, calibrations, common, verifiers
+from experiments import calibrate, calibrations, common, result_files, verifiers
 
 FLAGS = flags.FLAGS
+FILES = ("audit.json", "sweep.md", "sweep.csv", "sweep.json", "depths.md", "audit.png")
 SWEEP = {
     "threshold": "threshold",
     "accuracy": "accuracy",
@@ -64,6 +66,7 @@ def main() -> None:
     from caspo_jax.evaluation.formats import markdown, plain, write_table
     from caspo_jax.evaluation.replay import unpruned
     from caspo_jax.evaluation.thresholds import beta_binomial_quantile, held_fixed
+    from caspo_jax.records import schema
     from caspo_jax.store import write_json, write_text
 
     if FLAGS["num_samples"].present:
@@ -74,6 +77,12 @@ def main() -> None:
     config = calibrations.applied(found, calibrations.search_config(policy, questions), policy)
     held_fixed(config)
     out = Path(FLAGS.out_dir)
+    manifest = result_files.claim_files(
+        [out / name for name in FILES],
+        "audit",
+        settings(policy, questions, config),
+        {"calibration": FLAGS.calibration},
+    )
     asked = calibrate.sample_unpruned(policy, questions, unpruned(config), out / "unpruned")
     _, equal = common.answer_functions(policy)
     vote: Any = {
@@ -88,6 +97,7 @@ def main() -> None:
     chosen = next(row for row in rows if row["threshold"] == config.threshold)
     oracle = audit.oracle_prune(asked)
     more: dict[str, Any] = {
+        "schema": schema("audit"),
         "threshold": config.threshold,
         "chosen": chosen,
         "oracle": oracle,
@@ -109,6 +119,8 @@ def main() -> None:
     write_text(out / "depths.md", markdown(depths, DEPTHS) + "\n")
     write_json(out / "audit.json", plain(more | {"sweep": rows, "questions": len(asked)}))
     plots.plot_audit(rows, depths, oracle, config.threshold, out / "audit.png")
+    if not manifest.complete:
+        manifest.finish(questions=len(asked), thresholds=len(rows))
     common.say(f"{markdown(rows, SWEEP)}\n\n{markdown(depths, DEPTHS)}")
     summary: dict[str, Any] = {
         "threshold": f"{config.threshold:.6g}",
@@ -133,6 +145,21 @@ def main() -> None:
             f"{forks['pruned']:,} pruned, {forks['right_among_pruned']:.3f} of them would end right"
         )
     common.closing(f"audit in {out}", summary)
+
+
+def settings(policy: Any, questions: Any, config: Any) -> dict[str, Any]:
+    """What decides the figures beside the calibration, for the manifest."""
+    from caspo_jax.training.stages.policy import questions_digest
+
+    return {
+        "policy": policy.hash,
+        "dtype": str(policy.model.dtype),
+        "questions": questions_digest(questions),
+        "search": dataclasses.asdict(config),
+        "seed": FLAGS.seed,
+        "batch_size": FLAGS.batch_size,
+        "answers": verifiers.answer_kind(policy),
+    }
 
 
 def with_forks(policy: Any, questions: Any, config: Any, out: Path) -> dict[str, Any]:

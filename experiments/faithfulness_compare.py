@@ -9,27 +9,48 @@ from typing import Any
 
 from absl import flags
 
-from experiments import common
+from experiments import common, result_files
 
 FLAGS = flags.FLAGS
+# Of a finished folder, what a comparison is made of; some stages may have been left out.
+READ = ("traces", "steps", "decisiveness", "token", "hidden", "prefix", "probe")
 
 
 def compare(folders: Sequence[Path], out: Path) -> None:
     """Two finished folders held together."""
     from caspo_jax.errors import UserError
     from caspo_jax.evaluation import faithfulness as f
+    from caspo_jax.records import schema
     from caspo_jax.store import write_json, write_text
 
     if len(folders) != 2:
         raise UserError(f"--compare takes two folders, A,B, found {len(folders)}")
     first, second = (read_table(folder) for folder in folders)
-    record = f.compare_record(first, second, FLAGS.draws, FLAGS.seed)
-    record |= {"first": str(folders[0]), "second": str(folders[1])}
+    result_files.check_report(out / "report.html")
+    manifest = result_files.claim_files(
+        [out / "compare.json", out / "compare.txt"],
+        "faithfulness/compare",
+        {"folders": [str(folder) for folder in folders], "draws": FLAGS.draws, "seed": FLAGS.seed},
+        {
+            f"{side}/{name}": file
+            for side, folder in zip(("first", "second"), folders, strict=True)
+            for name in READ
+            if (file := folder / f"{name}.jsonl").exists()
+        },
+    )
+    record = {
+        "schema": schema("faithfulness_compare"),
+        **f.compare_record(first, second, FLAGS.draws, FLAGS.seed),
+        "first": str(folders[0]),
+        "second": str(folders[1]),
+    }
     text = f.render_comparison(record, str(folders[0]), str(folders[1]))
     write_json(out / "compare.json", record)
     write_text(out / "compare.txt", text)
     common.say(text)
     common.write_html_report(out, None)
+    if not manifest.complete:
+        manifest.finish(questions=record["questions"])
     common.closing(
         f"comparison in {out / 'report.html'} and compare.json", {"questions": record["questions"]}
     )
@@ -38,12 +59,24 @@ def compare(folders: Sequence[Path], out: Path) -> None:
 def order(folders: Sequence[Path], out: Path) -> None:
     """Folders whose order is known: order.json, order.txt."""
     from caspo_jax.evaluation import faithfulness as f
+    from caspo_jax.records import schema
     from caspo_jax.store import write_json, write_text
 
     record = f.ordering_record([read_report(folder) for folder in folders])
+    names = [str(folder) for folder in folders]
+    manifest = result_files.claim_files(
+        [out / "order.json", out / "order.txt"],
+        "faithfulness/order",
+        {"folders": names},
+        {f"{place}/report": folder / "report.json" for place, folder in enumerate(folders)},
+    )
     text = f.render_ordering(record, [folder.name for folder in folders])
-    write_json(out / "order.json", {"folders": [str(folder) for folder in folders], "order": record})
+    write_json(
+        out / "order.json", {"schema": schema("faithfulness_order"), "folders": names, "order": record}
+    )
     write_text(out / "order.txt", text)
+    if not manifest.complete:
+        manifest.finish(folders=len(folders))
     common.say(text)
     common.closing(f"order in {out / 'order.json'}", {"folders": len(folders)})
 

@@ -60,6 +60,7 @@ def test_decoding_is_measured(program, tmp_path):
     assert code == 0, err
     assert "of roofline" in out
     measured = json.loads((tmp_path / "decode.json").read_text())
+    assert measured["schema"] == {"name": "bench_decode", "version": 1}
     for runs in measured["own"]["cases"].values():
         assert [run["tokens"] for run in runs] == [2 * 48] * 2
     for run in measured["own"]["trees"]["cat"]:

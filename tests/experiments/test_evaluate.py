@@ -26,6 +26,7 @@ from experiments.evaluate import joined
 from experiments.evaluate_run import even_groups
 from experiments.evaluate_settings import restored
 from tests.experiments.conftest import read
+from tests.experiments.test_bad_input import one_line
 from tests.shapes import small_shape
 
 TASK = get_task("graph")
@@ -363,10 +364,30 @@ def test_calibrate_generate_and_audit(program, held_out, tmp_path):
     assert audit["chosen"]["lost"] <= lost + 1e-12  # a question's last branch is never pruned
     assert audit["sweep"][0]["pruned"] == 0
     assert audit["oracle"]["accuracy"] == pytest.approx(len(scores) / 24)
+    assert audit["schema"] == {"name": "audit", "version": 1}
     for flags, word in (({"threshold": 0.5}, "--threshold"), ({"alpha": 0}, "--alpha=0")):
         code, _, err = program("calibrate", output=tmp_path / "y.json", **shared, **flags)
         assert code == 1
         assert word in err
+
+
+def test_an_audit_replaces_its_own_files_alone(program, held_out, tmp_path):
+    out = tmp_path / "audit"
+    flags = {"model": TASK.policy_path, "input": held_out, "out_dir": out, "num_branches": 2}
+    flags |= {"batch_size": 96, "max_new_tokens": 32, "threshold": 0.5}
+    out.mkdir()
+    (out / "sweep.csv").write_text("mine")
+    one_line(program("audit", **flags), "sweep.csv", "--overwrite")
+    assert [(path.name, path.read_text()) for path in out.iterdir()] == [("sweep.csv", "mine")]
+    assert program("audit", **flags, overwrite="true")[0] == 0
+    sampled, written = ((out / name).read_bytes() for name in ("unpruned.traces.jsonl", "audit.json"))
+    assert program("audit", **flags)[0] == 0  # its own now
+    flags["threshold"] = 0.7
+    one_line(program("audit", **flags), "threshold: 0.5 then, 0.7 now")
+    assert (out / "audit.json").read_bytes() == written
+    assert program("audit", **flags, overwrite="true")[0] == 0
+    assert json.loads((out / "audit.json").read_text())["threshold"] == 0.7
+    assert (out / "unpruned.traces.jsonl").read_bytes() == sampled  # taken up, whatever the threshold
 
 
 def test_confidence_table_of_traces(program, held_out, tmp_path):
