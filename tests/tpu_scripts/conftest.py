@@ -22,6 +22,7 @@ SETTINGS = {
     "ACCELERATOR_TYPE": "v6e-8",
     "RUNTIME_VERSION": "runtime",
 }
+WHERE = [f"--project={SETTINGS['PROJECT']}", f"--zone={SETTINGS['ZONE']}"]
 # The fakes must be the only gcloud, ssh, scp, srun and python: the scripts see these tools and no others.
 TOOLS = (
     "bash basename cat chmod cp cut date dirname env flock git grep gzip head hostname kill ls mkdir mktemp mv nohup "
@@ -140,6 +141,10 @@ class World:
     def calls(self, program: str = "gcloud") -> list[list[str]]:
         """The arguments of the calls so far."""
         return [call["argv"] for call in self.records(program)]
+
+    def verbs(self) -> list[str]:
+        """What gcloud was asked to do so far: create, describe, ssh, ..."""
+        return [call[3] for call in self.calls()]
 
     def records(self, program: str | None = None) -> list[dict[str, Any]]:
         path = self.fake / "calls.jsonl"
