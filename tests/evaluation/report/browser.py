@@ -8,6 +8,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
 DRIVER = shutil.which("chromedriver")
 
@@ -21,6 +23,9 @@ def missing() -> str | None:
     if CHROMIUM is None or DRIVER is None:
         return "no Chromium: apt-get install chromium chromium-driver"
     return None
+
+
+needed = pytest.mark.skipif(missing() is not None, reason=str(missing()))
 
 
 @contextlib.contextmanager
@@ -75,3 +80,25 @@ def busy_seconds(driver: Any) -> float:
 def console_errors(driver: Any) -> list[str]:
     """What the page complained about since the last look."""
     return [e["message"] for e in driver.get_log("browser") if e["level"] in ("SEVERE", "WARNING")]
+
+
+def one(driver: Any, selector: str) -> Any:
+    return driver.find_element("css selector", selector)
+
+
+def every(driver: Any, selector: str) -> Any:
+    return driver.find_elements("css selector", selector)
+
+
+def click(driver: Any, selector: str) -> None:
+    one(driver, selector).click()
+
+
+def press(driver: Any, *keys: str) -> None:
+    from selenium.webdriver.common.action_chains import ActionChains
+
+    ActionChains(driver).send_keys(*keys).perform()
+
+
+def text(driver: Any, selector: str) -> Any:
+    return driver.execute_script("return document.querySelector(arguments[0]).textContent", selector)

@@ -4,7 +4,7 @@ import hypothesis.strategies as st
 from hypothesis import given, settings
 
 from caspo_jax.evaluation.report.align import CONTINUES, token_lengths, utf16_length
-from tests.evaluation.report.runs import tokenizer
+from tests.evaluation.report.records import tokenizer
 
 
 def units(text: str) -> int:

@@ -13,15 +13,8 @@ from hypothesis import given, settings
 
 from caspo_jax.evaluation.report import write_report
 from caspo_jax.evaluation.report.encode import script_json
-from tests.evaluation.report.runs import (
-    HOSTILE,
-    ODD,
-    evaluate_run,
-    faithfulness_run,
-    large_run,
-    small_run,
-    write_lines,
-)
+from tests.evaluation.report.records import HOSTILE, ODD, write_lines
+from tests.evaluation.report.runs import evaluate_run, faithfulness_run, large_run, small_run
 
 
 class Page(HTMLParser):
@@ -223,7 +216,7 @@ def test_of_too_many_traces_whole_questions_are_shown(tmp_path):
 )
 def test_a_malformed_tree_is_named_by_file_and_line(tmp_path, change, word):
     from caspo_jax.errors import UserError
-    from tests.evaluation.report.runs import tokenizer, tree
+    from tests.evaluation.report.records import tokenizer, tree
 
     good = tree(tokenizer())
     write_lines(tmp_path / "trees.jsonl", [good, good | change])

@@ -18,15 +18,8 @@ from caspo_jax.evaluation.report.tree_view import path_weights
 from caspo_jax.records import trace_from_record
 from caspo_jax.sampling import vote
 from caspo_jax.types import Trace
-from tests.evaluation.report.runs import (
-    SUMMARY,
-    evaluate_run,
-    faithfulness_run,
-    small_run,
-    tokenizer,
-    trace,
-    write_lines,
-)
+from tests.evaluation.report.records import tokenizer, trace, write_lines
+from tests.evaluation.report.runs import SUMMARY, evaluate_run, faithfulness_run, small_run
 
 
 def path(ids, logprob, confidence, answer):
