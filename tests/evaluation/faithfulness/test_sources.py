@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import zipfile
 
 import numpy as np
 import pytest
@@ -16,132 +15,9 @@ from caspo_jax.evaluation.faithfulness import (
     subject_to_record,
 )
 from caspo_jax.models import RopeConfig, load_tokenizer
-from caspo_jax.models.config import ModelConfig
 from caspo_jax.records import trace_to_record
-from caspo_jax.tasks import get_task
 from caspo_jax.types import Step, Trace
-
-TASK = get_task("graph")
-QUESTION = "a = 41; k: a * 2. k?"
-TEXT = "k: a * 2, so k = 82\n\nanswer: 82"
-
-
-@pytest.fixture(scope="module")
-def tokenizer():
-    return load_tokenizer(TASK.policy_path)
-
-
-@pytest.fixture(scope="module")
-def config():
-    return ModelConfig.from_hf(TASK.policy_path)
-
-
-@pytest.fixture
-def file(tmp_path):
-    def save(*records, name="in.jsonl"):
-        path = tmp_path / name
-        path.write_text("".join(json.dumps(r) + "\n" for r in records), encoding="utf-8")
-        return path
-
-    return save
-
-
-def vllm_record(tokenizer, top=5):
-    ids = [*tokenizer(TEXT)["input_ids"], tokenizer.eos_token_id]
-    entries = []
-    for token in ids:
-        others = {str((token + k) % 300): {"logprob": -1.0 - k, "rank": k + 1} for k in range(1, top)}
-        entries.append({str(token): {"logprob": -0.5, "rank": 1, "decoded_token": "x"}} | others)
-    output = {"index": 0, "text": TEXT, "token_ids": ids, "logprobs": entries, "finish_reason": "stop"}
-    return {"request_id": "r1", "prompt": QUESTION, "prompt_token_ids": [1, 2, 3], "outputs": [output]}
-
-
-def test_vllm_outputs_keep_ids_and_logprobs(file, tokenizer, config):
-    record = vllm_record(tokenizer)
-    (source,) = read_sources(file(record))
-    assert (source.id, source.format, source.prompt_ids) == ("r1", "vllm", (1, 2, 3))
-    (subject,) = prepare([source], tokenizer, config)
-    assert subject.trace.token_ids == tuple(record["outputs"][0]["token_ids"])
-    assert [s.text for s in subject.trace.steps] == ["k: a * 2, so k = 82", "answer: 82"]
-    assert subject.trace.logprob == (-0.5,) * len(subject.trace.token_ids)
-    assert subject.mean_top5 == pytest.approx([(-0.5 - 2 - 3 - 4 - 5) / 5] * len(subject.trace.token_ids))
-    assert subject.notes == ()
-    (fewer,) = prepare(read_sources(file(vllm_record(tokenizer, top=3))), tokenizer, config)
-    assert fewer.mean_top5 is None
-    assert fewer.trace.logprob is not None
-
-
-def test_an_improbable_token_is_not_one_of_the_most_probable(file, tokenizer):
-    record = vllm_record(tokenizer, top=1)
-    token = record["outputs"][0]["token_ids"][0]
-    record["outputs"][0]["logprobs"][0] = {
-        str(token): {"logprob": -9.0, "rank": 60},
-        **{str(token + k): {"logprob": -float(k), "rank": k} for k in range(1, 6)},
-    }
-    (source,) = read_sources(file(record))
-    assert source.tokens[0].logprob == -9.0
-    assert source.tokens[0].top == (-1.0, -2.0, -3.0, -4.0, -5.0)
-
-
-@pytest.mark.parametrize("rank, entries, top", [(1, 5, 5), (4, 5, 5), (5, 5, 5), (6, 6, 6), (7, 6, 5)])
-def test_a_token_of_rank_n_among_n_is_one_of_the_most_probable(file, tokenizer, config, rank, entries, top):
-    record = vllm_record(tokenizer)
-    (output,) = record["outputs"]
-    output["logprobs"] = [
-        {str(token): {"logprob": -float(rank), "rank": rank}}
-        | {
-            str((token + k) % 300): {"logprob": -float(k), "rank": k}
-            for k in [k for k in range(1, 7) if k != rank][: entries - 1]
-        }
-        for token in output["token_ids"]
-    ]
-    (source,) = read_sources(file(record))
-    assert {len(token.top) for token in source.tokens} == {top}
-    (subject,) = prepare([source], tokenizer, config)
-    assert subject.mean_top5 == pytest.approx([-3.0] * len(output["token_ids"]))
-
-
-def test_completions_find_ids_by_bytes(file, tokenizer, config):
-    ids = tokenizer(TEXT)["input_ids"]
-    names = [tokenizer.decode([i]) for i in ids]
-    content = [{"token": n, "bytes": list(n.encode()), "logprob": -0.1, "top_logprobs": []} for n in names]
-    chat = {
-        "custom_id": "c",
-        "body": {"messages": [{"role": "user", "content": QUESTION}]},
-        "response": {"body": {"choices": [{"message": {"content": TEXT}, "logprobs": {"content": content}}]}},
-    }
-    old = {
-        "id": "o",
-        "prompt": QUESTION,
-        "choices": [
-            {
-                "text": TEXT,
-                "logprobs": {"tokens": names, "token_logprobs": [-0.1] * len(ids), "top_logprobs": None},
-            },
-            {"text": TEXT, "finish_reason": "length"},
-        ],
-    }
-    unknown = {
-        "id": "u",
-        "question": QUESTION,
-        "choices": [{"text": TEXT, "logprobs": {"tokens": [TEXT], "token_logprobs": [-1.0]}}],
-    }
-    found = prepare(read_sources(file(chat, old, unknown)), tokenizer, config)
-    assert [s.id for s in found] == ["c", "o/0", "o/1", "u"]
-    for subject in found[:2]:
-        assert subject.trace.token_ids == tuple(ids)
-        assert subject.trace.logprob == (-0.1,) * len(ids)
-        assert subject.notes == ()
-    assert found[0].trace.prompt_ids == tuple(
-        tokenizer.apply_chat_template([{"role": "user", "content": QUESTION}], add_generation_prompt=True)[
-            "input_ids"
-        ]
-    )
-    assert found[2].trace.finish_reason == "length"
-    for subject in found[2:]:
-        assert "retokenised" in subject.notes
-        assert subject.trace.logprob is None
-    assert found[1].group == found[2].group == QUESTION
+from tests.evaluation.faithfulness.conftest import QUESTION, TASK, TEXT
 
 
 @pytest.mark.parametrize("samples", [1, 3])
@@ -160,17 +36,6 @@ def test_a_question_is_known_by_what_was_asked_not_by_the_servers_number(file, t
     assert found[-1].trace.prompt_ids == ()
 
 
-@pytest.mark.parametrize(
-    ("field", "value", "error"), [("logprob", "x", "could not convert"), ("bytes", 10**9, "must be a list")]
-)
-def test_a_malformed_token_is_named_with_its_line(file, field, value, error):
-    """At the line, not later; and a number of bytes is no bytes: `bytes(n)` would be n zeros."""
-    token = {"token": "a", "bytes": [97], "logprob": -1.0, "top_logprobs": []} | {field: value}
-    record = {"id": "c", "choices": [{"message": {"content": "a"}, "logprobs": {"content": [token]}}]}
-    with pytest.raises(UserError, match=rf"in\.jsonl:1: .*{error}"):
-        read_sources(file(record))
-
-
 def test_half_a_character_is_one_odd_trace_and_not_the_end(file, tokenizer, config):
     record = {"id": "half", "question": QUESTION, "text": "k: a \ud83d, so k = 3\n\nanswer: 3"}
     logprobs = {"tokens": ["\ud83d"], "token_logprobs": [-1.0]}
@@ -186,133 +51,6 @@ def test_a_chat_template_that_refuses_the_messages_is_one_clear_line(file, token
     record = {"id": "m", "messages": [{"role": "tool", "content": "x"}], "text": TEXT}
     with pytest.raises(UserError, match=r"'m'.*chat template fails.*no tools here"):
         prepare(read_sources(file(record)), strict, config)
-
-
-def test_a_chat_that_names_special_tokens_keeps_ids_and_logprobs(file, tokenizer, config):
-    """Servers list the token that ended the output, by its name."""
-    ids = [*tokenizer(TEXT)["input_ids"], tokenizer.eos_token_id]
-    names = [tokenizer.decode([i]) for i in ids[:-1]] + [tokenizer.eos_token]
-    content = [{"token": n, "bytes": list(n.encode()), "logprob": -0.1, "top_logprobs": []} for n in names]
-    choice = {"message": {"content": TEXT}, "logprobs": {"content": content}, "finish_reason": "stop"}
-    (found,) = prepare(
-        read_sources(file({"id": "a", "question": QUESTION, "choices": [choice]})), tokenizer, config
-    )
-    assert found.trace.token_ids == tuple(ids)
-    assert found.trace.logprob == (-0.1,) * len(ids)
-    assert found.trace.text == TEXT
-    assert found.notes == ()
-
-
-def test_a_batch_is_known_by_the_names_that_its_writer_gave(file):
-    """`id` is the server's, another one in every run."""
-    body = {"choices": [{"message": {"content": TEXT}}]}
-    first, second = (
-        {
-            "id": f"batch_req_{k}",
-            "custom_id": f"q{k}",
-            "response": {"status_code": 200, "body": body},
-            "error": None,
-        }
-        for k in (1, 2)
-    )
-    assert [s.id for s in read_sources(file(first, second))] == ["q1", "q2"]
-
-
-def test_reasoning_that_was_cut_stays_open(file, tokenizer, config):
-    choices = [
-        {"message": {"content": None, "reasoning_content": TEXT}, "finish_reason": "length"},
-        {"message": {"content": "82", "reasoning_content": TEXT}, "finish_reason": "stop"},
-        {"message": {"content": "82", "reasoning_content": "", "reasoning": TEXT}, "finish_reason": "stop"},
-    ]
-    found = prepare(
-        read_sources(file({"id": "a", "question": QUESTION, "choices": choices})), tokenizer, config
-    )
-    assert [s.thinking for s in found] == ["unclosed", "closed", "closed"]
-    assert [len(s.trace.steps) for s in found] == [2, 2, 2]
-    assert "</think>" not in found[0].trace.text
-
-
-def test_lm_eval_chats_have_their_prompt(file, tokenizer, config):
-    """A chat for a server is logged as JSON in a list of its own."""
-    messages = [{"role": "user", "content": QUESTION}]
-    samples = [
-        {"doc_id": k, "arguments": {"gen_args_0": {"arg_0": asked, "arg_1": {}}}, "resps": [[TEXT]]}
-        for k, asked in enumerate(([json.dumps(messages)], json.dumps([{"a": 1}]), json.dumps(3)))
-    ]
-    chat, other, number = read_sources(file(*samples))
-    assert chat.messages == tuple(messages)
-    assert (other.messages, other.prompt) == (None, json.dumps([{"a": 1}]))
-    assert number.prompt == "3"
-    (subject,) = prepare([chat], tokenizer, config)
-    assert "no_prompt" not in subject.notes
-
-
-def test_lm_eval_samples(file, tokenizer, config):
-    sample = {
-        "doc_id": 3,
-        "target": "82",
-        "arguments": {"gen_args_0": {"arg_0": QUESTION, "arg_1": {"until": []}}},
-        "resps": [[TEXT]],
-        "filter": "strict-match",
-        "exact_match": 1.0,
-    }
-    listed = {
-        **sample,
-        "doc_id": 4,
-        "arguments": [[QUESTION, {}]],
-        "exact_match": 0.0,
-        "resps": [[TEXT, TEXT]],
-    }
-    found = read_sources(file(sample, {**sample, "filter": "flexible-extract"}, listed))
-    assert [(s.id, s.prompt, s.gold, s.correct) for s in found] == [
-        ("3", QUESTION, "82", True),
-        ("4/0", QUESTION, "82", False),
-        ("4/1", QUESTION, "82", False),
-    ]
-    with pytest.raises(UserError, match="only samples of generation tasks"):
-        read_sources(file({"doc_id": 1, "resps": [[["-1.5", "False"]]]}))
-
-
-def inspect_sample(identity, **changes):
-    message = {
-        "role": "assistant",
-        "content": [{"type": "reasoning", "reasoning": TEXT}, {"type": "text", "text": "82"}],
-    }
-    return {
-        "id": identity,
-        "epoch": 1,
-        "input": QUESTION,
-        "target": "82",
-        "output": {"choices": [{"message": message, "stop_reason": "stop"}]},
-        "scores": {"match": {"value": "C"}},
-        **changes,
-    }
-
-
-def test_inspect_logs(tmp_path, tokenizer, config):
-    log = tmp_path / "log.json"
-    asked = [{"role": "user", "content": QUESTION}, {"role": "user", "content": "k?"}]
-    samples = [
-        inspect_sample("s1"),
-        inspect_sample("s1", epoch=2, input=asked, scores={"match": {"value": "I"}}),
-    ]
-    log.write_text(json.dumps({"version": 2, "samples": samples}))
-    archive = tmp_path / "log.eval"
-    with zipfile.ZipFile(archive, "w") as file:
-        file.writestr("header.json", "{}")
-        for i, sample in enumerate(samples):
-            file.writestr(f"samples/{i}.json", json.dumps(sample))
-    for path in (log, archive):
-        found = read_sources(path)
-        assert [(s.id, s.group, s.correct) for s in found] == [("s1", "s1", True), ("s1/epoch2", "s1", False)]
-        first, second = prepare(found, tokenizer, config)
-        assert first.thinking == "closed"
-        assert [s.text for s in first.trace.steps] == TEXT.split("\n\n")
-        assert first.trace.text.endswith("</think>\n\n82")
-        assert second.trace.prompt_ids != first.trace.prompt_ids
-    archive.write_bytes(b"no zip")
-    with pytest.raises(UserError, match="not a readable"):
-        read_sources(archive)
 
 
 def test_raw_text_and_generic_records(tmp_path, file, tokenizer, config):
