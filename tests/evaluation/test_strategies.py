@@ -1,16 +1,13 @@
 """Votes and truncations against counts made by hand and by loops; the step-level searches on the shipped policy."""
 
 import dataclasses
-import types
 
 import numpy as np
 import pytest
 
 from caspo_jax.confidence import TokenStats
 from caspo_jax.errors import UserError
-from caspo_jax.evaluation.strategies import cot_decoding as cot_module
-from caspo_jax.evaluation.strategies.base import Context, Settings
-from caspo_jax.evaluation.strategies.cot_decoding import answer_tokens
+from caspo_jax.evaluation.strategies.base import Settings
 from caspo_jax.evaluation.strategies.mcts import Node, select
 from caspo_jax.evaluation.strategies.pool import (
     VOTES,
@@ -25,8 +22,7 @@ from caspo_jax.evaluation.strategies.pool import (
 from caspo_jax.evaluation.strategies.registry import STRATEGIES, check_names, families
 from caspo_jax.evaluation.strategies.single import longest_path
 from caspo_jax.evaluation.strategies.truncating import deepconf_online, kappa, survivor
-from caspo_jax.sampling import SampleConfig
-from caspo_jax.types import CatNode, CatTree, Question, Trace
+from caspo_jax.types import CatNode, CatTree, Trace
 
 
 def same(a, b):
@@ -202,39 +198,6 @@ def test_strategies_that_vote_answer_with_one_sample():
     assert [settings.vote_sizes(n) for n in (1, 2, 6)] == [(1,), (2,), (2, 4, 6)]
 
 
-@pytest.mark.parametrize(("stop", "limit", "want"), [
-    ((), 9, [(0, 2, 1, 3), (2, 2, 1, 3)]), ((), 1, [(0,), (2,)]), (("\n\n",), 9, [(0, 2), (2,)]),
-    (("\n\n\n\nb",), 9, [(0, 2, 1, 3), (2, 2, 1)]),
-])  # fmt: skip
-def test_cot_decoding_ends_at_stop_strings_that_begin_in_the_first_token(monkeypatch, stop, limit, want):
-    spelled, outputs = [b"a", b"b", b"\n\n", b""], []
-
-    def generate(model, tokenizer, starts, config, key, batch_size):
-        rest = (2, 1, 3)[: config.max_new_tokens]
-        return [dataclasses.replace(trace(rest), id=q.id) for q in starts]
-
-    def statistics(model, traces, fields):
-        outputs.extend(t.token_ids for t in traces)
-        return [TokenStats(top1_logprob=np.zeros(len(i)), top2_logprob=np.zeros(len(i))) for i in outputs]
-
-    fakes = {
-        "encode_prompt": lambda tokenizer, question: [0],
-        "first_tokens": lambda context, prompts, count: np.array([[0, 2]]),
-        "token_bytes": lambda tokenizer, size: spelled,
-        "eos_ids": lambda config, tokenizer: (3,),
-        "generate": generate,
-        "token_statistics": statistics,
-    }
-    for name, fake in fakes.items():
-        monkeypatch.setattr(cot_module, name, fake)
-    model = types.SimpleNamespace(config=types.SimpleNamespace(vocab_size=4))
-    context = Context(model, None, [Question("q", "q", gold="b")], None, str, lambda *_: True, same)
-    settings = Settings(sample=SampleConfig(max_new_tokens=limit, stop=stop), first_tokens=2)
-    (found,) = cot_module.cot_decoding(context, settings)
-    assert outputs == want
-    assert found.tokens == sum(map(len, want))
-
-
 def parts(scores):
     """KAPPA's three signals of one branch from one score a token: KL up, probability up, entropy down."""
     s = np.asarray(scores, float)
@@ -270,15 +233,6 @@ def test_tree_search_walks_the_upper_bounds():
     assert select(root, 0.0) == [root, often]
     assert select(root, 5.0) == [root, rare]
     assert rare.bound(10, 2.0) == pytest.approx(0.1 + 2.0 * np.sqrt(np.log(10) / 2))
-
-
-def test_answer_tokens_are_those_of_the_last_occurrence():
-    spelled = [b"4", b"2", b" 42", b"answer: ", b"", b"x4"]
-    found = answer_tokens(trace([2, 3, 0, 1, 4]), "42", spelled)
-    assert found.tolist() == [False, False, True, True, False]
-    assert answer_tokens(trace([3, 5, 1]), "42", spelled).tolist() == [False, True, True]
-    assert answer_tokens(trace([3, 0]), "7", spelled).all()
-    assert answer_tokens(trace([3, 0]), None, spelled).all()
 
 
 def test_longest_path():

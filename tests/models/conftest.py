@@ -1,7 +1,9 @@
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
+from safetensors import safe_open
 
 from caspo_jax.models import load_pretrained
 
@@ -40,3 +42,20 @@ def copy_of(tmp_path):
         return target
 
     return copy
+
+
+def tensors(folder) -> dict[str, np.ndarray]:
+    found = {}
+    for path in folder.glob("*.safetensors"):
+        with safe_open(str(path), "numpy") as file:
+            found |= {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    return found
+
+
+def same_bits(a: dict[str, np.ndarray], b: dict[str, np.ndarray]) -> bool:
+    return a.keys() == b.keys() and all(
+        a[name].dtype == b[name].dtype
+        and a[name].shape == b[name].shape
+        and a[name].tobytes() == b[name].tobytes()
+        for name in a
+    )

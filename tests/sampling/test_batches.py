@@ -6,11 +6,11 @@ import dataclasses
 
 import numpy as np
 import pytest
-from golden_model import KEY, assert_teacher_forced
+from golden_model import KEY
 
 import caspo_jax as cj
 from caspo_jax.errors import UserError
-from caspo_jax.sampling import batch, loop, model_decode, prefill, search, stream
+from caspo_jax.sampling import batch, loop, model_decode, prefill, search
 from caspo_jax.sampling.compaction import split_branches
 from caspo_jax.sampling.model_decode import ApartParams
 
@@ -184,41 +184,6 @@ def test_any_number_of_questions_a_batch(model_and_tokenizer, questions):
     assert [t.token_ids for t in together] == [t.token_ids for t in alone]
 
 
-def test_refilled_slots_change_nothing(model_and_tokenizer, questions, monkeypatch):
-    """Fourteen searches of uneven lengths through two places, with rings that go round and grow."""
-    many = [
-        dataclasses.replace(q, id=f"r{i}", prompt_ids=q.prompt_ids[i % 5 :])
-        for i, q in enumerate(questions[i % 3] for i in range(14))
-    ]
-    cat = cj.CatConfig(
-        num_branches=3,
-        root_branches=2,
-        threshold=1e-3,
-        expand=3,
-        num_answers=3,
-        sample=cj.SampleConfig(max_new_tokens=20, temperature=0.9, step_delimiter="e", stop=(" ",)),
-    )
-    together, apart = (cj.sampling.Usage() for _ in range(2))
-    whole = cj.cat_search(*model_and_tokenizer, many, cat, KEY, usage=together)
-    monkeypatch.setattr(batch, "FIRST_SEGMENT", 10)
-    monkeypatch.setattr(stream, "SEGMENT", 7)
-    monkeypatch.setattr(stream, "QUEUE_BATCHES", 2)
-    pieces = cj.cat_search(*model_and_tokenizer, many, cat, KEY, batch_size=6, usage=apart)
-    for piece, result in zip(pieces, whole, strict=True):
-        assert [(n.parent, n.token_ids, n.status, n.reason) for n in piece.tree.nodes] == [
-            (n.parent, n.token_ids, n.status, n.reason) for n in result.tree.nodes
-        ]
-        for a, b in zip(piece.paths, result.paths, strict=True):
-            np.testing.assert_allclose(a.logprob, b.logprob, atol=1e-5)
-    lengths = [max(len(path.token_ids) for path in result.paths) for result in whole]
-    assert len(set(lengths)) > 3
-    assert max(lengths) > 10  # the ring grew
-    # Two places, three slots each: as many steps as the longer of two queues needs, not the longest of each batch.
-    assert together.live == apart.live == sum(result.tokens for result in whole)
-    assert apart.slots <= 3 * (sum(lengths) + 2 * 20)
-    assert_teacher_forced(model_and_tokenizer[0], [path for result in pieces for path in result.paths])
-
-
 @pytest.mark.parametrize("rows", [6, pytest.param(48, marks=pytest.mark.slow)])
 def test_a_sweep_is_a_search_at_each_threshold(model_and_tokenizer, questions, monkeypatch, rows):
     """In batches of two, and in large ones that are cut as questions end; their buffers grow."""
@@ -267,56 +232,3 @@ def test_a_sweep_is_a_search_at_each_threshold(model_and_tokenizer, questions, m
         cj.sampling.cat_sweep(*model_and_tokenizer, many, cat, (), KEY)
     with pytest.raises(UserError, match="threshold is not a number"):
         cj.sampling.cat_sweep(*model_and_tokenizer, many, cat, (0.5, float("nan")), KEY)
-
-
-@pytest.mark.parametrize("samples", [1, 3, 5])
-def test_samples_are_refilled_one_by_one(model_and_tokenizer, questions, monkeypatch, samples):
-    """Samples of uneven lengths through three places: those of a question, often of two, share a prompt."""
-    many = [
-        dataclasses.replace(q, id=f"s{i}", prompt_ids=q.prompt_ids[i % 4 // 2 :])
-        for i, q in enumerate(questions[i % 3] for i in range(12))
-    ]
-    config = cj.SampleConfig(
-        max_new_tokens=24, temperature=0.9, num_samples=samples, step_delimiter="e", stop=(" ",)
-    )
-    together, apart = (cj.sampling.Usage() for _ in range(2))
-    whole = cj.generate(*model_and_tokenizer, many, config, KEY, usage=together)
-    reads, read, done = [], prefill._prefill, []
-
-    def counting(graphdef, params, token_ids, mask, lanes, columns):
-        reads.extend(tuple(row[real].tolist()) for row, real in zip(token_ids, mask))
-        return read(graphdef, params, token_ids, mask, lanes, columns)
-
-    monkeypatch.setattr(prefill, "_prefill", counting)
-    monkeypatch.setattr(stream, "SEGMENT", 7)
-    pieces = cj.generate(
-        *model_and_tokenizer,
-        many,
-        config,
-        KEY,
-        batch_size=3,
-        usage=apart,
-        progress=lambda n, of: done.append((n, of)),
-    )
-    assert [piece.id for piece in pieces] == [trace.id for trace in whole]
-    # A draw at the border of two tokens may fall either way in products of other shapes.
-    alike = [(a, b) for a, b in zip(pieces, whole) if a.token_ids == b.token_ids]
-    assert len(alike) >= len(whole) - 1
-    for piece, trace in alike:
-        assert piece.finish_reason == trace.finish_reason
-        np.testing.assert_allclose(piece.logprob, trace.logprob, atol=1e-5)
-        np.testing.assert_allclose(
-            [step.confidence for step in piece.steps], [step.confidence for step in trace.steps], atol=1e-5
-        )
-    lengths = [len(trace.token_ids) for trace in whole]
-    assert len(set(lengths)) > 3
-    assert together.live == sum(lengths)
-    assert apart.live == sum(len(piece.token_ids) for piece in pieces)
-    # Three places are busy until the queue is empty; then at most the longest output is waited for.
-    assert apart.slots <= apart.live + 2 * config.max_new_tokens + 3 * stream.SEGMENT
-    assert done[-1] == (12, 12)
-    # No prompt is read again for another sample of its question, and seldom for another fill of the queue.
-    prompts = {q.prompt_ids for q in many}
-    fills = -(-12 * samples // (3 * stream.QUEUE_BATCHES))
-    assert prompts <= set(reads)
-    assert sum(prompt in prompts for prompt in reads) <= len(many) + fills
