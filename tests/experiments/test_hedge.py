@@ -4,8 +4,7 @@ import pytest
 
 from caspo_jax.records import question_to_record
 from caspo_jax.tasks import get_task
-from tests.experiments.conftest import read
-from tests.experiments.test_faithfulness import contents
+from tests.experiments.conftest import contents, read
 
 TASK = get_task("graph")
 

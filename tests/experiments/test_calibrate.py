@@ -1,0 +1,140 @@
+"""`calibrate`, what goes by its threshold, and `audit`, on the shipped tiny policy."""
+
+import json
+import math
+
+import numpy as np
+import pytest
+
+from caspo_jax.records import question_to_record
+from caspo_jax.tasks import get_task
+from tests.experiments.conftest import read
+from tests.experiments.test_bad_input import one_line
+
+TASK = get_task("graph")
+
+
+@pytest.fixture
+def held_out(write):
+    return write("held_out.jsonl", [question_to_record(q) for q in TASK.questions("tune", 24, seed=5)])
+
+
+def test_calibrate_generate_and_audit(program, held_out, tmp_path):
+    model = TASK.policy_path
+    shared = {"model": model, "input": held_out, "batch_size": 96, "max_new_tokens": 64}
+    code, out, err = program("calibrate", output=tmp_path / "cal.json", num_branches=3, alpha=0.2, **shared)
+    assert code == 0, err
+    calibration = json.loads((tmp_path / "cal.json").read_text())
+    trees = read(tmp_path / "cal.json.trees.jsonl")
+    traces = read(tmp_path / "cal.json.traces.jsonl")
+    assert len(traces) == 24 * 3
+    # The score of each question, straight from the records: the last step's confidence at every closed node.
+    scores = []
+    for tree in trees:
+        mine = [t for t in traces if t["id"].rpartition("/")[0] == tree["question_id"]]
+        leaves = [i for i, s in enumerate(tree["status"]) if s == "finished"]
+        best = -math.inf
+        for leaf, trace in zip(leaves, mine, strict=True):
+            node, low = tree["parent"][leaf], math.inf
+            while node >= 0:
+                low = min(low, tree["confidence"][node])
+                node = tree["parent"][node]
+            best = max(best, low) if trace["correct"] else best
+        scores += [best] if best > -math.inf else []
+    k = math.floor(0.2 * (len(scores) + 1))
+    assert calibration["answerable"] == len(scores)
+    assert calibration["rank"] == k
+    assert calibration["threshold"] == sorted(scores)[k - 1]
+
+    cat = {
+        "model": model,
+        "input": held_out,
+        "strategy": "cat",
+        "calibration": tmp_path / "cal.json",
+        "batch_size": 96,
+    }
+    code, out, err = program(
+        "generate", output=tmp_path / "cat.jsonl", trees=tmp_path / "trees.jsonl", expand=1, **cat
+    )
+    assert code == 0, err
+    assert "outside" not in out
+    pruned = read(tmp_path / "trees.jsonl")
+    assert pruned[0]["threshold"] == pytest.approx(calibration["threshold"])
+    assert any("pruned" in t["status"] for t in pruned)
+    # What finishes under pruning are paths of the unpruned sample, and the promise counts the same losses.
+    plain = {tuple(t["token_ids"]) for t in traces}
+    assert all(tuple(t["token_ids"]) in plain for t in read(tmp_path / "cat.jsonl"))
+    for flags, word in (
+        ({"threshold": 0.5}, "--threshold"),
+        ({"temperature": 1.0}, "temperature"),
+        ({"num_branches": 5}, "branches"),
+        ({"strategy": "sample"}, "--strategy=cat"),
+    ):
+        code, _, err = program("generate", output=tmp_path / "x.jsonl", **(cat | flags))
+        assert code == 1
+        assert word in err
+
+    code, out, err = program("audit", out_dir=tmp_path / "audit", calibration=tmp_path / "cal.json", **shared)
+    assert code == 0, err
+    audit = json.loads((tmp_path / "audit" / "audit.json").read_text())
+    lost = np.mean(np.array(scores) < calibration["threshold"])
+    assert audit["chosen"]["lost"] <= lost + 1e-12  # a question's last branch is never pruned
+    assert audit["sweep"][0]["pruned"] == 0
+    assert audit["oracle"]["accuracy"] == pytest.approx(len(scores) / 24)
+    assert audit["schema"] == {"name": "audit", "version": 1}
+    for flags, word in (({"threshold": 0.5}, "--threshold"), ({"alpha": 0}, "--alpha=0")):
+        code, _, err = program("calibrate", output=tmp_path / "y.json", **shared, **flags)
+        assert code == 1
+        assert word in err
+
+
+def test_an_audit_replaces_its_own_files_alone(program, held_out, tmp_path):
+    out = tmp_path / "audit"
+    flags = {"model": TASK.policy_path, "input": held_out, "out_dir": out, "num_branches": 2}
+    flags |= {"batch_size": 96, "max_new_tokens": 32, "threshold": 0.5}
+    out.mkdir()
+    (out / "sweep.csv").write_text("mine")
+    one_line(program("audit", **flags), "sweep.csv", "--overwrite")
+    assert [(path.name, path.read_text()) for path in out.iterdir()] == [("sweep.csv", "mine")]
+    assert program("audit", **flags, overwrite="true")[0] == 0
+    sampled, written = ((out / name).read_bytes() for name in ("unpruned.traces.jsonl", "audit.json"))
+    assert program("audit", **flags)[0] == 0  # its own now
+    flags["threshold"] = 0.7
+    one_line(program("audit", **flags), "threshold: 0.5 then, 0.7 now")
+    assert (out / "audit.json").read_bytes() == written
+    assert program("audit", **flags, overwrite="true")[0] == 0
+    assert json.loads((out / "audit.json").read_text())["threshold"] == 0.7
+    assert (out / "unpruned.traces.jsonl").read_bytes() == sampled  # taken up, whatever the threshold
+
+
+def test_confidence_table_of_traces(program, held_out, tmp_path):
+    model = TASK.policy_path
+    shared = {"model": model, "input": held_out, "batch_size": 96, "max_new_tokens": 64}
+    code, _, err = program("calibrate", output=tmp_path / "cal.json", num_branches=3, alpha=0.2, **shared)
+    assert code == 0, err
+    code, _, err = program(
+        "annotate", model=model, input=tmp_path / "cal.json.traces.jsonl", output=tmp_path / "a.jsonl"
+    )
+    assert code == 0, err
+    code, out, err = program("evaluate", model=model, traces=tmp_path / "a.jsonl", out_dir=tmp_path / "table")
+    assert code == 0, err
+    assert "steps:" in out
+    rows = {
+        r["confidence"]: r
+        for r in json.loads((tmp_path / "table" / "confidences.steps.json").read_text())["rows"]
+    }
+    assert len(rows) == 12
+    assert rows["entropy"]["auroc"] > 0.6
+    recorded = [(s["confidence"], s["verdict"] == "correct") for t in read(tmp_path / "a.jsonl") for s in t["steps"] if s["verdict"] != "unknown"]  # fmt: skip
+    from sklearn.metrics import roc_auc_score
+
+    assert rows["entropy"]["auroc"] == pytest.approx(
+        roc_auc_score([r for _, r in recorded], [c for c, _ in recorded]), abs=1e-3
+    )
+    paths = json.loads((tmp_path / "table" / "confidences.paths.json").read_text())["rows"]
+    assert len(paths) == 45
+    changed = [t | {"policy": "0" * 16} for t in read(tmp_path / "a.jsonl")]
+    (tmp_path / "other.jsonl").write_text("".join(json.dumps(t) + "\n" for t in changed))
+    code, _, err = program("evaluate", model=model, traces=tmp_path / "other.jsonl", out_dir=tmp_path / "x")
+    assert code == 1
+    assert "was written by policy" in err

@@ -1,0 +1,133 @@
+"""What `evaluate`, `calibrate` and `audit` refuse, and the settings that `evaluate` makes of its flags."""
+
+import dataclasses
+import json
+import types
+
+import pytest
+
+from caspo_jax.errors import UserError
+from caspo_jax.evaluation.benchmarks import get_benchmark
+from caspo_jax.models import RopeConfig
+from caspo_jax.tasks import get_task
+from caspo_jax.types import Question
+from experiments import benchmark_source, evaluate_settings
+from experiments.evaluate import joined
+from experiments.evaluate_run import even_groups
+from experiments.evaluate_settings import restored
+from tests.shapes import small_shape
+
+TASK = get_task("graph")
+
+
+@pytest.mark.parametrize(
+    ("line", "word"),
+    [
+        ("", "no questions"),
+        ('{"id": "a", "question": "x"}', "no gold answer"),
+        ('{"id": "a", "gold": "1"}', "questions.jsonl:1"),
+        ("{", "questions.jsonl:1"),
+    ],
+)
+@pytest.mark.parametrize("name", ["evaluate", "calibrate", "audit"])
+def test_bad_questions_are_one_line(program, tmp_path, name, line, word):
+    path = tmp_path / "questions.jsonl"
+    path.write_text(line)
+    flags = {"model": TASK.policy_path, "input": path}
+    flags |= {"output": tmp_path / "cal.json"} if name == "calibrate" else {"out_dir": tmp_path / "out"}
+    code, _, err = program(name, **flags)
+    assert (code, err.count("\n")) == (1, 1)
+    assert word in err
+
+
+def test_bad_traces_answers_and_alpha(program, tmp_path):
+    model = TASK.policy_path
+    (tmp_path / "empty.jsonl").write_text("")
+    (tmp_path / "answers.jsonl").write_text('{"benchmark": "graph"}\n')
+    (tmp_path / "unfinished").mkdir()
+    (tmp_path / "unfinished" / "answers.jsonl.partial").write_text("")
+    good = {"model": model, "out_dir": tmp_path / "out"}
+    for name, flags, word in (
+        ("evaluate", good | {"traces": tmp_path / "empty.jsonl"}, "no traces"),
+        ("evaluate", good | {"traces": tmp_path / "nowhere.jsonl"}, "nowhere.jsonl"),
+        ("evaluate", {"compare": f"{tmp_path / 'unfinished'},{tmp_path}"}, "has not ended"),
+        ("evaluate", {"compare": f"{tmp_path / 'nowhere'},{tmp_path}"}, "nowhere"),
+        ("evaluate", {"compare": f"{tmp_path},{tmp_path}"}, "answers.jsonl:1"),
+        ("evaluate", good | {"benchmarks": "graph", "cat_sizes": "2,many"}, "--cat_sizes=2,many"),
+        ("evaluate", good | {"benchmarks": "graph", "cat_sizes": "0"}, "--cat_sizes=0"),
+        ("evaluate", good | {"benchmarks": "graph", "temperature": 0}, "--temperature=0"),
+        (
+            "calibrate",
+            {"model": model, "input": tmp_path, "output": tmp_path / "c.json", "alpha": 0},
+            "--alpha=0",
+        ),
+        ("audit", good | {"input": tmp_path, "calibration": tmp_path / "answers.jsonl"}, "answers.jsonl"),
+    ):
+        code, _, err = program(name, **flags)
+        assert (code, err.count("\n")) == (1, 1), err
+        assert word in err
+
+
+@pytest.mark.parametrize(
+    "rope, room",
+    [(RopeConfig(), 44), (RopeConfig("yarn", factor=4.0, original_max_position_embeddings=64), 236)],
+)
+def test_the_default_length_is_half_of_what_the_context_leaves_and_is_said(monkeypatch, capsys, rope, room):
+    monkeypatch.setattr(evaluate_settings, "FLAGS", types.SimpleNamespace(max_new_tokens=None))
+    config = small_shape(max_position_embeddings=64, rope=rope)
+    policy = types.SimpleNamespace(tokenizer=None, model=types.SimpleNamespace(config=config))
+    found = evaluate_settings.length(policy, [Question("q", prompt_ids=(1,) * 20)])
+    assert found == {"max_new_tokens": room // 2}
+    assert (
+        f"--max_new_tokens={room // 2}, as none is given: half of the {room} tokens"
+        in capsys.readouterr().out
+    )
+
+
+def test_bad_flags(program, tmp_path):
+    for flags, word in (
+        ({}, "--model"),
+        ({"model": TASK.policy_path}, "--out_dir"),
+        ({"model": TASK.policy_path, "out_dir": tmp_path}, "--benchmarks"),
+        (
+            {"model": TASK.policy_path, "out_dir": tmp_path, "benchmarks": "graph", "strategies": "nothing"},
+            "nothing",
+        ),
+        ({"model": TASK.policy_path, "out_dir": tmp_path, "benchmarks": "nowhere"}, "nowhere"),
+    ):
+        code, _, err = program("evaluate", **flags)
+        assert code == 1
+        assert word in err
+        assert err.count("\n") == 1
+
+
+def test_settings_are_chosen_as_the_benchmark_asks_and_scores(monkeypatch):
+    asked = Question("a", "What is half of one?", gold=r"\frac{1}{2}")
+    monkeypatch.setattr(benchmark_source.common, "load_questions", lambda path, need_gold: [asked] * 3)
+    math = get_benchmark("math500")
+    tune = benchmark_source.TuneBenchmark(math, "tune.jsonl")
+    (question, _) = tune.load(limit=2)
+    assert tune.prompt(question) == math.prompt(asked) != asked.question
+    assert tune.extract(r"It is \boxed{0.5}.") == "0.5"
+    assert tune.score("0.5", question) is True
+    assert tune.equal("0.5", "1/2")
+    choices = benchmark_source.TuneBenchmark(get_benchmark("race"), "tune.jsonl")
+    with pytest.raises(UserError, match=r"tune\.jsonl: question 'a' has no field 'options'"):
+        choices.prompt(asked)
+
+
+def test_even_groups_and_compare_arguments():
+    assert [len(g) for g in even_groups(list(range(200)), 128)] == [100, 100]
+    assert [len(g) for g in even_groups(list(range(5)), 8)] == [5]
+    assert joined(["evaluate", "--compare", "a", "b", "--quiet"]) == ["evaluate", "--compare=a,b", "--quiet"]
+    assert joined(["evaluate", "--compare=a,b"]) == ["evaluate", "--compare=a,b"]
+
+
+def test_settings_come_back_from_their_file():
+    from caspo_jax.evaluation.strategies import Settings
+    from caspo_jax.sampling import CatConfig, SampleConfig
+
+    made = Settings(
+        samples=3, beams=((1, 2),), cat=CatConfig(threshold=0.3, sample=SampleConfig(stop=("x",)))
+    )
+    assert restored(Settings(), json.loads(json.dumps(dataclasses.asdict(made)))) == made
