@@ -103,15 +103,18 @@ def claim_files(
 
 
 def check_report(path: str | Path) -> None:
-    """Refuses a file that is there and is no HTML report of ours: reports may be replaced, other pages not.
+    """Refuses a page that is there and is no HTML report of ours, unless it may be overwritten.
+
+    Args:
+      path: where a report is to be written.
 
     Raises:
-      UserError: it is none, or one from before reports were marked, and --overwrite was not given.
+      UserError: it is no report, or one from before they had a mark, and --overwrite was not given.
     """
     from caspo_jax.evaluation.report import is_report
 
     if Path(path).is_file() and not FLAGS.overwrite and not is_report(path):
         raise UserError(
-            f"{path} is there and is no report of caspo_jax's, or one of before they had a mark: "
+            f"{path} is there and is no report of caspo_jax, or one from before they had a mark: "
             "remove it, use another output or --overwrite"
         )

@@ -26,7 +26,7 @@ _HERE = Path(__file__).parent
 # In this order they are one script; each file is one viewer.
 _SCRIPTS = ("core", "text", "said", "list", "tables", "traces", "trees", "pairs", "start")
 _START = "<!doctype html>"
-_MARK = '<meta name="generator" content="caspo_jax">'  # near the start of every report: what may be replaced
+_MARK = '<meta name="generator" content="caspo_jax">'  # which pages a report may replace
 MOST_TRACES = 10_000  # of one file
 MOST_TREES = 200
 MOST_PAIRS = 1000
@@ -61,10 +61,10 @@ def write_report(
 
 
 def is_report(path: str | Path) -> bool:
-    """Whether a file is a report of `write_report`'s: it says so in its head.
+    """Whether `write_report` made a file: its reports say so near their start.
 
     Args:
-      path: of a file.
+      path: the file.
 
     Raises:
       OSError: it cannot be read.
