@@ -14,7 +14,7 @@ from caspo_jax.compilation import compiled_anew
 from caspo_jax.models import Decoder, ModelConfig
 from caspo_jax.training import TrainConfig, make_train_step
 from caspo_jax.training.data import RowStore
-from caspo_jax.training.plans import make_plan
+from caspo_jax.training.make_plan import make_plan
 from caspo_jax.training.step_loss import loss_denominators
 from caspo_jax.training.train_step import fused_update
 from experiments.bench_model import Shape, as_pairs, unrelated_pairs

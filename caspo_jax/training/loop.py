@@ -18,8 +18,8 @@ from caspo_jax.preferences.packing import Row
 from caspo_jax.sharding import batch_ways, mesh_of
 from caspo_jax.training.config import TrainConfig
 from caspo_jax.training.data import RowStore
+from caspo_jax.training.make_plan import make_plan
 from caspo_jax.training.metrics_log import MetricsLog
-from caspo_jax.training.plans import make_plan
 from caspo_jax.training.preemption import StopNotice
 from caspo_jax.training.reference_cache import fill_references
 from caspo_jax.training.reporter import Callback, Reporter, progress_bar

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 
 from caspo_jax.store import write_json
+from caspo_jax.training.base_plan import Micro
 from caspo_jax.training.data import RowStore
-from caspo_jax.training.plan import Micro
 from caspo_jax.training.step_state import StepReport
 
 FOLDER = "not_finite"

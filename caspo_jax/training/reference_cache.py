@@ -14,9 +14,9 @@ import numpy as np
 
 from caspo_jax.distributed import barrier, is_writer
 from caspo_jax.errors import UserError
+from caspo_jax.training.base_plan import Plan
 from caspo_jax.training.data import RowStore
 from caspo_jax.training.digests import weights_digest
-from caspo_jax.training.plan import Plan
 from caspo_jax.training.step_logprobs import batch_reference
 
 _FORMAT = "caspo_jax.reference/1"

@@ -14,11 +14,11 @@ import jax
 import numpy as np
 
 from caspo_jax.errors import UserError
+from caspo_jax.training.base_plan import Micro, Plan
 from caspo_jax.training.config import TrainConfig
 from caspo_jax.training.metrics_log import MetricsLog
 from caspo_jax.training.monitor import DisplacementMonitor
 from caspo_jax.training.nonfinite import MOST_IN_A_ROW, describe, write_batch
-from caspo_jax.training.plan import Micro, Plan
 from caspo_jax.training.step_state import StepOutput, StepReport
 from caspo_jax.types import PairBatch, TreeBatch
 

@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 
 from caspo_jax.preferences.packing import length_buckets
+from caspo_jax.training.base_plan import Micro, Plan, multiple
 from caspo_jax.training.config import TrainConfig
 from caspo_jax.training.data import RowStore
-from caspo_jax.training.plan import Micro, Plan, multiple
 
 
 class RowPlan(Plan):

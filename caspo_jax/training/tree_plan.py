@@ -11,9 +11,9 @@ import numpy as np
 from caspo_jax.preferences.packing import length_buckets
 from caspo_jax.preferences.token_tree import common_prefix
 from caspo_jax.preferences.tree_packing import Piece, RowShape, Unit, pack_trees, plan_rows
+from caspo_jax.training.base_plan import Micro, Plan, multiple
 from caspo_jax.training.config import TrainConfig
 from caspo_jax.training.data import RowStore
-from caspo_jax.training.plan import Micro, Plan, multiple
 
 _SAMPLED = 16  # updates that the shape of rows is chosen by
 _GRAIN = 64  # tokens between the lengths that are tried

@@ -28,7 +28,7 @@ from caspo_jax.sharding import batch_ways, make_mesh, place
 from caspo_jax.tasks import get_task
 from caspo_jax.training import LossConfig, TrainConfig, train
 from caspo_jax.training.data import RowStore
-from caspo_jax.training.plans import make_plan
+from caspo_jax.training.make_plan import make_plan
 from caspo_jax.training.step_loss import loss_denominators
 from caspo_jax.training.train_step import fused_update, make_train_step
 from caspo_jax.types import Pair, Question

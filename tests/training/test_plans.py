@@ -7,7 +7,7 @@ import pytest
 
 from caspo_jax.training import LossConfig, TrainConfig
 from caspo_jax.training.data import RowStore
-from caspo_jax.training.plans import make_plan
+from caspo_jax.training.make_plan import make_plan
 from caspo_jax.training.row_plan import RowPlan
 from experiments import bench_model
 

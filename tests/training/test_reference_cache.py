@@ -12,7 +12,7 @@ from caspo_jax.models import LoraConfig, add_lora
 from caspo_jax.preferences.packing import pack_pairs
 from caspo_jax.training import LossConfig, TrainConfig, train
 from caspo_jax.training.data import RowStore
-from caspo_jax.training.plans import make_plan
+from caspo_jax.training.make_plan import make_plan
 from caspo_jax.training.reference_cache import (
     ReferenceCache,
     ReferenceCacheWarning,

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+from caspo_jax.training.base_plan import Plan
 from caspo_jax.training.config import TrainConfig
 from caspo_jax.training.data import RowStore
-from caspo_jax.training.plan import Plan
 from caspo_jax.training.row_plan import RowPlan
 from caspo_jax.training.tree_plan import TreePlan
 
