@@ -4,6 +4,12 @@ from caspo_jax.preferences.candidates import Candidate, build_candidates, filter
 from caspo_jax.preferences.competitors import CompetitorMaker, GreedyCompetitors, NoCompetitor, Rival
 from caspo_jax.preferences.config import PAIR_PRESETS, PairConfig
 from caspo_jax.preferences.labelled import labelled_to_trace, labelled_to_traces
+from caspo_jax.preferences.left_out import (
+    NoContrastError,
+    NoContrastWarning,
+    TooLongError,
+    TooLongWarning,
+)
 from caspo_jax.preferences.packing import (
     batch_pairs,
     batch_rows,
@@ -15,10 +21,6 @@ from caspo_jax.preferences.packing import (
     verified_rows,
 )
 from caspo_jax.preferences.readers import (
-    NoContrastError,
-    NoContrastWarning,
-    TooLongError,
-    TooLongWarning,
     load_pairs,
     read_step_dpo,
     read_trl,

@@ -3,36 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from caspo_jax.errors import UserError
 from caspo_jax.preferences.identity import stable_hash
+from caspo_jax.preferences.left_out import LEFT_OUT, NoContrastError, say_left_out
 from caspo_jax.store import parse_at, read_jsonl
 from caspo_jax.types import Pair, Question, Verdict
 
 Messages = Sequence[Mapping[str, Any]]
-
-
-class NoContrastError(UserError):
-    """A pair that says nothing: its texts are equal, or one is empty."""
-
-
-class NoContrastWarning(UserWarning):
-    """Pairs of a file say nothing and were left out."""
-
-
-class TooLongError(UserError):
-    """A pair that does not fit into the model's context."""
-
-
-class TooLongWarning(UserWarning):
-    """Pairs of a file do not fit into the model's context and were left out: none is truncated."""
-
-
-_LEFT_OUT = {NoContrastError: NoContrastWarning, TooLongError: TooLongWarning}
 
 
 def _text_pair(
@@ -176,34 +157,30 @@ def read_trl(path: str | Path, tokenizer: Any = None) -> list[Pair]:
     return load_pairs(path, lambda record: trl_from_record(record, tokenizer))[0]
 
 
-def load_pairs(path: str | Path, parse: Callable[[dict[str, Any]], Pair]) -> tuple[list[Pair], int]:
+def load_pairs(
+    path: str | Path, parse: Callable[[dict[str, Any]], Pair], *, required: bool = True
+) -> tuple[list[Pair], int]:
     """The pairs of a JSONL file; those that cannot be used are left out, each kind with a warning that names the first.
 
     Args:
       path: the file.
       parse: record -> pair; raises `NoContrastError` or `TooLongError` for one to leave out.
+      required: whether a file none of whose pairs can be used is an error.
 
     Returns:
       The pairs, and how many were left out.
 
     Raises:
-      UserError: naming file:line; a file none of whose pairs can be used.
+      UserError: naming file:line; none of the pairs can be used.
     """
     pairs: list[Pair] = []
     left_out: list[UserError] = []
     for where, record in read_jsonl(path):
         try:
             pairs.append(parse_at(where, parse, record))
-        except tuple(_LEFT_OUT) as error:
+        except tuple(LEFT_OUT) as error:
             left_out.append(error)
-    total = len(pairs) + len(left_out)
-    if left_out and not pairs:
-        raise UserError(f"{path}: none of its {total} pairs can be used; the first: {left_out[0]}")
-    for kind, warning in _LEFT_OUT.items():
-        those = [error for error in left_out if isinstance(error, kind)]
-        if those:
-            message = f"left out {len(those)} of {total} pairs; the first: {those[0]}"
-            warnings.warn(message, warning, stacklevel=2)
+    say_left_out(path, "pairs", left_out, len(pairs) + len(left_out), required=required)
     return pairs, len(left_out)
 
 

@@ -75,7 +75,8 @@ def test_a_solution_beyond_the_context_is_left_out(program, write, tmp_path):
     long = PROCESSBENCH | {"id": "long", "problem": "long " * 600}
     given, output = write("in.jsonl", [long, PROCESSBENCH]), tmp_path / "annotated.jsonl"
     with pytest.warns(
-        TooLongWarning, match=r"in.jsonl: left out 1 of 2 solutions; the first: solution 'long' has \d+"
+        TooLongWarning,
+        match=r"in.jsonl: left out 1 of 2 solutions; the first: solution 'long': \d+ tokens exceed",
     ):
         code, _, err = program("annotate", model=MODEL, labelled=given, output=output, dtype="float32")
     assert code == 0, err
@@ -92,7 +93,7 @@ def test_a_solution_beyond_the_context_is_left_out(program, write, tmp_path):
         (
             [PROCESSBENCH | {"problem": "long " * 600}],
             {},
-            "none of its 1 solutions fits; the first: solution 'gsm8k-0'",
+            "none of its 1 solutions can be used; the first: solution 'gsm8k-0': ",
         ),
         ([PROCESSBENCH], {"verifier": "equations"}, "--verifier"),
         ([PROCESSBENCH], {"input": "in.jsonl"}, "one of --input and --labelled"),

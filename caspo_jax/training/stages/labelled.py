@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
 from caspo_jax.confidence.scoring import score_outputs
 from caspo_jax.errors import UserError
-from caspo_jax.preferences import TooLongWarning, labelled_to_traces
+from caspo_jax.preferences import labelled_to_traces
+from caspo_jax.preferences.left_out import TooLongError, check_fits, say_left_out
 from caspo_jax.steps import measure_steps, read_labelled, with_answer
 from caspo_jax.steps.labels import Neutral
 from caspo_jax.store import hash_path
@@ -100,22 +100,17 @@ def labelled_stage(
 
 def _fitting(policy: Policy, traces: Sequence[Trace], solutions: str | Path) -> list[Trace]:
     """Those that the context holds, all of them readable."""
-    config = policy.model.config
-    lengths = {t.id: len(t.prompt_ids) + len(t.token_ids) for t in traces}
-    fitting = [t for t in traces if lengths[t.id] <= config.context]
-    if len(fitting) < len(traces):
-        first = next(name for name, length in lengths.items() if length > config.context)
-        reason = (
-            f"solution {first!r} has {lengths[first]} tokens, more than the model's context of {config.context} "
-            f"(config.json: {config.context_key})"
-        )
-        if not fitting:
-            raise UserError(f"{solutions}: none of its {len(traces)} solutions fits; the first: {reason}")
-        message = f"{solutions}: left out {len(traces) - len(fitting)} of {len(traces)} solutions; the first: {reason}"
-        warnings.warn(message, TooLongWarning, stacklevel=3)
-    for trace in fitting:
+    fitting: list[Trace] = []
+    too_long: list[UserError] = []
+    for trace in traces:
         try:
+            check_fits(len(trace.prompt_ids) + len(trace.token_ids), policy.model.config)
             policy.check_ids(trace.prompt_ids, trace.token_ids)
+        except TooLongError as error:
+            too_long.append(TooLongError(f"solution {trace.id!r}: {error}"))
         except UserError as error:
             raise UserError(f"solution {trace.id!r}: {error}") from error
+        else:
+            fitting.append(trace)
+    say_left_out(solutions, "solutions", too_long, len(traces))
     return fitting

@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from caspo_jax.errors import UserError
-from caspo_jax.models import ModelConfig
 from caspo_jax.preferences import PairConfig, build_candidates, select_pairs, tokenize_pairs
 from caspo_jax.preferences.by_model import policy_competitors
+from caspo_jax.preferences.left_out import check_fits
 from caspo_jax.preferences.packing import Row, pair_rows
-from caspo_jax.preferences.readers import TooLongError, load_pairs, step_dpo_from_record, trl_from_record
+from caspo_jax.preferences.readers import load_pairs, step_dpo_from_record, trl_from_record
 from caspo_jax.records import pair_from_record, pair_to_record
 from caspo_jax.steps import Verifier, verifier_settings
 from caspo_jax.store import hash_path
@@ -105,7 +105,9 @@ def verified_traces(traces: Sequence[Trace]) -> list[Row]:
     return list(rows)
 
 
-def read_pairs(path: str | Path, policy: Policy, delimiter: str | None = None) -> tuple[list[Pair], int]:
+def read_pairs(
+    path: str | Path, policy: Policy, delimiter: str | None = None, *, required: bool = True
+) -> tuple[list[Pair], int]:
     """Pairs of a JSONL file, in our format or, by their fields, in those of Step-DPO-10K and TRL.
 
     Left out with a warning, and counted, are pairs longer than the policy's context, and of the latter two formats those
@@ -115,12 +117,13 @@ def read_pairs(path: str | Path, policy: Policy, delimiter: str | None = None) -
       path: the file.
       policy: whose tokenizer reads the texts of the latter two.
       delimiter: what ends their steps; default the policy's own, else two newlines.
+      required: whether a file whose pairs would all be left out is an error.
 
     Returns:
       The pairs, and how many were left out.
 
     Raises:
-      UserError: a malformed record or ids outside the vocabulary (file:line), or a file whose pairs would all be left out.
+      UserError: a malformed record or ids outside the vocabulary (file:line), or none of the pairs can be used.
     """
     tokenizer = policy.tokenizer
     if delimiter is None:
@@ -136,18 +139,9 @@ def read_pairs(path: str | Path, policy: Policy, delimiter: str | None = None) -
             if tokenizer is None:
                 raise UserError(f"{policy.path} has no tokenizer, which pairs without token ids need")
             (pair,) = tokenize_pairs([pair], tokenizer, delimiter=delimiter)
-        _check_length(pair, policy.model.config)
+        check_fits(max(len(context) + len(step) for context, step in pair_rows(pair)), policy.model.config)
         for ids in (pair.chosen_ids, pair.rejected_ids):
             policy.check_ids(pair.prompt_ids, [*pair.prefix_ids, *ids])
         return pair
 
-    return load_pairs(path, parse)
-
-
-def _check_length(pair: Pair, config: ModelConfig) -> None:
-    """Raises TooLongError where a row of the pair exceeds the context."""
-    length = max(len(context) + len(step) for context, step in pair_rows(pair))
-    if length > config.context:
-        raise TooLongError(
-            f"{length} tokens exceed the model's context of {config.context} (config.json: {config.context_key})"
-        )
+    return load_pairs(path, parse, required=required)
