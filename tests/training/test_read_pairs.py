@@ -8,11 +8,11 @@ import pytest
 
 from caspo_jax.errors import UserError
 from caspo_jax.preferences import NoContrastWarning, TooLongWarning
-from caspo_jax.records import pair_to_record
+from caspo_jax.records import pair_to_record, trace_to_record
 from caspo_jax.tasks import get_task
 from caspo_jax.training import LossConfig, TrainConfig, TrainSummary
 from caspo_jax.training.stages import Policy, read_pairs, train, train_stage
-from caspo_jax.types import Pair
+from caspo_jax.types import Pair, Step, Trace
 
 POLICY = Policy.without_weights(get_task("graph").policy_path)
 CONTEXT = POLICY.model.config.context
@@ -39,9 +39,7 @@ def write(folder, *records):
 )
 def test_a_pair_longer_than_the_context_is_left_out_and_named(tmp_path, long):
     given = write(tmp_path, own(CONTEXT - 3), STEP_DPO, long, ANSWER, long)
-    message = (
-        rf"^left out 2 of 5 pairs; the first: .*pairs\.jsonl:3: \d+ tokens exceed .*context of {CONTEXT} "
-    )
+    message = rf"^.*pairs\.jsonl: left out 2 of 5 pairs; the first: .*pairs\.jsonl:3: \d+ tokens exceed .*context of {CONTEXT} "
     with pytest.warns(TooLongWarning, match=message):
         pairs, left_out = read_pairs(given, POLICY)
     assert left_out == 2
@@ -71,15 +69,38 @@ def test_ids_of_another_vocabulary_are_an_error_all_the_same(tmp_path):
         read_pairs(given, POLICY)
 
 
-def test_what_was_left_out_is_counted_in_the_manifest(tmp_path, monkeypatch):
-    def trained(_, pairs, *more, **options):
-        return None, TrainSummary(1, len(pairs), 0, 9, 0, 0.1, 0, None, ())
+@pytest.fixture
+def policy(monkeypatch):
+    """A policy of a stage that trains on whatever it is given and does nothing."""
+
+    def trained(_, pairs, *more, verified, **options):
+        return None, TrainSummary(1, len(pairs), len(verified), 9, 0, 0.1, 0, None, ())
 
     monkeypatch.setattr(train, "train", trained)
     model = types.SimpleNamespace(config=POLICY.model.config, dtype="float32")
-    policy = dataclasses.replace(POLICY, model=model)
+    return dataclasses.replace(POLICY, model=model)
+
+
+def test_what_was_left_out_is_counted_in_the_manifest(tmp_path, policy):
     given, config = write(tmp_path, own(1), own(CONTEXT)), TrainConfig(loss=LossConfig())
     with pytest.warns(TooLongWarning, match="left out 1 of 2"):
         counts = train_stage(policy, given, None, tmp_path / "run", config)
     assert (counts["pairs"], counts["left_out"]) == (1, 1)
     assert json.loads((tmp_path / "run" / "manifest.json").read_text())["counts"] == counts
+
+
+@pytest.mark.parametrize("loss", ["rft", "sft", "sigmoid"])
+def test_only_a_loss_that_reads_pairs_needs_one(tmp_path, policy, loss):
+    step = Step(0, 1, 0, 1, "s", verdict="correct")
+    trace = Trace("t", "q", None, None, (5, 6), (7,), "s", "eos", steps=(step,))
+    annotated = tmp_path / "annotated.jsonl"
+    annotated.write_text(json.dumps(trace_to_record(trace)) + "\n")
+    asked = (write(tmp_path, own(CONTEXT)), annotated, tmp_path / "run")
+    config = TrainConfig(loss=LossConfig(loss))
+    if loss == "rft":
+        with pytest.warns(TooLongWarning, match="left out 1 of 1 pairs"):
+            counts = train_stage(policy, *asked, config)
+        assert (counts["pairs"], counts["left_out"], counts["verified_rows"]) == (0, 1, 1)
+    else:
+        with pytest.raises(UserError, match="none of its 1 pairs can be used"):
+            train_stage(policy, *asked, config)

@@ -54,8 +54,10 @@ def train_stage(
         raise UserError(
             f"loss={config.loss.loss}, nll_on={config.loss.nll_on} reads verified steps: give annotated traces"
         )
-    loaded, left_out = read_pairs(pairs, policy, delimiter)
-    if not loaded and config.loss.uses_pairs:  # rft goes on: a round without a wrong step has none
+    # rft goes on without: a round in which no step was wrong has no pairs. sft trains on what DPO would, to be its control.
+    needed = config.loss.uses_pairs
+    loaded, left_out = read_pairs(pairs, policy, delimiter, required=needed)
+    if needed and not loaded:
         raise UserError(f"{pairs}: no pairs in it: nothing to train on")
     rows: list[Row] = []
     if config.loss.uses_verified and annotated is not None:
