@@ -17,6 +17,7 @@ from caspo_jax.confidence import (
     step_confidence,
 )
 from caspo_jax.errors import UserError
+from caspo_jax.evaluation.siblings import prefix_digests
 from caspo_jax.metrics.arrays import group_index
 from caspo_jax.steps import segment
 from caspo_jax.types import Trace
@@ -105,13 +106,15 @@ def confidence_items(
         logs, masks = _step_logs(trace, names, fields, token_bytes, delimiter)
         question = _question_key(trace)
         entropy = np.asarray(fields.entropy)
+        prefixes = prefix_digests(trace, question)
         known = np.isfinite(logs).any(axis=0) if names else np.zeros(0, bool)
         for j in np.flatnonzero(known):
             step = trace.steps[j]
             if step.verdict != "unknown":
-                prefix = (question, trace.token_ids[: step.token_start])
                 right = step.verdict == "correct"
-                steps.append((logs[:, j], right, question, prefix, masks[j].sum(), entropy[masks[j]].mean()))
+                steps.append(
+                    (logs[:, j], right, question, prefixes[j], masks[j].sum(), entropy[masks[j]].mean())
+                )
         if trace.correct is not None and known.any():
             inside = _path_logs(logs[:, known]).reshape(-1)
             paths.append((inside, trace.correct, question, question, len(trace.token_ids), entropy.mean()))

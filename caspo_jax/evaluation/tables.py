@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from caspo_jax import metrics
+from caspo_jax.evaluation.siblings import prefix_digests
 from caspo_jax.metrics import Interval
 from caspo_jax.metrics.ranking import Statistic
 from caspo_jax.types import Trace
@@ -51,11 +52,14 @@ def tabulate(traces: Sequence[Trace], question_ids: Sequence[str]) -> Tables:
     """
     steps: list[tuple[Any, ...]] = []
     rows: list[tuple[Any, ...]] = []
-    prefixes: dict[tuple[str, tuple[int, ...]], int] = {}
+    prefixes: dict[bytes, int] = {}
     for question_id, trace in zip(question_ids, traces, strict=True):
-        judged = [s for s in trace.steps if s.verdict != "unknown" and s.entropy is not None]
-        for step in judged:
-            prefix = prefixes.setdefault((question_id, trace.token_ids[: step.token_start]), len(prefixes))
+        judged = []
+        for step, digest in zip(trace.steps, prefix_digests(trace, question_id), strict=True):
+            if step.verdict == "unknown" or step.entropy is None:
+                continue
+            judged.append(step)
+            prefix = prefixes.setdefault(digest, len(prefixes))
             right = step.verdict == "correct"
             steps.append((question_id, prefix, step.entropy, step.confidence, right))
         right_steps = len(list(itertools.takewhile(lambda s: s.verdict == "correct", judged)))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ import numpy as np
 from caspo_jax.errors import UserError
 from caspo_jax.evaluation.faithfulness.stages import check_settings, read_stage
 from caspo_jax.evaluation.faithfulness.subjects import Subject
+from caspo_jax.evaluation.siblings import prefix_digests
 from caspo_jax.records import schema
 
 ESTIMATORS = ("token", "entropy", "hidden", "hidden_running", "prefix", "probe")
@@ -84,7 +84,10 @@ def build_table(
         trace_right=np.array([_number(s.trace.correct) for s in subjects]),
         trace=trace,
         group=groups[trace],
-        prefix=np.array([digest for s in subjects for digest in _prefixes(s)], dtype=object),
+        prefix=np.array(
+            [d for s in subjects for d in prefix_digests(s.trace, (s.group, s.trace.prompt_ids))],
+            dtype=object,
+        ),
         index=index,
         position=index / np.maximum(length - 1, 1),
         right=np.array(
@@ -193,18 +196,6 @@ def _last(values: np.ndarray, trace: np.ndarray, traces: int) -> np.ndarray:
     found = np.full(traces, np.nan)
     known = ~np.isnan(values)
     found[trace[known]] = values[known]  # the last assignment stays
-    return found
-
-
-def _prefixes(subject: Subject) -> list[bytes]:
-    """What each step was sampled from, as a digest [S]."""
-    trace = subject.trace
-    running = hashlib.sha256(repr((subject.group, trace.prompt_ids)).encode())
-    found, at = [], 0
-    for step in trace.steps:
-        running.update(np.asarray(trace.token_ids[at : step.token_start], np.int64).tobytes())
-        found.append(running.digest())
-        at = step.token_start
     return found
 
 
