@@ -17,6 +17,7 @@ from caspo_jax.evaluation.strategies.base import Context, Settings
 from caspo_jax.evaluation.strategies.prefixes import Prefixes
 from caspo_jax.models import RopeConfig, load_pretrained
 from caspo_jax.sampling import SampleConfig
+from caspo_jax.steps import segment_trace
 from caspo_jax.tasks import get_task
 from caspo_jax.types import Question, Step, Trace
 from tests.shapes import small_shape
@@ -50,18 +51,16 @@ class TablePrefixes:
         return self.extend(wanted, config), room
 
     def one(self, ids, turn, step_by_step):
-        rest, confidences = (), []
+        rest, logprobs = (), []
         while True:
             options = NEXT[(*ids, *rest)]
             step, confidence = options[turn % len(options)]
-            rest, confidences = (*rest, *step), [*confidences, confidence]
+            rest, logprobs = (*rest, *step), logprobs + [float(np.log(confidence))] * len(step)
             if step[-1] == EOS or step_by_step:
                 break
         text = b"".join(SPELLED[i] for i in rest).decode()
-        steps = tuple(Step(0, 1, 0, 1, "s", c) for c in confidences)
-        path = float(np.exp(np.mean(np.log(confidences))))
         reason = "eos" if rest[-1] == EOS else "stop"
-        return Trace("q", "q", None, None, (0,), rest, text, reason, path_confidence=path, steps=steps)
+        return Trace("q", "q", None, None, (0,), rest, text, reason, logprob=tuple(logprobs))
 
 
 @pytest.fixture
@@ -287,3 +286,104 @@ def test_steps_are_the_same_whatever_the_room():
     assert read(enough) == read(whole)
     assert first == max(lengths) + 1
     np.testing.assert_allclose(confidences(few), confidences(whole), rtol=1e-5)
+
+
+RUNS = [b"a", b"b.", b"\n", b"\n\n", b"\n\n\n", b"\nb", b".\n\nA", b".\n\nA\n", b""]  # the last is EOS
+LONGEST = 24
+
+
+def random_outputs(model, tokenizer, questions, config, key, *, limits=None, **options):
+    """What a policy that often goes on with a delimiter samples: a function of the question's name and the sample."""
+    traces = []
+    for question in questions:
+        for sample in range(config.num_samples):
+            rng = np.random.default_rng([sample, *question.id.encode()])
+            ids: list[int] = []
+            reason = None
+            while reason is None:
+                ids.append(int(rng.choice(len(RUNS), p=[0.3, 0.1, 0.2, 0.13, 0.06, 0.06, 0.06, 0.06, 0.03])))
+                if RUNS[ids[-1]] == b"":
+                    reason = "eos"
+                elif any(stop.encode() in b"".join(RUNS[i] for i in ids) for stop in config.stop):
+                    reason = "stop"
+                elif len(ids) == config.max_new_tokens:
+                    reason = "length"
+            logprobs = tuple((-3 * rng.random(LONGEST))[: len(ids)].tolist())
+            bare = Trace("q", "q", None, None, (0,), tuple(ids), "", reason, logprob=logprobs)
+            traces.append(segment_trace(bare, RUNS, confidence="mean_logprob"))
+    return traces
+
+
+@pytest.fixture
+def runs(monkeypatch):
+    """A context whose policy is `random_outputs`, and settings."""
+    monkeypatch.setattr(prefixes_module, "generate", random_outputs)
+    for module in (prefixes_module, beam_module, mcts_module):
+        monkeypatch.setattr(module, "token_bytes", lambda tokenizer, size: RUNS)
+    monkeypatch.setattr(prefixes_module, "encode_prompt", lambda tokenizer, question: [0])
+    context = Context(
+        model=types.SimpleNamespace(config=types.SimpleNamespace(vocab_size=len(RUNS), context=99)),
+        tokenizer=None,
+        questions=[Question(f"q{i}", "x", gold="a") for i in range(12)],
+        key=jax.random.key(0),
+        extract=lambda text: text or None,
+        score=lambda answer, question: False,
+        same=lambda a, b: a == b,
+    )
+    sample = SampleConfig(max_new_tokens=LONGEST, temperature=1.0)
+    return context, Settings(sample=sample, beams=((3, 3),), iterations=16, width=3, exploration=0.3)
+
+
+def scored(ids, logprobs):
+    """The steps that `annotate` and `score` give these tokens."""
+    bare = Trace("q", "q", None, None, (0,), tuple(ids), "", "eos", logprob=tuple(logprobs))
+    return segment_trace(bare, RUNS, confidence="mean_logprob").steps
+
+
+def sure(steps):
+    return [pytest.approx(step.confidence) for step in steps]
+
+
+def test_beams_are_as_sure_as_the_steps_of_their_tokens(runs, monkeypatch):
+    context, settings = runs
+    grown, child = [], beam_module._child
+
+    def noted(beam, *more):
+        grown.append((beam, child(beam, *more)))
+        return grown[-1][1]
+
+    monkeypatch.setattr(beam_module, "_child", noted)
+    beam_module.beam(context, settings)
+    more_newlines = 0
+    for before, after in grown:
+        steps, old = (scored(beam.ids, beam.logprobs) for beam in (after, before))
+        confidences = [step.confidence for step in steps]
+        assert after.value == pytest.approx(np.exp(np.mean(np.log(confidences))) if steps else 0.0)
+        assert confidences[: len(old)] == sure(old)
+        assert len(steps) <= len(old) + 1
+        more_newlines += bool(old) and steps[len(old) - 1].token_end > len(before.ids)
+    assert more_newlines > 20
+
+
+def test_states_of_the_tree_are_the_steps_of_their_tokens(runs, monkeypatch):
+    context, settings = runs
+    paths, outputs = [], []
+    reward, rewards = mcts_module._reward, mcts_module._rewards
+    monkeypatch.setattr(mcts_module, "_reward", lambda path, value: (paths.append(path), reward(path, value)))
+    monkeypatch.setattr(
+        mcts_module, "_rewards", lambda a, b, found, d: (outputs.extend(found), rewards(a, b, found, d))[1]
+    )
+    mcts_module.mcts(context, settings)
+    assert max(map(len, paths)) > 3
+    more_newlines = 0
+    for path in paths:
+        last = scored(path[-1].ids, path[-1].logprobs)
+        for depth, node in enumerate(path):
+            steps = scored(node.ids, node.logprobs)
+            assert len(steps) == depth or node.ended
+            assert not steps or steps[-1].token_end == len(node.ids)
+            assert [step.confidence for step in last[: len(steps)]] == sure(steps)
+            more_newlines += 0 < depth < len(last) and last[depth - 1].token_end > len(node.ids)
+    assert more_newlines > 5
+    for output in outputs:
+        assert output.steps == scored(output.ids, output.logprobs)

@@ -8,9 +8,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from caspo_jax.confidence import path_confidence
 from caspo_jax.evaluation.strategies.base import Answer, Context, Settings, timed
-from caspo_jax.evaluation.strategies.prefixes import FIRST_ROOM, Prefixes
+from caspo_jax.evaluation.strategies.prefixes import FIRST_ROOM, Prefixes, steps_of, sureness
 from caspo_jax.models import token_bytes
 from caspo_jax.sampling import SampleConfig, first_stop, token_text
 from caspo_jax.types import Trace
@@ -21,21 +20,18 @@ class Beam:
     """A prefix of whole steps."""
 
     ids: tuple[int, ...] = ()
-    confidences: tuple[float, ...] = ()  # of its steps, exp(mean log-prob)
+    logprobs: tuple[float, ...] = ()  # of its tokens
+    value: float = 0.0  # how sure its steps are
     ended: bool = False
-
-    @property
-    def value(self) -> float:
-        """Geometric mean of the step confidences; 0 for an output without a step."""
-        return float(path_confidence("geometric", np.array(self.confidences))) if self.confidences else 0.0
 
 
 def beam(context: Context, settings: Settings) -> list[Answer]:
     """For each (b, m): of the b x m candidate next steps of a question the b with the surest paths are kept.
 
     All candidates of a round have closed the same number of steps, which the asynchronous branches of the loop do not:
-    so each round is a call of the loop in which a step delimiter ends an output. Finished paths stay and compete; the
-    answer is that of the surest one.
+    so each round is a call of the loop in which a step delimiter ends an output. (One that only goes on with the delimiter
+    before it has closed no step more; it is as sure as it was.) Finished paths stay and compete; the answer is that of the
+    surest one.
 
     Source: Xie et al. 2023, with the policy's own confidence as the judge.
     """
@@ -102,10 +98,7 @@ def _child(beam: Beam, trace: Trace, sample: SampleConfig, spelled: Sequence[byt
     """The beam and the step that a continuation of it wrote, as far as an output may go."""
     room = sample.max_new_tokens - len(beam.ids)
     ids = (*beam.ids, *trace.token_ids[:room])
+    logprobs = (*beam.logprobs, *(trace.logprob or ())[:room])
     closed = trace.finish_reason == "stop" and first_stop(spelled, ids, sample.stop) is None
-    confidence = trace.steps[0].confidence if trace.steps else None
-    return Beam(
-        ids,
-        beam.confidences if confidence is None else (*beam.confidences, confidence),
-        ended=not closed or len(trace.token_ids) >= room,
-    )
+    value = sureness(steps_of(ids, logprobs, spelled, sample.step_delimiter))
+    return Beam(ids, logprobs, value, ended=not closed or len(trace.token_ids) >= room)

@@ -9,13 +9,12 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from caspo_jax.confidence import path_confidence
 from caspo_jax.errors import UserError
 from caspo_jax.evaluation.strategies.base import Answer, Context, Settings, heaviest
-from caspo_jax.evaluation.strategies.prefixes import Prefixes, next_logits
+from caspo_jax.evaluation.strategies.prefixes import Prefixes, next_logits, steps_of, sureness
 from caspo_jax.models import encode_prompt, token_bytes
-from caspo_jax.sampling import merge_answers, segment_tokens, token_text
-from caspo_jax.types import Question
+from caspo_jax.sampling import merge_answers, token_text
+from caspo_jax.types import Question, Step
 
 JUDGE = (
     "{question}\n\nProposed solution:\n{solution}\n\n"
@@ -28,7 +27,7 @@ class Node:
     """A state: the question and some whole steps."""
 
     ids: tuple[int, ...] = ()
-    confidences: tuple[float, ...] = ()  # of its steps, exp(mean log-prob)
+    logprobs: tuple[float, ...] = ()  # of its tokens
     ended: bool = False
     visits: int = 0
     total: float = 0.0  # sum of the rewards of the outputs below it
@@ -87,22 +86,19 @@ def mcts(context: Context, settings: Settings) -> list[Answer]:
                 tokens[q] += len(rest)
                 longest = max(longest, len(rest))
                 done = trace.finish_reason in ("eos", "stop") and len(rest) == len(trace.token_ids)
-                steps = tuple(s.confidence for s in trace.steps if s.confidence is not None)
-                outputs.append(_Output(q, ids, rest, done, (*paths[q][-1].confidences, *steps)))
-                owners.append((paths[q], steps[:1]))
+                whole = (*ids, *rest)
+                logprobs = (*paths[q][-1].logprobs, *(trace.logprob or ())[:room])
+                steps = steps_of(whole, logprobs, spelled, sample.step_delimiter)
+                outputs.append(_Output(q, whole, logprobs, steps, done))
+                owners.append(paths[q])
             calls[q] += 1 + longest
         rewards, reread = _rewards(context, settings, outputs, spelled)
-        for output, (path, step), reward, more in zip(outputs, owners, rewards, reread):
+        for output, path, reward, more in zip(outputs, owners, rewards, reread):
             # An output that comes up twice is one output: it does not vote twice.
-            written[output.question][output.before + output.rest] = (
-                context.extract(output.text(spelled)),
-                reward,
-            )
+            written[output.question][output.ids] = (context.extract(output.text(spelled)), reward)
             scored[output.question] += more
-            leaf = path[-1]
-            first, ended = _first_step(output, spelled, sample.step_delimiter)
-            child = Node((*leaf.ids, *first), (*leaf.confidences, *step), ended)
-            _reward([*path, leaf.children.setdefault(first, child)], reward)
+            child = output.up_to(len(path))  # one step more than its parent: the root has none
+            _reward([*path, path[-1].children.setdefault(child.ids, child)], reward)
         if round_ in sizes:
             seconds = (time.monotonic() - started) / len(roots)
             for q, question in enumerate(context.questions):
@@ -118,26 +114,24 @@ def mcts(context: Context, settings: Settings) -> list[Answer]:
 @dataclasses.dataclass(frozen=True)
 class _Output:
     question: int
-    before: tuple[int, ...]
-    rest: tuple[int, ...]
+    ids: tuple[int, ...]
+    logprobs: tuple[float, ...]
+    steps: tuple[Step, ...]
     finished: bool
-    confidences: tuple[float, ...]  # of all its steps
 
     def text(self, spelled: Sequence[bytes]) -> str:
-        return token_text(spelled, [*self.before, *self.rest])
+        return token_text(spelled, self.ids)
+
+    def up_to(self, steps: int) -> Node:
+        """The state after so many steps, or at the end where there are fewer."""
+        end = self.steps[steps - 1].token_end if steps <= len(self.steps) else len(self.ids)
+        return Node(self.ids[:end], self.logprobs[:end], ended=end == len(self.ids))
 
 
 def _reward(path: Sequence[Node], reward: float) -> None:
     for node in path:
         node.visits += 1
         node.total += reward
-
-
-def _first_step(output: _Output, spelled: Sequence[bytes], delimiter: str) -> tuple[tuple[int, ...], bool]:
-    """Tokens of the first step after the prefix, and whether they are the rest of the output."""
-    steps = segment_tokens(spelled, output.rest, delimiter)
-    end = steps[0][1] if steps else len(output.rest)
-    return output.rest[:end], end >= len(output.rest)
 
 
 def _best(written: Sequence[tuple[str | None, float]], context: Context) -> str | None:
@@ -154,8 +148,7 @@ def _rewards(
 ) -> tuple[list[float], list[int]]:
     """Reward in [0, 1] of each output, 0 for one without an end, and the tokens that were read to judge it."""
     if settings.self_evaluation == "confidence":
-        sure = [float(path_confidence("geometric", np.array(o.confidences))) for o in outputs]
-        return [c if o.finished and o.confidences else 0.0 for o, c in zip(outputs, sure)], [0] * len(outputs)
+        return [sureness(o.steps) if o.finished else 0.0 for o in outputs], [0] * len(outputs)
     if settings.self_evaluation != "prompt":
         raise UserError(f"self_evaluation={settings.self_evaluation!r}: choose from confidence, prompt")
     prompts = []

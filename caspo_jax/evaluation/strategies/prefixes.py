@@ -12,13 +12,14 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from caspo_jax.confidence import path_confidence
 from caspo_jax.errors import UserError
 from caspo_jax.evaluation.strategies.base import Context
 from caspo_jax.models import encode_prompt, token_bytes
 from caspo_jax.sampling import SampleConfig, first_stop, generate
 from caspo_jax.sharding import to_host
 from caspo_jax.steps import segment_trace
-from caspo_jax.types import FinishReason, Question, Trace
+from caspo_jax.types import FinishReason, Question, Step, Trace
 
 FIRST_ROOM = 64  # tokens that the next step is given at first; most steps are shorter
 ROOM_GROWTH = 4  # where it was too little
@@ -132,6 +133,24 @@ class Prefixes:
             if len(asked) > len(wanted) * MANY:
                 first = room
         return found, first
+
+
+def steps_of(
+    token_ids: Sequence[int], logprobs: Sequence[float], spelled: Sequence[bytes], delimiter: str
+) -> tuple[Step, ...]:
+    """The steps of an output with exp(mean log-prob) as their confidence.
+
+    Of the whole output, never of a continuation by itself: newlines that it begins with are still the delimiter of the
+    step before it, and count in no confidence.
+    """
+    trace = Trace("", None, None, None, (), tuple(token_ids), "", "stop", logprob=tuple(logprobs))
+    return segment_trace(trace, spelled, delimiter=delimiter, confidence="mean_logprob").steps
+
+
+def sureness(steps: Sequence[Step]) -> float:
+    """Geometric mean of the steps' confidences; 0 for an output without a step."""
+    confidences = [step.confidence for step in steps if step.confidence is not None]
+    return float(path_confidence("geometric", np.array(confidences))) if confidences else 0.0
 
 
 def cut(
