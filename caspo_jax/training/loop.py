@@ -13,9 +13,12 @@ from typing import Any
 from jax.sharding import Mesh
 
 from caspo_jax.errors import Interrupted
+from caspo_jax.locks import held
 from caspo_jax.models.lora import base_model
+from caspo_jax.outputs import manifest_path
 from caspo_jax.preferences.packing import Row
 from caspo_jax.sharding import batch_ways, mesh_of
+from caspo_jax.training.base_plan import Plan
 from caspo_jax.training.config import TrainConfig
 from caspo_jax.training.data import RowStore
 from caspo_jax.training.make_plan import make_plan
@@ -24,6 +27,7 @@ from caspo_jax.training.preemption import StopNotice
 from caspo_jax.training.reference_cache import fill_references
 from caspo_jax.training.reporter import Callback, Reporter, progress_bar
 from caspo_jax.training.run_folder import claim_folder
+from caspo_jax.training.step_state import TrainState
 from caspo_jax.training.train_step import make_train_step, trainable_model, trained_model
 from caspo_jax.types import Pair, PairBatch, StepRows
 
@@ -87,7 +91,7 @@ def train(
     Raises:
       UserError: nothing to train on; a loss or gradient that is not finite (names the batch's pairs, which
         `out_dir/not_finite/` lists; with `config.skip_nonfinite` only after several in a row); `out_dir` holds a
-        run with other settings, data or model.
+        run with other settings, data or model, or another process is writing it.
       Interrupted: SIGTERM or a preemption notice came (looked for only with `out_dir`); a checkpoint is written.
     """
     started = time.perf_counter()
@@ -96,19 +100,46 @@ def train(
     mesh = mesh or mesh_of(model)
     plan = make_plan(store, config, batch_ways(mesh))
     folder = None if out_dir is None else Path(out_dir)
-    digest = None  # of the weights at the start
-    if folder is not None:
-        digest = claim_folder(folder, config, store.fingerprint(), model, start)
-    if config.loss.contrastive:
-        if reference is not None or _has_adapters(start):
-            digest = None  # the reference has other weights
-        if reference is None:
-            reference = base_model(model) if _has_adapters(model) else model
-        if reference_cache is None and folder is not None:
-            reference_cache = folder / "reference"
-        cache = None if reference_cache is None else Path(reference_cache)
-        fill_references(store, plan, reference, cache, config.head_chunk, digest=digest)
+    # The lock of the run's manifest: within the stage, which holds it already, this adds nothing.
+    lock = contextlib.nullcontext() if folder is None else held(manifest_path(folder, folder=True))
+    with lock:
+        digest = None  # of the weights at the start
+        if folder is not None:
+            digest = claim_folder(folder, config, store.fingerprint(), model, start)
+        if config.loss.contrastive:
+            if reference is not None or _has_adapters(start):
+                digest = None  # the reference has other weights
+            if reference is None:
+                reference = base_model(model) if _has_adapters(model) else model
+            if reference_cache is None and folder is not None:
+                reference_cache = folder / "reference"
+            cache = None if reference_cache is None else Path(reference_cache)
+            fill_references(store, plan, reference, cache, config.head_chunk, digest=digest)
+        state, reporter, resumed = _updates(model, plan, config, mesh, folder, callback, progress)
+    summary = TrainSummary(
+        steps=plan.steps,
+        pairs=len(store.chosen),
+        verified=len(store.verified),
+        tokens=int(sum(record["tokens"] for record in reporter.history)),
+        skipped=sum(bool(record.get("skipped")) for record in reporter.history),
+        seconds=time.perf_counter() - started,
+        resumed_from=resumed,
+        displaced_at=reporter.monitor.warned_at,
+        history=tuple(reporter.history),
+    )
+    return trained_model(model, state), summary
 
+
+def _updates(
+    model: Any,
+    plan: Plan,
+    config: TrainConfig,
+    mesh: Mesh | None,
+    folder: Path | None,
+    callback: Callback | None,
+    progress: bool,
+) -> tuple[TrainState, Reporter, int]:
+    """All updates that are not done yet: the state after them, the reports, and how many updates had been done before."""
     step_fn, state = make_train_step(model, config, plan.steps, mesh, accumulate=plan.accumulates)
     iterator, resumed = plan.iterator(), 0
     with contextlib.ExitStack() as resources:
@@ -156,18 +187,7 @@ def train(
                     signal.SIGTERM,
                 )
         reporter.flush()
-        summary = TrainSummary(
-            steps=plan.steps,
-            pairs=len(store.chosen),
-            verified=len(store.verified),
-            tokens=int(sum(record["tokens"] for record in reporter.history)),
-            skipped=sum(bool(record.get("skipped")) for record in reporter.history),
-            seconds=time.perf_counter() - started,
-            resumed_from=resumed,
-            displaced_at=reporter.monitor.warned_at,
-            history=tuple(reporter.history),
-        )
-    return trained_model(model, state), summary
+    return state, reporter, resumed
 
 
 def _has_adapters(model: Any) -> bool:

@@ -1,5 +1,6 @@
 """Whose folder a run's is: refused to another run, cleared of its own files alone."""
 
+import contextlib
 import dataclasses
 import json
 import shutil
@@ -7,13 +8,15 @@ import shutil
 import numpy as np
 import pytest
 
+from caspo_jax import locks
 from caspo_jax.errors import UserError
+from caspo_jax.outputs import manifest_path
 from caspo_jax.training import train
 from caspo_jax.training.restore import restore_trained
 from caspo_jax.training.run_folder import clear_folder
 
 from helpers import Toy  # isort: skip
-from small_run import CONFIG, PAIRS, VERIFIED, leaves  # isort: skip
+from small_run import CONFIG, PAIRS, VERIFIED, leaves, run  # isort: skip
 
 
 @pytest.mark.parametrize(
@@ -29,6 +32,41 @@ def test_a_folder_of_another_run_is_refused(uninterrupted, change, named):
     arguments = {"model": Toy(), "data": PAIRS, "config": CONFIG} | change
     with pytest.raises(UserError, match=named):
         train(**arguments, verified=VERIFIED, out_dir=folder)
+
+
+@contextlib.contextmanager
+def locked_by_another(folder):
+    """What another process's lock is to this one, without the process."""
+    fcntl = pytest.importorskip("fcntl")
+    with open(folder / ".manifest.json.lock", "w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+
+
+def test_a_folder_that_another_process_trains_into_is_refused(tmp_path):
+    with locked_by_another(tmp_path), pytest.raises(UserError, match="another run is writing"):
+        run(tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == [".manifest.json.lock"]
+
+
+def test_a_folder_is_held_while_it_is_trained_into(tmp_path):
+    def at(record):
+        with pytest.raises(BlockingIOError), locked_by_another(tmp_path):
+            pass
+
+    run(tmp_path, callback=at)
+    with locked_by_another(tmp_path):
+        pass
+
+
+def test_who_holds_the_folder_already_holds_it_after_training_too(tmp_path):
+    """The stage, which also writes the manifest."""
+    with locks.held(manifest_path(tmp_path, folder=True)):
+        run(tmp_path)
+        with pytest.raises(BlockingIOError), locked_by_another(tmp_path):
+            pass
+    with locked_by_another(tmp_path):
+        pass
 
 
 def test_policies_that_hardly_differ_are_told_apart(uninterrupted):
