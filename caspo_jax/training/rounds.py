@@ -90,68 +90,103 @@ def run_rounds(
     check_confidence(recipe.confidence)
     samples = [_at_round(recipe, k) for k in range(1, rounds + 1)]  # all of them before the first is drawn
     folders: list[Path] = []
-    current: Policy | None = None
-    judge: Verifier | None = None
     with held(manifest_path(out_dir, folder=True)):  # also between two stages
         for k, sample in enumerate(samples, start=1):
-            # Both hold the last round's policy; two at once are one too many for a device.
-            current = judge = None
-            folder = Path(out_dir) / f"round_{k}"
-            current = Policy.load(folders[-1] if folders else policy, recipe.dtype, recipe.mesh)
-            delimiter = (sample if isinstance(sample, SampleConfig) else sample.sample).step_delimiter
-            judge = verifier(current)
-            asked = questions(k) if callable(questions) else questions
-            look = (lambda stage, k=k: watch(stage, k)) if watch is not None else (lambda stage: None)
-            traces = sample_stage(
-                current,
-                asked,
-                folder / "traces.jsonl",
+            policy = _round(
+                policy,
+                questions(k) if callable(questions) else questions,
+                Path(out_dir) / f"round_{k}",
+                recipe,
                 sample,
-                strategy="sample" if isinstance(sample, SampleConfig) else "explore",
-                seed=seed * 1000 + k,
-                batch_size=recipe.batch_size,
-                overwrite=overwrite,
-                progress=look("sample"),
-            )
-            annotated = annotate_stage(
-                current,
-                traces,
-                folder / "annotated.jsonl",
-                judge,
+                verifier=verifier,
                 extract=extract,
                 equal=equal,
                 answer_kind=answer_kind,
-                confidence=recipe.confidence,
-                delimiter=delimiter,
+                seed=seed * 1000 + k,
                 overwrite=overwrite,
-                progress=look("annotate"),
+                watch=watch,
+                number=k,
             )
-            pairs = folder / "pairs.jsonl"
-            pairs_stage(
-                current,
-                annotated,
-                pairs,
-                recipe.pairs,
-                judge,
-                answer_kind=answer_kind,
-                delimiter=delimiter,
-                max_step_tokens=recipe.max_step_tokens,
-                batch_size=recipe.batch_size,
-                overwrite=overwrite,
-                progress=look("pairs"),
-            )
-            train_stage(
-                current,
-                pairs,
-                annotated,
-                folder / "train",
-                dataclasses.replace(recipe.train, seed=recipe.train.seed + 1000 * seed + k),
-                reference_cache=recipe.reference_cache,
-                overwrite=overwrite,
-                progress=look("train"),
-            )
-            folders.append(export_stage(current, folder / "train", folder / "policy", overwrite=overwrite))
+            folders.append(policy)
     return folders
+
+
+def _round(
+    policy: str | Path,
+    questions: Sequence[Question],
+    folder: Path,
+    recipe: Recipe,
+    sample: SampleConfig | CatConfig,
+    *,
+    verifier: Callable[[Policy], Verifier],
+    extract: Extract,
+    equal: Equal,
+    answer_kind: str | None,
+    seed: int,
+    overwrite: bool,
+    watch: Watch | None,
+    number: int,
+) -> Path:
+    """One round, from the policy folder that it starts from to the one that it exports.
+
+    Policy and judge live no longer than their round: those of two rounds at once are too many for a device.
+    """
+
+    def look(stage: str) -> Callable[..., None] | None:
+        return None if watch is None else watch(stage, number)
+
+    current = Policy.load(policy, recipe.dtype, recipe.mesh)
+    judge = verifier(current)
+    delimiter = (sample if isinstance(sample, SampleConfig) else sample.sample).step_delimiter
+    traces = sample_stage(
+        current,
+        questions,
+        folder / "traces.jsonl",
+        sample,
+        strategy="sample" if isinstance(sample, SampleConfig) else "explore",
+        seed=seed,
+        batch_size=recipe.batch_size,
+        overwrite=overwrite,
+        progress=look("sample"),
+    )
+    annotated = annotate_stage(
+        current,
+        traces,
+        folder / "annotated.jsonl",
+        judge,
+        extract=extract,
+        equal=equal,
+        answer_kind=answer_kind,
+        confidence=recipe.confidence,
+        delimiter=delimiter,
+        overwrite=overwrite,
+        progress=look("annotate"),
+    )
+    pairs = folder / "pairs.jsonl"
+    pairs_stage(
+        current,
+        annotated,
+        pairs,
+        recipe.pairs,
+        judge,
+        answer_kind=answer_kind,
+        delimiter=delimiter,
+        max_step_tokens=recipe.max_step_tokens,
+        batch_size=recipe.batch_size,
+        overwrite=overwrite,
+        progress=look("pairs"),
+    )
+    train_stage(
+        current,
+        pairs,
+        annotated,
+        folder / "train",
+        dataclasses.replace(recipe.train, seed=recipe.train.seed + seed),
+        reference_cache=recipe.reference_cache,
+        overwrite=overwrite,
+        progress=look("train"),
+    )
+    return export_stage(current, folder / "train", folder / "policy", overwrite=overwrite)
 
 
 def _at_round(recipe: Recipe, k: int) -> SampleConfig | CatConfig:
