@@ -8,15 +8,14 @@ from typing import Any
 
 from caspo_jax.errors import UserError
 from caspo_jax.sampling.config import CatConfig, SampleConfig
-from caspo_jax.sampling.decided import is_decided
 from caspo_jax.sampling.questions import Questions
+from caspo_jax.sampling.results import search_results
 from caspo_jax.sampling.run import run
 from caspo_jax.sampling.search import Progress
-from caspo_jax.sampling.traces import build_trace, build_tree
-from caspo_jax.sampling.tree import Tree
+from caspo_jax.sampling.traces import build_trace
 from caspo_jax.sampling.units import Usage
-from caspo_jax.sampling.votes import Equivalent, Extract, last_line, same_text, vote
-from caspo_jax.types import CatResult, Question, Trace
+from caspo_jax.sampling.votes import Equivalent, Extract, last_line, same_text
+from caspo_jax.types import CatResult, Trace
 
 
 def generate(
@@ -154,7 +153,7 @@ def cat_search(
     >>> [result.tokens > 0 and result.answer is not None for result in results]
     [True, True]
     """
-    return _searched(
+    return search_results(
         model,
         tokenizer,
         questions,
@@ -218,7 +217,7 @@ def cat_sweep(
     """
     if not len(thresholds):
         raise UserError("thresholds is empty: give at least one")
-    found = _searched(
+    found = search_results(
         model,
         tokenizer,
         questions,
@@ -233,69 +232,6 @@ def cat_sweep(
     )
     each = len(found) // len(thresholds)
     return [found[i * each : (i + 1) * each] for i in range(len(thresholds))]
-
-
-def _searched(
-    model: Any,
-    tokenizer: Any,
-    questions: Questions,
-    configs: Sequence[CatConfig],
-    key: Any,
-    *,
-    strategy: str,
-    batch_size: int | None,
-    extract: Extract,
-    equivalent: Equivalent,
-    progress: Progress | None,
-    usage: Usage | None,
-) -> list[CatResult]:
-    """Results of all questions with the first config, then with the next, which differs in the threshold alone."""
-    config = configs[0]
-
-    def finished(
-        record: Question, prompt: tuple[int, ...], vocabulary: Sequence[bytes], tree: Tree
-    ) -> tuple[Trace, ...]:
-        paths = [
-            build_trace(tree, node, record, prompt, vocabulary, config.sample.step_delimiter, strategy)
-            for node in tree.finished()
-        ]
-        return tuple(dataclasses.replace(path, answer=extract(path.text)) for path in paths)
-
-    def decided(*found: Any) -> bool:
-        return is_decided(found[-1], finished(*found), config, extract, equivalent)
-
-    found = run(
-        model,
-        tokenizer,
-        questions,
-        config,
-        key,
-        strategy=strategy,
-        batch_size=batch_size,
-        progress=progress,
-        usage=usage,
-        decided=decided if config.stop_decided else None,
-        thresholds=[config.threshold for config in configs],
-    )
-    threshold_of = [
-        config.threshold if strategy == "cat" else None for config in configs for _ in found.records
-    ]
-    results = []
-    asked = list(zip(found.records, found.prompts, found.keys, strict=True)) * len(configs)
-    for (record, prompt, seed), (tree,), threshold in zip(asked, found.trees, threshold_of, strict=True):
-        paths = finished(record, prompt, found.vocabulary, tree)
-        answer, votes = vote(paths, config.vote, extract=extract, equivalent=equivalent, gamma=config.gamma)
-        results.append(
-            CatResult(
-                record.id,
-                answer,
-                paths,
-                build_tree(tree, record.id, prompt, seed, threshold),
-                tree.tokens,
-                votes,
-            )
-        )
-    return results
 
 
 def explore(
