@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 
 from caspo_jax import distributed
+from caspo_jax.distributed import watch
 
 INDEX, PORT, JOB, FOLDER = int(sys.argv[1]), sys.argv[2], sys.argv[3], Path(sys.argv[4])
 
@@ -85,7 +86,7 @@ if __name__ == "__main__":
 
     from experiments import common
 
-    distributed.SILENT_SECONDS = 10.0
+    watch.SILENT_SECONDS = 10.0
     common.define_process_flags()
     flags.FLAGS(
         ["job", f"--coordinator_address=127.0.0.1:{PORT}", "--num_processes=2", f"--process_id={INDEX}"]
