@@ -70,9 +70,8 @@ def _initialize(given: tuple[str | None, int | None, int | None], timeout: float
         jax.distributed.initialize(
             *given,
             initialization_timeout=int(timeout),
-            heartbeat_timeout_seconds=int(
-                2 * watch.SILENT_SECONDS
-            ),  # the watch, which says more, comes first
+            # The watch, which says more, comes first.
+            heartbeat_timeout_seconds=int(2 * watch.SILENT_SECONDS),
             shutdown_timeout_seconds=int(watch.SILENT_SECONDS),
         )
     except ValueError as error:

@@ -84,9 +84,8 @@ def _die(reason: str) -> NoReturn:
             flush=True,
         )
     if is_writer():
-        time.sleep(
-            3 * BEAT_SECONDS
-        )  # the service goes last: without it JAX aborts the processes that still end
+        # The service goes last: without it JAX aborts the processes that still end.
+        time.sleep(3 * BEAT_SECONDS)
     _exit()
 
 
