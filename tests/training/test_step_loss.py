@@ -140,8 +140,10 @@ def test_masking_equals_slicing(make, batch):
     wide_loss, wide_grads = first = grad(model, on_device(wide(5)))
     jax.tree.map(np.testing.assert_array_equal, first, grad(model, on_device(wide(6))))
     np.testing.assert_allclose(loss, wide_loss, rtol=1e-6)
+    # Eight units in the last place of the largest: sums that cancel keep the rounding of what they added up.
+    largest = max(float(jnp.max(jnp.abs(g))) for g in jax.tree.leaves(grads))
     for a, b in zip(jax.tree.leaves(grads), jax.tree.leaves(wide_grads)):
-        np.testing.assert_allclose(a, b, atol=1e-6)
+        np.testing.assert_allclose(a, b, atol=1e-6 * largest)
 
 
 def test_tokens_outside_the_step_get_no_gradient(model):
