@@ -10,6 +10,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 
 from caspo_jax.errors import UserError
 from caspo_jax.models.config_fields import flag, integer, number, section
@@ -229,7 +230,8 @@ def rotation(rope: RopeConfig, head_dim: int, positions: jax.Array) -> tuple[jax
     """Cosines and sines of the rotation at integer positions [...]: two float32 arrays [..., D/2]."""
     frequencies, factor = inverse_frequencies(rope, head_dim)
     angles = positions[..., None].astype(jnp.float32) * frequencies
-    return jnp.cos(angles) * factor, jnp.sin(angles) * factor
+    # Left to itself XLA folds them into what reads them, and computes them again in every layer for every head.
+    return lax.optimization_barrier((jnp.cos(angles) * factor, jnp.sin(angles) * factor))
 
 
 def rotate(x: jax.Array, cos: jax.Array, sin: jax.Array) -> jax.Array:
