@@ -26,23 +26,26 @@ class Unit:
 
 @dataclasses.dataclass(frozen=True)
 class RowShape:
-    """What fits into a row. All follows from the length, so that equal lengths share their compiled programs."""
+    """What fits into a row. Equal lengths and slots share their compiled programs: all else follows from the length."""
 
-    length: int  # T tokens, and S slots as many
+    length: int  # T tokens
+    slots: int  # S of them scored
     pairs: int  # P
     verified: int  # V
     members: int  # M
 
     @classmethod
-    def of(cls, length: int, *, pairs: bool, verified: bool) -> RowShape:
-        """The shape of rows of `length` tokens that hold pairs, verified steps or both."""
+    def of(cls, length: int, slots: int | None = None, *, pairs: bool, verified: bool) -> RowShape:
+        """The shape of rows of `length` tokens, `slots` of them scored (default: all), with pairs, verified steps or both."""
         count = max(8, length // 16)
-        return cls(length, count if pairs else 0, count if verified else 0, 4 * length)
+        slots = length if slots is None else slots
+        return cls(length, slots, count if pairs else 0, count if verified else 0, 4 * length)
 
-    def holds(self, tokens: int, pairs: int, verified: int, members: int) -> bool:
+    def holds(self, tokens: int, scored: int, pairs: int, verified: int, members: int) -> bool:
         """Whether so much fits."""
         return (
             tokens <= self.length
+            and scored <= self.slots
             and pairs <= self.pairs
             and verified <= self.verified
             and members <= self.members
@@ -62,11 +65,15 @@ class Piece:
         return cls(tuple(units), build_tree([row.token_ids for unit in units for row in unit.rows]))
 
     @functools.cached_property
-    def size(self) -> tuple[int, int, int, int]:
-        """Tokens, pairs, verified sequences and members."""
+    def size(self) -> tuple[int, int, int, int, int]:
+        """Tokens, how many of them are scored, pairs, verified sequences and members."""
         pairs = sum(unit.is_pair for unit in self.units)
-        members = sum(int(row.step_mask.sum()) for unit in self.units for row in unit.rows)
-        return len(self.tree), pairs, len(self.units) - pairs, members
+        masks = [row.step_mask for unit in self.units for row in unit.rows]
+        scored = np.zeros(len(self.tree), bool)
+        for mask, path in zip(masks, self.tree.columns, strict=True):
+            scored[path[mask]] = True
+        members = sum(int(mask.sum()) for mask in masks)
+        return len(self.tree), int(scored.sum()), pairs, len(self.units) - pairs, members
 
 
 @dataclasses.dataclass(frozen=True)
@@ -96,7 +103,7 @@ def plan_rows(units: Sequence[Unit], shape: RowShape) -> list[list[Piece]]:
         if row is None:
             row = len(rows)
             rows.append([])
-            used.append(np.zeros(4, np.int64))
+            used.append(np.zeros(5, np.int64))
         rows[row].append(pieces[i])
         used[row] += size
     return rows
@@ -107,9 +114,9 @@ def _split(units: Sequence[Unit], shape: RowShape) -> list[Piece]:
     if shape.holds(*piece.size):
         return [piece]
     if len(units) == 1:
-        tokens, _, _, members = piece.size
+        tokens, scored, *_ = piece.size
         raise ValueError(
-            f"{tokens} tokens, {members} of them scored, do not fit into a row of {shape.length}"
+            f"{tokens} tokens, {scored} of them scored, do not fit into a row of {shape.length} with {shape.slots} scored"
         )
     # In the tree's order, so that each half keeps what its own sequences share.
     paths = iter(piece.tree.columns)
@@ -139,10 +146,11 @@ def pack_trees(
     """
     length, items = shape.length, 2 * shape.pairs + shape.verified
     arrays: dict[str, Any] = {
-        name: np.zeros((size, length), np.int32)
-        for name in ("token_ids", "positions", "subtree_end", "target", "predictor")
+        name: np.zeros((size, length), np.int32) for name in ("token_ids", "positions", "subtree_end")
     }
-    arrays["target_mask"] = np.zeros((size, length), bool)
+    for name in ("target", "predictor"):
+        arrays[name] = np.zeros((size, shape.slots), np.int32)
+    arrays["target_mask"] = np.zeros((size, shape.slots), bool)
     arrays["member_slot"] = np.zeros((size, shape.members), np.int32)
     arrays["member_item"] = np.full((size, shape.members), items, np.int32)
     arrays["verified"] = np.zeros((size, shape.verified), bool)

@@ -24,6 +24,7 @@ _CPU_KEPT = 1 << 26
 # The head's gradient is read and written once a chunk, which so many states are worth; a GPU's products are faster.
 _LEAST_CHUNK = {"gpu": 2048}
 _LEAST_ELSEWHERE = 512
+_ALIGNED = 32  # entries that vector units and tiles divide
 _MESH_COLUMNS = 32  # at most, of each row, on a mesh; more on GPUs, for the same reason
 _GPU_COLUMNS = 128
 
@@ -83,8 +84,14 @@ def head_block(count: int, vocab: int, chunk: int | None, platform: str) -> tupl
     elements = _ELEMENTS.get(platform, _ELSEWHERE)
     if chunk is None:
         chunk = max(_LEAST_CHUNK.get(platform, _LEAST_ELSEWHERE), elements // vocab)
-    size = min(count, chunk)
-    return size, min(vocab, max(1, elements // size))
+    size = _equal_part(count, chunk)
+    return size, _equal_part(vocab, max(1, elements // size))
+
+
+def _equal_part(total: int, most: int) -> int:
+    """The size of the fewest equal parts, so that the last is as full as the others; a multiple of `_ALIGNED` if it can be."""
+    part = -(-total // -(-total // most))
+    return min(total, most, -(-part // _ALIGNED) * _ALIGNED)
 
 
 def head_chunk(rows: int, vocab: int, slots: int, chunk: int | None, mesh: Mesh) -> int:

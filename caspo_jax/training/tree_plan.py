@@ -33,29 +33,37 @@ class TreePlan(Plan):
     def _shape_of_rows(self) -> tuple[RowShape, int]:
         """The shape of all rows, and how many an update needs: whatever the seed, so that references stay known."""
         config, loss = self.config, self.config.loss
-        longest = max(_unit_tokens(unit) for unit in self._units(*self._everything()))
+        kinds = {"pairs": loss.uses_pairs, "verified": loss.uses_verified}
+        everything = self._units(*self._everything())
+        longest = max(_unit_tokens(unit) for unit in everything)
         epoch = self._schedule(0, 1, math.ceil(self.items / self.batch_size))
         few = np.unique(np.linspace(0, len(epoch) - 1, _SAMPLED).astype(int))
         updates = [self._units(*epoch[step]) for step in few]
         most = max(_shared_tokens(units) for units in updates)
         limit = length_buckets(max(longest, min(config.pack_length, most)), config.min_length)[-1]
 
-        def planned(length: int) -> tuple[RowShape, list[int]]:
-            shape = RowShape.of(length, pairs=loss.uses_pairs, verified=loss.uses_verified)
-            return shape, [len(plan_rows(units, shape)) for units in updates]
+        def planned(length: int) -> list[list[list[Piece]]]:
+            shape = RowShape.of(length, **kinds)
+            return [plan_rows(units, shape) for units in updates]
 
-        shape, rows = planned(limit)
+        def tokens(length: int, plan: list[list[list[Piece]]]) -> int:
+            return length * sum(map(len, plan))
+
+        length, plan = limit, planned(limit)
         # Rows of 512 hold one tree of 448: a shorter row is worth another compiled shape where it saves enough.
-        for length in range(limit - _GRAIN, max(longest, limit // 2) - 1, -_GRAIN):
-            shorter, more = planned(length)
-            if sum(more) * length < _WORTH * sum(rows) * shape.length:
-                shape, rows = shorter, more
-        return shape, max(rows)
+        for shorter in range(limit - _GRAIN, max(longest, limit // 2) - 1, -_GRAIN):
+            found = planned(shorter)
+            if tokens(shorter, found) < _WORTH * tokens(length, plan):
+                length, plan = shorter, found
+        # The head takes the slots in equal chunks: where rows never fill theirs, the last chunk is padding.
+        scored = max(sum(piece.size[1] for piece in row) for rows in plan for row in rows)
+        slots = multiple(max(scored, max(map(_unit_scored, everything))), _GRAIN)
+        return RowShape.of(length, min(length, slots), **kinds), max(map(len, plan))
 
     @property
     def packing(self) -> dict[str, Any]:
         """See Plan."""
-        return {"pack": "trees", "rows": self.rows, "lengths": [self.shape.length]}
+        return {"pack": "trees", "rows": self.rows, "lengths": [self.shape.length], "slots": self.shape.slots}
 
     def _everything(self) -> tuple[np.ndarray, np.ndarray]:
         loss = self.config.loss
@@ -150,6 +158,11 @@ def _unit_tokens(unit: Unit) -> int:
         return len(unit.rows[0].token_ids)
     chosen, rejected = (row.token_ids for row in unit.rows)
     return len(chosen) + len(rejected) - common_prefix(chosen, rejected)
+
+
+def _unit_scored(unit: Unit) -> int:
+    """Scored tokens of a unit's rows; its own tree has no more."""
+    return sum(int(row.step_mask.sum()) for row in unit.rows)
 
 
 def _shared_tokens(units: Sequence[Unit]) -> int:

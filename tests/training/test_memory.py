@@ -176,7 +176,7 @@ def test_as_many_logits_at_once_as_the_platform_has_room_for(platform, most):
         assert 1 <= block <= vocab
         assert size * block * 4 <= most << 20
     size, block = head_block(100_000, 152_064, None, platform)
-    assert size * block * 4 > 0.9 * (most << 20)
+    assert size * block * 4 > 0.7 * (most << 20)
     assert size == (2048 if platform == "gpu" else 512)
     assert head_block(100_000, 152_064, 7, platform)[0] == 7
     # On a mesh of eight each holds an eighth of the logits of a chunk of all rows.
@@ -184,6 +184,15 @@ def test_as_many_logits_at_once_as_the_platform_has_room_for(platform, most):
     columns = head_chunk(64, 152_064, 2048, None, mesh)
     assert columns == (110 if platform == "gpu" else 27)
     assert head_chunk(1, 512, 20, None, mesh) == 20
+
+
+@pytest.mark.parametrize("platform", ["cpu", "gpu", "tpu"])
+def test_states_and_vocabulary_go_by_in_equal_parts(platform):
+    """A last part that is nearly empty costs as much as the others: 640 states go by as 2 x 320 and not as 2 x 512."""
+    for count, vocab in ((640, 32_768), (1_500, 152_064), (5_000, 151_936), (100_000, 128_256)):
+        for total, part in zip((count, vocab), head_block(count, vocab, None, platform), strict=True):
+            parts = -(-total // part)
+            assert parts * part - total < 32 * parts
 
 
 def test_the_step_head_in_bf16_against_float64():

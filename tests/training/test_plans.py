@@ -113,17 +113,34 @@ def benchmark_plan(workload, **settings):
     return make_plan(RowStore.build(bench_model.as_pairs(workload.pairs)), config)
 
 
-def test_rows_take_the_length_that_fits_whatever_the_seed():
+def test_rows_take_the_length_and_the_slots_that_fit_whatever_the_seed():
     pairs = bench_model.unrelated_pairs(16, 1000, prompt=64, response=192)
     steps = bench_model.step_pairs(3, 1000, prompt=64, steps=16, step=20)
     for seed in (0, 5):
         plan = benchmark_plan(pairs, pack_length=512, seed=seed)
-        assert plan.packing == {"pack": "trees", "rows": 4, "lengths": [448]}  # a tree of 64 + 2 x 192 a row
+        # A tree of 64 + 2 x 192 a row.
+        assert plan.packing == {"pack": "trees", "rows": 4, "lengths": [448], "slots": 384}
         assert plan.accumulates  # an update has 8 of them
         plan = benchmark_plan(steps, seed=seed)
-        assert plan.packing == {"pack": "trees", "rows": 1, "lengths": [704]}  # a trace of 64 + 2 x 16 x 20
+        # A trace of 64 + 2 x 16 x 20.
+        assert plan.packing == {"pack": "trees", "rows": 1, "lengths": [704], "slots": 640}
         assert not plan.accumulates
         assert [len(plan.micro(*plan.rows_of(step))) for step in range(plan.steps)] == [1, 1, 1]
+
+
+def test_an_update_with_more_to_score_than_those_that_were_looked_at_takes_more_rows():
+    """Slots follow a few updates and the largest pair; the others are packed around them, and nothing is lost."""
+    load = bench_model.unrelated_pairs(400, 1000, prompt=60, response=20, batch_size=4)
+    settings = {"pack_length": 256, "pack_rows": 2}
+    heavy = benchmark_plan(load, **settings).rows_of(1)[0]  # between two that are looked at
+    for pair in (load.pairs[i] for i in heavy):  # as long as before, 100 tokens of it scored and not 40
+        pair["prompt"], pair["chosen"] = pair["prompt"][:10], pair["chosen"] + pair["prompt"][10:]
+    plan = benchmark_plan(load, **settings)
+    assert plan.packing == {"pack": "trees", "rows": 2, "lengths": [256], "slots": 128}
+    micros = [plan.micro(*plan.rows_of(step)) for step in range(plan.steps)]
+    assert [len(m) for m in micros[:3]] == [1, 2, 1]
+    found = np.concatenate([micro.pairs for update in micros for micro in update])
+    assert sorted(found[found >= 0]) == list(range(400))
 
 
 def test_micro_batches_are_sorted_by_length_and_hold_the_rows():

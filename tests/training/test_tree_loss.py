@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -17,7 +19,7 @@ from caspo_jax.training import LossConfig
 from caspo_jax.training.step_logprobs import batch_reference
 from caspo_jax.training.step_loss import loss_denominators, step_dpo_loss, step_loss_sums
 
-SHAPE = RowShape(48, pairs=8, verified=8, members=96)
+SHAPE = RowShape(48, slots=48, pairs=8, verified=8, members=96)
 OPTIONS = [
     {},
     {"loss": "ipo", "length_normalised": True},
@@ -99,6 +101,26 @@ def test_trees_equal_rows(make, options, seed):
         np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5 * float(jnp.abs(b).max()))
 
 
+def test_slots_that_no_row_fills_change_nothing(model):
+    """Rows planned for few slots, against the same rows with a slot for every token."""
+    few = dataclasses.replace(SHAPE, slots=20)
+    pairs, verified = make_data(2)
+    rows = plan_rows(as_units(pairs, verified), few)
+    references = np.random.default_rng(0).normal(-4, 1, (2, len(pairs))).astype(np.float32)
+    weight = np.array([p.weight for p in pairs], np.float32)
+    config = LossConfig(nll_alpha=1.0, nll_on="verified")
+    run = nnx.jit(nnx.value_and_grad(lambda m, b: step_dpo_loss(m, b, config)[0]))
+    found = []
+    for shape in (few, SHAPE):
+        batch = pack_trees(rows, len(rows), shape, weight, *references).batch
+        assert batch.target_mask.sum() > shape.slots
+        found.append(run(model, on_device(batch)))
+    (loss, gradient), (other, other_gradient) = found
+    np.testing.assert_allclose(loss, other, rtol=1e-6)
+    for a, b in zip(jax.tree.leaves(gradient), jax.tree.leaves(other_gradient), strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-6 * float(jnp.abs(b).max()))
+
+
 def test_denominators_on_the_host_equal_those_of_the_loss():
     model = Toy()
     for options in OPTIONS:
@@ -127,7 +149,7 @@ def test_a_reference_of_the_same_program_gives_log_two(model):
     st.integers(0, 10**6),
     st.integers(0, 12),
     st.integers(0, 12),
-    st.sampled_from([(24, 2, 2, 30), (48, 8, 8, 96)]),
+    st.sampled_from([(24, 24, 2, 2, 30), (48, 48, 8, 8, 96), (48, 12, 8, 8, 96)]),
 )
 def test_every_item_is_there_once_with_its_own_tokens(seed, pairs, verified, sizes):
     made, steps = make_data(seed, pairs, verified)
@@ -138,6 +160,7 @@ def test_every_item_is_there_once_with_its_own_tokens(seed, pairs, verified, siz
         rows, len(rows) + 1, shape, np.ones(len(made)), np.zeros(len(made)), np.zeros(len(made))
     )
     batch = packed.batch
+    assert batch.target.shape == (len(rows) + 1, shape.slots)
     assert sorted(packed.pairs[packed.pairs >= 0]) == list(range(len(made)))
     assert sorted(packed.verified[packed.verified >= 0]) == list(range(len(steps)))
     assert (batch.weight.reshape(-1) > 0).tolist() == (packed.pairs >= 0).tolist()
@@ -168,8 +191,13 @@ def test_every_item_is_there_once_with_its_own_tokens(seed, pairs, verified, siz
 
 def test_what_fits_no_row_is_named():
     pairs, _ = make_data(0, 1, 0)
-    with pytest.raises(ValueError, match="do not fit into a row of 4"):
-        plan_rows(as_units(pairs, []), RowShape.of(4, pairs=True, verified=False))
+    for shape in (
+        RowShape.of(4, pairs=True, verified=False),
+        RowShape.of(48, 1, pairs=True, verified=False),
+    ):
+        said = f"do not fit into a row of {shape.length} with {shape.slots} scored"
+        with pytest.raises(ValueError, match=said):
+            plan_rows(as_units(pairs, []), shape)
 
 
 def test_padding_of_a_tree_batch_may_hold_any_token(model):
