@@ -11,7 +11,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -116,70 +116,94 @@ def _forward(
     return (logprob, entropy), (hidden, unembedding, targets, mask, logsumexp, kept)
 
 
+class _Read(NamedTuple):
+    """What the backward pass reads in every block."""
+
+    hidden: Array  # [R, S, E]
+    targets: Array  # [R, S]
+    mask: Array  # [R, S]
+    logsumexp: Array  # [R, S]
+    upstream: Array  # [R, S] gradient of the log-probs, 0 where the mask is False
+    kept: Array | None  # [S / chunk, V, R, chunk] logits
+
+
 def _backward(
     cut: HeadCut, residuals: tuple[Any, ...], cotangents: tuple[Any, Any]
 ) -> tuple[Array | None, Array | None, None, None]:
     """d logprob / d logits = onehot(target) - softmax, a block at a time; the logits are computed again unless kept."""
     hidden, unembedding, targets, mask, logsumexp, kept, trained = residuals
-    chunk, block, mesh = cut.chunk, cut.block, cut.mesh
     if isinstance(cotangents[0], SymbolicZero):
         return None, None, None, None
-    upstream = jnp.where(mask, cotangents[0], 0)
-    on_cpu = platform_of(mesh) == "cpu"
+    read = _Read(hidden, targets, mask, logsumexp, jnp.where(mask, cotangents[0], 0), kept)
     rows, slots, width = hidden.shape
-    whole = block == unembedding.shape[0]
-
-    # The vocabulary outside, the states inside: a block of the head is cut and turned once, its gradient written once.
-    def over_block(start: Array, weight: Array, fresh: Array | None, gradients: Any) -> Any:
-        d_hidden, d_unembedding = gradients
-        # Left to itself XLA folds this into the product, which then is a quarter slower on a CPU than with the copy.
-        turned = lax.optimization_barrier(weight.T) if on_cpu else None
-        ids = (start + jnp.arange(block, dtype=targets.dtype))[:, None, None]
-
-        # The width first in the states' gradient, as the vocabulary in the logits: no product then wants the logits'
-        # gradient transposed, which is worth a third of the whole on a CPU.
-        def body(i: Array, gradients: tuple[Array, Array | None]) -> tuple[Array, Array | None]:
-            d_hidden, d_weight = gradients
-            states = _states(hidden, i, chunk, mesh)
-            wanted, log_z, factor = (_columns(x, i, chunk) for x in (targets, logsumexp, upstream))
-            if kept is None:
-                logits = _logits(weight, states, mesh)
-            else:
-                logits = lax.dynamic_slice(kept, (i, start, 0, 0), (1, block, *wanted.shape))[0]
-            d_logits = factor * ((wanted == ids) - jnp.exp(logits - log_z))
-            if fresh is not None:
-                d_logits = jnp.where(fresh[:, None, None], d_logits, 0)
-            d_logits = d_logits.astype(states.dtype)
-            # Elsewhere it is turned here: outside of the loop that would be a copy.
-            left = weight.T if turned is None else turned
-            # As matrices: a CPU has no product of bfloat16 over the first axis of more.
-            part = _einsum("ev,vn->en", left.astype(d_logits.dtype), d_logits.reshape(block, -1))
-            d_states = part.reshape(width, rows, chunk)
-            if whole:
-                d_states = constrain(mesh, jnp.moveaxis(d_states, 0, -1), _ROWS).astype(d_hidden.dtype)
-                d_hidden = lax.dynamic_update_slice_in_dim(d_hidden, d_states, i * chunk, axis=1)
-            else:
-                d_hidden = d_hidden.at[i].add(d_states)
-            if d_weight is not None:
-                d_weight += _einsum("vrc,rce->ve", d_logits, states)
-                d_weight = constrain(mesh, d_weight, SPLIT_HEAD, uneven=True)
-            return d_hidden, d_weight
-
-        d_weight = None if trained is None else jnp.zeros(weight.shape, jnp.float32)
-        with jax.named_scope("head_chunks"):
-            d_hidden, d_weight = lax.fori_loop(0, _trips(mask, chunk), body, (d_hidden, d_weight))
-        if whole or d_weight is None:
-            return d_hidden, d_weight
-        d_weight += lax.dynamic_slice_in_dim(d_unembedding, start, block)
-        return d_hidden, lax.dynamic_update_slice_in_dim(d_unembedding, d_weight, start, axis=0)
-
-    parts = (slots // chunk, width, rows, chunk)
+    whole = cut.block == unembedding.shape[0]
+    parts = (slots // cut.chunk, width, rows, cut.chunk)
     d_hidden = jnp.zeros_like(hidden) if whole else jnp.zeros(parts, jnp.float32)
     d_unembedding = None if whole or trained is None else jnp.zeros(unembedding.shape, jnp.float32)
-    d_hidden, d_unembedding = _over_vocabulary(unembedding, block, over_block, (d_hidden, d_unembedding))
+    # The vocabulary outside, the states inside: a block of the head is cut and turned once, its gradient written once.
+    over_block = functools.partial(_block_gradients, cut, read, trained is not None, whole)
+    d_hidden, d_unembedding = _over_vocabulary(unembedding, cut.block, over_block, (d_hidden, d_unembedding))
     if not whole:  # [S / chunk, E, R, chunk] -> [R, S, E]
         d_hidden = jnp.transpose(d_hidden, (2, 0, 3, 1)).reshape(hidden.shape).astype(hidden.dtype)
     return d_hidden, None if d_unembedding is None else d_unembedding.astype(unembedding.dtype), None, None
+
+
+def _block_gradients(
+    cut: HeadCut,
+    read: _Read,
+    trained: bool,
+    whole: bool,
+    start: Array,
+    weight: Array,
+    fresh: Array | None,
+    gradients: tuple[Array, Array | None],
+) -> tuple[Array, Array | None]:
+    """Adds what one block of the vocabulary gives to the states' gradient, and writes its part of the head's if trained."""
+    chunk, block, mesh = cut.chunk, cut.block, cut.mesh
+    on_cpu = platform_of(mesh) == "cpu"
+    rows, _, width = read.hidden.shape
+    # Left to itself XLA folds this into the product, which then is a quarter slower on a CPU than with the copy.
+    turned = lax.optimization_barrier(weight.T) if on_cpu else None
+    ids = (start + jnp.arange(block, dtype=read.targets.dtype))[:, None, None]
+
+    # The width first in the states' gradient, as the vocabulary in the logits: no product then wants the logits'
+    # gradient transposed, which is worth a third of the whole on a CPU.
+    def body(i: Array, gradients: tuple[Array, Array | None]) -> tuple[Array, Array | None]:
+        d_hidden, d_weight = gradients
+        states = _states(read.hidden, i, chunk, mesh)
+        wanted, log_z, factor = (_columns(x, i, chunk) for x in (read.targets, read.logsumexp, read.upstream))
+        if read.kept is None:
+            logits = _logits(weight, states, mesh)
+        else:
+            logits = lax.dynamic_slice(read.kept, (i, start, 0, 0), (1, block, *wanted.shape))[0]
+        d_logits = factor * ((wanted == ids) - jnp.exp(logits - log_z))
+        if fresh is not None:
+            d_logits = jnp.where(fresh[:, None, None], d_logits, 0)
+        d_logits = d_logits.astype(states.dtype)
+        # Elsewhere it is turned here: outside of the loop that would be a copy.
+        left = weight.T if turned is None else turned
+        # As matrices: a CPU has no product of bfloat16 over the first axis of more.
+        part = _einsum("ev,vn->en", left.astype(d_logits.dtype), d_logits.reshape(block, -1))
+        d_states = part.reshape(width, rows, chunk)
+        if whole:
+            d_states = constrain(mesh, jnp.moveaxis(d_states, 0, -1), _ROWS).astype(d_hidden.dtype)
+            d_hidden = lax.dynamic_update_slice_in_dim(d_hidden, d_states, i * chunk, axis=1)
+        else:
+            d_hidden = d_hidden.at[i].add(d_states)
+        if d_weight is not None:
+            d_weight += _einsum("vrc,rce->ve", d_logits, states)
+            d_weight = constrain(mesh, d_weight, SPLIT_HEAD, uneven=True)
+        return d_hidden, d_weight
+
+    d_hidden, d_unembedding = gradients
+    d_weight = jnp.zeros(weight.shape, jnp.float32) if trained else None
+    with jax.named_scope("head_chunks"):
+        d_hidden, d_weight = lax.fori_loop(0, _trips(read.mask, chunk), body, (d_hidden, d_weight))
+    if whole or d_weight is None:
+        return d_hidden, d_weight
+    assert d_unembedding is not None
+    d_weight += lax.dynamic_slice_in_dim(d_unembedding, start, block)
+    return d_hidden, lax.dynamic_update_slice_in_dim(d_unembedding, d_weight, start, axis=0)
 
 
 def _forward_to_differentiate(
