@@ -24,7 +24,9 @@ _CPU_KEPT = 1 << 26
 # The head's gradient is read and written once a chunk, which so many states are worth; a GPU's products are faster.
 _LEAST_CHUNK = {"gpu": 2048}
 _LEAST_ELSEWHERE = 512
-_ALIGNED = 32  # entries that vector units and tiles divide
+# Equal parts are multiples of what vector units, or the tiles of matrix units, divide.
+_ALIGNED = {"cpu": 32}
+_ALIGNED_ELSEWHERE = 128
 _MESH_COLUMNS = 32  # at most, of each row, on a mesh; more on GPUs, for the same reason
 _GPU_COLUMNS = 128
 
@@ -84,14 +86,15 @@ def head_block(count: int, vocab: int, chunk: int | None, platform: str) -> tupl
     elements = _ELEMENTS.get(platform, _ELSEWHERE)
     if chunk is None:
         chunk = max(_LEAST_CHUNK.get(platform, _LEAST_ELSEWHERE), elements // vocab)
-    size = _equal_part(count, chunk)
-    return size, _equal_part(vocab, max(1, elements // size))
+    aligned = _ALIGNED.get(platform, _ALIGNED_ELSEWHERE)
+    size = _equal_part(count, chunk, aligned)
+    return size, _equal_part(vocab, max(1, elements // size), aligned)
 
 
-def _equal_part(total: int, most: int) -> int:
-    """The size of the fewest equal parts, so that the last is as full as the others; a multiple of `_ALIGNED` if it can be."""
+def _equal_part(total: int, most: int, aligned: int) -> int:
+    """The size of the fewest equal parts, so that the last is as full as the others; a multiple of `aligned` if it can be."""
     part = -(-total // -(-total // most))
-    return min(total, most, -(-part // _ALIGNED) * _ALIGNED)
+    return min(total, most, -(-part // aligned) * aligned)
 
 
 def head_chunk(rows: int, vocab: int, slots: int, chunk: int | None, mesh: Mesh) -> int:
