@@ -37,7 +37,8 @@ def test_refilled_slots_change_nothing(model_and_tokenizer, questions, monkeypat
             (n.parent, n.token_ids, n.status, n.reason) for n in result.tree.nodes
         ]
         for a, b in zip(piece.paths, result.paths, strict=True):
-            np.testing.assert_allclose(a.logprob, b.logprob, atol=1e-5)
+            # Products of other shapes add up in another order: some units in the last place of the logits.
+            np.testing.assert_allclose(a.logprob, b.logprob, rtol=1e-5, atol=1e-5)
     lengths = [max(len(path.token_ids) for path in result.paths) for result in whole]
     assert len(set(lengths)) > 3
     assert max(lengths) > 10  # the ring grew
