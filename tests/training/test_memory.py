@@ -177,7 +177,7 @@ def test_as_many_logits_at_once_as_the_platform_has_room_for(platform, most):
         assert size * block * 4 <= most << 20
     size, block = head_block(100_000, 152_064, None, platform)
     assert size * block * 4 > 0.7 * (most << 20)
-    assert size == (2048 if platform == "gpu" else 512)
+    assert size == {"cpu": 384, "gpu": 2048, "tpu": 512}[platform]
     assert head_block(100_000, 152_064, 7, platform)[0] == 7
     # On a mesh of eight each holds an eighth of the logits of a chunk of all rows.
     mesh = types.SimpleNamespace(devices=np.array([types.SimpleNamespace(platform=platform)]), size=8)
