@@ -22,7 +22,7 @@ _ELSEWHERE = 1 << 25
 # Logits that a CPU keeps for the backward pass (256 MiB) rather than compute them again: a fifth of the head's products.
 _CPU_KEPT = 1 << 26
 # The head's gradient is read and written once a chunk, which so many states are worth; a GPU's products are faster. On a CPU
-# fewer: the last chunk is padding in part where updates differ (512: 2 % faster where none is, 4 to 15 % slower elsewhere).
+# fewer: the last chunk is padding in part where updates differ (512: 4 % faster where none is, 4 to 15 % slower elsewhere).
 _LEAST_CHUNK = {"cpu": 384, "gpu": 2048}
 _LEAST_ELSEWHERE = 512
 # Equal parts are multiples of what vector units, or the tiles of matrix units, divide.
