@@ -32,7 +32,7 @@ from experiments import bench_flags, bench_model, common, result_files
 from experiments.bench_process import Worker, in_turns, machine, median_of, ratio_of, table
 
 FLAGS = flags.FLAGS
-# The first run of settings compiles, the next ones measure; those that took up to so many times the least are tried again.
+# The first run of settings compiles, so many measure; those up to so many times the least are tried so often again.
 MEASURED, NEAR, AGAIN = 2, 1.25, 2
 MODULES = {peer: f"experiments.bench_train_{peer}" for peer in ("trl", "tunix", "torch")}
 

@@ -25,11 +25,11 @@ _CPU_KEPT = 1 << 26
 # fewer: the last chunk is padding in part where updates differ (512: 4 % faster where none is, 4 to 15 % slower elsewhere).
 _LEAST_CHUNK = {"cpu": 384, "gpu": 2048}
 _LEAST_ELSEWHERE = 512
+_MESH_COLUMNS = 32  # at most, of each row, on a mesh; more on GPUs, for the same reason
+_GPU_COLUMNS = 128
 # Equal parts are multiples of what vector units, or the tiles of matrix units, divide.
 _ALIGNED = {"cpu": 32}
 _ALIGNED_ELSEWHERE = 128
-_MESH_COLUMNS = 32  # at most, of each row, on a mesh; more on GPUs, for the same reason
-_GPU_COLUMNS = 128
 
 
 def scored_stats(
