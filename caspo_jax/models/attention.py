@@ -10,7 +10,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from caspo_jax.models.cache import KVCache, Layered, layer_of
+from caspo_jax.models.cache import COLUMNS, KVCache, Layered, layer_of
+from caspo_jax.sharding import platform_of
 
 # Finite, so that a padded query (which attends to nothing) yields a harmless mean and no NaN.
 _MASKED = -1e30
@@ -61,7 +62,7 @@ def attend_cache(q: jax.Array, cache: KVCache, layer: int | jax.Array, last: jax
 
     The K rows of a prompt read it in one product. Of the rows' own columns only the leading part that holds `last`
     is read, in whole parts of the capacity: a search whose buffers are half empty does half the work. With layers apart
-    all of them are.
+    on a GPU all of them are.
 
     Args:
       q: [R, H, D].
@@ -79,28 +80,29 @@ def attend_cache(q: jax.Array, cache: KVCache, layer: int | jax.Array, last: jax
         return _attend_lanes(grouped, cache, layer, last).reshape(rows, heads, dim)
     capacity = cache.capacity
     # On a GPU the host chooses a switch's branch, and would wait for every layer of every token.
-    parts = 1 if cache.apart else max(1, min(_MAX_PARTS, capacity // _MIN_PART))
+    on_gpu = platform_of(cache.mesh) == "gpu"
+    parts = 1 if cache.apart and on_gpu else max(1, min(_MAX_PARTS, capacity // _MIN_PART))
     part = -(-capacity // parts)
     widths = [min(capacity, part * (i + 1)) for i in range(parts)]
-    branches = [functools.partial(_attend_columns, width) for width in widths]
-    operands = (grouped, cache, layer)
+    branches = [functools.partial(_attend_columns, width, layer) for width in widths]
+    operands = (grouped, cache)
     with jax.named_scope("cache_columns"):
         mixed = lax.switch(last // part, branches, *operands) if parts > 1 else branches[0](*operands)
     return mixed.reshape(rows, heads, dim)
 
 
-def _attend_columns(columns: int, q: jax.Array, cache: KVCache, layer: int | jax.Array) -> jax.Array:
+def _attend_columns(columns: int, layer: int | jax.Array, q: jax.Array, cache: KVCache) -> jax.Array:
     """`attend_cache` of q [R, G, J, D] over the prompt and the first `columns` columns of the rows."""
-    rows, groups, _, dim = q.shape
-    shape = (1, rows, groups, columns, dim)
+    dim = q.shape[-1]
 
-    def own(stack: Layered) -> jax.Array:
+    def own(stack: Layered, axis: int) -> jax.Array:
         array, at = layer_of(stack, layer)
-        return lax.dynamic_slice(array, (at, 0, 0, 0, 0), shape)[0]
+        size = [1 if i == 0 else columns if i == axis else n for i, n in enumerate(array.shape)]
+        return lax.dynamic_slice(array, (at, 0, 0, 0, 0), size)[0]
 
-    keys, values = own(cache.k), own(cache.v)
+    keys, values = own(cache.k, COLUMNS[False].k), own(cache.v, COLUMNS[False].v)
     prompt_scores = _prompt_scores(q, cache, layer)
-    scores = _product("rgqd,rgsd->rgqs", q, keys)
+    scores = _product("rgqd,rgds->rgqs", q, keys)
     scores = jnp.where(cache.valid[:, None, None, :columns], scores * dim**-0.5, _MASKED)
     scores = jnp.concatenate([prompt_scores, scores], axis=-1)
     weights = jax.nn.softmax(scores, axis=-1).astype(values.dtype)
@@ -224,7 +226,7 @@ def _prompt_scores(q: jax.Array, cache: KVCache, layer: int | jax.Array) -> jax.
     """Scaled and masked scores [R, G, J, P] float32 of q [R, G, J, D]; the K rows of a prompt in one product."""
     rows, _, shared, dim = q.shape
     keys = lax.dynamic_index_in_dim(*layer_of(cache.prompt_k, layer), keepdims=False)
-    scores = _product("bgnd,bgpd->bgnp", _by_prompt(q, cache.prompts), keys)
+    scores = _product("bgnd,bgdp->bgnp", _by_prompt(q, cache.prompts), keys)
     scores = jnp.where(cache.prompt_valid[:, None, None], scores * dim**-0.5, _MASKED)
     return _by_row(scores, rows, shared)
 

@@ -28,7 +28,7 @@ _OWN, _PROMPTS = "", "prompt_"
 
 
 def widen_prompts(cache: KVCache, columns: int) -> KVCache:
-    """The same prompts [L, B, G, P, D] in so many columns; those that are new come last and are not valid."""
+    """The same prompts in so many columns; those that are new come last and are not valid."""
     extra = columns - cache.prompt_valid.shape[COLUMNS[cache.prompt_lanes].valid]
     if not extra:
         return cache
@@ -72,9 +72,11 @@ def _copy_rows(
         return lax.dynamic_update_slice_in_dim(array, row, destination[i], axis)
 
     def body(i: jax.Array, arrays: _Arrays) -> _Arrays:
-        *kv, valid = arrays
-        k, v = jax.tree.map(lambda array: copy_row(array, axis.kv, i), kv)
-        return k, v, copy_row(valid, axis.valid, i)
+        k, v, valid = (
+            jax.tree.map(lambda array, at=at: copy_row(array, at, i), stack)
+            for stack, at in zip(arrays, axis)
+        )
+        return k, v, valid
 
     return lax.fori_loop(0, count, body, arrays)
 
@@ -83,9 +85,12 @@ def _copy_rows_on_mesh(
     mesh: Mesh, arrays: _Arrays, source: jax.Array, destination: jax.Array, count: jax.Array
 ) -> _Arrays:
     """Each device copies among its own rows: a copy by global index would gather the cache on every device."""
-    layers = jax.tree.leaves(arrays[0])
-    kv = named_sharding(mesh, AXES, layers[0].shape).spec
-    valid = named_sharding(mesh, ("batch", "length"), arrays[2].shape).spec
+
+    def placed(field: str, stack: Layered) -> Any:
+        return jax.tree.map(lambda array: named_sharding(mesh, AXES[field], array.shape).spec, stack)
+
+    specs = tuple(map(placed, ("k", "v", "valid"), arrays))
+    valid = specs[2]
     split = (valid[0],) if isinstance(valid[0], str) else tuple(valid[0] or ())
 
     def local(arrays: _Arrays, source: jax.Array, destination: jax.Array, count: jax.Array) -> _Arrays:
@@ -96,8 +101,7 @@ def _copy_rows_on_mesh(
         source, destination = (jnp.where(mine, index - first, 0) for index in (source, destination))
         return _copy_rows(arrays, ROWS[False], source, destination, count)
 
-    k, v = jax.tree.map(lambda _: kv, arrays[:2])
-    specs, none = (k, v, valid), PartitionSpec()
+    none = PartitionSpec()
     run = jax.shard_map(
         local, mesh=mesh, in_specs=(specs, none, none, none), out_specs=specs, check_vma=False
     )
@@ -149,8 +153,8 @@ def load_prompt(cache: KVCache, queued: KVCache, prompt: jax.Array, entry: jax.A
     empty = jnp.zeros((cache.capacity, branches) if cache.lanes else (branches, cache.capacity), jnp.bool_)
     return dataclasses.replace(
         cache,
-        prompt_k=put(cache.prompt_k, one.prompt_k, prompt, axis.kv),
-        prompt_v=put(cache.prompt_v, one.prompt_v, prompt, axis.kv),
+        prompt_k=put(cache.prompt_k, one.prompt_k, prompt, axis.k),
+        prompt_v=put(cache.prompt_v, one.prompt_v, prompt, axis.v),
         prompt_valid=put(cache.prompt_valid, one.prompt_valid, prompt, axis.valid),
         valid=put(cache.valid, empty, prompt * branches, ROWS[cache.lanes].valid),
     )
@@ -166,11 +170,11 @@ def concatenate(caches: Sequence[KVCache]) -> KVCache:
         return jax.tree.map(lambda *arrays: jnp.concatenate(arrays, axis=axis), *parts)
 
     return KVCache(
-        prompt_k=joined("prompt_k", prompt_axis.kv),
-        prompt_v=joined("prompt_v", prompt_axis.kv),
+        prompt_k=joined("prompt_k", prompt_axis.k),
+        prompt_v=joined("prompt_v", prompt_axis.v),
         prompt_valid=joined("prompt_valid", prompt_axis.valid),
-        k=joined("k", axis.kv),
-        v=joined("v", axis.kv),
+        k=joined("k", axis.k),
+        v=joined("v", axis.v),
         valid=joined("valid", axis.valid),
         lanes=first.lanes,
         prompt_lanes=first.prompt_lanes,
@@ -199,7 +203,7 @@ def _changed(
 ) -> KVCache:
     """The cache with `change(array, its axis)` done to `k`, `v` and `valid` of the rows (`part` "") or the prompts."""
     axis = axes[cache.prompt_lanes if part else cache.lanes]
-    places = {f"{part}k": axis.kv, f"{part}v": axis.kv, f"{part}valid": axis.valid}
+    places = {f"{part}k": axis.k, f"{part}v": axis.v, f"{part}valid": axis.valid}
     changed: dict[str, Any] = {
         name: jax.tree.map(lambda array, at=at: change(array, at), getattr(cache, name))
         for name, at in places.items()

@@ -253,7 +253,7 @@ class Decoder(nnx.Module):
             layer = block.whole_weights(layer)
             q, k, v = block.before_attention(layer, x, cos, sin)
             mixed = attend_self(q, k, v, visible_until, mesh=self.mesh)
-            kv = (k.transpose(0, 2, 1, 3), v.transpose(0, 2, 1, 3)) if keep_kv else None
+            kv = (k.transpose(0, 2, 3, 1), v.transpose(0, 2, 1, 3)) if keep_kv else None
             return block.after_attention(layer, x, mixed), kv
 
         # What a loop keeps for its backward pass is copied into stacks and out of them again. Trees are what is trained on;

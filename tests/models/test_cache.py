@@ -12,10 +12,17 @@ from caspo_jax.models.cache_rows import concatenate, load_prompt, split_rows
 CONFIG = ModelConfig("llama", 8, 8, 8, num_layers=2, num_heads=2, num_kv_heads=1, head_dim=2)
 
 
+ROWS_TO_LANES = {
+    "k": (0, 4, 3, 1, 2),
+    "v": (0, 3, 4, 1, 2),
+}  # [L, R, G, D, S], [L, R, G, S, D] to [L, S, D, R, G]
+LANES_TO_ROWS = {"k": (0, 3, 4, 2, 1), "v": (0, 3, 4, 1, 2)}
+
+
 def relaid(cache: KVCache) -> KVCache:
     """The same contents in the other layout of the rows' own columns."""
-    axes = (0, 3, 4, 1, 2)  # [L, R, G, S, D] to [L, S, D, R, G], and back
-    k, v = jnp.transpose(cache.k, axes), jnp.transpose(cache.v, axes)
+    axes = LANES_TO_ROWS if cache.lanes else ROWS_TO_LANES
+    k, v = jnp.transpose(cache.k, axes["k"]), jnp.transpose(cache.v, axes["v"])
     return dataclasses.replace(cache, k=k, v=v, valid=cache.valid.T, lanes=not cache.lanes)
 
 
@@ -23,8 +30,8 @@ def with_prompt_rows(cache: KVCache) -> KVCache:
     """The same contents with prompts as they are read."""
     if not cache.prompt_lanes:
         return cache
-    back = (0, 3, 4, 1, 2)  # [L, P, D, B, G] to [L, B, G, P, D]
-    k, v = jnp.transpose(cache.prompt_k, back), jnp.transpose(cache.prompt_v, back)
+    k = jnp.transpose(cache.prompt_k, LANES_TO_ROWS["k"])
+    v = jnp.transpose(cache.prompt_v, LANES_TO_ROWS["v"])
     return dataclasses.replace(
         cache, prompt_k=k, prompt_v=v, prompt_valid=cache.prompt_valid.T, prompt_lanes=False
     )
@@ -43,10 +50,11 @@ def layers_together(cache: KVCache) -> KVCache:
 def cache(request) -> KVCache:
     """Four prompts with a row each; row r holds r everywhere and owns r+1 columns; prompt b holds b + 20, b + 30."""
     row = np.arange(4, dtype=np.float32).reshape(1, 4, 1, 1, 1)
-    k = np.zeros((2, 4, 1, 6, 2), np.float32) + row
+    k, v = np.zeros((2, 4, 1, 2, 6), np.float32) + row, np.zeros((2, 4, 1, 6, 2), np.float32) + row + 10
     valid = np.arange(6)[None] <= np.arange(4)[:, None]
-    prompt_k = np.zeros((2, 4, 1, 3, 2), np.float32) + row + 20
-    parts = (prompt_k, prompt_k + 10, valid[:, :3], k, k + 10, valid)
+    prompt_k = np.zeros((2, 4, 1, 2, 3), np.float32) + row + 20
+    prompt_v = np.zeros((2, 4, 1, 3, 2), np.float32) + row + 30
+    parts = (prompt_k, prompt_v, valid[:, :3], k, v, valid)
     cache = KVCache(*(jnp.asarray(part) for part in parts))
     if request.param == "rows":
         return cache
@@ -80,8 +88,8 @@ def prompts(cache: KVCache) -> list[int]:
 def test_init_is_empty():
     cache = init_cache(CONFIG, 3, 5, jnp.bfloat16, prompt_columns=4)
     assert (cache.rows, cache.branches, cache.capacity, cache.k.dtype) == (3, 1, 5, jnp.bfloat16)
-    assert (cache.prompt_k.shape, cache.prompt_v.shape) == ((2, 3, 1, 4, 2), (2, 3, 1, 4, 2))
-    assert cache.k.shape == cache.v.shape == (2, 3, 1, 5, 2)
+    assert (cache.prompt_k.shape, cache.prompt_v.shape) == ((2, 3, 1, 2, 4), (2, 3, 1, 4, 2))
+    assert (cache.k.shape, cache.v.shape) == ((2, 3, 1, 2, 5), (2, 3, 1, 5, 2))
     assert not cache.valid.any()
     lanes = init_cache(CONFIG, 3, 5, jnp.bfloat16, prompt_columns=4, lanes=True)
     assert (lanes.rows, lanes.branches, lanes.capacity) == (3, 1, 5)
@@ -141,8 +149,8 @@ def test_grow_adds_empty_columns(cache):
     cache, grown = layers_together(cache), layers_together(grown)
     if cache.lanes:
         cache, grown = relaid(cache), relaid(grown)
-    assert grown.k.shape[-2] == grown.v.shape[-2] == 9
-    np.testing.assert_array_equal(grown.k[..., :6, :], cache.k)
+    assert grown.k.shape[-1] == grown.v.shape[-2] == 9
+    np.testing.assert_array_equal(grown.k[..., :6], cache.k)
     np.testing.assert_array_equal(grown.v[..., :6, :], cache.v)
     assert not grown.valid[:, 6:].any()
 
@@ -152,15 +160,13 @@ def test_a_ring_grows_with_its_columns_in_their_new_places(cache):
     lanes, apart = cache.lanes, cache.apart
     rows = relaid(cache) if lanes else layers_together(cache)
     iteration = jnp.asarray([6, 7, 8, 9, 4, 5], jnp.float32)  # what each column holds
-    ring = dataclasses.replace(
-        rows, k=rows.k * 0 + iteration[:, None], v=rows.v, valid=jnp.ones_like(rows.valid)
-    )
+    ring = dataclasses.replace(rows, k=rows.k * 0 + iteration, v=rows.v, valid=jnp.ones_like(rows.valid))
     ring = relaid(ring) if lanes else with_layers_apart(ring) if apart else ring
     grown = jax.jit(grow, static_argnums=1)(ring, 11, jnp.int32(10))
     assert (grown.capacity, grown.apart) == (11, apart)
     grown = relaid(grown) if lanes else layers_together(grown)
     np.testing.assert_array_equal(grown.valid[0], [False] * 4 + [True] * 6 + [False])
-    np.testing.assert_array_equal(grown.k[0, 0, 0, 4:10, 0], [4, 5, 6, 7, 8, 9])
+    np.testing.assert_array_equal(grown.k[0, 0, 0, 0, 4:10], [4, 5, 6, 7, 8, 9])
 
 
 def test_a_queued_prompt_takes_a_place_and_its_rows_are_empty(cache):

@@ -89,8 +89,8 @@ def test_default_positions_count_real_tokens(prefill):
     _, padded = prefill(ids, mask, 7)
     _, unpadded = prefill(ids[:, 3:], mask[:, 3:], 7)
     padded, unpadded = padded.prompt_k, unpadded.prompt_k
-    np.testing.assert_allclose(padded[:, 0, :, 3:], unpadded[:, 0, :, :4], atol=1e-6)
-    assert np.abs(padded[:, 1, :, 3:] - unpadded[:, 1, :, :4]).max() > 0.1  # seven tokens: other positions
+    np.testing.assert_allclose(padded[:, 0, ..., 3:], unpadded[:, 0, ..., :4], atol=1e-6)
+    assert np.abs(padded[:, 1, ..., 3:] - unpadded[:, 1, ..., :4]).max() > 0.1  # seven tokens: other positions
 
 
 def test_decoding_equals_the_full_forward(forward, prefill, laid, step):
@@ -133,7 +133,7 @@ def test_columns_that_a_row_skips_do_not_matter(prefill, step):
     want, _ = step(cache, token, position, jnp.int32(0))
     for column in (40, 80, 139):
         kept = jnp.arange(140) == column
-        kept = kept[:, None, None, None] if cache.lanes else kept[:, None]
+        kept = kept[:, None, None, None] if cache.lanes else kept
         junk = jnp.broadcast_to(jnp.where(kept, 0.0, 1e3), cache.k.shape)
         got, after = step(dataclasses.replace(cache, k=junk), token, position, jnp.int32(column))
         np.testing.assert_allclose(got, want, atol=1e-5)
