@@ -16,6 +16,7 @@ ORDER = [
     "store",
     "locks",
     "outputs",
+    "host_memory",
     "sharding",
     "compilation",
     "models",

@@ -13,7 +13,7 @@ from jax.sharding import Mesh
 
 from caspo_jax.models.attention import precision
 from caspo_jax.models.config import ModelConfig
-from caspo_jax.models.late_layer import LateLayer
+from caspo_jax.models.cpu_layers import LateLayer, TurnedLayer
 from caspo_jax.models.lora import LoraConfig
 from caspo_jax.models.rope import rotate
 from caspo_jax.models.weights import parameter_axes, weights
@@ -86,7 +86,10 @@ class Block:
         rows = x.reshape(-1, x.shape[-1])
         if isinstance(layer, LateLayer):
             layer = layer.after(rows)
-        y = dot(rows, layer[name])
+        if isinstance(layer, TurnedLayer):
+            y = layer.product(rows, name, precision(self.dtype))
+        else:
+            y = dot(rows, layer[name])
         if self.lora is not None and f"{name}_lora_a" in layer:
             y = y + self.lora.scale * dot(dot(rows, layer[f"{name}_lora_a"]), layer[f"{name}_lora_b"])
         y = y.reshape(*x.shape[:-1], -1)

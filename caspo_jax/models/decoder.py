@@ -18,8 +18,8 @@ from caspo_jax.models.block import Block, Layer, rms_norm
 from caspo_jax.models.blockwise import attend_self
 from caspo_jax.models.cache import KVCache, init_cache, on_one_cpu, own, write
 from caspo_jax.models.config import ModelConfig
+from caspo_jax.models.cpu_layers import LateLayer, TurnedLayer, turned_product
 from caspo_jax.models.initial import initial_params
-from caspo_jax.models.late_layer import LateLayer
 from caspo_jax.models.lora import LoraConfig, lora_weights
 from caspo_jax.models.rope import rotation
 from caspo_jax.models.weights import weights
@@ -143,14 +143,6 @@ class Decoder(nnx.Module):
         logits = constrain(self.mesh, logits, ("batch", *between, "vocab"))
         return constrain(self.mesh, logits, ("rows", *between, None))
 
-    def _unembed_turned(self, hidden: jax.Array) -> jax.Array:
-        """`unembed` of a decode step's rows [R, E] on one CPU, in float32.
-
-        Head times rows reads the head [V, E] as it lies; rows times head took 1.5 instead of 0.8 ms (34 MB, 8 rows).
-        """
-        logits = jnp.dot(self.unembedding(), hidden.T, precision=precision(self.dtype))
-        return lax.optimization_barrier(logits).T  # without the barrier XLA turns the product around again
-
     def prefill(
         self, token_ids: jax.Array, mask: jax.Array, capacity: int, *, lanes: bool = False
     ) -> tuple[jax.Array, KVCache]:
@@ -228,7 +220,9 @@ class Decoder(nnx.Module):
         x = self.normed(x)
         # One row, or bfloat16, is slower that way.
         turned = cpu and len(x) > 1 and self.dtype == jnp.float32
-        return self._unembed_turned(x) if turned else self.unembed(x), cache.placed()
+        if turned:
+            return turned_product(self.unembedding(), x, precision(self.dtype)), cache.placed()
+        return self.unembed(x), cache.placed()
 
     def _run(
         self,
@@ -261,12 +255,20 @@ class Decoder(nnx.Module):
         few = self.mesh is None and subtree_end is not None and self.config.num_layers <= _UNROLLED
         return lax.scan(_rematted(layer_step, remat), self._embed(token_ids), self._stacked(), unroll=few)
 
-    def layers_apart(self) -> tuple[Layer, ...]:
-        """Each layer's weights by themselves, in the compute dtype: a copy of them all, for `decode_step`."""
+    def layers_apart(self, turned: bool = False) -> tuple[Layer, ...]:
+        """Each layer's weights by themselves, in the compute dtype: a copy of them all, for `decode_step`.
+
+        Args:
+          turned: matrices [out, in], as a CPU wants them (`TurnedLayer`).
+        """
         stacked = self._stacked()
-        return tuple(
-            {name: weight[i] for name, weight in stacked.items()} for i in range(self.config.num_layers)
-        )
+        matrices = [w.name for w in weights(self.config) if w.transposed and turned]
+
+        def layer(i: int) -> Layer:
+            one = {name: weight[i] for name, weight in stacked.items()}
+            return TurnedLayer({name: one.pop(name).T for name in matrices}, one) if turned else one
+
+        return tuple(layer(i) for i in range(self.config.num_layers))
 
     def _stacked(self) -> dict[str, jax.Array]:
         """The layers' weights by name, [L, ...] each, in the compute dtype."""

@@ -90,7 +90,9 @@ def test_default_positions_count_real_tokens(prefill):
     _, unpadded = prefill(ids[:, 3:], mask[:, 3:], 7)
     padded, unpadded = padded.prompt_k, unpadded.prompt_k
     np.testing.assert_allclose(padded[:, 0, ..., 3:], unpadded[:, 0, ..., :4], atol=1e-6)
-    assert np.abs(padded[:, 1, ..., 3:] - unpadded[:, 1, ..., :4]).max() > 0.1  # seven tokens: other positions
+    assert (
+        np.abs(padded[:, 1, ..., 3:] - unpadded[:, 1, ..., :4]).max() > 0.1
+    )  # seven tokens: other positions
 
 
 def test_decoding_equals_the_full_forward(forward, prefill, laid, step):
@@ -215,7 +217,7 @@ def test_decoding_on_one_cpu_gives_the_logits_of_any_device(name, row_count, mon
         results.append(step(cache, ids[:, 0], jnp.full(row_count, 6), jnp.int32(0)))
     for a, b in zip(*map(jax.tree.leaves, results), strict=True):
         np.testing.assert_allclose(a, b, atol=1e-5)
-    for layers in (None, model.layers_apart()):
+    for layers in (None, model.layers_apart(), model.layers_apart(turned=True)):
         logits, apart = step(
             with_layers_apart(cache), ids[:, 0], jnp.full(row_count, 6), jnp.int32(0), layers
         )

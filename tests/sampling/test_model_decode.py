@@ -8,10 +8,20 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from caspo_jax.models import copy_rows
+from caspo_jax.models import attention, copy_rows
 from caspo_jax.models.cache import init_cache
+from caspo_jax.models.cpu_layers import TurnedLayer
 from caspo_jax.models.decoder import Decoder
-from caspo_jax.sampling import CatConfig, Knobs, SampleConfig, build_automaton, init_state, loop, make_policy
+from caspo_jax.sampling import (
+    CatConfig,
+    Knobs,
+    SampleConfig,
+    build_automaton,
+    init_state,
+    loop,
+    make_policy,
+    model_decode,
+)
 from caspo_jax.sampling.batch import start_cache
 from caspo_jax.sampling.model_decode import ApartParams, ModelDecode, decode_params, prefers_apart
 from tests.shapes import small_shape
@@ -54,18 +64,37 @@ class Device:
 )
 def test_layers_lie_apart_on_gpus_with_room(monkeypatch, platform, limit, used, part, processes, want):
     monkeypatch.setattr(jax, "process_count", lambda: processes)
+    monkeypatch.setattr(model_decode, "on_one_cpu", lambda: False)
     devices = [Device(platform, limit, used) for _ in range(part)]
     params = {name: Array((4, GIB), devices, part) for name in ("embed", "mlp")}  # 8 GiB each
     assert prefers_apart(params) is want
 
 
-def test_parameters_stay_as_they_are_on_a_cpu():
+def test_on_a_cpu_layers_with_large_matrices_lie_apart_where_there_is_room(monkeypatch):
     graphdef, params = nnx.split(Decoder(CONFIG, rngs=nnx.Rngs(0)))
+    assert decode_params(graphdef, params) is params  # small matrices
+    monkeypatch.setattr(model_decode, "_CPU_MATRIX", 4 * CONFIG.hidden_size * CONFIG.intermediate_size)
+    held = sum(leaf.nbytes for leaf in jax.tree.leaves(params))
+    monkeypatch.setattr(model_decode, "free_memory", lambda: 2 * held - 1)
+    assert decode_params(graphdef, params) is params
+    monkeypatch.setattr(model_decode, "free_memory", lambda: 2 * held)
+    apart = decode_params(graphdef, params)
+    assert apart.params is params
+    assert [type(layer) for layer in apart.layers] == [TurnedLayer] * CONFIG.num_layers
+    np.testing.assert_array_equal(apart.layers[2].matrices["down"], params["layers"]["down"][2].T)
+    np.testing.assert_array_equal(apart.layers[2]["mlp_norm"], params["layers"]["mlp_norm"][2])
+    monkeypatch.setattr(model_decode, "_CPU_MATRIX", 4 * CONFIG.hidden_size * CONFIG.intermediate_size + 1)
     assert decode_params(graphdef, params) is params
 
 
-def loop_program(apart: bool, strategy: str, temperature: float = 0.0) -> str:
-    """The loop over 2 questions with 3 slots each, lowered for a GPU."""
+@pytest.fixture
+def loop_program(monkeypatch):
+    """The loop over 2 questions with 3 slots each, lowered for a GPU, as a function of what `gpu_program` takes."""
+    monkeypatch.setattr(attention, "platform_of", lambda mesh: "gpu")
+    return gpu_program
+
+
+def gpu_program(apart: bool, strategy: str, temperature: float = 0.0) -> str:
     model = Decoder(CONFIG, rngs=nnx.Rngs(0))
     graphdef, params = nnx.split(model)
     sample = SampleConfig(max_new_tokens=64, temperature=temperature)
@@ -88,7 +117,7 @@ def loop_program(apart: bool, strategy: str, temperature: float = 0.0) -> str:
     return traced.lower(lowering_platforms=("cuda",)).as_text()
 
 
-def test_with_layers_apart_a_gpu_waits_for_its_host_once_an_iteration():
+def test_with_layers_apart_a_gpu_waits_for_its_host_once_an_iteration(loop_program):
     """Conditionals and inner loops are what a GPU asks its host about; the one left is whether a step has ended."""
     stacked, apart = (loop_program(apart, "self_consistency") for apart in (False, True))
     assert apart.count("stablehlo.while") == 1
