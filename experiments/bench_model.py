@@ -35,6 +35,17 @@ class Shape:
 
 # Of published models, for machines that hold them.
 SHAPES = {
+    "qwen2.5-0.5b": Shape(
+        vocab_size=151_936,
+        hidden_size=896,
+        intermediate_size=4864,
+        num_layers=24,
+        num_heads=14,
+        num_kv_heads=2,
+        head_dim=64,
+        model_type="qwen2",
+        qkv_bias=True,
+    ),
     "qwen2.5-1.5b": Shape(
         vocab_size=151_936,
         hidden_size=1536,

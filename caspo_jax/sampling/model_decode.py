@@ -14,9 +14,11 @@ from caspo_jax.models.block import Layer
 from caspo_jax.models.cache import on_one_cpu
 from caspo_jax.sharding import bytes_a_device
 
-# On a CPU layers lie apart from so many bytes of a layer's largest matrix on. A step of 8 or 10 rows took .66 to .82 of the
-# time with 12 MB, .88 to .92 with 3, .94 to 1.00 with 2, .89 to 1.05 with 1, and a layer more has to be compiled.
-_CPU_MATRIX = 3 << 20
+# On a CPU layers lie apart from so many bytes of a layer's largest matrix on (a step of 8 or 10 rows took .87 and .89 of the
+# time with 1 MiB; below it is not worth that every layer is compiled), and turned from so many on (.65 and .81 with 12 MiB,
+# which alone gave .99; with 1 MiB it was no better for 8 rows and .16 worse for 10).
+_APART_FROM = 1 << 20
+_TURNED_FROM = 3 << 20
 
 
 class ApartParams(NamedTuple):
@@ -43,12 +45,12 @@ def decode_params(graphdef: Any, params: Any) -> Any:
 
     That is on a GPU: XLA's compiler copies every slice of a stack that a product reads, so that a step in a loop over
     stacked layers moves their bytes three times; and a loop within the search's loop cannot be a part of one CUDA graph.
-    And on one CPU, for matrices that the caches next to its cores do not hold: a step of 8 rows took 58 instead of 90 ms
-    (540 MB of weights, float32).
+    And on one CPU, whose compiler copies slices too; there large matrices are turned (`TurnedLayer`).
     """
     if not prefers_apart(params):
         return params
-    return ApartParams(params, _layers_apart(graphdef, params, on_one_cpu()))
+    turned = on_one_cpu() and _largest_matrix(params) >= _TURNED_FROM
+    return ApartParams(params, _layers_apart(graphdef, params, turned))
 
 
 def prefers_apart(params: Any) -> bool:
@@ -56,7 +58,7 @@ def prefers_apart(params: Any) -> bool:
     devices = jax.tree.leaves(params)[0].devices()
     held = bytes_a_device(params)
     if on_one_cpu():
-        return _largest_matrix(params) >= _CPU_MATRIX and room_apart(held, free_memory())
+        return _largest_matrix(params) >= _APART_FROM and room_apart(held, free_memory())
     if jax.process_count() > 1 or any(device.platform != "gpu" for device in devices):
         return False
     room = [device.memory_stats() for device in devices]

@@ -10,6 +10,7 @@ from golden_model import KEY
 
 import caspo_jax as cj
 from caspo_jax.errors import UserError
+from caspo_jax.models.cpu_layers import TurnedLayer
 from caspo_jax.sampling import batch, loop, model_decode, prefill, search
 from caspo_jax.sampling.compaction import split_branches
 from caspo_jax.sampling.model_decode import ApartParams
@@ -108,18 +109,21 @@ def test_lanes_change_no_output(model_and_tokenizer, questions, monkeypatch):
     }
 
 
-@pytest.mark.slow  # what GPUs do; `test_decoder` holds one step against that of stacked layers
+@pytest.mark.slow  # what GPUs, and CPUs with larger layers do; `test_decoder` holds one step against that of stacked layers
 def test_layers_apart_change_no_output(model_and_tokenizer, questions, monkeypatch):
     """Samples in one batch that is cut, searches with forks, and both through a queue."""
     monkeypatch.setattr(batch, "FIRST_SEGMENT", 10)
     segments, found = watched_segments(monkeypatch), []
-    for apart in (False, True):
+    for apart, turned in ((False, False), (True, False), (True, True)):
         monkeypatch.setattr(model_decode, "prefers_apart", lambda params, apart=apart: apart)
+        monkeypatch.setattr(model_decode, "_TURNED_FROM", 0 if turned else 1 << 30)
         segments.clear()
         found += [sampled_and_searched(model_and_tokenizer, questions, 3, batch_size=n) for n in (None, 6)]
         seen = {(isinstance(params, ApartParams), state.cache.apart) for params, state in segments}
         assert seen == {(apart, apart)}
-    assert found[0] == found[1] == found[2] == found[3]
+        layers = [layer for params, _ in segments if apart for layer in params.layers]
+        assert all(isinstance(layer, TurnedLayer) is turned for layer in layers)
+    assert all(one == found[0] for one in found)
 
 
 def test_padded_calls_share_their_programs_and_give_the_same(model_and_tokenizer, questions, sampled):

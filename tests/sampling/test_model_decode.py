@@ -70,21 +70,28 @@ def test_layers_lie_apart_on_gpus_with_room(monkeypatch, platform, limit, used, 
     assert prefers_apart(params) is want
 
 
-def test_on_a_cpu_layers_with_large_matrices_lie_apart_where_there_is_room(monkeypatch):
+def test_on_a_cpu_layers_of_some_size_lie_apart_where_there_is_room_and_large_ones_turned(monkeypatch):
     graphdef, params = nnx.split(Decoder(CONFIG, rngs=nnx.Rngs(0)))
     assert decode_params(graphdef, params) is params  # small matrices
-    monkeypatch.setattr(model_decode, "_CPU_MATRIX", 4 * CONFIG.hidden_size * CONFIG.intermediate_size)
+    largest = 4 * CONFIG.hidden_size * CONFIG.intermediate_size
     held = sum(leaf.nbytes for leaf in jax.tree.leaves(params))
-    monkeypatch.setattr(model_decode, "free_memory", lambda: 2 * held - 1)
-    assert decode_params(graphdef, params) is params
-    monkeypatch.setattr(model_decode, "free_memory", lambda: 2 * held)
-    apart = decode_params(graphdef, params)
-    assert apart.params is params
-    assert [type(layer) for layer in apart.layers] == [TurnedLayer] * CONFIG.num_layers
-    np.testing.assert_array_equal(apart.layers[2].matrices["down"], params["layers"]["down"][2].T)
-    np.testing.assert_array_equal(apart.layers[2]["mlp_norm"], params["layers"]["mlp_norm"][2])
-    monkeypatch.setattr(model_decode, "_CPU_MATRIX", 4 * CONFIG.hidden_size * CONFIG.intermediate_size + 1)
-    assert decode_params(graphdef, params) is params
+
+    def layers(apart_from: int, turned_from: int, free: int) -> tuple | None:
+        monkeypatch.setattr(model_decode, "_APART_FROM", apart_from)
+        monkeypatch.setattr(model_decode, "_TURNED_FROM", turned_from)
+        monkeypatch.setattr(model_decode, "free_memory", lambda: free)
+        chosen = decode_params(graphdef, params)
+        assert chosen is params or chosen.params is params
+        return None if chosen is params else chosen.layers
+
+    assert layers(largest + 1, largest, 2 * held) is None
+    assert layers(largest, largest, 2 * held - 1) is None
+    apart, turned = layers(largest, largest + 1, 2 * held), layers(largest, largest, 2 * held)
+    assert [type(layer) for layer in (*apart, *turned)] == [dict] * 3 + [TurnedLayer] * 3
+    down, norm = (params["layers"][name][2] for name in ("down", "mlp_norm"))
+    np.testing.assert_array_equal(apart[2]["down"], down)
+    np.testing.assert_array_equal(turned[2].matrices["down"], down.T)
+    np.testing.assert_array_equal(turned[2]["mlp_norm"], norm)
 
 
 @pytest.fixture
