@@ -108,15 +108,26 @@ def make_checkpoint(shape: Shape, path: Path, dtype: str = "float32", seed: int 
 
 
 def unrelated_pairs(
-    count: int, vocab_size: int, prompt: int = 64, response: int = 192, batch_size: int = 8, seed: int = 0
+    count: int,
+    vocab_size: int,
+    prompt: int = 64,
+    response: int = 192,
+    batch_size: int = 8,
+    seed: int = 0,
+    *,
+    uneven: bool = False,
 ) -> Workload:
-    """Pairs that share nothing but each its own prompt: whole responses of equal length."""
+    """Pairs that share nothing but each its own prompt: whole responses of equal length, or from a sixth of it on."""
     draw = _drawer(vocab_size, seed)
+    drawn = (
+        np.random.default_rng([seed, count]).integers(max(1, response // 6), response + 1, 2 * count).tolist()
+    )
+    lengths = iter(drawn if uneven else [response] * (2 * count))
     pairs = [
-        {"prompt": draw(prompt), "prefix": [], "chosen": draw(response), "rejected": draw(response)}
+        {"prompt": draw(prompt), "prefix": [], "chosen": draw(next(lengths)), "rejected": draw(next(lengths))}
         for _ in range(count)
     ]
-    return Workload("pairs", pairs, batch_size)
+    return Workload("uneven" if uneven else "pairs", pairs, batch_size)
 
 
 def step_pairs(

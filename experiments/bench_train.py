@@ -8,8 +8,8 @@
 A run is one epoch of DPO from the same random checkpoint, reference log-probs included; both sides stay alive
 in processes of their own and run in turns (A B B A), after a warm-up in which each tries its micro-batch sizes, the
 best ones several times, and keeps the fastest. The warm-up has processes of its own: a peak of memory is that of the
-settings that were chosen. Two workloads: `pairs`, whole responses that share each its own
-prompt; `steps`, a pair at every step of a trace. Tokens are those of the rows without sharing, so that both sides are
+settings that were chosen. Workloads: `pairs`, whole responses that share each its own
+prompt; `uneven`, the same with responses of a sixth of that length and more; `steps`, a pair at every step of a trace. Tokens are those of the rows without sharing, so that both sides are
 measured by the same work.
 """
 
@@ -39,15 +39,17 @@ MODULES = {peer: f"experiments.bench_train_{peer}" for peer in ("trl", "tunix", 
 
 def define_flags() -> None:
     """The program's flags."""
-    flags.DEFINE_list("workloads", ["pairs", "steps"], "some of pairs,steps")
-    flags.DEFINE_integer("pairs", 32, "unrelated pairs a run", lower_bound=1)
+    flags.DEFINE_list("workloads", ["pairs", "steps"], "some of pairs,uneven,steps")
+    flags.DEFINE_integer("pairs", 32, "unrelated pairs a run of `pairs` or `uneven`", lower_bound=1)
     flags.DEFINE_integer("prompt_length", 64, "tokens of a prompt", lower_bound=1)
-    flags.DEFINE_integer("response_length", 192, "tokens of a response of `pairs`", lower_bound=1)
+    flags.DEFINE_integer(
+        "response_length", 192, "tokens of a response of `pairs`, of the longest of `uneven`", lower_bound=1
+    )
     flags.DEFINE_integer("traces", 2, "traces a run of `steps`", lower_bound=1)
     flags.DEFINE_integer("steps", 16, "steps a trace, each with a pair", lower_bound=1)
     flags.DEFINE_integer("step_length", 20, "tokens a step", lower_bound=1)
     flags.DEFINE_integer(
-        "batch_size", 8, "pairs an update of `pairs` (`steps`: a trace an update)", lower_bound=1
+        "batch_size", 8, "pairs an update of `pairs` and `uneven` (`steps`: a trace an update)", lower_bound=1
     )
     bench_flags.define_peer_flags(list(MODULES))
     flags.DEFINE_integer("seed", 0, "seed of weights and tokens", lower_bound=0)
@@ -60,17 +62,26 @@ def define_flags() -> None:
 
 def workloads() -> list[bench_model.Workload]:
     """Those of --workloads."""
+    whole = functools.partial(
+        bench_model.unrelated_pairs,
+        FLAGS.pairs,
+        FLAGS.vocab_size,
+        FLAGS.prompt_length,
+        FLAGS.response_length,
+        FLAGS.batch_size,
+        FLAGS.seed,
+    )
     made = {
-        "pairs": lambda: bench_model.unrelated_pairs(
-            FLAGS.pairs,
+        "pairs": whole,
+        "uneven": functools.partial(whole, uneven=True),
+        "steps": functools.partial(
+            bench_model.step_pairs,
+            FLAGS.traces,
             FLAGS.vocab_size,
             FLAGS.prompt_length,
-            FLAGS.response_length,
-            FLAGS.batch_size,
+            FLAGS.steps,
+            FLAGS.step_length,
             FLAGS.seed,
-        ),
-        "steps": lambda: bench_model.step_pairs(
-            FLAGS.traces, FLAGS.vocab_size, FLAGS.prompt_length, FLAGS.steps, FLAGS.step_length, FLAGS.seed
         ),
     }
     unknown = [name for name in FLAGS.workloads if name not in made]

@@ -59,14 +59,14 @@ class KVCache:
     `valid`, so that a write is one dynamic_update_slice and never a scatter.
 
     The rows' own columns lie in one of two layouts. `lanes` False: a row's columns are together, as matrix units want
-    them, in keys the columns last: a product that sums over the last axis of both its operands takes a CPU twice as long
-    (113 for 49 us, 8 rows of 128 columns with 4 heads of 32). `lanes` True: a column's rows are together, [S, D, R, G], so that one vector instruction works on many rows:
-    on a CPU with hundreds of rows attention is then at the memory's speed and reads no column twice. Lanes are for one
-    device. The prompts, each by itself, lie in either layout too: lanes where few queries share a prompt, for which a
-    matrix product is too small.
+    them, and in keys they come last: a product that sums over the last axis of both its operands takes a CPU twice as long
+    (113 for 49 us, 8 rows of 128 columns with 4 heads of 32). `lanes` True: a column's rows are together, [S, D, R, G],
+    so that one vector instruction works on many rows: on a CPU with hundreds of rows attention is then at the memory's
+    speed and reads no column twice. Lanes are for one device. The prompts, each by itself, lie in either layout too:
+    lanes where few queries share a prompt, for which a matrix product is too small.
 
-    With layers `apart`, as a GPU wants them, keys and values are L arrays [1, ...] and not one: XLA's GPU compiler copies
-    every layer that a product reads out of one.
+    With layers `apart`, as GPUs and CPUs want larger ones, keys and values are L arrays [1, ...] and not one: XLA's
+    compilers for these copy every layer that a product reads out of one.
 
     On a mesh, prompts and rows are split over the batch axes and KV heads over the tensor axis; heads that it does not
     divide are whole on every device, and so are rows whose prompts the batch axes do not divide.

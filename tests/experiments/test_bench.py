@@ -156,6 +156,11 @@ def test_the_workloads_are_what_they_are_called():
     assert bench_model.useful_flops(SHAPE, unrelated) == flops(
         3 * 19, 3 * 14, 3 * (below(1, 5) + 2 * below(6, 12))
     )
+    uneven = bench_model.unrelated_pairs(50, 10_000, prompt=5, response=12, uneven=True)
+    lengths = [len(pair[side]) for pair in uneven.pairs for side in ("chosen", "rejected")]
+    assert (uneven.name, set(lengths)) == ("uneven", set(range(2, 13)))
+    shortest = bench_model.unrelated_pairs(50, 10_000, response=3, uneven=True)
+    assert min(len(pair["chosen"]) for pair in shortest.pairs) == 1
     steps = bench_model.step_pairs(2, 10_000, prompt=5, steps=4, step=3)
     assert len(steps.pairs) == 8
     assert steps.batch_size == 4
