@@ -8,9 +8,9 @@
 A run is one epoch of DPO from the same random checkpoint, reference log-probs included; both sides stay alive
 in processes of their own and run in turns (A B B A), after a warm-up in which each tries its micro-batch sizes, the
 best ones several times, and keeps the fastest. The warm-up has processes of its own: a peak of memory is that of the
-settings that were chosen. Workloads: `pairs`, whole responses that share each its own
-prompt; `uneven`, the same with responses of a sixth of that length and more; `steps`, a pair at every step of a trace. Tokens are those of the rows without sharing, so that both sides are
-measured by the same work.
+settings that were chosen. Workloads: `pairs`, whole responses that share each its own prompt; `uneven`, the same with responses of a
+sixth of that length and more; `steps`, a pair at every step of a trace. Tokens are those of the rows without sharing, so
+that both sides are measured by the same work.
 """
 
 from __future__ import annotations

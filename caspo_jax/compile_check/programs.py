@@ -19,7 +19,7 @@ from caspo_jax.errors import UserError
 from caspo_jax.models import ModelConfig
 from caspo_jax.models.block import Layer
 from caspo_jax.models.blockwise import BLOCK
-from caspo_jax.models.cache import AXES, KVCache, init_cache, with_layers_apart
+from caspo_jax.models.cache import KVCache, init_cache, with_layers_apart
 from caspo_jax.models.cache_rows import copy_rows
 from caspo_jax.models.decoder import Decoder
 from caspo_jax.models.weights import parameter_shape, parameter_sharding, weights
@@ -259,15 +259,9 @@ def _abstract_search(
         sharding = whole if axes is None else named_sharding(mesh, axes, leaf.shape)
         return Shaped(leaf.shape, leaf.dtype, sharding=sharding)
 
-    parts = {field: getattr(state.cache, field) for field in AXES}
-    cache = dataclasses.replace(
-        state.cache,
-        **{
-            field: jax.tree.map(lambda x, axes=AXES[field]: placed(x, axes), part)
-            for field, part in parts.items()
-        },
-    )
     light = dataclasses.replace(state, cache=None, logits=None)  # type: ignore[arg-type]
     return dataclasses.replace(
-        jax.tree.map(placed, light), cache=cache, logits=placed(state.logits, LOGITS_AXES)
+        jax.tree.map(placed, light),
+        cache=state.cache.with_axes(placed),
+        logits=placed(state.logits, LOGITS_AXES),
     )

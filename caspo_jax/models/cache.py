@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -118,12 +118,19 @@ class KVCache:
             return self
         split = self.prompts % batch_ways(self.mesh) == 0  # a prompt and its rows stay together
 
-        def put(arrays: Layered, axes: tuple[str, ...]) -> Layered:
-            placed = tuple(None if axis == "batch" and not split else axis for axis in axes)
-            return jax.tree.map(lambda array: constrain(self.mesh, array, placed), arrays)
+        def put(array: jax.Array, axes: tuple[str, ...]) -> jax.Array:
+            whole = tuple(None if axis == "batch" and not split else axis for axis in axes)
+            return constrain(self.mesh, array, whole)
 
-        placed: dict[str, Any] = {field: put(getattr(self, field), axes) for field, axes in AXES.items()}
-        return dataclasses.replace(self, **placed)
+        return self.with_axes(put)
+
+    def with_axes(self, change: Callable[[Any, tuple[str, ...]], Any]) -> KVCache:
+        """The cache, without lanes, of `change(array, its logical axes)` for every array."""
+        changed: dict[str, Any] = {
+            field: jax.tree.map(lambda array, axes=axes: change(array, axes), getattr(self, field))
+            for field, axes in AXES.items()
+        }
+        return dataclasses.replace(self, **changed)
 
 
 def layer_of(stack: Layered, layer: int | jax.Array) -> tuple[jax.Array, int | jax.Array]:

@@ -64,6 +64,9 @@ class TurnedLayer(Mapping[str, jax.Array]):
 
 
 def turned_product(matrix: jax.Array, rows: jax.Array, precision: lax.Precision) -> jax.Array:
-    """Rows [R, in] times a matrix [out, in], which is read as it lies: [R, out]."""
+    """Rows [R, in] times a matrix [out, in], which is read as it lies: [R, out].
+
+    The other way round 8 rows times a head of 34 MB took 1.5 instead of 0.8 ms.
+    """
     product = jnp.dot(matrix, rows.T, precision=precision)
     return lax.optimization_barrier(product).T  # without the barrier XLA turns the product around again

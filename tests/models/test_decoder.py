@@ -90,9 +90,8 @@ def test_default_positions_count_real_tokens(prefill):
     _, unpadded = prefill(ids[:, 3:], mask[:, 3:], 7)
     padded, unpadded = padded.prompt_k, unpadded.prompt_k
     np.testing.assert_allclose(padded[:, 0, ..., 3:], unpadded[:, 0, ..., :4], atol=1e-6)
-    assert (
-        np.abs(padded[:, 1, ..., 3:] - unpadded[:, 1, ..., :4]).max() > 0.1
-    )  # seven tokens: other positions
+    # Seven tokens: other positions.
+    assert np.abs(padded[:, 1, ..., 3:] - unpadded[:, 1, ..., :4]).max() > 0.1
 
 
 def test_decoding_equals_the_full_forward(forward, prefill, laid, step):

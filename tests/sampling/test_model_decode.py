@@ -94,14 +94,8 @@ def test_on_a_cpu_layers_of_some_size_lie_apart_where_there_is_room_and_large_on
     np.testing.assert_array_equal(turned[2]["mlp_norm"], norm)
 
 
-@pytest.fixture
-def loop_program(monkeypatch):
-    """The loop over 2 questions with 3 slots each, lowered for a GPU, as a function of what `gpu_program` takes."""
-    monkeypatch.setattr(attention, "platform_of", lambda mesh: "gpu")
-    return gpu_program
-
-
-def gpu_program(apart: bool, strategy: str, temperature: float = 0.0) -> str:
+def loop_program(apart: bool, strategy: str, temperature: float = 0.0) -> str:
+    """The loop over 2 questions with 3 slots each, lowered for a GPU."""
     model = Decoder(CONFIG, rngs=nnx.Rngs(0))
     graphdef, params = nnx.split(model)
     sample = SampleConfig(max_new_tokens=64, temperature=temperature)
@@ -124,8 +118,9 @@ def gpu_program(apart: bool, strategy: str, temperature: float = 0.0) -> str:
     return traced.lower(lowering_platforms=("cuda",)).as_text()
 
 
-def test_with_layers_apart_a_gpu_waits_for_its_host_once_an_iteration(loop_program):
+def test_with_layers_apart_a_gpu_waits_for_its_host_once_an_iteration(monkeypatch):
     """Conditionals and inner loops are what a GPU asks its host about; the one left is whether a step has ended."""
+    monkeypatch.setattr(attention, "platform_of", lambda mesh: "gpu")
     stacked, apart = (loop_program(apart, "self_consistency") for apart in (False, True))
     assert apart.count("stablehlo.while") == 1
     assert apart.count("stablehlo.case") + apart.count("stablehlo.if") == 1
