@@ -3,6 +3,7 @@
     python -m experiments.bench_decode
     python -m experiments.bench_decode --peer=transformers --peer_python=VENV/bin/python --output=decode.json
     python -m experiments.bench_decode --peer=tunix --peer_python=VENV/bin/python --cases=greedy,top_p
+    python -m experiments.bench_decode --peer=checkout --peer_checkout=FOLDER --cases=greedy
     python -m experiments.bench_decode --shape=qwen2.5-1.5b --dtype=bfloat16 --batch_size=16 --peer=transformers --peer_compile
 
 A run is a whole call: prompts as ids in, outputs of one fixed length out (ours with the log-prob, entropy and
@@ -19,7 +20,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-import sys
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -32,10 +32,8 @@ from experiments import bench_flags, bench_model, common, result_files
 from experiments.bench_process import Worker, in_turns, machine, median_of, ratio_of, table
 
 FLAGS = flags.FLAGS
-MODULES = {
-    "transformers": "experiments.bench_decode_transformers",
-    "tunix": "experiments.bench_decode_tunix",
-}
+PEERS = {peer: f"experiments.bench_decode_{peer}" for peer in ("transformers", "tunix")}
+MODULES = dict.fromkeys(bench_flags.OURS, "experiments.bench_decode_ours") | PEERS
 CASES: dict[str, dict[str, float]] = {
     "greedy": {"temperature": 0},
     "sample": {"temperature": 1.0},
@@ -61,7 +59,7 @@ def define_flags() -> None:
         lower_bound=0,
     )
     flags.DEFINE_enum("dtype", "float32", ["float32", "bfloat16"], "dtype of weights and cache")
-    bench_flags.define_peer_flags(list(MODULES))
+    bench_flags.define_peer_flags(PEERS)
     flags.DEFINE_bool("peer_compile", False, "transformers may also try torch.compile over a static cache")
     flags.DEFINE_bool("peer_only", False, "leave out what concerns caspo_jax alone")
     flags.DEFINE_integer("seed", 0, "seed of weights and prompts", lower_bound=0)
@@ -112,7 +110,7 @@ def main() -> None:
     """Measure."""
     os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")  # two sides share an accelerator
     shape, cases = bench_flags.given_shape(), chosen_cases()
-    peer_python = bench_flags.peer_python()
+    sides = bench_flags.given_sides(MODULES)
     save = result_files.claim("output", "bench_decode")
     rng = np.random.default_rng(FLAGS.seed)
     prompts = rng.integers(16, shape.vocab_size, (FLAGS.batch_size, FLAGS.prompt_length)).tolist()
@@ -122,11 +120,11 @@ def main() -> None:
         contents = {"model": str(folder), "dtype": FLAGS.dtype, "prompts": prompts}
         contents |= {"new_tokens": FLAGS.new_tokens, "branches": FLAGS.branches}
         job.write_text(json.dumps(contents), encoding="utf-8")
-        ours = Worker(sys.executable, "experiments.bench_decode_ours", [str(job)])
-        workers = {"caspo_jax": ours}
+        workers: dict[str, Worker] = {}
         try:
-            if FLAGS.peer != "none":
-                workers[FLAGS.peer] = Worker(peer_python, MODULES[FLAGS.peer], [str(job)])
+            for name, start in sides.items():
+                workers[name] = start([str(job)])
+            ours = workers["caspo_jax"]
             about = {name: worker.ask(do="ready") for name, worker in workers.items()}
             results: dict[str, Runs] = {}
             if FLAGS.peer != "none":

@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+import functools
 import shutil
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
 
 from absl import flags
 
 from caspo_jax.errors import UserError
 from experiments import bench_model, common, result_files
+from experiments.bench_process import KEEPING, Worker
+from experiments.common import MALLOC
 
 FLAGS = flags.FLAGS
 
+OURS = ("caspo_jax", "checkout")  # this version and, as a peer, another one
 # Packages that a peer's process imports.
 NEEDS = {
+    "checkout": ("jax", "flax"),
     "trl": ("trl", "torch"),
     "tunix": ("tunix",),
     "torch": ("torch", "transformers"),
@@ -55,21 +61,50 @@ def check_width() -> None:
         raise UserError(f"--width={FLAGS.width}: give a multiple of 32")
 
 
-def define_peer_flags(peers: Sequence[str], default: str = "none") -> None:
+def define_peer_flags(peers: Iterable[str], default: str = "none") -> None:
     """Whom to compare with, and where it is installed."""
-    flags.DEFINE_enum("peer", default, ["none", *peers], "what to compare with")
+    flags.DEFINE_enum(
+        "peer", default, ["none", *peers, "checkout"], "what to compare with; checkout: another version"
+    )
     flags.DEFINE_string("peer_python", None, "interpreter that has the peer; default: this one")
+    flags.DEFINE_string(
+        "peer_checkout", None, "folder of the version of caspo_jax that --peer=checkout means"
+    )
 
 
-def peer_python() -> str:
-    """The interpreter of --peer_python, this one without it.
+def given_sides(modules: Mapping[str, str]) -> dict[str, Callable[..., Worker]]:
+    """What starts a process of each side, given the arguments of its program: caspo_jax and, if there is one, the peer.
+
+    Args:
+      modules: the program of each side that there may be.
 
     Raises:
-      UserError: there is none, or it lacks a package of --peer.
+      UserError: the peer's interpreter lacks a package of it, or its checkout the program.
     """
+    sides: dict[str, Callable[..., Worker]] = {
+        "caspo_jax": functools.partial(Worker, sys.executable, modules["caspo_jax"])
+    }
+    if (FLAGS.peer == "checkout") != (FLAGS.peer_checkout is not None):
+        raise UserError("--peer=checkout and --peer_checkout=FOLDER: give both or neither")
+    if FLAGS.peer != "none":
+        module = modules[FLAGS.peer]
+        folder = _checkout(module) if FLAGS.peer == "checkout" else None
+        malloc = MALLOC if FLAGS.peer in OURS else KEEPING
+        sides[FLAGS.peer] = functools.partial(Worker, _peer_python(), module, folder=folder, malloc=malloc)
+    return sides
+
+
+def _checkout(module: str) -> Path:
+    """The folder of --peer_checkout, which must have the program."""
+    folder, program = Path(FLAGS.peer_checkout), Path(*module.split(".")).with_suffix(".py")
+    if not (folder / program).is_file():
+        raise UserError(f"--peer_checkout={folder}: has no {program}: name a checkout of caspo_jax")
+    return folder.absolute()
+
+
+def _peer_python() -> str:
+    """The interpreter of --peer_python, by default this one, which must have the packages of --peer."""
     python = FLAGS.peer_python or sys.executable
-    if FLAGS.peer == "none":
-        return python
     if shutil.which(python) is None:
         raise UserError(f"--peer_python={python}: no such interpreter")
     lists_missing = (

@@ -11,8 +11,8 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import sys
 import tempfile
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,8 @@ from experiments import bench_flags, bench_model, common, result_files
 from experiments.bench_process import Worker, in_turns, machine, median_of, ratio_of, table
 
 FLAGS = flags.FLAGS
+PEERS = ("transformers",)
+MODULES = dict.fromkeys((*bench_flags.OURS, *PEERS), "experiments.bench_load_worker")
 MIB = 2**20
 
 
@@ -29,7 +31,7 @@ def define_flags() -> None:
     """The program's flags."""
     flags.DEFINE_string("model", None, "folder of a checkpoint; default: random weights made on the spot")
     flags.DEFINE_enum("dtype", "float32", ["float32", "bfloat16"], "dtype to load in (and to write it in)")
-    bench_flags.define_peer_flags(["transformers"], default="transformers")
+    bench_flags.define_peer_flags(PEERS, default="transformers")
     bench_flags.define_shape_flags(vocab_size=32_768, width=1024, layers=12)
     bench_flags.define_run_flags()
 
@@ -45,32 +47,29 @@ def largest_tensor(folder: Path, dtype: str) -> int:
 
 def main() -> None:
     """Measure."""
-    peer_python = bench_flags.peer_python()
+    starts = bench_flags.given_sides(MODULES)
     given = common.require_folder(FLAGS.model, "model") if FLAGS.model else None
     shape = bench_flags.given_shape()
     save = result_files.claim("output", "bench_load")
     with tempfile.TemporaryDirectory() as temporary:
         folder = given or bench_model.make_checkpoint(shape, Path(temporary) / "model", FLAGS.dtype)
-        measured = measure(folder, peer_python)
+        measured = measure(folder, starts)
         summary = report(measured, largest_tensor(folder, FLAGS.dtype))
     model = FLAGS.model or dataclasses.asdict(shape)
     save({"model": model, "dtype": FLAGS.dtype, "machine": machine(), **summary, "runs": measured})
     common.closing("loading (ratios: peer over caspo_jax)", summary)
 
 
-def measure(folder: Path, peer_python: str) -> dict[str, list[dict[str, Any]]]:
+def measure(folder: Path, starts: Mapping[str, Callable[..., Worker]]) -> dict[str, list[dict[str, Any]]]:
     """All runs by side."""
-    interpreters = {"caspo_jax": sys.executable}
-    if FLAGS.peer != "none":
-        interpreters[FLAGS.peer] = peer_python
 
     def load(name: str) -> dict[str, Any]:
         # The allocator as a user has it: a tuned one keeps what is freed, which would count as memory.
-        arguments = [name, str(folder), FLAGS.dtype]
-        with Worker(interpreters[name], "experiments.bench_load_worker", arguments, tuned=False) as worker:
+        library = "caspo_jax" if name in bench_flags.OURS else name
+        with starts[name]([library, str(folder), FLAGS.dtype], malloc={}) as worker:
             return worker.ask(do="load")
 
-    sides = {name: (lambda name=name: load(name)) for name in interpreters}
+    sides = {name: (lambda name=name: load(name)) for name in starts}
     # Once each, so that the file is in the system's cache for all that follow; a peer that fails does so first.
     for name in reversed(sides):
         sides[name]()

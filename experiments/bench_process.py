@@ -18,27 +18,50 @@ from experiments.common import MALLOC
 
 # On a GPU both sides are alive at once: JAX must not take most of the memory beforehand.
 _NO_POOL = {"XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
+# A peer's glibc keeps what is freed, too: worth a half to PyTorch on a CPU, to caspo_jax nothing.
+KEEPING = {
+    **MALLOC,
+    "MALLOC_MMAP_MAX_": "0",
+    "MALLOC_TRIM_THRESHOLD_": "17179869184",
+    "MALLOC_TOP_PAD_": "268435456",
+    "MALLOC_ARENA_MAX": "1",
+}
 
 
 class Worker:
-    """A module that serves (`bench_worker.serve`) in an interpreter of its own, by default with the tuned allocator.
+    """A module that serves (`bench_worker.serve`) in an interpreter of its own.
 
-    Both sides of a comparison get it: it is worth a half to PyTorch on a CPU.
+    Args:
+      python: the interpreter.
+      module: its name.
+      arguments: of its command line.
+      folder: the checkout whose module it is; default: this one.
+      malloc: settings of the allocator, by default those that the training programs give themselves.
     """
 
-    def __init__(self, python: str, module: str, arguments: Sequence[str] = (), *, tuned: bool = True):
-        if shutil.which(python) is None:
+    def __init__(
+        self,
+        python: str,
+        module: str,
+        arguments: Sequence[str] = (),
+        *,
+        folder: Path | None = None,
+        malloc: Mapping[str, str] = MALLOC,
+    ):
+        found = shutil.which(python)
+        if found is None:
             raise UserError(f"{python}: no such interpreter")
         self.name = module
         self._log = tempfile.TemporaryFile(mode="w+", encoding="utf-8", errors="replace")  # noqa: SIM115
-        environment = {**os.environ, **_NO_POOL, **(MALLOC if tuned else {}), "PYTHONUNBUFFERED": "1"}
+        environment = {**os.environ, **_NO_POOL, **malloc, "PYTHONUNBUFFERED": "1"}
         self._process = subprocess.Popen(
-            [python, "-m", module, *arguments],
+            # Absolute, as the folder may be another one; not resolved, as a link's own environment is meant.
+            [os.path.abspath(found), "-m", module, *arguments],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._log,
             text=True,
-            cwd=Path(__file__).parent.parent,
+            cwd=folder or Path(__file__).parent.parent,
             env=environment,
         )
 

@@ -3,6 +3,7 @@
     python -m experiments.bench_train
     python -m experiments.bench_train --peer=trl --peer_python=TRL_VENV/bin/python --output=bench_train.json
     python -m experiments.bench_train --peer=tunix --peer_python=TUNIX_VENV/bin/python --workloads=steps
+    python -m experiments.bench_train --peer=checkout --peer_checkout=FOLDER
     python -m experiments.bench_train --peer=torch --peer_python=TORCH_VENV/bin/python --shape=qwen2.5-1.5b --dtype=bfloat16
 
 A run is one epoch of DPO from the same random checkpoint, reference log-probs included; both sides stay alive
@@ -19,7 +20,6 @@ import contextlib
 import dataclasses
 import functools
 import json
-import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
@@ -34,7 +34,8 @@ from experiments.bench_process import Worker, in_turns, machine, median_of, rati
 FLAGS = flags.FLAGS
 # The first run of settings compiles, so many measure; those up to so many times the least are tried so often again.
 MEASURED, NEAR, AGAIN = 2, 1.25, 2
-MODULES = {peer: f"experiments.bench_train_{peer}" for peer in ("trl", "tunix", "torch")}
+PEERS = {peer: f"experiments.bench_train_{peer}" for peer in ("trl", "tunix", "torch")}
+MODULES = dict.fromkeys(bench_flags.OURS, "experiments.bench_train_ours") | PEERS
 
 
 def define_flags() -> None:
@@ -51,7 +52,7 @@ def define_flags() -> None:
     flags.DEFINE_integer(
         "batch_size", 8, "pairs an update of `pairs` and `uneven` (`steps`: a trace an update)", lower_bound=1
     )
-    bench_flags.define_peer_flags(list(MODULES))
+    bench_flags.define_peer_flags(PEERS)
     flags.DEFINE_integer("seed", 0, "seed of weights and tokens", lower_bound=0)
     flags.DEFINE_enum("dtype", "float32", ["float32", "bfloat16"], "of weights and products, on both sides")
     flags.DEFINE_integer("lora_rank", 0, "train adapters of this rank alone; 0: all weights", lower_bound=0)
@@ -95,7 +96,7 @@ def settings_to_try(side: str, workload: bench_model.Workload, platform: str) ->
 
     An accelerator (`platform`) takes eight rows at once, a CPU 2,048 tokens.
     """
-    if side == "caspo_jax":
+    if side in bench_flags.OURS:
         less = "full" if platform == "cpu" else "dots"
         remats = ("full",) if FLAGS.remat else ("none", less)
         return [
@@ -110,7 +111,7 @@ def settings_to_try(side: str, workload: bench_model.Workload, platform: str) ->
 def main() -> None:
     """Measure."""
     shape, loads = bench_flags.given_shape(), workloads()
-    peer_python = bench_flags.peer_python()
+    sides = bench_flags.given_sides(MODULES)
     save = result_files.claim("output", "bench_train")
     with tempfile.TemporaryDirectory() as temporary:
         folder = bench_model.make_checkpoint(shape, Path(temporary) / "model", FLAGS.dtype, FLAGS.seed)
@@ -121,13 +122,7 @@ def main() -> None:
             **{name: FLAGS[name].value for name in ("dtype", "lora_rank", "remat")},
         }
         job.write_text(json.dumps(contents), encoding="utf-8")
-        interpreters = {"caspo_jax": (sys.executable, "experiments.bench_train_ours")}
-        if FLAGS.peer != "none":
-            interpreters[FLAGS.peer] = (peer_python, MODULES[FLAGS.peer])
-        start = {
-            name: functools.partial(Worker, python, module, [str(job)])
-            for name, (python, module) in interpreters.items()
-        }
+        start = {name: functools.partial(side, [str(job)]) for name, side in sides.items()}
         results = {w.name: measure(w, start) for w in loads}
     rate = max(result["matmul_flops"] for result in results.values())
     summary = report(shape, loads, results, rate)

@@ -26,7 +26,8 @@ from typing import Any
 
 from absl import flags
 
-from experiments import benchmark_source, common
+from caspo_jax.outputs import Manifest
+from experiments import benchmark_source, common, result_files
 from experiments.evaluate_run import Runner
 from experiments.evaluate_settings import base_settings, cat_sizes, run_settings
 
@@ -122,19 +123,19 @@ def main() -> None:
     for path in (FLAGS.base, FLAGS.model):
         if not (resolve_folder(path) / "config.json").is_file():
             raise UserError(f"{path}: no config.json in it, so it is no policy")
+    comparison = claimed_comparison(out / "base", out / "model")
     # One process: what one policy compiles serves the other, whose shapes are the same.
     both = {
         name: evaluate(path, out / name, names)
         for name, path in (("base", FLAGS.base), ("model", FLAGS.model))
     }
     plot_both(both, out / "curve.png")
-    compare(out / "base", out / "model")
+    compare(out / "base", out / "model", comparison)
 
 
 def evaluate(model: str, out: Path, names: Sequence[str]) -> list[dict[str, Any]]:
     """Every benchmark with every strategy; the rows of the table."""
     from caspo_jax.evaluation.strategies import check_names
-    from caspo_jax.outputs import Manifest
     from caspo_jax.training.stages import Policy
 
     strategies = check_names(FLAGS.strategies)
@@ -172,17 +173,29 @@ def plot_both(rows: dict[str, list[dict[str, Any]]], path: Path) -> None:
     )
 
 
-def compare(a: str | Path, b: str | Path) -> None:
-    """B minus A on stored answers."""
+def claimed_comparison(a: str | Path, b: str | Path) -> Manifest | None:
+    """The manifest of the comparison's files, where --out_dir names a folder for them."""
+    if not FLAGS.out_dir:
+        return None
+    out = Path(FLAGS.out_dir)
+    result_files.check_report(out / "report.html")
+    files = [out / f"compare.{kind}" for kind in ("json", "md", "csv")]
+    return result_files.claim_files(files, "evaluate/compare", {"a": str(a), "b": str(b)})
+
+
+def compare(a: str | Path, b: str | Path, manifest: Manifest | None = None) -> None:
+    """B minus A on stored answers; `manifest` if the comparison's files are claimed already."""
     from caspo_jax.evaluation import results
     from caspo_jax.evaluation.answer_records import read_answers
     from caspo_jax.evaluation.formats import markdown, write_table
 
     rows = results.compare(read_answers(a), read_answers(b))
+    manifest = manifest or claimed_comparison(a, b)
     common.say(markdown(rows, results.COMPARED_COLUMNS))
-    if FLAGS.out_dir:
+    if manifest is not None:
         write_table(Path(FLAGS.out_dir) / "compare", rows, results.COMPARED_COLUMNS, a=str(a), b=str(b))
         common.write_html_report(FLAGS.out_dir, FLAGS.model)
+        manifest.finish(rows=len(rows))
     common.closing(
         f"{b} against {a}",
         {verdict: sum(row["verdict"] == verdict for row in rows) for verdict in ("above", "equal", "below")},

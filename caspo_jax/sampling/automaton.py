@@ -178,7 +178,7 @@ def build_automaton(
     Raises:
       UserError: empty delimiter or stop string, an EOS id outside the vocabulary.
     """
-    tokens = tuple(bytes(token) for token in token_bytes)
+    tokens = tuple(map(bytes, token_bytes))
     encoded = tuple(stop.encode() if isinstance(stop, str) else bytes(stop) for stop in stops)
     if not all(encoded):
         raise UserError("stop holds an empty string: remove it")

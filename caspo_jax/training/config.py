@@ -117,7 +117,7 @@ class TrainConfig:
     seed: int = 0  # of the data order
     head_chunk: int | None = None  # step tokens a row whose logits are held at once; None: by the vocabulary
     # What the backward pass recomputes: none; full: all but each layer's input; dots: all but the results of products with
-    # weights. With none one CPU keeps up to 256 MiB of logits too, unless head_chunk is given.
+    # weights. With none one CPU keeps the logits too, up to 256 MiB or twice what the head takes, unless head_chunk is given.
     remat: Remat = "none"
     # float32 copies of the weights that updates add up in; none: the weights stay in the model's dtype and are rounded at
     # random, unbiased (Adam's moments are float32 either way)

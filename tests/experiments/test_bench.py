@@ -6,7 +6,15 @@ import sys
 import pytest
 
 from caspo_jax.errors import UserError
-from experiments import bench_compile, bench_decode, bench_flags, bench_model, bench_process, bench_train
+from experiments import (
+    bench_compile,
+    bench_decode,
+    bench_flags,
+    bench_load,
+    bench_model,
+    bench_process,
+    bench_train,
+)
 from experiments.bench_model import Shape, Workload
 from tests.experiments.test_bad_input import one_line
 
@@ -123,7 +131,26 @@ def test_a_batch_of_any_size_has_a_micro_batch():
 
 
 def test_every_peer_has_its_packages():
-    assert set(bench_flags.NEEDS) == {*bench_train.MODULES, *bench_decode.MODULES, "transformers"}
+    modules = {*bench_train.MODULES, *bench_decode.MODULES, *bench_load.MODULES}
+    assert set(bench_flags.NEEDS) == modules - {"caspo_jax"}
+
+
+@pytest.mark.parametrize("name", PEERS)
+def test_another_version_is_named_by_its_folder(program, tmp_path, nothing_is_measured, name):
+    one_line(program(name, peer="checkout"), "--peer_checkout=FOLDER")
+    one_line(program(name, peer="none", peer_checkout=tmp_path), "--peer=checkout")
+    one_line(program(name, peer="checkout", peer_checkout=tmp_path), f"--peer_checkout={tmp_path}", "has no")
+
+
+def test_another_version_runs_its_own_code(tmp_path):
+    """The folder's program, in that folder: what it imports is the folder's too."""
+    (tmp_path / "experiments").mkdir()
+    (tmp_path / "experiments" / "__init__.py").touch()
+    (tmp_path / "experiments" / "where.py").write_text(
+        "import json\nfor line in iter(input, ''): print(json.dumps({'file': __file__}), flush=True)\n"
+    )
+    with bench_process.Worker(sys.executable, "experiments.where", folder=tmp_path) as worker:
+        assert worker.ask(do="ready") == {"file": str(tmp_path / "experiments" / "where.py")}
 
 
 SHAPE = Shape(100, 32, 48, 3, 2, 1, 16)

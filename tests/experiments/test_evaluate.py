@@ -151,6 +151,13 @@ def test_other_settings_are_refused_and_runs_compared_without_a_model(program, w
     rows = json.loads((folder / "compared" / "compare.json").read_text())["rows"]
     assert all(row["difference"] == 0 and row["verdict"] == "equal" for row in rows)
     assert program("evaluate", compare=str(whole))[0] == 1
+    code, _, err = program("evaluate", compare=f"{whole},{whole}", out_dir=folder / "compared")
+    assert (code, "answers.jsonl' then" in err) == (1, True)
+    (folder / "mine").mkdir()
+    (folder / "mine" / "compare.md").write_text("mine")
+    code, _, err = program("evaluate", compare=f"{whole},{whole}", out_dir=folder / "mine")
+    assert (code, "compare.md" in err) == (1, True)
+    assert [path.name for path in (folder / "mine").iterdir()] == ["compare.md"]
 
 
 def test_base_and_policy_in_one_command(program, folder):
