@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from experiments.bench_train_ours import device_peak, matmul_rate
-from experiments.bench_worker import reset_peak, serve, versions
+from experiments.bench_worker import reclaim, reset_peak, serve, versions
 
 DELIMITED = 20  # every so many-th word ends a step: steps of about so many random tokens
 PRUNED = 0.2  # share of a plain run's step confidences below CaT's threshold
@@ -62,6 +62,7 @@ class Side:
         from caspo_jax.sampling import generate
 
         config = self._sample(**sampling)
+        reclaim()
         started = time.perf_counter()
         traces = generate(self._model, self._tokenizer, self._questions, config, self._key)
         return self._measured(started, sum(len(trace.token_ids) for trace in traces))

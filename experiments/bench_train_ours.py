@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from experiments import bench_model
-from experiments.bench_worker import peak_bytes, reset_peak, resident_bytes, serve, versions
+from experiments.bench_worker import peak_bytes, reclaim, reset_peak, resident_bytes, serve, versions
 
 
 class Side:
@@ -55,6 +55,7 @@ class Side:
             lora=LoraConfig(rank=rank) if rank else None,
             **settings,
         )
+        reclaim()
         started = time.perf_counter()
         model, summary = train(self._model, pairs, config)
         jax.block_until_ready(model.embed[...])
