@@ -39,9 +39,11 @@ class Axis(NamedTuple):
     valid: int
 
 
-# By layout (`lanes`, `prompt_lanes`): where the rows or prompts and the columns are.
-ROWS = {False: Axis(1, 1, 0), True: Axis(3, 3, 1)}
-COLUMNS = {False: Axis(4, 3, 1), True: Axis(1, 1, 0)}
+# By layout (`lanes`, `prompt_lanes`): the axes of keys, values and `valid`.
+_LAYOUTS = {False: (_KEYS, _VALUES, _VALID), True: (_LANES, _LANES, _VALID[::-1])}
+# Where the rows or prompts and the columns are.
+ROWS = {lanes: Axis(*(axes.index("batch") for axes in layout)) for lanes, layout in _LAYOUTS.items()}
+COLUMNS = {lanes: Axis(*(axes.index("length") for axes in layout)) for lanes, layout in _LAYOUTS.items()}
 # From so many rows on the lanes are full enough to pay on a CPU.
 _LANES_FROM = 128
 # With so many queries a prompt and key head, or fewer, lanes beat matrix products over the prompts: 20 for 73 ms a step
@@ -191,6 +193,8 @@ def init_cache(
         "head_dim": config.head_dim,
     }
 
+    keys, values, valid = _LAYOUTS[lanes]
+
     def empty(axes: Sequence[str], columns: int, dtype: jax.typing.DTypeLike = dtype) -> jax.Array:
         return jnp.zeros([columns if axis == "length" else sizes[axis] for axis in axes], dtype)
 
@@ -198,9 +202,9 @@ def init_cache(
         prompt_k=empty(_KEYS, prompt_columns),
         prompt_v=empty(_VALUES, prompt_columns),
         prompt_valid=empty(_VALID, prompt_columns, jnp.bool_),
-        k=empty(_LANES if lanes else _KEYS, capacity),
-        v=empty(_LANES if lanes else _VALUES, capacity),
-        valid=empty(_VALID[::-1] if lanes else _VALID, capacity, jnp.bool_),
+        k=empty(keys, capacity),
+        v=empty(values, capacity),
+        valid=empty(valid, capacity, jnp.bool_),
         lanes=lanes,
         mesh=mesh,
     )

@@ -168,6 +168,19 @@ def test_the_heads_temporaries_do_not_grow_with_length(name):
     assert sizes[4096] < 0.1 * 4096 * vocab * 4
 
 
+@pytest.mark.parametrize("length, kept", [(480, True), (544, False)])
+def test_one_cpu_keeps_logits_of_twice_the_head(length, kept):
+    """More than 256 MiB of them, where training holds the head and its moments anyway: 512 states of width 256."""
+    vocab, width = 152_064, 256
+    shapes = (
+        jax.ShapeDtypeStruct((1, length, width), jnp.float32),
+        jax.ShapeDtypeStruct((vocab, width), jnp.float32),
+        jax.ShapeDtypeStruct((1, length), jnp.int32),
+    )
+    program = jax.jit(jax.value_and_grad(HEADS["step head"], (0, 1))).lower(*shapes).compile()
+    assert (program.memory_analysis().temp_size_in_bytes > length * vocab * 4) == kept
+
+
 @pytest.mark.parametrize("platform, most", [("cpu", 8), ("gpu", 512), ("tpu", 128)])
 def test_as_many_logits_at_once_as_the_platform_has_room_for(platform, most):
     for count, vocab in ((100_000, 152_064), (100_000, 512), (64, 152_064), (3, 5)):
