@@ -14,7 +14,6 @@ from absl import flags
 from caspo_jax.errors import UserError
 from experiments import bench_model, common, result_files
 from experiments.bench_process import KEEPING, Worker
-from experiments.common import MALLOC
 
 FLAGS = flags.FLAGS
 
@@ -86,12 +85,15 @@ def given_sides(modules: Mapping[str, str]) -> dict[str, Callable[..., Worker]]:
     }
     if (FLAGS.peer == "checkout") != (FLAGS.peer_checkout is not None):
         raise UserError("--peer=checkout and --peer_checkout=FOLDER: give both or neither")
-    if FLAGS.peer != "none":
-        module = modules[FLAGS.peer]
-        folder = _checkout(module) if FLAGS.peer == "checkout" else None
-        malloc = MALLOC if FLAGS.peer in OURS else KEEPING
-        sides[FLAGS.peer] = functools.partial(Worker, _peer_python(), module, folder=folder, malloc=malloc)
-    return sides
+    if FLAGS.peer == "none":
+        return sides
+    module = modules[FLAGS.peer]
+    start = functools.partial(Worker, _peer_python(), module)
+    if FLAGS.peer == "checkout":
+        start = functools.partial(start, folder=_checkout(module))
+    else:
+        start = functools.partial(start, malloc=KEEPING)
+    return sides | {FLAGS.peer: start}
 
 
 def _checkout(module: str) -> Path:
