@@ -114,6 +114,8 @@ make_environment() {
 supervise() {
   local code=0
   trap : TERM # to live on until the command, which gets the same signal, has ended
+  echo $$ >"$folder/pid.new"
+  mv "$folder/pid.new" "$folder/pid"
   export PATH="$REPOSITORY/.venv/bin:$PATH" VIRTUAL_ENV="$REPOSITORY/.venv" PYTHONUNBUFFERED=1
   echo "== $(date -u +%FT%TZ) $host, revision $(cat "$folder/revision"): $(quote "${COMMAND[@]}")"
   "${COMMAND[@]}" || code=$?
@@ -156,13 +158,18 @@ case $task in
     mkdir -p "$folder"
     exec 9>"$folder/lock"
     flock --nonblock 9 || die "$host: run '$name' is alive"
-    rm -f "$folder/exit_code"
+    rm -f "$folder/exit_code" "$folder/pid"
     quote "${COMMAND[@]}" >"$folder/command"
     : >>"$folder/log"
     revision >"$folder/revision"
     # The lock on descriptor 9 is inherited: the run is alive as long as one of its processes is.
     nohup setsid bash "$SCRIPTS/worker.sh" supervise "--run=$name" -- "${COMMAND[@]}" >>"$folder/log" 2>&1 </dev/null &
-    echo $! >"$folder/pid"
+    # Told only when the run has its own process group and its trap: from then on a lost connection does not end it, and
+    # stop reaches it.
+    while [[ ! -f $folder/pid ]]; do
+      kill -0 $! 2>/dev/null || [[ -f $folder/pid ]] || die "$host: run '$name' did not start; see $REPOSITORY/$folder/log"
+      sleep 0.02
+    done
     echo "$host: run '$name' is started, log in $REPOSITORY/$folder/log"
     ;;
   supervise) supervise ;;
@@ -185,12 +192,14 @@ case $task in
   stop)
     [[ -f $folder/log ]] || die "$host: there is no run '$name'"
     if alive "$folder"; then
-      group=$(cat "$folder/pid")
+      group=
       told=false
       for ((waited = 0; waited < 600; waited++)); do
         alive "$folder" || break
-        if [[ $told == false ]] && kill -TERM -- "-$group" 2>/dev/null; then
-          told=true
+        # A run that is being started has no pid yet.
+        if [[ $told == false && -f $folder/pid ]]; then
+          group=$(cat "$folder/pid")
+          kill -TERM -- "-$group" 2>/dev/null && told=true
         fi
         sleep 0.1
       done

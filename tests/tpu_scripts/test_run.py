@@ -107,3 +107,25 @@ def test_stop_ends_a_run_with_its_children(world):
     assert out.count("exit code 143") == 2
     assert world.finished("r") == [143, 143]
     assert "exit code 143" in world.succeed("run.sh", "--run=r", "--stop")
+
+
+def test_a_run_that_is_told_as_started_can_be_reached(world):
+    world.set_up()
+    slow = world.fake / "worker_bin/setsid"
+    slow.write_text(f'#!/bin/sh\nsleep 0.5\nexec {world.template}/system_bin/setsid "$@"\n')
+    slow.chmod(0o755)
+    world.succeed("run.sh", "--run=r", "--", "sleep", "60")
+    for folder in world.folders("r"):
+        os.killpg(int((folder / "pid").read_text()), signal.SIGTERM)
+    assert world.finished("r") == [143, 143]
+
+
+def test_a_run_whose_leader_dies_at_once_did_not_start(world):
+    world.set_up()
+    broken = world.fake / "worker_bin/setsid"
+    broken.write_text("#!/bin/sh\necho no processes left >&2\nexit 1\n")
+    broken.chmod(0o755)
+    code, _, err = world.run("run.sh", "--run=r", "--", "true")
+    assert code == 1
+    assert "run 'r' did not start; see " in err
+    assert "no processes left" in (world.folders("r")[0] / "log").read_text()
