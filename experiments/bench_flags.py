@@ -33,15 +33,20 @@ def define_shape_flags(vocab_size: int, width: int, layers: int) -> None:
     flags.DEFINE_integer("vocab_size", vocab_size, "vocabulary of the random checkpoint", lower_bound=32)
     flags.DEFINE_integer("width", width, "its hidden size, a multiple of 32", lower_bound=32)
     flags.DEFINE_integer("layers", layers, "its layers", lower_bound=1)
-    flags.DEFINE_enum(
-        "shape", None, list(bench_model.SHAPES), "instead of these three, the shape of a published model"
+    flags.DEFINE_string(
+        "shape",
+        None,
+        "instead of these three, the shape of a published model, as compile_check knows it (qwen2.5-0.5b, qwen2.5-1.5b, "
+        "qwen2.5-7b, qwen3-8b, llama-3.1-8b), or that of a Hugging Face config.json",
     )
 
 
 def given_shape() -> bench_model.Shape:
     """The shape flags: heads of 32, half as many key heads, an inner width of four times the width."""
     if FLAGS.shape:
-        return bench_model.SHAPES[FLAGS.shape]
+        from caspo_jax.compile_check import model_shape
+
+        return bench_model.Shape.of(model_shape(FLAGS.shape, "--shape"))
     check_width()
     heads = FLAGS.width // 32
     return bench_model.Shape(

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+
+if TYPE_CHECKING:
+    from caspo_jax.models import ModelConfig
 
 _FIRST_ID = 16  # lower ids are left to padding and the like
 
@@ -26,48 +29,16 @@ class Shape:
     tie_word_embeddings: bool = True
     qkv_bias: bool = False
 
+    @classmethod
+    def of(cls, config: ModelConfig) -> Shape:
+        """What of a model's configuration decides how much work it is."""
+        return cls(**{field.name: getattr(config, field.name) for field in dataclasses.fields(cls)})
+
     @property
     def layer_parameters(self) -> int:
         """Entries of all layers' matrices."""
         attention = 2 * self.hidden_size * self.head_dim * (self.num_heads + self.num_kv_heads)
         return self.num_layers * (attention + 3 * self.hidden_size * self.intermediate_size)
-
-
-# Of published models, for machines that hold them.
-SHAPES = {
-    "qwen2.5-0.5b": Shape(
-        vocab_size=151_936,
-        hidden_size=896,
-        intermediate_size=4864,
-        num_layers=24,
-        num_heads=14,
-        num_kv_heads=2,
-        head_dim=64,
-        model_type="qwen2",
-        qkv_bias=True,
-    ),
-    "qwen2.5-1.5b": Shape(
-        vocab_size=151_936,
-        hidden_size=1536,
-        intermediate_size=8960,
-        num_layers=28,
-        num_heads=12,
-        num_kv_heads=2,
-        head_dim=128,
-        model_type="qwen2",
-        qkv_bias=True,
-    ),
-    "qwen3-8b": Shape(
-        vocab_size=151_936,
-        hidden_size=4096,
-        intermediate_size=12_288,
-        num_layers=36,
-        num_heads=32,
-        num_kv_heads=8,
-        head_dim=128,
-        tie_word_embeddings=False,
-    ),
-}
 
 
 @dataclasses.dataclass(frozen=True)

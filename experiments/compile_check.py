@@ -8,7 +8,7 @@ The programs are the library's own, lowered from shapes alone and compiled ahead
 (pip install 'caspo_jax[tpu]') or for a100, h100 and h200 by JAX's CUDA plugin (pip install 'caspo_jax[gpu]'; kernels are
 then chosen without trying them). Printed: HBM a chip and whether it fits, products, HBM traffic, collectives, on GPUs
 kernels and waits for the host, and the least time a run that the chip's published rates allow. --model_config takes a
-Hugging Face config.json (or its folder) or a shape: tiny, qwen2.5-1.5b, qwen2.5-7b, qwen3-8b, llama-3.1-8b.
+Hugging Face config.json (or its folder) or a shape: tiny, qwen2.5-0.5b, qwen2.5-1.5b, qwen2.5-7b, qwen3-8b, llama-3.1-8b.
 """
 
 from __future__ import annotations

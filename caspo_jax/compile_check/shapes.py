@@ -34,6 +34,7 @@ _LLAMA31 = {
 # name -> (family, (V, E, width of the MLP, L, H, G, D), whether the head is the embedding)
 _PUBLISHED: dict[str, tuple[dict[str, Any], tuple[int, ...], bool]] = {
     "tiny": (_QWEN3, (512, 256, 512, 2, 2, 2, 128), True),  # of no model: compiles in seconds
+    "qwen2.5-0.5b": (_QWEN2, (151936, 896, 4864, 24, 14, 2, 64), True),
     "qwen2.5-1.5b": (_QWEN2, (151936, 1536, 8960, 28, 12, 2, 128), True),
     "qwen2.5-7b": (_QWEN2, (152064, 3584, 18944, 28, 28, 4, 128), False),
     "qwen3-8b": (_QWEN3, (151936, 4096, 12288, 36, 32, 8, 128), False),
@@ -58,8 +59,12 @@ def _published(family: dict[str, Any], sizes: tuple[int, ...], tied: bool) -> Mo
 SHAPES = {name: _published(*description) for name, description in _PUBLISHED.items()}
 
 
-def model_shape(name: str) -> ModelConfig:
+def model_shape(name: str, flag: str = "--model_config") -> ModelConfig:
     """The shape of that name (any case), or the one that a Hugging Face config.json (or its folder) gives.
+
+    Args:
+      name: of a shape, a file or a folder.
+      flag: what an error calls it.
 
     Raises:
       UserError: neither; or a config.json that the decoder does not take.
@@ -68,7 +73,7 @@ def model_shape(name: str) -> ModelConfig:
         return SHAPES[name.lower()]
     if not Path(name).exists():
         raise UserError(
-            f"--model_config={name}: no such file, and no shape of that name ({', '.join(sorted(SHAPES))})"
+            f"{flag}={name}: no such file, and no shape of that name ({', '.join(sorted(SHAPES))})"
         )
     return ModelConfig.from_hf(name)
 

@@ -11,6 +11,7 @@ from caspo_jax.errors import UserError
 
 # Model cards: "total parameters" of the safetensors index.
 PUBLISHED = {
+    "qwen2.5-0.5b": 494_032_768,
     "qwen2.5-1.5b": 1_543_714_304,
     "qwen2.5-7b": 7_615_616_512,
     "qwen3-8b": 8_190_735_360,

@@ -5,6 +5,8 @@ import sys
 
 import pytest
 
+from caspo_jax.compile_check import model_shape
+from caspo_jax.compile_check.shapes import parameter_count
 from caspo_jax.errors import UserError
 from experiments import (
     bench_compile,
@@ -160,6 +162,15 @@ def flops(tokens, scored, keys):
     entries = 3 * (32 * 32 + 2 * 32 * 16 + 32 * 32 + 3 * 32 * 48)
     assert SHAPE.layer_parameters == entries
     return 4 * (2 * entries * tokens + 2 * 100 * 32 * scored + 4 * 3 * 2 * 16 * keys)
+
+
+def test_a_published_shape_has_the_models_parameters():
+    config = model_shape("qwen2.5-0.5b")
+    shape = Shape.of(config)
+    assert (shape.model_type, shape.qkv_bias, shape.tie_word_embeddings) == ("qwen2", True, True)
+    small = 24 * (2 * 896 + 896 + 2 * 128) + 896  # norms and biases
+    matrices = shape.layer_parameters + shape.vocab_size * shape.hidden_size
+    assert matrices + small == parameter_count(config)
 
 
 def below(first, last):
