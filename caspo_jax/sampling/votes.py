@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from typing import TypeVar
 
 from caspo_jax.errors import UserError
 from caspo_jax.sampling.config import VOTES, Vote
@@ -11,6 +12,7 @@ from caspo_jax.types import Trace
 
 Extract = Callable[[str], str | None]
 Equivalent = Callable[[str, str], bool]
+Key = TypeVar("Key", bound=Hashable)
 
 NORMAL = (-708.0, 709.0)  # natural logarithms between which floats lose nothing
 
@@ -32,12 +34,15 @@ def answer_of(path: Trace, extract: Extract) -> str | None:
 
 
 def merge_answers(answers: Sequence[str | None], equivalent: Equivalent = same_text) -> list[int | None]:
-    """Class of each answer: the index of the first answer that is equivalent to it; None for no answer.
+    """Class of each answer: the index of the first answer that is equivalent to it, both ways; None for no answer.
+
+    Both ways, because a benchmark asks whether an answer will do for a gold one, which is no equality: where 3.14 will do
+    for a gold 3, one sloppy first answer would take in all that are better.
 
     >>> merge_answers(["42", "7", None, "42"])
     [0, 1, None, 0]
     """
-    known: dict[Hashable, int] = {}
+    known: dict[str, int] = {}
     leaders: list[int] = []
     classes: list[int | None] = []
     for i, answer in enumerate(answers):
@@ -45,12 +50,16 @@ def merge_answers(answers: Sequence[str | None], equivalent: Equivalent = same_t
             classes.append(None)
             continue
         if answer not in known:
-            found = next((j for j in leaders if equivalent(answers[j] or "", answer)), None)
+            found = next((j for j in leaders if _both_ways(equivalent, answers[j] or "", answer)), None)
             if found is None:
                 leaders.append(i)
             known[answer] = i if found is None else found
         classes.append(known[answer])
     return classes
+
+
+def _both_ways(equivalent: Equivalent, one: str, other: str) -> bool:
+    return equivalent(one, other) and equivalent(other, one)
 
 
 def vote(
@@ -70,39 +79,52 @@ def vote(
     * `sequence` exp(sum_t l_t), over *distinct* token sequences: duplicates count once;
     * `best_path` c of the surest path of each answer alone.
 
-    Equivalent answers add up (for `best_path`, the largest counts); ties go to the answer that came first. `sequence` is
-    normalised so that its weights add up to 1; `confidence` is divided by its largest weight where that is too small or
+    Equivalent answers add up (for `best_path`, the largest counts) and are spelled as their heaviest spelling; ties go to
+    what came first. `sequence` is normalised so that its weights add up to 1; `confidence` is divided by its largest weight where that is too small or
     too large for a float. A path whose `answer` is set keeps it, else `extract` reads its text.
 
     Args:
       paths: finished paths; those without an answer, or without the confidence or log-probs needed, weigh nothing.
       method: majority | confidence | sequence | best_path.
       extract: text -> answer or None.
-      equivalent: (earlier answer, answer) -> bool.
+      equivalent: (answer, answer) -> bool; asked both ways, so it may be (gold, answer) -> bool.
       gamma: exponent of `confidence`.
     """
     if method not in VOTES:
         raise UserError(f"vote={method!r}: choose from {', '.join(VOTES)}")
     answers = [answer_of(path, extract) for path in paths]
     voters = [
-        (kind, path)
-        for kind, path in zip(merge_answers(answers, equivalent), paths, strict=True)
-        if kind is not None
+        (kind, answer, path)
+        for kind, answer, path in zip(merge_answers(answers, equivalent), answers, paths, strict=True)
+        if kind is not None and answer is not None
     ]
     # Of the voters alone: beside a far likelier path without an answer, what they weigh would vanish.
-    weights = _weights([path for _, path in voters], method, gamma)
-    totals: dict[int, float] = {}
-    for (kind, _), weight in zip(voters, weights, strict=True):
-        if weight is None:
-            continue
-        totals[kind] = (
-            max(totals.get(kind, 0.0), weight) if method == "best_path" else totals.get(kind, 0.0) + weight
-        )
+    weights = _weights([path for _, _, path in voters], method, gamma)
+    counted = [
+        ((kind, answer), weight)
+        for (kind, answer, _), weight in zip(voters, weights, strict=True)
+        if weight is not None
+    ]
+    totals = _totals([(kind, weight) for (kind, _), weight in counted], method)
     if not totals:
         return None, {}
-    # Insertion order is the order of first appearance among the paths that count: max keeps the first of equals.
-    best = max(totals, key=lambda kind: totals[kind])
-    return answers[best], {str(answers[kind]): weight for kind, weight in totals.items()}
+    spelled = _totals(counted, method)
+    shown = {kind: heaviest({text: w for (k, text), w in spelled.items() if k == kind}) for kind in totals}
+    return shown[heaviest(totals)], {shown[kind]: weight for kind, weight in totals.items()}
+
+
+def heaviest(totals: Mapping[Key, float]) -> Key:
+    """The key with the largest weight, the first of equals."""
+    return max(totals, key=lambda key: totals[key])
+
+
+def _totals(weighed: Sequence[tuple[Key, float]], method: Vote) -> dict[Key, float]:
+    """Weight of each key, in the order of first appearance among what counts."""
+    totals: dict[Key, float] = {}
+    for key, weight in weighed:
+        before = totals.get(key, 0.0)
+        totals[key] = max(before, weight) if method == "best_path" else before + weight
+    return totals
 
 
 def powers(confidences: Sequence[float | None], gamma: float) -> list[float | None]:

@@ -7,6 +7,7 @@ import pytest
 
 from caspo_jax.confidence import TokenStats
 from caspo_jax.errors import UserError
+from caspo_jax.evaluation.benchmarks import get_benchmark
 from caspo_jax.evaluation.strategies.base import Settings
 from caspo_jax.evaluation.strategies.mcts import Node, select
 from caspo_jax.evaluation.strategies.pool import (
@@ -22,7 +23,7 @@ from caspo_jax.evaluation.strategies.pool import (
 from caspo_jax.evaluation.strategies.registry import STRATEGIES, check_names, families
 from caspo_jax.evaluation.strategies.single import longest_path
 from caspo_jax.evaluation.strategies.truncating import deepconf_online, kappa, survivor
-from caspo_jax.types import CatNode, CatTree, Trace
+from caspo_jax.types import CatNode, CatTree, Question, Trace
 
 
 def same(a, b):
@@ -48,6 +49,35 @@ def sample(
 
 def trace(ids, text=""):
     return Trace("q", "q", None, None, (0,), tuple(ids), text, "eos")
+
+
+@pytest.mark.parametrize(
+    ("name", "gold", "sloppy", "kind"),
+    [
+        ("tablebench", "3.14", "3", "Arithmetic"),
+        ("math500", "2x+y=5", "5", ""),
+        ("math500", "0.333333", r"\frac13", ""),
+    ],
+)
+def test_one_sloppy_answer_does_not_take_in_the_better_ones(name, gold, sloppy, kind):
+    """Wherever it stands: what is elected, and whether it is right, does not hang on the order of the samples."""
+    benchmark = get_benchmark(name)
+    question = Question("q", question="?", gold=gold, extra={"qsubtype": kind})
+    answers = [sloppy, gold, gold, gold]
+    pool = [sample(i, a, correct=bool(benchmark.score(a, question))) for i, a in enumerate(answers)]
+    for order in (pool, pool[1:] + pool[:1]):
+        winner = voted("self_consistency", "4", order, Settings(), benchmark.equal)
+        assert (winner.answer, winner.correct) == (gold, True)
+
+
+def test_the_heaviest_spelling_is_elected():
+    def number(a, b):
+        return float(a) == float(b)
+
+    pool = [sample(0, "2"), sample(1, "2.0", path=0.5), sample(2, "2.0"), sample(3, "3", path=0.95)]
+    assert elect(pool, [1.0, 1.0, 1.0, 1.0], number) is pool[1]
+    assert elect(pool, [3.0, 1.0, 1.0, 1.0], number) is pool[0]
+    assert elect(pool, [0.0, 0.0, 1.0, 0.0], number) is pool[2]  # of no weight, no vote
 
 
 def test_votes_by_hand():

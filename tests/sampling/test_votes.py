@@ -50,6 +50,33 @@ def test_answers_merge_by_equivalence_and_none_abstains():
     assert vote([path("x", [1])], extract=lambda text: None) == (None, {})
 
 
+def rounds_to(gold, answer):
+    """As a benchmark scores: an answer will do that rounds to the gold one's places."""
+    places = len(gold.partition(".")[2])
+    return round(float(answer), places) == float(gold)
+
+
+def test_answers_merge_only_where_each_will_do_for_the_other():
+    assert merge_answers(["3", "3.14", "3.140", "3.1"], rounds_to) == [0, 1, 1, 3]
+    found = [path("3", [1]), path("3.14", [2]), path("3.14", [3])]
+    assert vote(found, "majority", equivalent=rounds_to) == ("3.14", {"3": 1.0, "3.14": 2.0})
+
+
+@pytest.mark.parametrize(
+    ("method", "spelling"),
+    [("majority", "2.0"), ("confidence", "2"), ("sequence", "2.0"), ("best_path", "2")],
+)
+def test_an_answer_is_spelled_as_its_heaviest_spelling(method, spelling):
+    found = [path("2", [1], 0.9), path("2.0", [2], 0.4), path("3", [3], 0.1), path("2.0", [4], 0.4)]
+    answer, weights = vote(found, method, equivalent=same_number)
+    assert answer == spelling
+    assert list(weights) == [spelling, "3"]
+
+
+def test_of_spellings_of_one_weight_the_first_counts():
+    assert vote([path("2", [1]), path("2.0", [2])], "majority", equivalent=same_number)[0] == "2"
+
+
 def test_sequence_vote_survives_long_paths():
     a = Trace(**{**path("a", [1]).__dict__, "logprob": (-2000.0,)})
     b = Trace(**{**path("b", [2]).__dict__, "logprob": (-2001.0,)})

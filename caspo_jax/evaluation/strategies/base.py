@@ -9,7 +9,7 @@ from typing import Any
 
 import jax
 
-from caspo_jax.sampling import CatConfig, SampleConfig
+from caspo_jax.sampling import CatConfig, SampleConfig, merge_answers
 from caspo_jax.types import Question
 
 
@@ -65,6 +65,27 @@ def heaviest(classes: Sequence[int | None], weights: Sequence[float]) -> int | N
         if kind is not None:
             totals[kind] = totals.get(kind, 0.0) + float(weight)
     return max(totals, key=lambda kind: totals[kind]) if totals else None
+
+
+def elected_index(
+    answers: Sequence[str | None], weights: Sequence[float], same: Callable[[str, str], bool]
+) -> int | None:
+    """Index of the elected answer: in the heaviest class, the first of the heaviest spelling; None without an answer.
+
+    Args:
+      answers: None does not vote.
+      weights: of each answer.
+      same: (answer, answer) -> do they mean the same? Asked both ways.
+    """
+    classes = merge_answers(answers, same)
+    winner = heaviest(classes, weights)
+    if winner is None:
+        return None
+    spellings = [
+        answers.index(answer) if kind == winner else None
+        for kind, answer in zip(classes, answers, strict=True)
+    ]
+    return heaviest(spellings, weights)
 
 
 def timed(run: Callable[[], list[Answer]], questions: int) -> list[Answer]:

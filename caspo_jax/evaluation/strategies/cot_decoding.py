@@ -8,10 +8,10 @@ import time
 import numpy as np
 
 from caspo_jax.evaluation.rescoring import token_statistics
-from caspo_jax.evaluation.strategies.base import Answer, Context, Settings, heaviest
+from caspo_jax.evaluation.strategies.base import Answer, Context, Settings, elected_index
 from caspo_jax.evaluation.strategies.prefixes import first_tokens
 from caspo_jax.models import encode_prompt, eos_ids, token_bytes
-from caspo_jax.sampling import first_stop, generate, merge_answers
+from caspo_jax.sampling import first_stop, generate
 from caspo_jax.sampling.run import special_stops
 from caspo_jax.types import Question, Trace
 
@@ -71,7 +71,7 @@ def cot_decoding(context: Context, settings: Settings) -> list[Answer]:
         ]
         lengths = [len(t.token_ids) for t in outputs[mine]]
         for size in settings.vote_sizes(count):
-            winner = heaviest(merge_answers(texts[:size], context.same), sure[:size])
+            winner = elected_index(texts[:size], sure[:size], context.same)
             answer = None if winner is None else texts[winner]
             right = context.right(answer, question)
             spent = sum(lengths[:size])

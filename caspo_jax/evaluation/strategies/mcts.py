@@ -10,10 +10,10 @@ from collections.abc import Sequence
 import numpy as np
 
 from caspo_jax.errors import UserError
-from caspo_jax.evaluation.strategies.base import Answer, Context, Settings, heaviest
+from caspo_jax.evaluation.strategies.base import Answer, Context, Settings, elected_index
 from caspo_jax.evaluation.strategies.prefixes import Prefixes, next_logits, steps_of, sureness
 from caspo_jax.models import encode_prompt, token_bytes
-from caspo_jax.sampling import merge_answers, token_text
+from caspo_jax.sampling import token_text
 from caspo_jax.types import Question, Step
 
 JUDGE = (
@@ -136,7 +136,7 @@ def _reward(path: Sequence[Node], reward: float) -> None:
 
 def _best(written: Sequence[tuple[str | None, float]], context: Context) -> str | None:
     answers = [answer for answer, _ in written]
-    winner = heaviest(merge_answers(answers, context.same), [reward for _, reward in written])
+    winner = elected_index(answers, [reward for _, reward in written], context.same)
     return None if winner is None else answers[winner]
 
 

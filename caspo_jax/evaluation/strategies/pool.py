@@ -11,9 +11,9 @@ import numpy as np
 
 from caspo_jax.confidence import TokenStats
 from caspo_jax.evaluation.rescoring import statistics_and_kl
-from caspo_jax.evaluation.strategies.base import Answer, Context, Settings, heaviest
+from caspo_jax.evaluation.strategies.base import Answer, Context, Settings, elected_index
 from caspo_jax.models import eos_ids
-from caspo_jax.sampling import generate, merge_answers
+from caspo_jax.sampling import generate
 from caspo_jax.sampling.votes import powers
 from caspo_jax.types import Trace
 
@@ -169,10 +169,11 @@ VOTES: Mapping[str, Weights] = {
 def elect(
     samples: Sequence[Sample], weights: Sequence[float] | np.ndarray, same: Callable[[str, str], bool]
 ) -> Sample | None:
-    """The first sample of the answer with the largest total weight (ties: the answer that came first); None without one."""
-    classes = merge_answers([s.answer for s in samples], same)
-    voting = [kind if weight > 0 else None for kind, weight in zip(classes, weights, strict=True)]
-    winner = heaviest(voting, list(weights))
+    """A sample of the answer with the largest total weight, in its heaviest spelling (ties: what came first); None without
+    one. Samples of no weight do not vote.
+    """
+    voting = [s.answer if weight > 0 else None for s, weight in zip(samples, weights, strict=True)]
+    winner = elected_index(voting, list(weights), same)
     return None if winner is None else samples[winner]
 
 

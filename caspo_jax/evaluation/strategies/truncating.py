@@ -77,7 +77,8 @@ def _share(
     samples: Sequence[Sample], weights: np.ndarray, winner: Sample, same: Callable[[str, str], bool]
 ) -> float:
     classes = merge_answers([s.answer for s in samples], same)
-    mine = [w for kind, w in zip(classes, weights) if kind is not None and samples[kind] is winner]
+    leader = classes[next(i for i, sample in enumerate(samples) if sample is winner)]
+    mine = [w for kind, w in zip(classes, weights) if kind == leader]
     return float(sum(mine) / weights.sum())
 
 
