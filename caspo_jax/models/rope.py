@@ -12,38 +12,32 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from caspo_jax.errors import UserError
+from caspo_jax.errors import UserError, named_by
 from caspo_jax.models.config_fields import flag, integer, number, section
 
 ROPE_TYPES = ("default", "linear", "llama3", "yarn")
 
-# Keys that each type understands beside `rope_type` and `rope_theta`; the first group is required.
+# What each type computes with, beside theta: what it cannot do without, and what it may be given.
 _REQUIRED: dict[str, tuple[str, ...]] = {
     "default": (),
     "linear": ("factor",),
-    "llama3": ("factor", "low_freq_factor", "high_freq_factor"),
-    "yarn": (),
+    "llama3": ("factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"),
+    "yarn": ("factor", "original_max_position_embeddings"),
 }
+_YARN = ("attention_factor", "attn_factor", "mscale", "mscale_all_dim", "beta_fast", "beta_slow")
+_OPTIONAL: dict[str, tuple[str, ...]] = {"yarn": _YARN}
+_NUMBERS = ("factor", "low_freq_factor", "high_freq_factor", *_YARN)
 _POSITIVE = (
     "theta",
-    "factor",
     "original_max_position_embeddings",
-    "low_freq_factor",
-    "high_freq_factor",
-    "attention_factor",
-    "beta_fast",
-    "beta_slow",
+    *(n for n in _NUMBERS if not n.startswith("mscale")),
 )
-_NUMBERS = (
-    "factor",
-    "low_freq_factor",
-    "high_freq_factor",
-    "attention_factor",
-    "mscale",
-    "mscale_all_dim",
-    "beta_fast",
-    "beta_slow",
-)
+# Keys of the section that no rotation follows from: read elsewhere, or about how the model came to be.
+_ASIDE = ("rope_type", "type", "rope_theta", "original_max_position_embeddings", "finetuned")
+# What other types and other readers compute with, at the value that changes nothing.
+_NEUTRAL = dict.fromkeys(
+    ("partial_rotary_factor", "factor", "attention_factor", "attn_factor", "extrapolation_factor"), 1
+) | {"truncate": True, "apply_yarn_scaling": True, "mrope_interleaved": False}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,7 +45,8 @@ class RopeConfig:
     """The rope section of a checkpoint's config, whichever dialect it was written in.
 
     Raises:
-      UserError: a value that is not positive, or one of a pair in the wrong order, so that no frequency follows.
+      UserError: an unknown type, a value that its type needs and lacks, or does not compute with, one that is not
+        positive, or one of a pair in the wrong order.
     """
 
     rope_type: str = "default"
@@ -66,8 +61,27 @@ class RopeConfig:
     beta_fast: float | None = None  # yarn, 32 if None
     beta_slow: float | None = None  # yarn, 1 if None
     truncate: bool = True  # yarn: round the ramp's ends to whole dimensions
+    attn_factor: float | None = None  # yarn: of which attention_factor is made where that is not given
 
     def __post_init__(self) -> None:
+        if self.rope_type not in ROPE_TYPES:
+            raise UserError(
+                f"config: rope type {self.rope_type!r} is not supported (known: {', '.join(ROPE_TYPES)})"
+            )
+        required = _REQUIRED[self.rope_type]
+        missing = [name for name in required if getattr(self, name) is None]
+        if missing:
+            raise UserError(f"config: rope type {self.rope_type!r} needs {', '.join(missing)}")
+        for name in ("original_max_position_embeddings", *_NUMBERS):
+            value = getattr(self, name)
+            if value is not None and name not in (*required, *_OPTIONAL.get(self.rope_type, ())):
+                raise UserError(
+                    f"config: rope type {self.rope_type!r} does not compute with {name} {value}; leave it out"
+                )
+        if self.rope_type != "yarn" and not self.truncate:
+            raise UserError(
+                f"config: rope type {self.rope_type!r} does not compute with truncate; leave it out"
+            )
         for name in _POSITIVE:
             value = getattr(self, name)
             if value is not None and not value > 0:
@@ -79,26 +93,44 @@ class RopeConfig:
             raise UserError(
                 f"config: rope's high_freq_factor {high} must be greater than low_freq_factor {low}"
             )
+        if self.attn_factor is not None and self.attention_factor is None:
+            if self.mscale and self.mscale_all_dim:
+                raise UserError(
+                    "config: rope's attn_factor and mscale say two things of one factor; give attention_factor"
+                )
+            # Resolved here, so that what is written and read again is the same config.
+            object.__setattr__(self, "attention_factor", self._magnitude(1.0) * self.attn_factor)
+
+    def _magnitude(self, mscale: float) -> float:
+        """What YaRN scales cos and sin by for the sake of the longer context."""
+        assert self.factor is not None
+        return 1.0 if self.factor <= 1 else 0.1 * mscale * math.log(self.factor) + 1.0
 
     @classmethod
     def from_hf(cls, config: Mapping[str, Any], where: str = "config.json") -> RopeConfig:
         """Reads `rope_parameters` (transformers 5) or `rope_theta` + `rope_scaling` (hub configs).
 
         `rope_scaling` wins where both are given and it is not null, as in transformers. The legacy key `type` is
-        read where `rope_type` is missing.
+        read where `rope_type` is missing. yarn's `attn_factor` counts: without `attention_factor`, cos and sin are
+        scaled by `(0.1 ln(factor) + 1) * attn_factor`. That is what the key meant to those who published it
+        (DeepSeek-R1-0528-Qwen3-8B: 1.0 in all) and how vLLM has served it; transformers leaves it out of account, which
+        makes another model of the same weights.
 
         Args:
           config: the parsed config.json.
           where: its name, for messages.
 
         Raises:
-          UserError: an unknown rope type, a partial rotation, a rope per layer type, a required key missing.
+          UserError: an unknown rope type, a partial rotation, a rope per layer type, a required key missing, a key
+            that the type does not compute with.
         """
         written = section(config, "rope_parameters", where)
-        params = dict(section(config, "rope_scaling", where) or written)
+        scaling = section(config, "rope_scaling", where)
+        name, params = ("rope_scaling", dict(scaling)) if scaling else ("rope_parameters", dict(written))
         nested = [key for key, value in params.items() if isinstance(value, Mapping)]
         if nested == ["full_attention"]:
-            params = dict(params["full_attention"])
+            inner = params.pop("full_attention")
+            params |= inner
         elif nested:
             raise UserError(
                 f"{where}: rope parameters per layer type ({', '.join(nested)}) are not supported"
@@ -114,25 +146,33 @@ class RopeConfig:
         partial = params.get("partial_rotary_factor", config.get("partial_rotary_factor"))
         if partial not in (None, 1, 1.0):
             raise UserError(f"{where}: partial_rotary_factor {partial} is not supported (only 1.0)")
-        missing = [key for key in _REQUIRED[rope_type] if params.get(key) is None]
-        if missing:
-            raise UserError(f"{where}: rope type {rope_type!r} needs {', '.join(missing)}")
-        given = {name: number(params, name, where) for name in _NUMBERS if params.get(name) is not None}
-        original = None
+        read = (*_REQUIRED[rope_type], *_OPTIONAL.get(rope_type, ()))
+        for key, value in params.items():
+            known = key in (*read, *_ASIDE) or (key == "truncate" and rope_type == "yarn")
+            if not (known or value is None or value == _NEUTRAL.get(key)):
+                raise UserError(
+                    f"{where}: {key} {value!r} in {name} is not supported for rope type {rope_type!r} "
+                    f"(read: {', '.join(read) or 'rope_theta'})"
+                )
+        given: dict[str, Any] = {
+            key: number(params, key, where) for key in _NUMBERS if key in read and params.get(key) is not None
+        }
         if rope_type in ("llama3", "yarn"):
             context = config.get("max_position_embeddings")
-            if context is None and params.get("original_max_position_embeddings") is None:
-                raise UserError(f"{where}: rope type {rope_type!r} needs original_max_position_embeddings")
-            original = integer(params, "original_max_position_embeddings", where, context)
-            if rope_type == "yarn" and "factor" not in given:
-                if context is None:
-                    raise UserError(f"{where}: rope type 'yarn' needs factor")
-                given["factor"] = context / max(original, 1)  # below 1 is refused
+            key = "original_max_position_embeddings"
+            if context is not None or params.get(key) is not None:
+                given[key] = integer(params, key, where, context)
+            if rope_type == "yarn" and "factor" not in given and context is not None:
+                given["factor"] = context / max(given[key], 1)  # below 1 is refused
         truncate = params.get("truncate") is None or flag(params, "truncate", where)
-        return cls(rope_type, theta, original_max_position_embeddings=original, truncate=truncate, **given)
+        with named_by(where, "config"):
+            return cls(rope_type, theta, truncate=truncate, **given)
 
     def to_hf(self) -> dict[str, Any]:
-        """Returns the `rope_parameters` dictionary of transformers 5; unset keys are left out."""
+        """Returns the `rope_parameters` dictionary of transformers 5; unset keys are left out.
+
+        An `attn_factor` stands beside the `attention_factor` that it is part of: some readers take the one, some the other.
+        """
         params: dict[str, Any] = {"rope_type": self.rope_type, "rope_theta": self.theta}
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
@@ -213,16 +253,12 @@ def _yarn(
     slow = np.float32(1.0) / (np.float32(rope.factor) * wavelengths)
     blended = slow * interpolated + frequencies * (1 - interpolated)
 
-    def magnitude(mscale: float) -> float:
-        assert rope.factor is not None
-        return 1.0 if rope.factor <= 1 else 0.1 * mscale * math.log(rope.factor) + 1.0
-
     attention_factor = rope.attention_factor
     if attention_factor is None:
         if rope.mscale and rope.mscale_all_dim:
-            attention_factor = magnitude(rope.mscale) / magnitude(rope.mscale_all_dim)
+            attention_factor = rope._magnitude(rope.mscale) / rope._magnitude(rope.mscale_all_dim)
         else:
-            attention_factor = magnitude(1.0)
+            attention_factor = rope._magnitude(1.0)
     return blended.astype(np.float32), float(attention_factor)
 
 

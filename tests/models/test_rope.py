@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 
+from caspo_jax.errors import UserError
 from caspo_jax.models import ModelConfig, RopeConfig
 from caspo_jax.models.rope import inverse_frequencies, rotation
 from tests.models.test_config import LLAMA3, hf
@@ -77,3 +78,85 @@ def test_the_original_context_is_read_where_these_architectures_read_it():
     inside = LLAMA3 | {"original_max_position_embeddings": 128}
     assert ModelConfig.from_hf(hf(**beside, rope_scaling=inside)).rope.original_max_position_embeddings == 128
     assert ModelConfig.from_hf(hf(**beside, rope_scaling=LLAMA3)).rope.original_max_position_embeddings == 512
+
+
+# As DeepSeek-R1-0528-Qwen3-8B publishes it: in all, cos and sin are scaled by 1.
+ATTN = {"factor": 4.0, "original_max_position_embeddings": 128, "attn_factor": 0.8782488562869419}
+
+
+def test_attn_factor_scales_cos_and_sin_and_survives_for_every_reader():
+    config = ModelConfig.from_hf(hf(rope_scaling=ATTN | {"rope_type": "yarn"}))
+    assert inverse_frequencies(config.rope, 8)[1] == pytest.approx(1.0)
+    written = json.loads(json.dumps(config.to_hf()))
+    for dialect in ("rope_scaling", "rope_parameters"):
+        assert written[dialect]["attention_factor"] == pytest.approx(1.0)  # all that transformers reads
+        assert written[dialect]["attn_factor"] == ATTN["attn_factor"]  # what older vLLM multiplies itself
+    assert ModelConfig.from_hf(written) == config
+    outright = ModelConfig.from_hf(hf(rope_scaling=ATTN | {"type": "yarn", "attention_factor": 1.2}))
+    assert inverse_frequencies(outright.rope, 8)[1] == 1.2
+    without = ModelConfig.from_hf(hf(rope_scaling=ATTN | {"type": "yarn", "attn_factor": None}))
+    assert inverse_frequencies(without.rope, 8)[1] == pytest.approx(1 + 0.1 * np.log(4))
+    assert "attn_factor" not in without.to_hf()["rope_scaling"]
+
+
+@pytest.mark.parametrize("dialect", ["rope_scaling", "rope_parameters"])
+@pytest.mark.parametrize(
+    "rope_type, key, value",
+    [
+        ("yarn", "made_up", 2),
+        ("yarn", "extrapolation_factor", 0.5),
+        ("yarn", "apply_yarn_scaling", False),
+        ("yarn", "low_freq_factor", 1.0),
+        ("yarn", "mrope_section", [2, 3, 3]),
+        ("linear", "attention_factor", 1.1),
+        ("llama3", "attn_factor", 0.9),
+        ("default", "factor", 4.0),
+        ("default", "truncate", False),
+    ],
+)
+def test_a_key_that_the_type_does_not_compute_with_is_refused(tmp_path, dialect, rope_type, key, value):
+    known = {"linear": {"factor": 2.0}, "yarn": ATTN, "llama3": LLAMA3}.get(rope_type, {})
+    section = known | {"rope_type": rope_type, key: value}
+    (tmp_path / "config.json").write_text(json.dumps(hf(**{dialect: section})))
+    with pytest.raises(UserError) as error:
+        ModelConfig.from_hf(tmp_path)
+    message = str(error.value)
+    assert message.startswith(f"{tmp_path / 'config.json'}: {key} ")
+    assert f"in {dialect} " in message
+    assert repr(rope_type) in message
+
+
+@pytest.mark.parametrize(
+    "section",
+    [
+        {"factor": 1.0, "attention_factor": 1, "partial_rotary_factor": 1.0, "made_up": None},
+        {"original_max_position_embeddings": 64, "finetuned": True, "type": "default"},
+        {"truncate": True, "mrope_interleaved": False, "factor": None, "attn_factor": None},
+    ],
+)
+def test_keys_that_change_nothing_are_no_obstacle(section):
+    plain = ModelConfig.from_hf(hf())
+    assert ModelConfig.from_hf(hf(rope_scaling=section)) == plain
+    assert ModelConfig.from_hf(hf(rope_parameters=section | {"rope_theta": 1e6})) == plain
+    nested = {"full_attention": section | {"rope_theta": 1e6}}
+    assert ModelConfig.from_hf(hf(rope_parameters=nested)) == plain
+
+
+@pytest.mark.parametrize(
+    "fields, words",
+    [
+        ({"rope_type": "longrope", "factor": 8.0}, ["'longrope'", "known: default"]),
+        ({"rope_type": "Yarn", "factor": 8.0}, ["'Yarn'", "yarn"]),
+        ({"rope_type": "linear"}, ["'linear'", "factor"]),
+        ({"rope_type": "yarn", "factor": 2.0}, ["original_max_position_embeddings"]),
+        ({"rope_type": "llama3", "factor": 8.0}, ["low_freq_factor, high_freq_factor, original"]),
+        ({"factor": 2.0}, ["'default'", "factor 2.0"]),
+        ({"rope_type": "linear", "factor": 2.0, "truncate": False}, ["'linear'", "truncate"]),
+        (ATTN | {"rope_type": "yarn", "attn_factor": 0.0}, ["attn_factor", "greater than 0"]),
+        (ATTN | {"rope_type": "yarn", "mscale": 0.7, "mscale_all_dim": 1.3}, ["attention_factor"]),
+    ],
+)
+def test_what_no_rotation_follows_from_is_refused_where_it_is_made(fields, words):
+    with pytest.raises(UserError, match="config: rope") as error:
+        RopeConfig(**fields)
+    assert all(word in str(error.value) for word in words), error.value

@@ -130,7 +130,9 @@ def test_counts_of_odd_traces(file, tokenizer, config):
     }
     assert counts["too_long"] == 2
     assert not found[-1].readable
-    yarn = dataclasses.replace(config, rope=RopeConfig("yarn", factor=1000.0))
+    yarn = dataclasses.replace(
+        config, rope=RopeConfig("yarn", factor=1000.0, original_max_position_embeddings=config.context)
+    )
     assert count_subjects(prepare(read_sources(file(*records)), tokenizer, yarn))["too_long"] == 0
     assert np.isfinite(counts["steps"])
 
