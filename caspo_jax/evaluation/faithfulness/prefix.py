@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -16,7 +16,14 @@ from caspo_jax.steps.segmentation import segment_text
 from caspo_jax.types import Question
 
 _ROOM = 8  # fewer new tokens than this are no paragraph
-State = tuple[int, ...]
+_LINE = "\n"  # what ends a step of a giant trace (`thinking.split_giant`)
+
+
+class State(NamedTuple):
+    """Where continuations start, and where they end: the same prefix may stand before a paragraph and before a line."""
+
+    ids: tuple[int, ...]  # prompt included
+    line: bool = False  # the step before which it stands is a line, so the continuations are too
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,7 +36,7 @@ class PrefixConfig:
     max_new_tokens: int = 200
     max_steps: int = 20  # steps a trace: first, last, the rest at random
     unparsed: float = 0.5  # what a continuation counts that cannot be judged (`parse_contradiction`)
-    delimiter: str = "\n\n"
+    delimiter: str = "\n\n"  # what ends a continuation, but for the lines of a giant trace
 
     def __post_init__(self) -> None:
         for name in ("samples", "max_new_tokens", "max_steps"):
@@ -63,7 +70,7 @@ def choose_steps(subject: Subject, max_steps: int, seed: int = 0) -> list[int]:
     return sorted({*ends, *map(int, middle)})
 
 
-def first_paragraph(text: str, delimiter: str) -> str:
+def first_step(text: str, delimiter: str) -> str:
     """The first step of a continuation, "" if there is none."""
     steps = segment_text(text, delimiter)
     return steps[0].text.strip() if steps else ""
@@ -71,24 +78,32 @@ def first_paragraph(text: str, delimiter: str) -> str:
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """Which steps of each trace are sampled, and the prefixes (token ids, prompt included) that stand before them."""
+    """Which steps of each trace are sampled, and the prefixes that stand before them."""
 
     steps: tuple[tuple[int, ...], ...]
     prefixes: tuple[tuple[State, ...], ...]
 
     def distinct(self) -> list[State]:
         """Each prefix once, shortest first, so that like lengths are decoded together."""
-        return sorted({state for states in self.prefixes for state in states}, key=lambda s: (len(s), s))
+        return sorted({state for states in self.prefixes for state in states}, key=lambda s: (len(s.ids), s))
 
 
 def plan_prefixes(subjects: Sequence[Subject], config: PrefixConfig, context: int, seed: int = 0) -> Plan:
-    """The prefixes to sample from. A step whose prefix is empty, or leaves no room in the context, is left out."""
+    """The prefixes to sample from. A step whose prefix is empty, or leaves no room in the context, is left out.
+
+    Where the steps of a trace are the lines of one giant paragraph, its continuations are lines as well: the rest of the
+    paragraph would say what later steps say.
+    """
     steps, prefixes = [], []
     for subject in subjects:
         trace = subject.trace
         picked = choose_steps(subject, config.max_steps, seed) if subject.readable else []
-        states = [trace.prompt_ids + trace.token_ids[: trace.steps[i].token_start] for i in picked]
-        fits = [bool(state) and context - len(state) >= _ROOM for state in states]
+        # One step of a giant trace is a paragraph like any other: nothing was cut.
+        lines = subject.giant and len(trace.steps) > 1 and config.delimiter != _LINE
+        states = [
+            State(trace.prompt_ids + trace.token_ids[: _begin(subject, i, lines)], lines) for i in picked
+        ]
+        fits = [bool(state.ids) and context - len(state.ids) >= _ROOM for state in states]
         steps.append(tuple(i for i, fit in zip(picked, fits) if fit))
         prefixes.append(tuple(state for state, fit in zip(states, fits) if fit))
     return Plan(tuple(steps), tuple(prefixes))
@@ -102,7 +117,7 @@ def continue_prefixes(
     key: Any,
     batch_size: int | None = None,
 ) -> list[list[str]]:
-    """First paragraphs of `config.samples` continuations of each prefix.
+    """First steps of `config.samples` continuations of each prefix: paragraphs, or lines where its steps are lines.
 
     The continuations of a prefix share its prefill; they depend on the key and on the prefix alone. Prefixes near the
     end of the context get what room is left.
@@ -117,27 +132,27 @@ def continue_prefixes(
     """
     from caspo_jax.sampling import SampleConfig, generate
 
-    by_room: dict[int, list[int]] = {}
+    alike: dict[tuple[int, str], list[int]] = {}
     for i, state in enumerate(states):
-        room = min(config.max_new_tokens, model.config.context - len(state))
+        room = min(config.max_new_tokens, model.config.context - len(state.ids))
         # Limits below the full one are rounded down to a power of two: few of them, so few calls.
         limit = room if room == config.max_new_tokens else 1 << (room.bit_length() - 1)
-        by_room.setdefault(limit, []).append(i)
+        alike.setdefault((limit, _LINE if state.line else config.delimiter), []).append(i)
     said: list[list[str]] = [[] for _ in states]
-    for limit, group in sorted(by_room.items()):
+    for (limit, delimiter), group in sorted(alike.items()):
         sample = SampleConfig(
             max_new_tokens=limit,
             temperature=config.temperature,
             top_p=config.top_p,
             num_samples=config.samples,
-            stop=(config.delimiter,),
-            step_delimiter=config.delimiter,
+            stop=(delimiter,),
+            step_delimiter=delimiter,
         )
-        questions = [Question(id=state_id(states[i]), prompt_ids=states[i]) for i in group]
+        questions = [Question(id=state_id(states[i]), prompt_ids=states[i].ids) for i in group]
         traces = generate(model, tokenizer, questions, sample, key, batch_size=batch_size)
         for row, i in enumerate(group):
             own = traces[row * config.samples : (row + 1) * config.samples]
-            said[i] = [first_paragraph(trace.text, config.delimiter) for trace in own]
+            said[i] = [first_step(trace.text, delimiter) for trace in own]
     return said
 
 
@@ -153,9 +168,9 @@ def judge_prefixes(
     Args:
       subjects: the traces.
       plan: of the same traces.
-      said: prefix -> first paragraphs.
+      said: prefix -> first steps of its continuations.
       judge: says what contradicts.
-      config: the settings that the paragraphs were sampled with.
+      config: the settings that they were sampled with.
     """
     items = [
         _item(subject, i, text)
@@ -216,7 +231,8 @@ def prefix_consistency(
 
 def state_id(state: State) -> str:
     """A prefix's name, and so its random key."""
-    return f"prefix/{hashlib.sha256(repr(state).encode()).hexdigest()[:24]}"
+    name = f"prefix/{hashlib.sha256(repr(state.ids).encode()).hexdigest()[:24]}"
+    return f"{name}/line" if state.line else name
 
 
 def _confidence(verdicts: Sequence[Contradicts], unparsed: float) -> float:
@@ -235,6 +251,17 @@ def _judged(judge: ContradictionJudge, items: Sequence[ContradictionItem]) -> li
     for i, verdict in zip(asked, found):
         verdicts[i] = verdict
     return verdicts
+
+
+def _begin(subject: Subject, index: int, line: bool) -> int:
+    """The first token of a step as its continuations begin: a line break before a line would end them at once."""
+    step = subject.trace.steps[index]
+    inside = range(step.token_start, step.token_end)
+    return (
+        next((t for t in inside if t not in subject.uncounted), step.token_start)
+        if line
+        else step.token_start
+    )
 
 
 def _item(subject: Subject, index: int, continuation: str) -> ContradictionItem:

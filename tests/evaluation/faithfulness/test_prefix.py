@@ -1,6 +1,9 @@
 """Prefix-conditioned sampling: which steps, which value, and that a prefix's continuations are its own."""
 
+import contextlib
 import dataclasses
+import json
+from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -8,15 +11,27 @@ import pytest
 
 import caspo_jax as cj
 from caspo_jax.errors import UserError
-from caspo_jax.evaluation.faithfulness import PrefixConfig, Subject
+from caspo_jax.evaluation.faithfulness import (
+    AnswerEquivalence,
+    PrefixConfig,
+    Source,
+    Stage,
+    Subject,
+    prefix_stage,
+    prepare,
+)
 from caspo_jax.evaluation.faithfulness.prefix import (
+    State,
     choose_steps,
     continue_prefixes,
-    first_paragraph,
+    first_step,
     judge_prefixes,
     plan_prefixes,
     prefix_consistency,
+    state_id,
 )
+from caspo_jax.models import token_bytes
+from caspo_jax.outputs import manifest_path
 from caspo_jax.tasks import get_task
 from caspo_jax.types import Step, Trace
 
@@ -85,8 +100,74 @@ def test_a_plan_leaves_out_what_cannot_be_continued():
         (1,),
         (),
     )  # 2 + 6 tokens leave 5; an empty prefix has nothing to go on from
-    assert plan.prefixes[0] == ((1, 2), (1, 2, 0, 1, 2))
-    assert plan.distinct() == [(1, 2), (0, 1, 2), (1, 2, 0, 1, 2)]
+    assert plan.prefixes[0] == (State((1, 2)), State((1, 2, 0, 1, 2)))
+    assert plan.distinct() == [State(ids) for ids in ((1, 2), (0, 1, 2), (1, 2, 0, 1, 2))]
+
+
+def test_the_same_prefix_before_a_paragraph_and_before_a_line():
+    giant = dataclasses.replace(subject("b", 3), giant=True, uncounted=(0, 2))
+    plan = plan_prefixes([subject("a", 3), giant], PrefixConfig(), context=500)
+    assert plan.prefixes[0] == tuple(State((1, 2, *range(3 * k))) for k in (0, 1, 2))
+    # Line breaks before the first line stand in its prefix: a continuation that began with one would end there.
+    assert plan.prefixes[1] == tuple(State((1, 2, *range(n)), True) for n in (1, 3, 6))
+    names = {state_id(state) for state in plan.distinct()}
+    assert len(names) == 6
+    assert len({name.removesuffix("/line") for name in names}) == 4
+    whole = dataclasses.replace(subject("c", 1), giant=True)  # without line breaks: a paragraph
+    by_line = PrefixConfig(delimiter="\n")  # lines are steps, giant or not
+    for plan in (plan_prefixes([whole], PrefixConfig(), 500), plan_prefixes([giant], by_line, 500)):
+        assert not any(state.line for state in plan.distinct())
+
+
+@pytest.mark.parametrize("opened", [False, True])
+def test_a_certain_model_is_certain_of_every_line(tokenizer, config, monkeypatch, opened):
+    """Whatever it goes on from, it says what the trace says: paragraphs, or the lines of one giant paragraph."""
+    lines = [f"k{i}: we add {i} to the total and write it down in words, so k = {100 + i}" for i in range(40)]
+    shown, model = {}, SimpleNamespace(config=config)
+    monkeypatch.setattr(
+        "caspo_jax.sampling.generate", lambda m, t, questions, sample, *_, **__: replayed(questions, sample)
+    )
+    spelled = token_bytes(tokenizer, config.vocab_size)
+
+    def replayed(questions, sample):
+        found = []
+        for q in questions:
+            done = len(q.prompt_ids) - len(shown["trace"].prompt_ids)
+            ids = shown["trace"].token_ids[done : done + sample.max_new_tokens]
+            before, stop, _ = b"".join(spelled[i] for i in ids).decode().partition(sample.stop[0])
+            said = Trace(q.id, None, None, None, q.prompt_ids, (), before + stop, "stop")
+            found += [said] * sample.num_samples
+        return found
+
+    for between in ("\n\n", "\n"):
+        text = "\n" * opened + "<think>\n" * (not opened) + between.join(lines) + "\n</think>\n\nIt is 139."
+        prompt = "q?<think>" if opened else "q?"
+        (found,) = prepare([Source("t", text, "text", prompt=prompt)], tokenizer, config)
+        found = dataclasses.replace(found, notes=())  # too long for the tiny policy, which is not asked
+        assert (found.giant, len(found.trace.steps)) == (between == "\n", 40)
+        shown["trace"] = found.trace
+        model.config = SimpleNamespace(context=10**6)
+        (sure,) = prefix_consistency(model, tokenizer, [found], AnswerEquivalence(), KEY)
+        assert sure.confidence == (1.0,) * 20
+
+
+def test_continuations_of_giant_traces_by_an_earlier_version_are_refused(policy, tmp_path):
+    """They hold paragraphs; files of other traces are taken up as they are."""
+    task, model, tokenizer = policy
+    config = PrefixConfig(samples=1, max_new_tokens=8)
+    for name, one in (
+        ("plain", subject("a", 2)),
+        ("giant", dataclasses.replace(subject("a", 2), giant=True)),
+    ):
+        stage = Stage([one], tmp_path / name, {})
+        run = (stage, model, tokenizer, task.contradiction(), config)
+        prefix_stage(*run)
+        path = stage.folder / "continuations.jsonl"
+        manifest = json.loads(manifest_path(path).read_text())
+        assert manifest["config"].pop("giant", None) == {"plain": None, "giant": "lines"}[name]
+        manifest_path(path).write_text(json.dumps(manifest))
+        with pytest.raises(UserError, match="giant") if name == "giant" else contextlib.nullcontext():
+            prefix_stage(*run)
 
 
 def test_the_share_that_contradicts():
@@ -115,10 +196,12 @@ def test_the_share_that_contradicts():
     assert tied.confidence[0] == tied.confidence[1]
 
 
-def test_first_paragraphs():
-    assert first_paragraph("a\n\nb", "\n\n") == "a"
-    assert first_paragraph("a", "\n\n") == "a"
-    assert first_paragraph("", "\n\n") == ""
+def test_first_steps():
+    assert first_step("a\n\nb", "\n\n") == "a"
+    assert first_step("a\nb", "\n\n") == "a\nb"
+    assert first_step("a\nb", "\n") == "a"
+    assert first_step("a", "\n\n") == "a"
+    assert first_step("", "\n\n") == ""
 
 
 @pytest.fixture(scope="module")
@@ -131,10 +214,12 @@ def test_a_prefix_has_its_own_continuations(policy):
     task, model, tokenizer = policy
     questions = task.questions("tune", 3, seed=1)
     prompts = [
-        tuple(
-            tokenizer.apply_chat_template(
-                [{"role": "user", "content": q.question}], add_generation_prompt=True
-            )["input_ids"]
+        State(
+            tuple(
+                tokenizer.apply_chat_template(
+                    [{"role": "user", "content": q.question}], add_generation_prompt=True
+                )["input_ids"]
+            )
         )
         for q in questions
     ]

@@ -42,6 +42,10 @@ def prefix_stage(
     sampling = dataclasses.asdict(config) | {"seed": seed, "batch_size": batch_size}
     plan = plan_prefixes(stage.subjects, config, model.config.context, seed)
     states = plan.distinct()
+    if any(state.line for state in states):
+        # Named only where it matters: files of traces without lines stay good, those of earlier versions that hold
+        # whole paragraphs for lines are refused.
+        sampling["giant"] = "lines"
     said = _continuations(stage, model, tokenizer, states, config, sampling)
     written = stage.open("prefix", judge=judge.name, **sampling, **settings)
     if written.complete:
