@@ -17,6 +17,8 @@ Tokenizer = Any  # a transformers fast tokenizer
 
 
 _CONFIG = "tokenizer_config.json"
+# What transformers 5 writes otherwise, or leaves out.
+_KEPT = ("tokenizer_class", "add_bos_token", "add_eos_token")
 _FILES = ("tokenizer.json", _CONFIG, "vocab.json", "tokenizer.model")
 
 
@@ -48,16 +50,33 @@ def load_tokenizer(path: str | Path) -> Tokenizer:
     if not tokenizer.is_fast:
         raise UserError(f"{path}: only fast tokenizers are supported (tokenizer.json)")
     config = Path(path) / _CONFIG
-    tokenizer.source_class = read_json(config).get("tokenizer_class") if config.is_file() else None
+    source = read_json(config) if config.is_file() else {}
+    tokenizer.source_config = {key: source[key] for key in _KEPT if source.get(key) is not None}
+    _heed_add_bos(tokenizer)
     return tokenizer
 
 
+def _heed_add_bos(tokenizer: Tokenizer) -> None:
+    """Lets a tokenizer add the BOS that its config asks for.
+
+    transformers 5 expects the BOS in tokenizer.json, where some (DeepSeek-R1-Distill's) lack it: transformers 4 put it
+    there.
+    """
+    asked = tokenizer.source_config.get("add_bos_token") is True and tokenizer.bos_token_id is not None
+    if asked and tokenizer.encode("a")[:1] != [tokenizer.bos_token_id]:
+        tokenizer.add_bos_token = True
+
+
 def save_tokenizer(tokenizer: Tokenizer, folder: Path) -> None:
-    """Writes the tokenizer's files and chat template; the class named in its config stays what it was."""
+    """Writes the tokenizer's files and chat template, in words that transformers 4 and 5 read.
+
+    The class that its config names, and whether BOS and EOS are added, stay what they were.
+    """
     tokenizer.save_pretrained(str(folder))
     config = read_json(folder / _CONFIG)
-    if getattr(tokenizer, "source_class", None):
-        config["tokenizer_class"] = tokenizer.source_class
+    config |= getattr(tokenizer, "source_config", {})
+    if isinstance(config.get("extra_special_tokens"), list):  # on which transformers 4 fails
+        config["additional_special_tokens"] = config.pop("extra_special_tokens")
     for key in ("is_local", "local_files_only"):  # how this process loaded it, nothing about the tokenizer
         config.pop(key, None)
     text = json.dumps(config, indent=2, ensure_ascii=False) + "\n"

@@ -1,4 +1,5 @@
 import json
+import shutil
 
 import pytest
 
@@ -13,6 +14,7 @@ from caspo_jax.models import (
     load_tokenizer,
     token_bytes,
 )
+from caspo_jax.models.tokenizer import save_tokenizer
 from caspo_jax.types import Question
 
 NAMES = ("qwen_like", "llama3_like")
@@ -136,6 +138,58 @@ def test_a_prompt_is_left_open_where_the_tokenizer_appends_its_eos(golden):
     written = encode_prompt(tokenizer, Question("q", prompt="hi" + eos))  # the prompt's own one stays
     assert written == [506, *plain, tokenizer.eos_token_id]
     assert encode_prompt(tokenizer, Question("q", prompt="")) == [506]
+
+
+@pytest.fixture
+def distilled(golden, tmp_path):
+    """A function that writes a tokenizer as DeepSeek-R1-Distill's are: BOS asked for, and in no post-processor."""
+
+    def write(**changes):
+        folder = tmp_path / "source"
+        shutil.copytree(golden / "tokenizers" / "llama3_like", folder, dirs_exist_ok=True)
+        core = json.loads((folder / "tokenizer.json").read_text())
+        core["post_processor"] = {
+            "type": "ByteLevel",
+            "add_prefix_space": False,
+            "trim_offsets": False,
+            "use_regex": False,
+        }
+        (folder / "tokenizer.json").write_text(json.dumps(core))
+        config = json.loads((folder / "tokenizer_config.json").read_text())
+        config |= {"tokenizer_class": "LlamaTokenizerFast", "add_bos_token": True, "add_eos_token": False}
+        (folder / "tokenizer_config.json").write_text(json.dumps(config | changes))
+        return folder
+
+    return write
+
+
+def test_a_bos_that_the_config_alone_asks_for_is_added(distilled):
+    tokenizer = load_tokenizer(distilled())
+    plain = encode_prompt(tokenizer, Question("q", prompt="Who?"))
+    assert plain == [506, *tokenizer.encode("Who?", add_special_tokens=False)]
+    assert encode_prompt(tokenizer, Question("q", prompt="<|begin_of_text|>Who?")) == plain
+    assert encode_prompt(tokenizer, Question("q", question="Who?")).count(506) == 1
+    for changes in ({"add_bos_token": False}, {"add_bos_token": None}, {"bos_token": None}):
+        assert 506 not in encode_prompt(load_tokenizer(distilled(**changes)), Question("q", prompt="Who?"))
+
+
+def test_a_tokenizer_is_saved_in_words_that_transformers_4_reads_too(distilled, tmp_path):
+    named = ["<|start_header_id|>", "<|end_header_id|>"]
+    tokenizer = load_tokenizer(distilled(additional_special_tokens=named))
+    save_tokenizer(tokenizer, tmp_path / "out")
+    config = json.loads((tmp_path / "out" / "tokenizer_config.json").read_text())
+    assert config["additional_special_tokens"] == named
+    assert "extra_special_tokens" not in config  # transformers 4 expects an object there
+    assert (config["tokenizer_class"], config["add_bos_token"], config["add_eos_token"]) == (
+        "LlamaTokenizerFast",
+        True,
+        False,
+    )
+    again = load_tokenizer(tmp_path / "out")
+    assert again.extra_special_tokens == tokenizer.extra_special_tokens == named
+    for field in ("prompt", "question"):
+        question = Question("q", **{field: "Who?"})
+        assert encode_prompt(again, question) == encode_prompt(tokenizer, question)
 
 
 def test_prompt_ids_are_verbatim_and_need_no_tokenizer():
