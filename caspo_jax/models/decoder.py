@@ -27,8 +27,9 @@ from caspo_jax.sharding import constrain
 
 Remat = Literal["none", "full", "dots"]
 REMATS = ("none", "full", "dots")
-# Up to so many layers are written out in training on one device: 5 % off the gradient of four on a CPU, and no more to
-# compile.
+# Up to so many layers are written out in training on one device, in float32: 5 % off the gradient of four on a CPU, and no
+# more to compile. In bfloat16 the compiler leaves out roundings between layers that are written out, and not the same ones
+# with a gradient as without: the policy's log-probs would not be its reference's at the first update.
 _UNROLLED = 4
 
 
@@ -253,6 +254,7 @@ class Decoder(nnx.Module):
         # What a loop keeps for its backward pass is copied into stacks and out of them again. Trees are what is trained on;
         # without a backward pass a loop is as fast, and sooner compiled.
         few = self.mesh is None and subtree_end is not None and self.config.num_layers <= _UNROLLED
+        few &= self.dtype == jnp.float32
         return lax.scan(_rematted(layer_step, remat), self._embed(token_ids), self._stacked(), unroll=few)
 
     def layers_apart(self, turned: bool = False) -> tuple[Layer, ...]:

@@ -120,7 +120,8 @@ def batch_reference(
     """The reference's log-prob sums of the chosen and the rejected steps of a batch, in the order of its weights.
 
     Runs the same program over the same rows as the loss, so that at the first update the policy's log-ratios are
-    0 (to float32 rounding) and the sigmoid term is log 2.
+    0 (to float32 rounding) and the sigmoid term is log 2. Where the loss has verified steps in rows beside the pairs'
+    (`pack="rows"`), its batch is a larger one: log 2 to 1e-4 in bfloat16.
 
     Args:
       model: the frozen reference, usually the policy at the round's start.

@@ -187,10 +187,18 @@ def test_layers_written_out_equal_layers_in_a_loop(model, remat, monkeypatch):
         np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
 
 
+def test_layers_in_bfloat16_stay_in_a_loop():
+    """Written out, they are rounded in other places with a gradient than without, and references are without."""
+    ids, ends = np.arange(12, dtype=np.int32).reshape(2, 6), np.full((2, 6), 6, np.int32)
+    model = Decoder(tiny(), dtype=jnp.bfloat16, rngs=nnx.Rngs(1))
+    program = jax.jit(lambda ids: model.hidden_states(ids, subtree_end=ends)).lower(ids)
+    assert "stablehlo.while" in program.as_text()
+
+
 SHAPES = {
     "tied": {},
     "untied": {"tie_word_embeddings": False, "model_type": "llama"},
-    "biases": {"qkv_bias": True, "output_bias": True, "mlp_bias": True},
+    "biases": {"model_type": "llama", "qkv_bias": True, "output_bias": True, "mlp_bias": True},
     "lora": {},
 }
 

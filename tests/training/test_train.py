@@ -9,6 +9,7 @@ import pytest
 from flax import nnx
 
 from caspo_jax.errors import UserError
+from caspo_jax.models import Decoder
 from caspo_jax.preferences.packing import pack_pairs
 from caspo_jax.records import trace_to_record
 from caspo_jax.store import write_jsonl
@@ -37,6 +38,15 @@ def test_first_update_is_log_two_and_training_helps(uninterrupted):
     assert last["rewards/margin"] > 0
     assert summary.steps == 5
     assert summary.resumed_from == 0
+
+
+def test_the_first_update_in_bfloat16_is_log_two():
+    """Compiled without optimising it always was: `XLA_FLAGS= pytest` tests it as users compile."""
+    shape = dataclasses.replace(tiny_decoder().config, num_layers=4)
+    model = Decoder(shape, dtype=jnp.bfloat16, rngs=nnx.Rngs(0))
+    config = TrainConfig(batch_size=4, max_steps=1, min_length=16)
+    _, summary = train(model, PAIRS, config)
+    assert abs(summary.last["loss"] - np.log(2)) < 1e-6
 
 
 def test_the_callers_model_stays_as_it_was(uninterrupted):
