@@ -9,7 +9,18 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from caspo_jax.errors import UserError
-from caspo_jax.types import VERDICTS, CatNode, CatTree, FinishReason, Pair, PairKind, Question, Step, Trace
+from caspo_jax.types import (
+    VERDICTS,
+    CatNode,
+    CatResult,
+    CatTree,
+    FinishReason,
+    Pair,
+    PairKind,
+    Question,
+    Step,
+    Trace,
+)
 
 VERSION = 1
 _QUESTION_FIELDS = ("question", "problem", "instruction")
@@ -256,6 +267,23 @@ def tree_to_record(tree: CatTree) -> dict[str, Any]:
     for field in ("token_ids", "logprob", "entropy"):
         record[field] = [list(getattr(node, field)) for node in tree.nodes]
     return record
+
+
+def search_to_record(result: CatResult, vote: str, gamma: float) -> dict[str, Any]:
+    """The JSON form of a search: its tree, and beside it how its paths voted and what they elected.
+
+    Args:
+      result: of the search.
+      vote: the method that `result.answer` and `result.votes` are of.
+      gamma: exponent of `confidence`.
+    """
+    votes = {answer: _tidy(weight) for answer, weight in result.votes.items()}
+    return tree_to_record(result.tree) | {
+        "vote": vote,
+        "gamma": _tidy(gamma),
+        "answer": result.answer,
+        "votes": votes,
+    }
 
 
 def tree_from_record(record: Mapping[str, Any]) -> CatTree:

@@ -26,7 +26,7 @@ def keeper(
       questions: what was asked, in order.
       most: questions kept.
     """
-    from caspo_jax.records import trace_to_record, tree_to_record
+    from caspo_jax.records import search_to_record, trace_to_record
     from caspo_jax.steps import verify_traces
     from caspo_jax.store import write_jsonl
     from caspo_jax.tasks import get_task
@@ -59,7 +59,7 @@ def keeper(
         folder = out / "samples" / name
         if found and isinstance(found[0], CatResult):
             results = [r for r in found if r.tree.question_id in asked]
-            write_jsonl(folder / f"{strategy}.trees.jsonl", [tree_to_record(r.tree) | facts for r in results])
+            write_jsonl(folder / f"{strategy}.trees.jsonl", [search_to_record(r, **facts) for r in results])
             found = [path for result in results for path in result.paths]
         write_jsonl(folder / f"{strategy}.jsonl", read(found, strategy))
 

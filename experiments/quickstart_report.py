@@ -105,7 +105,7 @@ def compare(
         strategies=strategies,
         key=jax.random.key(FLAGS.seed + 7919),
         batch_size=FLAGS.batch_size,
-        recorder=Recorder(out / "samples", strategies.cat.vote),
+        recorder=Recorder(out / "samples", strategies.cat.vote, strategies.cat.gamma),
     )
     rounds = final[preset]
     # Base and final policy; the rounds between them, and CaT as published, come with the controls.

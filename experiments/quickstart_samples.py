@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from caspo_jax.records import pair_from_record, schema, trace_to_record, tree_to_record
+from caspo_jax.records import pair_from_record, schema, search_to_record, trace_to_record
 from caspo_jax.store import load_records, write_jsonl
 from caspo_jax.training.stages import Policy
 from caspo_jax.types import CatResult, Pair, Trace
@@ -22,7 +22,8 @@ class Recorder:
     """Keeps traces and trees of the first questions in FOLDER/POLICY/, as they were measured."""
 
     folder: Path
-    vote: str
+    vote: str  # of the searches, and
+    gamma: float  # its exponent
     questions: int = QUESTIONS
 
     def keep(self, name: str) -> dict[str, Any]:
@@ -33,7 +34,7 @@ class Recorder:
 
         def keep_results(results: Sequence[CatResult]) -> None:
             kept = results[: self.questions]
-            trees = (tree_to_record(r.tree) | {"vote": self.vote} for r in kept)
+            trees = (search_to_record(r, self.vote, self.gamma) for r in kept)
             write_jsonl(self.folder / name / "trees.jsonl", trees)
             paths = [path for result in kept for path in result.paths]
             write_jsonl(self.folder / name / "cat.jsonl", self._traces(name, paths))

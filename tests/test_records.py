@@ -12,12 +12,13 @@ from caspo_jax.records import (
     pair_to_record,
     question_from_record,
     question_to_record,
+    search_to_record,
     trace_from_record,
     trace_to_record,
     tree_from_record,
     tree_to_record,
 )
-from caspo_jax.types import CatNode, CatTree, Pair, Question, Step, Trace
+from caspo_jax.types import CatNode, CatResult, CatTree, Pair, Question, Step, Trace
 
 STEP = Step(0, 5, 0, 3, "a = 1", 0.9, 0.1, "correct", "exact")
 TRACE = Trace(
@@ -202,3 +203,12 @@ def test_tree_record_has_parallel_lists():
         tree_from_record(record | {"parent": [-1]})
     with pytest.raises(UserError, match="`threshold` must be a number"):
         tree_from_record(record | {"threshold": "0.5"})
+
+
+def test_a_search_record_is_its_tree_and_what_it_elected():
+    tree = CatTree("q", (9,), (CatNode(-1, (1,), (-0.1,), (0.3,), 0.7, 0.7, "finished", "eos"),), (0, 1), 0.5)
+    result = CatResult("q", "7", (), tree, 1, {"8": 0.25, "7": 0.75})
+    record = through_json(search_to_record(result, "confidence", 25.0))
+    told = {"vote": "confidence", "gamma": 25.0, "answer": "7", "votes": {"8": 0.25, "7": 0.75}}
+    assert record == through_json(tree_to_record(tree)) | told
+    assert tree_from_record(record) == tree

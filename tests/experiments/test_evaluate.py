@@ -91,6 +91,10 @@ def test_table_is_recomputed_from_the_answers_by_the_documented_script(program, 
         assert all(set(record["schema"]) == {"name", "version"} for record in read(file)), file
     assert (folder / "whole" / "curve.png").stat().st_size > 1000
     assert "CaT against the others" in (folder / "whole" / "report.html").read_text(encoding="utf-8")
+    trees = read(folder / "whole" / "samples" / "graph" / "cat_2.trees.jsonl")
+    elected = {r["question"]: r["answer"] for r in records if r["strategy"] == "cat"}
+    assert {t["question_id"]: t["answer"] for t in trees}.items() <= elected.items()
+    assert trees[0]["gamma"] == 1.0
     # A sample's own record and its answer agree; votes cost what their samples cost.
     spent = {}
     for s in samples:

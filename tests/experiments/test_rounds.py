@@ -142,6 +142,12 @@ def test_stages_one_by_one(program, questions, tmp_path):
             assert all(set(record["schema"]) == {"name", "version"} for record in read(file)), file
     tree = read(tmp_path / "trees.jsonl")[0]
     assert len(tree["parent"]) == len(tree["status"]) == len(tree["token_ids"])
+    for searched, voted in zip(
+        read(tmp_path / "trees.jsonl"), read(f"{paths['cat']}.answers.jsonl"), strict=True
+    ):
+        assert [searched[field] for field in ("id", "answer", "votes")] == [
+            voted[field] for field in ("id", "answer", "votes")
+        ]
 
 
 def refused(result, *words):

@@ -38,7 +38,9 @@ class TreeFile:
 
     name: str
     trees: Sequence[Mapping[str, Any]]
-    vote: str  # how the search voted, "sequence" where its manifest does not say
+    vote: str  # how the search voted, "sequence" where nothing says
+    gamma: float = 1.0  # exponent of the `confidence` vote, 1 where nothing says
+    kind: str | None = None  # of the answers, where the manifest says
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,7 +96,7 @@ def load_run(path: str | Path, name: str | None = None) -> Run:
             traces.append(_trace_file(file, label))
         elif kind == "tree":
             records = _read(file, _tree)
-            trees.append(TreeFile(label, records, records[0].get("vote") or _vote(file)))
+            trees.append(_tree_file(file, label, records))
         elif kind == "pair":
             pairs.append(PairFile(label, _read(file, pair_from_record)))
         elif kind == "pair_score":
@@ -173,6 +175,8 @@ def _tree(record: dict[str, Any]) -> dict[str, Any]:
     sizes = {field: len(record[field]) for field in lists}
     if len(set(sizes.values())) != 1:
         raise UserError(f"the lists of a tree have different lengths: {sizes}")
+    if not isinstance(record.get("votes", {}), Mapping):
+        raise UserError(f"`votes` of a tree must be weights by answer, found {record['votes']!r:.60}")
     for node, parent in enumerate(record["parent"]):
         if not isinstance(parent, int) or not -1 <= parent < node:
             raise UserError(f"`parent` of node {node} is {parent!r}: a parent stands before its children")
@@ -213,10 +217,15 @@ def _main(summaries: Mapping[str, Any]) -> Mapping[str, Any]:
     return found if isinstance(found, Mapping) else {}
 
 
-def _vote(file: Path) -> str:
+def _tree_file(file: Path, label: str, records: Sequence[Mapping[str, Any]]) -> TreeFile:
+    """With how the search voted: as its records say, or its manifest."""
     manifest = file.with_name(file.name + ".manifest.json")
-    sampling = _object(manifest).get("config", {}).get("sampling", {}) if manifest.is_file() else {}
-    return sampling.get("vote", "sequence")
+    config = _object(manifest).get("config", {}) if manifest.is_file() else {}
+    said = config.get("sampling", {}) | {k: v for k, v in records[0].items() if v is not None}
+    vote, gamma = said.get("vote", "sequence"), said.get("gamma", 1.0)
+    if isinstance(gamma, bool) or not isinstance(gamma, int | float):
+        raise UserError(f"{file}: `gamma` of a tree must be a number, found {gamma!r:.60}")
+    return TreeFile(label, records, vote, float(gamma), config.get("answers"))
 
 
 def _policies(path: Path, summary: Mapping[str, Any]) -> list[Path]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -13,6 +14,8 @@ from caspo_jax.evaluation.report.folder import Run, TreeFile
 from caspo_jax.evaluation.report.spelling import Spelling, Spellings
 from caspo_jax.evaluation.report.trace_view import PROBED, name_silent
 from caspo_jax.sampling import vote
+from caspo_jax.sampling.votes import same_text
+from caspo_jax.steps import AnswerKind, equivalent
 from caspo_jax.types import Trace
 
 
@@ -27,7 +30,8 @@ def view_trees(
         texts = [(t.token_ids, t.text) for t in list(paths.values())[:PROBED]]
         spelling = spellings[run.name].find(texts) or spellings[run.name].first()
         for file in run.trees:
-            sets.append({"run": run.name, "name": file.name, "vote": file.vote, "total": len(file.trees)})
+            method = file.vote + (f", gamma {file.gamma:g}" if file.vote == "confidence" else "")
+            sets.append({"run": run.name, "name": file.name, "vote": method, "total": len(file.trees)})
             for record in file.trees[:most]:
                 silent = names.setdefault(run.name, {})
                 trees.append(_tree(record, file, paths, spelling, silent) | {"set": len(sets) - 1})
@@ -52,7 +56,7 @@ def _tree(
 ) -> dict[str, Any]:
     finished = [i for i, status in enumerate(record["status"]) if status == "finished"]
     paths = {leaf: _path(record, leaf, known) for leaf in finished}
-    weights = path_weights(list(paths.values()), file.vote)
+    weights = path_weights(list(paths.values()), file.vote, file.gamma)
     prompt = tuple(record.get("prompt_ids") or ())
     asked = next((t for t in paths.values() if t.question or t.prompt), None)
     nodes = []
@@ -80,18 +84,13 @@ def _tree(
                 "total": short(sum(v or 0.0 for v in _numbers(record["logprob"][i]))),
             }
         nodes.append(node)
-    totals: dict[str, float] = {}
-    for leaf, weight in zip(finished, weights):
-        answer = paths[leaf].answer
-        if answer is not None and weight is not None:
-            totals[answer] = totals.get(answer, 0.0) + weight
     return {
         "question": record["question_id"],
         "text": None if asked is None else asked.question or asked.prompt,
         "gold": None if asked is None else asked.gold,
         "prompt": len(prompt),
         "threshold": short(record.get("threshold")),
-        "answers": [[a, short(w)] for a, w in sorted(totals.items(), key=lambda item: -item[1])],
+        "answers": [[a, short(w)] for a, w in elected(record, list(paths.values()), file)],
         "nodes": nodes,
     }
 
@@ -120,7 +119,22 @@ def _path(record: Mapping[str, Any], leaf: int, known: Mapping[Any, Trace]) -> T
     return dataclasses.replace(base, logprob=logprob, path_confidence=record["path_confidence"][leaf])
 
 
-def path_weights(paths: Sequence[Trace], method: str) -> list[float | None]:
+def elected(
+    record: Mapping[str, Any], paths: Sequence[Trace], file: TreeFile
+) -> list[tuple[str, float | None]]:
+    """(answer, weight), the elected answer first: as the search recorded it; older records are counted again."""
+    if "votes" in record:
+        answer, votes = record.get("answer"), record["votes"]
+    else:
+        kind = file.kind
+        same = functools.partial(equivalent, kind=kind) if kind in tuple(AnswerKind) else same_text
+        answer, votes = vote(
+            paths, file.vote, extract=lambda _: None, equivalent=same, gamma=file.gamma  # type: ignore[arg-type]
+        )  # fmt: skip
+    return sorted(votes.items(), key=lambda item: (item[0] != answer, -(item[1] or 0.0)))
+
+
+def path_weights(paths: Sequence[Trace], method: str, gamma: float = 1.0) -> list[float | None]:
     """What each path weighs in the vote; None for one that does not count: no answer, or a duplicate in `sequence`.
 
     For `best_path` the weight of a path is its confidence, of which only the largest of an answer counts.
@@ -129,5 +143,5 @@ def path_weights(paths: Sequence[Trace], method: str) -> list[float | None]:
         path if path.answer is None else dataclasses.replace(path, answer=str(i))
         for i, path in enumerate(paths)
     ]
-    _, votes = vote(single, method, extract=lambda _: None)  # type: ignore[arg-type]
+    _, votes = vote(single, method, extract=lambda _: None, gamma=gamma)  # type: ignore[arg-type]
     return [votes.get(str(i)) for i in range(len(paths))]

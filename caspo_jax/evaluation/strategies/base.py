@@ -25,14 +25,16 @@ class Context:
     score: Callable[[str, Question], bool]  # (answer, question) -> is it right?
     same: Callable[[str, str], bool]  # are two answers one? for votes
     batch_size: int | None = None  # rows on the device at once
-    keep: Callable[..., None] | None = None  # (name, traces or search results, facts): for the report
+    keep: Callable[..., None] | None = (
+        None  # (name, traces or search results, how these vote): for the report
+    )
 
     def right(self, answer: str | None, question: Question) -> bool:
         """Is this answer, if any, right?"""
         return answer is not None and bool(self.score(answer, question))
 
     def show(self, name: str, found: Sequence[Any], **facts: Any) -> None:
-        """Hand traces, or results of searches, to whoever keeps them; `facts` go on record beside each tree."""
+        """Hand traces, or results of searches, to whoever keeps them; `facts` say how searches voted (vote, gamma)."""
         if self.keep is not None:
             self.keep(name, found, **facts)
 

@@ -81,7 +81,7 @@ def search(context: Context, config: CatConfig, name: str, size: str) -> list[An
 
 def _search(context: Context, config: CatConfig, name: str, size: str) -> list[Answer]:
     (results,) = swept(context, config, [config.threshold])
-    context.show(f"{name}_{size}", results, vote=config.vote)
+    context.show(f"{name}_{size}", results, vote=config.vote, gamma=config.gamma)
     return [
         _answer(context, question, result, result.answer, name, size)
         for question, result in zip(context.questions, results, strict=True)

@@ -12,7 +12,7 @@ import jax
 from caspo_jax.errors import UserError
 from caspo_jax.models import check_prompt_ids, encode_prompt
 from caspo_jax.preferences import tree_traces
-from caspo_jax.records import trace_to_record, tree_to_record
+from caspo_jax.records import search_to_record, trace_to_record
 from caspo_jax.sampling import CatConfig, SampleConfig, cat_search, explore, generate, vote
 from caspo_jax.sampling.votes import last_line, same_text
 from caspo_jax.steps import with_answer
@@ -115,7 +115,7 @@ def sample_stage(
                 for t in sampled.traces
             ]
             records = {
-                "trees": [tree_to_record(t) | {"id": t.question_id} for t in sampled.trees],
+                "trees": sampled.trees,
                 "answers": sampled.answers,
                 "traces": [trace_to_record(t, token_stats=token_stats) for t in stamped],
             }
@@ -135,7 +135,7 @@ def _trace_id(question: Question, index: int, per_question: int) -> str:
 @dataclasses.dataclass(frozen=True)
 class _Sampled:
     traces: list[Trace]
-    trees: list[CatTree]
+    trees: list[dict[str, Any]]
     answers: list[dict[str, Any]]
 
 
@@ -155,6 +155,7 @@ def _sample(
         n = config.num_samples
         paths: list[Sequence[Trace]] = [flat[i : i + n] for i in range(0, len(flat), n)]
         trees: list[CatTree] = []
+        records: list[dict[str, Any]] = []
         method, gamma, per_question = "majority", 1.0, n
         tokens = [sum(len(t.token_ids) for t in group) for group in paths]
     else:
@@ -175,6 +176,7 @@ def _sample(
             [r.tokens for r in results],
         )
         method, gamma, per_question = config.vote, config.gamma, config.num_branches
+        records = [search_to_record(r, method, gamma) | {"id": r.question_id} for r in results]
     left: list[list[Trace]] = [[] for _ in questions]
     if strategy == "explore":  # the steps of what it left open are training data too; they lead to no answer
         spelled = policy.token_bytes
@@ -199,4 +201,4 @@ def _sample(
         answers.append(
             {"id": question.id, "answer": answer, "correct": right, "tokens": spent, "votes": votes}
         )
-    return _Sampled(traces, trees, answers)
+    return _Sampled(traces, records, answers)

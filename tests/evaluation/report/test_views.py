@@ -9,12 +9,13 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 
+from caspo_jax.errors import UserError
 from caspo_jax.evaluation.report.figures import reliability_diagram, strategies
-from caspo_jax.evaluation.report.folder import TraceFile
+from caspo_jax.evaluation.report.folder import TraceFile, TreeFile
 from caspo_jax.evaluation.report.svg import Panel, label, ticks
 from caspo_jax.evaluation.report.tables import run_tables
 from caspo_jax.evaluation.report.trace_view import choose
-from caspo_jax.evaluation.report.tree_view import path_weights
+from caspo_jax.evaluation.report.tree_view import _tree, path_weights
 from caspo_jax.records import trace_from_record
 from caspo_jax.sampling import vote
 from caspo_jax.types import Trace
@@ -55,6 +56,72 @@ def test_path_weights_add_up_to_the_vote(found, method):
 def test_a_duplicate_has_no_weight_in_the_sequence_vote():
     twice = [path([1, 2], [-1, -1], 0.5, "7")] * 2
     assert path_weights(twice, "sequence") == [1.0, None]
+
+
+OLD_TREE = {
+    "question_id": "q",
+    "parent": [-1, -1, -1],
+    "status": ["finished"] * 3,
+    "reason": [None] * 3,
+    "confidence": [0.6, 0.5, 0.9],
+    "path_confidence": [0.6, 0.5, 0.9],
+    "token_ids": [[1], [2], [3]],
+    "logprob": [[-1.0]] * 3,
+    "entropy": [[1.0]] * 3,
+}
+
+
+def drawn(record, answers, **file):
+    """The tree as the page shows it, its paths with these answers."""
+    known = {}
+    for i, answer in enumerate(answers):
+        known[(i + 1,), ()] = path([i + 1], [-1.0], None, answer)
+    return _tree(record, TreeFile("cat", [record], **file), known, None, {})
+
+
+def test_a_tree_shows_what_its_search_elected():
+    """Not what weights of the page's own would: here the elected answer is neither the heaviest nor the first."""
+    record = OLD_TREE | {"answer": "7", "votes": {"8": 0.5, "7": 0.5}}
+    assert drawn(record, ["8", "8", "7"], vote="confidence", gamma=25.0)["answers"] == [
+        ["7", 0.5],
+        ["8", 0.5],
+    ]
+    nothing = drawn(OLD_TREE | {"answer": None, "votes": {}}, [None] * 3, vote="sequence")
+    assert nothing["answers"] == []
+
+
+@pytest.mark.parametrize(
+    ("answers", "file", "shown"),
+    [
+        (["8", "8", "7"], {"vote": "confidence"}, [["8", 1.1], ["7", 0.9]]),
+        (["8", "8", "7"], {"vote": "confidence", "gamma": 2.0}, [["7", 0.81], ["8", 0.61]]),
+        (["8", "8", "7"], {"vote": "best_path"}, [["7", 0.9], ["8", 0.6]]),
+        (["1/2", r"\frac{1}{2}", "7"], {"vote": "confidence", "kind": "math"}, [["1/2", 1.1], ["7", 0.9]]),
+        (["1/2", "0.5", "7"], {"vote": "confidence", "kind": "task"}, [["7", 0.9], ["1/2", 0.6], ["0.5", 0.5]]),
+    ],
+)  # fmt: skip
+def test_a_tree_that_names_no_answer_is_counted_as_the_search_counts(answers, file, shown):
+    assert drawn(OLD_TREE, answers, **file)["answers"] == shown
+
+
+def test_how_a_search_voted_is_read_of_its_records_or_its_manifest(tmp_path):
+    from caspo_jax.evaluation.report import load_run
+
+    record = {"schema": {"name": "tree", "version": 1}} | OLD_TREE
+    manifest = {"config": {"sampling": {"vote": "confidence", "gamma": 25.0}, "answers": "math"}}
+    write_lines(tmp_path / "old.jsonl", [record])
+    (tmp_path / "old.jsonl.manifest.json").write_text(json.dumps(manifest), encoding="utf-8")
+    write_lines(tmp_path / "new.jsonl", [record | {"vote": "best_path", "gamma": 2.0}])
+    write_lines(tmp_path / "neither.jsonl", [record])
+    found = {f.name: (f.vote, f.gamma, f.kind) for f in load_run(tmp_path).trees}
+    assert found == {
+        "old": ("confidence", 25.0, "math"),
+        "new": ("best_path", 2.0, None),
+        "neither": ("sequence", 1.0, None),
+    }
+    write_lines(tmp_path / "new.jsonl", [record | {"votes": [1]}])
+    with pytest.raises(UserError, match=r"new\.jsonl:1: `votes` of a tree"):
+        load_run(tmp_path)
 
 
 @settings(max_examples=60, deadline=None)
@@ -246,7 +313,6 @@ def test_tables_of_ones_own_are_shown_whatever_their_file_is_called(tmp_path, na
 
 
 def test_a_manifest_that_is_no_record_is_named(tmp_path):
-    from caspo_jax.errors import UserError
     from caspo_jax.evaluation.report import load_run
 
     (tmp_path / "summary.json").write_text("{}")
