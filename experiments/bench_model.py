@@ -28,6 +28,8 @@ class Shape:
     model_type: str = "qwen3"
     tie_word_embeddings: bool = True
     qkv_bias: bool = False
+    output_bias: bool = False
+    mlp_bias: bool = False
 
     @classmethod
     def of(cls, config: ModelConfig) -> Shape:

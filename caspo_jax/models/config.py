@@ -27,7 +27,11 @@ _CONTEXTS = {"qwen2": 32768, "qwen3": 32768, "llama": 2048}
 
 @dataclasses.dataclass(frozen=True)
 class ModelConfig:
-    """Shape and constants of a decoder (Qwen2/2.5, Qwen3, Llama 3.x). Hashable: it is part of the graphdef."""
+    """Shape and constants of a decoder (Qwen2/2.5, Qwen3, Llama 3.x). Hashable: it is part of the graphdef.
+
+    Raises:
+      UserError: sizes of no decoder, an unknown architecture, or biases that it does not have.
+    """
 
     model_type: str  # qwen2 | qwen3 | llama
     vocab_size: int  # V
@@ -52,6 +56,11 @@ class ModelConfig:
     generation_json: str | None = None  # generation_config.json as it was, kept on export
 
     def __post_init__(self):
+        if self.model_type not in ARCHITECTURES:
+            raise UserError(
+                f"config: model_type {self.model_type!r} is not supported (known: {', '.join(ARCHITECTURES)})"
+            )
+        _check_biases(self)
         for name in (
             "vocab_size",
             "hidden_size",
@@ -155,6 +164,17 @@ class ModelConfig:
         if self.model_type == "qwen2":
             del config["attention_bias"]  # always there in this architecture, and no key of its config
         return dict(sorted(config.items()))
+
+
+def _check_biases(config: ModelConfig) -> None:
+    """No checkpoint of the architecture could hold other biases than these."""
+    kind, given = config.model_type, f"qkv_bias={config.qkv_bias} and output_bias={config.output_bias}"
+    if kind == "qwen2" and (config.output_bias or not config.qkv_bias):
+        raise UserError(f"config: qwen2 always has qkv_bias=True and output_bias=False, not {given}")
+    if kind != "qwen2" and config.qkv_bias != config.output_bias:
+        raise UserError(f"config: {kind} has both biases or neither, not {given}; give both the same value")
+    if kind != "llama" and config.mlp_bias:
+        raise UserError(f"config: {kind} has no mlp_bias=True (llama alone); give mlp_bias=False")
 
 
 def read_json(path: Path) -> dict[str, Any]:

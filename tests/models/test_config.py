@@ -8,6 +8,7 @@ import pytest
 from caspo_jax.errors import UserError
 from caspo_jax.models import ModelConfig
 from caspo_jax.models.rope import inverse_frequencies
+from tests.shapes import small_shape
 
 
 def hf(**changes):
@@ -99,6 +100,42 @@ def test_head_dim_and_biases_by_architecture():
     assert (
         ModelConfig.from_hf({k: v for k, v in hf().items() if k != "num_key_value_heads"}).num_kv_heads == 4
     )
+
+
+@pytest.mark.parametrize(
+    "changes, words",
+    [
+        ({"model_type": "mistral"}, ["model_type 'mistral'", "known: qwen2, qwen3, llama"]),
+        ({"model_type": "qwen2"}, ["qwen2", "qkv_bias=True", "not qkv_bias=False"]),
+        (
+            {"model_type": "qwen2", "qkv_bias": True, "output_bias": True},
+            ["qwen2", "output_bias=False", "output_bias=True"],
+        ),
+        ({"model_type": "qwen2", "qkv_bias": True, "mlp_bias": True}, ["qwen2", "mlp_bias=False"]),
+        ({"model_type": "qwen3", "qkv_bias": True}, ["qwen3", "qkv_bias=True and output_bias=False"]),
+        ({"model_type": "llama", "output_bias": True}, ["llama", "qkv_bias=False and output_bias=True"]),
+        ({"model_type": "qwen3", "mlp_bias": True}, ["qwen3", "mlp_bias=False"]),
+    ],
+)
+def test_a_decoder_that_no_checkpoint_could_hold_is_refused_where_it_is_made(changes, words):
+    with pytest.raises(UserError, match=r"^config: ") as error:
+        small_shape(**changes)
+    assert all(word in str(error.value) for word in words), error.value
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"model_type": "qwen2", "qkv_bias": True},
+        {"model_type": "qwen3"},
+        {"model_type": "qwen3", "qkv_bias": True, "output_bias": True},
+        {"model_type": "llama", "mlp_bias": True},
+        {"model_type": "llama", "qkv_bias": True, "output_bias": True},
+    ],
+)
+def test_what_can_be_made_can_be_written_and_read(changes):
+    config = small_shape(**changes)
+    assert ModelConfig.from_hf(json.loads(json.dumps(config.to_hf()))) == config
 
 
 def test_unused_sliding_windows_are_no_obstacle():
