@@ -23,6 +23,7 @@ from jax.sharding import Mesh
 
 from caspo_jax.distributed import barrier
 from caspo_jax.errors import UserError
+from caspo_jax.models.caspo_json import CASPO_FILE, check_caspo_json
 from caspo_jax.models.checkpoint import (
     INDEX_FILE,
     SINGLE_FILE,
@@ -39,7 +40,6 @@ from caspo_jax.models.tokenizer import Tokenizer, eos_ids, find_tokenizer, load_
 from caspo_jax.models.weights import Weight, parameter_shape, parameter_sharding, weights
 from caspo_jax.sharding import to_host
 
-CASPO_FILE = "caspo.json"
 _LOG = logging.getLogger(__name__)
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 
@@ -152,7 +152,8 @@ def save_pretrained(
       max_shard_bytes: a larger checkpoint is split into shards with an index.
 
     Raises:
-      UserError: an unknown dtype, or a path that holds something other than a checkpoint.
+      UserError: an unknown dtype, a value of `caspo` that `load_caspo_json` would refuse, or a path that holds
+        something other than a checkpoint.
 
     >>> import tempfile
     >>> from caspo_jax.tasks import get_task
@@ -168,6 +169,7 @@ def save_pretrained(
     occupied = target.exists() and not (target.is_dir() and not any(target.iterdir()))
     if occupied and not (target / "config.json").is_file():
         raise UserError(f"{target}: exists and is no checkpoint folder; choose another path or remove it")
+    check_caspo_json(caspo or {}, str(target / CASPO_FILE))
     stored = np.dtype(ml_dtypes.bfloat16) if name == "bfloat16" else np.dtype(name)
     tensors = _tensors(model)
     if jax.process_index() != 0:
@@ -201,10 +203,14 @@ def load_caspo_json(path: str | Path) -> dict[str, Any]:
     """The optional `caspo.json` of a policy folder (delimiter, default confidence, threshold); {} if there is none.
 
     Raises:
-      UserError: the file is there but is no JSON object.
+      UserError: the file is there but is no JSON object, or one of these keys has a value of another type.
     """
     file = resolve_folder(path) / CASPO_FILE
-    return read_json(file) if file.exists() else {}
+    if not file.exists():
+        return {}
+    settings = read_json(file)
+    check_caspo_json(settings, str(file))
+    return settings
 
 
 def resolve_folder(path: str | Path) -> Path:

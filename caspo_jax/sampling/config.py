@@ -86,7 +86,10 @@ class SampleConfig:
         )
         _check(0 < self.top_p <= 1, f"top_p={self.top_p}: give a number in (0, 1]; 1 turns it off")
         _check(0 <= self.min_p <= 1, f"min_p={self.min_p}: give a number in [0, 1]; 0 turns it off")
-        _check(bool(self.step_delimiter), "step_delimiter is empty: give at least one character")
+        _check(
+            isinstance(self.step_delimiter, str) and bool(self.step_delimiter),
+            f"step_delimiter={self.step_delimiter!r}: give a string of at least one character",
+        )
         _check(all(self.stop), "stop holds an empty string: remove it")
         if self.temperature == 0:
             for name, value, off in (

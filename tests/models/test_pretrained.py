@@ -120,6 +120,44 @@ def test_caspo_json_and_extra_files(golden, tmp_path):
     assert json.loads((tmp_path / "m" / "more.json").read_text()) == {"a": 1}
 
 
+@pytest.mark.parametrize(
+    "key, value",
+    [
+        ("threshold", "0.8"),
+        ("threshold", None),
+        ("threshold", True),
+        ("threshold", float("nan")),
+        ("confidence", ["entropy"]),
+        ("confidence", None),
+        ("step_delimiter", 5),
+        ("step_delimiter", ""),
+        ("step_delimiter", None),
+        ("task", {"name": "graph"}),
+    ],
+)
+def test_values_of_caspo_json_are_refused_in_the_files_name(golden, tmp_path, key, value):
+    (tmp_path / "caspo.json").write_text(json.dumps({"mine": None, key: value}))
+    with pytest.raises(UserError) as error:
+        load_caspo_json(tmp_path)
+    assert str(error.value).startswith(f"{tmp_path / 'caspo.json'}: {key} must be ")
+    model, _ = load_pretrained(golden / "llama_biases_yarn_fp32")
+    with pytest.raises(UserError, match=f"caspo.json: {key} must be "):
+        save_pretrained(model, None, tmp_path / "m", caspo={key: value})
+    assert not (tmp_path / "m").exists()
+
+
+def test_what_caspo_json_may_hold_comes_back_as_it_was(tmp_path):
+    settings = {
+        "step_delimiter": "\n",
+        "confidence": "entropy",
+        "threshold": 1,
+        "task": "graph",
+        "mine": [None],
+    }
+    (tmp_path / "caspo.json").write_text(json.dumps(settings))
+    assert load_caspo_json(tmp_path) == settings
+
+
 def test_saving_replaces_a_checkpoint_whole_and_nothing_else(golden, tmp_path):
     model, _ = load_pretrained(golden / "llama_biases_yarn_fp32")
     out = tmp_path / "m"

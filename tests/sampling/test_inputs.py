@@ -69,6 +69,7 @@ def test_bad_prompts_and_keys(model_and_tokenizer, questions):
         ({"top_k": -1}, "top_k"),
         ({"max_new_tokens": 0}, "max_new_tokens"),
         ({"step_delimiter": ""}, "step_delimiter"),
+        ({"step_delimiter": 5}, "step_delimiter=5: give a string"),
         ({"stop": ("",)}, "stop"),
     ],
 )
