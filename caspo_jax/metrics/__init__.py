@@ -26,6 +26,7 @@ from caspo_jax.metrics.correlation import kendall, kendall_statistic, spearman, 
 from caspo_jax.metrics.decomposition import BrierParts, brier_decomposition
 from caspo_jax.metrics.faithfulness import (
     Mass,
+    Weighted,
     average_ties,
     cmfg,
     cmfg_star,
@@ -33,10 +34,18 @@ from caspo_jax.metrics.faithfulness import (
     cmfg_statistic,
     mass_bins,
     mfg,
+    weighted_cmfg,
+    weighted_cmfg_star,
 )
 from caspo_jax.metrics.first_error import FirstErrorScore, processbench_f1, processbench_f1_statistic
 from caspo_jax.metrics.paired import PairedTest, paired_permutation_test
-from caspo_jax.metrics.permutation import Permuted, permutation_baseline, position_groups, skill
+from caspo_jax.metrics.permutation import (
+    Permuted,
+    permutation_baseline,
+    permuted_faithfulness,
+    position_groups,
+    skill,
+)
 from caspo_jax.metrics.ranking import (
     GroupedAuroc,
     Statistic,
@@ -83,6 +92,7 @@ __all__ = [
     "Reliability",
     "RiskCoverage",
     "Statistic",
+    "Weighted",
     "apply_platt",
     "apply_power",
     "augrc",
@@ -130,6 +140,7 @@ __all__ = [
     "paired_permutation_test",
     "paired_ratio",
     "permutation_baseline",
+    "permuted_faithfulness",
     "position_groups",
     "processbench_f1",
     "processbench_f1_statistic",
@@ -141,6 +152,8 @@ __all__ = [
     "spearman_statistic",
     "stratified_auroc",
     "stratified_auroc_statistic",
+    "weighted_cmfg",
+    "weighted_cmfg_star",
     "within_prefix_auroc",
     "within_question_auroc",
 ]

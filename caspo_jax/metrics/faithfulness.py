@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -10,6 +11,8 @@ import numpy as np
 from caspo_jax.errors import UserError
 from caspo_jax.metrics.arrays import bin_of, unit
 from caspo_jax.metrics.ranking import Statistic
+
+Weighted = Callable[[np.ndarray, np.ndarray], float]  # (F [n], weights [n]) -> value
 
 
 class Mass(NamedTuple):
@@ -129,35 +132,49 @@ def mass_bins(f: Any, c: Any, bins: int = 10) -> Mass:
 def cmfg_statistic(f: Any, c: Any, bins: int = 10, empty: float | None = 0.5) -> Statistic:
     """`cmfg` as a function of the item weights; nothing may be missing. A bin of weight 0 is empty."""
     values, confidence = _complete(f, c)
+    metric = weighted_cmfg(confidence, bins, empty)
+    return lambda weights: metric(values, weights)
+
+
+def weighted_cmfg(c: Any, bins: int = 10, empty: float | None = 0.5) -> Weighted:
+    """`cmfg` of changing F and weights with C fixed: linear in F."""
+    (confidence,) = _complete(c)
     index = bin_of(confidence, bins, right_closed=False)
 
-    def statistic(weights: np.ndarray) -> float:
+    def metric(f: np.ndarray, weights: np.ndarray) -> float:
         mass = np.bincount(index, weights, bins)
         occupied = mass > 0.0
         if not occupied.any():
             return float("nan")
-        means = np.bincount(index, weights * values, bins)[occupied] / mass[occupied]
+        means = np.bincount(index, weights * f, bins)[occupied] / mass[occupied]
         if empty is None:
             return float(means.mean())
         return float((means.sum() + empty * (bins - occupied.sum())) / bins)
 
-    return statistic
+    return metric
 
 
 def cmfg_star_statistic(f: Any, c: Any, bins: int = 10) -> Statistic:
     """`cmfg_star` of `average_ties` as a function of the item weights, which are multiplicities (whole numbers)."""
     values, confidence = _complete(f, c)
+    metric = weighted_cmfg_star(confidence, bins)
+    return lambda weights: metric(values, weights)
+
+
+def weighted_cmfg_star(c: Any, bins: int = 10) -> Weighted:
+    """`cmfg_star` of `average_ties`, of changing F and weights (whole numbers) with C fixed: linear in F."""
+    (confidence,) = _complete(c)
     order = np.argsort(confidence, kind="stable")
-    ordered, ascending = values[order].astype(np.float64), confidence[order].astype(np.float64)
+    ascending = confidence[order].astype(np.float64)
     _, tie = np.unique(ascending, return_inverse=True)
 
-    def statistic(weights: np.ndarray) -> float:
+    def metric(f: np.ndarray, weights: np.ndarray) -> float:
         copies = np.rint(weights[order]).astype(np.int64)
         total = int(copies.sum())
         if total == 0:
             return float("nan")
         mass = np.bincount(tie, copies)
-        averaged = (np.bincount(tie, copies * ordered) / np.maximum(mass, 1))[tie]
+        averaged = (np.bincount(tie, copies * f[order]) / np.maximum(mass, 1))[tie]
         f_all, c_all = np.repeat(averaged, copies), np.repeat(ascending, copies)
         used = min(bins, total)
         sizes = np.full(used, total // used)
@@ -170,7 +187,7 @@ def cmfg_star_statistic(f: Any, c: Any, bins: int = 10) -> Statistic:
             return float(f_all.mean())
         return float(widths @ (np.add.reduceat(f_all, starts) / sizes) / widths.sum())
 
-    return statistic
+    return metric
 
 
 def average_ties(f: Any, c: Any) -> np.ndarray:
@@ -197,8 +214,9 @@ def _present(**named: Any) -> list[np.ndarray]:
     return [array[present] for array in arrays.values()]
 
 
-def _complete(f: Any, c: Any) -> tuple[np.ndarray, np.ndarray]:
-    values, confidence = _present(f=f, c=c)
-    if values.size != np.size(f):
+def _complete(*arrays: Any) -> list[np.ndarray]:
+    names = ("f", "c") if len(arrays) == 2 else ("c",)
+    found = _present(**dict(zip(names, arrays)))
+    if found[0].size != np.size(arrays[0]):
         raise UserError("a statistic of the weights takes no missing values; drop them first")
-    return values, confidence
+    return found

@@ -11,6 +11,7 @@ from caspo_jax.errors import UserError
 from caspo_jax.metrics.arrays import vector
 
 Metric = Callable[[np.ndarray], float]  # F [n] -> value
+_ROUNDING = 1e-12  # two values that differ by less are one
 
 
 class Permuted(NamedTuple):
@@ -29,8 +30,14 @@ class Permuted(NamedTuple):
 
 
 def skill(value: float, permuted: float) -> float:
-    """(M - M_permuted) / (1 - M_permuted): 0 for words that say nothing of the confidence, 1 for perfect ones."""
-    return float((value - permuted) / (1.0 - permuted)) if permuted < 1.0 else float("nan")
+    """(M - M_permuted) / (1 - M_permuted): 0 for words that say nothing of the confidence, 1 for perfect ones.
+
+    A difference of rounding counts as none; NaN where M_permuted is 1.
+    """
+    if not permuted < 1.0 - _ROUNDING:
+        return float("nan")
+    gained = value - permuted
+    return float(gained / (1.0 - permuted)) if abs(gained) >= _ROUNDING else 0.0
 
 
 def position_groups(index: Any, least: int = 10) -> np.ndarray:
@@ -71,10 +78,7 @@ def permutation_baseline(
     Raises:
       UserError: lengths that differ, no items, draws < 1.
     """
-    d, c = vector(decisiveness, "decisiveness"), vector(confidence, "confidence")
-    place = np.asarray(position, np.int64)
-    if not d.size == c.size == place.size:
-        raise UserError(f"lengths differ: decisiveness {d.size}, confidence {c.size}, position {place.size}")
+    d, c, place = _checked(decisiveness, confidence, position)
     if not d.size or draws < 1:
         raise UserError(f"permutation of {d.size} items, {draws} draws: give at least one of each")
     rng = np.random.default_rng(seed)
@@ -88,6 +92,63 @@ def permutation_baseline(
             found[name][k] = metric(f)
     own = 1.0 - np.abs(d - c)
     return {name: _permuted(metric(own), found[name]) for name, metric in metrics.items()}
+
+
+def permuted_faithfulness(
+    decisiveness: Any, confidence: Any, position: Any
+) -> Callable[[np.ndarray], np.ndarray]:
+    """The mean of F over all permutations of D among the steps of one position, as a function of the weights.
+
+    With w copies of each step, E[F_i] = 1 - sum_j w_j |D_j - C_i| / sum_j w_j over the steps j of i's position. A metric
+    that is linear in F with C fixed, as MFG, cMFG and cMFG* are, has at E[F] its mean over the permutations. O(n) for
+    each vector of weights.
+
+    Args:
+      decisiveness: [n] in [0, 1].
+      confidence: [n] in [0, 1].
+      position: [n] integers; D is exchanged among equal ones, across traces.
+
+    Returns:
+      weights [n] -> E[F] [n]; 0 at positions without weight.
+
+    Raises:
+      UserError: lengths that differ.
+
+    >>> permuted_faithfulness([0.0, 1.0], [0.2, 0.8], [0, 0])(np.ones(2))
+    array([0.5, 0.5])
+    """
+    d, c, place = _checked(decisiveness, confidence, position)
+    _, place = np.unique(place, return_inverse=True)
+    order = np.lexsort((d, place))
+    ordered = d[order]
+    ends = np.cumsum(np.bincount(place))
+    starts = ends - np.bincount(place)
+    first, last = starts[place], ends[place]
+    # Where C_i would stand among the D of its position: those before it are below it.
+    below = np.empty(d.size, np.int64)
+    for begin, end in zip(starts, ends):
+        mine = order[begin:end]
+        below[mine] = begin + np.searchsorted(ordered[begin:end], c[mine])
+
+    def expected(weights: np.ndarray) -> np.ndarray:
+        moved = weights[order]
+        mass = np.concatenate([[0.0], np.cumsum(moved)])
+        moment = np.concatenate([[0.0], np.cumsum(moved * ordered)])
+        total = mass[last] - mass[first]
+        under = c * (mass[below] - mass[first]) - (moment[below] - moment[first])
+        above = (moment[last] - moment[below]) - c * (mass[last] - mass[below])
+        held = total > 0.0
+        return np.where(held, 1.0 - (under + above) / np.where(held, total, 1.0), 0.0)
+
+    return expected
+
+
+def _checked(decisiveness: Any, confidence: Any, position: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    d, c = vector(decisiveness, "decisiveness"), vector(confidence, "confidence")
+    place = np.asarray(position, np.int64)
+    if not d.size == c.size == place.size:
+        raise UserError(f"lengths differ: decisiveness {d.size}, confidence {c.size}, position {place.size}")
+    return d, c, place
 
 
 def _permuted(value: float, drawn: np.ndarray) -> Permuted:

@@ -1,5 +1,7 @@
 """The permutation baseline, and the faithfulness metrics as functions of weights."""
 
+import itertools
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -56,6 +58,32 @@ def test_only_steps_of_one_position_are_exchanged():
     assert mixed["mfg"].mean < 0.9
 
 
+@settings(max_examples=40, deadline=None)
+@given(st.integers(0, 2**31), st.integers(1, 5))
+def test_the_mean_over_all_permutations(seed, n):
+    """Against every permutation of a resample that is written out, for metrics that are linear in F."""
+    rng = np.random.default_rng(seed)
+    d, c = rng.integers(0, 4, n) / 4, rng.integers(0, 5, n) / 5
+    place = rng.integers(0, 2, n) * 7
+    weights = np.array([1, 2, 0, 1, 0])[:n]
+    expected = metrics.permuted_faithfulness(d, c, place)(weights)
+    copies = np.repeat(np.arange(n), weights)
+    home = [np.flatnonzero(place[copies] == k) for k in (0, 7)]
+    drawn = []
+    for moves in itertools.product(*(itertools.permutations(part) for part in home)):
+        moved = np.empty(copies.size, int)
+        for part, move in zip(home, moves):
+            moved[part] = list(move)
+        drawn.append(1 - np.abs(d[copies][moved] - c[copies]))
+    np.testing.assert_allclose(expected[copies], np.mean(drawn, axis=0), atol=1e-12)
+    for metric in (metrics.cmfg, lambda f, c: metrics.cmfg_star(metrics.average_ties(f, c), c)):
+        weighted = metrics.weighted_cmfg if metric is metrics.cmfg else metrics.weighted_cmfg_star
+        assert weighted(c)(expected, weights) == pytest.approx(
+            np.mean([metric(np.clip(f, 0, 1), c[copies]) for f in drawn])
+        )
+    assert metrics.permuted_faithfulness([], [], [])(np.zeros(0)).size == 0
+
+
 def test_late_positions_are_joined():
     index = np.concatenate([np.arange(n) for n in [3] * 12 + [9]])
     assert metrics.position_groups(index).max() == 2
@@ -85,4 +113,8 @@ def test_bad_input():
         metrics.permutation_baseline([], [], [], {})
     with pytest.raises(UserError, match="missing values"):
         metrics.cmfg_star_statistic([None, 0.5], [0.5, 0.5])
+    with pytest.raises(UserError, match="lengths differ"):
+        metrics.permuted_faithfulness([0.1], [0.1, 0.2], [0])
     assert np.isnan(metrics.skill(0.5, 1.0))
+    assert np.isnan(metrics.skill(1.0, 1.0 - 1e-16))
+    assert metrics.skill(0.85 + 2e-16, 0.85) == 0.0  # rounding is no skill

@@ -8,7 +8,7 @@ From a file to a report:
 * confidence of the model: `estimators` (token statistics), `prefix` and `contradiction` (resampling), RCC and the probe from
   `caspo_jax.confidence`;
 * `stages`: each of these as a file that a killed run goes on with;
-* `table`, `faithful`, `agreement`, `report`, `ordering`: those files to figures; `render`, `figures`: to text and plots.
+* `table`, `pairing`, `faithful`, `skill`, `agreement`, `report`, `ordering`: those files to figures; `render`, `figures`: to text and plots.
 
 `prompts` holds the interventions that a model is asked under.
 """
@@ -29,7 +29,7 @@ from caspo_jax.evaluation.faithfulness.decisiveness import (
     score_traces,
 )
 from caspo_jax.evaluation.faithfulness.estimators import published_token, token_values
-from caspo_jax.evaluation.faithfulness.faithful import Pairing, faithfulness_record, pair_up, trajectory
+from caspo_jax.evaluation.faithfulness.faithful import faithfulness_record, trajectory
 from caspo_jax.evaluation.faithfulness.formats import Source
 from caspo_jax.evaluation.faithfulness.judge import (
     LocalDecisivenessJudge,
@@ -39,6 +39,7 @@ from caspo_jax.evaluation.faithfulness.judge import (
 )
 from caspo_jax.evaluation.faithfulness.lexicon import LexiconScorer, Mark, SentenceScore
 from caspo_jax.evaluation.faithfulness.ordering import ordering_record, render_ordering
+from caspo_jax.evaluation.faithfulness.pairing import Pairing, pair_up
 from caspo_jax.evaluation.faithfulness.patterns import Entry, Lexicon, load_lexicon
 from caspo_jax.evaluation.faithfulness.placing import place_steps
 from caspo_jax.evaluation.faithfulness.prefix import Consistency, PrefixConfig, prefix_consistency

@@ -2,71 +2,24 @@
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
 
 from caspo_jax import metrics
-from caspo_jax.evaluation.faithfulness.table import Table, trace_means
+from caspo_jax.evaluation.faithfulness.pairing import BINS, METRICS, Pairing, Side, pair_up
+from caspo_jax.evaluation.faithfulness.skill import permuted_means, skill_statistics
+from caspo_jax.evaluation.faithfulness.table import Table
 from caspo_jax.evaluation.tables import finite
-from caspo_jax.metrics import Interval, Statistic
+from caspo_jax.metrics import Interval
 from caspo_jax.metrics.arrays import bin_of
 
-BINS = 10
 POSITIONS = 10
 RANKS = ("spearman", "kendall", "trace_spearman", "trace_kendall")
-METRICS = (
-    "mfg",
-    "cmfg",
-    "cmfg_occupied",
-    "cmfg_star",
-    "trace_cmfg",
-    "trace_cmfg_occupied",
-    "trace_cmfg_star",
-)
 
 
-@dataclasses.dataclass(frozen=True)
-class Pairing:
-    """The steps and traces that have both a decisiveness D and a confidence C."""
-
-    d: np.ndarray  # [n]
-    c: np.ndarray  # [n]
-    trace: np.ndarray  # [n] int64, 0 .. m - 1
-    group: np.ndarray  # [n] question
-    index: np.ndarray  # [n] place in its trace
-    position: np.ndarray  # [n] the same in [0, 1]
-    trace_d: np.ndarray  # [m] mean D of its steps
-    trace_c: np.ndarray  # [m] the estimator's own trace score
-    trace_group: np.ndarray  # [m]
-
-    @property
-    def f(self) -> np.ndarray:
-        """F = 1 - |D - C|, [n]."""
-        return 1.0 - np.abs(self.d - self.c)
-
-
-def pair_up(table: Table, scorer: str, estimator: str) -> Pairing:
-    """The valid steps of a scorer and an estimator, and their traces."""
-    d, c = table.decisiveness[scorer], table.confidence[estimator]
-    valid = ~(np.isnan(d) | np.isnan(c))
-    kept, trace = np.unique(table.trace[valid], return_inverse=True)
-    return Pairing(
-        d=d[valid],
-        c=c[valid],
-        trace=trace.astype(np.int64),
-        group=table.group[valid],
-        index=table.index[valid],
-        position=table.position[valid],
-        trace_d=trace_means(np.where(valid, d, np.nan), table)[kept],
-        trace_c=table.trace_confidence[estimator][kept],
-        trace_group=table.trace_group[kept],
-    )
-
-
-def statistics(p: Pairing) -> dict[str, tuple[Statistic, np.ndarray]]:
+def statistics(p: Pairing) -> dict[str, Side]:
     """Every metric as (function of item weights, question of each item): what the bootstrap needs.
 
     `mfg` is the mean over traces of the mean F of their steps. cMFG and cMFG* are over steps, and with `trace_` in
@@ -77,9 +30,9 @@ def statistics(p: Pairing) -> dict[str, tuple[Statistic, np.ndarray]]:
     words' (the published `token`, often `hidden`), cMFG and cMFG*, which weigh rare confidences as much as common ones,
     can rank words that follow the confidence below random ones; read them beside Spearman and Kendall.
     """
-    found: dict[str, tuple[Statistic, np.ndarray]] = {}
+    found: dict[str, Side] = {}
     f = p.f
-    trace_f = _trace_mean(f, p)
+    trace_f = p.trace_mean(f)
     found["mfg"] = (metrics.mean_statistic(trace_f), p.trace_group)
     for prefix, values, confidence, group in (
         ("", f, p.c, p.group),
@@ -95,21 +48,21 @@ def statistics(p: Pairing) -> dict[str, tuple[Statistic, np.ndarray]]:
     return found
 
 
-def intervals(p: Pairing, draws: int = 1000, seed: int = 0) -> dict[str, Interval]:
-    """Every metric with its 95 % bootstrap interval by question."""
+def intervals(named: Mapping[str, Side], draws: int = 1000, seed: int = 0) -> dict[str, Interval]:
+    """Every statistic with its 95 % bootstrap interval by question."""
     return {
         name: metrics.bootstrap_interval(statistic, groups, draws=draws, seed=seed)
-        for name, (statistic, groups) in statistics(p).items()
+        for name, (statistic, groups) in named.items()
     }
 
 
 def of_steps(p: Pairing) -> dict[str, Callable[[np.ndarray], float]]:
     """METRICS as functions of F [n] with C fixed: what baselines and permutations need."""
     fixed_steps, fixed_traces = _Fixed(p.c), _Fixed(p.trace_c)
-    found: dict[str, Callable[[np.ndarray], float]] = {"mfg": lambda f: float(_trace_mean(f, p).mean())}
+    found: dict[str, Callable[[np.ndarray], float]] = {"mfg": lambda f: float(p.trace_mean(f).mean())}
 
     def over_traces(metric: Callable[[np.ndarray], float]) -> Callable[[np.ndarray], float]:
-        return lambda f: metric(_trace_mean(f, p))
+        return lambda f: metric(p.trace_mean(f))
 
     for name in ("cmfg", "cmfg_occupied", "cmfg_star"):
         found[name] = getattr(fixed_steps, name)
@@ -126,9 +79,10 @@ def faithfulness_record(
     p = pair_up(table, scorer, estimator)
     if not p.d.size:
         return {"steps": 0}
-    found = intervals(p, draws, seed)
+    found = intervals(statistics(p), draws, seed)
     functions = of_steps(p)
     permuted = permuted_words(p, draws, seed)
+    skills = intervals(skill_statistics(p), draws, seed)
     constants = {
         "always_decisive": 1.0,
         "constant": float(p.d.mean()),
@@ -150,16 +104,20 @@ def faithfulness_record(
                 m: {"mean": r.mean, "low": r.low, "high": r.high, "p": r.share} for m, r in permuted.items()
             },
         },
-        "skill": {m: _skill(found[m], permuted[m].mean) for m in METRICS},
+        "skill": {m: interval_record(skills[m]) for m in METRICS},
         "coverage": _coverage(p),
         "trajectory": trajectory(p),
     }
 
 
 def permuted_words(p: Pairing, draws: int = 1000, seed: int = 0) -> dict[str, Any]:
-    """What METRICS would be if the words were permuted across traces, within their place: mean, interval, share above."""
+    """What METRICS would be if the words were permuted across traces, within their place: the mean over all
+    permutations; of random ones the interval and the share above.
+    """
     groups = metrics.position_groups(p.index)
-    return metrics.permutation_baseline(p.d, p.c, groups, of_steps(p), draws=draws, seed=seed)
+    drawn = metrics.permutation_baseline(p.d, p.c, groups, of_steps(p), draws=draws, seed=seed)
+    means = permuted_means(p)
+    return {name: found._replace(mean=means[name]) for name, found in drawn.items()}
 
 
 def trajectory(p: Pairing) -> dict[str, list[float | None]]:
@@ -207,10 +165,6 @@ class _Fixed:
         return np.bincount(self.index, f, BINS)[occupied] / self.count[occupied]
 
 
-def _trace_mean(values: np.ndarray, p: Pairing) -> np.ndarray:
-    return np.bincount(p.trace, values) / np.bincount(p.trace)
-
-
 def _coverage(p: Pairing) -> dict[str, Any]:
     """How many of cMFG's bins hold steps, and how wide those of cMFG* are."""
     count = np.bincount(bin_of(p.c, BINS, right_closed=False), minlength=BINS)
@@ -226,10 +180,3 @@ def _coverage(p: Pairing) -> dict[str, Any]:
 def interval_record(interval: Interval) -> dict[str, float | None]:
     """{value, low, high} as JSON, undefined numbers null."""
     return {"value": finite(interval.value), "low": finite(interval.low), "high": finite(interval.high)}
-
-
-def _skill(interval: Interval, permuted: float) -> dict[str, float | None]:
-    """Skill with the interval of the metric carried through; M_permuted is held fixed."""
-    return {
-        name: finite(metrics.skill(getattr(interval, name), permuted)) for name in ("value", "low", "high")
-    }

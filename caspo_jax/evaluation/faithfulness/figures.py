@@ -8,7 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from caspo_jax.evaluation.faithfulness.faithful import BINS, pair_up, trajectory
+from caspo_jax.evaluation.faithfulness.faithful import trajectory
+from caspo_jax.evaluation.faithfulness.pairing import BINS, pair_up
 from caspo_jax.evaluation.faithfulness.table import ESTIMATORS, Table
 from caspo_jax.evaluation.plots import COLOURS, axes_of, save_figure
 from caspo_jax.metrics import spearman

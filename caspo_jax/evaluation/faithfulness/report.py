@@ -12,14 +12,12 @@ from caspo_jax import metrics
 from caspo_jax.errors import UserError
 from caspo_jax.evaluation.faithfulness.agreement import agreement
 from caspo_jax.evaluation.faithfulness.faithful import (
-    METRICS,
-    Pairing,
     faithfulness_record,
     interval_record,
-    pair_up,
-    permuted_words,
     statistics,
 )
+from caspo_jax.evaluation.faithfulness.pairing import METRICS, Pairing, Side, pair_up
+from caspo_jax.evaluation.faithfulness.skill import permuted_means, skill_statistics
 from caspo_jax.evaluation.faithfulness.table import ESTIMATORS, LIKELIHOODS, Table
 from caspo_jax.evaluation.tables import difference_record, finite
 from caspo_jax.metrics import Statistic
@@ -143,21 +141,17 @@ def compare_record(first: Table, second: Table, draws: int = 1000, seed: int = 0
 
 
 def _compared(pairs: Sequence[Pairing], draws: int, seed: int) -> dict[str, Any]:
-    """Every metric of two policies; what permuted words would score in each; the skill beyond these, held fixed."""
+    """Every metric of two policies; what permuted words would score in each; the skill beyond these."""
     both = [statistics(p) for p in pairs]
     found = {name: _difference([side[name] for side in both], draws, seed) for name in both[0]}
-    permuted = [permuted_words(p, draws, seed) for p in pairs]
+    permuted = [permuted_means(p) for p in pairs]
     for name in METRICS:
-        a, b = (side[name].mean for side in permuted)
+        a, b = (side[name] for side in permuted)
         found[f"permuted_{name}"] = {"first": a, "second": b, "difference": b - a, "low": None, "high": None}
+    skills = [skill_statistics(p) for p in pairs]
     for name in METRICS:
-        sides = [(_skill_of(side[name][0], m[name].mean), side[name][1]) for side, m in zip(both, permuted)]
-        found[f"skill_{name}"] = _difference(sides, draws, seed)
+        found[f"skill_{name}"] = _difference([side[name] for side in skills], draws, seed)
     return found
-
-
-def _skill_of(statistic: Statistic, permuted: float) -> Statistic:
-    return lambda weights: metrics.skill(statistic(weights), permuted)
 
 
 def only(table: Table, questions: set[Any]) -> Table:
@@ -167,9 +161,6 @@ def only(table: Table, questions: set[Any]) -> Table:
         table,
         decisiveness={name: np.where(kept, values, np.nan) for name, values in table.decisiveness.items()},
     )
-
-
-Side = tuple[Statistic, np.ndarray]
 
 
 def _mean_of(values: np.ndarray, table: Table, questions: set[Any]) -> Side:

@@ -149,7 +149,7 @@ def _trivial(blocks: Mapping[str, Any], prefix: str) -> Table:
         f"{prefix}What trivial words would score",
         columns,
         body,
-        "Permuted: mean over random permutations, and the range that holds 95 % of them.",
+        "Permuted: mean over all permutations, and the range that holds 95 % of random ones. Words that never change have no skill.",
     )
 
 

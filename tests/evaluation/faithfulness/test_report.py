@@ -20,7 +20,9 @@ from caspo_jax.evaluation.faithfulness import (
     report_record,
     step_records,
 )
-from caspo_jax.evaluation.faithfulness.faithful import METRICS, RANKS, of_steps, statistics
+from caspo_jax.evaluation.faithfulness.faithful import RANKS, of_steps, statistics
+from caspo_jax.evaluation.faithfulness.pairing import METRICS
+from caspo_jax.evaluation.faithfulness.skill import skill_statistics
 from caspo_jax.tasks.hedging import HEDGES, HOWS, levels
 
 
@@ -106,6 +108,62 @@ def test_skill_is_high_zero_and_below(known):
         assert known["random"][estimator]["baselines"]["permuted"]["mfg"]["p"] > 0.01
 
 
+def by_question(follow, seed, questions=40):
+    """Confidence differs by question, and so do the words: with it by `follow`, the rest by themselves."""
+    rng = np.random.default_rng(seed)
+    sure, own = np.repeat(rng.normal(size=(2, questions)), 5, axis=1)
+    noise = rng.normal(size=(2, 5 * questions))
+    c = np.clip(0.75 + 0.2 * sure + 0.03 * noise[0], 0, 1)
+    said = follow * sure + np.sqrt(1 - follow**2) * own
+    d = np.clip(0.8 + 0.1 * said + 0.02 * noise[1], 0, 1)
+    return table({"s": d}, {"entropy": c}, steps=5)
+
+
+@pytest.mark.parametrize("follow", [0.0, 0.7])
+def test_the_interval_of_a_skill_is_as_wide_as_skills_differ(follow):
+    """M_permuted held fixed, it would be 2.5 times as wide, and no set of words would ever have a skill."""
+    found = []
+    for seed in range(60):
+        statistic, groups = skill_statistics(pair_up(by_question(follow, seed), "s", "entropy"))["mfg"]
+        found.append(metrics.bootstrap_interval(statistic, groups, draws=100))
+    spread = 3.92 * np.std([i.value for i in found])
+    assert np.mean([i.high - i.low for i in found]) == pytest.approx(spread, rel=0.3)
+    apart = np.mean([not i.low <= 0.0 <= i.high for i in found])
+    assert apart > 0.95 if follow else apart < 0.15
+    known = 0.319 if follow else 0.0  # of 8,000 questions
+    assert np.mean([i.value for i in found]) == pytest.approx(known, abs=0.03)
+
+
+def test_skills_are_of_the_questions_that_are_drawn():
+    first, second = (by_question(follow, 3) for follow in (0.0, 0.7))
+    for t in (first, second):
+        report = faithfulness_record(t, "s", "entropy", draws=200)
+        for name in METRICS:
+            permuted = report["baselines"]["permuted"][name]
+            value = report["metrics"][name]["value"]
+            assert report["skill"][name]["value"] == pytest.approx(
+                (value - permuted["mean"]) / (1 - permuted["mean"])
+            )
+            drawn = metrics.permutation_baseline(
+                t.decisiveness["s"],
+                t.confidence["entropy"],
+                t.index,
+                {name: of_steps(pair_up(t, "s", "entropy"))[name]},
+                200,
+            )[name]
+            assert permuted["mean"] == pytest.approx(drawn.mean, abs=0.005)
+    change = compare_record(first, second, draws=200)["faithfulness"]["s"]["entropy"]["skill_mfg"]
+    assert change["second"] == pytest.approx(report["skill"]["mfg"]["value"])
+    assert 0 < change["low"] < change["difference"] < change["high"] < 2 * change["difference"]
+
+
+def test_words_that_change_only_with_the_place_have_a_skill_of_exactly_none():
+    rng = np.random.default_rng(5)
+    t = table({"s": np.tile([0.9, 0.4, 0.7, 0.3], 30)}, {"entropy": rng.random(120)})
+    found = faithfulness_record(t, "s", "entropy", draws=50)["skill"]
+    assert found["mfg"] == {"value": 0.0, "low": 0.0, "high": 0.0}
+
+
 def test_trivial_words_score_high_without_skill():
     """ANCHORS: a constant D scores up to .96 on confidences in [.7, .85]."""
     rng = np.random.default_rng(0)
@@ -113,7 +171,8 @@ def test_trivial_words_score_high_without_skill():
     found = faithfulness_record(table({"s": np.full(200, 0.78)}, {"entropy": c}), "s", "entropy", draws=50)
     assert found["metrics"]["cmfg_star"]["value"] > 0.95
     assert found["metrics"]["mfg"]["value"] > 0.95
-    assert found["skill"]["mfg"]["value"] == pytest.approx(0.0, abs=1e-9)
+    assert found["baselines"]["permuted"]["mfg"]["mean"] == pytest.approx(found["metrics"]["mfg"]["value"])
+    assert all(entry == dict.fromkeys(("value", "low", "high")) for entry in found["skill"].values())
     assert found["metrics"]["spearman"]["value"] is None
     assert found["metrics"]["cmfg"]["value"] < 0.7  # eight empty bins count .5
     assert found["coverage"]["occupied_bins"] == 2
