@@ -59,7 +59,11 @@ def define_flags() -> None:
     flags.DEFINE_string("out_dir", None, "where everything goes")
     flags.DEFINE_integer("limit", 200, "questions a benchmark; 0 takes all", lower_bound=0)
     flags.DEFINE_integer(
-        "group", 256, "questions decoded together; a killed run loses one group", lower_bound=1
+        "group",
+        256,
+        "most questions decoded together; a killed run loses one group. 100 questions or more are cut into two groups at "
+        "least: the first one's time is mostly compilation",
+        lower_bound=1,
     )
     flags.DEFINE_integer(
         "tune", 64, "questions on which settings are chosen; 0 takes the flags as they are", lower_bound=0

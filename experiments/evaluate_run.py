@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import json
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -98,14 +98,14 @@ class Runner:
                 f"{name} is small: reports of it average over {wanted} answers a question, --repeats={wanted}"
             )
         plan = families(self.strategies)
-        parts = even_groups(questions, FLAGS.group)
         done = self._done("groups")
+        parts, of = cut(name, questions, FLAGS.group, done)
         with common.Progress(len(parts) * FLAGS.repeats * len(plan), name, unit="part") as progress:
             for repeat, (index, part) in itertools.product(range(FLAGS.repeats), enumerate(parts)):
                 keep = evaluate_samples.keeper(self.out, name, benchmark, part)
                 context = self.context(benchmark, part, repeat, None if repeat or index else keep)
                 for family, strategies in plan.items():
-                    mark = f"{name}/{repeat}/{index}/{family}"
+                    mark = f"{name}/{repeat}/{index}{of}/{family}"
                     # What is drawn at random once is enough for greedy choices; votes are matched on the first pool.
                     if mark not in done and not (repeat and family in ("greedy", "cot_decoding")):
                         found = run_family(family, strategies, context, settings)
@@ -164,8 +164,22 @@ class Runner:
         return rows
 
 
-def even_groups(questions: Sequence[Any], size: int) -> list[Sequence[Any]]:
-    """Groups of at most `size`, as even as can be: few shapes to compile."""
-    count = -(-len(questions) // size)
+def cut(
+    name: str, questions: Sequence[Any], size: int, done: Collection[str]
+) -> tuple[list[Sequence[Any]], str]:
+    """Groups of a benchmark's questions, and what follows a group's number in its mark.
+
+    Two groups at least where the first still holds all questions whose traces are kept, so that one is timed without
+    compilation. A run that was begun before this was so goes on as it was cut.
+    """
+    if any(mark.startswith(f"{name}/0/0/") for mark in done):
+        return even_groups(questions, size), ""
+    parts = even_groups(questions, size, 2 if len(questions) >= 2 * evaluate_samples.QUESTIONS else 1)
+    return parts, f"-of-{len(parts)}"
+
+
+def even_groups(questions: Sequence[Any], size: int, least: int = 1) -> list[Sequence[Any]]:
+    """At least `least` groups of at most `size`, as even as can be: few shapes to compile."""
+    count = max(least, -(-len(questions) // size))
     per = -(-len(questions) // count)
     return [questions[i : i + per] for i in range(0, len(questions), per)]

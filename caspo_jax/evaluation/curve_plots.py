@@ -87,7 +87,11 @@ def plot_curves(rows: Rows, path: str | Path) -> Path:
                 band = first or len(_of(here, name)) == 1
                 _line(axis, mine, x, band=band, label=_spoken(name), linewidth=width, alpha=alpha,
                       zorder=3 if first else 2, **style)  # fmt: skip
-            _logarithmic(axis, seen)
+            if seen:
+                _logarithmic(axis, seen)
+            else:  # fewer than two groups of questions: the one time is mostly compilation
+                axis.text(0.5, 0.5, "not timed without compilation", transform=axis.transAxes, ha="center")
+                axis.set_xticks([])
             axis.set(title=benchmark, xlabel=f"{label} a question")
             axis.grid(axis="y", color="0.92", linewidth=0.8)
         line[1].sharey(line[0])

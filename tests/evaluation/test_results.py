@@ -78,6 +78,17 @@ def test_table_means_and_repeats():
     assert row["seconds"] == 0.25
 
 
+def test_one_group_has_no_time_without_compilation():
+    """The minimum over groups leaves compilation out only where a later group could find what the first one compiled."""
+    first, second = (
+        answers("cat", "2", [1, 0], [5, 5], seconds=9.0),
+        answers("cat", "2", [1], [5], seconds=1.5),
+    )
+    alone, both = results.table(first, draws=10), results.table([*first, *second], draws=10)
+    assert (alone[0]["seconds"], both[0]["seconds"]) == (None, 1.5)
+    assert results.table([r | {"seconds": None} for r in first], draws=10)[0]["seconds"] is None
+
+
 def test_paired_table_takes_the_match_or_the_nearest_cost():
     records, samples = run(1)
     records += results.matched_votes(records, samples, Settings(), same)

@@ -13,7 +13,7 @@ from caspo_jax.tasks import get_task
 from caspo_jax.types import Question
 from experiments import benchmark_source, evaluate_settings
 from experiments.evaluate import joined
-from experiments.evaluate_run import even_groups
+from experiments.evaluate_run import cut, even_groups
 from experiments.evaluate_settings import restored
 from tests.shapes import small_shape
 
@@ -121,6 +121,20 @@ def test_even_groups_and_compare_arguments():
     assert [len(g) for g in even_groups(list(range(5)), 8)] == [5]
     assert joined(["evaluate", "--compare", "a", "b", "--quiet"]) == ["evaluate", "--compare=a,b", "--quiet"]
     assert joined(["evaluate", "--compare=a,b"]) == ["evaluate", "--compare=a,b"]
+
+
+@pytest.mark.parametrize(
+    ("count", "sizes"), [(200, [100, 100]), (101, [51, 50]), (99, [99]), (900, [225] * 4), (1, [1])]
+)
+def test_there_are_two_groups_where_one_of_them_can_be_timed_without_compilation(count, sizes):
+    parts, of = cut("graph", range(count), 256, {"chain/0/0/pool"})
+    assert ([len(part) for part in parts], of) == (sizes, f"-of-{len(sizes)}")
+    assert [q for part in parts for q in part] == list(range(count))
+
+
+def test_a_run_that_was_begun_with_one_group_goes_on_with_it():
+    parts, of = cut("graph", range(200), 256, {"graph/0/0/greedy"})
+    assert ([len(part) for part in parts], of) == ([200], "")
 
 
 def test_settings_come_back_from_their_file():

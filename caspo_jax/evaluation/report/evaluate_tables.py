@@ -128,7 +128,8 @@ def _strategies(rows: Rows, title: str) -> Table:
         ("passes", "forward passes of the model, one after another, a question", True),
         (
             "seconds",
-            "a question, timed on the fastest group of questions; – where the answers were taken from a larger run",
+            "a question, timed on the fastest group of questions, which compiles nothing; – with a single group, and where "
+            "the answers were taken from a larger run",
             True,
         ),
     ]
