@@ -14,12 +14,16 @@ working, which a small decoder often gets wrong, and now and then a result is of
 two kinds of natural mistakes: what it cannot do in one go, and slips that it imitates and need not make. The chain
 task's policy starts from the graph task's, whose sums it needs: a tokenizer of its own, and the old embedding of every
 token that both have.
+
+The policy appears under its name when it is trained. Until then its newest state is beside it, as .NAME.export: a run that
+was ended starts anew.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import time
+from pathlib import Path
 from typing import Any
 
 from absl import flags
@@ -66,6 +70,9 @@ def define_flags() -> None:
         lower_bound=0,
     )
     common.define_seed_flag("seed of weights and text")
+    flags.DEFINE_bool(
+        "overwrite", False, "replace a policy that has other settings, or that this program did not write"
+    )
     common.define_terminal_flags()
 
 
@@ -120,6 +127,13 @@ def _start(text: Text) -> tuple[Any, Any]:
     return with_tokenizer(model, tokenizer, own, FLAGS.seed), own
 
 
+def _traces(model: Any, tokenizer: Any) -> tuple[Any, ...]:
+    """Those of --traces, held against the vocabulary and the context. Raises UserError as `Policy.read_traces` does."""
+    from caspo_jax.training.stages import Policy
+
+    return tuple(Policy(model, tokenizer, FLAGS.init, "", {}).read_traces(FLAGS.traces))
+
+
 def with_tokenizer(model: Any, old: Any, new: Any, seed: int) -> Any:
     """The model with a row of its embedding for each token of another tokenizer: the old row where both have it."""
     import jax
@@ -162,19 +176,41 @@ def _muon(schedule: Any) -> Any:
 
 def main() -> None:
     """Train and export."""
-    import jax
-    import jax.numpy as jnp
-    import optax
-    from flax import nnx
-
     from caspo_jax.errors import UserError
-    from caspo_jax.models import save_pretrained
+    from caspo_jax.outputs import manifest_path, read_manifest
+    from caspo_jax.store import hash_path
     from caspo_jax.tasks import get_task
+    from caspo_jax.training.stages.whole_folder import write_once
 
     task = get_task(FLAGS.task)
     common.check_folder("out_dir")  # found out now, not after hours of training
     if FLAGS.traces and not FLAGS.init:
         raise UserError("--traces goes with --init: traces alone teach no skills")
+    sources = [common.require_folder(FLAGS.init, "init")] if FLAGS.init else []
+    if FLAGS.traces:
+        sources.append(Path(FLAGS.traces))
+    settings = {
+        "task": task.name,
+        **{name: _setting(name) for name in ("steps", "learning_rate", "drill", "copying")},
+        **{name: FLAGS[name].value for name in ("batch_size", "hidden_size", "layers", "seed")},
+        **{name: hash_path(str(FLAGS[name].value)) for name in ("init", "traces") if FLAGS[name].value},
+    }
+    write_once(
+        "train_tiny", sources, FLAGS.out_dir, settings, lambda folder: _train(task, folder), FLAGS.overwrite
+    )
+    counts = read_manifest(manifest_path(FLAGS.out_dir, folder=True))["counts"]
+    common.closing(f"policy in {FLAGS.out_dir}", counts)
+
+
+def _train(task: Any, folder: Path) -> dict[str, Any]:
+    """Trains and writes the policy to a folder, now and then before the end too; returns what the manifest counts."""
+    import jax
+    import jax.numpy as jnp
+    import optax
+    from flax import nnx
+
+    from caspo_jax.models import save_pretrained
+
     text = Text(
         task=task,
         second=bool(FLAGS.init),
@@ -182,9 +218,10 @@ def main() -> None:
         copying=_setting("copying"),
         batch_size=FLAGS.batch_size,
         seed=FLAGS.seed,
-        traces=FLAGS.traces or None,
     )
     model, tokenizer = _start(text)
+    if FLAGS.traces:
+        text = dataclasses.replace(text, traces=_traces(model, tokenizer))
     graphdef, params = nnx.split(model)
     steps, rate = _setting("steps"), _setting("learning_rate")
     schedule = optax.warmup_cosine_decay_schedule(0.0, rate, min(100, steps // 10), steps, rate / 20)
@@ -205,7 +242,7 @@ def main() -> None:
 
     def export(params: Any) -> None:
         caspo = {"step_delimiter": "\n\n", "task": task.name}
-        save_pretrained(nnx.merge(graphdef, params), tokenizer, FLAGS.out_dir, caspo=caspo)
+        save_pretrained(nnx.merge(graphdef, params), tokenizer, folder, caspo=caspo)
 
     state = optimizer.init(params)
     losses, started = [], time.monotonic()
@@ -219,7 +256,7 @@ def main() -> None:
                 common.say(f"step {i + 1}  loss {mean:.4f}  {time.monotonic() - started:.0f} s")
                 export(params)
     export(params)
-    common.closing(f"policy in {FLAGS.out_dir}", {"parameters": sum(p.size for p in jax.tree.leaves(params))})
+    return {"parameters": sum(p.size for p in jax.tree.leaves(params))}
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import random
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 Row = tuple[list[int], list[bool]]  # token ids, and which of them are learned
@@ -21,7 +21,7 @@ class Text:
     copying: int  # batches of repeated random tokens, before all others
     batch_size: int
     seed: int
-    traces: str | None = None  # JSONL; their outputs are learned instead of what the task writes
+    traces: Sequence[Any] = ()  # if there are any, their outputs are learned instead of what the task writes
 
     @property
     def mix(self) -> Mapping[str, float]:
@@ -40,17 +40,13 @@ class Text:
         return build_tokenizer(corpus)
 
     def batches(self, tokenizer: Any) -> Iterator[tuple[Any, Any]]:
-        """Token ids [B, T] int32 and the mask [B, T] bool of the learned tokens, rows of like length together; endless.
-
-        Raises:
-          UserError: no traces in the file of `traces`.
-        """
+        """Token ids [B, T] int32 and the mask [B, T] bool of the learned tokens, rows of like length together; endless."""
         rng = random.Random(f"{self.task.name}/text/{self.seed}" + ("/mix" if self.second else ""))
         solutions = (p for p, _ in zip(self.task.problems("pretrain", 0), range(500), strict=False))
         used = sorted({i for p in solutions for i in tokenizer(p.text)["input_ids"]})
         for _ in range(self.copying):
             yield self._copies(rng, used)
-        source = self._written(tokenizer, rng) if self.traces is None else self._recorded(self.traces)
+        source = self._recorded() if self.traces else self._written(tokenizer, rng)
         while True:
             rows = sorted(itertools.islice(source, self.batch_size * 32), key=lambda row: len(row[0]))
             groups = [rows[i : i + self.batch_size] for i in range(0, len(rows), self.batch_size)]
@@ -82,18 +78,11 @@ class Text:
                 question, lines = self.task.drill(rng, tuple(self.mix))
             yield _row(tokenizer, question, lines)
 
-    def _recorded(self, path: str) -> Iterator[Row]:
+    def _recorded(self) -> Iterator[Row]:
         """The outputs of traces behind their prompts, over and over, in a new order each time."""
-        from caspo_jax.errors import UserError
-        from caspo_jax.records import trace_from_record
-        from caspo_jax.store import load_records
-
-        traces = load_records(path, trace_from_record)
-        if not traces:
-            raise UserError(f"--traces={path}: no traces in it")
         rng = random.Random(f"traces/{self.seed}")
         while True:
-            for trace in rng.sample(traces, len(traces)):
+            for trace in rng.sample(self.traces, len(self.traces)):
                 prompt, output = list(trace.prompt_ids), list(trace.token_ids)
                 yield [*prompt, *output], [False] * len(prompt) + [True] * len(output)
 

@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import os
-import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from caspo_jax.distributed import barrier, from_writer, is_writer
 from caspo_jax.errors import UserError
-from caspo_jax.locks import held
 from caspo_jax.models import load_adapter, save_adapter, save_pretrained
-from caspo_jax.outputs import Manifest, manifest_path, read_manifest
+from caspo_jax.outputs import manifest_path, read_manifest
 from caspo_jax.store import hash_path
 from caspo_jax.training.restore import description_of, resolve_checkpoint, restore_trained
 from caspo_jax.training.stages.policy import Policy
+from caspo_jax.training.stages.whole_folder import write_once
 
 
 def export_stage(
@@ -42,7 +39,7 @@ def export_stage(
         save_pretrained(model, policy.tokenizer, folder, caspo=policy.settings or None)
         return {"updates": updates}
 
-    return _write_once((policy.path, run), Path(output), settings, write, overwrite)
+    return write_once("export", (policy.path, run), output, settings, write, overwrite)
 
 
 def export_adapter(
@@ -67,7 +64,7 @@ def export_adapter(
         save_adapter(model, folder, base=policy.path)
         return {"updates": updates}
 
-    return _write_once((policy.path, run), Path(output), settings, write, overwrite)
+    return write_once("export", (policy.path, run), output, settings, write, overwrite)
 
 
 def _export_settings(
@@ -128,64 +125,4 @@ def merge_stage(policy: Policy, adapter: str | Path, output: str | Path, *, over
         save_pretrained(model, policy.tokenizer, folder, caspo=policy.settings or None)
         return {}
 
-    return _write_once((policy.path, adapter), Path(output), settings, write, overwrite)
-
-
-def _write_once(
-    sources: Sequence[str | Path],
-    output: Path,
-    settings: Mapping[str, Any],
-    write: Callable[[Path], dict[str, Any]],
-    overwrite: bool,
-) -> Path:
-    """Write a folder and its manifest, unless the manifest says that it is there.
-
-    The folder gets its name once it is complete, so that one without a manifest is somebody's own.
-
-    Raises:
-      UserError: the folder is, or holds, one of the `sources`; it holds what another export wrote, or what none wrote;
-        another process is writing it.
-    """
-    place = output.resolve()  # what a link or a dot stands for can be renamed
-    with held(place):
-        # Said by one process: it may be done before another looks.
-        found = from_writer("folder", lambda: _state_of(sources, place))
-        if found == "own":
-            raise UserError(f"{output} is, or holds, what the export reads: use another output")
-        if found == "other":
-            raise UserError(f"{output}: exists and is no checkpoint folder: use another output or remove it")
-        if found == "unknown" and not overwrite:
-            raise UserError(
-                f"{output} is there, and no manifest in it says that this program wrote it: "
-                "use another output or --overwrite"
-            )
-        new, old = (place.with_name(f".{place.name}.{name}") for name in ("export", "replaced"))
-        if is_writer():  # what a kill left; the old one may be all that there is
-            for left in (new, old) if place.exists() else (new,):
-                shutil.rmtree(left, ignore_errors=True)
-        if found == "manifest":
-            path = manifest_path(place, folder=True)
-            manifest = Manifest.open(path, program="export", config=settings, overwrite=overwrite)
-            if manifest.complete:
-                return output
-        counts = write(new)
-        manifest = Manifest.open(manifest_path(new, folder=True), program="export", config=settings)
-        manifest.finish(**counts)
-        if is_writer():
-            if place.exists():
-                os.rename(place, old)  # not removed yet: a removal cut short would look like somebody's own
-            os.rename(new, place)
-            shutil.rmtree(old, ignore_errors=True)
-        barrier(f"{place.name} in place")
-    return output
-
-
-def _state_of(sources: Sequence[str | Path], place: Path) -> str:
-    """What stands where an export is to go: nothing, an export, a checkpoint of somebody's, a source, something else."""
-    if not place.exists() or (place.is_dir() and not any(place.iterdir())):
-        return "nothing"
-    if any(Path(source).exists() and Path(source).resolve().is_relative_to(place) for source in sources):
-        return "own"
-    if not any((place / name).is_file() for name in ("config.json", "adapter_config.json")):
-        return "other"
-    return "manifest" if manifest_path(place, folder=True).exists() else "unknown"
+    return write_once("export", (policy.path, adapter), output, settings, write, overwrite)
