@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from experiments import common
 
 
@@ -55,7 +57,12 @@ def report(policy: Any, path: str, out: Path) -> None:
             continue
         rows, head = confidences.confidence_table(items, seed=seed), confidences.overview(items, seed=seed)
         write_table(out / f"confidences.{kind}", rows, confidences.COLUMNS, overview=head)
-        common.say(f"{kind}: " + ", ".join(f"{k.replace('_', ' ')} {v:.4g}" for k, v in head.items()))
+        common.say(
+            f"{kind}: "
+            + ", ".join(
+                f"{k.replace('_', ' ')} {'-' if np.isnan(v) else f'{v:.4g}'}" for k, v in head.items()
+            )
+        )
         common.say(f"{tables(rows, confidences.COLUMNS)}\n")
         seen[kind] = f"{head['items']:,} with a verdict, {head['questions']:,} questions"
     manifest.finish(**seen)

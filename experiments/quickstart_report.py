@@ -197,10 +197,8 @@ def table(records: Sequence[Mapping[str, Any]]) -> str:
         for name, title in (TABLE[0], TABLE[1], TABLE[3], TABLE[7]):
             pair = record["paired_with_base"][name]
             if pair["difference"] is not None:
-                lines.append(
-                    f"{record['name']:<{width}}  {title:<13}"
-                    f"{pair['difference']:+.3f} [{pair['low']:+.3f}, {pair['high']:+.3f}]"
-                )
+                interval = "" if pair["low"] is None else f" [{pair['low']:+.3f}, {pair['high']:+.3f}]"
+                lines.append(f"{record['name']:<{width}}  {title:<13}{pair['difference']:+.3f}{interval}")
     return "\n".join(lines)
 
 

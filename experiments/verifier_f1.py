@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 from absl import flags
 
 from experiments import common, result_files, verifiers
@@ -62,6 +63,9 @@ def main() -> None:
     ]
     facts = {"verifier": verifier.name, **dataclasses.asdict(score), "unknown": found.unknown}
     ends = {"f1_low": found.interval.low, "f1_high": found.interval.high}
+    shown = [f"{score.f1:.3f}"]
+    if np.isfinite(found.interval.low):  # of one question there is none
+        shown.append(f"[{found.interval.low:.3f}, {found.interval.high:.3f}]")
     save(
         plain({**facts, **ends, "solutions": rows}),
         solutions=len(rows),
@@ -70,7 +74,7 @@ def main() -> None:
     common.closing(
         f"{verifier.name} on {FLAGS.input}",
         {
-            "F1": f"{score.f1:.3f} [{found.interval.low:.3f}, {found.interval.high:.3f}]",
+            "F1": " ".join(shown),
             "solutions with an error": f"{score.errors:,}, its step found in {score.error_accuracy:.3f}",
             "solutions without": f"{score.corrects:,}, none found in {score.correct_accuracy:.3f}",
             "steps without a verdict": f"{found.unknown:.3f}",

@@ -110,7 +110,10 @@ def per_question(records: Sequence[Mapping[str, Any]]) -> dict[str, float]:
 def paired_row(
     a: Sequence[Mapping[str, Any]], b: Sequence[Mapping[str, Any]], draws: int = 1000
 ) -> dict[str, Any]:
-    """Difference of two strategies on the questions that both answered, its interval, and the sign-flip p-value."""
+    """Difference of two strategies on the questions that both answered, its interval, and the sign-flip p-value.
+
+    The verdict is `above` or `below` where the interval leaves 0 out; without one (a single question) it is `equal`.
+    """
     first, second = per_question(a), per_question(b)
     common = [q for q in first if q in second]
     if not common:

@@ -22,7 +22,9 @@ class Interval(NamedTuple):
     low: float
     high: float
     error: float  # standard deviation over the defined draws
-    undefined: int  # draws on which the statistic was NaN (one verdict only, say); left out
+    undefined: (
+        int  # draws on which the statistic was NaN (one verdict only, say); left out; all, of one question
+    )
 
 
 def bootstrap_interval(
@@ -36,7 +38,8 @@ def bootstrap_interval(
 
     A resample is a multiplicity for every question, given to the statistic as the weight of each of the
     question's items: `mean_statistic`, `ratio_statistic`, `auroc_statistic`, ... or any function of the
-    weights, such as `lambda w: auroc(confidence, correct, weights=w)`.
+    weights, such as `lambda w: auroc(confidence, correct, weights=w)`. One question alone does not tell how much
+    questions differ: its low, high and error are NaN.
 
     Args:
       statistic: item weights [n] -> value.
@@ -126,6 +129,8 @@ def _multiplicities(questions: int, draws: int, seed: int) -> np.ndarray:
 def _resample(statistic, groups, order, counts) -> tuple[float, np.ndarray]:
     index, _ = group_index(groups, order=order)
     value = float(statistic(np.ones(index.size)))
+    if len(order) < 2:  # every resample would be the data, and the interval without width
+        return value, np.full(len(counts), np.nan)
     return value, np.array([statistic(row[index]) for row in counts], dtype=np.float64)
 
 

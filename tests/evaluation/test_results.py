@@ -183,3 +183,17 @@ def test_an_answer_of_another_type_is_named_with_its_line(tmp_path, field, value
     write_jsonl(tmp_path / "a.jsonl", [record, record | {field: value}])
     with pytest.raises(UserError, match=rf"a.jsonl:2: `{field}` of an answer must be"):
         answer_records.read_answers(tmp_path / "a.jsonl")
+
+
+def test_of_one_question_nothing_is_above(tmp_path):
+    records = answers("cat", "4", [1], [100]) + answers("greedy", "1", [0], [90])
+    (row,) = results.paired_table(records)
+    assert (row["difference"], row["verdict"]) == (1.0, "equal")
+    rows = results.table(records)
+    write_table(tmp_path / "table", rows, results.COLUMNS, paired=[row])
+    found = json.loads((tmp_path / "table.json").read_text())
+    ends = [entry[end] for entry in (*found["rows"], *found["paired"]) for end in ("low", "high")]
+    assert ends == [None] * 6
+    assert "nan" not in (tmp_path / "table.md").read_text() + (tmp_path / "table.csv").read_text()
+    (row,) = results.compare(answers("cat", "4", [0], [100]), answers("cat", "4", [1], [100]))
+    assert (row["difference"], row["verdict"]) == (1.0, "equal")

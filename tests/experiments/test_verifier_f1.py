@@ -23,6 +23,16 @@ def test_stated_equations_without_a_model(program, write, tmp_path):
     assert "0.667" in out
 
 
+def test_of_one_question_there_is_no_interval(program, write, tmp_path):
+    path = write("p.jsonl", [{**row, "problem": "the same"} for row in ROWS])
+    code, out, err = program("verifier_f1", input=path, output=tmp_path / "f1.json")
+    assert code == 0, err
+    found = json.loads((tmp_path / "f1.json").read_text())
+    assert (found["f1_low"], found["f1_high"]) == (None, None)
+    assert "0.667" in out
+    assert "nan" not in out
+
+
 def test_the_exact_checker_finds_every_planted_error(program, write, tmp_path):
     rows = []
     rng = random.Random(0)

@@ -117,3 +117,18 @@ def test_bad_input():
         metrics.bootstrap_interval(mean, ["a"], draws=0)
     with pytest.raises(UserError, match=r"level = 1\.5"):
         metrics.bootstrap_interval(mean, ["a"], level=1.5)
+
+
+def test_one_question_does_not_say_how_much_questions_differ():
+    mean = metrics.mean_statistic([1.0, 0.0, 1.0])
+    for found in (
+        metrics.bootstrap_interval(mean, ["a"] * 3, draws=20),
+        metrics.paired_difference(mean, metrics.mean_statistic([0.0]), ["a"] * 3, ["a"], draws=20),
+        metrics.paired_ratio(mean, metrics.mean_statistic([1.0]), ["a"] * 3, ["a"], draws=20),
+    ):
+        assert found.value == pytest.approx(2 / 3)
+        assert np.isnan([found.low, found.high, found.error]).all()
+        assert found.undefined == 20
+    # A question that only one of the two answered is a question.
+    two = metrics.paired_difference(mean, metrics.mean_statistic([0.0]), ["a", "a", "b"], ["a"], draws=200)
+    assert two.low <= two.value <= two.high

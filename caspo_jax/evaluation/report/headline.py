@@ -40,6 +40,11 @@ def _minus(text: str) -> str:
     return re.sub(r"-(?=[.\d])", "−", text)
 
 
+def _after(interval: str) -> str:
+    """An interval as it stands after its number; a single question has none."""
+    return f" {interval}" if interval else ""
+
+
 def percent(value: float) -> str:
     """A share as a percentage with one decimal."""
     return f"{100 * value:.1f} %"
@@ -143,8 +148,8 @@ def _named(row: Mapping[str, Any]) -> str:
 
 
 def _scored(row: Mapping[str, Any]) -> str:
-    interval = interval_text(row.get("low"), row.get("high"))
-    return f"{row['accuracy']:.3f} {interval} at {row['tokens']:,.0f} tokens".replace("  ", " ")
+    interval = _after(interval_text(row.get("low"), row.get("high")))
+    return f"{row['accuracy']:.3f}{interval} at {row['tokens']:,.0f} tokens"
 
 
 def _listed(words: Sequence[str]) -> str:
@@ -156,8 +161,8 @@ def _confidences(kind: str, rows: Rows) -> list[str]:
     if not known:
         return []
     best = max(known, key=lambda r: r["auroc"])
-    interval = interval_text(best.get("auroc_low"), best.get("auroc_high"))
-    line = f"Of {len(known)} confidences, {best['confidence']} best tells right {kind} from wrong ones: AUROC {best['auroc']:.3f} {interval}"
+    interval = _after(interval_text(best.get("auroc_low"), best.get("auroc_high")))
+    line = f"Of {len(known)} confidences, {best['confidence']} best tells right {kind} from wrong ones: AUROC {best['auroc']:.3f}{interval}"
     entropy = next((r for r in known if r["confidence"] == "entropy"), None)
     if entropy is not None and entropy is not best:
         line += f"; entropy {entropy['auroc']:.3f}"
@@ -188,12 +193,12 @@ def _faithfulness(report: Mapping[str, Any]) -> list[str]:
             line += _minus(f"; the words follow the model at a rank correlation of {rank:+.2f}.")
         lines.append(line)
         if rank is not None and skill.get("value") is not None:
-            interval = interval_text(skill.get("low"), skill.get("high"))
+            interval = _after(interval_text(skill.get("low"), skill.get("high")))
             mfg = block["metrics"]["mfg"]["value"]
             lines.append(
                 _minus(
                     f"MFG is {mfg:.3f}; beside the same words handed to other traces that is a skill of "
-                    f"{skill['value']:+.3f} {interval} (0: no better than chance)."
+                    f"{skill['value']:+.3f}{interval} (0: no better than chance)."
                 )
             )
         break
@@ -217,10 +222,10 @@ def _compared(record: Mapping[str, Any]) -> list[str]:
         entry = blocks[name].get("mfg") or {}
         if entry.get("difference") is None:
             continue
-        interval = interval_text(entry.get("low"), entry.get("high"))
+        interval = _after(interval_text(entry.get("low"), entry.get("high")))
         line = (
             f"MFG ({scorer} against {name}) is {entry['first']:.3f} in the first and {entry['second']:.3f} in the second: "
-            f"{entry['difference']:+.3f} {interval}."
+            f"{entry['difference']:+.3f}{interval}."
         )
         return [_minus(line)]
     return []

@@ -14,6 +14,7 @@ from caspo_jax.evaluation.faithfulness import (
     Table,
     compare_record,
     faithfulness_record,
+    ordering_record,
     pair_up,
     render_comparison,
     render_report,
@@ -313,3 +314,28 @@ def test_words_that_never_change_have_no_rank_over_traces_of_any_length():
     )
     found = faithfulness_record(long, "s", "entropy", draws=20)["metrics"]
     assert [found[name]["value"] for name in RANKS] == [None] * 4
+
+
+def test_one_question_has_values_and_no_intervals():
+    rng = np.random.default_rng(6)
+    right = rng.integers(0, 2, 40)
+    right[:4] = 0, 0, 1, 1
+    first, second = (
+        table({"s": rng.random(40)}, {"entropy": rng.random(40)}, questions=1, right=right) for _ in range(2)
+    )
+    reports = [report_record(t, {"traces": 10}, draws=20) for t in (first, second)]
+    for report in reports:
+        json.dumps(report, allow_nan=False)
+        block = report["faithfulness"]["s"]["entropy"]
+        for entry in (*block["metrics"].values(), *block["skill"].values()):
+            assert entry["value"] is not None
+            assert (entry["low"], entry["high"]) == (None, None)
+        assert "nan" not in render_report(report)
+    record = compare_record(first, second, draws=20)
+    json.dumps(record, allow_nan=False)
+    change = record["faithfulness"]["s"]["entropy"]["mfg"]
+    assert change["difference"] is not None
+    assert (change["low"], change["high"]) == (None, None)
+    assert "nan" not in render_comparison(record, "A", "B")
+    found = ordering_record(reports)["s"]["entropy"]
+    assert {entry["verdict"] for entry in found.values()} <= {"not", "undefined"}

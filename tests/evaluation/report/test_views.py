@@ -277,6 +277,32 @@ def test_what_faithfulness_found_in_a_sentence_and_in_tables(tmp_path):
     assert agreement.aside
 
 
+def test_figures_without_intervals_read_as_figures(tmp_path):
+    """Those of a single question."""
+    from caspo_jax.evaluation.report import load_run
+    from caspo_jax.evaluation.report.headline import headlines
+
+    def without(value):
+        if isinstance(value, list):
+            return [without(v) for v in value]
+        if not isinstance(value, dict):
+            return value
+        ends = ("low", "high", "auroc_low", "auroc_high")
+        return {k: None if k in ends else without(v) for k, v in value.items()}
+
+    said = []
+    for folder in (evaluate_run(tmp_path / "evaluate"), faithfulness_run(tmp_path / "words")):
+        for file in folder.glob("*.json"):
+            file.write_text(
+                json.dumps(without(json.loads(file.read_text(encoding="utf-8")))), encoding="utf-8"
+            )
+        said += headlines(load_run(folder))
+    text = "\n".join(said)
+    assert "0.850 at 190 tokens." in text
+    assert "AUROC 0.930; entropy" in text
+    assert "a skill of +0.330 (0:" in text
+
+
 @pytest.mark.parametrize(
     "spread, said",
     [(0.0, "the words never change"), (1e-16, "the words never change"), (0.2, "cannot be told")],
