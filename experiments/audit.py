@@ -6,7 +6,8 @@
 Samples --num_branches paths a question without pruning and replays every threshold on them, which is exact while forks are
 off. With --expand above 1 the search also runs as it would, forks included, and every branch that it pruned is finished
 off the books by one continuation. Writes DIR/audit.json, sweep.{md,csv,json}, depths.md, audit.png; with another threshold
-and --overwrite the paths that were sampled serve again.
+and --overwrite the paths that were sampled serve again. A calibration promises something about new questions: the summary and
+audit.json say how many of these it was made on.
 """
 
 from __future__ import annotations
@@ -64,6 +65,7 @@ def main() -> None:
     from caspo_jax.errors import UserError
     from caspo_jax.evaluation import audit, plots
     from caspo_jax.evaluation.formats import markdown, plain, write_table
+    from caspo_jax.evaluation.overlap import used_before
     from caspo_jax.evaluation.replay import unpruned
     from caspo_jax.evaluation.thresholds import beta_binomial_quantile, held_fixed
     from caspo_jax.records import schema
@@ -112,6 +114,7 @@ def main() -> None:
             "lost": lost,
             "most_expected": limit,
             "alpha": found.alpha,
+            "calibration_questions": len(used_before(questions, found.prompts)) if found.prompts else None,
         }
     if config.expand > 1:
         more["with_forks"] = with_forks(policy, questions, config, out)
@@ -139,12 +142,23 @@ def main() -> None:
         summary["97.5 % point"] = (
             f"{more['guarantee']['most_expected']} (beta-binomial, alpha = {found.alpha})"
         )
+        summary |= seen_before(more["guarantee"]["calibration_questions"], len(questions))
     if config.expand > 1:
         forks = more["with_forks"]
         summary["with forks"] = (
             f"{forks['pruned']:,} pruned, {forks['right_among_pruned']:.3f} of them would end right"
         )
     common.closing(f"audit in {out}", summary)
+
+
+def seen_before(shared: int | None, questions: int) -> dict[str, str]:
+    """A line of the closing summary where the threshold was, or may have been, chosen on these very questions."""
+    if shared == 0:
+        return {}
+    said = "the 97.5 % point and the promise are for new questions only"
+    if shared is None:
+        return {"calibration's questions": f"not named in its file; {said}"}
+    return {"calibration's questions": f"{shared} of these {questions}: {said}"}
 
 
 def settings(policy: Any, questions: Any, config: Any) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -151,6 +151,36 @@ def tuning_benchmark(name: str, policy: Any) -> Any:
     if name in TASKS:
         return _task_benchmark(name, "tune")
     return TuneBenchmark(open_benchmark(name, policy), FLAGS.tune_input)
+
+
+def tuning_questions(
+    policy: Any, questions: Mapping[str, Sequence[Question]]
+) -> dict[str, tuple[Any, list[Question]]]:
+    """Benchmark -> (who asks, --tune questions that settings are chosen on), for those that have such questions.
+
+    Args:
+      policy: who answers.
+      questions: benchmark -> those that the strategies are reported on.
+
+    Raises:
+      UserError: a question is among both.
+    """
+    from caspo_jax.evaluation.overlap import prompt_digest, used_before
+
+    found = {}
+    for name, reported in questions.items():
+        if FLAGS.tune == 0 or not has_tuning_questions(name):
+            continue
+        benchmark = tuning_benchmark(name, policy)
+        asked = questions_of(benchmark, FLAGS.tune)
+        twice = used_before(asked, {prompt_digest(question) for question in reported})
+        if twice:
+            raise UserError(
+                f"{len(twice)} of the {len(asked)} questions that settings are chosen on are among the {len(reported)} of "
+                f"{name} that they are reported on (the first: {twice[0].id!r}): give others with --tune_input, or --tune=0"
+            )
+        found[name] = benchmark, asked
+    return found
 
 
 def questions_of(benchmark: Any, limit: int | None) -> list[Question]:

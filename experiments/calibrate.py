@@ -45,6 +45,7 @@ def main() -> None:
     import numpy as np
 
     from caspo_jax.errors import UserError
+    from caspo_jax.evaluation.overlap import prompt_digest
     from caspo_jax.evaluation.replay import unpruned
     from caspo_jax.evaluation.thresholds import (
         Calibration,
@@ -81,6 +82,7 @@ def main() -> None:
         questions=len(questions),
         policy=policy.hash,
         search=fixed,
+        prompts=tuple(sorted({prompt_digest(question) for question in questions})),
     )
     made.save(
         base, seed=FLAGS.seed, splits=len(rates), mean_loss_rate=float(rates.mean()) if rates.size else None

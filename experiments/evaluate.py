@@ -8,7 +8,8 @@
 
 Strategies: greedy, sample, self_consistency, confidence_vote, sequence_vote, cot_decoding, deepconf, deepconf_online,
 self_certainty, kappa, beam, mcts, cat, cat_paper, or all. Temperatures, thresholds and exponents are chosen on --tune
-separate questions (the tune split of an embedded task, or --tune_input); --tune=0 takes them from the flags.
+separate questions (the tune split of an embedded task, or --tune_input, which may hold none of those that are reported on);
+--tune=0 takes them from the flags.
 
 DIR/answers.jsonl holds one line an answer: what was answered, whether it is right, decoded tokens, forward passes,
 seconds. Every figure of DIR/table.{md,csv,json} and DIR/paired.{md,csv,json} can be computed from it; the ten-line
@@ -74,7 +75,11 @@ def define_flags() -> None:
     flags.DEFINE_bool(
         "time_votes", False, "take the time of votes over fewer samples too, by drawing those samples again"
     )
-    flags.DEFINE_string("tune_input", None, "JSONL of those questions, for what is no embedded task")
+    flags.DEFINE_string(
+        "tune_input",
+        None,
+        "JSONL of those questions, for what is no embedded task; none of the test questions",
+    )
     flags.DEFINE_list("cat_sizes", ["2", "4", "8"], "numbers of branches K that CaT is run with")
     flags.DEFINE_enum(
         "self_evaluation",
@@ -146,6 +151,7 @@ def evaluate(model: str, out: Path, names: Sequence[str]) -> list[dict[str, Any]
     policy = Policy.load(model, FLAGS.dtype, common.mesh())
     tests = {name: benchmark_source.open_benchmark(name, policy) for name in names}
     questions = {name: benchmark_source.questions_of(b, FLAGS.limit or None) for name, b in tests.items()}
+    tuning = benchmark_source.tuning_questions(policy, questions)
     settings = base_settings(policy, [q for group in questions.values() for q in group])
     asked = run_settings(policy, strategies, settings, questions)
     manifest = Manifest.open(
@@ -153,7 +159,7 @@ def evaluate(model: str, out: Path, names: Sequence[str]) -> list[dict[str, Any]
     )
     runner = Runner(policy, out, asked, strategies, FLAGS.overwrite)
     for name, test in tests.items():
-        chosen = runner.tuned(name, settings)
+        chosen = runner.tuned(name, settings, *tuning.get(name, ()))
         runner.run(name, test, questions[name], chosen)
     rows = runner.finish()
     count = sum(map(len, questions.values()))

@@ -11,7 +11,7 @@ from typing import Any
 
 from absl import flags
 
-from experiments import benchmark_source, common, evaluate_samples
+from experiments import common, evaluate_samples
 from experiments.evaluate_settings import restored
 
 FLAGS = flags.FLAGS
@@ -53,17 +53,15 @@ class Runner:
             keep=keep,
         )
 
-    def tuned(self, name: str, settings: Any) -> Any:
-        """The settings chosen on separate questions, taken from the file where they were chosen before."""
+    def tuned(self, name: str, settings: Any, benchmark: Any = None, asked: Sequence[Any] = ()) -> Any:
+        """The settings chosen on separate questions, taken from the file where they were chosen before; without such
+        questions as they are."""
         from caspo_jax.evaluation.formats import plain
         from caspo_jax.evaluation.tuning import tune
         from caspo_jax.store import write_json
 
-        separate = FLAGS.tune > 0 and benchmark_source.has_tuning_questions(name)
         path = self.out / f"settings.{name}.json"
-        if separate and not (path.exists() and name in self._done("tuning")):
-            benchmark = benchmark_source.tuning_benchmark(name, self.policy)
-            asked = benchmark_source.questions_of(benchmark, FLAGS.tune)
+        if benchmark is not None and not (path.exists() and name in self._done("tuning")):
             with common.Progress(1, f"{name}: settings", unit="trial") as progress:
                 settings, trials = tune(
                     self.context(benchmark, asked), settings, self.strategies, progress.reach
@@ -73,7 +71,7 @@ class Runner:
                 plain({"questions": len(asked), "settings": dataclasses.asdict(settings), "trials": trials}),
             )
             self.outputs["tuning"].append([{"id": name}])
-        elif separate:
+        elif benchmark is not None:
             settings = restored(settings, json.loads(path.read_text(encoding="utf-8"))["settings"])
         self.settings[name] = settings
         return settings

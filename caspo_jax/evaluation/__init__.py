@@ -6,7 +6,8 @@ By the program that needs them:
   sandbox), `strategies`, `tuning` (their settings), `answer_records` (what is kept of each answer), `results` (tables made of
   those), `curve_plots`; with --traces: `confidences`.
 * `quickstart` and `noise_sweep`, policies on sampled traces: `compare`, `tables`, `strategies.at_budget`, `plots`.
-* `calibrate` and `audit`, CaT's threshold: `replay` (what pruning would have done), `thresholds`, `audit`.
+* `calibrate` and `audit`, CaT's threshold: `replay` (what pruning would have done), `thresholds`, `audit`, `overlap` (which questions
+  were used before).
 * `faithfulness`: the folder of that name. `verifier_f1`: the file of that name.
 * Several: `report` (one HTML page of what a folder holds), `formats` (rows as Markdown, CSV, JSON), `rescoring`
   (statistics of given tokens).

@@ -136,6 +136,7 @@ class Calibration:
     questions: int
     policy: str  # hash of the policy
     search: Mapping[str, Any]  # from `held_fixed`
+    prompts: tuple[str, ...] = ()  # `prompt_digest` of each question; empty in files of before they were kept
 
     def apply(self, config: CatConfig, policy: str, where: str = "calibration") -> CatConfig:
         """The search at the calibrated threshold.
@@ -173,10 +174,13 @@ class Calibration:
         if not isinstance(record, dict):
             raise UserError(f"{path}: not a calibration file")
         check_schema(record, "calibration")
-        missing = [f.name for f in dataclasses.fields(cls) if f.name not in record]
+        fields = [f.name for f in dataclasses.fields(cls) if f.name in record]
+        needed = [f.name for f in dataclasses.fields(cls) if f.default is dataclasses.MISSING]
+        missing = [name for name in needed if name not in record]
         if missing:
             raise UserError(f"{path}: not a calibration file (lacks {', '.join(missing)})")
-        return cls(**{f.name: record[f.name] for f in dataclasses.fields(cls)})
+        values = {name: record[name] for name in fields}
+        return cls(**values | {"prompts": tuple(values.get("prompts", ()))})
 
 
 def held_fixed(config: CatConfig) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """The threshold's promise: coverage over random splits, the beta-binomial point, and what may void it."""
 
 import dataclasses
+import json
 import math
 
 import jax
@@ -144,7 +145,7 @@ def test_ties_only_lower_the_rate():
 
 def test_file_comes_back_and_is_checked(tmp_path):
     config = CatConfig(num_branches=4, prune="last", sample=SampleConfig(temperature=0.7, max_new_tokens=32))
-    made = Calibration(0.61, 0.1, 5, 49, 60, "abc", held_fixed(config))
+    made = Calibration(0.61, 0.1, 5, 49, 60, "abc", held_fixed(config), ("0123", "4567"))
     path = tmp_path / "calibration.json"
     made.save(path, note="x")
     read = Calibration.load(path)
@@ -161,6 +162,10 @@ def test_file_comes_back_and_is_checked(tmp_path):
         read.apply(dataclasses.replace(config, num_branches=8), "abc")
     with pytest.raises(UserError, match="the guarantee covers path and last"):
         held_fixed(dataclasses.replace(config, prune="relative"))
+    older = json.loads(path.read_text())
+    del older["prompts"]
+    (tmp_path / "older.json").write_text(json.dumps(older))
+    assert Calibration.load(tmp_path / "older.json") == dataclasses.replace(made, prompts=())
     (tmp_path / "other.json").write_text("{}")
     with pytest.raises(UserError, match="not a calibration file"):
         Calibration.load(tmp_path / "other.json")

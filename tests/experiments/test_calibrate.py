@@ -8,6 +8,7 @@ import pytest
 
 from caspo_jax.records import question_to_record
 from caspo_jax.tasks import get_task
+from experiments.audit import seen_before
 from tests.experiments.conftest import read
 from tests.experiments.test_bad_input import one_line
 
@@ -82,10 +83,19 @@ def test_calibrate_generate_and_audit(program, held_out, tmp_path):
     assert audit["sweep"][0]["pruned"] == 0
     assert audit["oracle"]["accuracy"] == pytest.approx(len(scores) / 24)
     assert audit["schema"] == {"name": "audit", "version": 1}
+    assert audit["guarantee"]["calibration_questions"] == 24
+    assert "24 of these 24: the 97.5 % point and the promise are for new questions only" in out
+    assert len(calibration["prompts"]) == 24
     for flags, word in (({"threshold": 0.5}, "--threshold"), ({"alpha": 0}, "--alpha=0")):
         code, _, err = program("calibrate", output=tmp_path / "y.json", **shared, **flags)
         assert code == 1
         assert word in err
+
+
+def test_an_audit_says_which_questions_the_calibration_knew():
+    assert seen_before(0, 24) == {}  # new ones, which the promise is for
+    (line,) = seen_before(None, 24).values()  # a file of before they were kept
+    assert "not named in its file" in line
 
 
 def test_an_audit_replaces_its_own_files_alone(program, held_out, tmp_path):

@@ -9,6 +9,7 @@ import pytest
 from caspo_jax.errors import UserError
 from caspo_jax.evaluation.benchmarks import get_benchmark
 from caspo_jax.models import RopeConfig
+from caspo_jax.records import question_to_record
 from caspo_jax.tasks import get_task
 from caspo_jax.types import Question
 from experiments import benchmark_source, evaluate_settings
@@ -99,6 +100,23 @@ def test_bad_flags(program, tmp_path):
         assert code == 1
         assert word in err
         assert err.count("\n") == 1
+
+
+def test_settings_are_not_chosen_on_the_questions_they_are_reported_on(program, write, tmp_path):
+    asked = TASK.questions("test", 6, seed=0)
+    reported = write("reported.jsonl", [question_to_record(q) for q in asked[:4]])
+    tune = [question_to_record(dataclasses.replace(q, id=f"tune/{q.id}")) for q in asked[2:]]
+    flags = {
+        "model": TASK.policy_path,
+        "input": reported,
+        "out_dir": tmp_path / "out",
+        "strategies": "greedy",
+    }
+    flags |= {"max_new_tokens": 32, "tune_input": write("tune.jsonl", tune)}
+    code, _, err = program("evaluate", **flags)
+    assert (code, err.count("\n")) == (1, 1), err
+    assert "2 of the 4 questions that settings are chosen on are among the 4 of input" in err
+    assert not (tmp_path / "out").exists()
 
 
 def test_settings_are_chosen_as_the_benchmark_asks_and_scores(monkeypatch):
