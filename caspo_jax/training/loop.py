@@ -92,7 +92,8 @@ def train(
       UserError: nothing to train on; a loss or gradient that is not finite (names the batch's pairs, which
         `out_dir/not_finite/` lists; with `config.skip_nonfinite` only after several in a row); `out_dir` holds a
         run with other settings, data or model, or another process is writing it.
-      Interrupted: SIGTERM or a preemption notice came (looked for only with `out_dir`); a checkpoint is written.
+      Interrupted: SIGTERM or a preemption notice came (looked for only with `out_dir`); a checkpoint is written. It may
+        be the last one: the same call again then has nothing left to do.
     """
     started = time.perf_counter()
     start, model = model, trainable_model(model, config)
@@ -100,11 +101,13 @@ def train(
     mesh = mesh or mesh_of(model)
     plan = make_plan(store, config, batch_ways(mesh))
     folder = None if out_dir is None else Path(out_dir)
-    # The lock of the run's manifest: within the stage, which holds it already, this adds nothing.
-    lock = contextlib.nullcontext() if folder is None else held(manifest_path(folder, folder=True))
-    with lock:
+    with contextlib.ExitStack() as resources:
+        notice = None
         digest = None  # of the weights at the start
         if folder is not None:
+            # The lock of the run's manifest: within the stage, which holds it already, this adds nothing.
+            resources.enter_context(held(manifest_path(folder, folder=True)))
+            notice = resources.enter_context(StopNotice())
             digest = claim_folder(folder, config, store.fingerprint(), model, start)
         if config.loss.contrastive:
             if reference is not None or _has_adapters(start):
@@ -115,7 +118,14 @@ def train(
                 reference_cache = folder / "reference"
             cache = None if reference_cache is None else Path(reference_cache)
             fill_references(store, plan, reference, cache, config.head_chunk, digest=digest)
-        state, reporter, resumed = _updates(model, plan, config, mesh, folder, callback, progress)
+        state, reporter, resumed = _updates(model, plan, config, mesh, folder, notice, callback, progress)
+        if notice is not None and notice.noticed:
+            # Whatever the caller would do next, it was asked to stop.
+            raise Interrupted(
+                f"stopped after the last update, {plan.steps}, which is kept in {folder}: "
+                "run the same command again to go on",
+                signal.SIGTERM,
+            )
     summary = TrainSummary(
         steps=plan.steps,
         pairs=len(store.chosen),
@@ -136,6 +146,7 @@ def _updates(
     config: TrainConfig,
     mesh: Mesh | None,
     folder: Path | None,
+    notice: StopNotice | None,
     callback: Callback | None,
     progress: bool,
 ) -> tuple[TrainState, Reporter, int]:
@@ -143,7 +154,7 @@ def _updates(
     step_fn, state = make_train_step(model, config, plan.steps, mesh, accumulate=plan.accumulates)
     iterator, resumed = plan.iterator(), 0
     with contextlib.ExitStack() as resources:
-        checkpoints, log, notice = None, None, None
+        checkpoints, log = None, None
         if folder is not None:
             from caspo_jax.training.checkpoints import Checkpoints
 
@@ -159,7 +170,6 @@ def _updates(
                 resumed = int(state.step)
             log = MetricsLog(folder, resume_after=resumed, tensorboard=config.tensorboard)
             resources.callback(log.close)
-            notice = resources.enter_context(StopNotice())
         bar = progress_bar(progress, plan.steps, resumed)
         reporter = Reporter(plan, config, folder, log, callback, bar)
         resources.callback(reporter.close)
@@ -173,7 +183,7 @@ def _updates(
                 reporter.flush()
                 reporter.value()
             due = config.save_every is not None and number % config.save_every == 0
-            stop = notice is not None and notice.reached(number)
+            stop = notice is not None and notice.reached()
             if checkpoints is not None and (due or stop or number == plan.steps):
                 # A checkpoint is only written of updates whose loss is known to be finite.
                 reporter.flush()

@@ -18,7 +18,8 @@ class StopNotice:
     """
 
     def __init__(self) -> None:
-        self._noticed = False
+        self.noticed = False  # by this process's signal, or by all processes when they last asked
+        self._asked = 0
         self._before: Any = None
         self._holding = False
 
@@ -33,7 +34,7 @@ class StopNotice:
         self._release()
 
     def _note(self, *_: object) -> None:
-        self._noticed = True
+        self.noticed = True
         self._release()
 
     def _release(self) -> None:
@@ -42,10 +43,11 @@ class StopNotice:
             # None: a handler that was not installed from Python cannot be put back from here.
             signal.signal(signal.SIGTERM, signal.SIG_DFL if self._before is None else self._before)
 
-    def reached(self, update: int) -> bool:
-        """Whether to stop after this update (1, 2, ...); every process asks after every update."""
+    def reached(self) -> bool:
+        """Whether to stop now; of several processes every one asks, at the same moments."""
         if jax.process_count() > 1:
             from jax.experimental import multihost_utils
 
-            return multihost_utils.reached_preemption_sync_point(update)
-        return self._noticed
+            self._asked += 1
+            self.noticed |= multihost_utils.reached_preemption_sync_point(self._asked)
+        return self.noticed

@@ -41,14 +41,32 @@ def test_sigterm_keeps_the_state_and_the_next_start_goes_on(uninterrupted, tmp_p
     assert lines(tmp_path) == lines(folder)
 
 
+def test_sigterm_in_the_last_update_stops_whatever_would_come_next(uninterrupted, tmp_path):
+    folder, model, _ = uninterrupted
+
+    def terminate(record):
+        if record["step"] == record["steps"]:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(Interrupted, match="the last update, 5") as stopped:
+        run(tmp_path, callback=terminate)
+    assert stopped.value.signal == signal.SIGTERM
+    assert signal.getsignal(signal.SIGTERM) is before
+    again, summary = run(tmp_path, callback=terminate)
+    assert summary.resumed_from == summary.steps
+    assert_same(model, again)
+    assert lines(tmp_path) == lines(folder)
+
+
 def test_a_second_sigterm_is_not_held_back():
     hits = []
     before = signal.signal(signal.SIGTERM, lambda *_: hits.append(1))
     try:
         with StopNotice() as notice:
-            assert not notice.reached(1)
+            assert not notice.reached()
             os.kill(os.getpid(), signal.SIGTERM)
-            assert notice.reached(2)
+            assert notice.reached()
             assert not hits
             os.kill(os.getpid(), signal.SIGTERM)
             assert hits == [1]
@@ -71,7 +89,7 @@ def test_without_the_main_thread_nothing_is_held():
 
     def work():
         with StopNotice() as notice:
-            seen.append((signal.getsignal(signal.SIGTERM), notice.reached(1)))
+            seen.append((signal.getsignal(signal.SIGTERM), notice.reached()))
 
     thread = threading.Thread(target=work)
     thread.start()
