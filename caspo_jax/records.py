@@ -84,14 +84,20 @@ def question_from_record(
     gold_field: str | None = None,
     default_id: str = "",
 ) -> Question:
-    """Read a question: `question` (or `problem`, `instruction`), `prompt` or `prompt_ids`; gold in `gold` or `answer`."""
-    prompt_ids = _token_ids(record, "prompt_ids") if record.get("prompt_ids") is not None else None
-    prompt = _text(record, "prompt")
+    """Read a question: `question` (or `problem`, `instruction`), `prompt` or `prompt_ids`; gold in `gold` or `answer`.
+
+    A field that `question_field` names is the question, and a `prompt` or `prompt_ids` beside it is not asked.
+    """
+    prompt, prompt_ids = None, None
     if question_field is not None:
         if question_field not in record:
             raise UserError(f"no field {question_field!r} (named by --question_field)")
         question = _text(record, question_field)
+        if question is None:
+            raise UserError(f"`{question_field}` must be a string, found null")
     else:
+        prompt_ids = _token_ids(record, "prompt_ids") if record.get("prompt_ids") is not None else None
+        prompt = _text(record, "prompt")
         found = [f for f in _QUESTION_FIELDS if record.get(f) is not None]
         question = _text(record, found[0]) if found else None
     if question is None and prompt is None and prompt_ids is None:

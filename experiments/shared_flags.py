@@ -62,7 +62,9 @@ def define_decoding_flags(*, num_samples: int = 1, temperature: float = 1.0) -> 
 def define_question_flags() -> None:
     """Flags of every program that reads questions."""
     flags.DEFINE_string(
-        "question_field", None, "field of the question, if it is none of question, problem, instruction"
+        "question_field",
+        None,
+        "field of the question, if it is none of question, problem, instruction; a prompt beside it is not asked",
     )
     flags.DEFINE_string("gold_field", None, "field of the gold answer, if it is neither gold nor answer")
 

@@ -98,6 +98,16 @@ def test_pair_round_trip():
         pair_from_record(record)
 
 
+def test_a_named_field_is_the_question_whatever_stands_beside_it():
+    record = {"id": "1", "problem": "What is 2+2?", "prompt": "Translate: hello", "prompt_ids": [1, 2]}
+    for field in ("problem", "prompt"):
+        question = question_from_record(record, question_field=field)
+        assert (question.question, question.prompt, question.prompt_ids) == (record[field], None, None)
+    assert question_from_record(record).prompt == "Translate: hello"
+    with pytest.raises(UserError, match="`problem` must be a string, found null"):
+        question_from_record({**record, "problem": None}, question_field="problem")
+
+
 def test_question_fields_and_their_other_names():
     assert question_from_record({"problem": "p", "answer": 3, "unique_id": "u"}) == Question(
         "u", "p", gold="3"
