@@ -114,7 +114,7 @@ def open_benchmark(name: str, policy: Any) -> Any:
     """The benchmark of that name.
 
     Raises:
-      UserError: there is none.
+      UserError: there is none, or its answers would have to be run and --allow_code_execution is off.
     """
     from caspo_jax.evaluation.benchmarks import benchmark_names, get_benchmark
     from caspo_jax.tasks.registry import TASKS
@@ -126,7 +126,9 @@ def open_benchmark(name: str, policy: Any) -> Any:
     if name not in benchmark_names():
         known = ", ".join((*TASKS, *benchmark_names()))
         raise UserError(f"--benchmarks={name}: choose from {known}, or give --input=Q.jsonl")
-    return get_benchmark(name, allow_code_execution=FLAGS.allow_code_execution)
+    found = get_benchmark(name, allow_code_execution=FLAGS.allow_code_execution)
+    found.check_allowed()
+    return found
 
 
 def _task_benchmark(name: str, split: str) -> Any:
@@ -192,6 +194,19 @@ def questions_of(benchmark: Any, limit: int | None) -> list[Question]:
             question = dataclasses.replace(question, question=benchmark.prompt(question))
         asked.append(question)
     return asked
+
+
+def check_lengths(policy: Any, questions: Sequence[Question], new_tokens: int) -> None:
+    """Refuses questions that the policy cannot be asked, with as many new tokens: before anything is written or decoded.
+
+    Raises:
+      UserError: names the first of them.
+    """
+    from caspo_jax.models import check_prompt_ids, encode_prompt
+
+    for question in questions:
+        prompt = encode_prompt(policy.tokenizer, question)
+        check_prompt_ids(prompt, policy.model.config, f"question {question.id!r}", new_tokens)
 
 
 def data_paths(given: Sequence[str]) -> dict[str, str]:

@@ -20,6 +20,7 @@ holds the policy minus the base, paired by question.
 
 from __future__ import annotations
 
+import itertools
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -153,6 +154,8 @@ def evaluate(model: str, out: Path, names: Sequence[str]) -> list[dict[str, Any]
     questions = {name: benchmark_source.questions_of(b, FLAGS.limit or None) for name, b in tests.items()}
     tuning = benchmark_source.tuning_questions(policy, questions)
     settings = base_settings(policy, [q for group in questions.values() for q in group])
+    every = [*questions.values(), *(asked for _, asked in tuning.values())]
+    benchmark_source.check_lengths(policy, list(itertools.chain(*every)), settings.sample.max_new_tokens)
     asked = run_settings(policy, strategies, settings, questions)
     manifest = Manifest.open(
         out / "manifest.json", program="evaluate", config=asked, overwrite=FLAGS.overwrite

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import types
+from pathlib import Path
 
 import pytest
 
@@ -19,6 +20,7 @@ from experiments.evaluate_settings import restored
 from tests.shapes import small_shape
 
 TASK = get_task("graph")
+FIXTURES = Path(__file__).parents[1] / "evaluation" / "benchmarks" / "fixtures"
 
 
 @pytest.mark.parametrize(
@@ -100,6 +102,30 @@ def test_bad_flags(program, tmp_path):
         assert code == 1
         assert word in err
         assert err.count("\n") == 1
+
+
+def test_what_cannot_be_run_is_found_before_anything_is_decoded_or_written(
+    program, write, monkeypatch, tmp_path
+):
+    """Else the manifests that are left behind refuse the corrected command."""
+    monkeypatch.setattr(
+        "caspo_jax.evaluation.strategies.single.generate", lambda *a, **k: pytest.fail("decoded")
+    )
+    flags = {"model": TASK.policy_path, "out_dir": tmp_path / "out", "strategies": "greedy", "tune": 0}
+    flags |= {"max_new_tokens": 16}
+    code = {"benchmarks": "humaneval", "data": f"humaneval={FIXTURES}"}
+    long = {"id": "long", "question": "a = 1; " * 600, "gold": "1"}
+    asked = write("long.jsonl", [question_to_record(TASK.questions("test", 1, seed=0)[0]), long])
+    short = write("short.jsonl", [question_to_record(TASK.questions("test", 1, seed=0)[0])])
+    for given, word in (
+        (code, "--allow_code_execution"),
+        ({"input": asked}, "question 'long'"),
+        ({"input": short, "tune": 1, "tune_input": write("tune.jsonl", [long])}, "question 'long'"),
+    ):
+        status, _, err = program("evaluate", **(flags | given))
+        assert (status, err.count("\n")) == (1, 1), err
+        assert word in err
+        assert not (tmp_path / "out").exists()
 
 
 def test_settings_are_not_chosen_on_the_questions_they_are_reported_on(program, write, tmp_path):

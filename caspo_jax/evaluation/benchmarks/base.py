@@ -120,11 +120,15 @@ class Benchmark:
         """
         if answer is None:
             return False
+        self.check_allowed()
+        return self.judge(answer, question, self.sandbox)
+
+    def check_allowed(self) -> None:
+        """Raises UserError where answers would have to be run, and that was not allowed: before anything is decoded."""
         if self.runs_code and self.sandbox is None:
             raise UserError(
                 f"{self.name} runs code that the model wrote: allow it with --allow_code_execution"
             )
-        return self.judge(answer, question, self.sandbox)
 
     def grade(self, text: str, question: Question) -> bool | None:
         """`score` of the answer that an output gives."""
