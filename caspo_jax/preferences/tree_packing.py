@@ -120,8 +120,8 @@ def _split(units: Sequence[Unit], shape: RowShape) -> list[Piece]:
         )
     # In the tree's order, so that each half keeps what its own sequences share.
     paths = iter(piece.tree.columns)
-    last = [next(int(next(paths)[-1]) for _ in unit.rows) for unit in units]
-    ordered = [units[i] for i in sorted(range(len(units)), key=last.__getitem__)]
+    ends = [[int(next(paths)[-1]) for _ in unit.rows] for unit in units]  # of all: a pair has two paths
+    ordered = [units[i] for i in sorted(range(len(units)), key=lambda i: ends[i][0])]
     middle = len(ordered) // 2
     return _split(ordered[:middle], shape) + _split(ordered[middle:], shape)
 

@@ -1,0 +1,29 @@
+"""Which units share a row where a question's tree exceeds one."""
+
+import numpy as np
+
+from caspo_jax.preferences.packing import MaskedRow
+from caspo_jax.preferences.tree_packing import RowShape, Unit, plan_rows
+
+
+def sequence(context, step):
+    ids = np.array([*context, *step], np.int32)
+    return MaskedRow(ids, np.arange(len(ids)) >= len(context))
+
+
+def test_a_tree_that_exceeds_a_row_is_halved_where_it_branches():
+    """Eight samples, a long prefix each with four pairs below it: a half computes a prefix that the other has not."""
+    rng = np.random.default_rng(0)
+    prompt, samples = rng.integers(0, 400, 10), rng.integers(0, 400, (8, 40))
+    units = []
+    for sample in samples:
+        for _ in range(4):
+            sides = rng.integers(0, 400, (2, 5))
+            rows = tuple(sequence([*prompt, *sample], side) for side in sides)
+            units.append(Unit(rows, len(units), 0, True))
+    shuffled = [units[i] for i in rng.permutation(len(units))]
+    rows = plan_rows(shuffled, RowShape.of(256, pairs=True, verified=False))
+    pieces = [piece for row in rows for piece in row]
+    assert sum(len(piece.units) for piece in pieces) == len(units)
+    prefixes = len(samples) * (40 + 4 * 2 * 5)  # every sample's, once
+    assert sum(len(piece.tree) for piece in pieces) == len(pieces) * len(prompt) + prefixes
