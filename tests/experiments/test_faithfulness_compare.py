@@ -27,7 +27,7 @@ def test_order(program, finished, tmp_path):
     record = json.loads((tmp_path / "order.json").read_text())
     assert record["schema"] == {"name": "faithfulness_order", "version": 1}
     found = record["order"]["lexicon"]["entropy"]["mfg"]
-    assert found["verdict"] == "not"  # no policy is above itself
+    assert found["verdict"] == "undefined"  # a policy is neither above nor below itself
     assert "NO" in printed
     code, _, err = program("faithfulness", order=f"{folder},nowhere", out_dir=tmp_path)
     assert (code, len(err.strip().splitlines())) == (1, 1)

@@ -10,14 +10,16 @@ from caspo_jax.errors import UserError
 
 Record = Mapping[str, Any]
 VERDICTS = ("apart", "ordered", "not", "undefined")
+_ROUNDING = 1e-12  # sums in another order differ by less
 
 
 def ordering_record(reports: Sequence[Record]) -> dict[str, Any]:
     """What every metric says of policies given from the most faithful to the least.
 
     `apart`: each is above the next, and their 95 % intervals do not touch; `ordered`: above, but the intervals touch;
-    `not`: some policy is not above the next; `undefined`: a metric without a value, such as a rank correlation with
-    words that never vary.
+    `not`: some policy is below the next; `undefined`: a metric without a value or an interval, such as a rank
+    correlation or a skill with words that never vary, or any metric of a single question; or values that are equal, but
+    for rounding.
 
     Args:
       reports: two `report.json` at least, of the same scorers and estimators.
@@ -44,9 +46,11 @@ def ordering_record(reports: Sequence[Record]) -> dict[str, Any]:
 
 
 def render_ordering(record: Record, names: Sequence[str]) -> str:
-    """A line a metric, a column an estimator: `yes` (intervals apart), `(yes)` (they touch), `NO`, `-`."""
+    """A line a metric, a column an estimator: `yes` (intervals apart), `(yes)` (they touch), `NO`, `-` (undefined)."""
     shown = {"apart": "yes", "ordered": "(yes)", "not": "NO", "undefined": "-"}
-    lines = [f"{' > '.join(names)}?  yes: intervals apart; (yes): they touch; NO: not in this order"]
+    lines = [
+        f"{' > '.join(names)}?  yes: intervals apart; (yes): they touch; NO: not in this order; -: undefined"
+    ]
     for scorer, estimators in record.items():
         metrics = list(next(iter(estimators.values()), {}))
         lines += ["", f"  {scorer:<26}" + "".join(f"{name:>16}" for name in estimators)]
@@ -71,8 +75,10 @@ def _verdict(sides: Sequence[Record]) -> dict[str, Any]:
     values = [[side[k] for k in ("value", "low", "high")] for side in sides]
     if any(v is None for triple in values for v in triple):
         verdict = "undefined"
-    elif not all(a[0] > b[0] for a, b in itertools.pairwise(values)):
+    elif any(a[0] < b[0] - _ROUNDING for a, b in itertools.pairwise(values)):
         verdict = "not"
+    elif not all(a[0] > b[0] + _ROUNDING for a, b in itertools.pairwise(values)):
+        verdict = "undefined"
     else:
         verdict = "apart" if all(a[1] > b[2] for a, b in itertools.pairwise(values)) else "ordered"
     return {"verdict": verdict, "values": values}

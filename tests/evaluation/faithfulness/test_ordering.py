@@ -1,9 +1,10 @@
 """Orders that are known: what is said of intervals that touch, of a wrong order, of numbers that are missing."""
 
+import numpy as np
 import pytest
 
 from caspo_jax.errors import UserError
-from caspo_jax.evaluation.faithfulness import ordering_record, render_ordering
+from caspo_jax.evaluation.faithfulness import Table, ordering_record, render_ordering, report_record
 
 
 def report(**metrics):
@@ -53,6 +54,49 @@ def test_verdicts():
         "not",
         "undefined",
     }
+
+
+@pytest.mark.parametrize(
+    "values, verdict",
+    [
+        ((0.0, -1.46e-15), "undefined"),  # words that never change, before they had no skill at all
+        ((-1.46e-15, 0.0), "undefined"),
+        ((0.3, 0.3), "undefined"),
+        ((0.3, 0.3, 0.1), "undefined"),
+        ((0.3, 0.3, 0.4), "not"),
+        ((0.3, 0.3 - 1e-9), "ordered"),
+    ],
+)
+def test_rounding_decides_nothing(values, verdict):
+    found = ordering_record([report(mfg=(v, v - 0.1, v + 0.1)) for v in values])
+    assert found["lexicon"]["entropy"]["mfg"]["verdict"] == verdict
+
+
+def test_words_that_never_change_put_no_policies_in_order():
+    rng = np.random.default_rng(0)
+    reports = []
+    for word in (0.9, 0.7):
+        n = np.arange(40)
+        t = Table(
+            trace_ids=tuple(map(str, n[:20])),
+            trace_group=n[:20].astype(object),
+            trace_right=np.full(20, np.nan),
+            trace=n // 2,
+            group=(n // 2).astype(object),
+            prefix=n.astype(object),
+            index=n % 2,
+            position=(n % 2).astype(float),
+            right=np.full(40, np.nan),
+            texts=("",) * 40,
+            decisiveness={"lexicon": np.full(40, word) + 1e-16 * rng.integers(0, 2, 40)},
+            confidence={"entropy": rng.random(40)},
+            trace_confidence={"entropy": rng.random(20)},
+        )
+        reports.append(report_record(t, {"traces": 20}, draws=20))
+    found = ordering_record(reports)["lexicon"]["entropy"]
+    skills = {metric: entry["verdict"] for metric, entry in found.items() if metric.startswith("skill_")}
+    assert len(skills) == 7
+    assert set(skills.values()) == {"undefined"}
 
 
 def test_text_and_bad_input():
