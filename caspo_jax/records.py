@@ -26,6 +26,7 @@ VERSION = 1
 _QUESTION_FIELDS = ("question", "problem", "instruction")
 _GOLD_FIELDS = ("gold", "answer")
 _ID_FIELDS = ("id", "unique_id", "idx")
+_STATUSES = typing.get_args(typing.get_type_hints(CatNode)["status"])
 
 
 def schema(name: str) -> dict[str, Any]:
@@ -51,8 +52,17 @@ def _tidy(value: float | None) -> float | None:
     return float(value)
 
 
+def _identity(record: Mapping[str, Any]) -> str:
+    if type(record["id"]) not in (str, int):
+        raise UserError(f"`id` must be a string or an integer, found {record['id']!r}")
+    return str(record["id"])
+
+
 def _token_ids(record: Mapping[str, Any], field: str) -> tuple[int, ...]:
-    ids = record[field]
+    return _ids(record[field], field)
+
+
+def _ids(ids: Any, field: str) -> tuple[int, ...]:
     if not isinstance(ids, list) or any(type(i) is not int or i < 0 for i in ids):
         raise UserError(f"`{field}` must be a list of token ids (integers, 0 or more)")
     return tuple(ids)
@@ -70,6 +80,21 @@ def _number(record: Mapping[str, Any], field: str, what: str = "") -> float | No
     if isinstance(value, bool) or not isinstance(value, (int, float, type(None))):
         raise UserError(f"{what}`{field}` must be a number or null, found {value!r}")
     return value
+
+
+def _integer(record: Mapping[str, Any], field: str) -> int | None:
+    value = record.get(field)
+    if value is not None and type(value) is not int:
+        raise UserError(f"`{field}` must be an integer or null, found {value!r}")
+    return value
+
+
+def _numbers(values: Any, field: str) -> tuple[float, ...]:
+    """A list of numbers; null, which JSON has for NaN, is NaN again."""
+    if not isinstance(values, list):
+        raise UserError(f"`{field}` must be a list of numbers, found {type(values).__name__}")
+    found = (_number({field: value}, field, "an entry of ") for value in values)
+    return tuple(math.nan if value is None else float(value) for value in found)
 
 
 def _one_of(record: Mapping[str, Any], field: str, names: Sequence[str]) -> None:
@@ -174,7 +199,7 @@ def trace_from_record(record: Mapping[str, Any]) -> Trace:
             raise UserError(f"a trace needs `{field}`")
     known = {f.name for f in dataclasses.fields(Trace)}
     values = {k: v for k, v in record.items() if k in known}
-    values["id"] = str(values["id"])
+    values["id"] = _identity(record)
     values["text"] = _text(record, "text")
     if values["text"] is None:
         raise UserError("a trace needs `text`")
@@ -183,21 +208,25 @@ def trace_from_record(record: Mapping[str, Any]) -> Trace:
     for field in ("question", "gold", "prompt", "answer", "policy", "strategy"):
         values[field] = _text(record, field)
     _number(record, "path_confidence")
+    _integer(record, "seed")
     if not isinstance(record.get("correct"), (bool, type(None))):
         raise UserError(f"`correct` must be true, false or null, found {record['correct']!r}")
     _one_of(record, "finish_reason", typing.get_args(FinishReason))
     values["finish_reason"] = values.get("finish_reason") or "eos"
-    values["steps"] = tuple(_step_from_record(step) for step in record.get("steps") or ())
+    steps = record.get("steps") or []
+    if not isinstance(steps, list) or not all(isinstance(step, Mapping) for step in steps):
+        raise UserError("`steps` must be a list of steps")
+    values["steps"] = tuple(_step_from_record(step) for step in steps)
     length = len(values["token_ids"])
     if length and any(step.token_end > length for step in values["steps"]):
         raise UserError(f"a step ends after the trace's {length} token ids")
     for field in ("logprob", "entropy"):
         if values.get(field) is not None:
+            values[field] = _numbers(values[field], field)
             if len(values[field]) != len(values["token_ids"]):
                 raise UserError(
                     f"`{field}` has {len(values[field])} entries for {len(values['token_ids'])} token ids"
                 )
-            values[field] = tuple(math.nan if v is None else float(v) for v in values[field])
     return Trace(**values)
 
 
@@ -251,10 +280,12 @@ def pair_from_record(record: Mapping[str, Any]) -> Pair:
     for side in ("chosen", "rejected"):
         _number(record, f"{side}_confidence")
         _one_of(record, f"{side}_verdict", VERDICTS)
+    _text(record, "trace_id")
+    _integer(record, "step_index")
     weight = values.get("weight", 1.0)
     if isinstance(weight, bool) or not isinstance(weight, (int, float)) or not 0 <= weight < math.inf:
         raise UserError(f"`weight` must be a number, 0 or more, found {weight!r}")
-    return Pair(**{**values, "id": str(values["id"]), "ends_trace": tuple(both)})
+    return Pair(**{**values, "id": _identity(record), "ends_trace": tuple(both)})
 
 
 def tree_to_record(tree: CatTree) -> dict[str, Any]:
@@ -309,16 +340,44 @@ def tree_from_record(record: Mapping[str, Any]) -> CatTree:
     if missing:
         raise UserError(f"a tree lacks {', '.join(missing)}")
     columns = [record[name] for name in fields]
+    if not all(isinstance(column, list) for column in columns):
+        raise UserError(f"a tree's {', '.join(fields)} must be lists, an entry a node")
     if len({len(column) for column in columns}) > 1:
         raise UserError("the lists of a tree's nodes have different lengths")
-    nodes = [
-        CatNode(parent, tuple(ids), tuple(logprob), tuple(entropy), *rest)
-        for parent, ids, logprob, entropy, *rest in zip(*columns)
-    ]
+    nodes = tuple(
+        _node_from_record(dict(zip(fields, values, strict=True)), index, len(columns[0]))
+        for index, values in enumerate(zip(*columns, strict=True))
+    )
+    key = record.get("key") or []
+    if not isinstance(key, list) or any(type(word) is not int for word in key):
+        raise UserError(f"`key` must be a list of integers, found {key!r}")
     return CatTree(
         str(record["question_id"]),
-        tuple(record.get("prompt_ids") or ()),
-        tuple(nodes),
-        tuple(record.get("key") or ()),
+        _ids(record.get("prompt_ids") or [], "prompt_ids"),
+        nodes,
+        tuple(key),
         _number(record, "threshold"),
+    )
+
+
+def _node_from_record(record: Mapping[str, Any], index: int, count: int) -> CatNode:
+    parent = record["parent"]
+    if type(parent) is not int or not -1 <= parent < count or parent == index:
+        raise UserError(
+            f"`parent` of node {index} must be another of the {count} nodes or -1, found {parent!r}"
+        )
+    for field in ("confidence", "path_confidence"):
+        _number(record, field, f"node {index}: ")
+    if record["status"] is None:
+        raise UserError(f"`status` of node {index} is null")
+    _one_of(record, "status", _STATUSES)
+    return CatNode(
+        parent,
+        _token_ids(record, "token_ids"),
+        _numbers(record["logprob"], "logprob"),
+        _numbers(record["entropy"], "entropy"),
+        record["confidence"],
+        record["path_confidence"],
+        record["status"],
+        _text(record, "reason"),
     )

@@ -166,6 +166,13 @@ def test_bad_questions(record, message):
         ({"finish_reason": "tired"}, "`finish_reason` must be one of eos, stop"),
         ({"path_confidence": "high"}, "`path_confidence` must be a number"),
         ({"policy": ["p"]}, "`policy` must be a string"),
+        ({"seed": "x"}, "`seed` must be an integer"),
+        ({"logprob": ["0.5", -0.1, -0.2]}, "`logprob` must be a number or null, found '0.5'"),
+        ({"entropy": [True, 0.1, 0.2]}, "`entropy` must be a number"),
+        ({"entropy": "abc"}, "`entropy` must be a list of numbers"),
+        ({"steps": {"start": 0}}, "`steps` must be a list of steps"),
+        ({"steps": [3]}, "`steps` must be a list of steps"),
+        ({"id": None}, "`id` must be a string or an integer"),
         ({"text": None}, "needs `text`"),
         ({"text": None, "id": "x"}, None),
     ],
@@ -187,6 +194,9 @@ def test_bad_traces(change, message):
         ({"kind": "right"}, "`kind` must be one of"),
         ({"rejected_verdict": "bad"}, "`rejected_verdict` must be one of"),
         ({"chosen_confidence": "high"}, "`chosen_confidence` must be a number"),
+        ({"step_index": "x"}, "`step_index` must be an integer"),
+        ({"trace_id": 3}, "`trace_id` must be a string"),
+        ({"id": [1]}, "`id` must be a string or an integer"),
     ],
 )
 def test_pairs_of_another_form(change, message):
@@ -211,8 +221,25 @@ def test_tree_record_has_parallel_lists():
         tree_from_record({"question_id": "q"})
     with pytest.raises(UserError, match="different lengths"):
         tree_from_record(record | {"parent": [-1]})
-    with pytest.raises(UserError, match="`threshold` must be a number"):
-        tree_from_record(record | {"threshold": "0.5"})
+    bad = {
+        "threshold": ("0.5", "must be a number"),
+        "parent": ([-1, "x"], "of node 1 must be another of the 2 nodes"),
+        "token_ids": ([[1, 2], "ab"], "must be a list of token ids"),
+        "logprob": ([[-0.1, -0.2], ["x"]], "must be a number or null"),
+        "entropy": ([[0.1, 0.2], 3], "must be a list of numbers"),
+        "confidence": ([0.7, "high"], "must be a number or null"),
+        "status": (["closed", "tired"], "must be one of live, closed"),
+        "reason": ([None, 3], "must be a string"),
+        "prompt_ids": (["x"], "must be a list of token ids"),
+        "key": ([0.5], "must be a list of integers"),
+    }
+    for field, (value, message) in bad.items():
+        with pytest.raises(UserError, match=f"`{field}` {message}"):
+            tree_from_record(record | {field: value})
+    with pytest.raises(UserError, match="must be lists"):
+        tree_from_record(record | {"parent": 3})
+    with pytest.raises(UserError, match="another of the 2 nodes"):
+        tree_from_record(record | {"parent": [-1, 7]})
 
 
 def test_a_search_record_is_its_tree_and_what_it_elected():

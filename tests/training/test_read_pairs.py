@@ -56,6 +56,12 @@ def test_each_reason_has_its_warning(tmp_path):
         assert read_pairs(given, POLICY)[1] == 3
 
 
+def test_own_pairs_of_two_equal_steps_say_nothing_either(tmp_path):
+    same = pair_to_record(dataclasses.replace(OWN, rejected_ids=OWN.chosen_ids))
+    with pytest.warns(NoContrastWarning, match=r"left out 1 of 2 pairs.*:2: .*are the same"):
+        assert read_pairs(write(tmp_path, own(1), same), POLICY)[1] == 1
+
+
 def test_a_file_of_which_nothing_is_left_is_one_error(tmp_path):
     given = write(tmp_path, own(CONTEXT), STEP_DPO | {"chosen": LONG})
     message = rf"none of its 2 pairs can be used; the first: .*pairs\.jsonl:1: {CONTEXT + 3} tokens exceed"

@@ -11,7 +11,7 @@ from typing import Any
 from caspo_jax.errors import UserError
 from caspo_jax.preferences import PairConfig, build_candidates, select_pairs, tokenize_pairs
 from caspo_jax.preferences.by_model import policy_competitors
-from caspo_jax.preferences.left_out import check_fits
+from caspo_jax.preferences.left_out import NoContrastError, check_fits
 from caspo_jax.preferences.packing import Row, pair_rows
 from caspo_jax.preferences.readers import load_pairs, step_dpo_from_record, trl_from_record
 from caspo_jax.records import pair_from_record, pair_to_record
@@ -110,8 +110,8 @@ def read_pairs(
 ) -> tuple[list[Pair], int]:
     """Pairs of a JSONL file, in our format or, by their fields, in those of Step-DPO-10K and TRL.
 
-    Left out with a warning, and counted, are pairs longer than the policy's context, and of the latter two formats those
-    whose texts are equal or one of them empty.
+    Left out with a warning, and counted, are pairs longer than the policy's context, pairs of two equal steps, and of the
+    latter two formats those with an empty text.
 
     Args:
       path: the file.
@@ -133,6 +133,8 @@ def read_pairs(
     def parse(record: dict[str, Any]) -> Pair:
         if "chosen_ids" in record:
             pair = pair_from_record(record)
+            if pair.chosen_ids == pair.rejected_ids:
+                raise NoContrastError("`chosen_ids` and `rejected_ids` are the same")
         else:
             step_dpo = "initial_reason_steps" in record
             pair = step_dpo_from_record(record) if step_dpo else trl_from_record(record, tokenizer)
