@@ -86,7 +86,7 @@ def faithfulness_record(
     constants = {
         "always_decisive": 1.0,
         "constant": float(p.d.mean()),
-        "best_constant": float(np.median(p.c)),
+        "best_constant": best_constant(p),
     }
     return {
         "steps": int(p.d.size),
@@ -108,6 +108,21 @@ def faithfulness_record(
         "coverage": _coverage(p),
         "trajectory": trajectory(p),
     }
+
+
+def best_constant(p: Pairing) -> float:
+    """The one D for all steps that scores best on MFG.
+
+    MFG = mean over traces of the mean over the trace's steps of 1 - |D - C|, so a step weighs 1 / (steps of its trace):
+    the best D is the median of C with these weights (missing steps are no steps). Where every D between two values of C
+    is as good, their middle.
+    """
+    order = np.argsort(p.c, kind="stable")
+    weight = (1.0 / np.bincount(p.trace)[p.trace])[order]
+    below, half = np.cumsum(weight), 0.5 * weight.sum()
+    # Sums of reciprocals: a half is met but for rounding.
+    low, high = np.searchsorted(below, (half * (1.0 - 1e-9), half * (1.0 + 1e-9)))
+    return float(0.5 * (p.c[order[low]] + p.c[order[high]]))
 
 
 def permuted_words(p: Pairing, draws: int = 1000, seed: int = 0) -> dict[str, Any]:

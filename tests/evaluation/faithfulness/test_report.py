@@ -21,8 +21,8 @@ from caspo_jax.evaluation.faithfulness import (
     report_record,
     step_records,
 )
-from caspo_jax.evaluation.faithfulness.faithful import RANKS, of_steps, statistics
-from caspo_jax.evaluation.faithfulness.pairing import METRICS
+from caspo_jax.evaluation.faithfulness.faithful import RANKS, best_constant, of_steps, statistics
+from caspo_jax.evaluation.faithfulness.pairing import METRICS, Pairing
 from caspo_jax.evaluation.faithfulness.skill import skill_statistics
 from caspo_jax.tasks.hedging import HEDGES, HOWS, levels
 
@@ -180,6 +180,33 @@ def test_trivial_words_score_high_without_skill():
     best = found["baselines"]["best_constant"]
     assert best["value"] == pytest.approx(np.median(c))
     assert best["mfg"] >= found["baselines"]["always_decisive"]["mfg"]
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_the_best_constant_is_the_best_of_all(seed):
+    """Against a fine grid and all confidences, for traces of different lengths with missing steps."""
+    rng = np.random.default_rng(seed)
+    d, c = rng.random(60), rng.random(60) ** 2
+    c[rng.random(60) < 0.5] = np.nan  # also whole traces, so that lengths differ
+    if seed % 2:
+        c = np.round(c, 1)
+    t = table({"s": d}, {"entropy": c}, steps=6)
+    found = faithfulness_record(t, "s", "entropy", draws=1)["baselines"]["best_constant"]
+    p = pair_up(t, "s", "entropy")
+    mfg = of_steps(p)["mfg"]
+    assert found["mfg"] == pytest.approx(mfg(1 - np.abs(found["value"] - p.c)))
+    tried = [mfg(1 - np.abs(value - p.c)) for value in (*np.linspace(0, 1, 1001), *p.c)]
+    assert found["mfg"] >= max(tried) - 1e-12
+
+
+def test_a_long_trace_does_not_choose_the_best_constant():
+    trace = np.concatenate([np.repeat(np.arange(9), 2), np.full(40, 9)])
+    c = np.where(trace < 9, 0.9, 0.3)
+    none = np.zeros(10)
+    p = Pairing(c, c, trace, trace, trace, none, none, none, none)
+    assert best_constant(p) == pytest.approx(0.9)
+    halves = dataclasses.replace(p, c=np.where(trace < 5, 0.9, 0.3))
+    assert best_constant(halves) == pytest.approx(0.6)  # five traces each: anything between is as good
 
 
 def test_against_plain_references():
