@@ -35,12 +35,9 @@ class RowPlan(Plan):
         self._main = shuffled(self.items, config.seed).repeat(config.epochs).batch(batch)
         self._beside = None
         if config.loss.uses_pairs and config.loss.uses_verified:
-            available = len(store.verified)
-            wanted = config.verified_per_batch or math.ceil(available * batch / self.items)
-            most = math.ceil(min(wanted, available) / self.micro_batches)
-            self.verified_rows = multiple(_round_up(most), ways)
-            beside = shuffled(available, config.seed + 1).repeat()
-            self._beside = beside.batch(min(wanted, available))
+            self._beside = shuffled(len(store.verified), config.seed + 1).repeat(config.epochs)
+            most = max(len(self._beside_of(step)) for step in range(self.steps))
+            self.verified_rows = multiple(_round_up(math.ceil(max(most, 1) / self.micro_batches)), ways)
 
     @property
     def packing(self) -> dict[str, Any]:
@@ -53,7 +50,17 @@ class RowPlan(Plan):
         first = np.asarray(self._main[step])
         if not self.config.loss.uses_pairs:
             return none, first
-        return first, none if self._beside is None else np.asarray(self._beside[step])
+        if self._beside is None:
+            return first, none
+        return first, np.array([self._beside[i] for i in self._beside_of(step)], int)
+
+    def _beside_of(self, step: int) -> range:
+        """Places of the verified steps of an update in the order of all epochs: with their pairs' share of an epoch."""
+        every = len(self.store.verified)
+        start, end = (at * self.batch_size * every // self.items for at in (step, step + 1))
+        end = min(end, every * self.config.epochs)
+        most = self.config.verified_per_batch
+        return range(start, end if most is None else min(end, start + most))
 
     def micro(self, pairs: np.ndarray, verified: np.ndarray) -> list[Micro]:
         """The rows of one update as micro-batches: sorted by length when there are several."""

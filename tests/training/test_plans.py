@@ -65,6 +65,27 @@ def test_every_verified_step_rides_along_once_an_epoch(pack):
 
 
 @PACKS
+@pytest.mark.parametrize("pairs, batch, verified, epochs", [(50, 32, 50, 1), (60, 8, 11, 1), (50, 32, 50, 3)])
+def test_every_verified_step_is_read_once_an_epoch_whatever_the_batches(pack, pairs, batch, verified, epochs):
+    loss = LossConfig(nll_alpha=1.0, nll_on="verified")
+    config = TrainConfig(loss=loss, batch_size=batch, epochs=epochs, min_length=16, pack=pack)
+    data = RowStore.build(
+        [random_batch(seed=i, pairs=5) for i in range(pairs // 5)],
+        [((1, 2, 3), (4 + i % 5, 5 + i // 5)) for i in range(verified)],
+    )
+    plan = make_plan(data, config)
+    read = [plan.rows_of(step)[1] for step in range(plan.steps)]
+    assert np.bincount(np.concatenate(read)).tolist() == [epochs] * verified
+    if pack == "rows":
+        order = np.concatenate(read).reshape(epochs, verified)
+        assert all(sorted(epoch) == list(range(verified)) for epoch in order.tolist())
+        assert epochs == 1 or not np.array_equal(order[0], order[1])
+    micros = [micro for step in range(plan.steps) for micro in plan.micro(*plan.rows_of(step))]
+    packed = np.concatenate([micro.verified for micro in micros])
+    assert np.bincount(packed[packed >= 0]).tolist() == [epochs] * verified
+
+
+@PACKS
 def test_rft_counts_verified_steps(pack):
     plan = make_plan(
         store(verified=3), TrainConfig(batch_size=4, epochs=2, loss=LossConfig(loss="rft"), pack=pack)
