@@ -15,6 +15,7 @@ from caspo_jax.steps.numerals import (
     surely_differ,
     without_unit,
 )
+from caspo_jax.steps.relations import relates_unknowns
 
 
 class AnswerKind(enum.StrEnum):
@@ -114,7 +115,8 @@ def _yes_no(text: str, marked: bool = True) -> str | None:
 def equivalent(gold: str, answer: str, kind: AnswerKind | str = AnswerKind.MATH) -> bool:
     r"""Whether an answer is the gold one.
 
-    The order of the two matters where one is an equation: `2 + 3 = 5` answers `5`, and `5` does not answer `2x + y = 5`.
+    The order of the two matters where one is an equation: `2 + 3 = 5` answers `5`, and `5` does not answer `2x + y = 5`,
+    nor `3` `x + y = 3`; it does answer what names a quantity: `x = 5`, `f(1) = 5`, `AB = 5`.
 
     Equal strings and equal plain numbers are decided here; other mathematics by math-verify in a process of its
     own, so that its time limit holds in any thread. What meets the limit counts as different.
@@ -137,6 +139,8 @@ def equivalent(gold: str, answer: str, kind: AnswerKind | str = AnswerKind.MATH)
         return True
     if kind is AnswerKind.INTEGER or surely_differ(gold, a, answer, b):
         return False
+    if "=" not in answer and relates_unknowns(gold):
+        return False  # math-verify takes the left side of `x + y = 3` for a name
     based = in_base(gold), in_base(answer)
     if None not in based:
         return based[0] == based[1]  # math-verify ignores the base

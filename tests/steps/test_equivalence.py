@@ -9,6 +9,7 @@ import pytest
 from caspo_jax.steps import equivalent
 from caspo_jax.steps.grading import Grader
 from caspo_jax.steps.grading_worker import braced
+from caspo_jax.steps.relations import relates_unknowns
 
 
 @pytest.mark.parametrize(
@@ -206,3 +207,79 @@ def test_a_dead_helper_is_replaced():
         assert grader.equivalent("4x", "x+3x") is True
     finally:
         grader.close()
+
+
+RELATIONS = (
+    "x + y = 3",
+    "xy = 12",
+    "ab=1",
+    "x + y + z = 0",
+    r"\frac{x}{2}=3",
+    "x^2 + y^2 = 4",
+    "2x=5",
+    r"3\cdot x = 12",
+    r"\alpha + \beta = 90",
+    r"\alpha x = 3",
+    "x_1 x_2 = 4",
+    "y - 3 = 2(x-1)",
+    "2f(x) = 4",
+    r"\sqrt{x} = 3",
+)
+NAMED = (
+    "x = 3",
+    "x_1 = 5",
+    r"\lambda_{12} = 3",
+    "f(x)=2x",
+    r"f \left( x \right) = 3",
+    "f^{-1}(x) = x",
+    "P(X > 2) = 1/3",
+    "P(X=2) = 1/3",
+    "y = 2x+1",
+    "AB = 5",
+    "AB/BC = 2",
+    r"\angle ABC = 30",
+    r"m\angle ABC = 30",
+    r"\overline{AB} = 5",
+    "(x, y) = (1, 2)",
+    "a:b = 2:3",
+    "|z| = 5",
+    r"\text{Area} = 5",
+    "area = 5",
+    "gcd(a, b) = 3",
+    r"\log_2 x = 3",
+    r"\frac{dy}{dx} = 2x",
+    "dy/dx = 3",
+    "2 + 3 = 5",
+    r"x \le 3",
+    r"x^2 \geq 3 = y",
+    "5",
+)
+
+
+@pytest.mark.parametrize("gold", RELATIONS)
+def test_the_right_side_of_an_equation_in_unknowns_is_not_the_equation(gold):
+    right = gold.partition("=")[2].strip()
+    assert relates_unknowns(gold)
+    assert not equivalent(gold, right)
+    assert equivalent(gold, f"${gold}$")
+
+
+@pytest.mark.parametrize("gold", NAMED)
+def test_a_name_before_an_equals_sign_may_be_left_out(gold):
+    assert not relates_unknowns(gold)
+
+
+@pytest.mark.parametrize(
+    ("gold", "answer"),
+    [
+        ("x = 3", "3"),
+        ("f(x) = 2x", "2x"),
+        ("y = 2x+1", "2x+1"),
+        ("AB = 5", "5"),
+        ("(x, y) = (1, 2)", "(1, 2)"),
+        ("x_1 = 5", "5"),
+        (r"\theta = 30", "30"),
+    ],
+)
+def test_what_is_named_is_answered_without_its_name(gold, answer):
+    assert equivalent(gold, answer)
