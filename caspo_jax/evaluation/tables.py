@@ -11,8 +11,7 @@ import numpy as np
 
 from caspo_jax import metrics
 from caspo_jax.evaluation.siblings import prefix_digests
-from caspo_jax.metrics import Interval
-from caspo_jax.metrics.ranking import Statistic
+from caspo_jax.metrics import Interval, Statistic
 from caspo_jax.types import Trace
 
 

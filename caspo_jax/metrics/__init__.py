@@ -1,5 +1,6 @@
 """Arrays -> numbers: calibration, ranking, scaling, bootstrap intervals, faithfulness. Pure NumPy, float64."""
 
+from caspo_jax.metrics.arrays import Statistic
 from caspo_jax.metrics.bootstrap import Interval, bootstrap_interval, paired_difference, paired_ratio
 from caspo_jax.metrics.calibration import (
     Reliability,
@@ -48,7 +49,6 @@ from caspo_jax.metrics.permutation import (
 )
 from caspo_jax.metrics.ranking import (
     GroupedAuroc,
-    Statistic,
     auroc,
     auroc_statistic,
     entropy_gap,

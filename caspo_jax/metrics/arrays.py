@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterable, Sequence
+import functools
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from typing import Any
 
 import numpy as np
 
 from caspo_jax.errors import UserError
+
+Statistic = Callable[[np.ndarray], float]  # item weights [n] -> value; what the bootstrap resamples
 
 
 def vector(values: Any, name: str) -> np.ndarray:
@@ -46,18 +49,46 @@ def unit(values: np.ndarray, name: str) -> None:
 
 
 def weight_of(weights: Any, size: int) -> np.ndarray:
-    """Weights [size], default ones."""
+    """Weights [size], finite and 0 or more, default ones."""
     if weights is None:
         return np.ones(size)
     array = vector(weights, "weights")
     if array.size != size:
         raise UserError(f"weights has {array.size} values for {size} items")
+    bad = (array < 0.0) | np.isinf(array)
+    if bad.any():
+        index = int(bad.argmax())
+        raise UserError(f"weights[{index}] = {array[index]}; give finite weights of 0 or more")
     return array
 
 
+def per_item(size: int) -> Callable[[Statistic], Statistic]:
+    """Decorates a function of the weights of `size` items: of another number of weights some would be left out in silence."""
+
+    def checked(statistic: Statistic) -> Statistic:
+        @functools.wraps(statistic)
+        def of_all(weights: np.ndarray) -> float:
+            if np.shape(weights) != (size,):
+                raise UserError(
+                    f"a statistic of {size} items was given weights of shape {np.shape(weights)}: give one weight, or in "
+                    "a bootstrap one group, an item"
+                )
+            return statistic(weights)
+
+        return of_all
+
+    return checked
+
+
 def canonical(groups: Iterable[Hashable]) -> list[Hashable]:
-    """The distinct groups in an order that depends on nothing but the set."""
+    """The distinct groups in an order that depends on nothing but the set.
+
+    Raises:
+      UserError: a group is NaN, which is equal to nothing.
+    """
     distinct = set(groups)
+    if any(group != group for group in distinct):
+        raise UserError("groups hold NaN: give every item the id of its group, or drop the items without one")
     try:
         return sorted(distinct)  # type: ignore[type-var]
     except TypeError:  # mixed or unorderable ids

@@ -9,8 +9,7 @@ from typing import NamedTuple
 import numpy as np
 
 from caspo_jax.errors import UserError
-from caspo_jax.metrics.arrays import canonical, group_index
-from caspo_jax.metrics.ranking import Statistic
+from caspo_jax.metrics.arrays import Statistic, canonical, group_index
 
 Groups = Sequence[Hashable] | np.ndarray
 
@@ -49,7 +48,7 @@ def bootstrap_interval(
       level: coverage, in (0, 1).
 
     Raises:
-      UserError: no items, draws < 1, a level outside (0, 1).
+      UserError: no items, draws < 1, a level outside (0, 1), a group that is NaN, other than one group an item.
 
     >>> from caspo_jax.metrics import mean_statistic
     >>> found = bootstrap_interval(mean_statistic([1.0, 0.0, 1.0, 1.0]), ["a", "a", "b", "b"], draws=200)

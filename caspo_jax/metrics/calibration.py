@@ -8,8 +8,8 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 
 from caspo_jax.errors import UserError
-from caspo_jax.metrics.arrays import bin_of, equal_count_part, forecasts, weight_of
-from caspo_jax.metrics.ranking import Statistic, mean_statistic
+from caspo_jax.metrics.arrays import Statistic, bin_of, equal_count_part, forecasts, per_item, weight_of
+from caspo_jax.metrics.ranking import mean_statistic
 
 Binning = Literal["width", "mass"]
 
@@ -183,6 +183,7 @@ def _binned_gap(confidence, correct, index: np.ndarray, bins: int) -> Statistic:
     score, verdict = forecasts(confidence, correct)
     excess = score - verdict
 
+    @per_item(score.size)
     def statistic(weights: np.ndarray) -> float:
         total = weights.sum()
         if total <= 0.0:

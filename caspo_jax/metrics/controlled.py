@@ -8,8 +8,15 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from caspo_jax.errors import UserError
-from caspo_jax.metrics.arrays import equal_count_part, group_index, scored, vector, weight_of
-from caspo_jax.metrics.ranking import Statistic
+from caspo_jax.metrics.arrays import (
+    Statistic,
+    equal_count_part,
+    group_index,
+    per_item,
+    scored,
+    vector,
+    weight_of,
+)
 
 
 class ControlledAuroc(NamedTuple):
@@ -65,6 +72,7 @@ def stratified_auroc_statistic(
     run_group = group[new]
     runs = len(run_group)
 
+    @per_item(score.size)
     def statistic(weights: np.ndarray) -> float:
         w = weights[order]
         positive, negative = np.bincount(run, w * right, runs), np.bincount(run, w * (1.0 - right), runs)

@@ -9,37 +9,66 @@ from typing import Any
 import numpy as np
 
 from caspo_jax.errors import UserError
-from caspo_jax.metrics.arrays import group_index, vector
-from caspo_jax.metrics.ranking import Statistic
+from caspo_jax.metrics.arrays import Statistic, group_index, per_item, vector
 
 _CHUNK = 1 << 22  # pairs of items compared at once
 
 
-def spearman(x: np.ndarray, y: np.ndarray) -> float:
-    """Spearman's rho of two score vectors [n], ties by average rank; NaN if undefined."""
-    if x.size < 2:
+def spearman(x: Any, y: Any) -> float:
+    """Spearman's rho of two score vectors: the correlation of their average ranks.
+
+    Args:
+      x: [n] scores.
+      y: [n] scores of the same items.
+
+    Returns:
+      A float in [-1, 1]; NaN for fewer than two items, or scores that are all equal.
+
+    Raises:
+      UserError: lengths that differ, NaN.
+
+    >>> spearman([1, 2, 3], [1, 4, 9])
+    1.0
+    """
+    first, second = _pair(x, y)
+    if first.size < 2:
         return float("nan")
-    a, b = _ranks(x), _ranks(y)
+    a, b = _ranks(first), _ranks(second)
     a, b = a - a.mean(), b - b.mean()
     scale = math.sqrt(float(a @ a) * float(b @ b))
     return float(np.clip(a @ b / scale, -1.0, 1.0)) if scale > 0.0 else float("nan")
 
 
-def kendall(x: np.ndarray, y: np.ndarray) -> float:
-    """Kendall's tau-b of two score vectors [n] in O(n log n); NaN if undefined.
+def kendall(x: Any, y: Any) -> float:
+    """Kendall's tau-b of two score vectors, in O(n log n).
+
+    (concordant - discordant) / sqrt((pairs - ties in x) (pairs - ties in y)) over all pairs of items.
+
+    Args:
+      x: [n] scores.
+      y: [n] scores of the same items.
+
+    Returns:
+      A float in [-1, 1]; NaN for fewer than two items, or scores that are all equal.
+
+    Raises:
+      UserError: lengths that differ, NaN.
 
     Source: W. R. Knight, A Computer Method for Calculating Kendall's Tau with Ungrouped Data, JASA 61 (1966).
+
+    >>> kendall([1, 2, 3], [9, 4, 1])
+    -1.0
     """
-    n = x.size
-    order = np.lexsort((y, x))
-    a, b = x[order], y[order]
+    (first, _), (second, levels) = (_runs(values) for values in _pair(x, y))
+    n = first.size
+    order = np.lexsort((second, first))
+    a, b = first[order], second[order]
     pairs = n * (n - 1) // 2
-    ties_x, ties_y = _tied_pairs(a), _tied_pairs(np.sort(b))
-    ties_both = _tied_pairs(a + 1j * b) if n else 0
+    ties_x, ties_y, ties_both = _tied_pairs(a), _tied_pairs(b), _tied_pairs(a * levels + b)
     scale = math.sqrt((pairs - ties_x) * (pairs - ties_y))
     if scale == 0.0:
         return float("nan")
-    discordant = _inversions(np.unique(b, return_inverse=True)[1].tolist())
+    discordant = _inversions(b.tolist())
     concordant = pairs - ties_x - ties_y + ties_both - discordant
     return float((concordant - discordant) / scale)
 
@@ -52,6 +81,7 @@ def spearman_statistic(x: Any, y: Any) -> Statistic:
     first, second = _pair(x, y)
     runs = [_runs(values) for values in (first, second)]
 
+    @per_item(first.size)
     def statistic(weights: np.ndarray) -> float:
         total = weights.sum()
         if total <= 0.0:
@@ -83,6 +113,7 @@ def kendall_statistic(x: Any, y: Any, groups: Sequence[Hashable] | np.ndarray) -
     representative = order[position] if first.size else np.zeros(0, np.int64)
     runs = [_runs(values) for values in (first, second)]
 
+    @per_item(first.size)
     def statistic(weights: np.ndarray) -> float:
         total = float(weights.sum())
         pairs = [total**2 - float(np.square(np.bincount(i, weights, n)).sum()) for i, n in runs]
@@ -128,7 +159,7 @@ def _ranks(values: np.ndarray) -> np.ndarray:
 
 
 def _tied_pairs(values: np.ndarray) -> int:
-    """Pairs of equal neighbours-by-value in a sorted vector."""
+    """Pairs of equal values."""
     count = np.unique(values, return_counts=True)[1].astype(np.int64)
     return int((count * (count - 1) // 2).sum())
 

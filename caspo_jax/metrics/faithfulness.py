@@ -9,8 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from caspo_jax.errors import UserError
-from caspo_jax.metrics.arrays import bin_of, unit
-from caspo_jax.metrics.ranking import Statistic
+from caspo_jax.metrics.arrays import Statistic, bin_of, per_item, unit
 
 Weighted = Callable[[np.ndarray, np.ndarray], float]  # (F [n], weights [n]) -> value
 
@@ -60,7 +59,7 @@ def cmfg(f: Any, c: Any, bins: int = 10, empty: float | None = 0.5) -> float:
       A float; NaN if nothing is left.
 
     Raises:
-      UserError: lengths that differ, a value outside [0, 1].
+      UserError: lengths that differ, a value outside [0, 1], `empty` too.
 
     Source: arXiv 2606.03969.
 
@@ -68,6 +67,7 @@ def cmfg(f: Any, c: Any, bins: int = 10, empty: float | None = 0.5) -> float:
     0.56
     """
     values, confidence = _present(f=f, c=c)
+    _check_empty(empty)
     index = bin_of(confidence, bins, right_closed=False)
     if not values.size:
         return float("nan")
@@ -133,12 +133,13 @@ def cmfg_statistic(f: Any, c: Any, bins: int = 10, empty: float | None = 0.5) ->
     """`cmfg` as a function of the item weights; nothing may be missing. A bin of weight 0 is empty."""
     values, confidence = _complete(f, c)
     metric = weighted_cmfg(confidence, bins, empty)
-    return lambda weights: metric(values, weights)
+    return per_item(values.size)(lambda weights: metric(values, weights))
 
 
 def weighted_cmfg(c: Any, bins: int = 10, empty: float | None = 0.5) -> Weighted:
     """`cmfg` of changing F and weights with C fixed: linear in F."""
     (confidence,) = _complete(c)
+    _check_empty(empty)
     index = bin_of(confidence, bins, right_closed=False)
 
     def metric(f: np.ndarray, weights: np.ndarray) -> float:
@@ -158,7 +159,7 @@ def cmfg_star_statistic(f: Any, c: Any, bins: int = 10) -> Statistic:
     """`cmfg_star` of `average_ties` as a function of the item weights, which are multiplicities (whole numbers)."""
     values, confidence = _complete(f, c)
     metric = weighted_cmfg_star(confidence, bins)
-    return lambda weights: metric(values, weights)
+    return per_item(values.size)(lambda weights: metric(values, weights))
 
 
 def weighted_cmfg_star(c: Any, bins: int = 10) -> Weighted:
@@ -191,8 +192,8 @@ def weighted_cmfg_star(c: Any, bins: int = 10) -> Weighted:
 
 
 def average_ties(f: Any, c: Any) -> np.ndarray:
-    """F [n] with the F of equal C replaced by their mean, so that no order of ties can matter."""
-    values, confidence = np.asarray(f, np.float64), np.asarray(c, np.float64)
+    """F [n] with the F of equal C replaced by their mean, so that no order of ties can matter; nothing may be missing."""
+    values, confidence = (array.astype(np.float64) for array in _complete(f, c))
     _, index, count = np.unique(confidence, return_inverse=True, return_counts=True)
     return (np.bincount(index, values) / count)[index]
 
@@ -214,9 +215,14 @@ def _present(**named: Any) -> list[np.ndarray]:
     return [array[present] for array in arrays.values()]
 
 
+def _check_empty(empty: float | None) -> None:
+    if empty is not None and not 0.0 <= empty <= 1.0:
+        raise UserError(f"empty = {empty} lies outside [0, 1]; give what a bin without items counts, or None")
+
+
 def _complete(*arrays: Any) -> list[np.ndarray]:
     names = ("f", "c") if len(arrays) == 2 else ("c",)
     found = _present(**dict(zip(names, arrays)))
     if found[0].size != np.size(arrays[0]):
-        raise UserError("a statistic of the weights takes no missing values; drop them first")
+        raise UserError("no missing values are taken here; drop them first")
     return found

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from caspo_jax.errors import UserError
-from caspo_jax.metrics.ranking import Statistic
+from caspo_jax.metrics.arrays import Statistic, per_item
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,6 +52,7 @@ def processbench_f1_statistic(found: Any, labels: Any) -> Statistic:
     _same_length(found, labels)
     hit, wrong = (found == labels).astype(np.float64), (labels >= 0).astype(np.float64)
 
+    @per_item(found.size)
     def statistic(weights: np.ndarray) -> float:
         sides = []
         for side in (weights * wrong, weights * (1.0 - wrong)):

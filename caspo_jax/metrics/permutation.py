@@ -45,10 +45,18 @@ def position_groups(index: Any, least: int = 10) -> np.ndarray:
 
     Permuting within a position of one trace would leave that trace as it is. Where no position has `least` traces, the
     most that any has will do; positions before the first such one are joined to it.
+
+    Raises:
+      UserError: a negative index, not 1-D, least < 1.
     """
     position = np.asarray(index, np.int64)
     if not position.size:
         return position
+    if position.ndim != 1 or position.min() < 0 or least < 1:
+        raise UserError(
+            f"positions of shape {position.shape} from {position.min()} on, least = {least}: give places [n] that count "
+            "from 0, and at least 1"
+        )
     reached = np.bincount(position)
     enough = np.flatnonzero(reached >= min(least, reached.max()))
     return enough[np.maximum(np.searchsorted(enough, position, side="right") - 1, 0)]

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Hashable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from caspo_jax.metrics.arrays import group_index, scored, vector, weight_of
-
-Statistic = Callable[[np.ndarray], float]  # item weights [n] -> value; what the bootstrap resamples
+from caspo_jax.errors import UserError
+from caspo_jax.metrics.arrays import Statistic, group_index, per_item, scored, vector, weight_of
 
 
 class GroupedAuroc(NamedTuple):
@@ -49,6 +48,7 @@ def auroc_statistic(confidence: Any, correct: Any) -> Statistic:
     up_to = np.searchsorted(score[wrong], score[right], side="right")
     ties = bool((below != up_to).any())
 
+    @per_item(score.size)
     def statistic(weights: np.ndarray) -> float:
         positive = weights[right]
         running = np.concatenate(([0.0], np.cumsum(weights[wrong])))
@@ -103,9 +103,11 @@ def grouped_auroc_statistic(
     Resampling by question does that for prefixes and questions alike: a group's own value never changes.
     """
     values, first = _concordance(confidence, correct, groups)
+    size = np.size(correct)
     defined = ~np.isnan(values)
     values, first = values[defined], first[defined]
 
+    @per_item(size)
     def statistic(weights: np.ndarray) -> float:
         weight = weights[first]
         total = weight.sum()
@@ -124,6 +126,7 @@ def entropy_gap_statistic(entropy: Any, correct: Any) -> Statistic:
     """`entropy_gap` as a function of the weights."""
     value, verdict = scored(entropy, correct, "entropy")
 
+    @per_item(value.size)
     def statistic(weights: np.ndarray) -> float:
         right, wrong = weights * verdict, weights * (1.0 - verdict)
         if right.sum() <= 0.0 or wrong.sum() <= 0.0:
@@ -141,7 +144,10 @@ def mean_statistic(values: Any) -> Statistic:
 def ratio_statistic(numerator: Any, denominator: Any) -> Statistic:
     """sum w a / sum w b as a function of the weights w, for rates within a subset; NaN for a zero denominator."""
     above, below = vector(numerator, "numerator"), vector(denominator, "denominator")
+    if above.size != below.size:
+        raise UserError(f"numerator has {above.size} values and denominator {below.size}; give one each")
 
+    @per_item(above.size)
     def statistic(weights: np.ndarray) -> float:
         total = weights @ below
         return float(weights @ above / total) if total != 0 else float("nan")

@@ -7,8 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from caspo_jax.errors import UserError
-from caspo_jax.metrics.arrays import scored, weight_of
-from caspo_jax.metrics.ranking import Statistic
+from caspo_jax.metrics.arrays import Statistic, per_item, scored, weight_of
 
 
 class RiskCoverage(NamedTuple):
@@ -46,6 +45,7 @@ def aurc_statistic(confidence: Any, correct: Any) -> Statistic:
     score, verdict = scored(confidence, correct)
     run, runs = _descending_runs(score)
 
+    @per_item(score.size)
     def statistic(weights: np.ndarray) -> float:
         if (weights != np.rint(weights)).any():
             raise UserError("aurc: weights are multiplicities; give integers")
@@ -90,6 +90,7 @@ def augrc_statistic(confidence: Any, correct: Any) -> Statistic:
     score, verdict = scored(confidence, correct)
     run, runs = _descending_runs(score)
 
+    @per_item(score.size)
     def statistic(weights: np.ndarray) -> float:
         size = np.bincount(run, weights, runs)
         wrong = np.bincount(run, weights * (1.0 - verdict), runs)
@@ -122,6 +123,7 @@ def average_precision_statistic(confidence: Any, correct: Any) -> Statistic:
     score, verdict = scored(confidence, correct)
     run, runs = _descending_runs(score)
 
+    @per_item(score.size)
     def statistic(weights: np.ndarray) -> float:
         size = np.bincount(run, weights, runs)
         right = np.bincount(run, weights * verdict, runs)
