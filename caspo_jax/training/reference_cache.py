@@ -16,7 +16,7 @@ from caspo_jax.distributed import barrier, is_writer
 from caspo_jax.errors import UserError
 from caspo_jax.training.base_plan import Plan
 from caspo_jax.training.data import RowStore
-from caspo_jax.training.digests import weights_digest
+from caspo_jax.training.reference_identity import reference_identity
 from caspo_jax.training.step_logprobs import batch_reference
 
 _FORMAT = "caspo_jax.reference/1"
@@ -29,23 +29,20 @@ class ReferenceCacheWarning(UserWarning):
 class ReferenceCache:
     """Log-probs of a run's pairs under its reference, one file a reference, data set and packing.
 
-    The file's name is a hash of the reference's weights, config and dtype, of the tokens of all pairs, and of the shape
+    The file's name is a hash of the reference's weights, config and dtype (of its class and attributes, if it has no
+    config), of the tokens of all pairs, and of the shape
     of the packed rows (the loss runs the same program, so that the first update's log-ratios are 0). Beta and the like,
     the optimiser and the pairs' weights are not in it. A file appears whole or not at all, and a folder may be
     shared by any number of runs.
     """
 
     def __init__(self, folder: Path, reference: Any, store: RowStore, plan: Plan, digest: str | None = None):
-        key: dict[str, Any] = {
+        key = {
             "format": _FORMAT,
-            "reference": digest or weights_digest(reference),
-            "config": repr(getattr(reference, "config", None)),
-            "dtype": str(getattr(reference, "dtype", None)),
+            **reference_identity(reference, digest),
             "pairs": store.pairs_fingerprint(),
             "packing": plan.packing,
         }
-        if getattr(reference, "lora", None) is not None:  # its scale is in no array
-            key["lora"] = repr(reference.lora)
         self.path = folder / f"{hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()}.npz"
 
     def read(self, count: int) -> tuple[np.ndarray, np.ndarray] | None:

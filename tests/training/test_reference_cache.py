@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 
 from caspo_jax.errors import UserError
 from caspo_jax.models import LoraConfig, add_lora
@@ -18,6 +19,7 @@ from caspo_jax.training.reference_cache import (
     ReferenceCacheWarning,
     fill_references,
 )
+from caspo_jax.training.reference_identity import _told
 
 from helpers import Toy, make_data, tiny_decoder  # isort: skip
 
@@ -136,6 +138,32 @@ def test_adapters_of_another_scale_are_another_reference(tmp_path):
         store = RowStore.build(PAIRS)
         paths.add(ReferenceCache(tmp_path, reference, store, make_plan(store, CONFIG)).path)
     assert len(paths) == 4
+
+
+class Scaled(Toy):
+    """Its scale is in no array."""
+
+    def __init__(self, by):
+        super().__init__()
+        self.by, self.parts, self.kind = by, (jnp.tanh, None), nnx.Param
+
+    def hidden_states(self, *args, **options):
+        return self.by * super().hidden_states(*args, **options)
+
+
+def test_what_is_in_no_array_of_a_model_without_a_config_counts(tmp_path):
+    assert filled(tmp_path, model=Scaled(1.0))[0] > 0
+    assert filled(tmp_path, model=Scaled(3.0))[0] > 0
+    assert filled(tmp_path, model=Toy())[0] > 0
+    assert filled(tmp_path, model=Scaled(1.0))[0] == filled(tmp_path, model=Scaled(3.0))[0] == 0
+
+
+def test_models_are_told_apart_without_addresses():
+    """Two of the same making are the same, also in another process."""
+    told = [repr(_told(model, ())) for model in (Scaled(1.0), Scaled(1.0), Scaled(2.0))]
+    assert told[0] == told[1] != told[2]
+    assert "0x" not in told[0]
+    assert "tanh" in told[0]
 
 
 def test_a_run_without_a_shared_folder_keeps_its_own(tmp_path):
