@@ -24,7 +24,11 @@ def token_logprobs(
       chunk: see chunked_stats.
 
     Returns:
-      [B, T-1] float32, nats; 0 where token t or token t + 1 is not real. Works under nnx.value_and_grad.
+      [B, T-1] float32, nats; 0 where token t or token t + 1 is not real. Works under nnx.value_and_grad. Under jit an
+      entry is NaN where a real token up to t + 1 is outside the vocabulary.
+
+    Raises:
+      UserError: shapes that do not match; and, on concrete arrays (outside jit), a real token outside the vocabulary.
 
     >>> from caspo_jax.models import load_pretrained
     >>> from caspo_jax.tasks import get_task
@@ -40,9 +44,13 @@ def token_logprobs_and_entropy(
     model: Any, token_ids: jax.Array, mask: jax.Array | None = None, *, chunk: int | None = None
 ) -> tuple[jax.Array, jax.Array]:
     """As token_logprobs, with the entropy of the distribution that predicted each token: two [B, T-1]."""
-    hidden, targets, real = _shifted(model, token_ids, mask)
-    logprob, entropy = chunked_stats(hidden, model.unembedding(), targets, chunk)
-    return jnp.where(real, logprob[:, :-1], 0.0), jnp.where(real, entropy[:, :-1], 0.0)
+    unembedding = model.unembedding()
+    hidden, targets, real, known = _shifted(model, token_ids, mask, len(unembedding))
+    # Clipped: gathering takes an id below 0 from the vocabulary's end.
+    logprob, entropy = chunked_stats(hidden, unembedding, jnp.clip(targets, 0, len(unembedding) - 1), chunk)
+    logprob = jnp.where(known[:, 1:], logprob[:, :-1], jnp.nan)
+    entropy = jnp.where(known[:, :-1], entropy[:, :-1], jnp.nan)
+    return jnp.where(real, logprob, 0.0), jnp.where(real, entropy, 0.0)
 
 
 def model_token_stats(
@@ -58,19 +66,26 @@ def model_token_stats(
     For reports that compare every named confidence on given traces; not for differentiation (use
     token_logprobs). Entries where token t or t + 1 is not real are meaningless: carry the mask.
     """
-    hidden, targets, _ = _shifted(model, token_ids, mask)
-    stats = hidden_token_stats(hidden, model.unembedding(), targets, fields, chunk)
+    unembedding = model.unembedding()
+    hidden, targets, _, _ = _shifted(model, token_ids, mask, len(unembedding))
+    stats = hidden_token_stats(hidden, unembedding, targets, fields, chunk)
     return jax.tree.map(lambda leaf: leaf[:, :-1], stats)
 
 
-def _shifted(model, token_ids, mask):
+def _shifted(model, token_ids, mask, vocab):
+    """States, what they predict, where both tokens are real [B, T-1], and where all real tokens so far are known [B, T]."""
     token_ids = jnp.asarray(token_ids)
     if token_ids.ndim != 2 or token_ids.shape[1] < 2:
         raise UserError(f"token_ids of shape {token_ids.shape}: log-probs need [B, T] with T >= 2")
     real = jnp.ones(token_ids.shape, bool) if mask is None else jnp.asarray(mask, bool)
     if real.shape != token_ids.shape:
         raise UserError(f"mask of shape {real.shape} does not match token_ids of shape {token_ids.shape}")
+    known = ~real | ((token_ids >= 0) & (token_ids < vocab))
+    if not isinstance(known, jax.core.Tracer) and not bool(jnp.all(known)):
+        raise UserError(
+            f"token_ids hold an id outside the vocabulary [0, {vocab}); leave labels such as -100 out by the mask"
+        )
     hidden = model.hidden_states(token_ids, mask=real)
     # The last column predicts nothing; keeping it keeps T as it is, and so the chunks even.
     targets = jnp.roll(token_ids, -1, axis=1)
-    return hidden, targets, real[:, :-1] & real[:, 1:]
+    return hidden, targets, real[:, :-1] & real[:, 1:], jnp.cumsum(~known, axis=1) == 0

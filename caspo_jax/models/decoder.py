@@ -20,6 +20,7 @@ from caspo_jax.models.cache import KVCache, init_cache, on_one_cpu, own, write
 from caspo_jax.models.config import ModelConfig
 from caspo_jax.models.cpu_layers import LateLayer, TurnedLayer, turned_product
 from caspo_jax.models.initial import initial_params
+from caspo_jax.models.inputs import checked_inputs
 from caspo_jax.models.lora import LoraConfig, lora_weights
 from caspo_jax.models.rope import rotation
 from caspo_jax.models.weights import weights
@@ -90,6 +91,9 @@ class Decoder(nnx.Module):
 
         Returns:
           [B, T, V] float32; entries at padding mean nothing.
+
+        Raises:
+          UserError: token_ids that are no rows of integers, or an array of another shape.
         """
         return self.unembed(self.hidden_states(token_ids, positions, mask))
 
@@ -236,6 +240,9 @@ class Decoder(nnx.Module):
         remat: Remat,
     ) -> tuple[jax.Array, Any]:
         """All layers over whole sequences: states [B, T, E] before the final norm, and the cache's k and v."""
+        token_ids, positions, mask, subtree_end = checked_inputs(
+            token_ids, positions=positions, mask=mask, subtree_end=subtree_end
+        )
         length = token_ids.shape[1]
         mask = jnp.ones(token_ids.shape, jnp.bool_) if mask is None else mask.astype(jnp.bool_)
         if positions is None:

@@ -8,7 +8,6 @@ import json
 import logging
 import math
 import os
-import re
 import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -34,18 +33,18 @@ from caspo_jax.models.checkpoint import (
 )
 from caspo_jax.models.config import DTYPES, ModelConfig, read_json
 from caspo_jax.models.decoder import Decoder
+from caspo_jax.models.folder import resolve_folder
 from caspo_jax.models.lora import merged_weight
 from caspo_jax.models.safetensors_io import write_tensors
 from caspo_jax.models.tokenizer import Tokenizer, eos_ids, find_tokenizer, load_tokenizer, save_tokenizer
 from caspo_jax.models.weights import Weight, parameter_shape, parameter_sharding, weights
-from caspo_jax.sharding import to_host
+from caspo_jax.sharding import make_mesh, to_host
 
 _LOG = logging.getLogger(__name__)
-_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 
 
 def load_pretrained(
-    path: str | Path, dtype: jax.typing.DTypeLike | None = None, mesh: Mesh | None = None
+    path: str | Path, dtype: jax.typing.DTypeLike | None = None, mesh: Mesh | str | None = None
 ) -> tuple[Decoder, Tokenizer | None]:
     """Loads a checkpoint folder (or a hub id) of Qwen2/2.5, Qwen3 or Llama 3.x.
 
@@ -53,8 +52,8 @@ def load_pretrained(
       path: folder with config.json and safetensors, sharded or not; or `owner/name` on the hub.
       dtype: `float32` or `bfloat16`, by name or as `jnp.bfloat16`; None takes what config.json says, else what the
         weights are stored in (float16 checkpoints are computed in float32).
-      mesh: if given, every parameter is split over it by the rules of `caspo_jax.sharding`, each process reading
-        only the bytes that it holds.
+      mesh: if given (itself, or as `make_mesh` takes it: "data:2,fsdp:4"), every parameter is split over it by the rules
+        of `caspo_jax.sharding`, each process reading only the bytes that it holds.
 
     Returns:
       The decoder (its config's `eos_token_ids` include the tokenizer's) and the tokenizer, None if the
@@ -62,7 +61,7 @@ def load_pretrained(
 
     Raises:
       UserError: one line naming the file or tensor: no such folder, an unknown architecture or rope type, a
-        missing, unmapped or misshaped tensor, a pickle checkpoint, an unreadable file.
+        missing, unmapped or misshaped tensor, a pickle checkpoint, an unreadable file; or a mesh that is none.
 
     >>> from caspo_jax.tasks import get_task
     >>> model, tokenizer = load_pretrained(get_task("graph").policy_path, dtype="float32")
@@ -72,6 +71,11 @@ def load_pretrained(
     folder = resolve_folder(path)
     config = ModelConfig.from_hf(folder)
     wanted = _compute_dtype(dtype)
+    mesh = make_mesh(mesh) if isinstance(mesh, str) else mesh
+    if not isinstance(mesh, Mesh | None):
+        raise UserError(
+            f"mesh {mesh!r} is none: give a jax.sharding.Mesh, or its axes such as 'data:2,fsdp:4'"
+        )
     tokenizer = load_tokenizer(folder) if find_tokenizer(folder) else None
     with Checkpoint(folder) as checkpoint:
         check_tensors(checkpoint, config)
@@ -211,31 +215,6 @@ def load_caspo_json(path: str | Path) -> dict[str, Any]:
     settings = read_json(file)
     check_caspo_json(settings, str(file))
     return settings
-
-
-def resolve_folder(path: str | Path) -> Path:
-    """The local folder of a checkpoint: the path itself, or a hub id's snapshot (downloaded if need be).
-
-    Raises:
-      UserError: neither a folder nor a hub id that can be fetched.
-    """
-    folder = Path(path)
-    if folder.is_dir():
-        return folder
-    if folder.exists():
-        raise UserError(f"{path}: is a file; give the folder that holds config.json and the safetensors")
-    if not _HUB_ID.fullmatch(str(path)):
-        raise UserError(f"{path}: model folder not found")
-    from huggingface_hub import snapshot_download
-
-    try:
-        return Path(
-            snapshot_download(str(path), allow_patterns=["*.json", "*.safetensors", "*.jinja", "*.txt"])
-        )
-    except Exception as error:  # the hub client and its transport raise many kinds
-        raise UserError(
-            f"{path}: no such folder, and it cannot be fetched from the hub ({type(error).__name__})"
-        ) from error
 
 
 def _tensor_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:

@@ -211,6 +211,23 @@ def test_model_token_stats_equals_stats_of_the_logits(toy):
     assert only.top1_id is None
 
 
+@pytest.mark.parametrize("bad", [-100, -1, V, V + 100])
+def test_ids_outside_the_vocabulary_have_no_logprob(toy, bad):
+    ids = np.array([[1, 2, bad, 3], [3, 2, 1, 0]])
+    for score in (token_logprobs, model_token_stats):
+        with pytest.raises(UserError, match=rf"outside the vocabulary \[0, {V}\)"):
+            score(toy, ids)
+    logprob, entropy = nnx.jit(token_logprobs_and_entropy)(toy, ids)
+    np.testing.assert_array_equal(np.isnan(logprob), [[False, True, True], [False] * 3])
+    np.testing.assert_array_equal(np.isnan(entropy), [[False, False, True], [False] * 3])
+    mask = ids != bad  # as labels of -100 are left out
+    np.testing.assert_array_equal(token_logprobs(toy, ids, mask)[0, 1:], 0.0)
+    fine = nnx.jit(token_logprobs)(toy, ids, mask)
+    np.testing.assert_allclose(fine, token_logprobs(toy, np.where(mask, ids, 0), mask), atol=1e-6)
+    loss = lambda model: token_logprobs(model, ids, mask).sum()  # noqa: E731
+    assert np.isfinite(jax.tree.leaves(nnx.value_and_grad(loss)(toy)[1])[0]).all()
+
+
 @pytest.mark.parametrize("chunk", [None, 3])
 def test_divergence_from_a_reference_against_float64(chunk):
     hidden, weight, targets = arrays()

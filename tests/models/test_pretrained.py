@@ -78,6 +78,17 @@ def test_loaded_dtype_is_as_asked(golden):
     np.testing.assert_array_equal(model.layers.down[...][2], kernel.T)
 
 
+def test_a_mesh_may_be_given_by_its_axes(golden):
+    folder = golden / "llama_biases_yarn_fp32"
+    devices = jax.device_count()
+    model, _ = load_pretrained(folder, mesh=f"data:{devices}")
+    assert dict(model.mesh.shape) == {"data": devices}
+    assert load_pretrained(folder, mesh="")[0].mesh is None
+    for wrong in (("data", 1), "rows:1"):
+        with pytest.raises(UserError, match=r"mesh.*(data:2,fsdp:4|known: data)"):
+            load_pretrained(folder, mesh=wrong)
+
+
 @pytest.mark.parametrize(
     "stored, loaded", [("bfloat16", "bfloat16"), ("float32", "float32"), ("float16", "float32")]
 )

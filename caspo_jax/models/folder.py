@@ -1,0 +1,35 @@
+"""Where a checkpoint lies: a folder, or an id on the hub."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+from caspo_jax.errors import UserError
+
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
+
+
+def resolve_folder(path: str | Path) -> Path:
+    """The local folder of a checkpoint: the path itself, or a hub id's snapshot (downloaded if need be).
+
+    Raises:
+      UserError: neither a folder nor a hub id that can be fetched.
+    """
+    folder = Path(path)
+    if folder.is_dir():
+        return folder
+    if folder.exists():
+        raise UserError(f"{path}: is a file; give the folder that holds config.json and the safetensors")
+    if not _HUB_ID.fullmatch(str(path)):
+        raise UserError(f"{path}: model folder not found")
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(
+            snapshot_download(str(path), allow_patterns=["*.json", "*.safetensors", "*.jinja", "*.txt"])
+        )
+    except Exception as error:  # the hub client and its transport raise many kinds
+        raise UserError(
+            f"{path}: no such folder, and it cannot be fetched from the hub ({type(error).__name__})"
+        ) from error

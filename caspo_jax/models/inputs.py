@@ -1,0 +1,33 @@
+"""What a decoder is given to read: arrays of one shape, or a refusal that says which is not."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax.numpy as jnp
+
+from caspo_jax.errors import UserError
+
+
+def checked_inputs(token_ids: Any, **beside: Any) -> tuple[Any, ...]:
+    """The arrays themselves, lists made arrays; only shapes and types are looked at, so that a program keeps no check.
+
+    Args:
+      token_ids: [B, T] integers, T at least 1.
+      beside: further arrays [B, T] by name, or None.
+
+    Raises:
+      UserError: names the array of another shape, or token_ids that are no integers.
+    """
+    token_ids = jnp.asarray(token_ids)
+    if token_ids.ndim != 2 or token_ids.shape[1] == 0:
+        raise UserError(f"token_ids of shape {token_ids.shape}: give rows of tokens, [B, T] with T >= 1")
+    if not jnp.issubdtype(token_ids.dtype, jnp.integer):
+        raise UserError(f"token_ids must be integers, not {token_ids.dtype}")
+    arrays = [None if array is None else jnp.asarray(array) for array in beside.values()]
+    for name, array in zip(beside, arrays, strict=True):
+        if array is not None and array.shape != token_ids.shape:
+            raise UserError(
+                f"{name} of shape {array.shape} does not match token_ids of shape {token_ids.shape}"
+            )
+    return (token_ids, *arrays)
