@@ -145,7 +145,7 @@ def test_ties_only_lower_the_rate():
 
 def test_file_comes_back_and_is_checked(tmp_path):
     config = CatConfig(num_branches=4, prune="last", sample=SampleConfig(temperature=0.7, max_new_tokens=32))
-    made = Calibration(0.61, 0.1, 5, 49, 60, "abc", held_fixed(config), ("0123", "4567"))
+    made = Calibration(0.61, 0.1, 5, 49, 60, "abc", held_fixed(config), prompts=("0123", "4567"))
     path = tmp_path / "calibration.json"
     made.save(path, note="x")
     read = Calibration.load(path)
