@@ -174,7 +174,11 @@ def save_probe(probe: Probe, folder: str | Path) -> None:
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     temporary = folder / f".{WEIGHTS}.tmp"
+    temporary.unlink(missing_ok=True)
+    temporary.touch()
+    mode = temporary.stat().st_mode  # the user's umask; safetensors makes its files private
     save_file({name: np.ascontiguousarray(getattr(probe, name)) for name in _TENSORS}, str(temporary))
+    temporary.chmod(mode)
     temporary.replace(folder / WEIGHTS)
     write_json(folder / SETTINGS, {"version": _VERSION, "bias": probe.bias, "settings": dict(probe.settings)})
 

@@ -76,6 +76,8 @@ def test_save_and_load(tmp_path):
     x, y, _ = data(60)
     probe = fit_probe(x, y, settings={"final_norm": False})
     save_probe(probe, tmp_path)
+    modes = {path.stat().st_mode for path in tmp_path.iterdir()}
+    assert len(modes) == 1, "weights readable by whoever may read the settings"
     read = load_probe(tmp_path)
     np.testing.assert_array_equal(read.predict(x), probe.predict(x))
     assert read.settings == {"final_norm": False}
