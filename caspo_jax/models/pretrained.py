@@ -31,7 +31,7 @@ from caspo_jax.models.checkpoint import (
     read_parameter,
     tensor_names,
 )
-from caspo_jax.models.config import DTYPES, ModelConfig, read_json
+from caspo_jax.models.config import DTYPES, ModelConfig, merge_eos, read_json
 from caspo_jax.models.decoder import Decoder
 from caspo_jax.models.folder import resolve_folder
 from caspo_jax.models.lora import merged_weight
@@ -56,12 +56,13 @@ def load_pretrained(
         of `caspo_jax.sharding`, each process reading only the bytes that it holds.
 
     Returns:
-      The decoder (its config's `eos_token_ids` include the tokenizer's) and the tokenizer, None if the
+      The decoder (its config's `eos_token_ids` include the tokenizer's, and none outside the vocabulary) and the tokenizer, None if the
       folder has none.
 
     Raises:
       UserError: one line naming the file or tensor: no such folder, an unknown architecture or rope type, a
-        missing, unmapped or misshaped tensor, a pickle checkpoint, an unreadable file; or a mesh that is none.
+        missing, unmapped or misshaped tensor, a pickle checkpoint, an unreadable file, no EOS id but some outside the
+        vocabulary; or a mesh that is none.
 
     >>> from caspo_jax.tasks import get_task
     >>> model, tokenizer = load_pretrained(get_task("graph").policy_path, dtype="float32")
@@ -80,7 +81,7 @@ def load_pretrained(
     with Checkpoint(folder) as checkpoint:
         check_tensors(checkpoint, config)
         stored = config.dtype or checkpoint.dtype
-        config = dataclasses.replace(config, dtype=stored, eos_token_ids=eos_ids(config, tokenizer))
+        config = dataclasses.replace(config, dtype=stored, eos_token_ids=_ends(config, tokenizer, folder))
         compute = jnp.dtype("float32" if stored == "float16" else stored) if wanted is None else wanted
         model = _abstract_decoder(config, compute, mesh)
         for weight in weights(config):
@@ -88,6 +89,17 @@ def load_pretrained(
             setattr(model.layers if weight.stacked else model, weight.name, nnx.Param(array))
         _LOG.info("%s: process %d read %d bytes", folder, jax.process_index(), checkpoint.bytes_read)
     return model, tokenizer
+
+
+def _ends(config: ModelConfig, tokenizer: Tokenizer | None, folder: Path) -> tuple[int, ...]:
+    """The EOS ids that the model can emit; says which others the folder names."""
+    known = eos_ids(config, tokenizer, f"{folder}/config.json, generation_config.json, tokenizer_config.json")
+    named = merge_eos(config.eos_token_ids, None if tokenizer is None else tokenizer.eos_token_id)
+    unknown = [id for id in named if id not in known]
+    if unknown:
+        message = "%s: eos_token_id %s left out: the vocabulary has %d tokens"
+        _LOG.warning(message, folder, ", ".join(map(str, unknown)), config.vocab_size)
+    return known
 
 
 def _compute_dtype(dtype: jax.typing.DTypeLike | None) -> jnp.dtype | None:

@@ -233,6 +233,26 @@ def decode(tokenizer: Tokenizer | None, ids: Sequence[int]) -> str:
     return tokenizer.decode(spelled, skip_special_tokens=True, clean_up_tokenization_spaces=False)
 
 
-def eos_ids(config: ModelConfig, tokenizer: Tokenizer | None = None) -> tuple[int, ...]:
-    """End-of-sequence ids: those of config.json and generation_config.json, then the tokenizer's."""
-    return merge_eos(config.eos_token_ids, None if tokenizer is None else tokenizer.eos_token_id)
+def eos_ids(
+    config: ModelConfig, tokenizer: Tokenizer | None = None, where: str = "config"
+) -> tuple[int, ...]:
+    """End-of-sequence ids: those of config.json and generation_config.json, then the tokenizer's.
+
+    Those outside the vocabulary are left out: a model that cannot emit them ends with another.
+
+    Args:
+      config: of the model.
+      tokenizer: of the model, or None.
+      where: what names them, for the message.
+
+    Raises:
+      UserError: there are some, and all are outside the vocabulary.
+    """
+    named = merge_eos(config.eos_token_ids, None if tokenizer is None else tokenizer.eos_token_id)
+    known = tuple(id for id in named if 0 <= id < config.vocab_size)
+    if named and not known:
+        raise UserError(
+            f"{where}: no output can end: eos_token_id {', '.join(map(str, named))} is outside the vocabulary of "
+            f"{config.vocab_size}; name one that is inside, or none"
+        )
+    return known

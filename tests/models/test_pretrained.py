@@ -19,6 +19,7 @@ from caspo_jax.models import (
     load_pretrained,
     save_pretrained,
 )
+from caspo_jax.sampling import SampleConfig, generate
 from caspo_jax.types import Question
 from tests.models.conftest import same_bits, tensors
 
@@ -87,6 +88,32 @@ def test_a_mesh_may_be_given_by_its_axes(golden):
     for wrong in (("data", 1), "rows:1"):
         with pytest.raises(UserError, match=r"mesh.*(data:2,fsdp:4|known: data)"):
             load_pretrained(folder, mesh=wrong)
+
+
+@pytest.mark.parametrize("named, kept", [([511, 700], (511,)), (700, (511,)), (None, (511,))])
+def test_eos_ids_that_cannot_be_emitted_are_left_out(copy_of, caplog, named, kept):
+    folder = copy_of("qwen3_tied_fp32")
+    for name in ("config.json", "generation_config.json"):
+        (folder / name).write_text(
+            json.dumps(json.loads((folder / name).read_text()) | {"eos_token_id": named})
+        )
+    model, tokenizer = load_pretrained(folder)
+    assert model.config.eos_token_ids == kept
+    assert ("eos_token_id 700 left out: the vocabulary has 512 tokens" in caplog.text) == (named is not None)
+    trace = generate(model, tokenizer, ["x"], SampleConfig(max_new_tokens=2), jax.random.key(0))[0]
+    assert len(trace.token_ids) <= 2
+
+
+def test_eos_ids_of_which_none_can_be_emitted_are_refused_in_the_folders_name(copy_of):
+    folder = copy_of("qwen3_tied_fp32")
+    for name in ("config.json", "generation_config.json"):
+        (folder / name).write_text(
+            json.dumps(json.loads((folder / name).read_text()) | {"eos_token_id": [700]})
+        )
+    (folder / "tokenizer.json").unlink()
+    (folder / "tokenizer_config.json").unlink()
+    with pytest.raises(UserError, match=r"qwen3_tied_fp32/config\.json.*eos_token_id 700"):
+        load_pretrained(folder)
 
 
 @pytest.mark.parametrize(

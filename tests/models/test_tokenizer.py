@@ -233,9 +233,19 @@ def test_prompts_may_be_as_long_as_yarn_makes_the_context():
 
 
 def test_eos_ids_merge_the_tokenizers(case):
-    config = ModelConfig("llama", 10, 8, 8, 1, 2, 1, 4, eos_token_ids=(3,))
+    config = ModelConfig("llama", 512, 8, 8, 1, 2, 1, 4, eos_token_ids=(3,))
     assert eos_ids(config, case[0]) == (3, case[1]["eos_id"])
     assert eos_ids(config) == (3,)
+
+
+def test_eos_ids_outside_the_vocabulary_are_left_out_or_refused(case):
+    tokenizer, expected = case
+    config = ModelConfig("llama", 10, 8, 8, 1, 2, 1, 4, eos_token_ids=(3, 10, -1))
+    assert eos_ids(config, tokenizer) == (3,)
+    config = ModelConfig("llama", 10, 8, 8, 1, 2, 1, 4)
+    assert eos_ids(config) == ()
+    with pytest.raises(UserError, match=rf"^here: .*eos_token_id {expected['eos_id']} .*vocabulary of 10"):
+        eos_ids(config, tokenizer, "here")
 
 
 def test_folders_without_a_usable_tokenizer(tmp_path):
