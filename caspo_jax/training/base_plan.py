@@ -66,6 +66,10 @@ class Plan(abc.ABC):
     def reference_micros(self) -> Iterator[Micro]:
         """Micro-batches that hold every pair which the run reads and which has no reference log-probs yet."""
 
+    @abc.abstractmethod
+    def unknown_references(self) -> int:
+        """How many pairs the run reads that have no reference log-probs yet."""
+
     def iterator(self) -> Any:
         """A grain iterator of (pair indices, verified indices), with `get_state` and `set_state`."""
         import grain

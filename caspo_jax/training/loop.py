@@ -25,7 +25,7 @@ from caspo_jax.training.make_plan import make_plan
 from caspo_jax.training.metrics_log import MetricsLog
 from caspo_jax.training.preemption import StopNotice
 from caspo_jax.training.reference_cache import fill_references
-from caspo_jax.training.reporter import Callback, Reporter, progress_bar
+from caspo_jax.training.reporter import Callback, OnReference, ReferenceBar, Reporter, progress_bar
 from caspo_jax.training.run_folder import claim_folder
 from caspo_jax.training.step_state import TrainState
 from caspo_jax.training.train_step import make_train_step, trainable_model, trained_model
@@ -63,6 +63,7 @@ def train(
     out_dir: str | Path | None = None,
     mesh: Mesh | None = None,
     callback: Callback | None = None,
+    on_reference: OnReference | None = None,
     progress: bool = False,
 ) -> tuple[Any, TrainSummary]:
     """Train a policy on step preferences for one round.
@@ -83,6 +84,7 @@ def train(
       out_dir: folder for checkpoints, `metrics.jsonl` and TensorBoard events; None keeps nothing.
       mesh: devices to split batches over; default the model's own.
       callback: called with each update's metrics and `steps`, the updates in all, one update late.
+      on_reference: called, while reference log-probs are computed, with (pairs done, pairs in all, updates in all).
       progress: show a progress bar on stderr.
 
     Returns:
@@ -92,8 +94,8 @@ def train(
       UserError: nothing to train on; a loss or gradient that is not finite (names the batch's pairs, which
         `out_dir/not_finite/` lists; with `config.skip_nonfinite` only after several in a row); `out_dir` holds a
         run with other settings, data or model, or another process is writing it.
-      Interrupted: SIGTERM or a preemption notice came (looked for only with `out_dir`); a checkpoint is written. It may
-        be the last one: the same call again then has nothing left to do.
+      Interrupted: SIGTERM or a preemption notice came (looked for only with `out_dir`); the reference log-probs so far,
+        or a checkpoint, are written. It may be the last one: the same call again then has nothing left to do.
     """
     started = time.perf_counter()
     start, model = model, trainable_model(model, config)
@@ -102,8 +104,7 @@ def train(
     plan = make_plan(store, config, batch_ways(mesh))
     folder = None if out_dir is None else Path(out_dir)
     with contextlib.ExitStack() as resources:
-        notice = None
-        digest = None  # of the weights at the start
+        notice, digest = None, None
         if folder is not None:
             # The lock of the run's manifest: within the stage, which holds it already, this adds nothing.
             resources.enter_context(held(manifest_path(folder, folder=True)))
@@ -117,7 +118,11 @@ def train(
             if reference_cache is None and folder is not None:
                 reference_cache = folder / "reference"
             cache = None if reference_cache is None else Path(reference_cache)
-            fill_references(store, plan, reference, cache, config.head_chunk, digest=digest)
+            stop = None if notice is None else notice.reached
+            with contextlib.closing(ReferenceBar(progress, plan, on_reference)) as bar:
+                fill_references(
+                    store, plan, reference, cache, config.head_chunk, digest=digest, stop=stop, progress=bar
+                )
         state, reporter, resumed = _updates(model, plan, config, mesh, folder, notice, callback, progress)
         if notice is not None and notice.noticed:
             # Whatever the caller would do next, it was asked to stop.

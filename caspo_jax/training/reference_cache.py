@@ -5,21 +5,25 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import signal
+import time
 import warnings
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from caspo_jax.distributed import barrier, is_writer
-from caspo_jax.errors import UserError
+from caspo_jax.errors import Interrupted, UserError
 from caspo_jax.training.base_plan import Plan
 from caspo_jax.training.data import RowStore
 from caspo_jax.training.reference_identity import reference_identity
 from caspo_jax.training.step_logprobs import batch_reference
 
 _FORMAT = "caspo_jax.reference/1"
+_WRITE_EVERY = 60.0  # seconds of a pass that a kill may cost
 
 
 class ReferenceCacheWarning(UserWarning):
@@ -64,8 +68,8 @@ class ReferenceCache:
         return chosen, rejected
 
     def write(self, chosen: np.ndarray, rejected: np.ndarray) -> None:
-        """Replace the entry; with several processes, one writes."""
-        if not is_writer():
+        """Replace the entry, unless nothing is known; with several processes, one writes."""
+        if not is_writer() or not (np.isfinite(chosen) & np.isfinite(rejected)).any():
             return
         self.path.parent.mkdir(parents=True, exist_ok=True)
         temporary = self.path.with_name(f".{self.path.stem}.{os.getpid()}.npz")
@@ -81,8 +85,12 @@ def fill_references(
     chunk: int | None = None,
     *,
     digest: str | None = None,
+    stop: Callable[[], bool] | None = None,
+    progress: Callable[[int, int], None] | None = None,
 ) -> int:
     """Give every pair that the run reads its reference log-probs: those given, those of the cache, or computed now.
+
+    What is computed goes to the cache every minute, and however the pass ends.
 
     Args:
       store: its reference columns are filled in.
@@ -91,12 +99,15 @@ def fill_references(
       folder: of the cache; None keeps nothing.
       chunk: as in `step_sums`.
       digest: the reference's `weights_digest`, if that is known; default: taken here.
+      stop: asked after every micro-batch, of several processes by all, whether to end the pass there.
+      progress: called with (pairs done, pairs in all) after every micro-batch.
 
     Returns:
       How many micro-batches were computed.
 
     Raises:
       UserError: log-probs that are not finite, with the pairs' names.
+      Interrupted: `stop` said so.
     """
     columns = (store.reference_chosen, store.reference_rejected)
     own = [np.full_like(column, np.nan) for column in columns]  # the reference's, not what the caller gave
@@ -111,21 +122,35 @@ def fill_references(
             for column, kept in zip(columns, own):
                 column[:] = np.where(np.isnan(column) & known, kept, column)
     bad: list[int] = []
-    computed = 0
-    for micro in plan.reference_micros():
-        computed += 1
-        known = micro.pairs >= 0
-        pairs = micro.pairs[known]
-        values = [x[: len(known)][known] for x in batch_reference(reference, micro.batch, chunk=chunk)]
-        for column, kept, value in zip(columns, own, values):
-            kept[pairs] = value
-            column[pairs] = np.where(np.isnan(column[pairs]), value, column[pairs])
-        bad += pairs[~(np.isfinite(values[0]) & np.isfinite(values[1]))].tolist()
+    computed, total, written = 0, plan.unknown_references(), time.monotonic()
+    try:
+        for micro in plan.reference_micros():
+            known = micro.pairs >= 0
+            pairs = micro.pairs[known]
+            values = [x[: len(known)][known] for x in batch_reference(reference, micro.batch, chunk=chunk)]
+            for column, kept, value in zip(columns, own, values):
+                kept[pairs] = value
+                column[pairs] = np.where(np.isnan(column[pairs]), value, column[pairs])
+            bad += pairs[~(np.isfinite(values[0]) & np.isfinite(values[1]))].tolist()
+            computed += 1
+            done = total - plan.unknown_references()
+            if progress is not None:
+                progress(done, total)
+            if stop is not None and stop():
+                raise Interrupted(
+                    f"stopped after the reference's log-probs of {done} of {total} pairs, which are kept "
+                    f"in {folder}: run the same command again to go on",
+                    signal.SIGTERM,
+                )
+            if cache is not None and time.monotonic() - written >= _WRITE_EVERY:
+                cache.write(*own)
+                written = time.monotonic()
+    finally:
+        if cache is not None and computed:
+            cache.write(*own)
     if bad:
         raise UserError(
             f"the reference's log-probs are not finite for pairs {store.names(np.unique(bad))}: "
             "check the reference's weights and these pairs' token ids"
         )
-    if cache is not None and computed:
-        cache.write(*own)
     return computed

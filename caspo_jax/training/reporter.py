@@ -23,6 +23,7 @@ from caspo_jax.training.step_state import StepOutput, StepReport
 from caspo_jax.types import PairBatch, TreeBatch
 
 Callback = Callable[[Mapping[str, Any]], None]
+OnReference = Callable[[int, int, int], None]  # (pairs done, pairs in all, updates in all)
 
 
 class Reporter:
@@ -142,13 +143,33 @@ class Reporter:
             self.monitor.update(record["step"], displacement)
 
 
-def progress_bar(show: bool, total: int, done: int) -> Any:
-    """A bar of updates on stderr, in the first process; elsewhere, or if it is not to be shown, something that looks like one."""
+def progress_bar(show: bool, total: int, done: int, what: str = "train", unit: str = "update") -> Any:
+    """A bar on stderr, in the first process; elsewhere, or if it is not to be shown, something that looks like one."""
     if not show or jax.process_index() != 0:
         return _NoBar()
     from tqdm import tqdm
 
-    return tqdm(total=total, initial=done, desc="train", unit="update", file=sys.stderr)
+    return tqdm(total=total, initial=done, desc=what, unit=unit, file=sys.stderr)
+
+
+class ReferenceBar:
+    """Shows how far the reference pass is: a bar, and the caller's callback."""
+
+    def __init__(self, show: bool, plan: Plan, callback: OnReference | None):
+        left = plan.unknown_references()
+        self._bar = progress_bar(show and left > 0, left, 0, "reference", "pair")
+        self._updates, self._callback, self._done = plan.steps, callback, 0
+
+    def __call__(self, done: int, total: int) -> None:
+        """So many of the pairs have their log-probs."""
+        self._bar.update(done - self._done)
+        self._done = done
+        if self._callback is not None:
+            self._callback(done, total, self._updates)
+
+    def close(self) -> None:
+        """Close the bar."""
+        self._bar.close()
 
 
 class _NoBar:

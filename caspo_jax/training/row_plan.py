@@ -80,6 +80,10 @@ class RowPlan(Plan):
                 micros.append(Micro(batch, chosen, steps))
         return micros
 
+    def unknown_references(self) -> int:
+        """See Plan."""
+        return int(self._missing().sum())
+
     def reference_micros(self) -> Iterator[Micro]:
         """All pairs that lack a reference, sorted by length: the cheapest order for a pass without gradients."""
         pairs = np.flatnonzero(self._missing())

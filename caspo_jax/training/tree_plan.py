@@ -140,6 +140,13 @@ class TreePlan(Plan):
             micros.append(Micro(packed.batch, packed.pairs, packed.verified))
         return micros
 
+    def unknown_references(self) -> int:
+        """See Plan."""
+        read = np.zeros(len(self.store.chosen), bool)
+        for pairs, _ in self._updates:
+            read[pairs] = True
+        return int((read & self._missing()).sum())
+
     def reference_micros(self) -> Iterator[Micro]:
         """The updates' own micro-batches, so that the reference runs the same program over the same rows."""
         wanted = self._missing()

@@ -1,6 +1,8 @@
 """Reference log-probs on disk: computed once for all runs that share them, and again whenever they would differ."""
 
 import dataclasses
+import os
+import signal
 
 import jax
 import jax.numpy as jnp
@@ -8,10 +10,10 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from caspo_jax.errors import UserError
+from caspo_jax.errors import Interrupted, UserError
 from caspo_jax.models import LoraConfig, add_lora
 from caspo_jax.preferences.packing import pack_pairs
-from caspo_jax.training import LossConfig, TrainConfig, train
+from caspo_jax.training import LossConfig, TrainConfig, reference_cache, train
 from caspo_jax.training.data import RowStore
 from caspo_jax.training.make_plan import make_plan
 from caspo_jax.training.reference_cache import (
@@ -127,6 +129,71 @@ def test_log_probs_that_are_not_finite_are_not_kept(tmp_path):
     with pytest.raises(UserError, match="reference"):
         filled(tmp_path, model=bad)
     assert not list(tmp_path.iterdir())
+
+
+def counted(monkeypatch, stop_at=None):
+    """How many micro-batches are computed from now on; the one with number `stop_at` is interrupted."""
+    computed = []
+
+    def batch_reference(*args, **options):
+        if len(computed) + 1 == stop_at:
+            raise KeyboardInterrupt
+        computed.append(1)
+        return real(*args, **options)
+
+    real = reference_cache.batch_reference
+    monkeypatch.setattr(reference_cache, "batch_reference", batch_reference)
+    return computed
+
+
+SMALL = dataclasses.replace(CONFIG, batch_size=1)
+
+
+def test_a_pass_that_is_cut_short_keeps_what_it_computed(tmp_path, monkeypatch):
+    with monkeypatch.context() as patched:
+        whole, values = filled(None, config=SMALL)
+        before = counted(patched, stop_at=3)
+        with pytest.raises(KeyboardInterrupt):
+            filled(tmp_path, config=SMALL)
+    after = counted(monkeypatch)
+    _, found = filled(tmp_path, config=SMALL)
+    assert (len(before), len(after)) == (2, whole - 2)
+    np.testing.assert_array_equal(found, values)
+
+
+def test_a_long_pass_is_kept_before_it_ends(tmp_path, monkeypatch):
+    """However it is killed: not even `finally` need run."""
+    monkeypatch.setattr(reference_cache, "_WRITE_EVERY", 0.0)
+    known = []
+
+    def look(done, total):
+        known.append((done, len(list(tmp_path.iterdir()))))
+
+    store = RowStore.build(PAIRS, VERIFIED)
+    fill_references(store, make_plan(store, SMALL), Toy(), tmp_path, progress=look)
+    assert known[-1][0] == len(PAIRS)
+    assert [files for _, files in known] == [0] + [1] * (len(known) - 1)
+
+
+@pytest.mark.parametrize("pack", ["trees", "rows"])
+def test_sigterm_in_the_pass_keeps_what_it_computed(tmp_path, monkeypatch, pack):
+    config, seen = dataclasses.replace(SMALL, pack=pack), []
+    before = signal.getsignal(signal.SIGTERM)
+
+    def terminate(done, total, updates):
+        seen.append((done, total, updates))
+        if done == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with pytest.raises(Interrupted, match=f"log-probs of 2 of {len(PAIRS)} pairs") as stopped:
+        train(Toy(), PAIRS, config, out_dir=tmp_path, on_reference=terminate)
+    assert stopped.value.signal == signal.SIGTERM
+    assert signal.getsignal(signal.SIGTERM) is before
+    assert seen == [(done, len(PAIRS), len(PAIRS)) for done in (1, 2)]
+    computed = counted(monkeypatch)
+    _, summary = train(Toy(), PAIRS, config, out_dir=tmp_path)
+    assert len(computed) == len(PAIRS) - 2
+    assert summary.steps == len(PAIRS)
 
 
 def test_adapters_of_another_scale_are_another_reference(tmp_path):

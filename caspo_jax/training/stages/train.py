@@ -44,7 +44,8 @@ def train_stage(
       delimiter: what ends the steps of pairs that are tokenised here; default the policy's own, else two newlines.
       reference_cache: folder of reference log-probs that runs share; default the run's own.
       overwrite: start anew if the run was begun with other settings; nothing but that run is removed.
-      progress: called with (updates done, updates in all, **metrics).
+      progress: called with (updates done, updates in all, **metrics), and before the first update with `reference`, how
+        many of the pairs have their reference log-probs.
 
     Returns:
       What the manifest counts: updates, pairs, verified rows, tokens, last metrics.
@@ -91,12 +92,15 @@ def _train(
     reference_cache: str | Path | None,
     progress: Callable[..., None] | None,
 ) -> TrainSummary:
-    callback = None
+    callback, on_reference = None, None
     if progress is not None:
 
         def callback(record: Mapping[str, Any]) -> None:
             shown = {"margin": record.get("rewards/margin"), "chosen": record.get("logps/chosen")}
             progress(int(record["step"]), int(record["steps"]), loss=record["loss"], **shown)
+
+        def on_reference(done: int, total: int, updates: int) -> None:
+            progress(0, updates, reference=f"{done:,} of {total:,} pairs")
 
     _, summary = train(
         policy.model,
@@ -106,6 +110,7 @@ def _train(
         reference_cache=reference_cache,
         out_dir=run,
         callback=callback,
+        on_reference=on_reference,
     )
     return summary
 
