@@ -32,9 +32,7 @@ def define_flags() -> None:
         "neutral", "unknown", ["unknown", "correct", "wrong"], "what PRM800K's label 0 means, for --labelled"
     )
     flags.DEFINE_string("output", None, "JSONL of annotated traces", required=True)
-    flags.DEFINE_string(
-        "step_delimiter", None, r"what ends a step; default: the policy's caspo.json, else \n\n"
-    )
+    common.define_delimiter_flag()
     flags.DEFINE_string("confidence", "entropy", "step confidence that the records carry")
     flags.DEFINE_integer(
         "batch_size",

@@ -165,7 +165,8 @@ def settings(policy: Any, questions: Any, config: Any) -> dict[str, Any]:
     """What decides the figures beside the calibration, for the manifest."""
     from caspo_jax.training.stages.policy import questions_digest
 
-    return {
+    instruction = common.instruction()
+    return ({} if instruction is None else {"instruction": instruction}) | {
         "policy": policy.hash,
         "dtype": str(policy.model.dtype),
         "questions": questions_digest(questions),
@@ -200,6 +201,7 @@ def with_forks(policy: Any, questions: Any, config: Any, out: Path) -> dict[str,
             extract=extract,
             equal=equal,
             answer_kind=verifiers.answer_kind(policy),
+            instruction=common.instruction(),
             overwrite=FLAGS.overwrite,
             progress=progress.reach,
         )

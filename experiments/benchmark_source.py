@@ -56,7 +56,7 @@ class FileBenchmark:
         return common.load_questions(self.path, need_gold=True)[:limit]
 
     def prompt(self, question: Question) -> str:
-        """The question as it stands."""
+        """The question as it stands, --instruction in it."""
         return question.question or ""
 
     def extract(self, text: str) -> str | None:
@@ -82,7 +82,9 @@ class TuneBenchmark:
 
     def load(self, path: str | Path | None = None, limit: int | None = None) -> Sequence[Question]:
         """The first questions of the file."""
-        return common.load_questions(self.path, need_gold=not self.benchmark.runs_code)[:limit]
+        own = isinstance(self.benchmark, FileBenchmark)  # any other asks in its own words
+        need_gold = not self.benchmark.runs_code
+        return common.load_questions(self.path, need_gold=need_gold, instruct=own)[:limit]
 
     def prompt(self, question: Question) -> str:
         """As the benchmark asks."""

@@ -82,6 +82,7 @@ def main() -> None:
         questions=len(questions),
         policy=policy.hash,
         search=fixed,
+        instruction=common.instruction(),
         prompts=tuple(sorted({prompt_digest(question) for question in questions})),
     )
     made.save(
@@ -127,6 +128,7 @@ def sample_unpruned(policy: Any, questions: Any, config: Any, base: Path) -> lis
             extract=extract,
             equal=equal,
             answer_kind=verifiers.answer_kind(policy),
+            instruction=common.instruction(),
             overwrite=FLAGS.overwrite,
             progress=progress.reach,
         )

@@ -8,6 +8,8 @@ from typing import Any
 from absl import flags
 
 from caspo_jax.errors import UserError
+from experiments.escapes import escaped
+from experiments.questions import instruction
 
 FLAGS = flags.FLAGS
 
@@ -32,7 +34,7 @@ def define_flag() -> None:
     flags.DEFINE_string(
         "calibration",
         None,
-        "file of `calibrate`: its threshold, and its branches, temperature and confidences where no flag says otherwise; "
+        "file of `calibrate`: its threshold, and its branches, temperature, confidences and instruction where no flag says otherwise; "
         "flags that contradict it are refused",
     )
 
@@ -49,10 +51,38 @@ def load() -> Any:
     for flag, setting in _SETTINGS.items():
         value = found.search.get(setting)
         if not FLAGS[flag].present and value is not None:
-            FLAGS[flag].value = value
+            FLAGS[flag].value = _as_given(value)
     if not FLAGS["num_branches"].present and not FLAGS["root_branches"].present:
         FLAGS["num_branches"].value = found.search["branches"]
+    _same_instruction(found)
     return found
+
+
+def _same_instruction(found: Any) -> None:
+    """What questions end with: as the calibration's did, which is no setting of a search.
+
+    Raises:
+      UserError: --instruction says otherwise.
+    """
+    if not FLAGS["instruction"].present and found.instruction is not None:
+        FLAGS["instruction"].value = _as_given(found.instruction)
+    here = instruction()
+    if here != found.instruction:
+        raise UserError(
+            f"{FLAGS.calibration} does not hold for --instruction={FLAGS.instruction}: "
+            + (
+                "it was made without one"
+                if found.instruction is None
+                else f"then it was {found.instruction!r}"
+            )
+        )
+
+
+def _as_given(value: Any) -> Any:
+    """A setting as its flag would be written: texts by their escapes, which are read where the flag is used."""
+    if isinstance(value, list):
+        return [_as_given(item) for item in value]
+    return escaped(value) if isinstance(value, str) else value
 
 
 def check_place(output: str) -> None:

@@ -97,6 +97,7 @@ def main() -> None:
         max_step_tokens=FLAGS.max_step_tokens,
         dtype=FLAGS.dtype,
         mesh=common.mesh(),
+        instruction=common.instruction(),
         temperatures=tuple(FLAGS.temperatures or ()),
     )
     folders = run_rounds(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -21,11 +20,14 @@ from absl import app, flags, logging  # noqa: E402
 from caspo_jax import distributed  # noqa: E402
 from caspo_jax.compilation import keep_programs  # noqa: E402
 from caspo_jax.errors import Interrupted, UserError  # noqa: E402
+from experiments.escapes import unescaped  # noqa: E402
+from experiments.questions import instruction, load_questions  # noqa: E402, F401 - and these
 from experiments.shared_flags import (  # noqa: E402, F401 - programs reach these through this module
     CAT_FLAGS,
     define_answer_flags,
     define_cat_flags,
     define_decoding_flags,
+    define_delimiter_flag,
     define_model_flags,
     define_process_flags,
     define_question_flags,
@@ -104,43 +106,6 @@ def tune_malloc() -> None:
         os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
 
 
-def load_questions(path: str, *, need_gold: bool = False) -> list[Any]:
-    """Read a JSONL of questions by --question_field and --gold_field.
-
-    Args:
-      path: the file.
-      need_gold: whether every question must have a gold answer.
-
-    Raises:
-      UserError: a malformed question, an id that was used before or a missing gold answer (file:line), no questions.
-    """
-    from caspo_jax.records import question_from_record
-    from caspo_jax.store import parse_at, read_jsonl
-
-    questions: list[Any] = []
-    seen: dict[str, str] = {}
-    for number, (where, record) in enumerate(read_jsonl(path)):
-        parse = functools.partial(
-            question_from_record,
-            question_field=FLAGS.question_field,
-            gold_field=FLAGS.gold_field,
-            default_id=str(number),
-        )
-        question = parse_at(where, parse, record)
-        if question.id in seen:
-            raise UserError(f"{where}: id {question.id!r} was used before, at {seen[question.id]}")
-        if need_gold and question.gold is None:
-            field = f"field `{FLAGS.gold_field}`" if FLAGS.gold_field else "field `gold` or `answer`"
-            raise UserError(f"{where}: question {question.id!r} has no gold answer ({field})")
-        seen[question.id] = where
-        questions.append(question)
-    if not questions:
-        raise UserError(f"{path}: no questions in it")
-    if FLAGS.gold_field and all(question.gold is None for question in questions):
-        raise UserError(f"{path}: no question has a field {FLAGS.gold_field!r} (named by --gold_field)")
-    return questions
-
-
 def mesh() -> Any:
     """The mesh of --mesh; None without one."""
     from caspo_jax.sharding import make_mesh
@@ -158,7 +123,7 @@ def load_policy() -> Any:
 def step_delimiter(settings: Mapping[str, Any]) -> str:
     """The delimiter of a step: the flag, else the policy's own, else two newlines."""
     if FLAGS.step_delimiter is not None:
-        return FLAGS.step_delimiter.replace("\\n", "\n").replace("\\t", "\t")
+        return unescaped("step_delimiter", FLAGS.step_delimiter)
     return settings.get("step_delimiter", "\n\n")
 
 
@@ -179,7 +144,8 @@ def sample_config(policy: Any, questions: Sequence[Any], **overrides: Any) -> An
     if FLAGS.max_new_tokens is None:
         longest = max(len(encode_prompt(policy.tokenizer, q)) for q in questions)
         values["max_new_tokens"] = max(1, min(1024, policy.model.config.context - longest))
-    values |= {"step_delimiter": step_delimiter(policy.settings), "stop": tuple(FLAGS.stop)}
+    values |= {"step_delimiter": step_delimiter(policy.settings)}
+    values |= {"stop": tuple(unescaped("stop", text) for text in FLAGS.stop)}
     return SampleConfig(**(values | overrides))
 
 

@@ -121,6 +121,8 @@ def main() -> None:
         common.write_html_report(FLAGS.out_dir, FLAGS.model)
         return
     benchmark_source.data_paths(FLAGS.data)
+    if FLAGS.instruction is not None and not FLAGS.input:
+        raise UserError("--instruction goes with --input: benchmarks are asked in their own words")
     names = [*FLAGS.benchmarks, *(["input"] if FLAGS.input else [])]
     if not names:
         raise UserError("nothing to evaluate on: give --benchmarks=NAME,... or --input=Q.jsonl")

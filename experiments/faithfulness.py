@@ -49,9 +49,7 @@ def define_flags() -> None:
         "steps", "auto", ["auto", "thinking", "all"], "paragraphs of the thinking block, or of all the text; auto: "
         "of all the text if no trace has a thinking block",
     )  # fmt: skip
-    flags.DEFINE_string(
-        "step_delimiter", None, r"what ends a step; default: the policy's caspo.json, else \n\n"
-    )
+    common.define_delimiter_flag()
     faithfulness_judges.define_flags()
     flags.DEFINE_integer("samples", 10, "continuations a step", lower_bound=1)
     flags.DEFINE_float("temperature", 0.8, "of the continuations")

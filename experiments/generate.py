@@ -90,6 +90,7 @@ def main() -> None:
             extract=extract,
             equal=equal,
             answer_kind=verifiers.answer_kind(policy),
+            instruction=common.instruction(),
             overwrite=FLAGS.overwrite,
             progress=progress.reach,
         )

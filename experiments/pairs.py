@@ -29,9 +29,7 @@ def define_flags() -> None:
     define_config("pairs", PairConfig.preset("caspo"), "which pairs; what is not given comes from --preset")
     flags.DEFINE_string("input", None, "JSONL of annotated traces", required=True)
     flags.DEFINE_string("output", None, "JSONL of pairs", required=True)
-    flags.DEFINE_string(
-        "step_delimiter", None, r"what ends a step; default: the policy's caspo.json, else \n\n"
-    )
+    common.define_delimiter_flag()
     flags.DEFINE_integer(
         "max_step_tokens", 256, "a competitor that goes on for longer is dropped", lower_bound=1
     )

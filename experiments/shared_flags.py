@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from absl import flags
 
+from experiments import escapes
 from experiments.terminal import define_terminal_flags
 
 
@@ -51,12 +52,17 @@ def define_decoding_flags(*, num_samples: int = 1, temperature: float = 1.0) -> 
     flags.DEFINE_float("min_p", 0.0, "least probability, as a share of the most probable token's; 0 is off")
     flags.DEFINE_integer("num_samples", num_samples, "outputs for each question", lower_bound=1)
     flags.DEFINE_bool("ignore_eos", False, "go on after end-of-sequence, up to --max_new_tokens")
+    define_delimiter_flag()
+    flags.DEFINE_multi_string("stop", [], f"end an output after this string (repeatable); {escapes.HELP}")
+
+
+def define_delimiter_flag(what: str = "a step") -> None:
+    """--step_delimiter; `what` says what it ends."""
     flags.DEFINE_string(
         "step_delimiter",
         None,
-        r"what ends a step (escapes such as \n are read); default: the policy's caspo.json, else \n\n",
+        rf"what ends {what} ({escapes.HELP}); default: the policy's caspo.json, else \n\n",
     )
-    flags.DEFINE_multi_string("stop", [], "end an output after this string (repeatable)")
 
 
 def define_question_flags() -> None:
@@ -67,6 +73,12 @@ def define_question_flags() -> None:
         "field of the question, if it is none of question, problem, instruction; a prompt beside it is not asked",
     )
     flags.DEFINE_string("gold_field", None, "field of the gold answer, if it is neither gold nor answer")
+    flags.DEFINE_string(
+        "instruction",
+        None,
+        "text on a line of its own after each question of the input, for real models such as boxed, which stands for the "
+        f"benchmarks' sentence (step by step, the answer in a box); {escapes.HELP}. A `prompt` or `prompt_ids` stays as it is",
+    )
 
 
 def define_answer_flags() -> None:

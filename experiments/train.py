@@ -37,11 +37,7 @@ def define_flags() -> None:
     flags.DEFINE_integer(
         "batch_size", None, "pairs an update, as --train.batch_size; default: the preset's", lower_bound=1
     )
-    flags.DEFINE_string(
-        "step_delimiter",
-        None,
-        r"what ends a step of Step-DPO-10K or TRL records; default: the policy's caspo.json, else \n\n",
-    )
+    common.define_delimiter_flag("a step of Step-DPO-10K or TRL records")
     define_training_flags()
 
 

@@ -137,6 +137,7 @@ class Calibration:
     policy: str  # hash of the policy
     search: Mapping[str, Any]  # from `held_fixed`
     prompts: tuple[str, ...] = ()  # `prompt_digest` of each question; empty in files of before they were kept
+    instruction: str | None = None  # what its questions ended with, where a flag put it there
 
     def apply(self, config: CatConfig, policy: str, where: str = "calibration") -> CatConfig:
         """The search at the calibrated threshold.

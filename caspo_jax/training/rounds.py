@@ -43,6 +43,7 @@ class Recipe:
     dtype: str | None = None
     mesh: Any = None
     reference_cache: str | None = None  # folder of reference log-probs that runs share; None: each run's own
+    instruction: str | None = None  # what the questions end with, for the readers of manifests
     temperatures: tuple[float, ...] = ()  # of round 1, 2, ...; the last one stays; empty: the sample's own
 
 
@@ -146,6 +147,7 @@ def _round(
         strategy="sample" if isinstance(sample, SampleConfig) else "explore",
         seed=seed,
         batch_size=recipe.batch_size,
+        instruction=recipe.instruction,
         overwrite=overwrite,
         progress=look("sample"),
     )

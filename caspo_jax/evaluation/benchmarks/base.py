@@ -19,6 +19,11 @@ Row = Mapping[str, Any]
 BOXED = "Please reason step by step, and put your final answer within \\boxed{}."  # Qwen's instruction
 
 
+def instructed(question: str, instruction: str) -> str:
+    """A user's message: the question, and the instruction on a line of its own after it."""
+    return f"{question}\n{instruction}"
+
+
 @dataclasses.dataclass(frozen=True)
 class Benchmark:
     """A benchmark; get one from `get_benchmark`.

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import Any
 
 from caspo_jax.errors import UserError
-from caspo_jax.evaluation.benchmarks.base import BOXED, Benchmark, Row, identity, text, texts
+from caspo_jax.evaluation.benchmarks.base import BOXED, Benchmark, Row, identity, instructed, text, texts
 from caspo_jax.evaluation.benchmarks.loading import Source
 from caspo_jax.evaluation.execution import Sandbox
 from caspo_jax.steps.answers import equivalent, extract_answer
@@ -19,7 +19,7 @@ from caspo_jax.types import Question
 
 
 def _ask(question: Question) -> str:
-    return f"{question.question}\n{BOXED}"
+    return instructed(question.question or "", BOXED)
 
 
 def _judge(answer: str, question: Question, sandbox: Sandbox | None) -> bool | None:

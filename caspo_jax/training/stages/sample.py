@@ -38,6 +38,7 @@ def sample_stage(
     extract: Extract | None = None,
     equal: Equal | None = None,
     answer_kind: str | None = None,
+    instruction: str | None = None,
     overwrite: bool = False,
     progress: Progress | None = None,
 ) -> Path:
@@ -58,6 +59,7 @@ def sample_stage(
       extract: text -> answer; without it the traces carry none.
       equal: (gold, answer) -> bool.
       answer_kind: what the manifest calls the two.
+      instruction: what the questions end with, for the reader of the manifest.
       overwrite: start anew if the output was begun with other settings.
       progress: called with (questions done, questions in all).
 
@@ -82,6 +84,8 @@ def sample_stage(
         "token_stats": token_stats,
         "answers": answer_kind,
     }
+    if instruction is not None:
+        settings["instruction"] = instruction
     # All of them before anything is written or decoded: a question that cannot be asked is not found out hours later.
     new_tokens = (config if isinstance(config, SampleConfig) else config.sample).max_new_tokens
     for question in questions:
