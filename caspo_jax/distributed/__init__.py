@@ -2,7 +2,7 @@
 
 The processes are JAX's own (`jax.distributed`); all of them run the same program on one mesh over all their devices.
 Process 0 writes the files, the others read them: the output folder lies on a file system that all of them see. With
-one process every function here does nothing, and JAX is not imported.
+one process nothing here waits for anyone, and JAX is not imported; `fail` and `lost` end the process all the same.
 """
 
 from caspo_jax.distributed.group import (

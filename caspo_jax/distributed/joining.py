@@ -32,13 +32,16 @@ def start(
       timeout: seconds to wait for the others.
 
     Raises:
-      UserError: some of the three arguments without the others, or wrong ones, or the others do not come.
+      UserError: some of the three arguments without the others, or wrong ones, a device that was touched before, or
+        the others do not come.
     """
     given = (coordinator_address, num_processes, process_id)
     if any(x is not None for x in given) and None in given:
         raise UserError(
             "--coordinator_address, --num_processes and --process_id go together: give all three, or none"
         )
+    if num_processes is not None and num_processes < 1:
+        raise UserError(f"--num_processes={num_processes}: must be at least 1")
     if num_processes is not None and not 0 <= (process_id or 0) < num_processes:
         raise UserError(f"--process_id={process_id}: must be from 0 to {num_processes - 1}")
     host, _, port = (coordinator_address or "none:1").rpartition(":")
@@ -79,6 +82,10 @@ def _initialize(given: tuple[str | None, int | None, int | None], timeout: float
             return False
         raise UserError(f"--coordinator_address={given[0]}: {error}") from error
     except RuntimeError as error:
+        if "must be called before" in str(error):
+            raise UserError(
+                "the run's processes cannot be joined any more: call distributed.start before anything touches a device"
+            ) from error
         reason = str(error).strip().splitlines()[0][:200]
         raise UserError(
             f"the run's {given[1] or ''} processes did not find each other within {timeout:.0f} s ({reason})"

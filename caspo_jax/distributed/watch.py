@@ -32,17 +32,19 @@ def finish() -> None:
 
 
 def fail(message: str) -> NoReturn:
-    """Ends this process, and with it the others, which name it and its reason."""
+    """Ends this process, with exit code 1, and with it the others if there are any, which name it and its reason."""
     GROUP.over.set()
-    with contextlib.suppress(RuntimeError):
-        GROUP.client.key_value_set(f"{PREFIX}/failed/{GROUP.index}", message, allow_overwrite=True)
-        time.sleep(2 * BEAT_SECONDS)  # process 0 takes the message with it
+    if GROUP.count > 1:
+        with contextlib.suppress(RuntimeError):
+            GROUP.client.key_value_set(f"{PREFIX}/failed/{GROUP.index}", message, allow_overwrite=True)
+            time.sleep(2 * BEAT_SECONDS)  # process 0 takes the message with it
     _exit()
 
 
 def lost(error: Exception) -> NoReturn:
     """Ends this process after a collective operation failed: another process is gone, and the watch finds out which."""
-    time.sleep(SILENT_SECONDS + 3 * BEAT_SECONDS)
+    if GROUP.count > 1:
+        time.sleep(SILENT_SECONDS + 3 * BEAT_SECONDS)
     reason = str(error).strip().splitlines()[0][:200]
     _die(f"an operation over all processes failed ({reason})")
 
@@ -83,7 +85,7 @@ def _die(reason: str) -> NoReturn:
             file=sys.stderr,
             flush=True,
         )
-    if is_writer():
+    if is_writer() and GROUP.count > 1:
         # The service goes last: without it JAX aborts the processes that still end.
         time.sleep(3 * BEAT_SECONDS)
     _exit()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import socket
 import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -107,13 +108,36 @@ def test_flags_go_together(tmp_path):
         distributed.start("127.0.0.1:1", 2)
     with pytest.raises(UserError, match="from 0 to 1"):
         distributed.start("127.0.0.1:1", 2, 2)
+    for count in (0, -1):
+        with pytest.raises(UserError, match=f"--num_processes={count}: must be at least 1"):
+            distributed.start("127.0.0.1:1", count, 0)
     for address in ("host", ":1234", "host:", "host:port", "host:0", "host:65536"):
         with pytest.raises(UserError, match=f"--coordinator_address={address}: give HOST:PORT"):
             distributed.start(address, 2, 0)
-    distributed.start()  # in no cluster: one process, and every function does nothing
+    distributed.start()  # in no cluster: one process, which waits for nobody
     distributed.start("127.0.0.1:1", 1, 0)
     assert (distributed.process_count(), distributed.process_index()) == (1, 0)
     with distributed.writer_first("file"):
         distributed.barrier("nobody else", timeout=0)
     assert distributed.from_writer("word", lambda: "mine") == "mine"
     distributed.finish()
+
+
+def test_processes_are_joined_before_a_device_is_touched():
+    import jax
+
+    from caspo_jax import distributed
+    from caspo_jax.errors import UserError
+
+    jax.devices()
+    with pytest.raises(UserError, match=r"call distributed\.start before anything touches a device"):
+        distributed.start("127.0.0.1:1", 2, 0, timeout=5)
+
+
+@pytest.mark.parametrize("call, said", [("fail('x')", ""), ("lost(RuntimeError('gone'))", "failed (gone)")])
+def test_a_process_by_itself_ends_at_once(call, said):
+    script = f"from caspo_jax import distributed\ndistributed.{call}\nprint('still here')"
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=20)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert said in done.stderr
+    assert "Traceback" not in done.stderr
