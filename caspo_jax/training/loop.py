@@ -21,10 +21,12 @@ from caspo_jax.sharding import batch_ways, mesh_of
 from caspo_jax.training.base_plan import Plan
 from caspo_jax.training.config import TrainConfig
 from caspo_jax.training.data import RowStore
+from caspo_jax.training.digests import weights_digest
 from caspo_jax.training.make_plan import make_plan
 from caspo_jax.training.metrics_log import MetricsLog
 from caspo_jax.training.preemption import StopNotice
 from caspo_jax.training.reference_cache import fill_references
+from caspo_jax.training.reference_identity import references_digest
 from caspo_jax.training.reporter import Callback, OnReference, ReferenceBar, Reporter, progress_bar
 from caspo_jax.training.run_folder import claim_folder
 from caspo_jax.training.step_state import TrainState
@@ -93,7 +95,7 @@ def train(
     Raises:
       UserError: nothing to train on; a loss or gradient that is not finite (names the batch's pairs, which
         `out_dir/not_finite/` lists; with `config.skip_nonfinite` only after several in a row); `out_dir` holds a
-        run with other settings, data or model, or another process is writing it.
+        run with other settings, data, model or reference, or another process is writing it.
       Interrupted: SIGTERM or a preemption notice came (looked for only with `out_dir`); the reference log-probs so far,
         or a checkpoint, are written. It may be the last one: the same call again then has nothing left to do.
     """
@@ -104,17 +106,22 @@ def train(
     plan = make_plan(store, config, batch_ways(mesh))
     folder = None if out_dir is None else Path(out_dir)
     with contextlib.ExitStack() as resources:
-        notice, digest = None, None
         if folder is not None:
             # The lock of the run's manifest: within the stage, which holds it already, this adds nothing.
             resources.enter_context(held(manifest_path(folder, folder=True)))
-            notice = resources.enter_context(StopNotice())
-            digest = claim_folder(folder, config, store.fingerprint(), model, start)
+        notice = None if folder is None else resources.enter_context(StopNotice())
+        own = reference is None and not _has_adapters(start)  # the reference has the weights of the start
+        if reference is None and config.loss.contrastive:
+            reference = base_model(model) if _has_adapters(model) else model
+        digest = None  # of the reference's weights
+        if folder is not None:
+            weights, came = weights_digest(start), None
+            if config.loss.contrastive:
+                if plan.unknown_references():
+                    digest = weights if own else weights_digest(reference)
+                came = references_digest(reference, digest, store)
+            claim_folder(folder, config, store.fingerprint(), model, start, weights=weights, references=came)
         if config.loss.contrastive:
-            if reference is not None or _has_adapters(start):
-                digest = None  # the reference has other weights
-            if reference is None:
-                reference = base_model(model) if _has_adapters(model) else model
             if reference_cache is None and folder is not None:
                 reference_cache = folder / "reference"
             cache = None if reference_cache is None else Path(reference_cache)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import enum
 import functools
 import hashlib
+import json
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -14,6 +15,7 @@ import numpy as np
 from flax import nnx
 from jax.sharding import Mesh, Sharding
 
+from caspo_jax.training.data import RowStore
 from caspo_jax.training.digests import weights_digest
 
 _PLAIN = (type(None), bool, int, float, complex, str, bytes, np.generic, np.dtype)
@@ -36,6 +38,24 @@ def reference_identity(model: Any, digest: str | None = None) -> dict[str, Any]:
     if getattr(model, "lora", None) is not None:  # its scale is in no array
         identity["lora"] = repr(model.lora)
     return identity
+
+
+def references_digest(model: Any, digest: str | None, store: RowStore) -> str:
+    """SHA-256 of where a run's reference log-probs come from: those given, and the model that computes the others.
+
+    Args:
+      model: the reference.
+      digest: its `weights_digest`, if that is known; default: taken here, where it counts.
+      store: the run's pairs, before anything is filled in.
+    """
+    columns = np.stack([store.reference_chosen, store.reference_rejected])
+    known = ~np.isnan(columns)
+    came: dict[str, Any] = {}
+    if known.any():
+        came["given"] = hashlib.sha256(np.where(known, columns, np.float32(np.nan)).tobytes()).hexdigest()
+    if not known.all():
+        came["model"] = reference_identity(model, digest)
+    return hashlib.sha256(json.dumps(came, sort_keys=True).encode()).hexdigest()
 
 
 def _told(value: Any, above: tuple[int, ...]) -> Any:

@@ -29,7 +29,16 @@ _WRITTEN = (
 )
 
 
-def claim_folder(folder: Path, config: TrainConfig, data: str, model: Any, start: Any) -> str:
+def claim_folder(
+    folder: Path,
+    config: TrainConfig,
+    data: str,
+    model: Any,
+    start: Any,
+    *,
+    weights: str | None = None,
+    references: str | None = None,
+) -> None:
     """Note in `run.json` what this folder's run trains on, or check it against what is there.
 
     Args:
@@ -38,21 +47,21 @@ def claim_folder(folder: Path, config: TrainConfig, data: str, model: Any, start
       data: a hash of what it reads.
       model: what is trained.
       start: the policy that it came from: without the adapters that the run adds.
-
-    Returns:
-      The `weights_digest` of `start`.
+      weights: the `weights_digest` of `start`, if that is known; default: taken here.
+      references: the `references_digest` of a run that has a reference.
 
     Raises:
-      UserError: the folder holds a run with other settings, data or model (names what differs), or files by the names
-        of a run's that no run wrote.
+      UserError: the folder holds a run with other settings, data, model or reference (names what differs), or files by
+        the names of a run's that no run wrote.
     """
     path = folder / "run.json"
-    weights = weights_digest(start)
+    weights = weights or weights_digest(start)
     wanted: dict[str, Any] = {
         "config": json.loads(json.dumps(config.shaping())),
         "data": data,
         "weights": weights,
         "base": base_digest(start, weights),
+        **({} if references is None else {"reference": references}),
     }
     with writer_first("run folder"):
         if not path.exists():
@@ -75,11 +84,12 @@ def claim_folder(folder: Path, config: TrainConfig, data: str, model: Any, start
         same = np.allclose(found["model"], _model_moments(model), rtol=1e-4)
     if not same:
         differing.append("model")
+    if found.get("reference", references) != references:  # a run begun before it was kept has none
+        differing.append("reference")
     if differing:
         raise UserError(
             f"{folder} holds a run that differs in {', '.join(differing)}: use another folder or remove it"
         )
-    return weights
 
 
 def clear_folder(folder: Path) -> None:

@@ -11,12 +11,13 @@ import pytest
 from caspo_jax import locks
 from caspo_jax.errors import UserError
 from caspo_jax.outputs import manifest_path
-from caspo_jax.training import train
+from caspo_jax.preferences.packing import pack_pairs
+from caspo_jax.training import LossConfig, train
 from caspo_jax.training.restore import restore_trained
 from caspo_jax.training.run_folder import clear_folder
 
 from helpers import Toy  # isort: skip
-from small_run import CONFIG, PAIRS, VERIFIED, leaves, run  # isort: skip
+from small_run import CONFIG, PAIRS, VERIFIED, Stopped, leaves, run, stop_at  # isort: skip
 
 
 @pytest.mark.parametrize(
@@ -32,6 +33,44 @@ def test_a_folder_of_another_run_is_refused(uninterrupted, change, named):
     arguments = {"model": Toy(), "data": PAIRS, "config": CONFIG} | change
     with pytest.raises(UserError, match=named):
         train(**arguments, verified=VERIFIED, out_dir=folder)
+
+
+SIGMOID = dataclasses.replace(CONFIG, loss=LossConfig())
+
+
+def given(value):
+    batch = pack_pairs(PAIRS, 16, 0)
+    values = np.where(np.arange(len(PAIRS)) < 3, value, np.nan).astype(np.float32)
+    return [dataclasses.replace(batch, reference_chosen=values, reference_rejected=values)]
+
+
+@pytest.mark.parametrize("stopped", [True, False])
+def test_a_run_with_another_reference_is_refused(tmp_path, stopped):
+    """Its first updates, or all of them, were made with other log-probs."""
+
+    def go(data=PAIRS, **options):
+        return train(Toy(), data, SIGMOID, out_dir=tmp_path, **options)[1]
+
+    if stopped:
+        with pytest.raises(Stopped):
+            go(reference=Toy(seed=5), callback=stop_at(3))
+    else:
+        go(reference=Toy(seed=5))
+    for options in ({"reference": Toy(seed=9)}, {}, {"reference": Toy(seed=5), "data": given(-1.0)}):
+        with pytest.raises(UserError, match="differs in reference"):
+            go(**options)
+    assert go(reference=Toy(seed=5)).resumed_from == (2 if stopped else 5)
+    description = json.loads((tmp_path / "run.json").read_text())
+    del description["reference"]  # as of a run begun before it was kept
+    (tmp_path / "run.json").write_text(json.dumps(description))
+    assert go().resumed_from == 5
+
+
+def test_a_run_with_other_given_log_probs_is_refused(tmp_path):
+    train(Toy(), given(-1.0), SIGMOID, out_dir=tmp_path)
+    with pytest.raises(UserError, match="differs in reference"):
+        train(Toy(), given(-2.0), SIGMOID, out_dir=tmp_path)
+    assert train(Toy(), given(-1.0), SIGMOID, out_dir=tmp_path, reference=Toy())[1].resumed_from == 5
 
 
 @contextlib.contextmanager
