@@ -35,8 +35,8 @@ class RowStore:
         """Rows of pairs or of packed batches (padding rows are left out), and verified steps beside them.
 
         Raises:
-          UserError: a pair without token ids or with a weight below 0, or a step that starts its row (nothing predicts
-            its first token).
+          UserError: a pair without token ids or with a weight below 0, a step without tokens, or one that starts its row
+            (nothing predicts its first token).
         """
         none = np.zeros(0)
         store = cls([], [], none, none, none, [], [], none, none)
@@ -78,6 +78,10 @@ class RowStore:
             *zip(store.pair_ids, zip(store.chosen, store.rejected)),
             *((f"verified step {i}", (row,)) for i, row in enumerate(store.verified)),
         ):
+            if not all(row.step_mask.any() for row in rows):
+                raise UserError(
+                    f"{name}: its step has no tokens, so nothing of it can be learned: leave it out"
+                )
             if any(row.step_mask[0] for row in rows):
                 raise UserError(f"{name}: its step starts the row, so nothing predicts it: give it a prompt")
         return store

@@ -5,6 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 
+from caspo_jax.errors import UserError
 from caspo_jax.training import LossConfig, TrainConfig
 from caspo_jax.training.data import RowStore
 from caspo_jax.training.make_plan import make_plan
@@ -94,6 +95,18 @@ def test_rft_counts_verified_steps(pack):
     assert plan.steps == 3
     assert all(len(p) == 0 for p in pairs)
     assert sorted(np.concatenate(verified)) == sorted(list(range(6)) * 2)
+
+
+def test_a_step_without_tokens_is_refused_by_name():
+    pairs, verified = make_data(0)
+    with pytest.raises(UserError, match="verified step 1: its step has no tokens"):
+        RowStore.build(pairs, [verified[0], (verified[0][0], ())])
+    batch = random_batch(seed=0, pairs=5)
+    masks = batch.chosen.step_mask.copy()
+    masks[2] = False
+    bare = dataclasses.replace(batch, chosen=dataclasses.replace(batch.chosen, step_mask=masks))
+    with pytest.raises(UserError, match="batch 0 row 2: its step has no tokens"):
+        RowStore.build([bare])
 
 
 def test_a_question_stays_together_and_its_steps_go_with_its_pairs():

@@ -110,3 +110,15 @@ def test_only_a_loss_that_reads_pairs_needs_one(tmp_path, policy, loss):
     else:
         with pytest.raises(UserError, match="none of its 1 pairs can be used"):
             train_stage(policy, *asked, config)
+
+
+def test_verified_steps_without_tokens_are_named_with_their_line(tmp_path):
+    step = Step(0, 3, 0, 1, "put", verdict="correct")
+    whole = Trace("whole", "q", None, None, (5,), (8,), "put", "eos", steps=(step,))
+    bare = dataclasses.replace(whole, id="bare", token_ids=())
+    annotated = tmp_path / "annotated.jsonl"
+    annotated.write_text("".join(json.dumps(trace_to_record(trace)) + "\n" for trace in (whole, bare)))
+    config = TrainConfig(loss=LossConfig(loss="rft"))
+    with pytest.raises(UserError, match=r"annotated\.jsonl:2: trace 'bare' has verified steps but no tokens"):
+        train_stage(POLICY, write(tmp_path, own(1)), annotated, tmp_path / "run", config)
+    assert not (tmp_path / "run").exists()

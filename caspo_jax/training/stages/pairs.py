@@ -96,13 +96,25 @@ def verified_traces(traces: Sequence[Trace]) -> list[Row]:
     """For each distinct trace its steps before the first that is not verified correct, as one row.
 
     A row holds all verified steps of a trace, so that the prefix they share is read once.
+
+    Raises:
+      UserError: verified steps without tokens (names the trace).
     """
-    rows: dict[Row, None] = {}
-    for trace in traces:
-        right = list(itertools.takewhile(lambda s: s.verdict == "correct", trace.steps))
-        if right:
-            rows.setdefault((trace.prompt_ids, trace.token_ids[: right[-1].token_end]))
-    return list(rows)
+    rows = (verified_row(trace) for trace in traces)
+    return list(dict.fromkeys(row for row in rows if row is not None))
+
+
+def verified_row(trace: Trace) -> Row | None:
+    """The row of one trace, None where not even its first step is verified. Raises as `verified_traces` does."""
+    right = list(itertools.takewhile(lambda s: s.verdict == "correct", trace.steps))
+    if not right:
+        return None
+    step_ids = trace.token_ids[: right[-1].token_end]
+    if not step_ids:
+        raise UserError(
+            f"trace {trace.id!r} has verified steps but no tokens of them: annotate it with the policy that is trained"
+        )
+    return trace.prompt_ids, step_ids
 
 
 def read_pairs(

@@ -58,16 +58,19 @@ class Policy:
         tokenizer = load_tokenizer(folder) if find_tokenizer(folder) else None
         return cls(model, tokenizer, str(path), "", load_caspo_json(folder))
 
-    def read_traces(self, path: str | Path, *, prompts: bool = True) -> list[Trace]:
+    def read_traces(
+        self, path: str | Path, *, prompts: bool = True, check: Callable[[Trace], object] | None = None
+    ) -> list[Trace]:
         """The traces of a JSONL file, their token ids held against this policy's vocabulary and context.
 
         Args:
           path: JSONL of traces.
           prompts: whether a trace must have prompt ids; without, one may lack the field.
+          check: what else a trace must be: raises UserError for one that is not.
 
         Raises:
-          UserError: a malformed record, token ids that the policy cannot read or a trace's id that was used before
-            (file:line), or no traces at all.
+          UserError: a malformed record, token ids that the policy cannot read, a trace's id that was used before or
+            what `check` says (file:line), or no traces at all.
         """
         seen: set[str] = set()
 
@@ -80,6 +83,8 @@ class Policy:
                     f"id {trace.id!r} was used before: give every trace its own, such as q/0, q/1"
                 )
             seen.add(trace.id)
+            if check is not None:
+                check(trace)
             return trace
 
         traces = load_records(path, parse)

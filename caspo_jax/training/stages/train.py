@@ -16,7 +16,7 @@ from caspo_jax.store import hash_path
 from caspo_jax.training.config import TrainConfig
 from caspo_jax.training.loop import TrainSummary, train
 from caspo_jax.training.run_folder import clear_folder
-from caspo_jax.training.stages.pairs import read_pairs, verified_traces
+from caspo_jax.training.stages.pairs import read_pairs, verified_row, verified_traces
 from caspo_jax.training.stages.policy import Policy
 from caspo_jax.types import Pair
 
@@ -62,7 +62,7 @@ def train_stage(
         raise UserError(f"{pairs}: no pairs in it: nothing to train on")
     rows: list[Row] = []
     if config.loss.uses_verified and annotated is not None:
-        rows = verified_traces(policy.read_traces(annotated))
+        rows = verified_traces(policy.read_traces(annotated, check=verified_row))
     settings = {
         "policy": policy.hash,
         "dtype": str(policy.model.dtype),
