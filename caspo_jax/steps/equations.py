@@ -7,9 +7,13 @@ import itertools
 from fractions import Fraction
 
 from caspo_jax.steps.arithmetic import Unknown, evaluate
-from caspo_jax.steps.lexer import Token, lex
+from caspo_jax.steps.lexer import SCALES, Token, lex
 from caspo_jax.types import Verdict
 
+# Between a unit and a smaller one: `60 + 60 = 2 hours`.
+_CONVERSIONS = frozenset(
+    {7, 12, 16, 24, 30, 36, 52, 60, 100, 365, 1000, 1440, 1760, 3600, 5280, 10_000, 86_400, 10**6}
+)
 # Words after which a number starts an expression; after any other word a bare number may be a name ("Day 3").
 _PROSE = frozenset(
     """
@@ -35,12 +39,14 @@ def stated_equations(text: str, *, rounding: bool = True) -> list[Equation]:
     r"""The arithmetic equalities that a text states, each with whether it holds.
 
     Found: chains `a = b = c` (each neighbouring pair), `+ - * / ^`, x, ×, ·, ÷ and their LaTeX forms, `\frac`,
-    roots of perfect squares, brackets, decimals, thousands separators, `%` (also `% of`), currency signs, units
-    that are the same on both sides, mixed numbers, `5!`, and GSM8K's `<<16-3-4=9>>`. Left out: whatever holds an
-    unknown symbol, compares units, is taken modulo something, or states no operation at all (`3 = 3`).
+    roots of perfect squares, brackets, decimals, thousands separators, `%` (also `percent`, `% of`), `2 million` and
+    `3 dozen`, currency signs, units that are the same on both sides, mixed numbers, `5!`, and GSM8K's `<<16-3-4=9>>`.
+    Left out: whatever holds an unknown symbol, compares units, is taken modulo something, or states no operation at all
+    (`3 = 3`); and what would be false, but may be true of units: with one on the left side alone (`2 hours - 30 = 90`), or
+    on the right alone if the sides differ by the factor of a conversion (`60 + 60 = 2 hours`).
 
-    Where notation has two readings (`50%` for 50, `2\frac{1}{2}` as a product, `1/2(3)`), an equality holds if
-    it holds in one.
+    Where notation has two readings (`50%` for 50, `2\frac{1}{2}` as a product, `1/2(3)`, millions throughout), an
+    equality holds if it holds in one.
 
     Args:
       text: a step of ordinary text.
@@ -75,8 +81,10 @@ def check_equations(text: str, *, rounding: bool = True) -> Verdict:
 
 @dataclasses.dataclass(frozen=True)
 class _Side:
-    tokens: list[Token]
+    tokens: list[Token]  # without units and scales
     labels: frozenset[str]  # units, singular
+    scaled: list[Token] | None  # with `2 million` as 2000000; None where that is not clear
+    scales: frozenset[int]
 
     @property
     def operates(self) -> bool:
@@ -86,7 +94,7 @@ class _Side:
         )
 
     def __str__(self) -> str:
-        return " ".join(t.text for t in self.tokens)
+        return " ".join(t.text for t in self.scaled or self.tokens)
 
 
 def _is_label(tokens: list[Token], i: int) -> bool:
@@ -94,7 +102,7 @@ def _is_label(tokens: list[Token], i: int) -> bool:
     if tokens[i].kind != "word" or tokens[i].text.lower() in _PROSE:
         return False
     follows_value = i > 0 and (
-        tokens[i - 1].kind in ("num", "%", "unit") or tokens[i - 1].text in (")", "]", "}")
+        tokens[i - 1].kind in ("num", "%", "unit", "scale") or tokens[i - 1].text in (")", "]", "}")
     )
     return follows_value and (
         i + 1 == len(tokens) or tokens[i + 1].kind == "op" or tokens[i + 1].text in (")", "]", "}")
@@ -103,7 +111,25 @@ def _is_label(tokens: list[Token], i: int) -> bool:
 
 def _split(tokens: list[Token], start: int, stop: int) -> _Side:
     labels = {_singular(tokens[i].text) for i in range(start, stop) if tokens[i].kind in ("word", "unit")}
-    return _Side([t for t in tokens[start:stop] if t.kind not in ("word", "unit")], frozenset(labels))
+    here = [t for t in tokens[start:stop] if t.kind not in ("word", "unit")]
+    scales = frozenset(SCALES[t.text.lower()] for t in here if t.kind == "scale")
+    return _Side([t for t in here if t.kind != "scale"], frozenset(labels), _scaled(here), scales)
+
+
+def _scaled(tokens: list[Token]) -> list[Token] | None:
+    """With every number and the scale behind it as one number; None after `1/2 million`, which is half of one."""
+    found: list[Token] = []
+    for token in tokens:
+        if token.kind != "scale":
+            found.append(token)
+            continue
+        if len(found) > 1 and (found[-2].kind == "num" or found[-2].text in ("/", "^")):
+            return None
+        whole, _, part = found[-1].text.replace(",", "").partition(".")
+        digits = str(int(whole + part) * SCALES[token.text.lower()]).rjust(len(part) + 1, "0")
+        at = len(digits) - len(part)
+        found[-1] = Token("num", f"{digits[:at]}.{digits[at:]}" if part else digits)
+    return found
 
 
 def _singular(word: str) -> str:
@@ -112,7 +138,9 @@ def _singular(word: str) -> str:
 
 
 def _usable(tokens: list[Token], i: int) -> bool:
-    return tokens[i].kind in ("num", "op", "frac", "sqrt", "%", "!", "(", ")", "unit") or _is_label(tokens, i)
+    return tokens[i].kind in ("num", "op", "frac", "sqrt", "%", "!", "(", ")", "unit", "scale") or _is_label(
+        tokens, i
+    )
 
 
 def _left_side(tokens: list[Token], whole: bool) -> _Side | None:
@@ -179,7 +207,8 @@ def _right_side(tokens: list[Token], whole: bool) -> _Side | None:
     if any(word.text.lower() == "remainder" for word in words):
         return None  # a quotient alone
     if border.kind == "word":
-        return _Side(side.tokens, side.labels | {_singular(border.text)}) if not side.labels else side
+        label = side.labels or frozenset({_singular(border.text)})
+        return dataclasses.replace(side, labels=label)
     return side
 
 
@@ -202,14 +231,31 @@ def _compare(left: _Side, right: _Side, rounding: bool, trivial: bool) -> Equati
         return None
     if len(left.labels) > 1 or len(right.labels) > 1:
         return None
-    try:
-        a, b = evaluate(left.tokens), evaluate(right.tokens)
-    except Unknown:
+    scales = left.scales | right.scales
+    if left.scaled is None or right.scaled is None:
         return None
-    holds = any(x == y for x in a for y in b)
-    if not holds and rounding:
-        holds = any(_rounds(x, right) for x in a) or any(_rounds(y, left) for y in b)
-    return Equation(str(left), str(right), holds)
+    readings = [(left, right)] if len(scales) <= 1 else []  # millions throughout, say
+    if scales:
+        readings.append(
+            (dataclasses.replace(left, tokens=left.scaled), dataclasses.replace(right, tokens=right.scaled))
+        )
+    pairs: list[tuple[Fraction, Fraction]] = []
+    for one, other in readings:
+        try:
+            a, b = evaluate(one.tokens), evaluate(other.tokens)
+        except Unknown:
+            return None
+        if any(x == y for x in a for y in b) or (
+            rounding and (any(_rounds(x, other) for x in a) or any(_rounds(y, one) for y in b))
+        ):
+            return Equation(str(left), str(right), holds=True)
+        pairs.extend(itertools.product(a, b))
+    if rounding and left.scales != right.scales and any(100 * abs(x - y) <= abs(y) for x, y in pairs):
+        return None  # millions are mostly rounded
+    converted = right.labels and any(y and x / y in _CONVERSIONS for x, y in pairs)
+    if left.labels != right.labels and (left.labels or converted):
+        return None
+    return Equation(str(left), str(right), holds=False)
 
 
 def _rounds(value: Fraction, side: _Side) -> bool:

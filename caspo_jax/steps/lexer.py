@@ -18,6 +18,18 @@ _UNITS = frozenset(
     am cm ft gb hr hrs in kb kg km kph lb lbs mb mg min mins ml mm mph nd oz pm pts rd sec secs st th yd yds
     """.split()  # noqa: SIM905
 )
+SCALES = {
+    name + plural: factor
+    for name, factor in (
+        ("dozen", 12),
+        ("hundred", 100),
+        ("thousand", 1000),
+        ("million", 10**6),
+        ("billion", 10**9),
+        ("trillion", 10**12),
+    )
+    for plural in ("", "s")
+}
 _STYLES = "mathrm|textbf|textit|text|mathbf|mathit|boxed|fbox|operatorname|mbox|displaystyle"
 
 _REPLACED: tuple[tuple[str, str], ...] = (
@@ -44,6 +56,7 @@ _REPLACED: tuple[tuple[str, str], ...] = (
     (r"²", "^2"),
     (r"³", "^3"),
     (r"(?<=[\d)\]%}])\s*[xX]\s*(?=[\d(\[.])(?!\d*\s*[xX]\d*[a-zA-Z])", " * "),
+    (r"(?<=\d)\s*[Pp]ercent(?![a-zA-Z])", "%"),
     (r"(%|\d\s*/\s*\d+)\s+of\s+(?=\d|\()", r"\1 * "),
 )
 _REPLACED_COMPILED = tuple((re.compile(pattern), by) for pattern, by in _REPLACED)
@@ -81,7 +94,7 @@ _KINDS = {
 
 @dataclasses.dataclass(frozen=True)
 class Token:
-    """One token; kinds: num op = ( ) % ! frac sqrt, word (prose or unit), symbol (unknown), unit, stop."""
+    """One token; kinds: num op = ( ) % ! frac sqrt, word (prose or unit), scale (`million`), symbol (unknown), unit, stop."""
 
     kind: str
     text: str
@@ -123,6 +136,8 @@ def _classified(tokens: list[Token], i: int) -> Token:
     if token.kind == "word":
         attached_after = after is not None and not after.spaced and after.kind in ("num", "(", "^", "symbol")
         attached_before = before is not None and not token.spaced and before.kind in ("num", ")", "symbol")
+        if before is not None and before.kind == "num" and token.text.lower() in SCALES:
+            return dataclasses.replace(token, kind="scale")
         if token.text == "degrees":
             return dataclasses.replace(token, kind="unit")
         article = token.text in ("a", "A", "I") and after is not None and after.kind == "word"

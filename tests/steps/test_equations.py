@@ -51,6 +51,17 @@ TRUE = [
     "Step 2: 3 + 4 = 7",
     "3² + 4² = 25",
     ".5 + .5 = 1",
+    "$2 million * 3 = $6,000,000",
+    "2 million * 3 = 6 million",
+    "2 million / 4 = 500,000",
+    "2 million / 4 = 500 thousand",
+    "1.2 million + 300,000 = 1,500,000 dollars",
+    "10 million / 3 = 3.33 million",
+    "2 million + 3 thousand = 2,003,000",
+    "3 dozen + 4 = 40",
+    "2 dozen eggs + 3 eggs = 27 eggs",
+    "20 percent * 50 = 10",
+    "20 percent of 50 = 10",
 ]
 FALSE = [
     "3 + 4 = 8",
@@ -70,6 +81,10 @@ FALSE = [
     "1,000 + 1 = 1,010",
     "So 3 + 4 = 7, and 2 + 2 = 5.",
     "The total is 12 * 3 = 35 dollars",
+    "3 dozen + 4 = 41",
+    "2 million + 3 thousand = 5",
+    "1.2 million + 0.4 million = 1.7 million",
+    "2 million * 3 = 7,000,000",
 ]
 UNKNOWN = [
     "",
@@ -99,6 +114,11 @@ UNKNOWN = [
     "3:4 = 6:8",
     r"\frac{279}{99999} = 0.\overline{00279}",
     r"\frac{1}{2}(9)(12) = \frac{1}{2}(9)(r)",
+    "2 hours - 30 = 90",
+    "6 pairs + 1 = 13",
+    "60 + 60 = 2 hours",
+    "1,234,000 + 567 = 1.23 million",
+    "1/2 million + 1 = 500,001",
 ]
 
 
