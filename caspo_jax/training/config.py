@@ -178,9 +178,13 @@ class TrainConfig:
 
     @classmethod
     def from_json(cls, settings: Mapping[str, Any]) -> TrainConfig:
-        """The config that `dataclasses.asdict` wrote."""
-        lora = settings.get("lora")
-        inner = {"loss": LossConfig(**settings["loss"]), "lora": LoraConfig(**lora) if lora else None}
+        """The config that `dataclasses.asdict` wrote. Raises UserError for settings that this version does not know."""
+        inner: dict[str, Any] = {}
+        for name, kind in (("loss", LossConfig), ("lora", LoraConfig)):
+            if found := settings.get(name):
+                _known(found, kind, f"{name}.")
+                inner[name] = kind(**found)
+        _known(settings, cls)
         return cls(**{**settings, **inner})
 
     @classmethod
@@ -203,6 +207,12 @@ _KEEPING = (
     "displacement_window",
     "tensorboard",
 )
+
+
+def _known(settings: Mapping[str, Any], kind: Any, prefix: str = "") -> None:
+    if unknown := sorted(settings.keys() - {field.name for field in dataclasses.fields(kind)}):
+        names = ", ".join(prefix + name for name in unknown)
+        raise UserError(f"settings that this version does not know: {names}; update caspo_jax")
 
 
 def _one_of(name: str, value: object, allowed: tuple[str, ...]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,10 @@ from caspo_jax.distributed import is_writer, writer_first
 from caspo_jax.store import write_text
 
 SCHEMA = {"name": "metrics", "version": 1}
+
+
+class MetricsWarning(UserWarning):
+    """Metrics of a run could not be read and are left out; what is trained does not depend on them."""
 
 
 class MetricsLog:
@@ -33,12 +38,21 @@ class MetricsLog:
             self._writer = SummaryWriter(str(folder / "tensorboard"), purge_step=resume_after + 1)
 
     def _recover(self, last: int) -> list[dict[str, Any]]:
-        """The records up to update `last`; the file is cut to them."""
+        """The records up to update `last`, without lines that are none; the file is cut to them."""
         if not self.path.exists():
             return []
-        lines = self.path.read_text(encoding="utf-8").splitlines(keepends=True)
-        records = [json.loads(line) for line in lines if line.endswith("\n")]
-        kept = [record for record in records if record["step"] <= last]
+        lines = self.path.read_bytes().splitlines(keepends=True)
+        kept = []
+        for number, line in enumerate(lines, start=1):
+            record = _record(line)
+            if record is None and number < len(lines):  # the last one is what a kill leaves
+                warnings.warn(
+                    f"{self.path}:{number}: a damaged line: this update's metrics are left out",
+                    MetricsWarning,
+                    stacklevel=3,
+                )
+            if record is not None and record["step"] <= last:
+                kept.append(record)
         if len(kept) < len(lines):
             write_text(self.path, "".join(_line(record) for record in kept))
         return kept
@@ -59,6 +73,15 @@ class MetricsLog:
         self._file.close()
         if self._writer is not None:
             self._writer.close()
+
+
+def _record(line: bytes) -> dict[str, Any] | None:
+    """The record of a whole line; None if it is none."""
+    try:
+        record = json.loads(line) if line.endswith(b"\n") else None
+    except ValueError:
+        return None
+    return record if isinstance(record, dict) and type(record.get("step")) is int else None
 
 
 def _line(record: Mapping[str, Any]) -> str:

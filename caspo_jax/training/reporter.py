@@ -26,6 +26,10 @@ Callback = Callable[[Mapping[str, Any]], None]
 OnReference = Callable[[int, int, int], None]  # (pairs done, pairs in all, updates in all)
 
 
+# Numbers of a record that say nothing about the policy: no checkpoint is the best by them.
+_NO_METRICS = ("step", "skipped", "epoch", "tokens", "tokens_per_second", "seconds", "fill")
+
+
 class Reporter:
     """Reports an update after the next one is on its way, so that the device never waits for the host.
 
@@ -107,8 +111,9 @@ class Reporter:
         name, config = self._config.best_metric, self._config
         if name is None:
             return None
-        if name not in self.history[-1]:
-            known = ", ".join(k for k, v in self.history[-1].items() if isinstance(v, float))
+        last = self.history[-1]
+        if name in _NO_METRICS or not isinstance(last.get(name, ""), (float, type(None))):
+            known = ", ".join(k for k, v in last.items() if isinstance(v, float) and k not in _NO_METRICS)
             raise UserError(f"best_metric={name!r} is no metric of this run: choose one of {known}")
         recent = [r for r in self.history[-(config.save_every or 1) :] if not r.get("skipped")]
         values = [record[name] for record in recent if record[name] is not None]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +10,7 @@ from caspo_jax.errors import UserError
 from caspo_jax.store import hash_path
 from caspo_jax.training.config import TrainConfig
 from caspo_jax.training.digests import base_digest
+from caspo_jax.training.run_folder import read_description
 from caspo_jax.training.train_step import make_train_step, trainable_model, trained_model
 
 
@@ -24,18 +24,21 @@ def restore_trained(model: Any, folder: str | Path, checkpoint: str = "last") ->
 
     Raises:
       UserError: the folder holds no run, one that started from another policy, no checkpoint yet, or not the wanted
-        one; or that one is damaged.
+        one; or that one is damaged; or a newer version described the run.
     """
     from caspo_jax.training.checkpoints import Checkpoints
 
     folder = Path(folder)
-    description = json.loads(description_of(folder).read_text(encoding="utf-8"))
+    description = read_description(description_of(folder))
     # A run begun before the digest was kept has none.
     if "base" in description and description["base"] != base_digest(model):
         raise UserError(
             f"{folder}: the run started from another policy than the one given: give the one that it trained"
         )
-    config = TrainConfig.from_json(description["config"])
+    try:
+        config = TrainConfig.from_json(description["config"])
+    except UserError as error:
+        raise UserError(f"{folder / 'run.json'}: {error}") from error
     model = trainable_model(model, config)
     _, state = make_train_step(model, config, 1)
     checkpoints = Checkpoints(folder / "checkpoints")

@@ -70,7 +70,7 @@ def claim_folder(
                     f"{folder} holds {strange[0].relative_to(folder)} but no run.json, so it is of no run: use another folder"
                 )
             write_json(path, wanted)
-    found = json.loads(path.read_text(encoding="utf-8"))
+    found = read_description(path)
     differing = [
         name
         for name in sorted(wanted["config"].keys() | found["config"].keys())
@@ -90,6 +90,18 @@ def claim_folder(
         raise UserError(
             f"{folder} holds a run that differs in {', '.join(differing)}: use another folder or remove it"
         )
+
+
+def read_description(path: Path) -> dict[str, Any]:
+    """What a run's `run.json` holds. Raises UserError if it cannot be read, or is of no run."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: unreadable ({error}): use another folder or remove the run") from error
+    named = isinstance(found, dict) and isinstance(found.get("config"), dict) and "data" in found
+    if not named or not ("weights" in found or "model" in found):
+        raise UserError(f"{path}: describes no training run: use another folder or remove it")
+    return found
 
 
 def clear_folder(folder: Path) -> None:

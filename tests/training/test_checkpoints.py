@@ -157,4 +157,7 @@ def test_the_best_of_one_metric_is_not_held_against_another(tmp_path):
 def test_an_unknown_metric_is_named(tmp_path):
     with pytest.raises(UserError, match=r"best_metric='accuracy'.*rewards/accuracy"):
         run(tmp_path, dataclasses.replace(CONFIG, best_metric="accuracy", save_every=None))
+    for name in ("schema", "step", "tokens"):  # in a record, but no metric
+        with pytest.raises(UserError, match=f"best_metric='{name}'"):
+            run(tmp_path / name, dataclasses.replace(CONFIG, best_metric=name))
     assert [record["step"] for record in lines(tmp_path)] == [1]  # before more is spent on it

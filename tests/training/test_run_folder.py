@@ -13,11 +13,12 @@ from caspo_jax.errors import UserError
 from caspo_jax.outputs import manifest_path
 from caspo_jax.preferences.packing import pack_pairs
 from caspo_jax.training import LossConfig, train
+from caspo_jax.training.metrics_log import MetricsWarning
 from caspo_jax.training.restore import restore_trained
 from caspo_jax.training.run_folder import clear_folder
 
 from helpers import Toy  # isort: skip
-from small_run import CONFIG, PAIRS, VERIFIED, Stopped, leaves, run, stop_at  # isort: skip
+from small_run import CONFIG, PAIRS, VERIFIED, Stopped, assert_same, leaves, run, stop_at  # isort: skip
 
 
 @pytest.mark.parametrize(
@@ -130,6 +131,35 @@ def test_a_run_begun_before_digests_were_kept_goes_on(uninterrupted, tmp_path):
     assert restore_trained(Toy(), folder)[1] == summary.steps
     with pytest.raises(UserError, match="differs in model"):
         train(Toy(seed=1), PAIRS, CONFIG, verified=VERIFIED, out_dir=folder)
+
+
+@pytest.mark.parametrize("text", ["", '{"config": {', "[]", "{}"])
+def test_a_description_that_cannot_be_read_is_one_line(uninterrupted, tmp_path, text):
+    folder = shutil.copytree(uninterrupted[0], tmp_path / "run")
+    (folder / "run.json").write_text(text)
+    for read in (lambda: run(folder), lambda: restore_trained(Toy(), folder)):
+        with pytest.raises(UserError, match=r"run\.json: (unreadable|describes no training run)"):
+            read()
+
+
+def test_settings_of_a_newer_version_are_named(uninterrupted, tmp_path):
+    folder = shutil.copytree(uninterrupted[0], tmp_path / "run")
+    description = json.loads((folder / "run.json").read_text())
+    description["config"]["loss"]["margin_of_tomorrow"] = 1
+    (folder / "run.json").write_text(json.dumps(description))
+    with pytest.raises(UserError, match=r"run\.json: .* does not know: loss\.margin_of_tomorrow; update"):
+        restore_trained(Toy(), folder)
+
+
+def test_a_damaged_line_of_metrics_costs_that_line_alone(uninterrupted, tmp_path):
+    folder = shutil.copytree(uninterrupted[0], tmp_path / "run")
+    records = (folder / "metrics.jsonl").read_bytes().splitlines(keepends=True)
+    (folder / "metrics.jsonl").write_bytes(b"".join([records[0], records[1][:20] + b"\n", *records[2:]]))
+    with pytest.warns(MetricsWarning, match=r"metrics\.jsonl:2: a damaged line"):
+        model, summary = run(folder)
+    assert_same(model, uninterrupted[1])
+    assert [record["step"] for record in summary.history] == [1, 3, 4, 5]
+    assert (folder / "metrics.jsonl").read_bytes().splitlines(keepends=True) == [records[0], *records[2:]]
 
 
 def test_a_folder_is_cleared_of_its_run_and_of_nothing_else(uninterrupted, tmp_path):
