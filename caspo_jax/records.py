@@ -111,6 +111,7 @@ def question_from_record(
 ) -> Question:
     """Read a question: `question` (or `problem`, `instruction`), `prompt` or `prompt_ids`; gold in `gold` or `answer`.
 
+    The gold answer is the first of these that is not blank, and may be a list of one.
     A field that `question_field` names is the question, and a `prompt` or `prompt_ids` beside it is not asked.
     """
     prompt, prompt_ids = None, None
@@ -132,9 +133,7 @@ def question_from_record(
     if prompt_ids == () or (prompt_ids is None and not (prompt or question or "").strip()):
         raise UserError("the prompt is empty")
     gold_fields = (gold_field,) if gold_field is not None else _GOLD_FIELDS
-    gold = next((record[f] for f in gold_fields if record.get(f) is not None), None)
-    if isinstance(gold, (bool, list, dict)):
-        raise UserError(f"the gold answer must be a string or a number, found {type(gold).__name__}")
+    gold = next((gold for f in gold_fields if (gold := _gold(record.get(f))) is not None), None)
     identity = next((record[f] for f in _ID_FIELDS if record.get(f) is not None), default_id)
     known = {
         "schema",
@@ -151,9 +150,20 @@ def question_from_record(
         question=question,
         prompt=prompt,
         prompt_ids=prompt_ids,
-        gold=None if gold is None else str(gold),
+        gold=gold,
         extra={k: v for k, v in record.items() if k not in known},
     )
+
+
+def _gold(value: Any) -> str | None:
+    """A gold answer as text: of a string, a number, or a list of one (GSM8K's); None where it is blank."""
+    if isinstance(value, (list, tuple)):
+        if len(value) > 1:
+            raise UserError(f"the gold answer must be a string or a number, found a list of {len(value)}")
+        value = value[0] if value else None
+    if isinstance(value, (bool, list, dict)):
+        raise UserError(f"the gold answer must be a string or a number, found {type(value).__name__}")
+    return None if value is None or not str(value).strip() else str(value)
 
 
 def question_to_record(question: Question) -> dict[str, Any]:

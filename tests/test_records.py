@@ -126,6 +126,21 @@ def test_question_fields_and_their_other_names():
 
 
 @pytest.mark.parametrize(
+    "golds, gold",
+    [
+        ({"gold": "", "answer": "3"}, "3"),
+        ({"gold": " \n", "answer": ""}, None),
+        ({"gold": [], "answer": ["18"]}, "18"),
+        ({"answer": [18]}, "18"),
+        ({"answer": [""]}, None),
+        ({"gold": 0, "answer": "3"}, "0"),
+    ],
+)
+def test_a_blank_gold_answer_is_none_and_a_list_of_one_is_its_text(golds, gold):
+    assert question_from_record({"question": "q", **golds}).gold == gold
+
+
+@pytest.mark.parametrize(
     "record, message",
     [
         ({"id": "a"}, "needs one of"),
@@ -134,7 +149,9 @@ def test_question_fields_and_their_other_names():
         ({"prompt_ids": [1, -2]}, "prompt_ids"),
         ({"prompt_ids": "12"}, "prompt_ids"),
         ({"question": 5}, "must be a string"),
-        ({"question": "q", "gold": ["a"]}, "gold answer"),
+        ({"question": "q", "gold": ["a", "b"]}, "gold answer must be a string or a number, found a list of 2"),
+        ({"question": "q", "gold": [{}]}, "gold answer must be a string or a number, found dict"),
+        ({"question": "q", "gold": True}, "gold answer"),
     ],
 )
 def test_bad_questions(record, message):

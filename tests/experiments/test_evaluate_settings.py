@@ -28,6 +28,7 @@ FIXTURES = Path(__file__).parents[1] / "evaluation" / "benchmarks" / "fixtures"
     [
         ("", "no questions"),
         ('{"id": "a", "question": "x"}', "no gold answer"),
+        ('{"id": "a", "question": "x", "answer": ""}', "questions.jsonl:1: question 'a' has no gold answer"),
         ('{"id": "a", "gold": "1"}', "questions.jsonl:1"),
         ("{", "questions.jsonl:1"),
     ],
