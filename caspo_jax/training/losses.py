@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 
@@ -15,8 +17,8 @@ def dpo_loss(
     policy_rejected: Array,
     reference_chosen: Array,
     reference_rejected: Array,
-    beta: float = 0.1,
-    label_smoothing: float = 0.0,
+    beta: float | Array = 0.1,
+    label_smoothing: float | Array = 0.0,
     weights: Array | None = None,
 ) -> tuple[Array, dict[str, Array]]:
     """Direct preference optimisation on masked log-prob sums.
@@ -29,13 +31,17 @@ def dpo_loss(
     Args:
       policy_chosen, policy_rejected: `[B]` sums of the policy's token log-probs over the step, nats.
       reference_chosen, reference_rejected: `[B]` the same under the reference; no gradient flows into them.
-      beta: inverse temperature of the implicit reward.
-      label_smoothing: probability that a preference is the wrong way round (cDPO), in [0, 0.5).
+      beta: inverse temperature of the implicit reward, above 0; under a transformation it may be traced, and is then
+        not checked.
+      label_smoothing: probability that a preference is the wrong way round (cDPO), in [0, 0.5); likewise.
       weights: `[B]` non-negative; default all ones.
 
     Returns:
       The scalar loss, and a dict of weighted means: `rewards/chosen`, `rewards/rejected`, `rewards/margin`,
       `rewards/accuracy`, `logps/chosen`, `logps/rejected`.
+
+    Raises:
+      UserError: beta or label_smoothing is out of its range.
 
     Source: Rafailov et al. 2023 (arXiv 2305.18290), eq. 7; label smoothing: Mitchell 2023, cDPO.
 
@@ -43,11 +49,12 @@ def dpo_loss(
     >>> round(float(loss), 4), round(float(aux["rewards/margin"]), 4)  # h = (-2 + 3) - (-5 + 4) = 2
     (0.5981, 0.2)
     """
-    config = LossConfig(beta=beta, label_smoothing=label_smoothing)
+    given: dict[str, Any] = {"beta": beta, "label_smoothing": label_smoothing}
+    config = LossConfig(**{name: x for name, x in given.items() if not isinstance(x, jax.core.Tracer)})
     if weights is None:
         weights = jnp.ones(jnp.shape(policy_chosen), jnp.float32)
     columns = (policy_chosen, policy_rejected, reference_chosen, reference_rejected)
-    losses, rewards = pair_losses(*drop_rows(weights, columns), config=config)
+    losses, rewards = _contrast(*drop_rows(weights, columns), config, beta, label_smoothing)
     means = {**rewards, "logps/chosen": policy_chosen, "logps/rejected": policy_rejected}
     aux = {name: jax.lax.stop_gradient(weighted_mean(value, weights)) for name, value in means.items()}
     return weighted_mean(losses, weights), aux
@@ -77,22 +84,36 @@ def pair_losses(
 
     Source: DPO arXiv 2305.18290; IPO arXiv 2310.12036, eq. 17; DPO-Positive arXiv 2402.13228, eq. 3.
     """
+    columns = (policy_chosen, policy_rejected, reference_chosen, reference_rejected)
+    return _contrast(*columns, config, config.beta, config.label_smoothing)
+
+
+def _contrast(
+    policy_chosen: Array,
+    policy_rejected: Array,
+    reference_chosen: Array,
+    reference_rejected: Array,
+    config: LossConfig,
+    beta: float | Array,
+    smoothing: float | Array,
+) -> tuple[Array, dict[str, Array]]:
+    """`pair_losses` with a beta and a label smoothing that may be traced, which those of a config are not."""
     ratio_chosen = _float32(policy_chosen) - jax.lax.stop_gradient(_float32(reference_chosen))
     ratio_rejected = _float32(policy_rejected) - jax.lax.stop_gradient(_float32(reference_rejected))
     h = ratio_chosen - ratio_rejected
     if config.dpop_lambda:
         h = h - config.dpop_lambda * jax.nn.relu(-ratio_chosen)
     if config.loss == "ipo":
-        losses = jnp.square(h - 1 / (2 * config.beta))
+        losses = jnp.square(h - 1 / (2 * beta))
     else:
-        losses = -jax.nn.log_sigmoid(config.beta * h)
-        if config.label_smoothing:
-            wrong_way = -jax.nn.log_sigmoid(-config.beta * h)
-            losses = (1 - config.label_smoothing) * losses + config.label_smoothing * wrong_way
-    margin = config.beta * (ratio_chosen - ratio_rejected)
+        losses = -jax.nn.log_sigmoid(beta * h)
+        if isinstance(smoothing, jax.core.Tracer) or smoothing:
+            wrong_way = -jax.nn.log_sigmoid(-beta * h)
+            losses = (1 - smoothing) * losses + smoothing * wrong_way
+    margin = beta * (ratio_chosen - ratio_rejected)
     rewards = {
-        "rewards/chosen": config.beta * ratio_chosen,
-        "rewards/rejected": config.beta * ratio_rejected,
+        "rewards/chosen": beta * ratio_chosen,
+        "rewards/rejected": beta * ratio_rejected,
         "rewards/margin": margin,
         "rewards/accuracy": (margin > 0).astype(jnp.float32),
     }

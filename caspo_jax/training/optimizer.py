@@ -49,9 +49,14 @@ class AdamWSettings(Protocol):
 
 
 def make_optimizer(
-    settings: AdamWSettings, learning_rate: optax.ScalarOrSchedule = 1.0
+    settings: AdamWSettings, learning_rate: optax.ScalarOrSchedule
 ) -> optax.GradientTransformation:
-    """Clipping, then AdamW; weight decay spares biases and norms, as in the reference trainers."""
+    """Clipping, then AdamW; weight decay spares biases and norms, as in the reference trainers.
+
+    Args:
+      settings: moments, decay and clip; its `learning_rate`, if it has one, is not read.
+      learning_rate: a number, or a schedule such as `make_schedule(config, updates)`.
+    """
     adamw = optax.adamw(
         learning_rate,
         b1=settings.b1,

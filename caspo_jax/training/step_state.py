@@ -125,7 +125,7 @@ class StepSpec:
     @property
     def optimizer(self) -> optax.GradientTransformation:
         """The optimiser at a rate of 1: the schedule's value is an argument of the update."""
-        return make_optimizer(self)
+        return make_optimizer(self, 1.0)
 
     def like_params(self, tree: Any) -> Any:
         """Parameters or gradients, under jit, where the parameters lie."""

@@ -25,6 +25,19 @@ def reference(columns, beta=0.1, smoothing=0.0, dpop=0.0, loss="sigmoid"):
     return -(1 - smoothing) * np.log(sigmoid(beta * h)) - smoothing * np.log(sigmoid(-beta * h))
 
 
+@pytest.mark.parametrize("smoothing", [0.0, 0.2])
+def test_beta_and_smoothing_may_be_traced(smoothing):
+    columns = COLUMNS.astype(np.float32)
+    loss = jax.jit(lambda beta, smoothing: dpo_loss(*columns, beta, smoothing)[0])
+    np.testing.assert_allclose(loss(0.3, smoothing), dpo_loss(*columns, 0.3, smoothing)[0], rtol=1e-6)
+    slope = jax.grad(lambda beta: dpo_loss(*columns, beta)[0])(0.3)
+    rise = dpo_loss(*columns, 0.31)[0] - dpo_loss(*columns, 0.29)[0]
+    np.testing.assert_allclose(slope, rise / 0.02, rtol=1e-2)
+    for bad in ({"beta": 0.0}, {"label_smoothing": 0.5}, {"beta": jnp.float32(-1.0)}):
+        with pytest.raises(UserError):
+            dpo_loss(*columns, **bad)
+
+
 @pytest.mark.parametrize("beta, smoothing", [(0.1, 0.0), (0.5, 0.2)])
 def test_dpo_loss_matches_numpy(beta, smoothing):
     columns = COLUMNS.astype(np.float32)

@@ -35,3 +35,12 @@ def test_clipping_and_decay():
     moments = state[1][0].mu
     norm = np.sqrt(sum(np.sum(np.square(m)) for m in moments.values()))
     np.testing.assert_allclose(norm, 0.1 * 1.0, rtol=1e-5)  # (1 - b1) times the clipped norm
+
+
+def test_an_update_is_as_large_as_the_rate_that_was_given():
+    config, params = TrainConfig(learning_rate=1e-5, warmup_fraction=0, clip_norm=None), {"w": jnp.ones(3)}
+    optimizer = make_optimizer(config, make_schedule(config, 10))
+    updates, _ = optimizer.update(params, optimizer.init(params), params)
+    np.testing.assert_allclose(updates["w"], -1e-5, rtol=1e-5)
+    with pytest.raises(TypeError, match="learning_rate"):
+        make_optimizer(config)
