@@ -50,9 +50,11 @@ def main() -> None:
     """Hedge a file, or make all three from new traces."""
     from caspo_jax.errors import UserError
     from caspo_jax.tasks.hedging import HOWS
+    from caspo_jax.training.stages.annotate import check_confidence
 
     if bool(FLAGS.input) != bool(FLAGS.output) or bool(FLAGS.out_dir) == bool(FLAGS.input):
         raise UserError("give --out_dir, or --input and --output")
+    check_confidence(FLAGS.confidence, "--confidence")
     check_places()
     policy = common.load_policy()
     if FLAGS.input:

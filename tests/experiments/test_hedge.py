@@ -30,6 +30,20 @@ def test_a_file_gets_the_hedges_that_were_asked_for(program, write, tmp_path):
     assert "inverted hedges" in printed
 
 
+def test_a_confidence_that_traces_do_not_tell_is_refused_before_anything_is_sampled(
+    program, tmp_path, monkeypatch
+):
+    from experiments import common
+
+    monkeypatch.setattr(common, "load_policy", lambda: pytest.fail("it went on"))
+    for name, told in (("deepconf", "traces do not hold"), ("luck", "no such step confidence")):
+        code, _, err = program("hedge", model=TASK.policy_path, out_dir=tmp_path / "out", confidence=name)
+        assert (code, err.count("\n")) == (1, 1)
+        assert f"--confidence={name}" in err
+        assert told in err
+    assert not (tmp_path / "out").exists()
+
+
 def test_places_that_are_taken_are_refused_before_the_policy_is_loaded(program, write, tmp_path, monkeypatch):
     from experiments import common
 
