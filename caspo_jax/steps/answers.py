@@ -6,9 +6,9 @@ import enum
 import re
 
 from caspo_jax.errors import UserError
+from caspo_jax.steps.integers import read_integer
 from caspo_jax.steps.marked import boxed_or_marked
 from caspo_jax.steps.numerals import (
-    DEGREES,
     in_base,
     numbers_with_base,
     plain_number,
@@ -35,9 +35,6 @@ _ARGUED_LETTER = re.compile(  # `C, not A`: what follows is about the letter, an
 )
 _LEADING_YES_NO = re.compile(r"\W*(yes|no|true|false)\b(?!\s*(?:or\b|/))", re.IGNORECASE)
 _YES = frozenset({"yes", "true"})
-_DEGREES_OR_POWER = re.compile(rf"{DEGREES}|(?<=[A-Za-z}}])\s*\^\s*\{{?\d\}}?")  # `90^\circ`, `cm^2`
-# What stands before a number that is part of a formula.
-_IN_FORMULA = re.compile(r"(?:/|\^|\\times|\\cdot|\\sqrt|\\[dt]?frac(?:\s*\{[^{}]*\}|\d)?)\s*\{?\s*$")
 _SCIENTIFIC = re.compile(r"(?<![\w.\\])(\d+(?:\.\d*)?|\.\d+)[eE]([-+]?\d{1,3})(?![\w.])")  # `4.5e33`
 
 
@@ -62,7 +59,7 @@ def extract_answer(text: str, kind: AnswerKind | str = AnswerKind.MATH) -> str |
     lines = text.strip().splitlines()
     source = marked if marked else (lines[-1] if lines else "")
     if kind is AnswerKind.INTEGER:
-        return _integer(source)
+        return read_integer(source)
     return (_letter if kind is AnswerKind.LETTER else _yes_no)(source, marked=bool(marked))
 
 
@@ -72,19 +69,6 @@ def answer_kind(kind: AnswerKind | str) -> AnswerKind:
         return AnswerKind(kind)
     except ValueError:
         raise UserError(f"answer kind {kind!r} is none of {', '.join(AnswerKind)}") from None
-
-
-def _integer(text: str) -> str | None:
-    """The whole text as a number, else the last number in it; None where that is no integer or part of a formula."""
-    text = re.sub(r"(?<=\d)(?:\{,\}|,?\\[,!])\s*(?=\d{3}(?!\d))", ",", text.replace("\\$", ""))
-    text = _DEGREES_OR_POWER.sub(" ", text)
-    value = plain_number(text)
-    if value is None:
-        found = list(re.finditer(r"(?<![\w.])[-−]?\d+(?:,\d+)*(?:\.\d+)?(?!\w|[.,]\d)", text))
-        if not found or _IN_FORMULA.search(text[: found[-1].start()]) or text[found[-1].end() :][:1] == "^":
-            return None
-        value = plain_number(found[-1].group())
-    return str(value) if value is not None and value.denominator == 1 else None
 
 
 def _letter(text: str, marked: bool = True) -> str | None:
