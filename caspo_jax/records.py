@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import numbers
 import typing
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -63,9 +64,12 @@ def _token_ids(record: Mapping[str, Any], field: str) -> tuple[int, ...]:
 
 
 def _ids(ids: Any, field: str) -> tuple[int, ...]:
-    if not isinstance(ids, list) or any(type(i) is not int or i < 0 for i in ids):
+    ids = ids.tolist() if hasattr(ids, "tolist") else ids  # an array's own integers
+    if not isinstance(ids, list | tuple) or any(
+        isinstance(i, bool) or not isinstance(i, numbers.Integral) or i < 0 for i in ids
+    ):
         raise UserError(f"`{field}` must be a list of token ids (integers, 0 or more)")
-    return tuple(ids)
+    return tuple(map(int, ids))
 
 
 def _text(record: Mapping[str, Any], field: str) -> str | None:

@@ -149,7 +149,10 @@ def test_a_blank_gold_answer_is_none_and_a_list_of_one_is_its_text(golds, gold):
         ({"prompt_ids": [1, -2]}, "prompt_ids"),
         ({"prompt_ids": "12"}, "prompt_ids"),
         ({"question": 5}, "must be a string"),
-        ({"question": "q", "gold": ["a", "b"]}, "gold answer must be a string or a number, found a list of 2"),
+        (
+            {"question": "q", "gold": ["a", "b"]},
+            "gold answer must be a string or a number, found a list of 2",
+        ),
         ({"question": "q", "gold": [{}]}, "gold answer must be a string or a number, found dict"),
         ({"question": "q", "gold": True}, "gold answer"),
     ],

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import numbers
+from collections.abc import Iterable
 from typing import Any, Literal
 
 from caspo_jax.confidence.path import PATH_CONFIDENCES
@@ -30,8 +32,21 @@ LEAST_TEMPERATURE = 2.0**-126  # the smallest normal float32; below it logits ar
 VOTES: tuple[Vote, ...] = ("majority", "confidence", "sequence", "best_path")
 
 
-def _finite(value: float) -> bool:
-    return isinstance(value, int | float) and math.isfinite(value)
+def _own_numbers(config: Any) -> None:
+    """NumPy's numbers become Python's, which JSON and compiled programs know."""
+    for field in dataclasses.fields(config):
+        value = getattr(config, field.name)
+        if isinstance(value, numbers.Real) and type(value) not in (int, float, bool):
+            own = int(value) if isinstance(value, numbers.Integral) else float(value)
+            object.__setattr__(config, field.name, own)
+
+
+def _real(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _finite(value: Any) -> bool:
+    return _real(value) and math.isfinite(value)
 
 
 def _check(ok: bool, message: str) -> None:
@@ -42,7 +57,7 @@ def _check(ok: bool, message: str) -> None:
 def _at_least(name: str, value: Any, least: int) -> None:
     _check(
         isinstance(value, int) and not isinstance(value, bool) and value >= least,
-        f"{name}={value}: give an integer of at least {least}",
+        f"{name}={value!r}: give an integer of at least {least}",
     )
 
 
@@ -70,22 +85,31 @@ class SampleConfig:
     ignore_eos: bool = False
 
     def __post_init__(self) -> None:
+        _own_numbers(self)
         if isinstance(self.stop, str):
             object.__setattr__(self, "stop", (self.stop,))
+        texts = isinstance(self.stop, Iterable) and all(isinstance(text, str) for text in self.stop)
+        _check(texts, f"stop={self.stop!r}: give a string or several")
         object.__setattr__(self, "stop", tuple(self.stop))
         _at_least("max_new_tokens", self.max_new_tokens, 1)
         _at_least("num_samples", self.num_samples, 1)
         _at_least("top_k", self.top_k, 0)
         _check(
             _finite(self.temperature) and self.temperature >= 0,
-            f"temperature={self.temperature}: give a finite number, 0 or more",
+            f"temperature={self.temperature!r}: give a finite number, 0 or more",
         )
         _check(
             self.temperature == 0 or self.temperature >= LEAST_TEMPERATURE,
             f"temperature={self.temperature}: float32 has no inverse of it; give 0 for greedy outputs",
         )
-        _check(0 < self.top_p <= 1, f"top_p={self.top_p}: give a number in (0, 1]; 1 turns it off")
-        _check(0 <= self.min_p <= 1, f"min_p={self.min_p}: give a number in [0, 1]; 0 turns it off")
+        _check(
+            _real(self.top_p) and 0 < self.top_p <= 1,
+            f"top_p={self.top_p!r}: give a number in (0, 1]; 1 turns it off",
+        )
+        _check(
+            _real(self.min_p) and 0 <= self.min_p <= 1,
+            f"min_p={self.min_p!r}: give a number in [0, 1]; 0 turns it off",
+        )
         _check(
             isinstance(self.step_delimiter, str) and bool(self.step_delimiter),
             f"step_delimiter={self.step_delimiter!r}: give a string of at least one character",
@@ -128,12 +152,16 @@ class CatConfig:
     )
 
     def __post_init__(self) -> None:
+        _own_numbers(self)
         _at_least("num_branches", self.num_branches, 1)
         _at_least("expand", self.expand, 1)
         _at_least("min_live", self.min_live, 0)
-        _check(self.threshold is not None and not math.isnan(self.threshold), "threshold is not a number")
         _check(
-            _finite(self.gamma) and self.gamma >= 0, f"gamma={self.gamma}: give a finite number, 0 or more"
+            _real(self.threshold) and not math.isnan(self.threshold),
+            f"threshold={self.threshold!r} is not a number",
+        )
+        _check(
+            _finite(self.gamma) and self.gamma >= 0, f"gamma={self.gamma!r}: give a finite number, 0 or more"
         )
         _choice("step_confidence", self.step_confidence, STEP_CONFIDENCES)
         _choice("path_confidence", self.path_confidence, PATH_CONFIDENCES)

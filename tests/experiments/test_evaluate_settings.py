@@ -148,7 +148,9 @@ def test_settings_are_not_chosen_on_the_questions_they_are_reported_on(program, 
 
 def test_settings_are_chosen_as_the_benchmark_asks_and_scores(monkeypatch):
     asked = Question("a", "What is half of one?", gold=r"\frac{1}{2}")
-    monkeypatch.setattr(benchmark_source.common, "load_questions", lambda path, need_gold, instruct: [asked] * 3)
+    monkeypatch.setattr(
+        benchmark_source.common, "load_questions", lambda path, need_gold, instruct: [asked] * 3
+    )
     math = get_benchmark("math500")
     tune = benchmark_source.TuneBenchmark(math, "tune.jsonl")
     (question, _) = tune.load(limit=2)

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
+
+import numpy as np
 import pytest
 from golden_model import KEY
 
@@ -20,6 +24,13 @@ def test_records_of_a_file_are_questions():
     assert b.prompt_ids == (1, 2)
     assert b.id
     assert as_questions([{"question": "one"}])[0].id == c.id  # as the string's
+    for ids in ((1, 2), np.array([1, 2], np.int32), [np.int64(1), 2]):
+        (question,) = as_questions([{"prompt_ids": ids}])
+        assert question == dataclasses.replace(b, id=question.id)
+        assert [type(i) for i in question.prompt_ids] == [int, int]
+    for ids in (np.array([1.0]), np.array([[1]]), (1, True)):
+        with pytest.raises(UserError, match="token ids"):
+            as_questions([{"prompt_ids": ids}])
     for record, word in (({"id": "a"}, "needs one of"), ({"prompt_ids": "ab"}, "token ids")):
         with pytest.raises(UserError, match=rf"questions\[1\].*{word}"):
             as_questions(["one", record])
@@ -71,6 +82,15 @@ def test_bad_prompts_and_keys(model_and_tokenizer, questions):
         ({"step_delimiter": ""}, "step_delimiter"),
         ({"step_delimiter": 5}, "step_delimiter=5: give a string"),
         ({"stop": ("",)}, "stop"),
+        ({"stop": 5}, "stop=5: give a string"),
+        ({"stop": ("a", 5)}, "give a string"),
+        ({"max_new_tokens": "5"}, "max_new_tokens='5': give an integer"),
+        ({"max_new_tokens": np.float32(5)}, "max_new_tokens=5.0: give an integer"),
+        ({"temperature": "1"}, "temperature='1': give a finite number"),
+        ({"temperature": True}, "temperature=True: give a finite number"),
+        ({"top_p": "0.9"}, "top_p='0.9': give a number"),
+        ({"top_p": None}, "top_p=None: give a number"),
+        ({"min_p": "0.1"}, "min_p='0.1': give a number"),
     ],
 )
 def test_contradictory_sampling_is_refused(changes, match):
@@ -92,11 +112,24 @@ def test_contradictory_sampling_is_refused(changes, match):
         ({"vote": "loudest"}, "majority"),
         ({"expand": 0}, "expand"),
         ({"threshold": float("nan")}, "threshold"),
+        ({"threshold": "0.5"}, "threshold='0.5' is not a number"),
+        ({"threshold": None}, "threshold=None is not a number"),
     ],
 )
 def test_contradictory_searches_are_refused(changes, match):
     with pytest.raises(UserError, match=match):
         cj.CatConfig(**changes)
+
+
+def test_numpy_numbers_are_numbers():
+    sample = cj.SampleConfig(max_new_tokens=np.int64(5), temperature=np.float32(0.5), top_p=np.float64(0.5))
+    assert sample == cj.SampleConfig(max_new_tokens=5, temperature=0.5, top_p=0.5)
+    search = cj.CatConfig(num_branches=np.int8(4), threshold=np.float32(0.5), token_budget=np.int64(90))
+    assert search == cj.CatConfig(num_branches=4, threshold=0.5, token_budget=90)
+    assert json.loads(json.dumps(dataclasses.asdict(search))) == {
+        **dataclasses.asdict(search),
+        "sample": {**dataclasses.asdict(search.sample), "stop": []},
+    }
 
 
 def test_an_unknown_strategy_is_refused(model_and_tokenizer, questions):
