@@ -109,7 +109,13 @@ def test_stages_one_by_one(program, questions, tmp_path):
     for name, flags in steps:
         code, said[name], err = program(name, model=model, **flags)
         assert code == 0, (name, err)
-    *updates, summary = map(json.loads, said["train"].splitlines())
+    *progress, summary = map(json.loads, said["train"].splitlines())
+    passed = [u for u in progress if "reference" in u]  # before the first update
+    updates = progress[len(passed) :]
+    assert progress[: len(passed)] == passed
+    assert {(u["done"], u["total"]) for u in passed} == {(0, 2)}
+    done, _, total, _ = passed[-1]["reference"].split()
+    assert done == total
     assert [(u["event"], u["done"], u["total"]) for u in updates] == [("progress", 1, 2), ("progress", 2, 2)]
     assert all({"loss", "margin", "chosen", "seconds"} <= set(u) for u in updates)
     assert (summary["event"], summary["updates"]) == ("summary", 2)
