@@ -16,6 +16,7 @@ from caspo_jax.steps.numerals import (
     without_unit,
 )
 from caspo_jax.steps.relations import relates_unknowns
+from caspo_jax.steps.spelling import as_text, bare, lacks_letter, one_spelling
 
 
 class AnswerKind(enum.StrEnum):
@@ -116,7 +117,7 @@ def equivalent(gold: str, answer: str, kind: AnswerKind | str = AnswerKind.MATH)
     if _plain(gold) == _plain(answer):
         return True
     if kind is AnswerKind.STRING:
-        return False
+        return bare(gold) == bare(answer)
     gold, answer = without_unit(gold), without_unit(answer)
     a, b = plain_number(gold), plain_number(answer)
     if a is not None and a == b:
@@ -131,11 +132,18 @@ def equivalent(gold: str, answer: str, kind: AnswerKind | str = AnswerKind.MATH)
     one, other = numbers_with_base(gold), numbers_with_base(answer)
     if not (one <= other or other <= one):
         return False
-    from caspo_jax.steps.grading import math_equivalent
+    from caspo_jax.steps.grading import MOST_CHARACTERS, math_equivalent
 
+    if max(len(gold), len(answer)) > MOST_CHARACTERS:
+        return False
+    gold, answer = one_spelling(gold), one_spelling(answer)
+    if gold == answer or as_text(gold) == as_text(answer):
+        return True
+    if lacks_letter(gold, answer):
+        return False
     return math_equivalent(*(_SCIENTIFIC.sub(r"\1 \\times 10^{\2}", side) for side in (gold, answer)))
 
 
 def _plain(text: str) -> str:
-    text = re.sub(r"^(?:\$|\.(?!\d))+|[$.]+$", "", text.strip())  # a point before a digit is a decimal's
+    text = re.sub(r"^(?:\$|\.(?!\d))+", "", text.strip().rstrip("$."))  # a point before a digit is a decimal's
     return " ".join(text.split()).casefold()

@@ -19,7 +19,7 @@ from caspo_jax.errors import UserError
 
 _WORKER = Path(__file__).with_name("grading_worker.py")
 _START_SECONDS = 120.0  # the first answer waits for sympy to be imported
-_MOST_CHARACTERS = 2000
+MOST_CHARACTERS = 2000
 _log = logging.getLogger(__name__)
 
 
@@ -35,7 +35,7 @@ class Grader:
 
     def equivalent(self, gold: str, answer: str) -> bool:
         """math-verify's `verify(gold, answer)`; False beyond the time limit or 2,000 characters."""
-        if max(len(gold), len(answer)) > _MOST_CHARACTERS:
+        if max(len(gold), len(answer)) > MOST_CHARACTERS:
             return False
         with self._lock:
             if (gold, answer) not in self._known:

@@ -86,21 +86,22 @@ def bounds_for_points(gold: list[Any], answer: list[Any]) -> bool:
 
 def differ_though_small(gold: list[Any], answer: list[Any]) -> bool:
     """Whether all that was read are small numbers that differ: math-verify compares six places, all of them zeros."""
-    ones, others = ([abs(n) for n in map(_number, side) if n is not None] for side in (gold, answer))
+    ones, others = ([n for n in map(_size, side) if n is not None] for side in (gold, answer))
     pairs = [(one, other) for one in ones for other in others]
     return bool(pairs) and all(
         max(pair) < _SMALL and abs(pair[0] - pair[1]) > _CLOSE * max(pair) for pair in pairs
     )
 
 
-def _number(read: Any) -> float | None:
-    """Its value where it is a real number."""
+def _size(read: Any) -> Any:
+    """Its absolute value where it is a real number: a decimal of sympy's, which 1/2004! does not underflow."""
     if not getattr(read, "is_number", False):
         return None
     try:
-        return float(read)
+        value = read.evalf(15)
     except (TypeError, ValueError, OverflowError):
         return None
+    return abs(value) if value.is_Float or value.is_Integer else None
 
 
 def braced(text: str) -> str:

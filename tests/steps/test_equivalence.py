@@ -3,6 +3,7 @@
 import itertools
 import re
 import threading
+import time
 
 import pytest
 
@@ -54,6 +55,37 @@ from caspo_jax.steps.relations import relates_unknowns
         ("no", "True or false: false", "yes_no", True),
         ("Proved", " proved.", "string", True),
         ("proved", "disproved", "string", False),
+        *(
+            ("proved", t, "string", True)
+            for t in ('"proved"', "(proved)", "Proved!", r"\text{proved}", "*proved*.")
+        ),
+        (".5", "5", "string", False),
+        ("?", "!", "string", False),
+        ("6+9i", "6 + 9 i", "math", True),
+        ("6+9i", r"6+9\,i", "math", True),
+        ("6+9i", r"6+9\cdot i", "math", True),
+        ("6+9i", "9+6 i", "math", False),
+        (r"60^\circ, 120^\circ", "60°, 120°", "math", True),
+        (r"\text{A,C,F}", "A, C, F", "math", True),
+        (r"\text{A,C,F}", r"\text{A}, \text{C}, \text{F}", "math", True),
+        (r"\text{A,C,F}", "A,C,E", "math", False),
+        (r"\text{October 30}", "October 30", "math", True),
+        (r"\text{October 30}", "October 31", "math", False),
+        (r"\text{east}", r"\text{seat}", "math", False),
+        ("a + b + c", "a+b+c", "math", True),
+        ("a + b + c", "a + b + d", "math", False),
+        ("x - c", "x-c", "math", True),
+        (r"\frac{7}{5} + \frac{1}{5} i.", r"\frac{7}{5}+\frac{1}{5}i", "math", True),
+        (r"\frac{1}{2004!}", r"\frac{2}{2004!}", "math", False),
+        ("2^{-2000}", "2^{-1999}", "math", False),
+        ("2^{-2000}", r"\frac{1}{2^{2000}}", "math", True),
+        ("5", "5 + m", "math", False),
+        ("2s", "2", "math", False),
+        ("6m", "6", "math", False),
+        ("2s", "2m", "math", False),
+        ("6m", "6 m", "math", True),
+        ("5 m", "5", "math", True),
+        ("5", r"5 \text{ m}", "math", True),
         ("7", "007", "integer", True),
         ("7", "x", "integer", False),
     ],
@@ -177,6 +209,14 @@ def test_arguments_without_braces(above, below):
     found = braced(rf"\frac {above} {below}").replace(" ", "")
     assert re.sub(r"{(\d)}", r"\1", found) == re.sub(r"{(\d)}", r"\1", whole)  # digits need none
     assert braced(whole) == whole
+
+
+@pytest.mark.parametrize("kind", ["math", "string"])
+@pytest.mark.parametrize("run", [" ", ".", "!", ",", r"\,", "+ "])
+def test_degenerate_answers_are_compared_in_no_time(run, kind):
+    started = time.perf_counter()
+    assert not equivalent(f"1{run * 50_000}a", f"1{run * 50_000}b", kind)
+    assert time.perf_counter() - started < 5
 
 
 def test_comparison_off_the_main_thread():
