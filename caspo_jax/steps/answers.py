@@ -145,5 +145,6 @@ def equivalent(gold: str, answer: str, kind: AnswerKind | str = AnswerKind.MATH)
 
 
 def _plain(text: str) -> str:
-    text = re.sub(r"^(?:\$|\.(?!\d))+", "", text.strip().rstrip("$."))  # a point before a digit is a decimal's
+    # A point before a digit is a decimal's.
+    text = re.sub(r"^(?:\$|\.(?!\d))+", "", text.strip().rstrip("$."))
     return " ".join(text.split()).casefold()
