@@ -243,7 +243,7 @@ def test_tree_record_has_parallel_lists():
         tree_from_record(record | {"parent": [-1]})
     bad = {
         "threshold": ("0.5", "must be a number"),
-        "parent": ([-1, "x"], "of node 1 must be another of the 2 nodes"),
+        "parent": ([-1, "x"], "of node 1 must be an earlier node"),
         "token_ids": ([[1, 2], "ab"], "must be a list of token ids"),
         "logprob": ([[-0.1, -0.2], ["x"]], "must be a number or null"),
         "entropy": ([[0.1, 0.2], 3], "must be a list of numbers"),
@@ -258,8 +258,9 @@ def test_tree_record_has_parallel_lists():
             tree_from_record(record | {field: value})
     with pytest.raises(UserError, match="must be lists"):
         tree_from_record(record | {"parent": 3})
-    with pytest.raises(UserError, match="another of the 2 nodes"):
-        tree_from_record(record | {"parent": [-1, 7]})
+    for parents in ([-1, 7], [1, 0], [-1, 1]):  # none such, and two that no walk to the root would leave
+        with pytest.raises(UserError, match="an earlier node"):
+            tree_from_record(record | {"parent": parents})
 
 
 def test_a_search_record_is_its_tree_and_what_it_elected():
