@@ -234,5 +234,5 @@ def test_a_sweep_is_a_search_at_each_threshold(model_and_tokenizer, questions, m
     assert len(spent) == len(thresholds)
     with pytest.raises(UserError, match="thresholds is empty"):
         cj.sampling.cat_sweep(*model_and_tokenizer, many, cat, (), KEY)
-    with pytest.raises(UserError, match="threshold is not a number"):
+    with pytest.raises(UserError, match="threshold=nan is not a number"):
         cj.sampling.cat_sweep(*model_and_tokenizer, many, cat, (0.5, float("nan")), KEY)
