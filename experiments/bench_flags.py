@@ -65,10 +65,10 @@ def check_width() -> None:
         raise UserError(f"--width={FLAGS.width}: give a multiple of 32")
 
 
-def define_peer_flags(peers: Iterable[str], default: str = "none") -> None:
+def define_peer_flags(peers: Iterable[str]) -> None:
     """Whom to compare with, and where it is installed."""
     flags.DEFINE_enum(
-        "peer", default, ["none", *peers, "checkout"], "what to compare with; checkout: another version"
+        "peer", "none", ["none", *peers, "checkout"], "what to compare with; checkout: another version"
     )
     flags.DEFINE_string("peer_python", None, "interpreter that has the peer; default: this one")
     flags.DEFINE_string(

@@ -1,6 +1,7 @@
-"""Loading a checkpoint: seconds and peak memory, beside transformers, each load in a fresh process.
+"""Loading a checkpoint: seconds and peak memory, each load in a fresh process; with --peer beside transformers.
 
     python -m experiments.bench_load
+    python -m experiments.bench_load --peer=transformers --peer_python=INTERPRETER
     python -m experiments.bench_load --model=POLICY --dtype=bfloat16 --peer=transformers --peer_python=INTERPRETER
 
 Without --model a checkpoint with random weights is written first (--layers, --width, ... give its shape). What is held
@@ -31,7 +32,7 @@ def define_flags() -> None:
     """The program's flags."""
     flags.DEFINE_string("model", None, "folder of a checkpoint; default: random weights made on the spot")
     flags.DEFINE_enum("dtype", "float32", ["float32", "bfloat16"], "dtype to load in (and to write it in)")
-    bench_flags.define_peer_flags(PEERS, default="transformers")
+    bench_flags.define_peer_flags(PEERS)
     bench_flags.define_shape_flags(vocab_size=32_768, width=1024, layers=12)
     bench_flags.define_run_flags()
 

@@ -82,6 +82,12 @@ def test_a_peer_that_is_not_there_is_found_before_the_work(program, tmp_path, no
 
 
 @pytest.mark.parametrize("name", PEERS)
+def test_without_a_peer_this_library_is_measured_alone(program, nothing_is_measured, name):
+    with pytest.raises(AssertionError, match="the work has begun"):
+        program(name)
+
+
+@pytest.mark.parametrize("name", PEERS)
 def test_figures_leave_a_file_of_somebody_else_s(program, tmp_path, nothing_is_measured, name):
     (tmp_path / "mine.json").write_text("mine")
     one_line(program(name, peer="none", output=tmp_path / "mine.json"), "mine.json", "--overwrite")
