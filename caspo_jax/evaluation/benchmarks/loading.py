@@ -86,7 +86,7 @@ def _from_hub(source: Source, name: str) -> Iterator[tuple[str, dict[str, Any]]]
             raise
         reason = str(error).strip().split("\n")[0]
         raise UserError(
-            f"{name}: cannot read {where} from the hub ({reason}): give a local copy instead"
+            f"{name}: cannot read {where} from the hub ({reason}): give a local copy, --data={name}=PATH"
         ) from error
 
 
