@@ -49,6 +49,7 @@ def define_flags() -> None:
     common.define_question_flags()
     common.define_answer_flags()
     common.define_cat_flags()
+    FLAGS["num_samples"].help = "refused here: --num_branches says how many paths a question has"
     calibrations.define_flag()
     flags.DEFINE_string(
         "input",

@@ -30,6 +30,8 @@ def define_flags() -> None:
     common.define_question_flags()
     common.define_answer_flags()
     common.define_cat_flags()
+    FLAGS["threshold"].help = "refused here: the threshold is what calibrate finds"
+    FLAGS["num_samples"].help = "refused here: --num_branches says how many paths a question has"
     flags.DEFINE_string(
         "input", None, "JSONL of questions with gold answers, none of them used elsewhere", required=True
     )

@@ -5,6 +5,7 @@ import math
 
 import numpy as np
 import pytest
+from absl import flags as absl_flags
 
 from caspo_jax.records import question_to_record
 from caspo_jax.tasks import get_task
@@ -90,6 +91,14 @@ def test_calibrate_generate_and_audit(program, held_out, tmp_path):
         code, _, err = program("calibrate", output=tmp_path / "y.json", **shared, **flags)
         assert code == 1
         assert word in err
+
+
+def test_help_says_which_flags_are_refused(program, held_out, tmp_path):
+    places = {"calibrate": {"output": tmp_path / "c.json"}, "audit": {"out_dir": tmp_path / "a"}}
+    for name, flag in (("calibrate", "threshold"), ("calibrate", "num_samples"), ("audit", "num_samples")):
+        given = {"model": TASK.policy_path, "input": held_out, **places[name], flag: 1}
+        one_line(program(name, **given), f"--{flag}")
+        assert absl_flags.FLAGS[flag].help.startswith("refused here")
 
 
 def test_an_audit_says_which_questions_the_calibration_knew():
