@@ -29,7 +29,7 @@ def named_by(where: str, subject: str) -> Iterator[None]:
 class Interrupted(Exception):
     """A run that was asked to stop and has kept its state: the same call goes on where it was.
 
-    Programs print it and exit with 128 + `signal` (143 for SIGTERM), as a process does that the signal ends.
+    Programs print it and exit with 128 + `signal` (143 for SIGTERM, 130 for Ctrl-C), as a process does that the signal ends.
     """
 
     def __init__(self, message: str, signal: int):

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import signal
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -96,8 +95,8 @@ def train(
       UserError: nothing to train on; a loss or gradient that is not finite (names the batch's pairs, which
         `out_dir/not_finite/` lists; with `config.skip_nonfinite` only after several in a row); `out_dir` holds a
         run with other settings, data, model or reference, or another process is writing it.
-      Interrupted: SIGTERM or a preemption notice came (looked for only with `out_dir`); the reference log-probs so far,
-        or a checkpoint, are written. It may be the last one: the same call again then has nothing left to do.
+      Interrupted: SIGTERM, Ctrl-C or a preemption notice came (looked for only with `out_dir`); the reference log-probs
+        so far, or a checkpoint, are written. It may be the last one: the same call again then has nothing left to do.
     """
     started = time.perf_counter()
     start, model = model, trainable_model(model, config)
@@ -131,12 +130,12 @@ def train(
                     store, plan, reference, cache, config.head_chunk, digest=digest, stop=stop, progress=bar
                 )
         state, reporter, resumed = _updates(model, plan, config, mesh, folder, notice, callback, progress)
-        if notice is not None and notice.noticed:
+        if notice is not None and notice.signal is not None:
             # Whatever the caller would do next, it was asked to stop.
             raise Interrupted(
                 f"stopped after the last update, {plan.steps}, which is kept in {folder}: "
                 "run the same command again to go on",
-                signal.SIGTERM,
+                notice.signal,
             )
     summary = TrainSummary(
         steps=plan.steps,
@@ -195,7 +194,7 @@ def _updates(
                 reporter.flush()
                 reporter.value()
             due = config.save_every is not None and number % config.save_every == 0
-            stop = notice is not None and notice.reached()
+            stop = None if notice is None else notice.reached()
             if checkpoints is not None and (due or stop or number == plan.steps):
                 # A checkpoint is only written of updates whose loss is known to be finite.
                 reporter.flush()
@@ -206,7 +205,7 @@ def _updates(
                 raise Interrupted(
                     f"stopped after update {number} of {plan.steps}, which is kept in {folder}: "
                     "run the same command again to go on",
-                    signal.SIGTERM,
+                    stop,
                 )
         reporter.flush()
     return state, reporter, resumed

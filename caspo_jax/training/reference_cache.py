@@ -85,7 +85,7 @@ def fill_references(
     chunk: int | None = None,
     *,
     digest: str | None = None,
-    stop: Callable[[], bool] | None = None,
+    stop: Callable[[], signal.Signals | None] | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> int:
     """Give every pair that the run reads its reference log-probs: those given, those of the cache, or computed now.
@@ -99,7 +99,7 @@ def fill_references(
       folder: of the cache; None keeps nothing.
       chunk: as in `step_sums`.
       digest: the reference's `weights_digest`, if that is known; default: taken here.
-      stop: asked after every micro-batch, of several processes by all, whether to end the pass there.
+      stop: asked after every micro-batch, of several processes by all, for the signal that ends the pass there.
       progress: called with (pairs done, pairs in all) after every micro-batch.
 
     Returns:
@@ -136,11 +136,11 @@ def fill_references(
             done = total - plan.unknown_references()
             if progress is not None:
                 progress(done, total)
-            if stop is not None and stop():
+            if stop is not None and (asked := stop()) is not None:
                 raise Interrupted(
                     f"stopped after the reference's log-probs of {done} of {total} pairs, which are kept "
                     f"in {folder}: run the same command again to go on",
-                    signal.SIGTERM,
+                    asked,
                 )
             if cache is not None and time.monotonic() - written >= _WRITE_EVERY:
                 cache.write(*own)

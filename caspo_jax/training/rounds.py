@@ -84,7 +84,7 @@ def run_rounds(
     Raises:
       UserError: settings that cannot work, a stage that refuses its input or finds its output made with other settings;
         another process runs these rounds.
-      Interrupted: SIGTERM or a preemption notice came while training; a checkpoint is written.
+      Interrupted: SIGTERM, Ctrl-C or a preemption notice came while training; a checkpoint is written.
 
     Source: CASPO, arXiv 2605.07353 (iterative DPO; the reference is the round's start).
     """

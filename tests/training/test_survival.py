@@ -20,20 +20,29 @@ from caspo_jax.training.preemption import StopNotice
 from small_run import CONFIG, assert_same, lines, run  # isort: skip
 
 
+SIGNALS = (signal.SIGTERM, signal.SIGINT)
+
+
+@pytest.fixture(params=SIGNALS, ids=lambda number: number.name)
+def number(request):
+    """A signal that asks a run to stop; its handler is afterwards what it was before."""
+    before = [signal.getsignal(each) for each in SIGNALS]
+    yield request.param
+    assert [signal.getsignal(each) for each in SIGNALS] == before
+
+
 @pytest.mark.parametrize("background", [True, False])
-def test_sigterm_keeps_the_state_and_the_next_start_goes_on(uninterrupted, tmp_path, background):
+def test_a_signal_keeps_the_state_and_the_next_start_goes_on(uninterrupted, tmp_path, number, background):
     folder, model, _ = uninterrupted
     config = dataclasses.replace(CONFIG, save_every=None, async_checkpoints=background)
 
     def terminate(record):
         if record["step"] == 2:
-            os.kill(os.getpid(), signal.SIGTERM)
+            os.kill(os.getpid(), number)
 
-    before = signal.getsignal(signal.SIGTERM)
     with pytest.raises(Interrupted, match="update 3 of 5") as stopped:
         run(tmp_path, config, callback=terminate)
-    assert stopped.value.signal == signal.SIGTERM
-    assert signal.getsignal(signal.SIGTERM) is before
+    assert stopped.value.signal == number
     assert [record["step"] for record in lines(tmp_path)] == [1, 2, 3]
     resumed, summary = run(tmp_path, config)
     assert summary.resumed_from == 3
@@ -41,18 +50,16 @@ def test_sigterm_keeps_the_state_and_the_next_start_goes_on(uninterrupted, tmp_p
     assert lines(tmp_path) == lines(folder)
 
 
-def test_sigterm_in_the_last_update_stops_whatever_would_come_next(uninterrupted, tmp_path):
+def test_a_signal_in_the_last_update_stops_whatever_would_come_next(uninterrupted, tmp_path, number):
     folder, model, _ = uninterrupted
 
     def terminate(record):
         if record["step"] == record["steps"]:
-            os.kill(os.getpid(), signal.SIGTERM)
+            os.kill(os.getpid(), number)
 
-    before = signal.getsignal(signal.SIGTERM)
     with pytest.raises(Interrupted, match="the last update, 5") as stopped:
         run(tmp_path, callback=terminate)
-    assert stopped.value.signal == signal.SIGTERM
-    assert signal.getsignal(signal.SIGTERM) is before
+    assert stopped.value.signal == number
     again, summary = run(tmp_path, callback=terminate)
     assert summary.resumed_from == summary.steps
     assert_same(model, again)
@@ -74,27 +81,47 @@ def test_a_second_sigterm_is_not_held_back():
         signal.signal(signal.SIGTERM, before)
 
 
-def test_a_program_that_was_stopped_says_so_and_exits_with_143(capsys):
+def test_a_second_ctrl_c_interrupts_at_once(capfd):
+    with StopNotice() as notice:
+        os.kill(os.getpid(), signal.SIGINT)
+        assert notice.reached() == signal.SIGINT
+        assert "Ctrl-C again ends at once" in capfd.readouterr().err
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
+
+
+def test_ctrl_c_that_is_ignored_stays_ignored():
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        with StopNotice() as notice:
+            os.kill(os.getpid(), signal.SIGINT)
+            assert notice.reached() is None
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.parametrize("number, code", [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_program_that_was_stopped_says_so_and_exits_with_its_signals_code(capsys, number, code):
     from experiments import common
 
     def main():
-        raise Interrupted("stopped after update 3", signal.SIGTERM)
+        raise Interrupted("stopped after update 3", number)
 
-    assert common.guarded(main, ["train"]) == 143
+    assert common.guarded(main, ["train"]) == code
     assert capsys.readouterr().err == "stopped after update 3\n"
 
 
 def test_without_the_main_thread_nothing_is_held():
-    before, seen = signal.getsignal(signal.SIGTERM), []
+    before, seen = [signal.getsignal(number) for number in SIGNALS], []
 
     def work():
         with StopNotice() as notice:
-            seen.append((signal.getsignal(signal.SIGTERM), notice.reached()))
+            seen.append(([signal.getsignal(number) for number in SIGNALS], notice.reached()))
 
     thread = threading.Thread(target=work)
     thread.start()
     thread.join()
-    assert seen == [(before, False)]
+    assert seen == [(before, None)]
 
 
 class Nursery:
