@@ -21,6 +21,7 @@ from caspo_jax import distributed  # noqa: E402
 from caspo_jax.compilation import keep_programs  # noqa: E402
 from caspo_jax.errors import Interrupted, UserError  # noqa: E402
 from experiments.escapes import unescaped  # noqa: E402
+from experiments.exhausted import exhausted  # noqa: E402
 from experiments.questions import instruction, load_questions  # noqa: E402, F401 - and these
 from experiments.shared_flags import (  # noqa: E402, F401 - programs reach these through this module
     CAT_FLAGS,
@@ -72,10 +73,15 @@ def guarded(main: Callable[[], None], argv: Sequence[str]) -> int:
         path = Path(error.filename or "")  # or above it
         file = next((p for p in (path, *path.parents) if p.is_file()), path)
         return _fail(f"{file}: a file is where a folder should be")
-    except OSError as error:
-        return _fail(f"{error.filename or 'input/output'}: {error.strerror or error}")
-    except RuntimeError as error:
-        if distributed.process_count() > 1:
+    except Exception as error:
+        if told := exhausted(error):
+            return _fail(told)
+        if isinstance(error, OSError):
+            path = Path(error.filename or "input/output")
+            if isinstance(error, PermissionError) and path.name.startswith("."):
+                path = path.parent  # files are written under another name first, which says nothing
+            return _fail(f"{path}: {error.strerror or error}")
+        if isinstance(error, RuntimeError) and distributed.process_count() > 1:
             distributed.lost(error)
         raise
     except KeyboardInterrupt:

@@ -1,0 +1,70 @@
+"""A full disk and too little memory are told in one line; the rest of errors keeps its traceback."""
+
+import errno
+import os
+
+import pytest
+from absl import flags
+
+from experiments import common
+from experiments.exhausted import exhausted
+
+
+def wrapped(inner):
+    """As libraries raise: from what they caught."""
+    try:
+        raise ValueError("saving failed") from inner
+    except ValueError as error:
+        return error
+
+
+@pytest.fixture
+def given(monkeypatch):
+    values = flags.FlagValues()
+    flags.DEFINE_string("out_dir", None, "", flag_values=values)
+    flags.DEFINE_integer("num_branches", 3, "", flag_values=values)
+    values(["program", "--out_dir=here"])
+    monkeypatch.setattr("experiments.exhausted.FLAGS", values)
+
+
+def test_a_full_disk_is_told_with_the_place(given):
+    full = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    assert exhausted(full).startswith("--out_dir=here: no space left on the disk")
+    assert exhausted(wrapped(full)) == exhausted(full)
+    assert exhausted(OSError(errno.ENOSPC, "full", "/some/file")).startswith("/some/file: no space")
+    native = ValueError('Error writing "/x/y": [OS error 28: ENOSPC No space left on device]')
+    assert exhausted(wrapped(native)).startswith("--out_dir=here: no space")
+
+
+def test_too_little_memory_names_what_to_lower(given):
+    told = exhausted(RuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 2147483648 bytes."))
+    assert told.startswith("out of memory (asked for 2.0 GiB at once): lower --num_branches,")
+    assert exhausted(MemoryError()).startswith("out of memory: lower --num_branches")
+
+
+@pytest.mark.parametrize(
+    "error",
+    [OSError(errno.EACCES, "x"), RuntimeError("RESOURCE_EXHAUSTED: quota of requests"), KeyError("x")],
+)
+def test_other_errors_are_not_taken_for_it(given, error):
+    assert exhausted(error) is None
+
+
+def test_programs_end_with_one_line(given, capsys):
+    def fails():
+        raise wrapped(OSError(errno.ENOSPC, "full"))
+
+    assert common.guarded(fails, ["program"]) == 1
+    assert capsys.readouterr().err.startswith("error: --out_dir=here: no space left")
+
+    def forbidden():
+        raise PermissionError(errno.EACCES, "Permission denied", "/folder/.out.jsonl.123.tmp")
+
+    assert common.guarded(forbidden, ["program"]) == 1
+    assert capsys.readouterr().err == "error: /folder: Permission denied\n"
+
+    def broken():
+        raise KeyError("a mistake of ours")
+
+    with pytest.raises(KeyError):
+        common.guarded(broken, ["program"])
