@@ -74,6 +74,11 @@ class Manifest:
                 if not overwrite:
                     raise
                 found = {}
+            other = found.get("program", wanted["program"])
+            if other != wanted["program"] and not overwrite:
+                raise UserError(
+                    f"{path} is of {other!r}, and {wanted['program']!r} would write here: use another output or --overwrite"
+                )
             differing = _differences(wanted, {k: found.get(k) for k in wanted})
             if differing and not overwrite:
                 raise UserError(

@@ -69,7 +69,7 @@ def main() -> None:
         )
     if FLAGS.trl_output:
         write_trl()
-    common.closing(f"pairs in {FLAGS.output}", {k: v for k, v in counts.items() if v})
+    common.closing(f"pairs in {FLAGS.output}", {k: v for k, v in counts.items() if v or k == "pairs"})
 
 
 def write_trl() -> None:

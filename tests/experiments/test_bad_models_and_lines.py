@@ -13,7 +13,7 @@ TRACE = OUTPUT | {
     "schema": {"name": "trace", "version": 1},
     "question": "q",
     "prompt": "p",
-    "text": "ab",
+    "text": ")*",
     "finish_reason": "length",
     "logprob": [-1.0, -1.0],
     "entropy": [1.0, 1.0],
@@ -140,6 +140,23 @@ def test_tokens_that_no_model_takes(program, tmp_path, write, name):
         given = write("in.jsonl", [record | change])
         one_line(program(name, **flags_of(name, tmp_path, MODEL, given)), word)
     assert not list(tmp_path.glob("out*/**/*.json*"))
+
+
+STEP = {"start": 0, "end": 2, "token_start": 0, "token_end": 2, "text": ")*", "verdict": "unknown"}
+
+
+def test_traces_that_are_not_what_a_program_reads(program, tmp_path, write):
+    """Of another tokenizer, and never annotated: both would give an empty result without a word."""
+    other = TRACE | {"id": "b", "text": "what another tokenizer makes of 8 and 9"}
+    given = write("in.jsonl", [TRACE, other])
+    flags = flags_of("annotate", tmp_path, MODEL, given)
+    one_line(program("annotate", **flags), "in.jsonl:2", "'b'", "give the policy that wrote it")
+    assert not list(flags["output"].parent.iterdir())
+    bare = tmp_path / "bare"
+    shutil.copytree(MODEL, bare, ignore=shutil.ignore_patterns("tokenizer*"))
+    one_line(program("annotate", **flags_of("annotate", tmp_path, bare, given)), "bare", "tokenizer.json")
+    given = write("steps.jsonl", [TRACE | {"steps": [STEP]}])
+    one_line(program("pairs", **flags_of("pairs", tmp_path, MODEL, given)), "steps.jsonl", "annotate")
 
 
 @pytest.mark.parametrize("name", ["score", "annotate", "pairs"])

@@ -51,6 +51,16 @@ def test_pairs_leave_a_file_of_somebody_else_s(program, write, tmp_path):
     assert program("pairs", **flags)[0] == 0  # its own now
 
 
+def test_an_output_of_another_program_is_told_in_few_words(program, write, tmp_path):
+    """Not as a list of all settings of both, with the cause at its end."""
+    flags = {"model": MODEL, "input": write("in.jsonl", [TRACE]), "output": tmp_path / "out.jsonl"}
+    assert program("pairs", **flags)[0] == 0
+    result = program("annotate", **flags)
+    one_line(result, "is of 'pairs'", "--overwrite")
+    assert len(result[2]) < 400
+    assert program("annotate", **flags, overwrite="true")[0] == 0
+
+
 def test_trl_records_have_a_manifest_and_replace_nobody_s(program, write, tmp_path):
     flags = {"model": MODEL, "input": write("in.jsonl", [TRACE]), "output": tmp_path / "pairs.jsonl"}
     flags["trl_output"] = tmp_path / "trl.jsonl"
@@ -133,6 +143,76 @@ def test_a_report_replaces_reports_alone(program, write, tmp_path):
         assert output.read_bytes() == page
         assert program("report", runs=tmp_path, output=output, overwrite="true")[0] == 0
         assert output.read_bytes() == ours
+
+
+# What a program's folder begins with, so that it knows its own files.
+BEGINNINGS = {
+    "evaluate": "manifest.json",
+    "evaluate --traces": "confidences.manifest.json",
+    "faithfulness": "traces.jsonl.manifest.json",
+    "quickstart": "round_1/traces.jsonl.manifest.json",
+    "noise_sweep": "manifest.json",
+}
+RESULTS = {
+    "evaluate": ("report.html", "table.md", "samples"),
+    "evaluate --traces": ("report.html", "confidences.steps.csv"),
+    "faithfulness": ("report.html", "report.json", "steps.jsonl", "agreement.png"),
+    "quickstart": ("report.html", "summary.json", "entropy.png"),
+    "noise_sweep": ("noise.json", "noise.png"),
+}
+
+
+@pytest.mark.parametrize("run, theirs", [(run, name) for run, names in RESULTS.items() for name in names])
+def test_folders_of_others_keep_their_files(program, write, tmp_path, monkeypatch, run, theirs):
+    """Another run's report too; and nothing is loaded or drawn before that is found."""
+    from caspo_jax.training import rounds
+    from caspo_jax.training.stages import Policy
+
+    def begun(*_, **__):
+        raise AssertionError("the work has begun")
+
+    monkeypatch.setattr(Policy, "load", begun)
+    monkeypatch.setattr(rounds, "run_rounds", begun)
+    traces = write("in.jsonl", [TRACE])
+    out = tmp_path / "out"
+    given = {
+        "evaluate": {"model": MODEL, "benchmarks": "graph"},
+        "evaluate --traces": {"model": MODEL, "traces": traces},
+        "faithfulness": {"model": MODEL, "traces": traces},
+        "quickstart": {},
+        "noise_sweep": {},
+    }[run] | {"out_dir": out}
+    name = run.split()[0]
+    (tmp_path / "of_another_run").mkdir()
+    assert program("report", runs=tmp_path, output=tmp_path / "of_another_run" / "report.html")[0] == 0
+    page = (tmp_path / "of_another_run" / "report.html").read_bytes()
+    out.mkdir()
+    for contents in (page, b"mine"):
+        (out / theirs).write_bytes(contents)
+        one_line(program(name, **given), theirs, "--overwrite")
+        assert [path.name for path in out.iterdir()] == [theirs]
+        assert (out / theirs).read_bytes() == contents
+        if theirs != "report.html":
+            break
+    with pytest.raises(AssertionError, match="the work has begun"):
+        program(name, **given, overwrite="true")
+    if theirs == "report.html":  # its own by now, but for a page that is no report
+        beginning = out / BEGINNINGS[run]
+        beginning.parent.mkdir(exist_ok=True)
+        beginning.write_text("{}")
+        one_line(program(name, **given), theirs, "--overwrite")
+        (out / theirs).write_bytes(page)
+        with pytest.raises(AssertionError, match="the work has begun"):
+            program(name, **given)
+
+
+def test_quickstart_knows_its_summary(program, tmp_path):
+    (tmp_path / "round_1").mkdir()
+    (tmp_path / "round_1" / "traces.jsonl.manifest.json").write_text("{}")
+    for mine in ("mine", "[]"):
+        (tmp_path / "summary.json").write_text(mine)
+        one_line(program("quickstart", out_dir=tmp_path), "summary.json", "--overwrite")
+        assert (tmp_path / "summary.json").read_text() == mine
 
 
 def test_a_policy_is_no_file_and_that_is_found_before_training(program, tmp_path):

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from caspo_jax.confidence import STEP_CONFIDENCES, needed_fields
 from caspo_jax.errors import UserError
+from caspo_jax.sampling.segments import token_text
 from caspo_jax.steps import Verifier, annotate_traces, verifier_settings
 from caspo_jax.store import hash_path
 from caspo_jax.training.stages.policy import (
@@ -54,11 +55,15 @@ def annotate_stage(
       batch_size: traces a call of the verifier.
       overwrite: start anew if the output was begun with other settings.
       progress: called with (traces done, traces in all).
+
+    Raises:
+      UserError: a policy without a tokenizer, a trace whose text is not what its token ids spell (file:line), or a
+        confidence that traces do not tell.
     """
     output = Path(output)
     check_confidence(confidence)
     check_delimiter(delimiter)
-    loaded = policy.read_traces(traces, prompts=False)
+    loaded = policy.read_traces(traces, prompts=False, check=_text_check(policy))
     _check_statistics(loaded, confidence)
     settings = {
         "traces": hash_path(traces),
@@ -83,6 +88,24 @@ def annotate_stage(
     )
     write_annotated(written, loaded, annotate, batch_size, progress)
     return output
+
+
+def _text_check(policy: Policy) -> Callable[[Trace], None]:
+    """What refuses traces of another tokenizer: their steps and answers would be read from other words than they say."""
+    if policy.tokenizer is None:
+        raise UserError(f"{policy.path}: no tokenizer.json, and steps are read from what the token ids spell")
+    spelling = policy.token_bytes
+
+    def check(trace: Trace) -> None:
+        said, spelled = ("".join(text.split()) for text in (trace.text, token_text(spelling, trace.token_ids)))
+        # Texts may leave out what a stop string or a template's marks cost.
+        if said and trace.token_ids and not (spelled and (said in spelled or spelled in said)):
+            raise UserError(
+                f"the token ids of trace {trace.id!r} spell another text than its own with the tokenizer of {policy.path}: "
+                "give the policy that wrote it"
+            )
+
+    return check
 
 
 def check_confidence(name: str, what: str = "confidence") -> None:

@@ -53,10 +53,19 @@ def pairs_stage(
 
     Returns:
       What was counted: candidates, pairs of each kind, and everything dropped with its reason.
+
+    Raises:
+      UserError: traces with steps of which none has a verdict.
     """
     output = Path(output)
     check_delimiter(delimiter)
     traces = policy.read_traces(annotated)
+    verdicts = {step.verdict for trace in traces for step in trace.steps}
+    if verdicts == {"unknown"}:
+        raise UserError(
+            f"{annotated}: no step has a verdict, so none is preferred to another: annotate the traces first "
+            "(experiments.annotate), or with another verifier"
+        )
     settings = {
         "policy": policy.hash,
         "dtype": str(policy.model.dtype),
