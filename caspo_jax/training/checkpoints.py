@@ -46,6 +46,7 @@ class Checkpoints:
         self.folder = folder.absolute()
         self._keep, self._background = keep, background
         self._writing: tuple[int, float | None, str | None] | None = None
+        self._files_written = True
         self._checkpointer = ocp.AsyncCheckpointer(
             ocp.CompositeCheckpointHandler("state", "iterator"),
             async_options=ocp.options.AsyncOptions(post_finalization_callback=self._add_checksums),
@@ -78,7 +79,7 @@ class Checkpoints:
             # There the write would read the very buffers that the next update is given.
             state = jax.tree.map(lambda leaf: jnp.array(leaf, copy=True), state)
         args, step = self._ocp.args, int(state.step)
-        self._writing = (step, value, of)
+        self._writing, self._files_written = (step, value, of), False
         self._checkpointer.save(
             self.folder / str(step),
             args=args.Composite(
@@ -88,6 +89,12 @@ class Checkpoints:
         )
         if not self._background:
             self.wait()
+
+    @property
+    def writing(self) -> bool:
+        """Whether a checkpoint is still being written in the background. Raises what went wrong with it."""
+        self._checkpointer.check_for_errors()
+        return not self._files_written
 
     def wait(self) -> None:
         """Block until the checkpoint under way is on disk, then remove those that are no longer kept."""
@@ -187,6 +194,7 @@ class Checkpoints:
         }
         notes = {"schema": _SCHEMA, "step": step, "value": value, "of": of, "files": files}
         write_json(folder / CHECKSUMS, notes)
+        self._files_written = True
 
     def _remove_old(self, newest: int) -> None:
         steps = self.steps

@@ -124,7 +124,7 @@ class TrainConfig:
     masters: Literal["float32", "none"] = "float32"
     lora: LoraConfig | None = None  # train low-rank adapters beside frozen weights; None: train the weights
     min_length: int = 32  # smallest padded row length; lengths are rounded up to few sizes above it
-    save_every: int | None = None  # updates between checkpoints; None: at the end alone
+    save_every: int | None = None  # updates between checkpoints; None: one every ten minutes, and at the end
     keep_checkpoints: int = 2  # the last so many
     best_metric: str | None = (
         None  # also keep the best checkpoint: by its mean over the last `save_every` updates

@@ -28,6 +28,7 @@ from caspo_jax.training.reference_cache import fill_references
 from caspo_jax.training.reference_identity import references_digest
 from caspo_jax.training.reporter import Callback, OnReference, ReferenceBar, Reporter, progress_bar
 from caspo_jax.training.run_folder import claim_folder
+from caspo_jax.training.save_clock import SaveClock
 from caspo_jax.training.step_state import TrainState
 from caspo_jax.training.train_step import make_train_step, trainable_model, trained_model
 from caspo_jax.types import Pair, PairBatch, StepRows
@@ -184,6 +185,7 @@ def _updates(
         bar = progress_bar(progress, plan.steps, resumed)
         reporter = Reporter(plan, config, folder, log, callback, bar)
         resources.callback(reporter.close)
+        clock = SaveClock(config)
 
         for number in range(resumed + 1, plan.steps + 1):
             micros = plan.micro(*next(iterator))
@@ -195,11 +197,17 @@ def _updates(
                 reporter.value()
             due = config.save_every is not None and number % config.save_every == 0
             stop = None if notice is None else notice.reached()
-            if checkpoints is not None and (due or stop or number == plan.steps):
+            due = due or stop is not None or number == plan.steps
+            # A write that takes longer than the clock gives it would make training wait for the next one.
+            timed = not due and checkpoints is not None and clock.due() and not checkpoints.writing
+            if checkpoints is not None and (due or timed):
                 # A checkpoint is only written of updates whose loss is known to be finite.
                 reporter.flush()
                 of = None if config.best_metric is None else f"{config.best_mode} {config.best_metric}"
-                checkpoints.save(state, iterator.get_state(), reporter.value(), of)
+                # Which checkpoint is the best is not left to the clock.
+                value = None if timed else reporter.value()
+                checkpoints.save(state, iterator.get_state(), value, of)
+                clock.saved()
             if stop and checkpoints is not None and number < plan.steps:
                 checkpoints.wait()
                 raise Interrupted(

@@ -1,0 +1,83 @@
+"""Checkpoints by time, of runs that were not told how often to keep one."""
+
+import dataclasses
+import json
+import threading
+
+import pytest
+
+from caspo_jax.training import checkpoints, make_train_step, save_clock
+from caspo_jax.training.checkpoints import CHECKSUMS, Checkpoints
+
+from helpers import Toy  # isort: skip
+from small_run import CONFIG, Stopped, assert_same, lines, run, stop_at  # isort: skip
+
+UNTOLD = dataclasses.replace(CONFIG, save_every=None, keep_checkpoints=9, async_checkpoints=False)
+
+
+def kept(folder):
+    return sorted(int(path.name) for path in (folder / "checkpoints").iterdir())
+
+
+@pytest.fixture
+def impatient(monkeypatch):
+    """The time is always up."""
+    monkeypatch.setattr(save_clock, "SAVE_SECONDS", 0.0)
+
+
+def test_a_killed_run_goes_on_from_the_last_checkpoint_by_time(uninterrupted, tmp_path, impatient):
+    folder, model, _ = uninterrupted
+    with pytest.raises(Stopped):
+        run(tmp_path, UNTOLD, callback=stop_at(3))
+    assert kept(tmp_path) == [1, 2]
+    resumed, summary = run(tmp_path, UNTOLD)
+    assert summary.resumed_from == 2
+    assert_same(model, resumed)
+    assert lines(tmp_path) == lines(folder)
+
+
+def test_before_the_time_is_up_the_end_alone_is_kept(tmp_path):
+    run(tmp_path, UNTOLD)
+    assert kept(tmp_path) == [5]
+
+
+def test_a_run_that_was_told_keeps_what_it_was_told(tmp_path, impatient):
+    run(tmp_path, dataclasses.replace(UNTOLD, save_every=3))
+    assert kept(tmp_path) == [3, 5]
+
+
+def test_nothing_waits_for_a_checkpoint_that_is_still_being_written(tmp_path, impatient, monkeypatch):
+    monkeypatch.setattr(Checkpoints, "writing", True)
+    run(tmp_path, UNTOLD)
+    assert kept(tmp_path) == [5]
+
+
+def test_the_clock_does_not_decide_which_is_the_best(tmp_path, impatient):
+    run(tmp_path, dataclasses.replace(UNTOLD, best_metric="rewards/accuracy"))
+    values = [
+        json.loads((tmp_path / "checkpoints" / f"{n}" / CHECKSUMS).read_text())["value"] for n in range(1, 6)
+    ]
+    assert values[:4] == [None] * 4
+    assert values[4] is not None
+
+
+def test_a_checkpoint_is_being_written_until_its_checksums_are(tmp_path, monkeypatch):
+    go_on, hash_path = threading.Event(), checkpoints.hash_path
+
+    def late(path):
+        assert go_on.wait(60)
+        return hash_path(path)
+
+    monkeypatch.setattr(checkpoints, "hash_path", late)
+    _, state = make_train_step(Toy(), CONFIG, 1)
+    writer = Checkpoints(tmp_path)
+    try:
+        assert not writer.writing
+        writer.save(state, {})
+        assert writer.writing
+        go_on.set()
+        writer.wait()
+        assert not writer.writing
+    finally:
+        go_on.set()
+        writer.close()
