@@ -66,6 +66,7 @@ def define_flags() -> None:
 def main() -> None:
     """Run the rounds."""
     from caspo_jax.errors import UserError
+    from caspo_jax.models.lora import check_rank
     from caspo_jax.preferences import PairConfig
     from caspo_jax.sampling import CatConfig
     from caspo_jax.training.rounds import Recipe, run_rounds
@@ -77,6 +78,9 @@ def main() -> None:
     verifiers.check_confidence()
     # The rounds load the policy; a second copy would stay on the device through all of them.
     policy = Policy.without_weights(FLAGS.model)
+    training = train_config()
+    if training.lora is not None:
+        check_rank(policy.model.config, training.lora)  # before the samples that it would be trained on
     verifiers.check(policy)
     questions = common.load_questions(FLAGS.input, need_gold=verifiers.needs_gold(policy))
     sample: Any = common.sample_config(policy, questions)
@@ -90,7 +94,7 @@ def main() -> None:
     recipe = Recipe(
         sample=sample,
         pairs=given_config("pairs", PairConfig.preset(FLAGS.preset)),
-        train=train_config(),
+        train=training,
         reference_cache=FLAGS.reference_cache,
         batch_size=FLAGS.batch_size,
         confidence=FLAGS.confidence,

@@ -98,6 +98,21 @@ def lora_weights(config: ModelConfig, lora: LoraConfig | None) -> tuple[Weight, 
     return tuple(table)
 
 
+def check_rank(config: ModelConfig, lora: LoraConfig) -> None:
+    """Refuses fresh adapters that could be no fuller than a smaller rank's. Files may hold such: PEFT writes them.
+
+    Raises:
+      UserError: the rank is above the smaller side of a map that gets an adapter.
+    """
+    wanted = {LINEAR[target]: target for target in lora.targets}
+    for weight in weights(config):
+        if weight.name in wanted and lora.rank > min(weight.shape):
+            raise UserError(
+                f"lora: rank={lora.rank} (--lora_rank) is above {min(weight.shape)}, the smaller side of "
+                f"{wanted[weight.name]} {list(weight.shape)}: lower the rank, or leave {wanted[weight.name]} out of the targets"
+            )
+
+
 def add_lora(model: Any, lora: LoraConfig, key: jax.Array) -> Any:
     """The model with fresh adapters: its weights become `Frozen`, and only the adapters are `nnx.Param`s.
 
@@ -113,8 +128,10 @@ def add_lora(model: Any, lora: LoraConfig, key: jax.Array) -> Any:
       A new Decoder.
 
     Raises:
-      UserError: the model has adapters already, or is no Decoder.
+      UserError: the model has adapters already, or is no Decoder; the rank is above a map's smaller side.
     """
+    if hasattr(model, "lora"):  # what has not is refused below
+        check_rank(model.config, lora)
 
     def initial(weight: Weight, number: int) -> np.ndarray | jax.Array:
         shape = (model.config.num_layers, *weight.shape)

@@ -87,14 +87,25 @@ def test_flags_that_do_not_go_together(program, pairs, tmp_path):
         ("train", {"lora_alpha": 3}, "--lora_rank"),
         ("train", {"lora_rank": 2, "lora_targets": "lm_head"}, "lm_head"),
         ("train", {"train.remat": "some"}, "full, dots"),
+        ("train", {"lora_rank": 100_000}, "--lora_rank"),
     ):
         code, _, err = program(name, **given, **more)
         assert code == 1
         assert word in err
         assert err.count("\n") == 1
+        assert not (tmp_path / "run").exists()
     code, _, err = program("export", model=MODEL, output=tmp_path / "out")
     assert code == 1
     assert "--adapter" in err
+
+
+def test_rounds_refuse_a_rank_before_they_sample(program, write, tmp_path):
+    questions = write("questions.jsonl", [{"id": "q", "question": "1 + 1", "gold": "2"}])
+    flags = {"model": MODEL, "input": questions, "out_dir": tmp_path / "run", "max_new_tokens": 4}
+    code, _, err = program("caspo", **flags, verifier="equations", lora_rank=65)
+    assert code == 1
+    assert "rank=65" in err
+    assert not (tmp_path / "run").exists()
 
 
 def test_overwrite_removes_the_run_and_leaves_what_lies_beside_it(program, pairs, tmp_path):

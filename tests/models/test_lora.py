@@ -21,7 +21,7 @@ from caspo_jax.models import (
     merge_lora,
     save_pretrained,
 )
-from caspo_jax.models.lora import LINEAR, Frozen, lora_weights
+from caspo_jax.models.lora import LINEAR, Frozen, attach, lora_weights
 from caspo_jax.sharding import make_mesh, named_sharding
 
 NAME = "qwen3_tied_fp32"
@@ -140,6 +140,22 @@ def test_fresh_adapters_change_nothing_and_are_all_that_trains(model, base_logit
         add_lora(new, LoraConfig(), jax.random.key(0))
     with pytest.raises(UserError, match="takes no adapters"):
         add_lora(nnx.Module(), LoraConfig(), jax.random.key(0))
+
+
+def test_a_rank_above_a_matrixs_smaller_side_is_refused_by_name(model):
+    for lora, words in (
+        (
+            LoraConfig(rank=100_000),
+            r"rank=100000 \(--lora_rank\) is above 64, the smaller side of q_proj \[64, 128\]",
+        ),
+        (LoraConfig(rank=65, targets=("down",)), r"rank=65 .* 64, .* down_proj \[128, 64\]"),
+    ):
+        with pytest.raises(UserError, match=words):
+            add_lora(model, lora, jax.random.key(0))
+    assert add_lora(model, LoraConfig(rank=64), jax.random.key(0)).lora.rank == 64
+    # As read from files it may be: PEFT writes such.
+    read = attach(model, LoraConfig(rank=65), lambda weight, _: np.zeros((LAYERS, *weight.shape), np.float32))
+    assert read.lora.rank == 65
 
 
 def test_adapters_equal_weights_merged_by_hand(model, adapted, merged_by_hand, base_logits):

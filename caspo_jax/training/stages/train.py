@@ -10,6 +10,7 @@ from typing import Any
 from caspo_jax.distributed import writer_first
 from caspo_jax.errors import UserError
 from caspo_jax.locks import held
+from caspo_jax.models.lora import check_rank
 from caspo_jax.outputs import Manifest, manifest_path, read_manifest
 from caspo_jax.preferences.packing import Row
 from caspo_jax.store import hash_path
@@ -55,6 +56,8 @@ def train_stage(
         raise UserError(
             f"loss={config.loss.loss}, nll_on={config.loss.nll_on} reads verified steps: give annotated traces"
         )
+    if config.lora is not None:
+        check_rank(policy.model.config, config.lora)  # before the run has a manifest that says so
     # rft goes on without: a round in which no step was wrong has no pairs. sft trains on what DPO would, to be its control.
     needed = config.loss.uses_pairs
     loaded, left_out = read_pairs(pairs, policy, delimiter, required=needed)
