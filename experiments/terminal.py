@@ -60,8 +60,10 @@ class Progress:
 
     def __init__(self, total: int, what: str, unit: str = "question", initial: int = 0):
         self.total, self.what, self.unit, self.done = total, what, unit, initial
-        self._first, self._started = initial, time.monotonic()
+        self._initial, self._started = initial, time.monotonic()
         self._spoken = self._started
+        # Where rate and estimate count from: the first item done, as its time is mostly compilation, or an earlier run's.
+        self._from: tuple[int, float] | None = None
         self._quiet, self._json = _set("quiet") or not is_writer(), _set("log_json")
         self._bar: Any = None
         if not self._quiet and not self._json and sys.stderr.isatty():
@@ -80,6 +82,8 @@ class Progress:
         """Advance to `done` of `total`; `shown` stands behind the bar, and None in it is left out."""
         self.total = total
         step, self.done = done - self.done, done
+        if self._from is None and done > self._initial:
+            self._from = (done, time.monotonic())
         shown = {name: value for name, value in shown.items() if value is not None}
         if self._bar is not None:
             self._bar.total = total
@@ -104,11 +108,13 @@ class Progress:
         self.reach(self.done + count, self.total, **shown)
 
     def _line(self, shown: Mapping[str, Any]) -> str:
-        seconds = time.monotonic() - self._started
-        rate = (self.done - self._first) / max(seconds, 1e-9)
-        parts = [f"{self.what}: {self.done:,} of {self.total:,} {self.unit}s", f"{rate:.3g} a second"]
-        if rate > 0 and self.done < self.total:
-            parts.append(f"about {(self.total - self.done) / rate:,.0f} s left")
+        parts = [f"{self.what}: {self.done:,} of {self.total:,} {self.unit}s"]
+        first, since = self._from or (self.done, self._started)
+        if self.done > first:
+            rate = (self.done - first) / max(time.monotonic() - since, 1e-9)
+            parts.append(f"{rate:.3g} a second")
+            if self.done < self.total:
+                parts.append(f"about {(self.total - self.done) / rate:,.0f} s left")
         parts += [f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in shown.items()]
         return ", ".join(parts)
 

@@ -65,15 +65,31 @@ def test_quiet_leaves_the_summary(given, capsys):
 def test_a_log_file_gets_whole_lines_now_and_then(given, capsys, monkeypatch):
     given()
     monkeypatch.setattr(terminal, "PLAIN_EVERY", 0.0)
-    work(2)
+    work(3)
     lines = capsys.readouterr().err.splitlines()
-    assert len(lines) == 2
-    assert lines[0].startswith("train: 1 of 2 updates, ")
-    assert "s left" in lines[0]
+    assert len(lines) == 3
+    assert lines[0] == "train: 1 of 3 updates, loss 1"
+    assert "s left" in lines[1]
     assert "loss 0.5" in lines[1]
+    assert "a second, loss" in lines[2]
     monkeypatch.setattr(terminal, "PLAIN_EVERY", 60.0)
     work(2)
     assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize("before", [0, 400])
+def test_neither_compilation_nor_what_an_earlier_start_did_counts_as_pace(given, capsys, monkeypatch, before):
+    given()
+    now = [0.0]
+    monkeypatch.setattr(terminal.time, "monotonic", lambda: now[0])
+    with terminal.Progress(0, "train", unit="update") as progress:
+        for seconds, done in ((0.0, 0), (11.0, 1), (5.0, 11), (5.0, 21)):
+            now[0] += seconds
+            progress.reach(before + done if done else 0, before + 41)
+    assert capsys.readouterr().err.splitlines() == [
+        f"train: {before + 1} of {before + 41} updates",
+        f"train: {before + 21} of {before + 41} updates, 2 a second, about 10 s left",
+    ]
 
 
 def test_a_terminal_gets_a_bar_with_rate_and_numbers(given, monkeypatch):
