@@ -7,7 +7,26 @@ from typing import Any
 
 import numpy as np
 
-from experiments import common
+from experiments import common, result_files
+
+
+def check_places(out: Path) -> None:
+    """Refuses a folder that holds files of somebody else in the places of ours, or another run's report.
+
+    Args:
+      out: the folder.
+
+    Raises:
+      UserError: as `result_files.check_files` does.
+    """
+    tables = [f"confidences.{of}.{kind}" for of in ("steps", "paths") for kind in ("md", "csv", "json")]
+    result_files.check_files([out / name for name in (*tables, "report.html")], _manifest(out))
+
+
+def _manifest(out: Path) -> Path:
+    from caspo_jax.outputs import manifest_path
+
+    return manifest_path(out / "confidences")
 
 
 def report(policy: Any, path: str, out: Path) -> None:
@@ -16,7 +35,7 @@ def report(policy: Any, path: str, out: Path) -> None:
     from caspo_jax.evaluation import confidences
     from caspo_jax.evaluation.formats import tables, write_table
     from caspo_jax.evaluation.rescoring import token_statistics
-    from caspo_jax.outputs import Manifest, manifest_path
+    from caspo_jax.outputs import Manifest
     from caspo_jax.records import trace_from_record
     from caspo_jax.store import load_records
 
@@ -35,7 +54,7 @@ def report(policy: Any, path: str, out: Path) -> None:
         )
     delimiter, seed = common.step_delimiter(policy.settings), common.FLAGS.seed
     manifest = Manifest.open(
-        manifest_path(out / "confidences"),
+        _manifest(out),
         program="evaluate/traces",
         config={
             "policy": policy.hash,

@@ -34,6 +34,13 @@ from experiments.evaluate_run import Runner
 from experiments.evaluate_settings import base_settings, cat_sizes, run_settings
 
 FLAGS = flags.FLAGS
+# Of a run's folder, what is written whole, without a manifest of its own.
+RESULTS = (
+    *(f"{table}.{kind}" for table in ("table", "paired") for kind in ("md", "csv", "json")),
+    "curve.png",
+    "samples",
+    "report.html",
+)
 
 
 def define_flags() -> None:
@@ -115,8 +122,9 @@ def main() -> None:
         if getattr(FLAGS, flag) is None:
             raise UserError(f"--{flag} is needed, except with --compare")
     if FLAGS.traces:
-        from experiments.confidence_report import report
+        from experiments.confidence_report import check_places, report
 
+        check_places(Path(FLAGS.out_dir))
         report(common.load_policy(), FLAGS.traces, Path(FLAGS.out_dir))
         common.write_html_report(FLAGS.out_dir, FLAGS.model)
         return
@@ -129,6 +137,9 @@ def main() -> None:
     check_names(FLAGS.strategies)
     cat_sizes()
     out = Path(FLAGS.out_dir)
+    for folder in (out,) if FLAGS.base is None else (out / "base", out / "model"):
+        own = [file for name in names for file in (f"against.{name}.png", f"settings.{name}.json")]
+        result_files.check_files([folder / file for file in (*RESULTS, *own)], folder / "manifest.json")
     if FLAGS.base is None:
         evaluate(FLAGS.model, out, names)
         return
@@ -193,8 +204,8 @@ def claimed_comparison(a: str | Path, b: str | Path) -> Manifest | None:
     if not FLAGS.out_dir:
         return None
     out = Path(FLAGS.out_dir)
-    result_files.check_report(out / "report.html")
-    files = [out / f"compare.{kind}" for kind in ("json", "md", "csv")]
+    names = [f"compare.{kind}" for kind in ("json", "md", "csv")] + ["report.html"]
+    files = [out / name for name in (*names, *(["curve.png"] if FLAGS.base else []))]
     return result_files.claim_files(files, "evaluate/compare", {"a": str(a), "b": str(b)})
 
 

@@ -28,11 +28,13 @@ from typing import Any
 
 from absl import flags
 
-from experiments import common, faithfulness_compare, faithfulness_judges
+from experiments import common, faithfulness_compare, faithfulness_judges, result_files
 
 FLAGS = flags.FLAGS
 STAGES = ("decisiveness", "token", "hidden", "prefix", "probe", "report")
 WRITTEN = (*STAGES, "traces", "continuations", "steps")  # into --out_dir
+# Of these, what is written whole, without a manifest of its own.
+RESULTS = ("traces.jsonl", "steps.jsonl", "report.json", "report.txt", "report.html")
 
 
 def define_flags() -> None:
@@ -95,6 +97,7 @@ def measure(out: Path) -> None:
     """All stages on one file of traces."""
     from caspo_jax.evaluation import faithfulness as f
 
+    check_places(out)
     policy = common.load_policy()
     subjects, settings = prepared(policy, out)
     stage_flags = set(FLAGS.stages)
@@ -152,9 +155,27 @@ def measure(out: Path) -> None:
         )
 
 
+def check_places(out: Path) -> None:
+    """Refuses traces in the place of an output, and files of somebody else, or another run's, in the places of ours."""
+    from caspo_jax.errors import UserError
+    from caspo_jax.evaluation.faithfulness import ESTIMATORS
+    from caspo_jax.outputs import manifest_path
+
+    given = Path(FLAGS.traces).resolve()
+    if given.parent == out.resolve() and given.stem in WRITTEN:
+        raise UserError(
+            f"--traces={FLAGS.traces}: this program writes a file of that name into --out_dir: choose another folder"
+        )
+    scorers = faithfulness_judges.scorer_names()
+    plots = [f"decisiveness_{scorer}.png" for scorer in scorers]
+    plots += [f"traces_{scorer}_{name}.png" for scorer in scorers for name in ESTIMATORS]
+    names = [*RESULTS, *([*plots, "agreement.png"] if FLAGS.plots else [])]
+    # The manifest of the traces, with which every run begins, stands for all of them.
+    result_files.check_files([out / name for name in names], manifest_path(out / "traces.jsonl"))
+
+
 def prepared(policy: Any, out: Path) -> tuple[list[Any], dict[str, Any]]:
     """The traces with their steps, written to traces.jsonl; and the settings that every stage depends on."""
-    from caspo_jax.errors import UserError
     from caspo_jax.evaluation import faithfulness as f
     from caspo_jax.outputs import Manifest, manifest_path
     from caspo_jax.store import hash_path, write_jsonl
@@ -168,11 +189,6 @@ def prepared(policy: Any, out: Path) -> tuple[list[Any], dict[str, Any]]:
         "delimiter": delimiter,
     }
     path = out / "traces.jsonl"
-    given = Path(FLAGS.traces).resolve()
-    if given.parent == out.resolve() and given.stem in WRITTEN:
-        raise UserError(
-            f"--traces={FLAGS.traces}: this program writes a file of that name into --out_dir: choose another folder"
-        )
     # Before the manifest: what cannot be read must leave none that refuses better traces.
     sources = f.read_sources(FLAGS.traces)
     subjects = f.prepare(

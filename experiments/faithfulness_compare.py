@@ -26,9 +26,8 @@ def compare(folders: Sequence[Path], out: Path) -> None:
     if len(folders) != 2:
         raise UserError(f"--compare takes two folders, A,B, found {len(folders)}")
     first, second = (read_table(folder) for folder in folders)
-    result_files.check_report(out / "report.html")
     manifest = result_files.claim_files(
-        [out / "compare.json", out / "compare.txt"],
+        [out / "compare.json", out / "compare.txt", out / "report.html"],
         "faithfulness/compare",
         {"folders": [str(folder) for folder in folders], "draws": FLAGS.draws, "seed": FLAGS.seed},
         {

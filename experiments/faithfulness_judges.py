@@ -30,6 +30,17 @@ def define_flags() -> None:
     )  # fmt: skip
 
 
+def scorer_names() -> list[str]:
+    """The names of the decisiveness scorers of the flags."""
+    names = ["lexicon"] if FLAGS.lexicon else []
+    names += ["judge"] if FLAGS.decisiveness_judge else []
+    return [*names, *map(_recorded, range(len(FLAGS.scores)))]
+
+
+def _recorded(index: int) -> str:
+    return "recorded" if len(FLAGS.scores) == 1 else f"recorded_{index + 1}"
+
+
 def build_scorers() -> tuple[list[Any], dict[str, str]]:
     """The decisiveness scorers of the flags, and hashes of the files behind them."""
     from caspo_jax.errors import UserError
@@ -51,7 +62,7 @@ def build_scorers() -> tuple[list[Any], dict[str, str]]:
     elif FLAGS.rubric:
         raise UserError("--rubric goes with --decisiveness_judge")
     for index, path in enumerate(FLAGS.scores):
-        name = "recorded" if len(FLAGS.scores) == 1 else f"recorded_{index + 1}"
+        name = _recorded(index)
         scorers.append(f.read_scores(path, name))
         files[name] = hash_path(path)
     if not scorers:

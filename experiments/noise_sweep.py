@@ -17,7 +17,7 @@ from typing import Any
 
 from absl import flags
 
-from experiments import common
+from experiments import common, result_files
 
 FLAGS = flags.FLAGS
 COLUMNS = {
@@ -78,6 +78,8 @@ def main() -> None:
         raise UserError(f"--noise={','.join(FLAGS.noise)}: give shares between 0 and 1")
     task, out = get_task(FLAGS.task), Path(FLAGS.out_dir)
     names = ("task", "rounds", "preset", "train_questions", "eval_questions", "split", "seed", "batch_size")
+    files = [out / f"noise.{kind}" for kind in ("md", "csv", "json", "png")]
+    result_files.check_files(files, out / "manifest.json")
     manifest = Manifest.open(
         out / "manifest.json",
         program="noise_sweep",

@@ -60,6 +60,7 @@ def main() -> None:
     task = get_task(FLAGS.task)
     strategies = quickstart_report.strategies(settings)  # a wrong name is found out now, not after the rounds
     out = Path(FLAGS.out_dir)
+    quickstart_report.check_places(out)
     runs = [FLAGS.preset, *(("sft", "rft") if FLAGS.controls else ())]
     final: dict[str, list[Path]] = {}
     for name in runs:

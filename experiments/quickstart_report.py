@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any
 import jax
 from absl import flags
 
+from caspo_jax.errors import UserError
 from caspo_jax.evaluation import (
     Evaluation,
     StrategyConfig,
@@ -20,12 +22,14 @@ from caspo_jax.evaluation import (
     paired_record,
     policy_record,
 )
+from caspo_jax.outputs import manifest_path
 from caspo_jax.store import write_json
 from caspo_jax.training.stages import Policy
-from experiments import common
+from experiments import common, result_files
 from experiments.quickstart_samples import Recorder
 
 FLAGS = flags.FLAGS
+RESULTS = ("reliability.png", "entropy.png", "strategies.png", "samples", "summary.json", "report.html")
 TABLE = (
     ("step_accuracy", "step acc"),
     ("answer_accuracy", "answer acc"),
@@ -86,6 +90,32 @@ def strategies(settings: Any) -> StrategyConfig:
     given = {name: value for name, value in given.items() if value is not None}
     cat = dataclasses.replace(settings.STRATEGIES.cat, **given)
     return dataclasses.replace(settings.STRATEGIES, cat=cat, published=FLAGS.controls)
+
+
+def check_places(out: Path) -> None:
+    """Refuses a folder that holds files of somebody else, or of another program, in the places of ours.
+
+    Args:
+      out: the folder. A run of the quickstart is known by its first round's traces; their settings are checked with them.
+
+    Raises:
+      UserError: as `result_files.check_files` does; or summary.json is none of ours.
+    """
+    files = [out / name for name in RESULTS]
+    result_files.check_files(files, manifest_path(out / "round_1" / "traces.jsonl"))
+    summary = out / "summary.json"
+    if summary.exists() and not FLAGS.overwrite and not _is_summary(summary):
+        raise UserError(
+            f"{summary} is there and is no summary of the quickstart: use another output or --overwrite"
+        )
+
+
+def _is_summary(path: Path) -> bool:
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return isinstance(found, dict) and {"policies", "final_minus"} <= found.keys()
 
 
 def compare(

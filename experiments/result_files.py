@@ -90,8 +90,7 @@ def claim_files(
         was not given; or another process is writing them.
     """
     manifest = manifest_path(files[0])
-    for file in files:
-        check_own(file, FLAGS.overwrite, manifest)
+    check_files(files, manifest)
     return Manifest.open(
         manifest,
         program=program,
@@ -100,6 +99,22 @@ def claim_files(
         # A manifest without its files is of a run that ended before it had anything to write.
         overwrite=FLAGS.overwrite or not any(Path(file).exists() for file in files),
     )
+
+
+def check_files(files: Sequence[str | Path], manifest: Path) -> None:
+    """Refuses files and folders that are there where no manifest says that the program's run wrote them.
+
+    Args:
+      files: what the program writes, whole, when its work is done; of these report.html must be a report besides.
+      manifest: what a run leaves where it writes them, from its start on.
+
+    Raises:
+      UserError: one of them is somebody's own, or another run's, and --overwrite was not given.
+    """
+    for file in files:
+        check_own(file, FLAGS.overwrite, manifest)
+        if Path(file).name == "report.html":
+            check_report(file)
 
 
 def check_report(path: str | Path) -> None:

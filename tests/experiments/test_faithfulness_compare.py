@@ -59,6 +59,7 @@ def test_folders_held_together_replace_their_own_files_alone(program, finished, 
     written = contents(out)
     assert program("faithfulness", **flags)[0] == 0  # its own now
     one_line(program("faithfulness", **(flags | {kind: f"{other},{one}"})), "folders", "--overwrite")
+    one_line(program("faithfulness", compare=f"{one},{other}", out_dir=finished["folder"]), "report.html")
     read_from = other / ("steps.jsonl" if kind == "compare" else "report.json")
     read_from.write_text(read_from.read_text() + "\n")
     one_line(program("faithfulness", **flags), "the contents changed", "--overwrite")
