@@ -35,7 +35,10 @@ def define_flags() -> None:
         "preset", "caspo", ["caspo", "paper"], "recipe; --train.NAME=value changes one of its settings"
     )
     flags.DEFINE_integer(
-        "batch_size", None, "pairs an update, as --train.batch_size; default: the preset's", lower_bound=1
+        "batch_size",
+        None,
+        "pairs an update: another name of --train.batch_size; default: the preset's",
+        lower_bound=1,
     )
     common.define_delimiter_flag("a step of Step-DPO-10K or TRL records")
     define_training_flags()
@@ -83,6 +86,8 @@ def main() -> None:
 
     fields = {"seed": FLAGS.seed, "batch_size": FLAGS.batch_size}
     config = train_config(**{name: value for name, value in fields.items() if value is not None})
+    for name, value in fields.items():
+        _check_one_value(name, value, getattr(config, name))
     policy = common.load_policy()
     with common.Progress(0, "train", unit="update") as progress:
         summary = train_stage(
@@ -99,6 +104,16 @@ def main() -> None:
     if "last" in summary:
         summary = {**summary, "last": _read_last(summary["last"])}
     common.closing(f"run in {FLAGS.out_dir}", summary)
+
+
+def _check_one_value(name: str, value: Any, taken: Any) -> None:
+    """Refuses a setting that two flags give two values; `taken` is that of --train.NAME, if that was given."""
+    from caspo_jax.errors import UserError
+
+    if FLAGS[name].present and value is not None and value != taken:
+        raise UserError(
+            f"--{name}={value} and --train.{name}={taken} are two values of one setting: give one of them"
+        )
 
 
 def _read_last(record: Any) -> Any:

@@ -147,12 +147,29 @@ def test_overwrite_leaves_other_programs_outputs(program, pairs, tmp_path, writt
     [
         ({}, 0, 64),
         ({"seed": 3, "batch_size": 2}, 3, 2),
-        ({"seed": 3, "batch_size": 2, "train.seed": 0, "train.batch_size": 4}, 0, 4),
+        ({"train.seed": 3, "train.batch_size": 4}, 3, 4),
+        ({"seed": 3, "batch_size": 4, "train.seed": 3, "train.batch_size": 4}, 3, 4),
     ],
 )
-def test_seed_and_batch_size_stand_for_trainings_own(program, pairs, tmp_path, given, seed, size):
+def test_seed_and_batch_size_are_other_names_of_trainings_own(program, pairs, tmp_path, given, seed, size):
     flags = {"model": MODEL, "pairs_file": pairs, "out_dir": tmp_path / "run", "preset": "paper"}
     code, _, err = program("train", **flags, **given, lora_rank=1, **{"train.tensorboard": "false"})
     assert code == 0, err
     config = json.loads((tmp_path / "run" / "run.json").read_text())["config"]
     assert (config["seed"], config["batch_size"]) == (seed, size)
+
+
+@pytest.mark.parametrize(
+    "given, words",
+    [
+        ({"batch_size": 4, "train.batch_size": 8}, ("--batch_size=4", "--train.batch_size=8")),
+        ({"seed": 0, "train.seed": 3}, ("--seed=0", "--train.seed=3")),
+    ],
+)
+def test_two_values_of_one_setting_are_refused(program, pairs, tmp_path, given, words):
+    flags = {"model": MODEL, "pairs_file": pairs, "out_dir": tmp_path / "run", "preset": "paper"}
+    code, _, err = program("train", **flags, **given)
+    assert code == 1
+    assert all(word in err for word in words)
+    assert err.count("\n") == 1
+    assert not (tmp_path / "run").exists()
