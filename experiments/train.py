@@ -28,7 +28,9 @@ def define_flags() -> None:
         "pairs_file", None, "JSONL of pairs (ours, Step-DPO-10K or TRL preference records)", required=True
     )
     flags.DEFINE_string(
-        "annotated", None, "JSONL of annotated traces: verified steps for the NLL term and for rft"
+        "annotated",
+        None,
+        "JSONL of annotated traces: verified steps for the NLL term (of --preset=caspo; paper reads none) and for rft",
     )
     flags.DEFINE_string("out_dir", None, "checkpoints and metrics of the run", required=True)
     flags.DEFINE_enum(
@@ -88,6 +90,7 @@ def main() -> None:
     config = train_config(**{name: value for name, value in fields.items() if value is not None})
     for name, value in fields.items():
         _check_one_value(name, value, getattr(config, name))
+    _check_verified(config)
     policy = common.load_policy()
     with common.Progress(0, "train", unit="update") as progress:
         summary = train_stage(
@@ -114,6 +117,20 @@ def _check_one_value(name: str, value: Any, taken: Any) -> None:
         raise UserError(
             f"--{name}={value} and --train.{name}={taken} are two values of one setting: give one of them"
         )
+
+
+def _check_verified(config: Any) -> None:
+    """Refuses a loss that reads verified steps where none are given, before the policy is loaded."""
+    from caspo_jax.errors import UserError
+    from caspo_jax.training import TrainConfig
+
+    if FLAGS.annotated is not None or not config.loss.uses_verified:
+        return
+    way_out = "give annotated traces by --annotated=A.jsonl"
+    if not given_config("train", TrainConfig.preset("paper")).loss.uses_verified:
+        way_out += ", or train on the pairs alone by --preset=paper"
+    loss = f"--train.loss.loss={config.loss.loss}, --train.loss.nll_on={config.loss.nll_on}"
+    raise UserError(f"the loss of --preset={FLAGS.preset} ({loss}) reads verified steps: {way_out}")
 
 
 def _read_last(record: Any) -> Any:

@@ -122,3 +122,9 @@ def test_verified_steps_without_tokens_are_named_with_their_line(tmp_path):
     with pytest.raises(UserError, match=r"annotated\.jsonl:2: trace 'bare' has verified steps but no tokens"):
         train_stage(POLICY, write(tmp_path, own(1)), annotated, tmp_path / "run", config)
     assert not (tmp_path / "run").exists()
+
+
+def test_a_loss_that_reads_verified_steps_asks_for_the_argument(tmp_path):
+    given = write(tmp_path, own(1))
+    with pytest.raises(UserError, match="nll_on=verified reads verified steps: give traces as `annotated`"):
+        train_stage(POLICY, given, None, tmp_path / "run", TrainConfig.preset("caspo"))

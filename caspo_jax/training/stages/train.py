@@ -54,7 +54,7 @@ def train_stage(
     run = Path(run)
     if config.loss.uses_verified and annotated is None:
         raise UserError(
-            f"loss={config.loss.loss}, nll_on={config.loss.nll_on} reads verified steps: give annotated traces"
+            f"loss={config.loss.loss}, nll_on={config.loss.nll_on} reads verified steps: give traces as `annotated`"
         )
     if config.lora is not None:
         check_rank(policy.model.config, config.lora)  # before the run has a manifest that says so
