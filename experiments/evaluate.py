@@ -15,7 +15,7 @@ DIR/answers.jsonl holds one line an answer: what was answered, whether it is rig
 seconds. Every figure of DIR/table.{md,csv,json} and DIR/paired.{md,csv,json} can be computed from it; the ten-line
 script is in experiments/README.md. DIR/curve.png shows accuracy against tokens; DIR/report.html shows all of it, with the
 traces and trees of the first questions (DIR/samples). With --base these are DIR/base and DIR/model, and DIR/compare.{md,csv,json}
-holds the policy minus the base, paired by question.
+holds the policy minus the base, paired by question. Where an interval holds 0 a table says `not told apart`, CSV and JSON `equal`.
 """
 
 from __future__ import annotations
@@ -41,6 +41,8 @@ RESULTS = (
     "samples",
     "report.html",
 )
+# Of a row -> in the closing summary: an interval that holds 0 proves nothing equal.
+VERDICTS = {"above": "above", "equal": "not_told_apart", "below": "below"}
 
 
 def define_flags() -> None:
@@ -222,10 +224,8 @@ def compare(a: str | Path, b: str | Path, manifest: Manifest | None = None) -> N
         write_table(Path(FLAGS.out_dir) / "compare", rows, results.COMPARED_COLUMNS, a=str(a), b=str(b))
         common.write_html_report(FLAGS.out_dir, FLAGS.model)
         manifest.finish(rows=len(rows))
-    common.closing(
-        f"{b} against {a}",
-        {verdict: sum(row["verdict"] == verdict for row in rows) for verdict in ("above", "equal", "below")},
-    )
+    counts = {verdict: sum(row["verdict"] == verdict for row in rows) for verdict in VERDICTS}
+    common.closing(f"{b} against {a}", {VERDICTS[verdict]: count for verdict, count in counts.items()})
 
 
 def joined(argv: Sequence[str]) -> list[str]:

@@ -112,7 +112,8 @@ def paired_row(
 ) -> dict[str, Any]:
     """Difference of two strategies on the questions that both answered, its interval, and the sign-flip p-value.
 
-    The verdict is `above` or `below` where the interval leaves 0 out; without one (a single question) it is `equal`.
+    The verdict is `above` or `below` where the interval leaves 0 out. Else, and without one (a single question), it is `equal`:
+    the two cannot be told apart, which does not prove them equal, and tables for people say `not told apart`.
     """
     first, second = per_question(a), per_question(b)
     common = [q for q in first if q in second]

@@ -197,3 +197,14 @@ def test_of_one_question_nothing_is_above(tmp_path):
     assert "nan" not in (tmp_path / "table.md").read_text() + (tmp_path / "table.csv").read_text()
     (row,) = results.compare(answers("cat", "4", [0], [100]), answers("cat", "4", [1], [100]))
     assert (row["difference"], row["verdict"]) == (1.0, "equal")
+
+
+def test_what_cannot_be_told_apart_is_not_called_equal(tmp_path):
+    rows = [{"strategy": "equal", "verdict": verdict} for verdict in ("equal", "above")]
+    write_table(tmp_path / "t", rows, {"strategy": "strategy", "verdict": "B is"})
+    shown = (tmp_path / "t.md").read_text().splitlines()[2:]
+    assert [line.split("|")[1:3] for line in shown] == [
+        [" equal    ", " not told apart "],
+        [" equal    ", " above          "],
+    ]
+    assert json.loads((tmp_path / "t.json").read_text())["rows"] == rows

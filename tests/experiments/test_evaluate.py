@@ -151,7 +151,14 @@ def test_other_settings_are_refused_and_runs_compared_without_a_model(program, w
         "evaluate", compare=f"{whole},{whole / 'answers.jsonl'}", out_dir=folder / "compared"
     )
     assert code == 0, err
-    assert "equal" in out
+    assert "equal" not in out
+    table = (folder / "compared" / "compare.md").read_text(encoding="utf-8")
+    assert table in out
+    assert "| not told apart |" in table
+    assert re.search(r"^  not told apart +\d", out, re.MULTILINE)
+    page = (folder / "compared" / "report.html").read_text(encoding="utf-8")
+    assert "not told apart" in page
+    assert not re.search(r">\s*equal\s*<", page)
     rows = json.loads((folder / "compared" / "compare.json").read_text())["rows"]
     assert all(row["difference"] == 0 and row["verdict"] == "equal" for row in rows)
     assert program("evaluate", compare=str(whole))[0] == 1

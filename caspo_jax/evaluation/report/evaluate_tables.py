@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from caspo_jax.evaluation.formats import said
 from caspo_jax.evaluation.report.cells import (
     BOLD,
     Cell,
@@ -146,7 +147,7 @@ def _paired(rows: Rows, title: str) -> Table:
             Cell(p_text(r.get("p_value")), r.get("p_value")),
             number_cell(r.get("tokens"), whole=True),
             number_cell(r.get("baseline_tokens"), whole=True),
-            Cell(str(r.get("verdict", ""))),
+            Cell(str(said("verdict", r.get("verdict", "")))),
         ]
         for r in rows
     ]
@@ -157,7 +158,11 @@ def _paired(rows: Rows, title: str) -> Table:
         ("p", "sign-flip permutation test", True),
         ("tokens", "decoded a question", True),
         ("tokens of the other", "decoded a question by what it is held against", True),
-        ("verdict", "above or below where the interval leaves 0 out, else equal", False),
+        (
+            "verdict",
+            "above or below where the interval leaves 0 out; else the two cannot be told apart, which proves nothing equal",
+            False,
+        ),
     ]
     return Table(title, columns, body, _PAIRED_NOTE)
 
@@ -172,7 +177,7 @@ def _compared(rows: Rows, title: str) -> Table:
             Cell(p_text(r.get("p_value")), r.get("p_value")),
             number_cell(r.get("baseline_tokens"), whole=True),
             number_cell(r.get("tokens"), whole=True),
-            Cell(str(r.get("verdict", ""))),
+            Cell(str(said("verdict", r.get("verdict", "")))),
         ]
         for r in rows
     ]
@@ -184,7 +189,11 @@ def _compared(rows: Rows, title: str) -> Table:
         ("p", "sign-flip permutation test", True),
         ("tokens A", "decoded a question", True),
         ("tokens B", "decoded a question", True),
-        ("B is", "above or below A where the interval leaves 0 out, else equal", False),
+        (
+            "B is",
+            "above or below A where the interval leaves 0 out; else the two cannot be told apart, which proves nothing equal",
+            False,
+        ),
     ]
     return Table(title, columns, body, _PAIRED_NOTE)
 

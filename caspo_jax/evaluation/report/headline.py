@@ -86,9 +86,11 @@ def _policies(policies: Sequence[Mapping[str, Any]], summary: Mapping[str, Any])
             f"before, {percent(base['answer_accuracy'])} were ({change('answer_accuracy')})."
         )
     if known("entropy_auroc"):
-        word = {"above": "better than", "below": "less well than", "equal": "as well as"}[
-            _verdict(paired["entropy_auroc"])
-        ]
+        word = {
+            "above": "better than",
+            "below": "less well than",
+            "equal": "neither better nor less well, as far as can be told, than",
+        }[_verdict(paired["entropy_auroc"])]
         lines.append(
             f"Entropy ranks right steps above wrong ones {word} before: AUROC {final['entropy_auroc']:.3f}, "
             f"before {base['entropy_auroc']:.3f}."
