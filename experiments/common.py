@@ -201,7 +201,8 @@ def write_html_report(out: str | Path, model: str | None) -> Path | None:
     if not distributed.is_writer():
         return None
     tokenizer = model if model is not None and Path(model).is_dir() else None
-    return write_report([out], Path(out) / "report.html", tokenizer=tokenizer)
+    with Progress(1, "report.html", unit="part") as progress:
+        return write_report([out], Path(out) / "report.html", tokenizer=tokenizer, progress=progress.reach)
 
 
 def check_outputs(

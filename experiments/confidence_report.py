@@ -65,16 +65,27 @@ def report(policy: Any, path: str, out: Path) -> None:
         inputs={"traces": path},
         overwrite=common.FLAGS.overwrite,
     )
-    stats = token_statistics(policy.model, kept)
+    with common.Progress(len(kept), "token statistics", unit="trace") as progress:
+        stats = token_statistics(policy.model, kept, progress=progress.reach)
     found = confidences.confidence_items(kept, policy.token_bytes, stats, delimiter)
     if not any(items.right.size for items in found):
         raise UserError(f"{path}: no step and no answer in it has a verdict: annotate the traces first")
     seen: dict[str, Any] = {"traces": len(kept), "left out, no ids": len(traces) - len(kept)}
-    for kind, items in zip(("steps", "paths"), found):
-        if not items.right.size:
+    kinds = dict(zip(("steps", "paths"), found))
+    total = sum(len(items.scores) + 1 for items in found if items.right.size)  # and the length
+    made: dict[str, list[dict[str, Any]]] = {}
+    # One count for both tables: printed in between they would cut the bar in two.
+    with common.Progress(total, "tables", unit="confidence") as progress:
+        for kind, items in kinds.items():
+            if items.right.size:
+                made[kind] = confidences.confidence_table(
+                    items, seed=seed, progress=lambda *_: progress.update()
+                )
+    for kind, items in kinds.items():
+        if kind not in made:
             seen[kind] = "no verdicts"
             continue
-        rows, head = confidences.confidence_table(items, seed=seed), confidences.overview(items, seed=seed)
+        rows, head = made[kind], confidences.overview(items, seed=seed)
         write_table(out / f"confidences.{kind}", rows, confidences.COLUMNS, overview=head)
         common.say(
             f"{kind}: "

@@ -220,7 +220,9 @@ def report(
         "left_out": dict(left_out),
         "recorded_logprobs": recorded_logprobs(out),
     }
-    record = f.report_record(table, f.count_subjects(subjects), FLAGS.draws, FLAGS.seed, **facts)
+    with common.Progress(len(table.confidence), "report", unit="confidence") as progress:
+        counts = f.count_subjects(subjects)
+        record = f.report_record(table, counts, FLAGS.draws, FLAGS.seed, progress.reach, **facts)
     write_jsonl(out / "steps.jsonl", f.step_records(table))
     text = f.render_report(record)
     write_text(out / "report.txt", text)
@@ -254,13 +256,21 @@ def draw(table: Any, out: Path) -> None:
     """The plots of one report."""
     from caspo_jax.evaluation.faithfulness import ESTIMATORS, figures, pair_up
 
-    for scorer in table.decisiveness:
-        usable = [n for n in ESTIMATORS if n in table.confidence and pair_up(table, scorer, n).d.size]
-        if usable:
-            figures.plot_decisiveness(table, scorer, out / f"decisiveness_{scorer}.png")
-        for name in usable:
-            figures.plot_traces(table, scorer, name, out / f"traces_{scorer}_{name}.png")
-    figures.plot_agreement(table, out / "agreement.png")
+    usable = {
+        scorer: [n for n in ESTIMATORS if n in table.confidence and pair_up(table, scorer, n).d.size]
+        for scorer in table.decisiveness
+    }
+    total = sum(len(names) + 1 for names in usable.values() if names) + 1
+    with common.Progress(total, "plots", unit="plot") as progress:
+        for scorer, names in usable.items():
+            if names:
+                figures.plot_decisiveness(table, scorer, out / f"decisiveness_{scorer}.png")
+                progress.update()
+            for name in names:
+                figures.plot_traces(table, scorer, name, out / f"traces_{scorer}_{name}.png")
+                progress.update()
+        figures.plot_agreement(table, out / "agreement.png")
+        progress.update()
 
 
 if __name__ == "__main__":

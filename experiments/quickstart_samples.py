@@ -107,8 +107,7 @@ def pair_scores(name: str, policy: Policy, pairs: Sequence[Pair], rows: int = 64
 
 def write_quickstart_report(out: Path, base: Path, rounds: Sequence[Path]) -> Path:
     """Score the first round's pairs before and after training, and write OUT/report.html."""
-    from caspo_jax.evaluation.report import write_report
-
     policies = {"base": base, f"round_{len(rounds)}": rounds[-1]}
     score_pairs(policies, out / "round_1" / "pairs.jsonl", out / "samples")
-    return write_report([out], out / "report.html")
+    common.write_html_report(out, None)
+    return out / "report.html"

@@ -40,13 +40,15 @@ def main() -> None:
     result_files.check_report(FLAGS.output)
     if FLAGS.tokenizer is not None:
         common.require_folder(FLAGS.tokenizer, "tokenizer")
-    written = write_report(
-        FLAGS.runs,
-        FLAGS.output,
-        title=FLAGS.title,
-        tokenizer=FLAGS.tokenizer,
-        most_traces=FLAGS.max_traces,
-    )
+    with common.Progress(len(FLAGS.runs), "report", unit="part") as progress:
+        written = write_report(
+            FLAGS.runs,
+            FLAGS.output,
+            title=FLAGS.title,
+            tokenizer=FLAGS.tokenizer,
+            most_traces=FLAGS.max_traces,
+            progress=progress.reach,
+        )
     common.closing(f"report in {written}", {"runs": len(FLAGS.runs), "bytes": written.stat().st_size})
 
 

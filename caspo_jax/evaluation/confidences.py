@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -181,7 +181,13 @@ def _items(rows: list[tuple[Any, ...]], names: Sequence[str]) -> Items:
     )
 
 
-def confidence_table(items: Items, draws: int = 1000, seed: int = 0, bins: int = 10) -> list[dict[str, Any]]:
+def confidence_table(
+    items: Items,
+    draws: int = 1000,
+    seed: int = 0,
+    bins: int = 10,
+    progress: Callable[[int, int], Any] | None = None,
+) -> list[dict[str, Any]]:
     """One row a confidence, and one for the length alone (shorter is surer), the best AUROC first.
 
     Ranking figures: AUROC pooled with its 95 % interval by question, within question, within prefix (each with the
@@ -195,11 +201,16 @@ def confidence_table(items: Items, draws: int = 1000, seed: int = 0, bins: int =
       draws: of the bootstrap and of the permutations.
       seed: of both.
       bins: of the calibration errors.
+      progress: called with (rows done, rows in all).
     """
     if not items.right.size:
         raise UserError("no step or path has a verdict: annotate the traces first")
-    rows = [_row(name, items, logs, draws, seed, bins) for name, logs in items.scores.items()]
-    rows.append(_row("length", items, -items.length, draws, seed, bins))
+    ranks = dict(items.scores) | {"length": -items.length}
+    rows = []
+    for name, rank in ranks.items():
+        rows.append(_row(name, items, rank, draws, seed, bins))
+        if progress is not None:
+            progress(len(rows), len(ranks))
     return sorted(rows, key=lambda row: -np.nan_to_num(row["auroc"], nan=-1.0))
 
 

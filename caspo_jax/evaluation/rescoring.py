@@ -60,6 +60,7 @@ def token_statistics(
     fields: tuple[str, ...] = ALL_FIELDS,
     *,
     batch_size: int = 64,
+    progress: Callable[[int, int], Any] | None = None,
 ) -> list[TokenStats]:
     """TokenStats [T] (host, float64) of the emitted tokens of each trace; T tokens, one entry each.
 
@@ -70,9 +71,12 @@ def token_statistics(
       traces: with prompt_ids and token_ids, neither empty.
       fields: TokenStats fields to compute.
       batch_size: rows on the device at once.
+      progress: called with (traces done, traces in all).
     """
     graphdef, params = nnx.split(model)
-    found = _each(traces, batch_size, lambda *batch: _statistics(graphdef, params, *batch, tuple(fields)))
+    found = _each(
+        traces, batch_size, lambda *batch: _statistics(graphdef, params, *batch, tuple(fields)), progress
+    )
     return [stats for stats, _ in found]
 
 
@@ -97,7 +101,10 @@ def statistics_and_kl(
 
 
 def _each(
-    traces: Sequence[Trace], batch_size: int, read: Callable[[np.ndarray, np.ndarray, np.ndarray], Any]
+    traces: Sequence[Trace],
+    batch_size: int,
+    read: Callable[[np.ndarray, np.ndarray, np.ndarray], Any],
+    progress: Callable[[int, int], Any] | None = None,
 ) -> list[Any]:
     """What `read`, (ids [R, T], mask [R, T], places [R, N]) -> tree of [R, N], says of each trace's tokens.
 
@@ -109,6 +116,8 @@ def _each(
         for row, i in enumerate(part):
             at = row, slice(len(traces[i].token_ids))
             found[i] = jax.tree.map(lambda x, at=at: np.asarray(x[at], np.float64), arrays)
+        if progress is not None:
+            progress(len(found), len(traces))
     return [found[i] for i in range(len(traces))]
 
 

@@ -85,7 +85,10 @@ def test_every_confidence_is_there_and_is_that_of_the_step(made):
 def test_table_against_sklearn(made):
     traces, stats = zip(*made)
     steps, _ = confidence_items(traces, SPELLED, stats)
-    rows = {row["confidence"]: row for row in confidence_table(steps, draws=50)}
+    seen = []
+    table = confidence_table(steps, draws=50, progress=lambda *at: seen.append(at))
+    rows = {row["confidence"]: row for row in table}
+    assert seen == [(done, len(rows)) for done in range(1, len(rows) + 1)]
     assert set(rows) == {*STEP_CONFIDENCES, "length"}
     for name, logs in steps.scores.items():
         row, value = rows[name], np.exp(logs)

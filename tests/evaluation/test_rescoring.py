@@ -23,7 +23,10 @@ def written():
 
 def test_statistics_are_those_that_the_sampler_recorded(written):
     model, traces = written
-    for stats, trace in zip(token_statistics(model, traces, FIELDS, batch_size=4), traces, strict=True):
+    seen = []
+    found = token_statistics(model, traces, FIELDS, batch_size=4, progress=lambda *at: seen.append(at))
+    assert seen == [(min(done, len(traces)), len(traces)) for done in range(4, len(traces) + 4, 4)]
+    for stats, trace in zip(found, traces, strict=True):
         np.testing.assert_allclose(stats.logprob, trace.logprob, atol=2e-5)
         np.testing.assert_allclose(stats.entropy, trace.entropy, atol=2e-5)
 

@@ -152,6 +152,12 @@ def test_confidence_table_of_traces(program, held_out, tmp_path):
     )
     paths = json.loads((tmp_path / "table" / "confidences.paths.json").read_text())["rows"]
     assert len(paths) == 45
+    again = program(
+        "evaluate", model=model, traces=tmp_path / "a.jsonl", out_dir=tmp_path / "table", log_json="true"
+    )
+    assert again[0] == 0
+    last = {e["stage"]: (e["done"], e["total"]) for e in map(json.loads, again[1].splitlines()) if e["event"] == "progress"}  # fmt: skip
+    assert last == {"token statistics": (72, 72), "tables": (57, 57), "report.html": (7, 7)}
     changed = [t | {"policy": "0" * 16} for t in read(tmp_path / "a.jsonl")]
     (tmp_path / "other.jsonl").write_text("".join(json.dumps(t) + "\n" for t in changed))
     code, _, err = program("evaluate", model=model, traces=tmp_path / "other.jsonl", out_dir=tmp_path / "x")

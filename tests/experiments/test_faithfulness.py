@@ -55,8 +55,14 @@ def test_all_stages(program, hedged, finished):
         assert (out / f"{plot}.png").stat().st_size > 5000
     assert (out / "probe" / "probe.safetensors").exists()
     assert "words scored by lexicon" in finished["printed"]
-    assert program("faithfulness", "--noplots", **faithfulness_flags(hedged, out))[0] == 0
+    code, printed, _ = program("faithfulness", "--noplots", "--log_json", **faithfulness_flags(hedged, out))
+    assert code == 0
     assert contents(out) == finished["files"]
+    events = [e for e in map(json.loads, printed.splitlines()) if e["event"] == "progress"]
+    assert "plots" not in {e["stage"] for e in events}
+    for stage in ("report", "report.html"):
+        *_, last = (e for e in events if e["stage"] == stage)
+        assert last["done"] == last["total"] == sum(e["stage"] == stage for e in events), stage
 
 
 @pytest.mark.parametrize("appends", range(6))

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+import itertools
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -26,7 +27,12 @@ _LEAST = 2  # steps of each verdict that a calibration needs
 
 
 def report_record(
-    table: Table, counts: Mapping[str, Any], draws: int = 1000, seed: int = 0, **facts: Any
+    table: Table,
+    counts: Mapping[str, Any],
+    draws: int = 1000,
+    seed: int = 0,
+    progress: Callable[[int, int], Any] | None = None,
+    **facts: Any,
 ) -> dict[str, Any]:
     """The whole report as JSON.
 
@@ -35,9 +41,18 @@ def report_record(
       counts: of the traces, from `count_subjects`.
       draws: bootstrap resamples and permutations.
       seed: of both.
+      progress: called with (confidences done, confidences in all): each under each scorer, and each against the verdicts.
       facts: further entries (settings, why a stage was left out).
     """
     estimators = [name for name in ESTIMATORS if name in table.confidence]
+    pairs = len(table.decisiveness) * len(estimators)
+    total = pairs + len(_calibrated(table))
+    faithfulness: dict[str, dict[str, Any]] = {scorer: {} for scorer in table.decisiveness}
+    for done, (scorer, name) in enumerate(itertools.product(table.decisiveness, estimators), start=1):
+        faithfulness[scorer][name] = faithfulness_record(table, scorer, name, draws, seed)
+        if progress is not None:
+            progress(done, total)
+    counted = None if progress is None else (lambda done, _: progress(pairs + done, total))
     return {
         "schema": {"name": "faithfulness_report", "version": 1},
         "traces": dict(counts),
@@ -47,15 +62,20 @@ def report_record(
         "scorer_agreement": _agreement(table.decisiveness),
         "estimator_agreement": _agreement({name: table.confidence[name] for name in estimators}),
         "trace_estimator_agreement": _agreement({name: table.trace_confidence[name] for name in estimators}),
-        "faithfulness": {
-            scorer: {name: faithfulness_record(table, scorer, name, draws, seed) for name in estimators}
-            for scorer in table.decisiveness
-        },
-        "calibration": calibration_record(table, draws, seed),
+        "faithfulness": faithfulness,
+        "calibration": calibration_record(table, draws, seed, counted),
     }
 
 
-def calibration_record(table: Table, draws: int = 1000, seed: int = 0) -> dict[str, Any]:
+def _calibrated(table: Table) -> dict[str, np.ndarray]:
+    """What is held against the verdicts of steps: every estimator, every likelihood, what the words say."""
+    named = {name: table.confidence[name] for name in (*ESTIMATORS, *LIKELIHOODS) if name in table.confidence}
+    return named | {f"words:{name}": values for name, values in table.decisiveness.items()}
+
+
+def calibration_record(
+    table: Table, draws: int = 1000, seed: int = 0, progress: Callable[[int, int], Any] | None = None
+) -> dict[str, Any]:
     """Confidence against correctness of steps, for every estimator, every likelihood, and what the words say.
 
     Bias (mean confidence - accuracy); ECE and Brier score, raw and after a cross-fitted one-parameter scaling; AUROC
@@ -65,41 +85,49 @@ def calibration_record(table: Table, draws: int = 1000, seed: int = 0) -> dict[s
       table: from `build_table`.
       draws: of the bootstrap by question, whose 95 % intervals stand beside every figure.
       seed: of the bootstrap.
+      progress: called with (confidences done, confidences in all).
 
     Returns:
       {name: figures}; what has fewer than two right or two wrong steps is left out.
     """
-    named = {name: table.confidence[name] for name in (*ESTIMATORS, *LIKELIHOODS) if name in table.confidence}
-    named |= {f"words:{name}": values for name, values in table.decisiveness.items()}
+    named = _calibrated(table)
     found = {}
-    for name, values in named.items():
-        known = ~(np.isnan(values) | np.isnan(table.right))
-        c, right, group, prefix = (a[known] for a in (values, table.right, table.group, table.prefix))
-        if min((right == 1).sum(), (right == 0).sum()) < _LEAST:
-            continue
-        functions: dict[str, Statistic] = {
-            "bias": metrics.bias_statistic(c, right),
-            "ece": metrics.ece_statistic(c, right),
-            "brier": metrics.brier_statistic(c, right),
-            "auroc": metrics.auroc_statistic(c, right),
-            "within_question_auroc": metrics.grouped_auroc_statistic(c, right, group),
-            "within_prefix_auroc": metrics.grouped_auroc_statistic(c, right, prefix),
-        }
-        if len(set(group)) > 1:
-            scaled = metrics.cross_fitted(c, right, group)
-            functions["brier_scaled"] = metrics.brier_statistic(scaled, right)
-            functions["ece_scaled"] = metrics.ece_statistic(scaled, right)
-        found[name] = {
-            "steps": int(c.size),
-            "accuracy": float(right.mean()),
-            "within_question_groups": metrics.within_question_auroc(c, right, group).groups,
-            "within_prefix_groups": metrics.within_prefix_auroc(c, right, prefix).groups,
-            **{
-                metric: interval_record(metrics.bootstrap_interval(f, group, draws=draws, seed=seed))
-                for metric, f in functions.items()
-            },
-        }
+    for done, (name, values) in enumerate(named.items(), start=1):
+        figures = _calibration(table, values, draws, seed)
+        if figures is not None:
+            found[name] = figures
+        if progress is not None:
+            progress(done, len(named))
     return found
+
+
+def _calibration(table: Table, values: np.ndarray, draws: int, seed: int) -> dict[str, Any] | None:
+    known = ~(np.isnan(values) | np.isnan(table.right))
+    c, right, group, prefix = (a[known] for a in (values, table.right, table.group, table.prefix))
+    if min((right == 1).sum(), (right == 0).sum()) < _LEAST:
+        return None
+    functions: dict[str, Statistic] = {
+        "bias": metrics.bias_statistic(c, right),
+        "ece": metrics.ece_statistic(c, right),
+        "brier": metrics.brier_statistic(c, right),
+        "auroc": metrics.auroc_statistic(c, right),
+        "within_question_auroc": metrics.grouped_auroc_statistic(c, right, group),
+        "within_prefix_auroc": metrics.grouped_auroc_statistic(c, right, prefix),
+    }
+    if len(set(group)) > 1:
+        scaled = metrics.cross_fitted(c, right, group)
+        functions["brier_scaled"] = metrics.brier_statistic(scaled, right)
+        functions["ece_scaled"] = metrics.ece_statistic(scaled, right)
+    return {
+        "steps": int(c.size),
+        "accuracy": float(right.mean()),
+        "within_question_groups": metrics.within_question_auroc(c, right, group).groups,
+        "within_prefix_groups": metrics.within_prefix_auroc(c, right, prefix).groups,
+        **{
+            metric: interval_record(metrics.bootstrap_interval(f, group, draws=draws, seed=seed))
+            for metric, f in functions.items()
+        },
+    }
 
 
 def compare_record(first: Table, second: Table, draws: int = 1000, seed: int = 0) -> dict[str, Any]:

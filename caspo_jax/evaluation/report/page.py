@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import itertools
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,7 @@ _MARK = '<meta name="generator" content="caspo_jax">'  # which pages a report ma
 MOST_TRACES = 10_000  # of one file
 MOST_TREES = 200
 MOST_PAIRS = 1000
+_RENDERED = 6  # parts of a page: traces, trees, pairs, tables, figures, and all of it put together
 
 
 def write_report(
@@ -39,6 +41,7 @@ def write_report(
     title: str | None = None,
     tokenizer: str | Path | None = None,
     most_traces: int = MOST_TRACES,
+    progress: Callable[[int, int], Any] | None = None,
 ) -> Path:
     """Write `output` from the folders of one or several runs; the same files give the same bytes.
 
@@ -48,14 +51,24 @@ def write_report(
       title: heading; default the runs' names.
       tokenizer: folder of the tokenizer that wrote the records, where the runs hold none.
       most_traces: traces shown of one file.
+      progress: called with (parts done, parts in all): each run is read, then each kind of contents is made.
 
     Raises:
       UserError: a folder that is not there or holds nothing to report, a malformed record.
     """
     if not runs:
         raise UserError("a report needs at least one run's folder")
-    loaded = [load_run(path, name) for path, name in zip(runs, _names(runs), strict=True)]
-    page = render(loaded, title=title, tokenizer=tokenizer, most_traces=most_traces)
+    parts = itertools.count(1)
+
+    def made() -> None:
+        if progress is not None:
+            progress(next(parts), len(runs) + _RENDERED)
+
+    loaded = []
+    for path, name in zip(runs, _names(runs), strict=True):
+        loaded.append(load_run(path, name))
+        made()
+    page = render(loaded, title=title, tokenizer=tokenizer, most_traces=most_traces, made=made)
     write_text(output, page)
     return Path(output)
 
@@ -90,15 +103,23 @@ def render(
     title: str | None = None,
     tokenizer: str | Path | None = None,
     most_traces: int = MOST_TRACES,
+    made: Callable[[], Any] = lambda: None,
 ) -> str:
-    """The page."""
+    """The page; `made` is called after each of its parts."""
     import jinja2
 
     given = [Path(tokenizer)] if tokenizer is not None else []
     spellings = {run.name: Spellings([*given, *run.policies]) for run in runs}
     traces = view_traces(runs, spellings, most_traces)
+    made()
     trees = view_trees(runs, spellings, traces.names, MOST_TREES)
+    made()
     pairs = view_pairs(runs, spellings, traces.names, MOST_PAIRS)
+    made()
+    tables = run_tables(runs)
+    made()
+    figures = [(run.name, run_figures(run)) for run in runs]
+    made()
     data = {
         "traces": script_json(
             {"sets": traces.sets, "questions": traces.questions, "index": traces.index, "names": traces.names}
@@ -123,8 +144,8 @@ def render(
         script=script,
         runs=[_run(run) for run in runs],
         several=len(runs) > 1,
-        tables=run_tables(runs),
-        figures=[(run.name, run_figures(run)) for run in runs],
+        tables=tables,
+        figures=figures,
         counts={
             "traces": len(traces.index["id"]),
             "trees": len(trees["trees"]),
@@ -133,6 +154,7 @@ def render(
         data=data,
         chunks=[script_json(chunk) for chunk in traces.chunks],
     )
+    made()
     return writable(page)
 
 

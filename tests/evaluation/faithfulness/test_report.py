@@ -261,7 +261,11 @@ def test_the_whole_report_is_json_and_reads():
         steps=5,
         right=right,
     )
-    report = report_record(t, {"traces": 80}, draws=20, left_out={"probe": "no verdicts"})
+    seen = []
+    report = report_record(
+        t, {"traces": 80}, draws=20, progress=lambda *at: seen.append(at), left_out={"probe": "no verdicts"}
+    )
+    assert seen == [(done, len(seen)) for done in range(1, len(seen) + 1)]
     json.dumps(report, allow_nan=False)
     assert set(report["faithfulness"]) == {"lexicon", "judge"}
     assert len(report["estimator_agreement"]) == 3

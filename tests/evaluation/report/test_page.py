@@ -174,7 +174,9 @@ def test_pairs_carry_their_scores_before_and_after(page):
 
 
 def test_the_same_files_give_the_same_bytes(report, tmp_path):
-    again = write_report([report[0]], tmp_path / "again.html")
+    seen = []
+    again = write_report([report[0]], tmp_path / "again.html", progress=lambda *at: seen.append(at))
+    assert seen == [(done, 7) for done in range(1, 8)]  # the run is read, and six parts of the page are made
     assert again.read_bytes() == report[1].read_bytes()
 
 
