@@ -207,7 +207,7 @@ def test_a_confidence_that_traces_cannot_give_is_refused_before_anything(
 
 
 def test_settings_that_cannot_work_do_not_begin_an_output(program, write, questions, tmp_path):
-    line = {"id": "a", "question": "?", "token_ids": [5], "text": "x", "finish_reason": "eos"}
+    line = {"id": "a", "question": "?", "token_ids": [5], "text": '"', "finish_reason": "eos"}
     given = {"model": TASK.policy_path, "input": write("t.jsonl", [line | {"logprob": [-0.5]}])}
     refused(program("annotate", **given, output=tmp_path / "a.jsonl"), "'a'", "confidence=entropy")
     for name in ("annotate", "pairs"):

@@ -97,7 +97,9 @@ def _text_check(policy: Policy) -> Callable[[Trace], None]:
     spelling = policy.token_bytes
 
     def check(trace: Trace) -> None:
-        said, spelled = ("".join(text.split()) for text in (trace.text, token_text(spelling, trace.token_ids)))
+        said, spelled = (
+            "".join(text.split()) for text in (trace.text, token_text(spelling, trace.token_ids))
+        )
         # Texts may leave out what a stop string or a template's marks cost.
         if said and trace.token_ids and not (spelled and (said in spelled or spelled in said)):
             raise UserError(
