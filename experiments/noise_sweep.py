@@ -58,7 +58,11 @@ def define_flags() -> None:
     flags.DEFINE_enum("split", "test", ["test", "tune"], "split of the held-out questions")
     common.define_seed_flag("seed of questions, sampling, training and flips")
     flags.DEFINE_integer("batch_size", 2048, "rows decoded together", lower_bound=1)
-    flags.DEFINE_bool("overwrite", False, "replace what was begun in DIR with other settings")
+    flags.DEFINE_bool(
+        "overwrite",
+        False,
+        "replace what was begun in DIR with other settings, or what this program did not write there",
+    )
     common.define_terminal_flags()
 
 

@@ -44,7 +44,11 @@ def define_flags() -> None:
     flags.DEFINE_string(
         "prune", None, "CaT's pruning rule (path is the paper's); default: what measures best"
     )
-    flags.DEFINE_bool("overwrite", False, "replace what was begun in DIR with other settings")
+    flags.DEFINE_bool(
+        "overwrite",
+        False,
+        "replace what was begun in DIR with other settings, or what this program did not write there",
+    )
     common.define_terminal_flags()
 
 

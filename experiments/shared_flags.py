@@ -15,7 +15,11 @@ def define_model_flags(*, required: bool = True) -> None:
     flags.DEFINE_string("mesh", None, "device mesh such as data:2,fsdp:2,tensor:2; default: one device")
     define_process_flags()
     define_seed_flag("seed of everything random")
-    flags.DEFINE_bool("overwrite", False, "replace an output that was begun with other settings")
+    flags.DEFINE_bool(
+        "overwrite",
+        False,
+        "replace an output that was begun with other settings, or that this program did not write",
+    )
     define_terminal_flags()
     if required:
         flags.mark_flag_as_required("model")
