@@ -6,6 +6,7 @@ Both are said in the environment before jax is there, so that the processes that
 import gc
 import itertools
 import os
+import signal
 from importlib.metadata import version
 from pathlib import Path
 
@@ -22,6 +23,9 @@ def pytest_configure(config):
 
     The slow tier, and what CI runs besides, compile as users do; so does `XLA_FLAGS= pytest`.
     """
+    # Tests send Ctrl-C, which what a shell starts in the background ignores.
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     if config.option.markexpr == "not slow" and "XLA_FLAGS" not in os.environ:
         flags = ["--xla_backend_optimization_level=0"]
         if tuple(map(int, version("jaxlib").split(".")[:2])) < (0, 11):  # later ones do not know it, and end
