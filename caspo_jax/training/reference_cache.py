@@ -122,7 +122,8 @@ def fill_references(
             for column, kept in zip(columns, own):
                 column[:] = np.where(np.isnan(column) & known, kept, column)
     bad: list[int] = []
-    computed, total, written = 0, plan.unknown_references(), time.monotonic()
+    computed, done, total, written = 0, 0, plan.unknown_references(), time.monotonic()
+    missing = np.isnan(columns[0]) | np.isnan(columns[1])
     try:
         for micro in plan.reference_micros():
             known = micro.pairs >= 0
@@ -133,7 +134,8 @@ def fill_references(
                 column[pairs] = np.where(np.isnan(column[pairs]), value, column[pairs])
             bad += pairs[~(np.isfinite(values[0]) & np.isfinite(values[1]))].tolist()
             computed += 1
-            done = total - plan.unknown_references()
+            done += int(missing[pairs].sum())
+            missing[pairs] = False
             if progress is not None:
                 progress(done, total)
             if stop is not None and (asked := stop()) is not None:

@@ -10,9 +10,8 @@ from caspo_jax.evaluation.faithfulness.table import Table, trace_means
 from caspo_jax.metrics import Statistic
 
 BINS = 10
-Side = tuple[
-    Statistic, np.ndarray
-]  # a function of item weights, and the question of each item: what a bootstrap needs
+# A function of item weights, and the question of each item: what a bootstrap needs.
+Side = tuple[Statistic, np.ndarray]
 METRICS = (
     "mfg",
     "cmfg",

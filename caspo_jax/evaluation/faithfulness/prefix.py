@@ -256,12 +256,8 @@ def _judged(judge: ContradictionJudge, items: Sequence[ContradictionItem]) -> li
 def _begin(subject: Subject, index: int, line: bool) -> int:
     """The first token of a step as its continuations begin: a line break before a line would end them at once."""
     step = subject.trace.steps[index]
-    inside = range(step.token_start, step.token_end)
-    return (
-        next((t for t in inside if t not in subject.uncounted), step.token_start)
-        if line
-        else step.token_start
-    )
+    inside = range(step.token_start, step.token_end) if line else ()
+    return next((t for t in inside if t not in subject.uncounted), step.token_start)
 
 
 def _item(subject: Subject, index: int, continuation: str) -> ContradictionItem:

@@ -25,9 +25,7 @@ class Context:
     score: Callable[[str, Question], bool]  # (answer, question) -> is it right?
     same: Callable[[str, str], bool]  # are two answers one? for votes
     batch_size: int | None = None  # rows on the device at once
-    keep: Callable[..., None] | None = (
-        None  # (name, traces or search results, how these vote): for the report
-    )
+    keep: Callable[..., None] | None = None  # (name, traces or searches, how these vote): for the report
 
     def right(self, answer: str | None, question: Question) -> bool:
         """Is this answer, if any, right?"""
