@@ -10,6 +10,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
+import numpy as np
+
 from caspo_jax.distributed import is_writer
 from caspo_jax.errors import UserError
 
@@ -38,6 +40,30 @@ def write_text(path: str | Path, text: str) -> None:
 def write_json(path: str | Path, value: Any) -> None:
     """Atomic `write_text` of indented JSON; NaN is refused rather than written as invalid JSON."""
     write_text(path, _json(value, indent=2) + "\n")
+
+
+def write_tensors(
+    path: str | Path, tensors: Mapping[str, np.ndarray], metadata: dict[str, str] | None = None
+) -> None:
+    """Atomic write of a small safetensors file, readable by whoever the user's umask lets read.
+
+    For large models see `models.safetensors_io`, which never holds all tensors at once.
+    """
+    from safetensors.numpy import save_file
+
+    if not is_writer():
+        return
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary.unlink(missing_ok=True)
+    temporary.touch()
+    mode = temporary.stat().st_mode  # the user's umask; safetensors makes its files private
+    save_file(
+        {name: np.ascontiguousarray(array) for name, array in tensors.items()}, str(temporary), metadata
+    )
+    temporary.chmod(mode)
+    os.replace(temporary, path)
 
 
 def to_line(record: Mapping[str, Any]) -> str:

@@ -166,8 +166,7 @@ def settings(policy: Any, questions: Any, config: Any) -> dict[str, Any]:
     """What decides the figures beside the calibration, for the manifest."""
     from caspo_jax.training.stages.policy import questions_digest
 
-    instruction = common.instruction()
-    return ({} if instruction is None else {"instruction": instruction}) | {
+    return common.instruction_setting() | {
         "policy": policy.hash,
         "dtype": str(policy.model.dtype),
         "questions": questions_digest(questions),

@@ -22,7 +22,7 @@ from caspo_jax.compilation import keep_programs  # noqa: E402
 from caspo_jax.errors import Interrupted, UserError  # noqa: E402
 from experiments.escapes import unescaped  # noqa: E402
 from experiments.exhausted import exhausted  # noqa: E402
-from experiments.questions import instruction, load_questions  # noqa: E402, F401 - and these
+from experiments.questions import instruction, instruction_setting, load_questions  # noqa: E402, F401 - and these
 from experiments.shared_flags import (  # noqa: E402, F401 - programs reach these through this module
     CAT_FLAGS,
     define_answer_flags,

@@ -75,8 +75,7 @@ def run_settings(policy: Any, strategies: Sequence[str], settings: Any, question
     from caspo_jax.store import hash_path
     from caspo_jax.training.stages.policy import questions_digest
 
-    instruction = common.instruction()
-    return ({} if instruction is None else {"instruction": instruction}) | {
+    return common.instruction_setting() | {
         "policy": policy.hash,
         "dtype": str(policy.model.dtype),
         "strategies": list(strategies),

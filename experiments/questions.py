@@ -83,3 +83,9 @@ def instruction() -> str | None:
     if not text.strip():
         raise UserError("--instruction is blank: give a text, boxed, or leave it out")
     return text
+
+
+def instruction_setting() -> dict[str, str]:
+    """`instruction()` as a setting for manifests; no setting without it."""
+    text = instruction()
+    return {} if text is None else {"instruction": text}

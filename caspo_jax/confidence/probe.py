@@ -13,7 +13,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from caspo_jax.distributed import is_writer
 from caspo_jax.errors import UserError
 
 WEIGHTS, SETTINGS = "probe.safetensors", "probe.json"
@@ -165,21 +164,10 @@ def cross_fitted_probe(
 
 def save_probe(probe: Probe, folder: str | Path) -> None:
     """Write `probe.safetensors` and `probe.json`, the latter last: a folder with it is whole. One process writes."""
-    from safetensors.numpy import save_file
+    from caspo_jax.store import write_json, write_tensors
 
-    from caspo_jax.store import write_json
-
-    if not is_writer():
-        return
     folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    temporary = folder / f".{WEIGHTS}.tmp"
-    temporary.unlink(missing_ok=True)
-    temporary.touch()
-    mode = temporary.stat().st_mode  # the user's umask; safetensors makes its files private
-    save_file({name: np.ascontiguousarray(getattr(probe, name)) for name in _TENSORS}, str(temporary))
-    temporary.chmod(mode)
-    temporary.replace(folder / WEIGHTS)
+    write_tensors(folder / WEIGHTS, {name: getattr(probe, name) for name in _TENSORS})
     write_json(folder / SETTINGS, {"version": _VERSION, "bias": probe.bias, "settings": dict(probe.settings)})
 
 

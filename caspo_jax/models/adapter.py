@@ -11,7 +11,6 @@ from typing import Any
 
 import jax
 import numpy as np
-from safetensors.numpy import save_file
 
 from caspo_jax.distributed import barrier
 from caspo_jax.errors import UserError, named_by
@@ -20,6 +19,7 @@ from caspo_jax.models.config import read_json
 from caspo_jax.models.config_fields import flag, integer, number
 from caspo_jax.models.decoder import Decoder
 from caspo_jax.models.lora import LINEAR, LoraConfig, attach, lora_weights
+from caspo_jax.store import write_tensors
 
 CONFIG_FILE = "adapter_config.json"
 ADAPTER_FILE = "adapter_model.safetensors"
@@ -170,10 +170,7 @@ def save_adapter(model: Decoder, path: str | Path, *, base: str | None = None) -
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}.") as workspace:
         folder = Path(workspace) / "new"
         folder.mkdir()
-        (folder / ADAPTER_FILE).touch()
-        mode = (folder / ADAPTER_FILE).stat().st_mode  # the user's umask; safetensors makes its files private
-        save_file(tensors, str(folder / ADAPTER_FILE), {"format": "pt"})
-        (folder / ADAPTER_FILE).chmod(mode)
+        write_tensors(folder / ADAPTER_FILE, tensors, {"format": "pt"})
         text = json.dumps(_settings(model.lora, base), indent=2)
         (folder / CONFIG_FILE).write_text(text + "\n", encoding="utf-8")
         if target.exists():

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from typing import TypeVar
 
 from caspo_jax.errors import UserError
@@ -105,10 +105,10 @@ def vote(
         for (kind, answer, _), weight in zip(voters, weights, strict=True)
         if weight is not None
     ]
-    totals = _totals([(kind, weight) for (kind, _), weight in counted], method)
+    totals = total_weights([(kind, weight) for (kind, _), weight in counted], method)
     if not totals:
         return None, {}
-    spelled = _totals(counted, method)
+    spelled = total_weights(counted, method)
     shown = {kind: heaviest({text: w for (k, text), w in spelled.items() if k == kind}) for kind in totals}
     return shown[heaviest(totals)], {shown[kind]: weight for kind, weight in totals.items()}
 
@@ -118,8 +118,8 @@ def heaviest(totals: Mapping[Key, float]) -> Key:
     return max(totals, key=lambda key: totals[key])
 
 
-def _totals(weighed: Sequence[tuple[Key, float]], method: Vote) -> dict[Key, float]:
-    """Weight of each key, in the order of first appearance among what counts."""
+def total_weights(weighed: Iterable[tuple[Key, float]], method: Vote = "sequence") -> dict[Key, float]:
+    """Weight of each key, in the order of first appearance: the sum, for `best_path` the largest."""
     totals: dict[Key, float] = {}
     for key, weight in weighed:
         before = totals.get(key, 0.0)

@@ -185,7 +185,7 @@ def _updates(
         bar = progress_bar(progress, plan.steps, resumed)
         reporter = Reporter(plan, config, folder, log, callback, bar)
         resources.callback(reporter.close)
-        clock = SaveClock(config)
+        clock = SaveClock(config, resumed)
 
         for number in range(resumed + 1, plan.steps + 1):
             micros = plan.micro(*next(iterator))
@@ -198,8 +198,7 @@ def _updates(
             due = config.save_every is not None and number % config.save_every == 0
             stop = None if notice is None else notice.reached()
             due = due or stop is not None or number == plan.steps
-            # A write that takes longer than the clock gives it would make training wait for the next one.
-            timed = not due and checkpoints is not None and clock.due() and not checkpoints.writing
+            timed = not due and checkpoints is not None and clock.due(number, checkpoints.writing)
             if checkpoints is not None and (due or timed):
                 # A checkpoint is only written of updates whose loss is known to be finite.
                 reporter.flush()
@@ -207,7 +206,7 @@ def _updates(
                 # Which checkpoint is the best is not left to the clock.
                 value = None if timed else reporter.value()
                 checkpoints.save(state, iterator.get_state(), value, of)
-                clock.saved()
+                clock.saved(number)
             if stop and checkpoints is not None and number < plan.steps:
                 checkpoints.wait()
                 raise Interrupted(

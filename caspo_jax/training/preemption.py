@@ -10,6 +10,7 @@ from typing import Any
 
 import jax
 
+SIGNALS = (signal.SIGTERM, signal.SIGINT)
 _AT_SIGINT = b"\nstopping once the state is kept; Ctrl-C again ends at once\n"
 
 
@@ -19,7 +20,7 @@ class StopNotice:
     A context manager. In one process it holds the handlers of SIGTERM and SIGINT; after the first of them a second one does
     what it would without this: SIGTERM ends the process, Ctrl-C raises KeyboardInterrupt. Several processes ask JAX's
     preemption service instead, whose answer becomes true at the same update in all of them; it knows SIGTERM alone, so there
-    Ctrl-C interrupts. Outside the main thread, where Python takes no signals, it notices nothing.
+    Ctrl-C is handed on as one. Outside the main thread, where Python takes no signals, it notices nothing.
     """
 
     def __init__(self) -> None:
@@ -28,9 +29,10 @@ class StopNotice:
         self._before: dict[signal.Signals, Any] = {}
 
     def __enter__(self) -> StopNotice:
-        alone = jax.process_count() == 1
-        if alone and threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGTERM, signal.SIGINT):
+        # JAX's service has its own handler of SIGTERM.
+        mine = SIGNALS if jax.process_count() == 1 else (signal.SIGINT,)
+        if threading.current_thread() is threading.main_thread():
+            for number in mine:
                 # What a shell starts in the background ignores Ctrl-C, and goes on doing so.
                 if number == signal.SIGTERM or signal.getsignal(number) is not signal.SIG_IGN:
                     self._before[number] = signal.signal(number, self._note)
@@ -40,8 +42,11 @@ class StopNotice:
         self._release()
 
     def _note(self, number: int, *_: object) -> None:
-        self.signal = signal.Signals(number)
         self._release()
+        if jax.process_count() == 1:
+            self.signal = signal.Signals(number)
+        else:
+            os.kill(os.getpid(), signal.SIGTERM)
         if number == signal.SIGINT:
             # An update can take minutes. Not by sys.stderr, which may be what the signal interrupts.
             with contextlib.suppress(OSError):

@@ -47,6 +47,22 @@ def whole_job():
     np.savez(FOLDER / f"process{INDEX}.npz", **arrays)
 
 
+def long_run():
+    """Trains for longer than a test waits, with the clocks of both processes far apart; somebody will press Ctrl-C."""
+    sys.path.insert(0, str(Path(__file__).parent.parent / "sharding"))
+    from on_devices import PACKING, SETTINGS, preferences, small_decoder
+
+    from caspo_jax.sharding import make_mesh
+    from caspo_jax.training import TrainConfig, save_clock, train
+
+    save_clock.SAVE_SECONDS = 2.0 if INDEX == 0 else 1e9
+    mesh = make_mesh("data:2,fsdp:4")
+    pairs, verified = preferences()
+    settings = SETTINGS | {"max_steps": 10**6, "epochs": 10**6}
+    config = TrainConfig(pack="rows", batch_size=10, **PACKING["rows"], **settings)
+    train(small_decoder(mesh), pairs, config, verified=verified, out_dir=FOLDER / "run")
+
+
 def late():
     """The second process does not come to a barrier."""
     distributed.barrier("together")
@@ -91,5 +107,5 @@ if __name__ == "__main__":
     flags.FLAGS(
         ["job", f"--coordinator_address=127.0.0.1:{PORT}", "--num_processes=2", f"--process_id={INDEX}"]
     )
-    jobs = {"whole": whole_job, "late": late, "forever": forever, "refused": refused}
+    jobs = {"whole": whole_job, "long": long_run, "late": late, "forever": forever, "refused": refused}
     sys.exit(common.guarded(jobs[JOB], ["job"]))

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import signal
 import socket
 import subprocess
 import sys
@@ -63,6 +65,25 @@ def test_two_processes_do_what_one_does(tmp_path):
     assert json.loads(lines[1])["by"] == 0
     metrics = (tmp_path / "run/metrics.jsonl").read_text().splitlines()
     assert [json.loads(line)["step"] for line in metrics] == [1, 2, 3]
+
+
+def test_ctrl_c_in_one_keeps_a_checkpoint_of_both_beside_those_by_time(tmp_path):
+    checkpoints = tmp_path / "run/checkpoints"
+    processes = both("long", tmp_path)
+    deadline = time.monotonic() + 240
+    while not any(checkpoints.glob("*/checksums.json")):
+        assert time.monotonic() < deadline, "no checkpoint by time"
+        assert all(process.poll() is None for process in processes), ends(processes, 60)
+        time.sleep(0.1)
+    processes[1].send_signal(signal.SIGINT)
+    (code, err), (other, told) = ends(processes, 120)
+    assert (code, other) == (143, 143), err[-2000:] + told[-2000:]
+    stopped = {int(n) for text in (err, told) for n in re.findall(r"stopped after update (\d+) of", text)}
+    assert len(stopped) == 1, err + told
+    kept = sorted(int(path.name) for path in checkpoints.iterdir() if path.name.isdigit())
+    assert len(kept) == 2  # `keep_checkpoints`
+    assert kept[-1] == stopped.pop()
+    assert (checkpoints / str(kept[-1]) / "checksums.json").exists()
 
 
 def test_a_barrier_names_who_is_missing(tmp_path):

@@ -4,10 +4,12 @@ import dataclasses
 import json
 import threading
 
+import numpy as np
 import pytest
 
 from caspo_jax.training import checkpoints, make_train_step, save_clock
 from caspo_jax.training.checkpoints import CHECKSUMS, Checkpoints
+from caspo_jax.training.save_clock import SaveClock
 
 from helpers import Toy  # isort: skip
 from small_run import CONFIG, Stopped, assert_same, lines, run, stop_at  # isort: skip
@@ -59,6 +61,42 @@ def test_the_clock_does_not_decide_which_is_the_best(tmp_path, impatient):
     ]
     assert values[:4] == [None] * 4
     assert values[4] is not None
+
+
+@pytest.mark.parametrize("pace", [0.7, 9.0, 400.0, 5000.0])
+def test_several_processes_keep_what_the_first_ones_clock_says(monkeypatch, pace):
+    """A look waits for the updates under way, so there are few; no checkpoint is later than by an update and a twentieth."""
+    said, looks, now = [], [], [0.0]
+    monkeypatch.setattr(save_clock.jax, "process_count", lambda: 2)
+    monkeypatch.setattr(save_clock.time, "monotonic", lambda: now[0])
+
+    def told(value):
+        said.append(value)
+        return value
+
+    def other(value):
+        looks.append(value)
+        return said[len(looks) - 1]
+
+    first = SaveClock(UNTOLD, 10)
+    now[0] = 300.0  # the other's clock runs behind
+    second = SaveClock(UNTOLD, 10)
+    now[0], kept_at = 0.0, [0.0]
+    for update in range(11, 11 + max(5, int(4000 / pace))):
+        now[0] += pace
+        monkeypatch.setattr(save_clock, "_of_the_first_process", told)
+        due = first.due(update, writing=False)
+        monkeypatch.setattr(save_clock, "_of_the_first_process", other)
+        assert second.due(update, writing=True) == due
+        if due:
+            kept_at.append(now[0])
+            first.saved(update)
+            second.saved(update)
+    waits = np.diff(kept_at)
+    assert len(waits) >= 3
+    assert waits.min() >= 600.0
+    assert waits.max() <= 600.0 * (1 + 1 / 20) + pace
+    assert len(looks) == len(said) <= 12 * (len(waits) + 1)
 
 
 def test_a_checkpoint_is_being_written_until_its_checksums_are(tmp_path, monkeypatch):

@@ -11,6 +11,7 @@ import threading
 import time
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 
@@ -88,6 +89,20 @@ def test_a_second_ctrl_c_interrupts_at_once(capfd):
         assert "Ctrl-C again ends at once" in capfd.readouterr().err
         with pytest.raises(KeyboardInterrupt):
             os.kill(os.getpid(), signal.SIGINT)
+
+
+def test_of_several_processes_one_hands_ctrl_c_on_to_jax_which_knows_sigterm(monkeypatch):
+    hits = []
+    before = signal.signal(signal.SIGTERM, lambda *_: hits.append(1))
+    monkeypatch.setattr(jax, "process_count", lambda: 2)
+    try:
+        with StopNotice():
+            os.kill(os.getpid(), signal.SIGINT)
+            assert hits == [1]
+            with pytest.raises(KeyboardInterrupt):
+                os.kill(os.getpid(), signal.SIGINT)
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def test_ctrl_c_that_is_ignored_stays_ignored():

@@ -10,6 +10,7 @@ from typing import Any
 import jax
 
 from caspo_jax.sampling import CatConfig, SampleConfig, merge_answers
+from caspo_jax.sampling.votes import heaviest, total_weights
 from caspo_jax.types import Question
 
 
@@ -53,20 +54,6 @@ class Answer:
     seconds: float | None = None  # of decoding, a question; None where it was not decoded by itself
 
 
-def heaviest(classes: Sequence[int | None], weights: Sequence[float]) -> int | None:
-    """The class with the largest total weight (ties: the one that came first); None where no answer has a class.
-
-    Args:
-      classes: of each answer, as `merge_answers` gives them; None does not vote.
-      weights: of each answer.
-    """
-    totals: dict[int, float] = {}
-    for kind, weight in zip(classes, weights, strict=True):
-        if kind is not None:
-            totals[kind] = totals.get(kind, 0.0) + float(weight)
-    return max(totals, key=lambda kind: totals[kind]) if totals else None
-
-
 def elected_index(
     answers: Sequence[str | None], weights: Sequence[float], same: Callable[[str, str], bool]
 ) -> int | None:
@@ -78,14 +65,12 @@ def elected_index(
       same: (answer, answer) -> do they mean the same? Asked both ways.
     """
     classes = merge_answers(answers, same)
-    winner = heaviest(classes, weights)
-    if winner is None:
+    voters = [i for i, kind in enumerate(classes) if kind is not None]
+    if not voters:
         return None
-    spellings = [
-        answers.index(answer) if kind == winner else None
-        for kind, answer in zip(classes, answers, strict=True)
-    ]
-    return heaviest(spellings, weights)
+    winner = heaviest(total_weights((classes[i], float(weights[i])) for i in voters))
+    spellings = ((answers.index(answers[i]), float(weights[i])) for i in voters if classes[i] == winner)
+    return heaviest(total_weights(spellings))
 
 
 def timed(run: Callable[[], list[Answer]], questions: int) -> list[Answer]:
