@@ -106,7 +106,12 @@ class Manifest:
         write_json(self.path, self.contents)
 
     def finish(self, **counts: Any) -> None:
-        """Mark the output complete, with what was counted and the seconds of the process that completed it, and release it."""
+        """Mark the output complete, with what was counted and the seconds of the process that completed it, and release it.
+
+        Where it is complete with these counts already, the seconds of that run stay.
+        """
+        if self.complete and self.contents["counts"] == counts:
+            return
         self.contents["counts"] = counts
         self.contents["seconds"] = round(time.monotonic() - self._started, 3)
         self.contents["complete"] = True

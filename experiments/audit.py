@@ -123,8 +123,7 @@ def main() -> None:
     write_text(out / "depths.md", markdown(depths, DEPTHS) + "\n")
     write_json(out / "audit.json", plain(more | {"sweep": rows, "questions": len(asked)}))
     plots.plot_audit(rows, depths, oracle, config.threshold, out / "audit.png")
-    if not manifest.complete:
-        manifest.finish(questions=len(asked), thresholds=len(rows))
+    manifest.finish(questions=len(asked), thresholds=len(rows))
     common.say(f"{markdown(rows, SWEEP)}\n\n{markdown(depths, DEPTHS)}")
     summary: dict[str, Any] = {
         "threshold": f"{config.threshold:.6g}",

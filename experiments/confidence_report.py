@@ -9,6 +9,8 @@ import numpy as np
 
 from experiments import common, result_files
 
+_NO_VERDICT = "no step and no answer in it has a verdict: annotate the traces first"
+
 
 def check_places(out: Path) -> None:
     """Refuses a folder that holds files of somebody else in the places of ours, or another run's report.
@@ -27,6 +29,10 @@ def _manifest(out: Path) -> Path:
     from caspo_jax.outputs import manifest_path
 
     return manifest_path(out / "confidences")
+
+
+def _has_verdict(trace: Any) -> bool:
+    return trace.correct is not None or any(step.verdict != "unknown" for step in trace.steps)
 
 
 def report(policy: Any, path: str, out: Path) -> None:
@@ -52,6 +58,8 @@ def report(policy: Any, path: str, out: Path) -> None:
         raise UserError(
             f"{path}: no trace in it has both `prompt_ids` and `token_ids`, which the model must read"
         )
+    if not any(_has_verdict(t) for t in kept):
+        raise UserError(f"{path}: {_NO_VERDICT}")
     delimiter, seed = common.step_delimiter(policy.settings), common.FLAGS.seed
     manifest = Manifest.open(
         _manifest(out),
@@ -69,7 +77,7 @@ def report(policy: Any, path: str, out: Path) -> None:
         stats = token_statistics(policy.model, kept, progress=progress.reach)
     found = confidences.confidence_items(kept, policy.token_bytes, stats, delimiter)
     if not any(items.right.size for items in found):
-        raise UserError(f"{path}: no step and no answer in it has a verdict: annotate the traces first")
+        raise UserError(f"{path}: {_NO_VERDICT}")
     seen: dict[str, Any] = {"traces": len(kept), "left out, no ids": len(traces) - len(kept)}
     kinds = dict(zip(("steps", "paths"), found))
     total = sum(len(items.scores) + 1 for items in found if items.right.size)  # and the length

@@ -115,6 +115,8 @@ def main() -> None:
     from caspo_jax.evaluation.strategies import check_names
     from caspo_jax.models.pretrained import resolve_folder
 
+    if FLAGS.instruction is not None and not FLAGS.input:
+        raise UserError("--instruction goes with --input: benchmarks are asked in their own words")
     if FLAGS.compare:
         if len(FLAGS.compare) != 2:
             raise UserError(f"--compare={','.join(FLAGS.compare)}: give two folders or files of answers")
@@ -131,8 +133,6 @@ def main() -> None:
         common.write_html_report(FLAGS.out_dir, FLAGS.model)
         return
     benchmark_source.data_paths(FLAGS.data)
-    if FLAGS.instruction is not None and not FLAGS.input:
-        raise UserError("--instruction goes with --input: benchmarks are asked in their own words")
     names = [*FLAGS.benchmarks, *(["input"] if FLAGS.input else [])]
     if not names:
         raise UserError("nothing to evaluate on: give --benchmarks=NAME,... or --input=Q.jsonl")
@@ -181,8 +181,7 @@ def evaluate(model: str, out: Path, names: Sequence[str]) -> list[dict[str, Any]
         runner.run(name, test, questions[name], chosen)
     rows = runner.finish()
     count = sum(map(len, questions.values()))
-    if not manifest.complete:
-        manifest.finish(questions=count, rows=len(rows))
+    manifest.finish(questions=count, rows=len(rows))
     common.write_html_report(out, model)
     common.closing(
         f"answers, table.md, paired.md, curve.png and report.html in {out}",

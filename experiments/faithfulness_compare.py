@@ -48,8 +48,7 @@ def compare(folders: Sequence[Path], out: Path) -> None:
     write_text(out / "compare.txt", text)
     common.say(text)
     common.write_html_report(out, None)
-    if not manifest.complete:
-        manifest.finish(questions=record["questions"])
+    manifest.finish(questions=record["questions"])
     common.closing(
         f"comparison in {out / 'report.html'} and compare.json", {"questions": record["questions"]}
     )
@@ -74,8 +73,7 @@ def order(folders: Sequence[Path], out: Path) -> None:
         out / "order.json", {"schema": schema("faithfulness_order"), "folders": names, "order": record}
     )
     write_text(out / "order.txt", text)
-    if not manifest.complete:
-        manifest.finish(folders=len(folders))
+    manifest.finish(folders=len(folders))
     common.say(text)
     common.closing(f"order in {out / 'order.json'}", {"folders": len(folders)})
 

@@ -6,7 +6,7 @@ import pytest
 
 from caspo_jax.errors import UserError
 from caspo_jax.outputs import JsonlOutput, Manifest, manifest_path, read_manifest
-from caspo_jax.store import read_jsonl
+from caspo_jax.store import read_jsonl, write_json
 
 
 def open_output(path, **config):
@@ -29,6 +29,18 @@ def test_a_torn_last_line_is_dropped_and_the_rest_is_kept(tmp_path):
     contents = json.loads(manifest_path(path).read_text())
     assert contents["complete"] is True
     assert contents["counts"] == {"records": 3}
+
+
+def test_what_is_complete_keeps_the_seconds_of_the_run_that_did_it(tmp_path):
+    path = tmp_path / "o.manifest.json"
+    Manifest.open(path, program="p", config={}).finish(records=3)
+    before = read_manifest(path) | {"seconds": 7.5}
+    write_json(path, before)
+    Manifest.open(path, program="p", config={}).finish(records=3)
+    assert read_manifest(path) == before
+    Manifest.open(path, program="p", config={}).finish(records=4)
+    assert read_manifest(path)["counts"] == {"records": 4}
+    assert read_manifest(path)["seconds"] < 7.5
 
 
 def test_killed_between_rename_and_manifest(tmp_path):

@@ -36,3 +36,4 @@ def test_traces_without_ids_or_verdicts(program, write, tmp_path, prompt_ids, me
     assert code == 1
     assert len(err.strip().splitlines()) == 1
     assert message in err
+    assert not list((tmp_path / "o").glob("*"))  # annotated ones may go there

@@ -53,6 +53,7 @@ def test_an_instruction_that_does_nothing_is_refused(program, write, tmp_path):
     one_line(program("generate", instruction=r"in \boxed{}", **flags), r"\b is no escape")
     evaluate = {"model": TASK.policy_path, "benchmarks": "graph", "out_dir": tmp_path / "e"}
     one_line(program("evaluate", instruction="boxed", **evaluate), "--instruction goes with --input")
+    one_line(program("evaluate", instruction="boxed", compare="a,b"), "--instruction goes with --input")
 
 
 def test_a_threshold_holds_for_the_instruction_it_was_made_under(program, write, tmp_path):
