@@ -39,6 +39,7 @@ def report(policy: Any, path: str, out: Path) -> None:
     """Write and print confidences.steps.* and confidences.paths.*."""
     from caspo_jax.errors import UserError
     from caspo_jax.evaluation import confidences
+    from caspo_jax.evaluation.confidence_items import confidence_items
     from caspo_jax.evaluation.formats import tables, write_table
     from caspo_jax.evaluation.rescoring import token_statistics
     from caspo_jax.outputs import Manifest
@@ -75,7 +76,7 @@ def report(policy: Any, path: str, out: Path) -> None:
     )
     with common.Progress(len(kept), "token statistics", unit="trace") as progress:
         stats = token_statistics(policy.model, kept, progress=progress.reach)
-    found = confidences.confidence_items(kept, policy.token_bytes, stats, delimiter)
+    found = confidence_items(kept, policy.token_bytes, stats, delimiter)
     if not any(items.right.size for items in found):
         raise UserError(f"{path}: {_NO_VERDICT}")
     seen: dict[str, Any] = {"traces": len(kept), "left out, no ids": len(traces) - len(kept)}

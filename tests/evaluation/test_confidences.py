@@ -12,10 +12,15 @@ from caspo_jax.confidence import (
     STEP_CONFIDENCES,
     TokenStats,
     path_confidence,
+    register_path_confidence,
+    register_step_confidence,
     step_confidence,
 )
+from caspo_jax.confidence import path as path_module
+from caspo_jax.confidence import step as step_module
 from caspo_jax.errors import UserError
-from caspo_jax.evaluation.confidences import confidence_items, confidence_table, overview
+from caspo_jax.evaluation.confidence_items import confidence_items
+from caspo_jax.evaluation.confidences import confidence_table, overview
 from caspo_jax.steps import segment_trace
 from caspo_jax.types import Trace
 
@@ -142,3 +147,40 @@ def test_bad_traces_are_named(made):
     )
     with pytest.raises(UserError, match="annotate the traces first"):
         confidence_table(confidence_items([unknown], SPELLED)[0])
+
+
+@pytest.fixture
+def registries():
+    """The registries of confidences, as they were again after a test."""
+    tables = (STEP_CONFIDENCES, PATH_CONFIDENCES, step_module._FORMULAS, path_module._VALUES)
+    before = [dict(table) for table in tables]
+    yield
+    for table, values in zip(tables, before, strict=True):
+        table.clear()
+        table.update(values)
+
+
+def test_registered_confidences_of_any_size_are_in_the_tables(made, registries):
+    register_step_confidence("mine", ("entropy",), lambda xp, stats, mask, size: 5.0 + xp.exp(-xp.sum(xp.where(mask, stats.entropy, 0.0), axis=-1)))  # fmt: skip
+    register_path_confidence("root", lambda xp, state: xp.sqrt(state.minimum))
+    steps, paths = confidence_items([t for t, _ in made], SPELLED)
+    np.testing.assert_allclose(paths.scores["root(mine)"], paths.scores["min(mine)"] / 2)
+    np.testing.assert_allclose(paths.scores["root(entropy)"], paths.scores["min(entropy)"] / 2)
+    of_steps, of_paths = (
+        {row["confidence"]: row for row in confidence_table(items, draws=5)} for items in (steps, paths)
+    )
+    # Nobody says that they lie in [0, 1]: no calibration as they are, only after c / (1 + c) and the scaling.
+    for row in (of_steps["mine"], of_paths["min(mine)"], of_paths["root(entropy)"]):
+        assert "ece" not in row
+        assert 0 <= row["brier_scaled"] <= 1
+    sure = 1 / (1 + np.exp(-steps.scores["mine"]))
+    assert of_steps["mine"]["brier_scaled"] == pytest.approx(
+        metrics.brier_scaled(sure, steps.right, steps.question)
+    )
+    assert "ece" in of_paths["min(entropy)"]
+
+
+def test_negative_confidences_are_refused(made, registries):
+    register_step_confidence("signed", ("entropy",), lambda xp, stats, mask, size: -xp.sum(xp.where(mask, stats.entropy, 0.0), axis=-1))  # fmt: skip
+    with pytest.raises(UserError, match=r"'signed' is -.* must be 0 or more"):
+        confidence_items([t for t, _ in made], SPELLED)

@@ -4,7 +4,7 @@ import dataclasses
 
 import numpy as np
 
-from caspo_jax.evaluation.confidences import confidence_items
+from caspo_jax.evaluation.confidence_items import confidence_items
 from caspo_jax.evaluation.siblings import prefix_digests
 from caspo_jax.evaluation.tables import tabulate
 from caspo_jax.steps import segment_trace
