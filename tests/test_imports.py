@@ -10,11 +10,13 @@ import pytest
 PACKAGE = Path(__file__).parent.parent / "caspo_jax"
 ORDER = [
     "errors",
+    "checks",
     "distributed",
     "types",
     "records",
     "store",
     "locks",
+    "folders",
     "outputs",
     "host_memory",
     "sharding",

@@ -13,6 +13,7 @@ import numpy as np
 from flax import nnx
 from jax.sharding import NamedSharding
 
+from caspo_jax.checks import at_least, own_numbers, within
 from caspo_jax.errors import UserError
 from caspo_jax.models.config import ModelConfig
 from caspo_jax.models.weights import Weight, weights
@@ -48,12 +49,10 @@ class LoraConfig:
     rslora: bool = False
 
     def __post_init__(self) -> None:
-        if self.rank < 1:
-            raise UserError(f"lora: rank must be at least 1, got {self.rank}")
-        alpha = float(2 * self.rank if self.alpha is None else self.alpha)
-        if not (math.isfinite(alpha) and alpha > 0):
-            raise UserError(f"lora: alpha must be > 0, got {self.alpha}")
-        object.__setattr__(self, "alpha", alpha)
+        own_numbers(self)
+        at_least(self, 1, "rank")
+        within(self, "(0, inf)", "alpha", optional=True)
+        object.__setattr__(self, "alpha", float(2 * self.rank if self.alpha is None else self.alpha))
         object.__setattr__(self, "targets", _known_targets(self.targets))
 
     @property

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from typing import Any, Literal, get_args
 
+from caspo_jax.checks import at_least, one_of, own_numbers, within
 from caspo_jax.errors import UserError
 from caspo_jax.types import PairKind
 
 KINDS: tuple[PairKind, ...] = get_args(PairKind)
+COMPETITORS = ("step", "token")
+PICKS = ("confident", "random", "nearest")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,18 +29,15 @@ class PairConfig:
     seed: int = 0  # of pick="random" and "nearest"
 
     def __post_init__(self) -> None:
-        if not 0.0 <= self.tau_quantile <= 1.0:
-            raise UserError(f"tau_quantile={self.tau_quantile} must be between 0 and 1")
-        if self.tau is not None and not math.isfinite(self.tau):
-            raise UserError(f"tau={self.tau} must be a finite number (or None)")
-        if self.max_pairs_per_prefix < 1:
-            raise UserError(f"max_pairs_per_prefix={self.max_pairs_per_prefix} must be at least 1")
+        own_numbers(self)
+        within(self, "[0, 1]", "tau_quantile")
+        within(self, "(-inf, inf)", "tau", optional=True)
+        at_least(self, 1, "max_pairs_per_prefix")
+        at_least(self, 0, "seed")
+        one_of(self, "competitor", COMPETITORS)
+        one_of(self, "pick", PICKS)
         if not self.kinds or len(set(self.kinds)) != len(self.kinds) or not set(self.kinds) <= set(KINDS):
             raise UserError(f"kinds={self.kinds!r} must name {' and/or '.join(KINDS)}, each once")
-        if self.competitor not in ("step", "token"):
-            raise UserError(f"competitor={self.competitor!r} must be 'step' or 'token'")
-        if self.pick not in ("confident", "random", "nearest"):
-            raise UserError(f"pick={self.pick!r} must be 'confident', 'random' or 'nearest'")
 
     @classmethod
     def preset(cls, name: str, **overrides: Any) -> PairConfig:

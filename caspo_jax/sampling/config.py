@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import math
-import numbers
 from collections.abc import Iterable
-from typing import Any, Literal
+from typing import Literal
 
+from caspo_jax.checks import at_least, check, is_number, one_of, own_numbers, within
 from caspo_jax.confidence.path import PATH_CONFIDENCES
 from caspo_jax.confidence.step import STEP_CONFIDENCES
 from caspo_jax.errors import UserError
@@ -32,39 +32,6 @@ LEAST_TEMPERATURE = 2.0**-126  # the smallest normal float32; below it logits ar
 VOTES: tuple[Vote, ...] = ("majority", "confidence", "sequence", "best_path")
 
 
-def _own_numbers(config: Any) -> None:
-    """NumPy's numbers become Python's, which JSON and compiled programs know."""
-    for field in dataclasses.fields(config):
-        value = getattr(config, field.name)
-        if isinstance(value, numbers.Real) and type(value) not in (int, float, bool):
-            own = int(value) if isinstance(value, numbers.Integral) else float(value)
-            object.__setattr__(config, field.name, own)
-
-
-def _real(value: Any) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
-
-
-def _finite(value: Any) -> bool:
-    return _real(value) and math.isfinite(value)
-
-
-def _check(ok: bool, message: str) -> None:
-    if not ok:
-        raise UserError(message)
-
-
-def _at_least(name: str, value: Any, least: int) -> None:
-    _check(
-        isinstance(value, int) and not isinstance(value, bool) and value >= least,
-        f"{name}={value!r}: give an integer of at least {least}",
-    )
-
-
-def _choice(name: str, value: str, options: Any) -> None:
-    _check(value in options, f"{name}={value!r}: choose from {', '.join(options)}")
-
-
 @dataclasses.dataclass(frozen=True)
 class SampleConfig:
     """How tokens are drawn and where an output ends.
@@ -85,44 +52,34 @@ class SampleConfig:
     ignore_eos: bool = False
 
     def __post_init__(self) -> None:
-        _own_numbers(self)
+        own_numbers(self)
         if isinstance(self.stop, str):
             object.__setattr__(self, "stop", (self.stop,))
         texts = isinstance(self.stop, Iterable) and all(isinstance(text, str) for text in self.stop)
-        _check(texts, f"stop={self.stop!r}: give a string or several")
+        check(texts, f"stop={self.stop!r}: give a string or several")
         object.__setattr__(self, "stop", tuple(self.stop))
-        _at_least("max_new_tokens", self.max_new_tokens, 1)
-        _at_least("num_samples", self.num_samples, 1)
-        _at_least("top_k", self.top_k, 0)
-        _check(
-            _finite(self.temperature) and self.temperature >= 0,
-            f"temperature={self.temperature!r}: give a finite number, 0 or more",
-        )
-        _check(
+        at_least(self, 1, "max_new_tokens", "num_samples")
+        at_least(self, 0, "top_k")
+        within(self, "[0, inf)", "temperature", hint="0 is greedy")
+        check(
             self.temperature == 0 or self.temperature >= LEAST_TEMPERATURE,
             f"temperature={self.temperature}: float32 has no inverse of it; give 0 for greedy outputs",
         )
-        _check(
-            _real(self.top_p) and 0 < self.top_p <= 1,
-            f"top_p={self.top_p!r}: give a number in (0, 1]; 1 turns it off",
-        )
-        _check(
-            _real(self.min_p) and 0 <= self.min_p <= 1,
-            f"min_p={self.min_p!r}: give a number in [0, 1]; 0 turns it off",
-        )
-        _check(
+        within(self, "(0, 1]", "top_p", hint="1 turns it off")
+        within(self, "[0, 1]", "min_p", hint="0 turns it off")
+        check(
             isinstance(self.step_delimiter, str) and bool(self.step_delimiter),
             f"step_delimiter={self.step_delimiter!r}: give a string of at least one character",
         )
-        _check(all(self.stop), "stop holds an empty string: remove it")
+        check(all(self.stop), "stop holds an empty string: remove it")
         if self.temperature == 0:
             for name, value, off in (
                 ("top_k", self.top_k, 0),
                 ("top_p", self.top_p, 1),
                 ("min_p", self.min_p, 0),
             ):
-                _check(value == off, f"{name}={value} contradicts temperature=0 (greedy): drop one of them")
-            _check(
+                check(value == off, f"{name}={value} contradicts temperature=0 (greedy): drop one of them")
+            check(
                 self.num_samples == 1,
                 f"num_samples={self.num_samples} contradicts temperature=0: greedy outputs are all equal",
             )
@@ -152,36 +109,30 @@ class CatConfig:
     )
 
     def __post_init__(self) -> None:
-        _own_numbers(self)
-        _at_least("num_branches", self.num_branches, 1)
-        _at_least("expand", self.expand, 1)
-        _at_least("min_live", self.min_live, 0)
-        _check(
-            _real(self.threshold) and not math.isnan(self.threshold),
+        own_numbers(self)
+        at_least(self, 1, "num_branches", "expand")
+        at_least(self, 0, "min_live")
+        at_least(self, 1, "num_answers", "root_branches", "token_budget", optional=True)
+        check(
+            is_number(self.threshold) and not math.isnan(self.threshold),
             f"threshold={self.threshold!r} is not a number",
         )
-        _check(
-            _finite(self.gamma) and self.gamma >= 0, f"gamma={self.gamma!r}: give a finite number, 0 or more"
-        )
-        _choice("step_confidence", self.step_confidence, STEP_CONFIDENCES)
-        _choice("path_confidence", self.path_confidence, PATH_CONFIDENCES)
-        _choice("prune", self.prune, PRUNE_RULES)
-        _choice("vote", self.vote, VOTES)
-        if self.num_answers is not None:
-            _at_least("num_answers", self.num_answers, 1)
+        within(self, "[0, inf)", "gamma")
+        one_of(self, "step_confidence", STEP_CONFIDENCES)
+        one_of(self, "path_confidence", PATH_CONFIDENCES)
+        one_of(self, "prune", PRUNE_RULES)
+        one_of(self, "vote", VOTES)
         if self.root_branches is not None:
-            _at_least("root_branches", self.root_branches, 1)
-            _check(
+            check(
                 self.root_branches <= self.num_branches,
                 f"root_branches={self.root_branches} exceeds num_branches={self.num_branches}: lower it",
             )
         if self.token_budget is not None:
-            _at_least("token_budget", self.token_budget, 1)
-            _check(
+            check(
                 self.token_budget >= self.roots,
                 f"token_budget={self.token_budget} cannot pay one token for each of {self.roots} branches: raise it",
             )
-        _check(
+        check(
             self.sample.num_samples == 1,
             f"sample.num_samples={self.sample.num_samples}: a tree search takes num_branches instead; leave it at 1",
         )
@@ -192,7 +143,7 @@ class CatConfig:
         if self.stop_decided and self.vote == "confidence":
             for name, options in (("step_confidence", BOUNDED), ("path_confidence", BOUNDED_PATHS)):
                 value = getattr(self, name)
-                _check(
+                check(
                     value in options,
                     f"stop_decided with vote='confidence': {name}={value!r} has no upper bound that is known; "
                     f"take one of {', '.join(options)}",

@@ -7,6 +7,7 @@ import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from caspo_jax.checks import at_least, own_numbers, within
 from caspo_jax.errors import UserError
 from caspo_jax.steps.answers import AnswerKind, equivalent, extract_answer
 from caspo_jax.steps.verifiers import VerifyItem
@@ -40,10 +41,9 @@ class Rollouts:
     decoding: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # checkpoint, seed and the like
 
     def __post_init__(self) -> None:
-        if self.n < 1 or not 0.0 <= self.threshold < 1.0:
-            raise UserError(
-                f"rollouts: n={self.n} must be at least 1 and threshold={self.threshold} in [0, 1)"
-            )
+        own_numbers(self)
+        at_least(self, 1, "n")
+        within(self, "[0, 1)", "threshold")
 
     @property
     def settings(self) -> dict[str, Any]:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Mapping
 from typing import Any, Literal
 
+from caspo_jax.checks import at_least, check, one_of, own_numbers, within
 from caspo_jax.errors import UserError
 from caspo_jax.models.decoder import REMATS, Remat
 from caspo_jax.models.lora import LoraConfig
@@ -39,25 +39,19 @@ class LossConfig:
     )
 
     def __post_init__(self) -> None:
-        _one_of("loss", self.loss, LOSSES)
-        _one_of("nll_on", self.nll_on, NLL_ON)
-        _one_of("nll_average", self.nll_average, NLL_AVERAGES)
-        _require(_finite(self.beta) and self.beta > 0, f"beta must be > 0, got {self.beta}")
-        _require(
-            0 <= self.label_smoothing < 0.5,
-            f"label_smoothing must be in [0, 0.5), got {self.label_smoothing}",
-        )
-        for name in ("dpop_lambda", "nll_alpha"):
-            value = getattr(self, name)
-            _require(_finite(value) and value >= 0, f"{name} must be >= 0, got {value}")
+        own_numbers(self)
+        one_of(self, "loss", LOSSES)
+        one_of(self, "nll_on", NLL_ON)
+        one_of(self, "nll_average", NLL_AVERAGES)
+        within(self, "(0, inf)", "beta")
+        within(self, "[0, 0.5)", "label_smoothing")
+        within(self, "[0, inf)", "dpop_lambda", "nll_alpha")
         if self.loss == "ipo":
-            _require(
-                self.label_smoothing == 0, "label_smoothing applies to the sigmoid loss alone, not to ipo"
-            )
+            check(self.label_smoothing == 0, "label_smoothing applies to the sigmoid loss alone, not to ipo")
         if not self.contrastive:
             for name in ("beta", "label_smoothing", "dpop_lambda", "length_normalised", "nll_alpha"):
                 default = type(self).__dataclass_fields__[name].default
-                _require(
+                check(
                     getattr(self, name) == default,
                     f"{name}={getattr(self, name)} does not apply to loss={self.loss}: leave it at {default}",
                 )
@@ -139,38 +133,27 @@ class TrainConfig:
     tensorboard: bool = True  # write events under the run's folder, if there is one
 
     def __post_init__(self) -> None:
-        _one_of("pack", self.pack, ("trees", "rows"))
-        _one_of("best_mode", self.best_mode, ("max", "min"))
-        _one_of("remat", self.remat, REMATS)
-        _one_of("masters", self.masters, MASTERS)
-        at_least_one = ("batch_size", "epochs", "pack_length", "pack_rows", "min_length", "keep_checkpoints")
-        for name in (*at_least_one, "displacement_window"):
-            _require(getattr(self, name) >= 1, f"{name} must be at least 1, got {getattr(self, name)}")
-        for name in ("micro_batch_size", "max_steps", "save_every", "verified_per_batch", "head_chunk"):
-            value = getattr(self, name)
-            _require(value is None or value >= 1, f"{name} must be at least 1 (or None), got {value}")
-        _require(
+        own_numbers(self)
+        one_of(self, "pack", ("trees", "rows"))
+        one_of(self, "best_mode", ("max", "min"))
+        one_of(self, "remat", REMATS)
+        one_of(self, "masters", MASTERS)
+        at_least(self, 1, "batch_size", "epochs", "pack_length", "pack_rows", "min_length")
+        at_least(self, 1, "keep_checkpoints", "displacement_window")
+        at_least(self, 1, "micro_batch_size", "max_steps", "save_every", optional=True)
+        at_least(self, 1, "verified_per_batch", "head_chunk", optional=True)
+        check(
             self.micro_batch_size is None or self.pack == "rows",
             f"micro_batch_size={self.micro_batch_size} cuts pack=rows alone: pack={self.pack} has pack_rows and pack_length",
         )
-        _require(
-            _finite(self.learning_rate) and self.learning_rate >= 0,
-            f"learning_rate must be >= 0, got {self.learning_rate}",
-        )
-        for name in ("warmup_fraction", "final_fraction"):
-            _require(0 <= getattr(self, name) <= 1, f"{name} must be in [0, 1], got {getattr(self, name)}")
-        for name in ("b1", "b2"):
-            _require(0 <= getattr(self, name) < 1, f"{name} must be in [0, 1), got {getattr(self, name)}")
-        _require(_finite(self.eps) and self.eps > 0, f"eps must be > 0, got {self.eps}")
-        _require(0 <= self.seed < 2**63, f"seed must be in [0, 2**63), got {self.seed}")
-        _require(
-            _finite(self.weight_decay) and self.weight_decay >= 0,
-            f"weight_decay must be >= 0, got {self.weight_decay}",
-        )
-        _require(
-            self.clip_norm is None or (_finite(self.clip_norm) and self.clip_norm > 0),
-            f"clip_norm must be > 0 (or None, for no clipping), got {self.clip_norm}",
-        )
+        within(self, "[0, inf)", "learning_rate", "weight_decay")
+        within(self, "[0, 1]", "warmup_fraction", "final_fraction")
+        within(self, "[0, 1)", "b1", "b2")
+        within(self, "(0, inf)", "eps")
+        within(self, "(0, inf)", "clip_norm", optional=True, hint="None does not clip")
+        within(self, "(-inf, inf)", "displacement_margin")
+        at_least(self, 0, "seed")
+        check(self.seed < 2**63, f"seed={self.seed}: give less than 2**63")
 
     def shaping(self) -> dict[str, Any]:
         """The settings that shape what is trained, as plain values: a run may go on only with the same ones."""
@@ -213,19 +196,6 @@ def _known(settings: Mapping[str, Any], kind: Any, prefix: str = "") -> None:
     if unknown := sorted(settings.keys() - {field.name for field in dataclasses.fields(kind)}):
         names = ", ".join(prefix + name for name in unknown)
         raise UserError(f"settings that this version does not know: {names}; update caspo_jax")
-
-
-def _one_of(name: str, value: object, allowed: tuple[str, ...]) -> None:
-    _require(value in allowed, f"{name}={value!r} is unknown: choose one of {', '.join(allowed)}")
-
-
-def _require(condition: bool, message: str) -> None:
-    if not condition:
-        raise UserError(message)
-
-
-def _finite(value: float) -> bool:
-    return math.isfinite(value)
 
 
 # `paper`: plain DPO with the published settings (beta 0.1, rate 5e-7, 64 pairs, one epoch a round).

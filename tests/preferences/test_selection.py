@@ -147,7 +147,19 @@ def test_nearest_sibling_is_the_one_that_begins_like_the_wrong_step():
         PairConfig(pick="closest")
 
 
-@pytest.mark.parametrize("tau", [float("nan"), float("inf")])
-def test_a_tau_that_is_no_number_is_refused(tau):
-    with pytest.raises(UserError, match=r"tau=.* must be a finite number"):
-        PairConfig(tau=tau)
+@pytest.mark.parametrize(
+    "field, value",
+    [
+        ("tau", float("nan")),
+        ("tau", float("inf")),
+        ("tau", "0.5"),
+        ("tau_quantile", 1.5),
+        ("max_pairs_per_prefix", 0),
+        ("max_pairs_per_prefix", 1.5),
+        ("seed", 1.5),
+        ("competitor", "word"),
+    ],
+)
+def test_settings_that_cannot_work_are_refused_by_name(field, value):
+    with pytest.raises(UserError, match=f"{field}={value!r}"):
+        PairConfig(**{field: value})

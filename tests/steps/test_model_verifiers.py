@@ -76,6 +76,10 @@ def test_rollouts_need_a_gold_and_sane_numbers():
         Rollouts(Scripted({})).verify([bare])
     with pytest.raises(UserError, match="n=0"):
         Rollouts(Scripted({}), n=0)
+    with pytest.raises(UserError, match=r"n=2\.5"):
+        Rollouts(Scripted({}), n=2.5)
+    with pytest.raises(UserError, match=r"threshold=1\.0"):
+        Rollouts(Scripted({}), threshold=1.0)
 
 
 @pytest.mark.parametrize(

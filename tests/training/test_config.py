@@ -8,7 +8,7 @@ import pytest
 
 from caspo_jax.errors import UserError
 from caspo_jax.models import LoraConfig
-from caspo_jax.training import PRESETS, TrainConfig
+from caspo_jax.training import PRESETS, LossConfig, TrainConfig
 
 
 def test_bad_settings_are_named():
@@ -24,9 +24,41 @@ def test_bad_settings_are_named():
         ("weight_decay", np.inf),
         ("micro_batch_size", 0),
         ("micro_batch_size", 8),  # trees are cut by other settings
+        ("batch_size", 2.5),
+        ("batch_size", True),
+        ("batch_size", "8"),
+        ("learning_rate", "1e-3"),
+        ("seed", 1.5),
+        ("pack", ["trees"]),
+        ("displacement_margin", None),
     ]:
         with pytest.raises(UserError, match=field):
             TrainConfig(**{field: value})
+
+
+def test_numpy_numbers_become_json_numbers():
+    config = TrainConfig(
+        loss=LossConfig(beta=np.float32(0.5), length_normalised=np.bool_(True)),
+        batch_size=np.int64(8),
+        lora=LoraConfig(rank=np.int64(4)),
+    )
+    assert TrainConfig.from_json(json.loads(json.dumps(dataclasses.asdict(config)))) == config
+
+
+@pytest.mark.parametrize(
+    "rank, alpha", [(0, None), (2.5, None), ("4", None), (4, 0.0), (4, np.nan), (4, "8")]
+)
+def test_bad_adapters_are_refused(rank, alpha):
+    with pytest.raises(UserError, match="rank" if alpha is None else "alpha"):
+        LoraConfig(rank=rank, alpha=alpha)
+
+
+@pytest.mark.parametrize(
+    "field, value", [("beta", 0.0), ("beta", "0.1"), ("label_smoothing", 0.5), ("nll_alpha", True)]
+)
+def test_bad_losses_are_refused(field, value):
+    with pytest.raises(UserError, match=f"{field}={value!r}"):
+        LossConfig(**{field: value})
 
 
 def test_presets_have_names_and_take_changes():

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from caspo_jax.errors import UserError
+from caspo_jax.checks import at_least, own_numbers, within
 from caspo_jax.evaluation.faithfulness.contradiction import ContradictionItem, ContradictionJudge, Contradicts
 from caspo_jax.evaluation.faithfulness.subjects import Subject
 from caspo_jax.steps.segmentation import segment_text
@@ -39,13 +39,11 @@ class PrefixConfig:
     delimiter: str = "\n\n"  # what ends a continuation, but for the lines of a giant trace
 
     def __post_init__(self) -> None:
-        for name in ("samples", "max_new_tokens", "max_steps"):
-            if getattr(self, name) < 1:
-                raise UserError(f"{name}={getattr(self, name)}: give at least 1")
-        if not 0.0 <= self.unparsed <= 1.0:
-            raise UserError(f"unparsed={self.unparsed}: give a number in [0, 1]")
-        if self.temperature <= 0:
-            raise UserError(f"temperature={self.temperature}: continuations must differ; give more than 0")
+        own_numbers(self)
+        at_least(self, 1, "samples", "max_new_tokens", "max_steps")
+        within(self, "(0, inf)", "temperature", hint="continuations must differ")
+        within(self, "(0, 1]", "top_p")
+        within(self, "[0, 1]", "unparsed")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -265,7 +265,15 @@ def test_a_step_that_the_model_would_say_is_surer_than_one_it_would_not(policy):
 
 
 def test_bad_settings():
-    for bad in ({"samples": 0}, {"unparsed": 2.0}, {"temperature": 0.0}, {"max_steps": 0}):
+    for bad in (
+        {"samples": 0},
+        {"samples": 2.5},
+        {"unparsed": 2.0},
+        {"temperature": 0.0},
+        {"temperature": "0.8"},
+        {"top_p": 0.0},
+        {"max_steps": 0},
+    ):
         with pytest.raises(UserError, match=next(iter(bad))):
             PrefixConfig(**bad)
     assert np.isclose(PrefixConfig().temperature, 0.8)
