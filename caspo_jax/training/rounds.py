@@ -74,7 +74,7 @@ def run_rounds(
       equal: (gold, answer) -> bool.
       answer_kind: what manifests call the two.
       rounds: how many.
-      seed: of sampling and data order.
+      seed: of sampling, of the choice of pairs and of the data order.
       overwrite: redo stages that were made with other settings.
       watch: (stage, round) -> progress callback.
 
@@ -90,6 +90,10 @@ def run_rounds(
     """
     check_confidence(recipe.confidence)
     samples = [_at_round(recipe, k) for k in range(1, rounds + 1)]  # all of them before the first is drawn
+    # Pairs are drawn by the run's own seed in every round: each round has other candidates anyway.
+    recipe = dataclasses.replace(
+        recipe, pairs=dataclasses.replace(recipe.pairs, seed=recipe.pairs.seed + seed)
+    )
     folders: list[Path] = []
     with held(manifest_path(out_dir, folder=True)):  # also between two stages
         for k, sample in enumerate(samples, start=1):

@@ -1,0 +1,39 @@
+"""What a round hands on to its stages; whole rounds run in tests/experiments/test_rounds.py."""
+
+import dataclasses
+
+import pytest
+
+from caspo_jax.preferences import PairConfig
+from caspo_jax.sampling import SampleConfig
+from caspo_jax.training import TrainConfig, rounds
+from caspo_jax.training.rounds import Recipe, run_rounds
+
+RECIPE = Recipe(SampleConfig(), PairConfig.preset("caspo"), TrainConfig.preset("caspo"))
+
+
+@pytest.fixture
+def seeds(monkeypatch):
+    """stage -> the seeds that it was given, a round each; no stage does anything."""
+    given = {"sample": [], "pairs": [], "train": []}
+    monkeypatch.setattr(rounds.Policy, "load", lambda *_: None)
+    monkeypatch.setattr(rounds, "sample_stage", lambda *_, seed, **__: given["sample"].append(seed))
+    monkeypatch.setattr(rounds, "annotate_stage", lambda *_, **__: None)
+    monkeypatch.setattr(rounds, "pairs_stage", lambda *a, **__: given["pairs"].append(a[3].seed))
+    monkeypatch.setattr(rounds, "train_stage", lambda *a, **__: given["train"].append(a[4].seed))
+    monkeypatch.setattr(rounds, "export_stage", lambda *a, **__: a[2])
+    return given
+
+
+def run(folder, recipe, seed):
+    run_rounds(
+        "base", [], folder, recipe, verifier=lambda _: None, extract=None, equal=None, rounds=2, seed=seed
+    )
+
+
+def test_the_choice_of_pairs_follows_the_seed_of_the_run(seeds, tmp_path):
+    run(tmp_path, RECIPE, 0)
+    run(tmp_path, RECIPE, 3)
+    run(tmp_path, dataclasses.replace(RECIPE, pairs=PairConfig(pick="random", seed=10)), 3)
+    assert seeds["pairs"] == [0, 0, 3, 3, 13, 13]
+    assert seeds["sample"] == seeds["train"] == [1, 2, 3001, 3002, 3001, 3002]
