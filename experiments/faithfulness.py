@@ -22,6 +22,7 @@ the most faithful to the least, known by construction (`experiments.hedge`), and
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -244,12 +245,11 @@ def recorded_logprobs(out: Path) -> dict[str, Any]:
     """How far recorded log-probs are from this checkpoint's: a large gap means that another model wrote the traces."""
     from caspo_jax.evaluation.faithfulness import read_stage
 
-    gaps = sorted(
-        r["logprob_gap"] for r in read_stage(out / "token.jsonl").values() if r["logprob_gap"] is not None
-    )
+    found = (record["logprob_gap"] for record in read_stage(out / "token.jsonl").values())
+    gaps = [gap for gap in found if gap is not None]
     if not gaps:
         return {"traces": 0}
-    return {"traces": len(gaps), "median_gap": gaps[len(gaps) // 2], "largest_gap": gaps[-1]}
+    return {"traces": len(gaps), "median_gap": statistics.median(gaps), "largest_gap": max(gaps)}
 
 
 def draw(table: Any, out: Path) -> None:

@@ -242,3 +242,16 @@ def test_without_traces(program, tmp_path):
     code, _, err = program("faithfulness", out_dir=tmp_path, model=TASK.policy_path)
     assert code == 1
     assert "--traces is missing" in err
+
+
+@pytest.mark.parametrize(
+    ("gaps", "median"), [([None, 0.01, 5.0], 2.505), ([3.0, 0.5, 1.0], 1.0), ([None], None)]
+)
+def test_the_median_of_gaps_is_their_middle(tmp_path, gaps, median):
+    from experiments.faithfulness import recorded_logprobs
+
+    lines = [json.dumps({"id": str(i), "logprob_gap": gap}) for i, gap in enumerate(gaps)]
+    (tmp_path / "token.jsonl").write_text("\n".join(lines) + "\n")
+    known = [gap for gap in gaps if gap is not None]
+    want = {"traces": len(known), "median_gap": median, "largest_gap": max(known)} if known else {"traces": 0}
+    assert recorded_logprobs(tmp_path) == pytest.approx(want)

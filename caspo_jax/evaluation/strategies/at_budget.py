@@ -69,11 +69,15 @@ def matched_counts(pool: np.ndarray, budget: float) -> np.ndarray:
     def counts(mean: float) -> np.ndarray:
         return np.clip(_spread(mean, questions), 1, size)
 
+    def affordable(mean: float) -> bool:
+        return bool(cumulative[np.arange(questions), counts(mean) - 1].mean() <= budget)
+
     low, high = 1.0, float(size)
-    for middle in (high, *[None] * 40):
-        middle = (low + high) / 2 if middle is None else middle
-        affordable = cumulative[np.arange(questions), counts(middle) - 1].mean() <= budget
-        low, high = (middle, high) if affordable else (low, middle)
+    if affordable(high):
+        return counts(high)
+    for _ in range(40):
+        middle = (low + high) / 2
+        low, high = (middle, high) if affordable(middle) else (low, middle)
     return counts(low)
 
 
