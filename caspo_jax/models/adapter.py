@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,7 +11,8 @@ import jax
 import numpy as np
 
 from caspo_jax.distributed import barrier
-from caspo_jax.errors import UserError, named_by
+from caspo_jax.errors import UserError
+from caspo_jax.folders import is_free, whole_folder
 from caspo_jax.models.checkpoint import STORED_DTYPES, Checkpoint, read_parameter, tensor_names
 from caspo_jax.models.config import read_json
 from caspo_jax.models.config_fields import flag, integer, number
@@ -88,26 +87,21 @@ def load_adapter(model: Decoder, path: str | Path) -> Decoder:
         lora = _lora_config(settings, file)
         table = lora_weights(model.config, lora)
         expected = {name: weight for weight in table for name in tensor_names(weight, model.config)}
-        for name in sorted(expected.keys() ^ file.names):
-            here = name in file.names
+        where = folder / ADAPTER_FILE
+        if missing := expected.keys() - file.names:
             raise UserError(
-                f"{folder / ADAPTER_FILE}: tensor {name!r} "
-                + (
-                    "is not part of this model"
-                    if here
-                    else "is missing: an adapter covers all layers or none"
-                )
+                f"{where}: tensor {min(missing)!r} is missing: an adapter covers all layers or none"
             )
+        if unknown := file.names - expected.keys():
+            raise UserError(f"{where}: tensor {min(unknown)!r} is not part of this model")
         for name, weight in expected.items():
             if file.shape(name) != weight.tensor_shape:
                 raise UserError(
-                    f"{folder / ADAPTER_FILE}: tensor {name!r} has shape {list(file.shape(name))}, model and "
+                    f"{where}: tensor {name!r} has shape {list(file.shape(name))}, model and "
                     f"{CONFIG_FILE} ask for {list(weight.tensor_shape)}"
                 )
             if file.stored_dtype(name) not in STORED_DTYPES:
-                raise UserError(
-                    f"{folder / ADAPTER_FILE}: tensor {name!r} is stored as {file.stored_dtype(name)}"
-                )
+                raise UserError(f"{where}: tensor {name!r} is stored as {file.stored_dtype(name)}")
         return attach(
             model, lora, lambda weight, _: read_parameter(file, weight, model.config, np.dtype(np.float32))
         )
@@ -136,8 +130,10 @@ def _lora_config(settings: dict[str, Any], file: Checkpoint) -> LoraConfig:
     targets = [name for name in LINEAR if any(f".{name}.lora_" in tensor for tensor in file.names)]
     if not targets:
         raise UserError(f"{file.folder / ADAPTER_FILE}: has no adapter of {', '.join(LINEAR)}")
-    with named_by(where, "lora"):
+    try:
         return LoraConfig(rank, alpha, tuple(targets), rslora)
+    except UserError as error:
+        raise UserError(f"{where}: {error}") from error
 
 
 def save_adapter(model: Decoder, path: str | Path, *, base: str | None = None) -> None:
@@ -151,31 +147,22 @@ def save_adapter(model: Decoder, path: str | Path, *, base: str | None = None) -
       base: what `base_model_name_or_path` says: the folder or hub id of the model without adapters.
 
     Raises:
-      UserError: the model has no adapters, or the path holds something other than an adapter.
+      UserError: the model has no adapters, or the path holds something other than an adapter, or is being written by
+        another process.
     """
     if model.lora is None:
         raise UserError("save_adapter: the model has no adapters; save_pretrained() writes its weights")
     target = Path(path).resolve()  # a link's own target is replaced, not the link
-    if (
-        target.exists()
-        and (not target.is_dir() or any(target.iterdir()))
-        and not (target / CONFIG_FILE).is_file()
-    ):
+    if not is_free(target) and not (target / CONFIG_FILE).is_file():
         raise UserError(f"{target}: exists and is no adapter folder; choose another path or remove it")
     tensors = dict(_tensors(model))
     if jax.process_index() != 0:
         barrier(f"{path} written")
         return
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}.") as workspace:
-        folder = Path(workspace) / "new"
-        folder.mkdir()
+    with whole_folder(target) as folder:
         write_tensors(folder / ADAPTER_FILE, tensors, {"format": "pt"})
         text = json.dumps(_settings(model.lora, base), indent=2)
         (folder / CONFIG_FILE).write_text(text + "\n", encoding="utf-8")
-        if target.exists():
-            os.rename(target, Path(workspace) / "old")
-        os.rename(folder, target)
     barrier(f"{path} written")
 
 

@@ -7,8 +7,6 @@ import itertools
 import json
 import logging
 import math
-import os
-import tempfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -22,6 +20,7 @@ from jax.sharding import Mesh
 
 from caspo_jax.distributed import barrier
 from caspo_jax.errors import UserError
+from caspo_jax.folders import is_free, whole_folder
 from caspo_jax.models.caspo_json import CASPO_FILE, check_caspo_json
 from caspo_jax.models.checkpoint import (
     INDEX_FILE,
@@ -169,7 +168,7 @@ def save_pretrained(
 
     Raises:
       UserError: an unknown dtype, a value of `caspo` that `load_caspo_json` would refuse, or a path that holds
-        something other than a checkpoint.
+        something other than a checkpoint, or that another process is writing.
 
     >>> import tempfile
     >>> from caspo_jax.tasks import get_task
@@ -182,8 +181,7 @@ def save_pretrained(
     name = dtype or str(model.embed[...].dtype)
     if name not in DTYPES:
         raise UserError(f"dtype {name!r} is not supported (known: {', '.join(DTYPES)})")
-    occupied = target.exists() and not (target.is_dir() and not any(target.iterdir()))
-    if occupied and not (target / "config.json").is_file():
+    if not is_free(target) and not (target / "config.json").is_file():
         raise UserError(f"{target}: exists and is no checkpoint folder; choose another path or remove it")
     check_caspo_json(caspo or {}, str(target / CASPO_FILE))
     stored = np.dtype(ml_dtypes.bfloat16) if name == "bfloat16" else np.dtype(name)
@@ -193,10 +191,7 @@ def save_pretrained(
             pass
         barrier(f"{path} written")
         return
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}.") as workspace:
-        folder = Path(workspace) / "new"
-        folder.mkdir()
+    with whole_folder(target) as folder:
         _write_tensors(folder, _tensor_shapes(model.config), stored, tensors, max_shard_bytes)
         _write_json(folder / "config.json", model.config.to_hf(name))
         _write_generation_config(folder, model.config)
@@ -209,9 +204,6 @@ def save_pretrained(
                 _write_json(folder / file, content)
             else:
                 (folder / file).write_bytes(content.encode("utf-8") if isinstance(content, str) else content)
-        if target.exists():
-            os.rename(target, Path(workspace) / "old")
-        os.rename(folder, target)
     barrier(f"{path} written")
 
 

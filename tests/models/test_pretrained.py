@@ -239,6 +239,23 @@ def test_a_failed_save_leaves_the_old_checkpoint(golden, tmp_path):
     assert os.listdir(tmp_path) == ["m"]
 
 
+def test_an_interrupt_between_the_old_checkpoint_and_the_new_loses_neither(golden, tmp_path, monkeypatch):
+    model, _ = load_pretrained(golden / "llama_biases_yarn_fp32")
+    save_pretrained(model, None, tmp_path / "m")
+    before, rename = tensors(tmp_path / "m"), os.rename
+
+    def interrupted(old, new):
+        monkeypatch.undo()
+        rename(old, new)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("os.rename", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        save_pretrained(model, None, tmp_path / "m")
+    assert same_bits(before, tensors(tmp_path / "m"))
+    assert os.listdir(tmp_path) == ["m"]
+
+
 def test_sharded_over_a_mesh_is_the_same_model(golden):
     from caspo_jax.sharding import make_mesh
 

@@ -17,7 +17,7 @@ from caspo_jax.models import LoraConfig, add_lora, save_adapter, save_pretrained
 from caspo_jax.training import TrainConfig, make_train_step
 from caspo_jax.training.checkpoints import Checkpoints
 from caspo_jax.training.run_folder import claim_folder
-from caspo_jax.training.stages import Policy, export_adapter, export_stage, merge_stage, whole_folder
+from caspo_jax.training.stages import Policy, export_adapter, export_stage, merge_stage
 from caspo_jax.training.train_step import trainable_model
 
 from helpers import tiny_decoder  # isort: skip
@@ -166,8 +166,8 @@ def test_killed_between_writing_and_naming_it_goes_on(policy, run, tmp_path, mon
         return instead
 
     with monkeypatch.context() as patched:
-        patched.setattr(whole_folder.os, "rename", dying(os.rename))
-        patched.setattr(whole_folder.shutil, "rmtree", dying(shutil.rmtree))
+        patched.setattr("os.rename", dying(os.rename))
+        patched.setattr("shutil.rmtree", dying(shutil.rmtree))
         with pytest.raises(Killed):
             export_stage(policy, again, out, overwrite=there)
     assert not out.exists() or (out / "model.safetensors").is_file()  # never a part of one

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import os
-import shutil
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from caspo_jax.distributed import barrier, from_writer, is_writer
 from caspo_jax.errors import UserError
+from caspo_jax.folders import clear_leftovers, is_free, replace_folder
 from caspo_jax.locks import held
 from caspo_jax.outputs import Manifest, manifest_path
 
@@ -55,10 +54,9 @@ def write_once(
                 f"{output} is there, and no manifest in it says that this program wrote it: "
                 "use another output or --overwrite"
             )
-        new, old = (place.with_name(f".{place.name}.{name}") for name in ("export", "replaced"))
-        if is_writer():  # what a kill left; the old one may be all that there is
-            for left in (new, old) if place.exists() else (new,):
-                shutil.rmtree(left, ignore_errors=True)
+        new = place.with_name(f".{place.name}.export")
+        if is_writer():
+            clear_leftovers(new, place)
         if found == "manifest":
             path = manifest_path(place, folder=True)
             manifest = Manifest.open(path, program=program, config=settings, overwrite=overwrite)
@@ -68,17 +66,14 @@ def write_once(
         manifest = Manifest.open(manifest_path(new, folder=True), program=program, config=settings)
         manifest.finish(**counts)
         if is_writer():
-            if place.exists():
-                os.rename(place, old)  # not removed yet: a removal cut short would look like somebody's own
-            os.rename(new, place)
-            shutil.rmtree(old, ignore_errors=True)
+            replace_folder(new, place)
         barrier(f"{place.name} in place")
     return output
 
 
 def _state_of(sources: Sequence[str | Path], place: Path) -> str:
     """What stands where an export is to go: nothing, an export, a checkpoint of somebody's, a source, something else."""
-    if not place.exists() or (place.is_dir() and not any(place.iterdir())):
+    if is_free(place):
         return "nothing"
     if any(Path(source).exists() and Path(source).resolve().is_relative_to(place) for source in sources):
         return "own"
