@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -20,21 +21,36 @@ T = TypeVar("T")
 _SURROGATE = re.compile("[\ud800-\udfff]")
 
 
-def write_text(path: str | Path, text: str) -> None:
-    """Write a file under a temporary name and rename it, so that a reader never sees half of it.
+@contextlib.contextmanager
+def replacing(path: str | Path) -> Iterator[Path]:
+    """A temporary file to write, which takes the name `path` when the body ends, so that a reader never sees half of it.
 
-    Of several processes of a run (`caspo_jax.distributed`) the first writes.
+    It is on the disk by then; on an exception it is removed, and what was there stays. The caller sees to it that one
+    process writes (`is_writer`).
     """
-    if not is_writer():
-        return
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with open(temporary, "w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
+    try:
+        yield temporary
+        with open(temporary, "rb+") as file:
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def write_bytes(path: str | Path, content: bytes) -> None:
+    """Atomic write (`replacing`); of several processes of a run (`caspo_jax.distributed`) the first writes."""
+    if is_writer():
+        with replacing(path) as temporary:
+            temporary.write_bytes(content)
+
+
+def write_text(path: str | Path, text: str) -> None:
+    """Atomic `write_bytes` of text."""
+    write_bytes(path, text.encode("utf-8"))
 
 
 def write_json(path: str | Path, value: Any) -> None:
@@ -45,25 +61,14 @@ def write_json(path: str | Path, value: Any) -> None:
 def write_tensors(
     path: str | Path, tensors: Mapping[str, np.ndarray], metadata: dict[str, str] | None = None
 ) -> None:
-    """Atomic write of a small safetensors file, readable by whoever the user's umask lets read.
+    """Atomic `write_bytes` of a small safetensors file.
 
     For large models see `models.safetensors_io`, which never holds all tensors at once.
     """
-    from safetensors.numpy import save_file
+    from safetensors.numpy import save
 
-    if not is_writer():
-        return
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    temporary.unlink(missing_ok=True)
-    temporary.touch()
-    mode = temporary.stat().st_mode  # the user's umask; safetensors makes its files private
-    save_file(
-        {name: np.ascontiguousarray(array) for name, array in tensors.items()}, str(temporary), metadata
-    )
-    temporary.chmod(mode)
-    os.replace(temporary, path)
+    # Not `save_file`, which keeps its files from everybody but the user, whatever the umask says.
+    write_bytes(path, save({name: np.ascontiguousarray(array) for name, array in tensors.items()}, metadata))
 
 
 def to_line(record: Mapping[str, Any]) -> str:

@@ -1,9 +1,39 @@
 """Files: malformed lines, content hashes."""
 
+import errno
+import os
+
 import pytest
 
 from caspo_jax.errors import UserError
-from caspo_jax.store import hash_path, load_records, read_jsonl, write_jsonl
+from caspo_jax.store import hash_path, load_records, read_jsonl, replacing, write_jsonl, write_text
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, OSError(errno.ENOSPC, "full")])
+def test_a_write_that_fails_leaves_what_was_there_and_nothing_else(tmp_path, error):
+    path = tmp_path / "deep" / "a.json"
+    write_text(path, "old")
+
+    def fails():
+        with replacing(path) as temporary:
+            temporary.write_text("ne")
+            assert path.read_text() == "old"
+            raise error
+
+    with pytest.raises((KeyboardInterrupt, OSError)):
+        fails()
+    assert path.read_text() == "old"
+    assert os.listdir(path.parent) == ["a.json"]
+
+
+def test_a_full_disk_leaves_no_half_file(tmp_path, monkeypatch):
+    def full(descriptor):
+        raise OSError(errno.ENOSPC, "full")
+
+    monkeypatch.setattr("os.fsync", full)
+    with pytest.raises(OSError, match="full"):
+        write_text(tmp_path / "a.json", "{}")
+    assert os.listdir(tmp_path) == []
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ from caspo_jax.distributed import is_writer
 from caspo_jax.evaluation.strategies import Outcome
 from caspo_jax.evaluation.tables import Tables
 from caspo_jax.metrics import reliability
+from caspo_jax.store import replacing
 
 # Okabe-Ito: told apart by colour-blind readers.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#F0E442")
@@ -55,9 +56,8 @@ def save_figure(figure: Any, path: str | Path) -> Path:
 
     path = Path(path)
     if is_writer():
-        temporary = path.with_name(f".{path.name}")
-        figure.savefig(temporary, format="png", dpi=130)
-        temporary.replace(path)
+        with replacing(path) as temporary:
+            figure.savefig(temporary, format="png", dpi=130)
     plt.close(figure)
     return path
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import collections
-import os
+import hashlib
+import io
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ import numpy as np
 from caspo_jax.distributed import is_writer
 from caspo_jax.errors import UserError
 from caspo_jax.steps import is_closed, is_flawed_correct
-from caspo_jax.store import hash_path, write_text
+from caspo_jax.store import write_bytes, write_text
 from caspo_jax.types import Trace
 
 _CARD = Path(__file__).with_name("dataset_card.md")
@@ -144,12 +145,11 @@ def _write_rows(rows: Sequence[dict[str, Any]], folder: Path) -> Path:
             for name, (kind, _) in COLUMNS.items()
         ]
     )
-    folder.mkdir(parents=True, exist_ok=True)
-    temporary = folder / f".train.{os.getpid()}.tmp"
-    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows, schema), temporary)
+    content = io.BytesIO()
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows, schema), content)
     # `datasets` caches by the folder's name and what the card says, not by content: the file's name tells them apart.
-    path = folder / f"train-{hash_path(temporary)[:16]}.parquet"
-    os.replace(temporary, path)
+    path = folder / f"train-{hashlib.sha256(content.getvalue()).hexdigest()[:16]}.parquet"
+    write_bytes(path, content.getvalue())
     return path
 
 

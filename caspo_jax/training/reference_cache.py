@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import signal
 import time
 import warnings
@@ -17,6 +16,7 @@ import numpy as np
 
 from caspo_jax.distributed import barrier, is_writer
 from caspo_jax.errors import Interrupted, UserError
+from caspo_jax.store import replacing
 from caspo_jax.training.base_plan import Plan
 from caspo_jax.training.data import RowStore
 from caspo_jax.training.reference_identity import reference_identity
@@ -71,10 +71,8 @@ class ReferenceCache:
         """Replace the entry, unless nothing is known; with several processes, one writes."""
         if not is_writer() or not (np.isfinite(chosen) & np.isfinite(rejected)).any():
             return
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = self.path.with_name(f".{self.path.stem}.{os.getpid()}.npz")
-        np.savez(temporary, chosen=chosen, rejected=rejected)
-        os.replace(temporary, self.path)
+        with replacing(self.path) as temporary, open(temporary, "wb") as file:  # to a path, savez adds .npz
+            np.savez(file, chosen=chosen, rejected=rejected)
 
 
 def fill_references(
