@@ -77,7 +77,7 @@ def to_line(record: Mapping[str, Any]) -> str:
 
 
 def _json(value: Any, **layout: Any) -> str:
-    """JSON in plain characters, but for half a one: JSON can spell it, and a file cannot hold it."""
+    """JSON whose characters stand unescaped, except lone surrogates, which UTF-8 cannot encode."""
     text = json.dumps(value, ensure_ascii=False, allow_nan=False, **layout)
     return _SURROGATE.sub(lambda found: f"\\u{ord(found[0]):x}", text)
 

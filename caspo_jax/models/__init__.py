@@ -15,6 +15,7 @@ from caspo_jax.models.tokenizer import (
     encode_prompt,
     eos_ids,
     load_tokenizer,
+    render_chat,
     token_bytes,
 )
 
@@ -39,6 +40,7 @@ __all__ = [
     "load_pretrained",
     "load_tokenizer",
     "merge_lora",
+    "render_chat",
     "resolve_folder",
     "save_adapter",
     "save_pretrained",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -147,7 +147,7 @@ def encode_prompt(tokenizer: Tokenizer | None, question: Question) -> list[int]:
     with a generation prompt, or is encoded as `prompt` where there is no template.
 
     Raises:
-      UserError: the question has none of the three, encodes to nothing or holds half a character, or the chat template
+      UserError: the question has none of the three, encodes to nothing or holds a lone surrogate, or the chat template
         fails.
     """
     if question.prompt_ids is not None:
@@ -168,11 +168,13 @@ def encode_prompt(tokenizer: Tokenizer | None, question: Question) -> list[int]:
 
 
 def whole_text(text: str, what: str) -> str:
-    """The text. Raises UserError, naming `what`, for half a character, which no tokenizer takes."""
+    """The text. Raises UserError, naming `what`, for a lone surrogate (half a character), which no tokenizer accepts."""
     try:
         text.encode("utf-8")
     except UnicodeEncodeError as error:
-        raise UserError(f"{what}: character {error.start} is half a one (a lone surrogate)") from error
+        raise UserError(
+            f"{what}: character {error.start} is a lone surrogate, which no tokenizer accepts"
+        ) from error
     return text
 
 
@@ -188,15 +190,23 @@ def _encode_text(tokenizer: Tokenizer, text: str) -> list[int]:
 def _encode_question(tokenizer: Tokenizer, text: str, id: str) -> list[int]:
     if not tokenizer.chat_template:
         return _encode_text(tokenizer, text)
-    messages = [{"role": "user", "content": text}]
+    rendered = render_chat(tokenizer, [{"role": "user", "content": text}], f"question {id!r}")
+    return list(tokenizer.encode(rendered, add_special_tokens=False))
+
+
+def render_chat(tokenizer: Tokenizer, messages: Sequence[Mapping[str, Any]], what: str) -> str:
+    """The prompt that the tokenizer's chat template makes of messages, up to where the assistant's answer begins.
+
+    Raises:
+      UserError: the template fails, as many do on a system message; begins with `what`.
+    """
     try:
-        rendered = tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+        return tokenizer.apply_chat_template(list(messages), add_generation_prompt=True, tokenize=False)
     except Exception as error:  # a template is a program that may raise anything
         raise UserError(
-            f"question {id!r}: the tokenizer's chat template fails ({' '.join(str(error).split())}); "
-            "give prompt instead of question"
+            f"{what}: the tokenizer's chat template fails ({' '.join(str(error).split())}); "
+            "give the prompt as plain text instead"
         ) from error
-    return list(tokenizer.encode(rendered, add_special_tokens=False))
 
 
 def check_prompt_ids(ids: Sequence[int], config: ModelConfig, name: str, new_tokens: int = 0) -> None:

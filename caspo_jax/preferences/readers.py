@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from caspo_jax.errors import UserError
+from caspo_jax.models import encode_prompt, render_chat
 from caspo_jax.preferences.identity import stable_hash
 from caspo_jax.preferences.left_out import LEFT_OUT, NoContrastError, say_left_out
 from caspo_jax.store import parse_at, read_jsonl
@@ -135,7 +136,7 @@ def _common_text(a: str, b: str) -> str:
 
 def _render(messages: Messages, tokenizer: Any) -> str:
     if tokenizer is not None and getattr(tokenizer, "chat_template", None):
-        return tokenizer.apply_chat_template(list(messages), add_generation_prompt=True, tokenize=False)
+        return render_chat(tokenizer, messages, "`prompt`")
     if len(messages) == 1 and messages[0]["role"] == "user":
         return messages[0]["content"]
     raise UserError("a prompt of several messages needs a tokenizer with a chat template")
@@ -237,8 +238,6 @@ def tokenize_pairs(
 
 
 def _tokenized(pair: Pair, tokenizer: Any, eos_id: int | None, delimiter: str) -> Pair:
-    from caspo_jax.models.tokenizer import encode_prompt
-
     def encode(text: str) -> tuple[int, ...]:
         return tuple(tokenizer.encode(text, add_special_tokens=False)) if text else ()
 

@@ -125,7 +125,7 @@ def test_half_a_character_to_score(program, tmp_path, write):
 
     given = write("in.jsonl", [{"id": "a", "prompt": "a", "text": "x\ud83d"}])
     flags = flags_of("score", tmp_path, get_task("graph").policy_path, given)
-    one_line(program("score", **flags), "in.jsonl:1: `text`: character 1 is half a one")
+    one_line(program("score", **flags), "in.jsonl:1: `text`: character 1 is a lone surrogate")
 
 
 @pytest.mark.parametrize("name", READERS)

@@ -61,7 +61,7 @@ def test_a_chat_template_that_fails_is_named_with_its_question(golden, template)
 @pytest.mark.parametrize("field", ["prompt", "question"])
 def test_half_a_character_is_named_with_its_question(golden, field):
     tokenizer = load_tokenizer(golden / "tokenizers" / "qwen_like")
-    with pytest.raises(UserError, match="'q7': character 1 is half a one"):
+    with pytest.raises(UserError, match="'q7': character 1 is a lone surrogate"):
         encode_prompt(tokenizer, Question("q7", **{field: "a\ud83d"}))
 
 

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
+from jinja2 import TemplateError
 
 from caspo_jax.errors import UserError
 from caspo_jax.preferences import (
@@ -132,6 +133,18 @@ def test_trl_conversations_need_a_template():
     assert pair.prompt == "<|im_start|>system:Be brief.<|im_start|>user:Sky?<|im_start|>"
     (ids,) = tokenize_pairs([pair], Chat())
     assert "".join(map(chr, ids.prompt_ids)) == pair.prompt  # rendered once
+
+
+def test_a_chat_template_that_refuses_the_messages_is_named_with_its_line(tmp_path):
+    class Strict(Chat):
+        def apply_chat_template(self, messages, add_generation_prompt, tokenize):
+            raise TemplateError("System role not supported")
+
+    system = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Sky?"}]
+    chosen, rejected = ([{"role": "assistant", "content": answer}] for answer in ("Blue.", "Green."))
+    path = write(tmp_path, {"prompt": system, "chosen": chosen, "rejected": rejected})
+    with pytest.raises(UserError, match=r"pairs\.jsonl:1: `prompt`: .*fails \(System role not supported\)"):
+        read_trl(path, Strict())
 
 
 @pytest.mark.parametrize(

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import importlib.resources
 import re
 from typing import Any
 
 from caspo_jax.errors import UserError
+from caspo_jax.models import render_chat
 from caspo_jax.types import Question
 
 # Control first, then from the plainest to the most prescriptive.
@@ -68,17 +70,10 @@ def with_intervention(question: Question, name: str, tokenizer: Any) -> Question
     system = [{"role": "system", "content": text}, {"role": "user", "content": question.question}]
     merged = [{"role": "user", "content": f"{text}\n\n{question.question}"}]
     for messages in (system, merged):
-        prompt = _rendered(messages, tokenizer)
-        if prompt is not None and text in prompt:
-            return dataclasses.replace(question, prompt=prompt)
-    raise UserError("the chat template drops the intervention's text; write it into the questions instead")
-
-
-def _rendered(messages: list[dict[str, str]], tokenizer: Any) -> str | None:
-    """The prompt, or None where the template refuses the roles."""
-    from jinja2 import TemplateError
-
-    try:
-        return tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
-    except TemplateError:
-        return None
+        with contextlib.suppress(UserError):  # many templates refuse a system message
+            prompt = render_chat(tokenizer, messages, f"question {question.id!r}")
+            if text in prompt:
+                return dataclasses.replace(question, prompt=prompt)
+    raise UserError(
+        "the chat template fails, or drops the intervention's text; write it into the questions instead"
+    )
