@@ -4,7 +4,7 @@
 
 Trains on an embedded task, whose checker is exact, so that the rate of wrong verdicts is known, with the quickstart's
 settings. Each level has its rounds in DIR/noise_RATE; the first round's traces, drawn from the base, are the same for all.
-The final policies are held against the base on held-out questions with exact verdicts; beside them stands the noisy
+The final policies are compared with the base on held-out questions with exact verdicts; beside them stands the noisy
 judge's F1 at finding the first wrong step, as `experiments.verifier_f1` measures it for a judge of one's own. Writes
 DIR/noise.{md,csv,json} and DIR/noise.png. Killed at any moment, it goes on when it is started again.
 """
@@ -113,7 +113,7 @@ def train(task: Any, level: float, folder: Path, first: Path) -> Path:
     from caspo_jax.training.rounds import Recipe, run_rounds
     from experiments.configs import quickstart as settings
 
-    share_traces(first / "round_1", folder / "round_1")
+    share_traces(first / "round_1", folder / "round_1", FLAGS.overwrite)
     exact = task.verifier()
     verifier = NoisyVerifier(exact, level, FLAGS.seed) if level else exact
     recipe = Recipe(
@@ -137,18 +137,30 @@ def train(task: Any, level: float, folder: Path, first: Path) -> Path:
     )[-1]
 
 
-def share_traces(source: Path, target: Path) -> None:
+def share_traces(source: Path, target: Path, overwrite: bool) -> None:
     """Copy a round's finished traces where there are none yet: no judge was asked before they were drawn.
 
     The manifest goes with them, so that a round begun with other settings is refused as ever.
-    """
-    from caspo_jax.outputs import manifest_path
 
-    traces = target / "traces.jsonl"
-    if (source / traces.name).exists() and not manifest_path(traces).exists():
-        target.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(source / traces.name, traces)
-        shutil.copyfile(manifest_path(source / traces.name), manifest_path(traces))
+    Args:
+      source: folder of the round that drew them.
+      target: folder of the round that they are for; the same one has them already.
+      overwrite: replace traces that no manifest knows.
+
+    Raises:
+      UserError: such traces are there, and `overwrite` is off.
+    """
+    from caspo_jax.outputs import check_own, manifest_path
+    from caspo_jax.store import replacing
+
+    drawn, traces = source / "traces.jsonl", target / "traces.jsonl"
+    if source == target or not drawn.exists() or manifest_path(traces).exists():
+        return
+    check_own(traces, overwrite)
+    # The manifest gets its name first: after a kill between the two, traces without one would be somebody's own.
+    with replacing(traces) as new_traces, replacing(manifest_path(traces)) as new_manifest:
+        shutil.copyfile(drawn, new_traces)
+        shutil.copyfile(manifest_path(drawn), new_manifest)
 
 
 def judge_f1(task: Any, folder: Path) -> float:

@@ -230,11 +230,11 @@ def table(result: Check) -> str:
         ("at most", f"{result.program.tokens / roofline.overlapped:,.0f} tokens a second"),
     ]
     for name, more in sorted(cost.when_taken.items()):
-        time = Roofline.of(more, result.chip)
+        least = Roofline.of(more, result.chip)
         rows.append(
             (
                 f"when taken: {name}",
-                f"{_ms(time.overlapped)} more ({time.bound}): {more.flops / 1e12:.3g} TFLOP, "
+                f"{_ms(least.overlapped)} more ({least.bound}): {more.flops / 1e12:.3g} TFLOP, "
                 f"{more.hbm_bytes / 1e9:.3g} GB of HBM, {more.ici_bytes / 1e9:.3g} GB over the links",
             )
         )

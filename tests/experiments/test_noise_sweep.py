@@ -1,11 +1,14 @@
 """Label noise reaches the annotations and the manifests, and the sweep plots what becomes of it."""
 
 import json
+import os
 
 import pytest
 
+from caspo_jax.errors import UserError
 from caspo_jax.records import question_to_record
 from caspo_jax.tasks import get_task
+from experiments.noise_sweep import share_traces
 from tests.experiments.conftest import read
 from tests.experiments.test_rounds import TRAIN
 
@@ -50,6 +53,26 @@ def test_caspo_with_label_noise(program, write, tmp_path):
         code, _, err = program("noise_sweep", out_dir=tmp_path / "sweep", **{name: value})
         assert code == 1
         assert "shares between 0 and 1" in err
+
+
+def test_traces_are_shared_and_nobody_s_are_replaced(tmp_path):
+    first, other = tmp_path / "noise_0" / "round_1", tmp_path / "noise_0.4" / "round_1"
+    first.mkdir(parents=True)
+    (first / "traces.jsonl").write_text("mine")
+    share_traces(first, first, overwrite=False)  # onto itself: left to the round, which refuses it
+    assert os.listdir(first) == ["traces.jsonl"]
+    manifest = first / "traces.jsonl.manifest.json"
+    manifest.write_text("{}")
+    other.mkdir(parents=True)
+    (other / "traces.jsonl").write_text("somebody's")
+    with pytest.raises(UserError, match="no manifest beside it"):
+        share_traces(first, other, overwrite=False)
+    assert (other / "traces.jsonl").read_text() == "somebody's"
+    share_traces(first, other, overwrite=True)
+    assert {p.name: p.read_text() for p in other.iterdir()} == {"traces.jsonl": "mine", manifest.name: "{}"}
+    (other / "traces.jsonl").write_text("begun")
+    share_traces(first, other, overwrite=True)  # a manifest knows them
+    assert (other / "traces.jsonl").read_text() == "begun"
 
 
 @pytest.mark.slow
