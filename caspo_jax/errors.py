@@ -14,6 +14,12 @@ class UserError(ValueError):
     """
 
 
+def first_line(error: BaseException) -> str:
+    """The first line of an error's message, at most 200 characters of it; its type's name where it has no message."""
+    lines = str(error).strip().splitlines()
+    return lines[0][:200] if lines else type(error).__name__
+
+
 @contextlib.contextmanager
 def named_by(where: str, subject: str) -> Iterator[None]:
     """What is refused within as `subject: ...`, by code that knows of no file, is refused as `where: ...`."""

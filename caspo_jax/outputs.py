@@ -233,14 +233,18 @@ class JsonlOutput:
         return found
 
     def append(self, records: Sequence[Mapping[str, Any]]) -> None:
-        """Add records that are not there yet, as whole lines, flushed to the disk."""
-        lines = "".join(to_line({**self._front, **r}) for r in records if str(r[self._key]) not in self.done)
+        """Add records that are not there yet, the first of each id, as whole lines, flushed to the disk."""
+        lines: dict[str, str] = {}
+        for record in records:
+            name = str(record[self._key])
+            if name not in self.done and name not in lines:
+                lines[name] = to_line({**self._front, **record})
         if is_writer():
             with open(self._partial, "ab") as file:
-                file.write(lines.encode("utf-8"))
+                file.write("".join(lines.values()).encode("utf-8"))
                 file.flush()
                 os.fsync(file.fileno())
-        self.done.update(str(r[self._key]) for r in records)
+        self.done.update(lines)
 
     def finish(self, **counts: Any) -> None:
         """Give the file its name and complete the manifest."""
@@ -252,7 +256,7 @@ class JsonlOutput:
 
 
 def discard_unfinished(path: str | Path) -> None:
-    """Removes what a `JsonlOutput` of `path` that is never finished left, with its manifest: it has served."""
+    """Deletes the partial file and the manifest of a `JsonlOutput` of `path` that was only scratch space."""
     path = Path(path)
     barrier(f"{path.name} used")
     if is_writer():

@@ -31,6 +31,13 @@ def test_a_torn_last_line_is_dropped_and_the_rest_is_kept(tmp_path):
     assert contents["counts"] == {"records": 3}
 
 
+def test_of_two_records_of_one_id_the_first_is_written(tmp_path):
+    out = open_output(tmp_path / "out.jsonl")
+    out.append([{"id": "x", "v": 1}, {"id": "x", "v": 2}])
+    out.append([{"id": "x", "v": 3}, {"id": "y", "v": 4}])
+    assert [record["v"] for record in out.records()] == [1, 4]
+
+
 def test_what_is_complete_keeps_the_seconds_of_the_run_that_did_it(tmp_path):
     path = tmp_path / "o.manifest.json"
     Manifest.open(path, program="p", config={}).finish(records=3)

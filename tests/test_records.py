@@ -92,6 +92,9 @@ def test_pair_round_trip():
         for value in values:
             with pytest.raises(UserError, match=f"`{field}` must be"):
                 pair_from_record(pair_to_record(PAIR) | {field: value})
+    unknown = dataclasses.replace(PAIR, chosen_confidence=math.nan, rejected_confidence=math.inf)
+    back = pair_from_record(through_json(pair_to_record(unknown)))
+    assert (back.chosen_confidence, back.rejected_confidence) == (None, None)
     record = through_json(pair_to_record(PAIR))
     del record["chosen_ids"]
     with pytest.raises(UserError, match="chosen_ids"):

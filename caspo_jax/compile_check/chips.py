@@ -8,7 +8,7 @@ import os
 from typing import Any, Literal
 
 from caspo_jax.compile_check.gpus import GPUS, gpu_devices
-from caspo_jax.errors import UserError
+from caspo_jax.errors import UserError, first_line
 
 
 @dataclasses.dataclass(frozen=True)
@@ -104,5 +104,4 @@ def _gpus(name: str, count: int, topology: str) -> list[Any]:
 
 
 def _unknown(topology: str, platform: str, error: Exception) -> UserError:
-    reason = str(error).strip().splitlines()[0][:200]
-    return UserError(f"--topology={topology}: the {platform} compiler does not know it ({reason})")
+    return UserError(f"--topology={topology}: the {platform} compiler does not know it ({first_line(error)})")

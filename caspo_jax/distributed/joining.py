@@ -10,7 +10,7 @@ import sys
 
 from caspo_jax.distributed import watch
 from caspo_jax.distributed.group import GROUP, PREFIX
-from caspo_jax.errors import UserError
+from caspo_jax.errors import UserError, first_line
 
 
 def start(
@@ -86,9 +86,8 @@ def _initialize(given: tuple[str | None, int | None, int | None], timeout: float
             raise UserError(
                 "the run's processes cannot be joined any more: call distributed.start before anything touches a device"
             ) from error
-        reason = str(error).strip().splitlines()[0][:200]
         raise UserError(
-            f"the run's {given[1] or ''} processes did not find each other within {timeout:.0f} s ({reason})"
+            f"the run's {given[1] or ''} processes did not find each other within {timeout:.0f} s ({first_line(error)})"
         ) from error
     return True
 

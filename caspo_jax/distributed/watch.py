@@ -10,6 +10,7 @@ import time
 from typing import NoReturn
 
 from caspo_jax.distributed.group import GROUP, PREFIX, barrier, is_writer
+from caspo_jax.errors import first_line
 
 BEAT_SECONDS = 2.0  # between two signs of life
 SILENT_SECONDS = 30.0  # after which a process without one is taken for dead
@@ -45,8 +46,7 @@ def lost(error: Exception) -> NoReturn:
     """Ends this process after a collective operation failed: another process is gone, and the watch finds out which."""
     if GROUP.count > 1:
         time.sleep(SILENT_SECONDS + 3 * BEAT_SECONDS)
-    reason = str(error).strip().splitlines()[0][:200]
-    _die(f"an operation over all processes failed ({reason})")
+    _die(f"an operation over all processes failed ({first_line(error)})")
 
 
 def _watch() -> None:

@@ -73,6 +73,9 @@ def write_tensors(
       shapes: name -> shape of every tensor, in file order.
       dtype: of all of them.
       tensors: the arrays, in that order.
+
+    Raises:
+      ValueError: they are more or fewer, or one has another shape; the file is incomplete then.
     """
     header: dict[str, object] = {"__metadata__": {"format": "pt"}}
     end = 0
@@ -83,7 +86,9 @@ def write_tensors(
     text += b" " * (-len(text) % 8)  # so that the arrays are aligned
     with open(path, "wb") as file:
         file.write(len(text).to_bytes(8, "little") + text)
-        for tensor in tensors:
+        for (name, shape), tensor in zip(shapes.items(), tensors, strict=True):
+            if tensor.shape != tuple(shape):
+                raise ValueError(f"tensor {name!r} has shape {tensor.shape}, not {tuple(shape)}")
             file.write(np.ascontiguousarray(tensor, dtype).view(np.uint8).data)
 
 

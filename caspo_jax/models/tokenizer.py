@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from caspo_jax.errors import UserError
+from caspo_jax.errors import UserError, first_line
 from caspo_jax.models.config import ModelConfig, merge_eos, read_json
 from caspo_jax.types import Question
 
@@ -45,8 +45,7 @@ def load_tokenizer(path: str | Path) -> Tokenizer:
     try:
         tokenizer = (PreTrainedTokenizerFast if verbatim else AutoTokenizer).from_pretrained(str(path))
     except Exception as error:  # the tokenizers library raises bare Exception
-        reason = str(error).strip().split("\n")[0]
-        raise UserError(f"{path}: the tokenizer cannot be loaded ({reason})") from error
+        raise UserError(f"{path}: the tokenizer cannot be loaded ({first_line(error)})") from error
     if not tokenizer.is_fast:
         raise UserError(f"{path}: only fast tokenizers are supported (tokenizer.json)")
     config = Path(path) / _CONFIG

@@ -18,6 +18,7 @@ from caspo_jax.records.values import (
     read_number,
     read_text,
     schema,
+    tidy,
 )
 from caspo_jax.types import VERDICTS, Pair, PairKind
 
@@ -28,6 +29,8 @@ def pair_to_record(pair: Pair) -> dict[str, Any]:
     for field in dataclasses.fields(pair):
         value = getattr(pair, field.name)
         record[field.name] = list(value) if isinstance(value, tuple) else value
+    for side in ("chosen", "rejected"):
+        record[f"{side}_confidence"] = tidy(record[f"{side}_confidence"])
     return record
 
 

@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from caspo_jax.errors import UserError
+from caspo_jax.errors import UserError, first_line
 from caspo_jax.store import hash_path, write_json
 from caspo_jax.training.step_state import TrainState
 
@@ -127,9 +127,8 @@ class Checkpoints:
                 args=args.Composite(state=args.StandardRestore(target), iterator=args.JsonRestore()),
             )
         except (ValueError, KeyError, TypeError, OSError) as error:
-            reason = str(error).strip().splitlines()[0][:200]
             raise UserError(
-                f"{self.folder}/{step}: cannot resume from this checkpoint ({reason}): "
+                f"{self.folder}/{step}: cannot resume from this checkpoint ({first_line(error)}): "
                 "use the settings and model that wrote it, or another folder"
             ) from error
         leaves = [restored["state"][name] for name in _named_leaves(like)]

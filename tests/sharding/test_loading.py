@@ -99,6 +99,12 @@ def test_files_are_those_of_the_library(tmp_path, dtype):
     for name, tensor in safetensors.numpy.load_file(tmp_path / "ours").items():
         assert tensor.dtype == dtype
         np.testing.assert_array_equal(tensor, tensors[name])
+    for few, error in (
+        ([*tensors.values()][:2], "shorter"),
+        ([t[:1] for t in tensors.values()], "'t0' has shape"),
+    ):
+        with pytest.raises(ValueError, match=error):
+            write_tensors(tmp_path / "damaged", shapes, np.dtype(dtype), few)
     safetensors.numpy.save_file(tensors, tmp_path / "theirs")
     reader = TensorReader(tmp_path / "theirs")
     part = np.empty((2, 2), np.float32).T

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from caspo_jax.errors import UserError
+from caspo_jax.errors import UserError, first_line
 from caspo_jax.store import read_jsonl
 
 
@@ -84,9 +84,8 @@ def _from_hub(source: Source, name: str) -> Iterator[tuple[str, dict[str, Any]]]
     except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
         if isinstance(error, UserError):
             raise
-        reason = str(error).strip().split("\n")[0]
         raise UserError(
-            f"{name}: cannot read {where} from the hub ({reason}): give a local copy, --data={name}=PATH"
+            f"{name}: cannot read {where} from the hub ({first_line(error)}): give a local copy, --data={name}=PATH"
         ) from error
 
 
@@ -111,5 +110,4 @@ def _from_disk(path: Path, source: Source) -> Iterator[tuple[str, dict[str, Any]
     except (OSError, ValueError, KeyError, datasets.exceptions.DatasetsError) as error:
         if isinstance(error, UserError):
             raise
-        reason = str(error).strip().split("\n")[0]
-        raise UserError(f"{path}: cannot be read as a dataset ({reason})") from error
+        raise UserError(f"{path}: cannot be read as a dataset ({first_line(error)})") from error
