@@ -67,16 +67,7 @@ def cmfg(f: Any, c: Any, bins: int = 10, empty: float | None = 0.5) -> float:
     0.56
     """
     values, confidence = _present(f=f, c=c)
-    _check_empty(empty)
-    index = bin_of(confidence, bins, right_closed=False)
-    if not values.size:
-        return float("nan")
-    count = np.bincount(index, minlength=bins)
-    occupied = count > 0
-    means = np.bincount(index, values.astype(np.float64), bins)[occupied] / count[occupied]
-    if empty is None:
-        return float(means.mean())
-    return float((means.sum() + empty * (bins - occupied.sum())) / bins)
+    return weighted_cmfg(confidence, bins, empty)(values.astype(np.float64), np.ones(values.size))
 
 
 def cmfg_star(f: Any, c: Any, bins: int = 10) -> float:

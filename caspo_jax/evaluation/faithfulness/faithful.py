@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
 
 from caspo_jax import metrics
-from caspo_jax.evaluation.faithfulness.pairing import BINS, METRICS, Pairing, Side, pair_up
+from caspo_jax.evaluation.faithfulness.pairing import BINS, METRICS, Pairing, Side, pair_up, weighted_metrics
 from caspo_jax.evaluation.faithfulness.skill import permuted_means, skill_statistics
 from caspo_jax.evaluation.faithfulness.table import Table
 from caspo_jax.evaluation.tables import finite
@@ -30,17 +31,9 @@ def statistics(p: Pairing) -> dict[str, Side]:
     words' (the published `token`, often `hidden`), cMFG and cMFG*, which weigh rare confidences as much as common ones,
     can rank words that follow the confidence below random ones; read them beside Spearman and Kendall.
     """
-    found: dict[str, Side] = {}
-    f = p.f
-    trace_f = p.trace_mean(f)
-    found["mfg"] = (metrics.mean_statistic(trace_f), p.trace_group)
-    for prefix, values, confidence, group in (
-        ("", f, p.c, p.group),
-        ("trace_", trace_f, p.trace_c, p.trace_group),
-    ):
-        found[f"{prefix}cmfg"] = (metrics.cmfg_statistic(values, confidence, BINS), group)
-        found[f"{prefix}cmfg_occupied"] = (metrics.cmfg_statistic(values, confidence, BINS, None), group)
-        found[f"{prefix}cmfg_star"] = (metrics.cmfg_star_statistic(values, confidence, BINS), group)
+    found: dict[str, Side] = {
+        name: (functools.partial(metric, p.f), p.trace_group) for name, metric in weighted_metrics(p).items()
+    }
     for prefix, d, c, group in (("", p.d, p.c, p.group), ("trace_", p.trace_d, p.trace_c, p.trace_group)):
         found[f"{prefix}spearman"] = (metrics.spearman_statistic(d, c), group)
         found[f"{prefix}kendall"] = (metrics.kendall_statistic(d, c, group), group)
@@ -58,16 +51,12 @@ def intervals(named: Mapping[str, Side], draws: int = 1000, seed: int = 0) -> di
 
 def of_steps(p: Pairing) -> dict[str, Callable[[np.ndarray], float]]:
     """METRICS as functions of F [n] with C fixed: what baselines and permutations need."""
-    fixed_steps, fixed_traces = _Fixed(p.c), _Fixed(p.trace_c)
-    found: dict[str, Callable[[np.ndarray], float]] = {"mfg": lambda f: float(p.trace_mean(f).mean())}
+    alike = np.ones(p.trace_group.size)
 
-    def over_traces(metric: Callable[[np.ndarray], float]) -> Callable[[np.ndarray], float]:
-        return lambda f: metric(p.trace_mean(f))
+    def of(metric: metrics.Weighted) -> Callable[[np.ndarray], float]:
+        return lambda f: metric(f, alike)
 
-    for name in ("cmfg", "cmfg_occupied", "cmfg_star"):
-        found[name] = getattr(fixed_steps, name)
-        found[f"trace_{name}"] = over_traces(getattr(fixed_traces, name))
-    return {name: found[name] for name in METRICS}
+    return {name: of(metric) for name, metric in weighted_metrics(p).items()}
 
 
 def faithfulness_record(
@@ -146,38 +135,6 @@ def trajectory(p: Pairing) -> dict[str, list[float | None]]:
         "confidence": [finite(v) for v in np.bincount(part, p.c, POSITIONS) / divisor],
         "steps": [int(n) for n in count],
     }
-
-
-class _Fixed:
-    """cMFG and cMFG* of changing F with C fixed: bins, ties and widths are found once."""
-
-    def __init__(self, c: np.ndarray):
-        self.index = bin_of(c, BINS, right_closed=False)
-        self.count = np.bincount(self.index, minlength=BINS)
-        self.order = np.argsort(c, kind="stable")
-        _, self.tie, copies = np.unique(c, return_inverse=True, return_counts=True)
-        self.copies = copies
-        bins = metrics.mass_bins(np.zeros(c.size), c, BINS)
-        self.sizes, self.widths = bins.counts, np.diff(bins.edges)
-        self.starts = np.cumsum(self.sizes) - self.sizes
-
-    def cmfg(self, f: np.ndarray) -> float:
-        means = self._means(f)
-        return float((means.sum() + 0.5 * (BINS - means.size)) / BINS)
-
-    def cmfg_occupied(self, f: np.ndarray) -> float:
-        return float(self._means(f).mean())
-
-    def cmfg_star(self, f: np.ndarray) -> float:
-        averaged = (np.bincount(self.tie, f) / self.copies)[self.tie]
-        if self.widths.sum() <= 0.0:
-            return float(f.mean())
-        means = np.add.reduceat(averaged[self.order], self.starts) / self.sizes
-        return float(self.widths @ means / self.widths.sum())
-
-    def _means(self, f: np.ndarray) -> np.ndarray:
-        occupied = self.count > 0
-        return np.bincount(self.index, f, BINS)[occupied] / self.count[occupied]
 
 
 def _coverage(p: Pairing) -> dict[str, Any]:

@@ -6,12 +6,12 @@ import dataclasses
 
 import numpy as np
 
+from caspo_jax import metrics
 from caspo_jax.evaluation.faithfulness.table import Table, trace_means
-from caspo_jax.metrics import Statistic
 
 BINS = 10
 # A function of item weights, and the question of each item: what a bootstrap needs.
-Side = tuple[Statistic, np.ndarray]
+Side = tuple[metrics.Statistic, np.ndarray]
 METRICS = (
     "mfg",
     "cmfg",
@@ -63,3 +63,20 @@ def pair_up(table: Table, scorer: str, estimator: str) -> Pairing:
         trace_c=table.trace_confidence[estimator][kept],
         trace_group=table.trace_group[kept],
     )
+
+
+def weighted_metrics(p: Pairing) -> dict[str, metrics.Weighted]:
+    """METRICS as functions of F [n] and the weights of the traces [m], with C fixed: linear in F."""
+
+    def of_steps(metric: metrics.Weighted) -> metrics.Weighted:
+        return lambda f, weights: metric(f, weights[p.trace])
+
+    def of_traces(metric: metrics.Weighted) -> metrics.Weighted:
+        return lambda f, weights: metric(p.trace_mean(f), weights)
+
+    found = {"mfg": of_traces(lambda f, weights: float(weights @ f / weights.sum()))}
+    for prefix, c, of in (("", p.c, of_steps), ("trace_", p.trace_c, of_traces)):
+        found[f"{prefix}cmfg"] = of(metrics.weighted_cmfg(c, BINS))
+        found[f"{prefix}cmfg_occupied"] = of(metrics.weighted_cmfg(c, BINS, None))
+        found[f"{prefix}cmfg_star"] = of(metrics.weighted_cmfg_star(c, BINS))
+    return {name: found[name] for name in METRICS}

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Callable
 
 import numpy as np
 
 from caspo_jax import metrics
-from caspo_jax.evaluation.faithfulness.pairing import BINS, METRICS, Pairing, Side
+from caspo_jax.evaluation.faithfulness.pairing import METRICS, Pairing, Side, weighted_metrics
 
 _DIGITS = 12  # decimals of D; words that differ in later ones are the same
-_Pair = Callable[[np.ndarray], tuple[float, float]]  # item weights -> (M, M_permuted)
 
 
 def skill_statistics(p: Pairing) -> dict[str, Side]:
@@ -21,41 +21,36 @@ def skill_statistics(p: Pairing) -> dict[str, Side]:
     with M_permuted held fixed would be several times too wide. Words that never change have none: NaN.
     """
     silent = p.d.size > 0 and np.ptp(np.round(p.d, _DIGITS)) == 0.0
-    return {
-        name: ((lambda weights: math.nan) if silent else _skill(both), groups)
-        for name, (both, groups) in _pairs(p).items()
-    }
+    of_draw = _of_draw(p)
+
+    def skill(name: str) -> metrics.Statistic:
+        return lambda weights: math.nan if silent else metrics.skill(*of_draw(weights)[name])
+
+    return {name: (skill(name), p.trace_group) for name in METRICS}
 
 
 def permuted_means(p: Pairing) -> dict[str, float]:
     """M_permuted of METRICS: the mean over all permutations of D within a place, across traces."""
-    return {name: both(np.ones(groups.size))[1] for name, (both, groups) in _pairs(p).items()}
+    found = _of_draw(p)(np.ones(p.trace_group.size))
+    return {name: permuted for name, (_, permuted) in found.items()}
 
 
-def _skill(both: _Pair) -> metrics.Statistic:
-    return lambda weights: metrics.skill(*both(weights))
+def _of_draw(p: Pairing) -> Callable[[np.ndarray], dict[str, tuple[float, float]]]:
+    """Weights of the traces [m] -> {metric: (M, M_permuted)}; the same metric of E[F], because it is linear in F.
 
-
-def _pairs(p: Pairing) -> dict[str, tuple[_Pair, np.ndarray]]:
-    """METRICS of these words and of permuted ones, which are the same metric of E[F] because it is linear in F."""
+    A bootstrap asks for one metric after the other, each with the same draws: what a draw gave is remembered.
+    """
     expected = metrics.permuted_faithfulness(p.d, p.c, metrics.position_groups(p.index))
-    of_steps: dict[str, metrics.Weighted] = {}
-    of_traces: dict[str, metrics.Weighted] = {"mfg": lambda f, weights: float(weights @ f / weights.sum())}
-    for prefix, c, named in (("", p.c, of_steps), ("trace_", p.trace_c, of_traces)):
-        named[f"{prefix}cmfg"] = metrics.weighted_cmfg(c, BINS)
-        named[f"{prefix}cmfg_occupied"] = metrics.weighted_cmfg(c, BINS, None)
-        named[f"{prefix}cmfg_star"] = metrics.weighted_cmfg_star(c, BINS)
-    f, trace_f = p.f, p.trace_mean(p.f)
+    named, f = weighted_metrics(p), p.f
+    seen: dict[bytes, dict[str, tuple[float, float]]] = {}
 
-    def steps(metric: metrics.Weighted) -> _Pair:
-        return lambda weights: (metric(f, weights), metric(expected(weights), weights))
+    def of_draw(weights: np.ndarray) -> dict[str, tuple[float, float]]:
+        digest = hashlib.sha256(weights.tobytes()).digest()
+        if digest not in seen:
+            permuted = expected(weights[p.trace])
+            seen[digest] = {
+                name: (metric(f, weights), metric(permuted, weights)) for name, metric in named.items()
+            }
+        return seen[digest]
 
-    def traces(metric: metrics.Weighted) -> _Pair:
-        return lambda weights: (
-            metric(trace_f, weights),
-            metric(p.trace_mean(expected(weights[p.trace])), weights),
-        )
-
-    found = {name: (steps(metric), p.group) for name, metric in of_steps.items()}
-    found |= {name: (traces(metric), p.trace_group) for name, metric in of_traces.items()}
-    return {name: found[name] for name in METRICS}
+    return of_draw

@@ -135,6 +135,21 @@ def test_the_interval_of_a_skill_is_as_wide_as_skills_differ(follow):
     assert np.mean([i.value for i in found]) == pytest.approx(known, abs=0.03)
 
 
+def test_the_mean_over_permutations_is_found_once_a_draw(monkeypatch):
+    asked = []
+
+    def counted(*given):
+        expected = found(*given)
+        return lambda weights: asked.append(0) or expected(weights)
+
+    found = metrics.permuted_faithfulness
+    monkeypatch.setattr(metrics, "permuted_faithfulness", counted)
+    statistics = skill_statistics(pair_up(by_question(0.7, 0), "s", "entropy"))
+    for name in METRICS:
+        metrics.bootstrap_interval(*statistics[name], draws=20)
+    assert len(asked) == 1 + 20  # for all of METRICS
+
+
 def test_skills_are_of_the_questions_that_are_drawn():
     first, second = (by_question(follow, 3) for follow in (0.0, 0.7))
     for t in (first, second):
