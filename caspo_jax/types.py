@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
 import jax
@@ -13,6 +13,11 @@ FinishReason = Literal["eos", "stop", "length", "pruned", "budget"]
 PairKind = Literal["low_confidence_correct", "wrong"]
 
 VERDICTS: tuple[Verdict, ...] = ("correct", "wrong", "unknown")
+DEFAULT_DELIMITER = "\n\n"  # what ends a step, unless a policy or a user says otherwise
+
+Extract = Callable[[str], str | None]  # text -> the answer that it gives
+Equal = Callable[[str, str], bool]  # (gold, answer)
+Progress = Callable[[int, int], None]  # (done, in all)
 
 
 @dataclasses.dataclass(frozen=True)

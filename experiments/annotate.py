@@ -86,7 +86,7 @@ def annotate_traces() -> None:
     if verifiers.needs_gold(policy):
         verifiers.check_golds(traces)
     extract, equal = common.answer_functions(policy)
-    delimiter = common.step_delimiter(policy.settings)
+    delimiter = common.step_delimiter(policy)
     verifier = verifiers.build(policy, extract, equal)
     with common.Progress(len(traces), "annotate", unit="trace") as progress:
         annotate_stage(
@@ -119,7 +119,7 @@ def annotate_labelled() -> None:
             equal=equal,
             answer_kind=verifiers.answer_kind(policy),
             confidence=FLAGS.confidence,
-            delimiter=common.step_delimiter(policy.settings),
+            delimiter=common.step_delimiter(policy),
             neutral=FLAGS.neutral,
             batch_size=FLAGS.batch_size,
             overwrite=FLAGS.overwrite,

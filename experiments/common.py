@@ -6,7 +6,7 @@ import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 # glibc (2.35 and later) asks for huge pages. Training frees large buffers at every step and takes them anew: in pages of 4 KiB
 # that is a fifth of an update's time on a CPU. To keep what is freed (MALLOC_MMAP_MAX_=0) is no faster, takes a third more
@@ -41,6 +41,9 @@ from experiments.terminal import (  # noqa: E402, F401 - and these
     say,
     watch,
 )
+
+if TYPE_CHECKING:
+    from caspo_jax.training.stages import Policy
 
 FLAGS = flags.FLAGS
 
@@ -126,11 +129,11 @@ def load_policy() -> Any:
     return Policy.load(FLAGS.model, FLAGS.dtype, mesh())
 
 
-def step_delimiter(settings: Mapping[str, Any]) -> str:
-    """The delimiter of a step: the flag, else the policy's own, else two newlines."""
+def step_delimiter(policy: Policy) -> str:
+    """The delimiter of a step: the flag's, else the policy's own."""
     if FLAGS.step_delimiter is not None:
         return unescaped("step_delimiter", FLAGS.step_delimiter)
-    return settings.get("step_delimiter", "\n\n")
+    return policy.step_delimiter
 
 
 def sample_config(policy: Any, questions: Sequence[Any], **overrides: Any) -> Any:
@@ -150,7 +153,7 @@ def sample_config(policy: Any, questions: Sequence[Any], **overrides: Any) -> An
     if FLAGS.max_new_tokens is None:
         longest = max(len(encode_prompt(policy.tokenizer, q)) for q in questions)
         values["max_new_tokens"] = max(1, min(1024, policy.model.config.context - longest))
-    values |= {"step_delimiter": step_delimiter(policy.settings)}
+    values |= {"step_delimiter": step_delimiter(policy)}
     values |= {"stop": tuple(unescaped("stop", text) for text in FLAGS.stop)}
     return SampleConfig(**(values | overrides))
 

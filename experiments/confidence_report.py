@@ -61,7 +61,7 @@ def report(policy: Any, path: str, out: Path) -> None:
         )
     if not any(_has_verdict(t) for t in kept):
         raise UserError(f"{path}: {_NO_VERDICT}")
-    delimiter, seed = common.step_delimiter(policy.settings), common.FLAGS.seed
+    delimiter, seed = common.step_delimiter(policy), common.FLAGS.seed
     manifest = Manifest.open(
         _manifest(out),
         program="evaluate/traces",

@@ -181,7 +181,7 @@ def prepared(policy: Any, out: Path) -> tuple[list[Any], dict[str, Any]]:
     from caspo_jax.outputs import Manifest, manifest_path
     from caspo_jax.store import hash_path, write_jsonl
 
-    delimiter = common.step_delimiter(policy.settings)
+    delimiter = common.step_delimiter(policy)
     settings = {
         "traces": hash_path(FLAGS.traces),
         "policy": policy.hash,

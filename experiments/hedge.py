@@ -111,7 +111,7 @@ def sample_plain(policy: Any, out: Path) -> Path:
             policy,
             questions,
             out / "plain.jsonl",
-            SampleConfig(max_new_tokens=256, step_delimiter=policy.settings.get("step_delimiter", "\n\n")),
+            SampleConfig(max_new_tokens=256, step_delimiter=policy.step_delimiter),
             seed=FLAGS.seed,
             batch_size=FLAGS.batch_size,
             overwrite=FLAGS.overwrite,
@@ -130,7 +130,7 @@ def segmented(policy: Any, path: Path) -> list[Any]:
     from caspo_jax.steps import segment_trace
     from caspo_jax.store import load_records
 
-    delimiter = policy.settings.get("step_delimiter", "\n\n")
+    delimiter = policy.step_delimiter
     traces = [
         segment_trace(trace, policy.token_bytes, delimiter=delimiter, confidence=FLAGS.confidence)
         for trace in load_records(path, trace_from_record)

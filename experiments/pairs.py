@@ -52,7 +52,7 @@ def main() -> None:
     if verifiers.needs_gold(policy):  # the stage reads the traces itself: only golds are looked for here
         verifiers.check_golds(load_records(FLAGS.input, trace_from_record))
     extract, equal = common.answer_functions(policy)
-    delimiter = common.step_delimiter(policy.settings)
+    delimiter = common.step_delimiter(policy)
     with common.Progress(0, "pairs", unit="competitor") as progress:
         counts = pairs_stage(
             policy,

@@ -99,7 +99,7 @@ def main() -> None:
             FLAGS.annotated,
             FLAGS.out_dir,
             config,
-            delimiter=None if FLAGS.step_delimiter is None else common.step_delimiter({}),
+            delimiter=None if FLAGS.step_delimiter is None else common.step_delimiter(policy),
             reference_cache=FLAGS.reference_cache,
             overwrite=FLAGS.overwrite,
             progress=progress.reach,

@@ -119,6 +119,7 @@ def build(policy: Any, extract: Any, equal: Any) -> Any:
             threshold=FLAGS.rollout_threshold,
             extract=extract,
             equal=equal,
+            delimiter=common.step_delimiter(policy),
             decoding={**decoding(policy), "seed": FLAGS.seed},
         )
     from caspo_jax.training.stages import Policy

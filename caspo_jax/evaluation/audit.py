@@ -15,8 +15,8 @@ from caspo_jax.evaluation.replay import RecordedPath, Replay, recorded_paths, re
 from caspo_jax.models import token_bytes
 from caspo_jax.sampling import SampleConfig, first_stop, generate, token_text, vote
 from caspo_jax.sampling.config import Vote
-from caspo_jax.sampling.votes import Equivalent, Extract, same_text
-from caspo_jax.types import CatTree, Question, Trace
+from caspo_jax.sampling.votes import same_text
+from caspo_jax.types import CatTree, Equal, Extract, Question, Trace
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,9 +53,7 @@ def audited_questions(traces: Sequence[Trace], trees: Sequence[CatTree], rule: s
     return found
 
 
-def voted_right(
-    traces: Sequence[Trace], method: Vote, gamma: float, equivalent: Equivalent = same_text
-) -> bool:
+def voted_right(traces: Sequence[Trace], method: Vote, gamma: float, equivalent: Equal = same_text) -> bool:
     """Is the voted answer of these paths right?"""
     answer, _ = vote(traces, method, extract=lambda text: None, equivalent=equivalent, gamma=gamma)
     return answer is not None and any(bool(t.correct) for t in traces if t.answer == answer)
@@ -68,7 +66,7 @@ def threshold_sweep(
     method: Vote = "sequence",
     gamma: float = 1.0,
     min_live: int = 1,
-    equivalent: Equivalent = same_text,
+    equivalent: Equal = same_text,
     draws: int = 1000,
 ) -> list[dict[str, Any]]:
     """Accuracy, cost and losses at each threshold, by exact replay (forks off).

@@ -18,10 +18,8 @@ from caspo_jax.metrics import mean_statistic, paired_difference
 from caspo_jax.models import token_bytes
 from caspo_jax.sampling import SampleConfig, generate
 from caspo_jax.steps import Verifier, annotate_traces
-from caspo_jax.types import CatResult, Question, Trace
+from caspo_jax.types import CatResult, Equal, Extract, Question, Trace
 
-Extract = Callable[[str], str | None]
-Equal = Callable[[str, str], bool]
 KeepTraces = Callable[[Sequence[Trace]], None]
 KeepResults = Callable[[Sequence[CatResult]], None]
 

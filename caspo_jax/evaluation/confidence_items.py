@@ -20,7 +20,7 @@ from caspo_jax.errors import UserError
 from caspo_jax.evaluation.siblings import prefix_digests
 from caspo_jax.metrics.arrays import group_index
 from caspo_jax.steps import segment
-from caspo_jax.types import Trace
+from caspo_jax.types import DEFAULT_DELIMITER, Trace
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,7 +45,7 @@ def confidence_items(
     traces: Sequence[Trace],
     token_bytes: Sequence[bytes],
     stats: Sequence[TokenStats] | None = None,
-    delimiter: str = "\n\n",
+    delimiter: str = DEFAULT_DELIMITER,
 ) -> tuple[Items, Items]:
     """Steps with a verdict, and traces with a known correctness, under every confidence that can be computed.
 

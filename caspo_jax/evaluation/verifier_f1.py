@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -20,9 +19,7 @@ from caspo_jax.metrics import (
 from caspo_jax.steps import DEFAULT_DELIMITER, LabelledSteps, Verifier, VerifyItem
 from caspo_jax.steps.labels import processbench_from_record
 from caspo_jax.store import load_records
-from caspo_jax.types import Question, Verdict
-
-Progress = Callable[[int, int], Any]
+from caspo_jax.types import Progress, Question, Verdict
 
 
 @dataclasses.dataclass(frozen=True)

@@ -11,11 +11,10 @@ from caspo_jax.sampling.config import CatConfig, SampleConfig
 from caspo_jax.sampling.questions import Questions
 from caspo_jax.sampling.results import search_results
 from caspo_jax.sampling.run import run
-from caspo_jax.sampling.search import Progress
 from caspo_jax.sampling.traces import build_trace
 from caspo_jax.sampling.units import Usage
-from caspo_jax.sampling.votes import Equivalent, Extract, last_line, same_text
-from caspo_jax.types import CatResult, Trace
+from caspo_jax.sampling.votes import last_line, same_text
+from caspo_jax.types import CatResult, Equal, Extract, Progress, Trace
 
 
 def generate(
@@ -115,7 +114,7 @@ def cat_search(
     *,
     batch_size: int | None = None,
     extract: Extract = last_line,
-    equivalent: Equivalent = same_text,
+    equivalent: Equal = same_text,
     progress: Progress | None = None,
     usage: Usage | None = None,
     strategy: str = "cat",
@@ -178,7 +177,7 @@ def cat_sweep(
     *,
     batch_size: int | None = None,
     extract: Extract = last_line,
-    equivalent: Equivalent = same_text,
+    equivalent: Equal = same_text,
     progress: Progress | None = None,
     usage: Usage | None = None,
 ) -> list[list[CatResult]]:

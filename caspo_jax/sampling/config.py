@@ -11,6 +11,7 @@ from caspo_jax.checks import at_least, check, is_number, one_of, own_numbers, wi
 from caspo_jax.confidence.path import PATH_CONFIDENCES
 from caspo_jax.confidence.step import STEP_CONFIDENCES
 from caspo_jax.errors import UserError
+from caspo_jax.types import DEFAULT_DELIMITER
 
 Vote = Literal["majority", "confidence", "sequence", "best_path"]
 
@@ -48,7 +49,7 @@ class SampleConfig:
     num_samples: int = 1  # outputs a question
     # An output ends after the token that completes one of these; a special token is one by its name.
     stop: tuple[str, ...] = ()
-    step_delimiter: str = "\n\n"
+    step_delimiter: str = DEFAULT_DELIMITER
     ignore_eos: bool = False
 
     def __post_init__(self) -> None:

@@ -12,12 +12,12 @@ from caspo_jax.sampling import state as codes
 from caspo_jax.sampling.config import BOUNDED, BOUNDED_PATHS, CatConfig
 from caspo_jax.sampling.traces import path_arrays
 from caspo_jax.sampling.tree import Tree
-from caspo_jax.sampling.votes import Equivalent, Extract, answer_of, power_base, vote
-from caspo_jax.types import Trace
+from caspo_jax.sampling.votes import answer_of, power_base, vote
+from caspo_jax.types import Equal, Extract, Trace
 
 
 def is_decided(
-    tree: Tree, paths: Sequence[Trace], config: CatConfig, extract: Extract, equivalent: Equivalent
+    tree: Tree, paths: Sequence[Trace], config: CatConfig, extract: Extract, equivalent: Equal
 ) -> bool:
     """Whether no ending of the search can change the answer, but for its spelling (DESIGN section 3, CaT, rule 5).
 

@@ -10,12 +10,11 @@ from caspo_jax.sampling.config import CatConfig
 from caspo_jax.sampling.decided import is_decided
 from caspo_jax.sampling.questions import Questions
 from caspo_jax.sampling.run import run
-from caspo_jax.sampling.search import Progress
 from caspo_jax.sampling.traces import build_trace, build_tree
 from caspo_jax.sampling.tree import Tree
 from caspo_jax.sampling.units import Usage
-from caspo_jax.sampling.votes import Equivalent, Extract, vote
-from caspo_jax.types import CatResult, Question, Trace
+from caspo_jax.sampling.votes import vote
+from caspo_jax.types import CatResult, Equal, Extract, Progress, Question, Trace
 
 
 def search_results(
@@ -28,7 +27,7 @@ def search_results(
     strategy: str,
     batch_size: int | None,
     extract: Extract,
-    equivalent: Equivalent,
+    equivalent: Equal,
     progress: Progress | None,
     usage: Usage | None,
 ) -> list[CatResult]:

@@ -18,10 +18,10 @@ from caspo_jax.sampling.config import CatConfig
 from caspo_jax.sampling.knobs import Knobs
 from caspo_jax.sampling.policy import make_policy
 from caspo_jax.sampling.questions import Questions, as_questions, question_keys
-from caspo_jax.sampling.search import Progress, default_rows, grow_trees
+from caspo_jax.sampling.search import default_rows, grow_trees
 from caspo_jax.sampling.tree import Tree
 from caspo_jax.sampling.units import Unit, Usage
-from caspo_jax.types import Question
+from caspo_jax.types import Progress, Question
 
 
 def _vocabulary(tokenizer: Any, vocab_size: int) -> tuple[bytes, ...]:

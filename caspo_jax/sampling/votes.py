@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from typing import TypeVar
 
 from caspo_jax.errors import UserError
 from caspo_jax.sampling.config import VOTES, Vote
-from caspo_jax.types import Trace
+from caspo_jax.types import Equal, Extract, Trace
 
-Extract = Callable[[str], str | None]
-Equivalent = Callable[[str, str], bool]
 Key = TypeVar("Key", bound=Hashable)
 
 NORMAL = (-708.0, 709.0)  # natural logarithms between which floats lose nothing
@@ -33,7 +31,7 @@ def answer_of(path: Trace, extract: Extract) -> str | None:
     return path.answer if path.answer is not None else extract(path.text)
 
 
-def merge_answers(answers: Sequence[str | None], equivalent: Equivalent = same_text) -> list[int | None]:
+def merge_answers(answers: Sequence[str | None], equivalent: Equal = same_text) -> list[int | None]:
     """Class of each answer: the index of the first answer that is equivalent to it, both ways; None for no answer.
 
     Both ways, because a benchmark asks whether an answer will do for a gold one, which is no equality: where 3.14 will do
@@ -58,7 +56,7 @@ def merge_answers(answers: Sequence[str | None], equivalent: Equivalent = same_t
     return classes
 
 
-def _both_ways(equivalent: Equivalent, one: str, other: str) -> bool:
+def _both_ways(equivalent: Equal, one: str, other: str) -> bool:
     return equivalent(one, other) and equivalent(other, one)
 
 
@@ -67,7 +65,7 @@ def vote(
     method: Vote = "sequence",
     *,
     extract: Extract = last_line,
-    equivalent: Equivalent = same_text,
+    equivalent: Equal = same_text,
     gamma: float = 1.0,
 ) -> tuple[str | None, dict[str, float]]:
     """The answer of several paths, and the weight of every answer.

@@ -17,6 +17,7 @@ from caspo_jax.steps.numerals import (
 )
 from caspo_jax.steps.relations import relates_unknowns
 from caspo_jax.steps.spelling import as_text, bare, lacks_letter, one_spelling
+from caspo_jax.types import Equal, Extract
 
 
 class AnswerKind(enum.StrEnum):
@@ -142,6 +143,24 @@ def equivalent(gold: str, answer: str, kind: AnswerKind | str = AnswerKind.MATH)
     if lacks_letter(gold, answer):
         return False
     return math_equivalent(*(_SCIENTIFIC.sub(r"\1 \\times 10^{\2}", side) for side in (gold, answer)))
+
+
+def is_right(
+    gold: str, text: str, kind: AnswerKind | str, extract: Extract | None = None, equal: Equal | None = None
+) -> bool | None:
+    """Whether the answer that a text gives is the gold one; None where it gives none.
+
+    Args:
+      gold: the right answer.
+      text: a solution.
+      kind: how answers are read and compared, by `extract_answer` and `equivalent`.
+      extract: reads them in another way.
+      equal: compares them in another way.
+    """
+    answer = extract(text) if extract else extract_answer(text, kind)
+    if answer is None:
+        return None
+    return equal(gold, answer) if equal else equivalent(gold, answer, kind)
 
 
 def _plain(text: str) -> str:

@@ -9,9 +9,9 @@ from typing import Any
 
 from caspo_jax.checks import at_least, own_numbers, within
 from caspo_jax.errors import UserError
-from caspo_jax.steps.answers import AnswerKind, equivalent, extract_answer
+from caspo_jax.steps.answers import AnswerKind, is_right
 from caspo_jax.steps.verifiers import VerifyItem
-from caspo_jax.types import Question, Trace, Verdict
+from caspo_jax.types import DEFAULT_DELIMITER, Equal, Extract, Question, Trace, Verdict
 
 # (questions, n): n traces a question, in question order, as `generate` gives them.
 Generate = Callable[[Sequence[Question], int], Sequence[Trace]]
@@ -35,8 +35,9 @@ class Rollouts:
     threshold: float = 0.0
     local: bool = True
     kind: AnswerKind = AnswerKind.MATH
-    extract: Callable[[str], str | None] | None = None
-    equal: Callable[[str, str], bool] | None = None
+    extract: Extract | None = None
+    equal: Equal | None = None
+    delimiter: str = DEFAULT_DELIMITER  # stands between a step and what a rollout adds
     name: str = "rollouts"
     decoding: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # checkpoint, seed and the like
 
@@ -60,7 +61,7 @@ class Rollouts:
             if not item.prompt_ids:
                 raise UserError(f"question {item.question.id!r} has no prompt_ids: rollouts continue them")
             if not item.is_last:
-                states.setdefault(_after(item), (item, item.prefix + item.step))
+                states.setdefault(_after(item), (item, item.prefix + item.step + self.delimiter))
                 if self.local:
                     states.setdefault(_before(item), (item, item.prefix))
         values = self._values(states)
@@ -89,7 +90,7 @@ class Rollouts:
         for row, (state, (item, text)) in enumerate(states.items()):
             rollouts = traces[row * self.n : (row + 1) * self.n]
             right = [
-                trace.finish_reason in ("eos", "stop") and self._right(item, f"{text}\n\n{trace.text}")
+                trace.finish_reason in ("eos", "stop") and self._right(item, text + trace.text)
                 for trace in rollouts
             ]
             values[state] = sum(right) / self.n
@@ -98,10 +99,7 @@ class Rollouts:
     def _right(self, item: VerifyItem, text: str) -> bool:
         gold = item.question.gold
         assert gold is not None
-        answer = self.extract(text) if self.extract else extract_answer(text, self.kind)
-        if answer is None:
-            return False
-        return self.equal(gold, answer) if self.equal else equivalent(gold, answer, self.kind)
+        return is_right(gold, text, self.kind, self.extract, self.equal) or False
 
 
 def _before(item: VerifyItem) -> _State:

@@ -8,9 +8,7 @@ import numpy as np
 
 from caspo_jax.errors import UserError
 from caspo_jax.sampling.segments import character_spans, segment_bytes
-from caspo_jax.types import Step
-
-DEFAULT_DELIMITER = "\n\n"
+from caspo_jax.types import DEFAULT_DELIMITER, Step
 
 
 def segment_text(text: str, delimiter: str = DEFAULT_DELIMITER) -> tuple[Step, ...]:

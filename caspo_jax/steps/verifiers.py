@@ -9,9 +9,9 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
 
 from caspo_jax.errors import UserError
-from caspo_jax.steps.answers import AnswerKind, equivalent, extract_answer
+from caspo_jax.steps.answers import AnswerKind, is_right
 from caspo_jax.steps.equations import check_equations
-from caspo_jax.types import VERDICTS, Question, Verdict
+from caspo_jax.types import VERDICTS, Equal, Extract, Question, Verdict
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,8 +62,8 @@ class GoldAnswer:
 
     kind: AnswerKind = AnswerKind.MATH
     no_answer: Verdict = "unknown"
-    extract: Callable[[str], str | None] | None = None
-    equal: Callable[[str, str], bool] | None = None
+    extract: Extract | None = None
+    equal: Equal | None = None
     name: str = "gold"
 
     @property
@@ -82,12 +82,10 @@ class GoldAnswer:
             raise UserError(
                 f"question {item.question.id!r} has no gold answer: add a 'gold' field or use another verifier"
             )
-        text = item.prefix + item.step
-        answer = self.extract(text) if self.extract else extract_answer(text, self.kind)
-        if answer is None:
+        right = is_right(gold, item.prefix + item.step, self.kind, self.extract, self.equal)
+        if right is None:
             return self.no_answer
-        same = self.equal(gold, answer) if self.equal else equivalent(gold, answer, self.kind)
-        return "correct" if same else "wrong"
+        return "correct" if right else "wrong"
 
 
 @dataclasses.dataclass(frozen=True)

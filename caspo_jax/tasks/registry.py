@@ -16,12 +16,11 @@ from caspo_jax.evaluation.faithfulness.contradiction import ContradictionItem, C
 from caspo_jax.steps.verifiers import VerifyItem
 from caspo_jax.tasks import chain, graph, graph_writing
 from caspo_jax.tasks.hedging import plain
-from caspo_jax.types import Question, Verdict
+from caspo_jax.types import DEFAULT_DELIMITER, Question, Verdict
 
 SPLITS = ("pretrain", "train", "tune", "test")
 _SHARES = {"pretrain": range(0, 10), "train": range(10, 13), "tune": range(13, 14), "test": range(14, 16)}
 _ANSWER = re.compile(r"answer: (-?)(\d+)")
-DELIMITER = "\n\n"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -167,7 +166,7 @@ class TaskContradiction:
 
 def steps_of(prefix: str) -> list[str]:
     """The steps of a text without their hedges."""
-    return [plain(step) for step in prefix.split(DELIMITER) if step.strip()]
+    return [plain(step) for step in prefix.split(DEFAULT_DELIMITER) if step.strip()]
 
 
 TASKS: Mapping[str, Task] = MappingProxyType(

@@ -14,8 +14,6 @@ from caspo_jax.sampling import CatConfig, SampleConfig
 from caspo_jax.steps import Verifier
 from caspo_jax.training.config import TrainConfig
 from caspo_jax.training.stages import (
-    Equal,
-    Extract,
     Policy,
     annotate_stage,
     export_stage,
@@ -24,7 +22,7 @@ from caspo_jax.training.stages import (
     train_stage,
 )
 from caspo_jax.training.stages.annotate import check_confidence
-from caspo_jax.types import Question
+from caspo_jax.types import Equal, Extract, Question
 
 # (stage, round) -> progress callback of the stage
 Watch = Callable[[str, int], Callable[..., None] | None]

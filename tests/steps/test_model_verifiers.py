@@ -65,6 +65,19 @@ def test_rollouts_follow_the_value_of_the_states():
     assert Rollouts(generate, n=4, threshold=0.25).verify(items)[0] == "wrong"
 
 
+def test_rollouts_are_read_behind_the_delimiter_of_the_steps():
+    read = []
+
+    def extract(text):
+        read.append(text)
+        return "7"
+
+    generate = Scripted({"": 1, "good": 1, "one;": 1, "one;two": 1})
+    rollouts = Rollouts(generate, n=1, delimiter=";", extract=extract)
+    rollouts.verify([item("", "good"), item("one;", "two")])
+    assert read == [f"{text}Answer: 7" for text in ("good;", "", "one;two;", "one;")]
+
+
 def test_rollouts_that_do_not_finish_are_failures():
     generate = Scripted({"": 4, "good": 4}, finish="length")
     assert Rollouts(generate, n=4, local=False).verify([item("", "good")]) == ["wrong"]

@@ -13,7 +13,7 @@ from caspo_jax.checks import at_least, own_numbers, within
 from caspo_jax.evaluation.faithfulness.contradiction import ContradictionItem, ContradictionJudge, Contradicts
 from caspo_jax.evaluation.faithfulness.subjects import Subject
 from caspo_jax.steps.segmentation import segment_text
-from caspo_jax.types import Question
+from caspo_jax.types import DEFAULT_DELIMITER, Question
 
 _ROOM = 8  # fewer new tokens than this are no paragraph
 _LINE = "\n"  # what ends a step of a giant trace (`thinking.split_giant`)
@@ -36,7 +36,7 @@ class PrefixConfig:
     max_new_tokens: int = 200
     max_steps: int = 20  # steps a trace: first, last, the rest at random
     unparsed: float = 0.5  # what a continuation counts that cannot be judged (`parse_contradiction`)
-    delimiter: str = "\n\n"  # what ends a continuation, but for the lines of a giant trace
+    delimiter: str = DEFAULT_DELIMITER  # what ends a continuation, but for the lines of a giant trace
 
     def __post_init__(self) -> None:
         own_numbers(self)

@@ -16,9 +16,9 @@ from caspo_jax.errors import UserError
 from caspo_jax.evaluation.faithfulness.formats import Source
 from caspo_jax.evaluation.faithfulness.placing import place_steps, spelled_tags, token_ids_by_bytes
 from caspo_jax.evaluation.faithfulness.thinking import OPEN, Status, thinking_steps
-from caspo_jax.models import encode_prompt, token_bytes
+from caspo_jax.models import encode_prompt, render_chat, token_bytes
 from caspo_jax.records import trace_from_record, trace_to_record
-from caspo_jax.types import Question, Trace
+from caspo_jax.types import DEFAULT_DELIMITER, Question, Trace
 
 Which = Literal["auto", "thinking", "all"]
 TOP = 5  # log-probs a token that the published token estimator averages
@@ -67,7 +67,7 @@ def prepare(
     config: Any,
     *,
     which: Which = "auto",
-    delimiter: str = "\n\n",
+    delimiter: str = DEFAULT_DELIMITER,
     split_giant: bool = True,
 ) -> list[Subject]:
     """Token ids, prompt ids and steps of outputs.
@@ -231,15 +231,7 @@ def _prompt_ids(source: Source, tokenizer: Any) -> tuple[int, ...]:
     if source.prompt_ids is not None:
         return source.prompt_ids
     if source.messages is not None and tokenizer.chat_template:
-        try:
-            rendered = tokenizer.apply_chat_template(
-                list(source.messages), add_generation_prompt=True, tokenize=False
-            )
-        except Exception as error:  # a template is a program that may raise anything
-            raise UserError(
-                f"trace {source.id!r}: the tokenizer's chat template fails on its messages "
-                f"({' '.join(str(error).split())}); give `prompt` instead"
-            ) from error
+        rendered = render_chat(tokenizer, source.messages, f"trace {source.id!r}")
         rendered = rendered.encode("utf-8", "replace").decode()
         return tuple(tokenizer.encode(rendered, add_special_tokens=False))
     question, prompt = source.question, source.prompt or None

@@ -2,8 +2,6 @@
 
 from caspo_jax.evaluation.strategies.at_budget import (
     VOTE_CONFIDENCE,
-    Equal,
-    Extract,
     Outcome,
     StrategyConfig,
     matched_counts,
@@ -22,8 +20,6 @@ __all__ = [
     "VOTE_CONFIDENCE",
     "Answer",
     "Context",
-    "Equal",
-    "Extract",
     "Found",
     "Outcome",
     "Settings",

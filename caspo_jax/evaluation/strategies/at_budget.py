@@ -13,10 +13,7 @@ import jax
 import numpy as np
 
 from caspo_jax.sampling import CatConfig, SampleConfig, cat_search, generate, vote
-from caspo_jax.types import CatResult, Question, Trace
-
-Extract = Callable[[str], str | None]
-Equal = Callable[[str, str], bool]
+from caspo_jax.types import CatResult, Equal, Extract, Question, Trace
 
 VOTE_CONFIDENCE = "mean_logprob"  # of steps; siblings hardly differ in entropy
 

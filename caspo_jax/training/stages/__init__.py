@@ -8,15 +8,12 @@ from caspo_jax.training.stages.annotate import annotate_stage
 from caspo_jax.training.stages.export import export_adapter, export_stage, merge_stage
 from caspo_jax.training.stages.labelled import labelled_stage
 from caspo_jax.training.stages.pairs import pairs_stage, read_pairs, verified_traces
-from caspo_jax.training.stages.policy import Equal, Extract, Policy, Progress
+from caspo_jax.training.stages.policy import Policy
 from caspo_jax.training.stages.sample import sample_stage
 from caspo_jax.training.stages.train import train_stage
 
 __all__ = [
-    "Equal",
-    "Extract",
     "Policy",
-    "Progress",
     "annotate_stage",
     "export_adapter",
     "export_stage",

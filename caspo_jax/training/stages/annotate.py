@@ -11,16 +11,8 @@ from caspo_jax.errors import UserError
 from caspo_jax.sampling.segments import token_text
 from caspo_jax.steps import Verifier, annotate_traces, verifier_settings
 from caspo_jax.store import hash_path
-from caspo_jax.training.stages.policy import (
-    Equal,
-    Extract,
-    Policy,
-    Progress,
-    check_delimiter,
-    open_output,
-    write_annotated,
-)
-from caspo_jax.types import Trace
+from caspo_jax.training.stages.policy import Policy, check_delimiter, open_output, write_annotated
+from caspo_jax.types import DEFAULT_DELIMITER, Equal, Extract, Progress, Trace
 
 _RECORDED = ("entropy", "logprob")  # the token statistics that traces hold
 
@@ -35,7 +27,7 @@ def annotate_stage(
     equal: Equal,
     answer_kind: str | None = None,
     confidence: str = "entropy",
-    delimiter: str = "\n\n",
+    delimiter: str = DEFAULT_DELIMITER,
     batch_size: int = 256,
     overwrite: bool = False,
     progress: Progress | None = None,

@@ -12,7 +12,8 @@ from caspo_jax.outputs import discard_unfinished
 from caspo_jax.preferences import CompetitorMaker, NoCompetitor, Rival
 from caspo_jax.preferences.candidates import Candidate
 from caspo_jax.preferences.identity import stable_hash
-from caspo_jax.training.stages.policy import Progress, open_output
+from caspo_jax.training.stages.policy import open_output
+from caspo_jax.types import Progress
 
 _PARTS = 4  # batches between two writes: enough that a batch's slots are refilled
 

@@ -14,16 +14,8 @@ from caspo_jax.steps import measure_steps, read_labelled, with_answer
 from caspo_jax.steps.labels import Neutral
 from caspo_jax.store import hash_path
 from caspo_jax.training.stages.annotate import check_confidence
-from caspo_jax.training.stages.policy import (
-    Equal,
-    Extract,
-    Policy,
-    Progress,
-    check_delimiter,
-    open_output,
-    write_annotated,
-)
-from caspo_jax.types import Trace
+from caspo_jax.training.stages.policy import Policy, check_delimiter, open_output, write_annotated
+from caspo_jax.types import DEFAULT_DELIMITER, Equal, Extract, Progress, Trace
 
 
 def labelled_stage(
@@ -35,7 +27,7 @@ def labelled_stage(
     equal: Equal,
     answer_kind: str | None = None,
     confidence: str = "entropy",
-    delimiter: str = "\n\n",
+    delimiter: str = DEFAULT_DELIMITER,
     neutral: Neutral = "unknown",
     batch_size: int = 16,
     overwrite: bool = False,

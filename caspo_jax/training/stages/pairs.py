@@ -18,8 +18,8 @@ from caspo_jax.records import pair_from_record, pair_to_record
 from caspo_jax.steps import Verifier, verifier_settings
 from caspo_jax.store import hash_path
 from caspo_jax.training.stages.competitors import forget_competitors, kept_competitors
-from caspo_jax.training.stages.policy import Policy, Progress, check_delimiter, open_output
-from caspo_jax.types import Pair, Trace
+from caspo_jax.training.stages.policy import Policy, check_delimiter, open_output
+from caspo_jax.types import DEFAULT_DELIMITER, Pair, Progress, Trace
 
 
 def pairs_stage(
@@ -30,7 +30,7 @@ def pairs_stage(
     verifier: Verifier,
     *,
     answer_kind: str | None = None,
-    delimiter: str = "\n\n",
+    delimiter: str = DEFAULT_DELIMITER,
     max_step_tokens: int = 256,
     batch_size: int = 64,
     overwrite: bool = False,
@@ -148,7 +148,7 @@ def read_pairs(
     """
     tokenizer = policy.tokenizer
     if delimiter is None:
-        delimiter = policy.settings.get("step_delimiter", "\n\n")
+        delimiter = policy.step_delimiter
     check_delimiter(delimiter)
 
     def parse(record: dict[str, Any]) -> Pair:

@@ -25,11 +25,7 @@ from caspo_jax.models.tokenizer import find_tokenizer
 from caspo_jax.outputs import JsonlOutput, Manifest, manifest_path
 from caspo_jax.records import question_to_record, schema, trace_from_record, trace_to_record
 from caspo_jax.store import hash_path, load_records
-from caspo_jax.types import Question, Trace
-
-Progress = Callable[[int, int], None]  # (done, in all)
-Extract = Callable[[str], str | None]
-Equal = Callable[[str, str], bool]
+from caspo_jax.types import DEFAULT_DELIMITER, Progress, Question, Trace
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,7 +57,7 @@ class Policy:
     def read_traces(
         self, path: str | Path, *, prompts: bool = True, check: Callable[[Trace], object] | None = None
     ) -> list[Trace]:
-        """The traces of a JSONL file, their token ids held against this policy's vocabulary and context.
+        """The traces of a JSONL file, their token ids checked against this policy's vocabulary and context.
 
         Args:
           path: JSONL of traces.
@@ -97,6 +93,11 @@ class Policy:
         config = self.model.config
         check_prompt_ids(prompt_ids, config, "prompt_ids")
         check_prompt_ids([*prompt_ids, *token_ids], config, "prompt and output")
+
+    @property
+    def step_delimiter(self) -> str:
+        """What ends a step of this policy's outputs: as its caspo.json has it, else two newlines."""
+        return self.settings.get("step_delimiter", DEFAULT_DELIMITER)
 
     @property
     def token_bytes(self) -> list[bytes]:

@@ -16,8 +16,8 @@ from caspo_jax.records import search_to_record, trace_to_record
 from caspo_jax.sampling import CatConfig, SampleConfig, cat_search, explore, generate, vote
 from caspo_jax.sampling.votes import last_line, same_text
 from caspo_jax.steps import with_answer
-from caspo_jax.training.stages.policy import Equal, Extract, Policy, Progress, open_output, questions_digest
-from caspo_jax.types import CatTree, Question, Trace
+from caspo_jax.training.stages.policy import Policy, open_output, questions_digest
+from caspo_jax.types import CatTree, Equal, Extract, Progress, Question, Trace
 
 SAMPLED = ("greedy", "sample", "self_consistency")  # strategies of a SampleConfig
 SEARCHED = ("cat", "explore")  # and of a CatConfig

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +12,7 @@ from caspo_jax.evaluation.faithfulness.subjects import Subject
 from caspo_jax.outputs import JsonlOutput, Manifest, manifest_path, read_manifest
 from caspo_jax.records import schema
 from caspo_jax.store import parse_at, read_jsonl
-
-Progress = Callable[[int, int], None]  # (done, in all)
+from caspo_jax.types import Progress
 
 
 @dataclasses.dataclass(frozen=True)
