@@ -14,7 +14,7 @@ from typing import Any
 from caspo_jax.distributed import barrier, is_writer, writer_first
 from caspo_jax.errors import UserError
 from caspo_jax.locks import hold, release
-from caspo_jax.store import hash_path, read_jsonl, to_line, write_json
+from caspo_jax.store import hash_path, read_json, read_jsonl, to_line, write_json
 
 _VERSIONED = ("caspo_jax", "jax", "flax", "optax", "transformers", "numpy")
 
@@ -126,13 +126,13 @@ def read_manifest(path: str | Path) -> dict[str, Any]:
     Raises:
       UserError: it cannot be read, or is no manifest.
     """
-    try:
-        contents = json.loads(Path(path).read_text(encoding="utf-8"))
-    except FileNotFoundError:
+    if not Path(path).exists():
         return {}
-    except (OSError, ValueError) as error:
-        raise UserError(f"{path}: unreadable manifest ({error}): remove it or use --overwrite") from error
-    if not isinstance(contents, dict) or not isinstance(contents.get("config", {}), dict):
+    try:
+        contents = read_json(path)
+    except UserError as error:
+        raise UserError(f"{error}: remove this manifest or use --overwrite") from error
+    if not isinstance(contents.get("config", {}), dict):
         raise UserError(f"{path}: not a manifest: remove it or use --overwrite")
     return contents
 

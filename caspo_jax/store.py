@@ -18,7 +18,7 @@ from caspo_jax.errors import UserError
 
 T = TypeVar("T")
 
-_SURROGATE = re.compile("[\ud800-\udfff]")
+LONE_SURROGATE = re.compile("[\ud800-\udfff]")  # JSON can spell them, UTF-8 cannot
 
 
 @contextlib.contextmanager
@@ -79,7 +79,7 @@ def to_line(record: Mapping[str, Any]) -> str:
 def _json(value: Any, **layout: Any) -> str:
     """JSON whose characters stand unescaped, except lone surrogates, which UTF-8 cannot encode."""
     text = json.dumps(value, ensure_ascii=False, allow_nan=False, **layout)
-    return _SURROGATE.sub(lambda found: f"\\u{ord(found[0]):x}", text)
+    return LONE_SURROGATE.sub(lambda found: f"\\u{ord(found[0]):x}", text)
 
 
 def write_jsonl(path: str | Path, records: Iterable[Mapping[str, Any]]) -> None:
@@ -113,6 +113,30 @@ def read_jsonl(path: str | Path) -> Iterator[tuple[str, dict[str, Any]]]:
             if not isinstance(record, dict):
                 raise UserError(f"{where}: expected a JSON object, found {type(record).__name__}")
             yield where, record
+
+
+def read_value(path: str | Path) -> Any:
+    """The JSON value that a file holds; a byte-order mark is no part of it.
+
+    Raises:
+      UserError: the file cannot be read, or is no JSON.
+    """
+    try:
+        return json.loads(Path(path).read_text(encoding="utf-8-sig"))
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror}") from error
+    except json.JSONDecodeError as error:
+        raise UserError(f"{path}:{error.lineno}: not valid JSON ({error.msg})") from error
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path}: not valid JSON ({error})") from error
+
+
+def read_json(path: str | Path) -> dict[str, Any]:
+    """The JSON object that a file holds. Raises UserError as `read_value` does, and for any other value."""
+    value = read_value(path)
+    if not isinstance(value, dict):
+        raise UserError(f"{path}: expected a JSON object, found {type(value).__name__}")
+    return value
 
 
 def load_records(path: str | Path, parse: Callable[[dict[str, Any]], T]) -> list[T]:

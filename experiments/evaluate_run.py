@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-import json
 from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
@@ -58,7 +57,7 @@ class Runner:
         questions as they are."""
         from caspo_jax.evaluation.formats import plain
         from caspo_jax.evaluation.tuning import tune
-        from caspo_jax.store import write_json
+        from caspo_jax.store import read_json, write_json
 
         path = self.out / f"settings.{name}.json"
         if benchmark is not None and not (path.exists() and name in self._done("tuning")):
@@ -72,7 +71,7 @@ class Runner:
             )
             self.outputs["tuning"].append([{"id": name}])
         elif benchmark is not None:
-            settings = restored(settings, json.loads(path.read_text(encoding="utf-8"))["settings"])
+            settings = restored(settings, read_json(path)["settings"])
         self.settings[name] = settings
         return settings
 

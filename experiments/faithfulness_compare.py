@@ -1,8 +1,7 @@
-"""Finished faithfulness reports held together: two policies, or policies whose order is known."""
+"""Finished faithfulness reports compared: two policies, or policies whose order is known."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,7 @@ READ = ("traces", "steps", "decisiveness", "token", "hidden", "prefix", "probe")
 
 
 def compare(folders: Sequence[Path], out: Path) -> None:
-    """Two finished folders held together."""
+    """Two finished folders compared."""
     from caspo_jax.errors import UserError
     from caspo_jax.evaluation import faithfulness as f
     from caspo_jax.records import schema
@@ -81,15 +80,14 @@ def order(folders: Sequence[Path], out: Path) -> None:
 def read_report(folder: Path) -> dict[str, Any]:
     """The report.json of a folder."""
     from caspo_jax.errors import UserError
+    from caspo_jax.store import read_json
 
     path = folder / "report.json"
     if not path.exists():
         raise UserError(f"{folder}: no report.json in it; run the report there first")
-    try:
-        report = json.loads(path.read_text(encoding="utf-8"))
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise UserError(f"{path}: not valid JSON ({error})") from error
-    if not isinstance(report, dict) or (report.get("schema") or {}).get("name") != "faithfulness_report":
+    report = read_json(path)
+    schema = report.get("schema")
+    if not isinstance(schema, dict) or schema.get("name") != "faithfulness_report":
         raise UserError(f"{path}: not a faithfulness report; give folders that --traces wrote")
     return report
 

@@ -261,6 +261,9 @@ def test_tree_record_has_parallel_lists():
             tree_from_record(record | {field: value})
     with pytest.raises(UserError, match="must be lists"):
         tree_from_record(record | {"parent": 3})
+    for field in ("logprob", "entropy"):
+        with pytest.raises(UserError, match=f"`{field}` of node 0 has 1 entries for 2 tokens"):
+            tree_from_record(record | {field: [[0.1], [0.1]]})
     for parents in ([-1, 7], [1, 0], [-1, 1]):  # none such, and two that no walk to the root would leave
         with pytest.raises(UserError, match="an earlier node"):
             tree_from_record(record | {"parent": parents})

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -16,7 +15,7 @@ from caspo_jax.evaluation.replay import RecordedPath
 from caspo_jax.metrics.arrays import vector
 from caspo_jax.records import check_schema, schema
 from caspo_jax.sampling import CatConfig
-from caspo_jax.store import write_json
+from caspo_jax.store import read_json, write_json
 
 RULES = ("path", "last")  # `relative` depends on which branches are still there, so no replay bounds it
 
@@ -166,14 +165,7 @@ class Calibration:
         Raises:
           UserError: unreadable, or no calibration.
         """
-        try:
-            record = json.loads(Path(path).read_text(encoding="utf-8"))
-        except OSError as error:
-            raise UserError(f"cannot read {path}: {error.strerror}") from error
-        except (UnicodeDecodeError, json.JSONDecodeError) as error:
-            raise UserError(f"{path}: not valid JSON ({error})") from error
-        if not isinstance(record, dict):
-            raise UserError(f"{path}: not a calibration file")
+        record = read_json(path)
         check_schema(record, "calibration")
         fields = [f.name for f in dataclasses.fields(cls) if f.name in record]
         needed = [f.name for f in dataclasses.fields(cls) if f.default is dataclasses.MISSING]

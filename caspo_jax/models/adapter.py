@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,11 +13,10 @@ from caspo_jax.distributed import barrier
 from caspo_jax.errors import UserError
 from caspo_jax.folders import is_free, whole_folder
 from caspo_jax.models.checkpoint import STORED_DTYPES, Checkpoint, read_parameter, tensor_names
-from caspo_jax.models.config import read_json
 from caspo_jax.models.config_fields import flag, integer, number
 from caspo_jax.models.decoder import Decoder
 from caspo_jax.models.lora import LINEAR, LoraConfig, attach, lora_weights
-from caspo_jax.store import write_tensors
+from caspo_jax.store import read_json, write_json, write_tensors
 
 CONFIG_FILE = "adapter_config.json"
 ADAPTER_FILE = "adapter_model.safetensors"
@@ -161,8 +159,7 @@ def save_adapter(model: Decoder, path: str | Path, *, base: str | None = None) -
         return
     with whole_folder(target) as folder:
         write_tensors(folder / ADAPTER_FILE, tensors, {"format": "pt"})
-        text = json.dumps(_settings(model.lora, base), indent=2)
-        (folder / CONFIG_FILE).write_text(text + "\n", encoding="utf-8")
+        write_json(folder / CONFIG_FILE, _settings(model.lora, base))
     barrier(f"{path} written")
 
 

@@ -12,9 +12,10 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 
 from caspo_jax.errors import UserError
-from caspo_jax.models.config import DTYPES, ModelConfig, read_json
+from caspo_jax.models.config import DTYPES, ModelConfig
 from caspo_jax.models.safetensors_io import STORED_DTYPES, TensorReader, aligned_empty
 from caspo_jax.models.weights import Weight, parameter_shape, weights
+from caspo_jax.store import read_json
 
 SINGLE_FILE = "model.safetensors"
 INDEX_FILE = "model.safetensors.index.json"

@@ -11,6 +11,7 @@ from typing import Any
 from caspo_jax.errors import UserError, named_by
 from caspo_jax.models.config_fields import flag, integer, number, token_id, token_ids
 from caspo_jax.models.rope import RopeConfig
+from caspo_jax.store import read_json
 
 # model_type -> (architecture class, has q/k norms)
 ARCHITECTURES = {
@@ -175,25 +176,6 @@ def _check_biases(config: ModelConfig) -> None:
         raise UserError(f"config: {kind} has both biases or neither, not {given}; give both the same value")
     if kind != "llama" and config.mlp_bias:
         raise UserError(f"config: {kind} has no mlp_bias=True (llama alone); give mlp_bias=False")
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """Parses a JSON object from a file.
-
-    Raises:
-      UserError: the file is missing, unreadable, no JSON, or no object.
-    """
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise UserError(f"{path}: file not found") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: cannot be read ({error})") from error
-    except json.JSONDecodeError as error:
-        raise UserError(f"{path}:{error.lineno}: not valid JSON ({error.msg})") from error
-    if not isinstance(value, dict):
-        raise UserError(f"{path}: expected a JSON object, found {type(value).__name__}")
-    return value
 
 
 def merge_eos(*sources: int | list[int] | tuple[int, ...] | None) -> tuple[int, ...]:

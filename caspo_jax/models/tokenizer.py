@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from caspo_jax.errors import UserError, first_line
-from caspo_jax.models.config import ModelConfig, merge_eos, read_json
+from caspo_jax.models.config import ModelConfig, merge_eos
+from caspo_jax.store import read_json, write_json
 from caspo_jax.types import Question
 
 Tokenizer = Any  # a transformers fast tokenizer
@@ -78,8 +79,7 @@ def save_tokenizer(tokenizer: Tokenizer, folder: Path) -> None:
         config["additional_special_tokens"] = config.pop("extra_special_tokens")
     for key in ("is_local", "local_files_only"):  # how this process loaded it, nothing about the tokenizer
         config.pop(key, None)
-    text = json.dumps(config, indent=2, ensure_ascii=False) + "\n"
-    (folder / _CONFIG).write_text(text, encoding="utf-8")
+    write_json(folder / _CONFIG, config)
 
 
 @functools.cache

@@ -77,8 +77,9 @@ def tree_from_record(record: Mapping[str, Any]) -> CatTree:
     columns = [record[name] for name in fields]
     if not all(isinstance(column, list) for column in columns):
         raise UserError(f"a tree's {', '.join(fields)} must be lists, an entry a node")
-    if len({len(column) for column in columns}) > 1:
-        raise UserError("the lists of a tree's nodes have different lengths")
+    sizes = {name: len(column) for name, column in zip(fields, columns, strict=True)}
+    if len(set(sizes.values())) > 1:
+        raise UserError(f"the lists of a tree's nodes have different lengths: {sizes}")
     nodes = tuple(
         _node_from_record(dict(zip(fields, values, strict=True)), index)
         for index, values in enumerate(zip(*columns, strict=True))
@@ -105,11 +106,18 @@ def _node_from_record(record: Mapping[str, Any], index: int) -> CatNode:
     if record["status"] is None:
         raise UserError(f"`status` of node {index} is null")
     check_one_of(record, "status", _STATUSES)
+    token_ids = read_ids(record, "token_ids")
+    stats = {field: as_numbers(record[field], field) for field in ("logprob", "entropy")}
+    for field, values in stats.items():
+        if len(values) != len(token_ids):
+            raise UserError(
+                f"`{field}` of node {index} has {len(values)} entries for {len(token_ids)} tokens"
+            )
     return CatNode(
         parent,
-        read_ids(record, "token_ids"),
-        as_numbers(record["logprob"], "logprob"),
-        as_numbers(record["entropy"], "entropy"),
+        token_ids,
+        stats["logprob"],
+        stats["entropy"],
         record["confidence"],
         record["path_confidence"],
         record["status"],

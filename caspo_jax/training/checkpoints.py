@@ -6,7 +6,6 @@ name, so a folder without it, or with other bytes in it, is damaged; the newest 
 
 from __future__ import annotations
 
-import json
 import shutil
 import warnings
 from collections.abc import Mapping, Sequence
@@ -18,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from caspo_jax.errors import UserError, first_line
-from caspo_jax.store import hash_path, write_json
+from caspo_jax.store import hash_path, read_json, write_json
 from caspo_jax.training.step_state import TrainState
 
 CHECKSUMS = "checksums.json"
@@ -237,10 +236,9 @@ def damage_of(checkpoint: Path) -> str | None:
 def _read(path: Path) -> Mapping[str, Any]:
     """A JSON object; empty if it cannot be read."""
     try:
-        contents = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        return read_json(path)
+    except UserError:
         return {}
-    return contents if isinstance(contents, dict) else {}
 
 
 def _named_leaves(state: TrainState) -> dict[str, jax.Array]:

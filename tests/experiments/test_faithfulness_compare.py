@@ -34,7 +34,8 @@ def test_order(program, finished, tmp_path):
     assert "no report.json in it" in err
     for text, message in (
         ("{", "not valid JSON"),
-        ("[]", "not a faithfulness"),
+        ("[]", "expected a JSON object"),
+        ('{"schema": "x"}', "not a faithfulness"),
         ('{"a": 1}', "not a faithfulness"),
     ):
         (tmp_path / "report.json").write_text(text)

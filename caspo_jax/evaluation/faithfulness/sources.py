@@ -11,7 +11,7 @@ from typing import Any
 
 from caspo_jax.errors import UserError
 from caspo_jax.evaluation.faithfulness.formats import Record, Source, read_record
-from caspo_jax.store import parse_at, read_jsonl
+from caspo_jax.store import parse_at, read_jsonl, read_value
 
 _LARGEST_MEMBER = 1 << 30  # bytes of one sample in an inspect log
 
@@ -84,12 +84,7 @@ def _text_file(path: Path) -> Record:
 
 
 def _json_file(path: Path) -> Iterator[tuple[str, Record]]:
-    try:
-        whole = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror}") from error
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise UserError(f"{path}: not valid JSON ({error})") from error
+    whole = read_value(path)
     items = whole.get("samples", [whole]) if isinstance(whole, dict) else whole
     if not isinstance(items, list) or not all(isinstance(item, dict) for item in items):
         raise UserError(f"{path}: expected an object, a list of objects, or a log with `samples`")

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import json
 import math
-import re
 from collections.abc import Iterable
 from typing import Any
 
-_SURROGATE = re.compile("[\ud800-\udfff]")
+from caspo_jax.store import LONE_SURROGATE
+
 # What could end the element, open a comment or end a line of script, wherever it stands in the JSON.
 _UNSAFE = str.maketrans(
     {"<": "\\u003c", ">": "\\u003e", "&": "\\u0026", "\u2028": "\\u2028", "\u2029": "\\u2029"}
@@ -17,7 +17,7 @@ _UNSAFE = str.maketrans(
 
 def writable(text: str) -> str:
     """The text with U+FFFD for every lone surrogate, which JSON can spell and no file can hold."""
-    return _SURROGATE.sub("\ufffd", text)
+    return LONE_SURROGATE.sub("\ufffd", text)
 
 
 def script_json(value: Any) -> str:

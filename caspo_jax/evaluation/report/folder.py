@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
-import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from caspo_jax.errors import UserError
 from caspo_jax.evaluation.report.beside import Beside, completed, decisiveness_of, read_beside
-from caspo_jax.records import check_schema, pair_from_record, trace_from_record
-from caspo_jax.store import parse_at, read_jsonl
+from caspo_jax.records import check_schema, pair_from_record, trace_from_record, tree_from_record
+from caspo_jax.store import load_records, read_json, read_jsonl, read_value
 from caspo_jax.types import Pair, Trace
-
-T = TypeVar("T")
 
 # What training and checkpoints leave behind is no result; a policy folder is looked at for its tokenizer alone.
 _SKIPPED = ("checkpoints", "tensorboard", "policy", "dataset")
@@ -95,26 +92,25 @@ def load_run(path: str | Path, name: str | None = None) -> Run:
         if kind == "trace" and not _contained(file):
             traces.append(_trace_file(file, label))
         elif kind == "tree":
-            records = _read(file, _tree)
-            trees.append(_tree_file(file, label, records))
+            trees.append(_tree_file(file, label, load_records(file, _tree)))
         elif kind == "pair":
-            pairs.append(PairFile(label, _read(file, pair_from_record)))
+            pairs.append(PairFile(label, load_records(file, pair_from_record)))
         elif kind == "pair_score":
-            for pair, score in _read(file, _score):
+            for pair, score in load_records(file, _score):
                 scores.setdefault(pair, []).append(score)
         elif kind == "metrics":
-            metrics[label] = _read(file, dict)
+            metrics[label] = load_records(file, dict)
     for files in (traces, trees, pairs):
         files.sort(key=lambda f: not f.name.startswith(SAMPLES))
     summaries = {}
     for file in sorted(path.glob("*.json")):
         if not file.name.endswith("manifest.json"):
-            summaries[file.stem] = _json(file)
+            summaries[file.stem] = read_value(file)
     run = Run(
         name=name or path.resolve().name,
         path=path,
         summaries=summaries,
-        manifests={f.relative_to(path).as_posix(): _object(f) for f in _files(path, "manifest.json")},
+        manifests={f.relative_to(path).as_posix(): read_json(f) for f in _files(path, "manifest.json")},
         traces=traces,
         trees=trees,
         pairs=pairs,
@@ -149,10 +145,6 @@ def _contained(file: Path) -> bool:
     return file.name == "traces.jsonl" and file.with_name("annotated.jsonl").is_file()
 
 
-def _read(file: Path, parse: Callable[[dict[str, Any]], T]) -> list[T]:
-    return [parse_at(where, parse, record) for where, record in read_jsonl(file)]
-
-
 def _trace_file(file: Path, label: str) -> TraceFile:
     known = read_beside(file)
 
@@ -162,30 +154,14 @@ def _trace_file(file: Path, label: str) -> TraceFile:
         found = known.get(trace.id, own)
         return completed(trace, found), found
 
-    read = _read(file, parse)
+    read = load_records(file, parse)
     return TraceFile(label, [trace for trace, _ in read], [beside for _, beside in read])
 
 
 def _tree(record: dict[str, Any]) -> dict[str, Any]:
-    check_schema(record, "tree")
-    lists = ("parent", "status", "reason", "confidence", "path_confidence", "token_ids", "logprob", "entropy")
-    missing = [field for field in ("question_id", *lists) if field not in record]
-    if missing:
-        raise UserError(f"a tree lacks {', '.join(missing)}")
-    sizes = {field: len(record[field]) for field in lists}
-    if len(set(sizes.values())) != 1:
-        raise UserError(f"the lists of a tree have different lengths: {sizes}")
+    tree_from_record(record)  # refuses what is malformed
     if not isinstance(record.get("votes", {}), Mapping):
         raise UserError(f"`votes` of a tree must be weights by answer, found {record['votes']!r:.60}")
-    for node, parent in enumerate(record["parent"]):
-        if not isinstance(parent, int) or not -1 <= parent < node:
-            raise UserError(f"`parent` of node {node} is {parent!r}: a parent stands before its children")
-        width = len(record["token_ids"][node])
-        for field in ("logprob", "entropy"):
-            if len(record[field][node]) != width:
-                raise UserError(
-                    f"`{field}` of node {node} has {len(record[field][node])} entries for {width} tokens"
-                )
     return record
 
 
@@ -198,20 +174,6 @@ def _score(record: dict[str, Any]) -> tuple[str, tuple[str, list[float], list[fl
     )
 
 
-def _json(file: Path) -> Any:
-    try:
-        return json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise UserError(f"{file}: not valid JSON ({error})") from error
-
-
-def _object(file: Path) -> Mapping[str, Any]:
-    found = _json(file)
-    if not isinstance(found, Mapping):
-        raise UserError(f"{file}: expected a JSON object, found {type(found).__name__}")
-    return found
-
-
 def _main(summaries: Mapping[str, Any]) -> Mapping[str, Any]:
     found = summaries.get("summary")
     return found if isinstance(found, Mapping) else {}
@@ -220,7 +182,7 @@ def _main(summaries: Mapping[str, Any]) -> Mapping[str, Any]:
 def _tree_file(file: Path, label: str, records: Sequence[Mapping[str, Any]]) -> TreeFile:
     """With how the search voted: as its records say, or its manifest."""
     manifest = file.with_name(file.name + ".manifest.json")
-    config = _object(manifest).get("config", {}) if manifest.is_file() else {}
+    config = read_json(manifest).get("config", {}) if manifest.is_file() else {}
     said = config.get("sampling", {}) | {k: v for k, v in records[0].items() if v is not None}
     vote, gamma = said.get("vote", "sequence"), said.get("gamma", 1.0)
     if isinstance(gamma, bool) or not isinstance(gamma, int | float):

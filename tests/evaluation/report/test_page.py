@@ -213,6 +213,9 @@ def test_of_too_many_traces_whole_questions_are_shown(tmp_path):
         ({"parent": [-1, 5, 1, 1]}, "parent"),
         ({"status": ["pruned"]}, "lengths"),
         ({"entropy": [[0.1], [], [], []]}, "entropy"),
+        ({"status": ["nonsense"] * 4}, "status"),
+        ({"token_ids": [["x"], [], [], []]}, "token_ids"),
+        ({"votes": [1]}, "votes"),
         ({"schema": {"name": "tree", "version": 99}}, "newer"),
     ],
 )
