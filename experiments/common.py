@@ -43,9 +43,15 @@ from experiments.terminal import (  # noqa: E402, F401 - and these
 )
 
 if TYPE_CHECKING:
+    from jax.sharding import Mesh
+
+    from caspo_jax.sampling import CatConfig, SampleConfig
+    from caspo_jax.tasks import Task
     from caspo_jax.training.stages import Policy
+    from caspo_jax.types import Equal, Extract, Question
 
 FLAGS = flags.FLAGS
+MOST_NEW_TOKENS = 1024  # of an output whose length no flag says
 
 
 def run(main: Callable[[], None]) -> None:
@@ -115,18 +121,27 @@ def tune_malloc() -> None:
         os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
 
 
-def mesh() -> Any:
+def mesh() -> Mesh | None:
     """The mesh of --mesh; None without one."""
     from caspo_jax.sharding import make_mesh
 
     return make_mesh(FLAGS.mesh)
 
 
-def load_policy() -> Any:
-    """The policy of --model: model, tokenizer, caspo.json."""
+def load_policy(path: str | None = None) -> Policy:
+    """The policy of --model, or another on the same devices: model, tokenizer, caspo.json."""
     from caspo_jax.training.stages import Policy
 
-    return Policy.load(FLAGS.model, FLAGS.dtype, mesh())
+    return Policy.load(FLAGS.model if path is None else path, FLAGS.dtype, mesh())
+
+
+def task_of(policy: Policy, flag: str) -> Task:
+    """The embedded task of a tiny policy. Raises UserError for any other policy; `flag` says what needs the task."""
+    from caspo_jax.tasks import get_task
+
+    if not policy.settings.get("task"):
+        raise UserError(f"{flag} needs the tiny policy of an embedded task (caspo.json names its task)")
+    return get_task(policy.settings["task"])
 
 
 def step_delimiter(policy: Policy) -> str:
@@ -136,7 +151,14 @@ def step_delimiter(policy: Policy) -> str:
     return policy.step_delimiter
 
 
-def sample_config(policy: Any, questions: Sequence[Any], **overrides: Any) -> Any:
+def room(policy: Policy, questions: Sequence[Question]) -> int:
+    """How many tokens of the context the longest prompt leaves; less than none where it does not fit."""
+    from caspo_jax.models import encode_prompt
+
+    return policy.model.config.context - max(len(encode_prompt(policy.tokenizer, q)) for q in questions)
+
+
+def sample_config(policy: Policy, questions: Sequence[Question], **overrides: Any) -> SampleConfig:
     """The decoding flags as a SampleConfig.
 
     Args:
@@ -144,21 +166,19 @@ def sample_config(policy: Any, questions: Sequence[Any], **overrides: Any) -> An
       questions: without --max_new_tokens an output may be as long as the longest of these leaves, 1,024 tokens at most.
       overrides: fields that the flags do not decide here.
     """
-    from caspo_jax.models import encode_prompt
     from caspo_jax.sampling import SampleConfig
 
     names = ("temperature", "top_p", "top_k", "min_p", "num_samples", "ignore_eos")
     values = {name: getattr(FLAGS, name) for name in names}
     values["max_new_tokens"] = FLAGS.max_new_tokens
     if FLAGS.max_new_tokens is None:
-        longest = max(len(encode_prompt(policy.tokenizer, q)) for q in questions)
-        values["max_new_tokens"] = max(1, min(1024, policy.model.config.context - longest))
+        values["max_new_tokens"] = max(1, min(MOST_NEW_TOKENS, room(policy, questions)))
     values |= {"step_delimiter": step_delimiter(policy)}
     values |= {"stop": tuple(unescaped("stop", text) for text in FLAGS.stop)}
     return SampleConfig(**(values | overrides))
 
 
-def cat_config(policy: Any, sample: Any) -> Any:
+def cat_config(policy: Policy, sample: SampleConfig) -> CatConfig:
     """The search flags as a CatConfig; what they leave open comes from the policy's caspo.json."""
     from caspo_jax.sampling import CatConfig
 
@@ -171,7 +191,7 @@ def cat_config(policy: Any, sample: Any) -> Any:
     return CatConfig(sample=sample, **values)
 
 
-def answer_functions(policy: Any) -> tuple[Callable[[str], str | None], Callable[[str, str], bool]]:
+def answer_functions(policy: Policy) -> tuple[Extract, Equal]:
     """How answers are read (text -> answer) and compared (gold, answer).
 
     By --answers; without it as the embedded task of a tiny policy has it; else as mathematics.

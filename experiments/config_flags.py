@@ -29,10 +29,11 @@ def define_config(name: str, config: Any, help_text: str) -> None:
     """
     from ml_collections import config_flags
 
+    mirror = _mirror(config)
     listed = "; ".join(f"--{name}.{field}={value}" for field, value in _values(config).items())
     try:
         config_flags.DEFINE_config_dataclass(
-            name, _mirror(config), f"{help_text}. Defaults: {listed}", flag_values=FLAGS
+            name, mirror, f"{help_text}. Defaults: {listed}", flag_values=FLAGS
         )
     except (KeyError, AttributeError, ValueError, TypeError) as error:
         fields = ", ".join(_values(config))

@@ -22,7 +22,9 @@ def base_settings(policy: Any, questions: Sequence[Any]) -> Any:
         raise UserError(
             "--temperature=0: this is what the other strategies draw with, and greedy needs none: leave the flag out"
         )
-    sample = common.sample_config(policy, questions, num_samples=1, **length(policy, questions))
+    sample = common.sample_config(
+        policy, questions, num_samples=1, **default_max_new_tokens(policy, questions)
+    )
     judge = FLAGS.self_evaluation
     if judge == "auto":
         # The tiny policies have a template too, but nobody taught them to judge.
@@ -39,19 +41,16 @@ def base_settings(policy: Any, questions: Sequence[Any]) -> Any:
     )
 
 
-def length(policy: Any, questions: Sequence[Any]) -> dict[str, int]:
+def default_max_new_tokens(policy: Any, questions: Sequence[Any]) -> dict[str, int]:
     """Without --max_new_tokens: half of what the longest prompt leaves of the context, 1,024 at most; says how many.
 
     Half, because strategies that go step by step read a prefix as long as an output and write another behind it. And the
     questions that settings are chosen on may be longer than these.
     """
-    from caspo_jax.models import encode_prompt
-
     if FLAGS.max_new_tokens is not None:
         return {}
-    longest = max(len(encode_prompt(policy.tokenizer, q)) for q in questions)
-    room = policy.model.config.context - longest
-    most = max(1, min(1024, room // 2))
+    room = common.room(policy, questions)
+    most = max(1, min(common.MOST_NEW_TOKENS, room // 2))
     common.say(
         f"--max_new_tokens={most}, as none is given: half of the {room:,} tokens that the longest prompt leaves of the "
         "context, 1,024 at most"

@@ -46,12 +46,11 @@ def build_scorers() -> tuple[list[Any], dict[str, str]]:
     from caspo_jax.errors import UserError
     from caspo_jax.evaluation import faithfulness as f
     from caspo_jax.store import hash_path
-    from caspo_jax.training.stages import Policy
 
     scorers: list[Any] = [f.LexiconScorer()] if FLAGS.lexicon else []
     files: dict[str, str] = {}
     if FLAGS.decisiveness_judge:
-        judge = Policy.load(FLAGS.decisiveness_judge, FLAGS.dtype, common.mesh())
+        judge = common.load_policy(FLAGS.decisiveness_judge)
         options = {"rubric": FLAGS.rubric} if FLAGS.rubric else {}
         scorers.append(
             f.judge_from_model(judge.model, judge.tokenizer, batch_size=FLAGS.batch_size, **options)
@@ -74,8 +73,6 @@ def build_contradiction_judge(policy: Any) -> tuple[Any, dict[str, str]]:
     """The judge of --consistency, and hashes of the files behind it."""
     from caspo_jax.errors import UserError
     from caspo_jax.evaluation import faithfulness as f
-    from caspo_jax.tasks import get_task
-    from caspo_jax.training.stages import Policy
     from experiments.verifiers import generate_with
 
     name, task = FLAGS.consistency, policy.settings.get("task")
@@ -84,36 +81,29 @@ def build_contradiction_judge(policy: Any) -> tuple[Any, dict[str, str]]:
     if FLAGS.contradiction_judge and name != "judge":
         raise UserError(f"--contradiction_judge goes with --consistency=judge, not {name}")
     if name == "exact":
-        if not task:
-            raise UserError(
-                "--consistency=exact needs the tiny policy of an embedded task (caspo.json names its task)"
-            )
-        return get_task(task).contradiction(), {}
+        return common.task_of(policy, "--consistency=exact").contradiction(), {}
     if name == "answers":
         return f.AnswerEquivalence(), {}
     if not FLAGS.contradiction_judge:
         raise UserError("--consistency=judge needs --contradiction_judge=CHECKPOINT")
-    judge = Policy.load(FLAGS.contradiction_judge, FLAGS.dtype, common.mesh())
+    judge = common.load_policy(FLAGS.contradiction_judge)
     return f.LocalContradictionJudge(generate_with(judge, temperature=0.0)), {"judge": judge.hash}
 
 
 def verdicts_of(policy: Any, subjects: Sequence[Any]) -> dict[str, list[bool | None]]:
     """Trace id -> for each step whether it is right, None where that is not known."""
-    from caspo_jax.errors import UserError
-    from caspo_jax.steps import StatedEquations, verify_traces
-    from caspo_jax.tasks import get_task
+    from caspo_jax.steps import StatedEquations, Verifier, verify_traces
 
     name, task = FLAGS.verifier, policy.settings.get("task")
     recorded = any(step.verdict != "unknown" for s in subjects for step in s.trace.steps)
     if name == "auto":
         name = "recorded" if recorded else "exact" if task else "none"
-    if name == "exact" and not task:
-        raise UserError(
-            "--verifier=exact needs the tiny policy of an embedded task (caspo.json names its task)"
-        )
     traces = [s.trace for s in subjects]
     if name in ("exact", "equations"):
-        verifier: Any = get_task(task).verifier() if name == "exact" else StatedEquations()
+        exact = name == "exact"
+        verifier: Verifier = (
+            common.task_of(policy, "--verifier=exact").verifier() if exact else StatedEquations()
+        )
         traces = verify_traces(traces, verifier)
     known = {"correct": True, "wrong": False, "unknown": None}
     return {t.id: [None if name == "none" else known[step.verdict] for step in t.steps] for t in traces}

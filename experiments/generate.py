@@ -63,15 +63,14 @@ def main() -> None:
     common.check_outputs(("output", "trees"), derived={"the answers": answers})
     check_flags(strategy, searching)
     calibration = calibrations.load()
-    if strategy == "greedy":
-        FLAGS["temperature"].value = 0.0
     questions = common.load_questions(FLAGS.input)
     policy = common.load_policy()
     if FLAGS.intervention is not None:
         from caspo_jax.evaluation.faithfulness import with_intervention
 
         questions = [with_intervention(q, FLAGS.intervention, policy.tokenizer) for q in questions]
-    sample = common.sample_config(policy, questions, num_samples=1 if searching else FLAGS.num_samples)
+    changes = {"temperature": 0.0} if strategy == "greedy" else {"num_samples": 1} if searching else {}
+    sample = common.sample_config(policy, questions, **changes)
     config: Any = common.cat_config(policy, sample) if searching else sample
     config = calibrations.applied(calibration, config, policy)
     extract, equal = common.answer_functions(policy)

@@ -92,18 +92,12 @@ def check_places() -> None:
 
 def sample_plain(policy: Any, out: Path) -> Path:
     """questions.jsonl, test.jsonl and plain.jsonl: one output of the policy a training question."""
-    from caspo_jax.errors import UserError
     from caspo_jax.records import question_to_record
     from caspo_jax.sampling import SampleConfig
     from caspo_jax.store import write_jsonl
-    from caspo_jax.tasks import get_task
     from caspo_jax.training.stages import sample_stage
 
-    if not policy.settings.get("task"):
-        raise UserError(
-            "--out_dir needs the policy of an embedded task (caspo.json names it); else give --input"
-        )
-    task = get_task(policy.settings["task"])
+    task = common.task_of(policy, "--out_dir without --input")
     questions = task.questions("train", FLAGS.questions, seed=FLAGS.seed)
     test = task.questions("test", FLAGS.test_questions, seed=FLAGS.seed)
     with common.Progress(len(questions), "sample") as progress:

@@ -30,16 +30,22 @@ from experiments.quickstart_samples import Recorder
 
 FLAGS = flags.FLAGS
 RESULTS = ("reliability.png", "entropy.png", "strategies.png", "samples", "summary.json", "report.html")
-TABLE = (
-    ("step_accuracy", "step acc"),
-    ("answer_accuracy", "answer acc"),
-    ("flawed_correct_rate", "flawed"),
-    ("entropy_auroc", "H AUROC"),
-    ("within_prefix_logprob_auroc", "lp AUROC|prefix"),
-    ("entropy_gap", "H gap"),
-    ("ece", "ECE"),
-    ("brier_scaled", "Brier scaled"),
-)
+TABLE = {
+    "step_accuracy": "step acc",
+    "answer_accuracy": "answer acc",
+    "flawed_correct_rate": "flawed",
+    "entropy_auroc": "H AUROC",
+    "within_prefix_logprob_auroc": "lp AUROC|prefix",
+    "entropy_gap": "H gap",
+    "ece": "ECE",
+    "brier_scaled": "Brier scaled",
+}
+COMPARED = (
+    "step_accuracy",
+    "answer_accuracy",
+    "entropy_auroc",
+    "brier_scaled",
+)  # with the base, below the table
 STRATEGY_ORDER = (
     "greedy",
     "majority",
@@ -85,7 +91,7 @@ class Comparison:
 
 
 def strategies(settings: Any) -> StrategyConfig:
-    """The settings' strategies, with CaT as --confidence and --prune say; raises UserError for names that are none."""
+    """The settings' strategies, with CaT as --confidence and --prune say; raises UserError for unknown names."""
     given = {"step_confidence": FLAGS.confidence, "prune": FLAGS.prune}
     given = {name: value for name, value in given.items() if value is not None}
     cat = dataclasses.replace(settings.STRATEGIES.cat, **given)
@@ -93,7 +99,7 @@ def strategies(settings: Any) -> StrategyConfig:
 
 
 def check_places(out: Path) -> None:
-    """Refuses a folder that holds files of somebody else, or of another program, in the places of ours.
+    """Refuses a folder that holds, at our output paths, files that this program did not write.
 
     Args:
       out: the folder. A run of the quickstart is known by its first round's traces; their settings are checked with them.
@@ -154,7 +160,7 @@ def compare(
         if "rft" in final:
             found.append(_temperature_control(comparison, found[0], found[len(rounds)]))
             progress.update()
-    _write(found, f"round_{len(rounds)}", out, started)
+    _write(found, f"round_{len(rounds)}", settings.SAMPLE.num_samples, out, started)
 
 
 def _temperature_control(comparison: Comparison, base: Evaluation, last: Evaluation) -> Evaluation:
@@ -176,7 +182,7 @@ def _temperature_control(comparison: Comparison, base: Evaluation, last: Evaluat
     )
 
 
-def _write(found: Sequence[Evaluation], final: str, out: Path, started: float) -> None:
+def _write(found: Sequence[Evaluation], final: str, samples: int, out: Path, started: float) -> None:
     from caspo_jax.evaluation import plots
 
     base, last = found[0], next(e for e in found if e.name == final)
@@ -185,7 +191,7 @@ def _write(found: Sequence[Evaluation], final: str, out: Path, started: float) -
         "seed": FLAGS.seed,
         "seconds": None,
         "questions": FLAGS.eval_questions,
-        "samples_per_question": 8,
+        "samples_per_question": samples,
         "preset": FLAGS.preset,
         "split": FLAGS.split,
         "final": final,
@@ -215,20 +221,22 @@ def _write(found: Sequence[Evaluation], final: str, out: Path, started: float) -
 def table(records: Sequence[Mapping[str, Any]]) -> str:
     """Metrics of sampled traces, a row a policy; differences to the base with 95 % intervals below."""
     width = max(len(r["name"]) for r in records)
-    lines = ["", f"{'policy':<{width}}  " + "  ".join(f"{title:>15}" for _, title in TABLE)]
+    lines = ["", f"{'policy':<{width}}  " + "  ".join(f"{title:>15}" for title in TABLE.values())]
     for record in records:
-        cells = (record[name] for name, _ in TABLE)
+        cells = (record[name] for name in TABLE)
         lines.append(
             f"{record['name']:<{width}}  "
             + "  ".join(f"{'-' if v is None else f'{v:.3f}':>15}" for v in cells)
         )
     lines += ["", "difference to base [95 % interval by question]"]
     for record in records[1:]:
-        for name, title in (TABLE[0], TABLE[1], TABLE[3], TABLE[7]):
+        for name in COMPARED:
             pair = record["paired_with_base"][name]
             if pair["difference"] is not None:
                 interval = "" if pair["low"] is None else f" [{pair['low']:+.3f}, {pair['high']:+.3f}]"
-                lines.append(f"{record['name']:<{width}}  {title:<13}{pair['difference']:+.3f}{interval}")
+                lines.append(
+                    f"{record['name']:<{width}}  {TABLE[name]:<13}{pair['difference']:+.3f}{interval}"
+                )
     return "\n".join(lines)
 
 

@@ -82,10 +82,8 @@ def check(policy: Any) -> str:
     for flag, owner in _OWNERS.items():
         if FLAGS[flag].present and name != owner:
             raise UserError(f"--{flag} goes with --verifier={owner}, not {name}")
-    if name == "exact" and not policy.settings.get("task"):
-        raise UserError(
-            "--verifier=exact needs the tiny policy of an embedded task (caspo.json names its task)"
-        )
+    if name == "exact":
+        common.task_of(policy, "--verifier=exact")
     if name == "labels" and not FLAGS.labels:
         raise UserError("--verifier=labels needs --labels=FILE")
     if name == "judge" and not FLAGS.judge:
@@ -103,9 +101,7 @@ def build(policy: Any, extract: Any, equal: Any) -> Any:
 
     name = check(policy)
     if name == "exact":
-        from caspo_jax.tasks import get_task
-
-        return get_task(policy.settings["task"]).verifier()
+        return common.task_of(policy, "--verifier=exact").verifier()
     if name == "gold":
         return steps.GoldAnswer(extract=extract, equal=equal)
     if name == "equations":
@@ -122,9 +118,7 @@ def build(policy: Any, extract: Any, equal: Any) -> Any:
             delimiter=common.step_delimiter(policy),
             decoding={**decoding(policy), "seed": FLAGS.seed},
         )
-    from caspo_jax.training.stages import Policy
-
-    judge = Policy.load(FLAGS.judge, FLAGS.dtype, common.mesh())
+    judge = common.load_policy(FLAGS.judge)
     template = steps.load_prompt(FLAGS.judge_prompt) if FLAGS.judge_prompt else steps.load_prompt()
     return steps.LocalJudge(
         generate=generate_with(judge, temperature=0.0), template=template, decoding=decoding(judge)
@@ -143,15 +137,13 @@ def generate_with(policy: Any, temperature: float) -> Any:
     """
     import jax
 
-    from caspo_jax.models import encode_prompt
     from caspo_jax.sampling import SampleConfig, generate
     from caspo_jax.types import Trace
 
     def call(questions: Any, n: int) -> Any:
         rooms: dict[int, list[int]] = {}
         for i, question in enumerate(questions):
-            left = policy.model.config.context - len(encode_prompt(policy.tokenizer, question))
-            rooms.setdefault(new_tokens(left), []).append(i)
+            rooms.setdefault(new_tokens(common.room(policy, [question])), []).append(i)
         found: list[Any] = [None] * len(questions)
         for room, rows in rooms.items():
             asked = [questions[i] for i in rows]
@@ -174,4 +166,4 @@ def generate_with(policy: Any, temperature: float) -> Any:
 
 def new_tokens(left: int) -> int:
     """Of what the context leaves a power of two, at most 1,024: few programs to compile; 0 where nothing is left."""
-    return 0 if left < 1 else 2 ** min(10, left.bit_length() - 1)
+    return 0 if left < 1 else min(common.MOST_NEW_TOKENS, 2 ** (left.bit_length() - 1))

@@ -16,7 +16,7 @@ MAX_NEW_TOKENS = 128
 SAMPLE = SampleConfig(max_new_tokens=MAX_NEW_TOKENS, temperature=1.0, num_samples=8)
 
 # Sampling of a round: plain samples share prefixes often enough on this task (siblings of one prefix).
-ROUND_SAMPLE = dataclasses.replace(SAMPLE, num_samples=8)
+ROUND_SAMPLE = SAMPLE
 
 # The published rule takes the least confident correct step as the chosen one. Here those are lucky guesses, and raising
 # them costs accuracy. Against the sibling that begins like it, a wrong step differs where it goes wrong.

@@ -80,7 +80,7 @@ def test_the_default_length_is_half_of_what_the_context_leaves_and_is_said(monke
     monkeypatch.setattr(evaluate_settings, "FLAGS", types.SimpleNamespace(max_new_tokens=None))
     config = small_shape(max_position_embeddings=64, rope=rope)
     policy = types.SimpleNamespace(tokenizer=None, model=types.SimpleNamespace(config=config))
-    found = evaluate_settings.length(policy, [Question("q", prompt_ids=(1,) * 20)])
+    found = evaluate_settings.default_max_new_tokens(policy, [Question("q", prompt_ids=(1,) * 20)])
     assert found == {"max_new_tokens": room // 2}
     assert (
         f"--max_new_tokens={room // 2}, as none is given: half of the {room} tokens"
