@@ -82,16 +82,16 @@ def main() -> None:
         overwrite=FLAGS.overwrite,
     )
     written = JsonlOutput(FLAGS.output, manifest, schema=schema("score"))
-    with common.Progress(len(ids), "score", unit="output") as progress:
-        for start in range(0, 0 if written.complete else len(ids), FLAGS.batch_size):
-            part = slice(start, start + FLAGS.batch_size)
-            if not set(ids[part]) <= written.done:
-                scores = score_outputs(model, outputs[part])
-                written.append(
-                    [{"id": i, "logprob": lp, "entropy": h} for i, (lp, h) in zip(ids[part], scores)]
-                )
-            progress.update(len(ids[part]))
     if not written.complete:
+        with common.Progress(len(ids), "score", unit="output") as progress:
+            for start in range(0, len(ids), FLAGS.batch_size):
+                part = slice(start, start + FLAGS.batch_size)
+                if not set(ids[part]) <= written.done:
+                    scores = score_outputs(model, outputs[part])
+                    written.append(
+                        [{"id": i, "logprob": lp, "entropy": h} for i, (lp, h) in zip(ids[part], scores)]
+                    )
+                progress.update(len(ids[part]))
         written.finish(outputs=len(ids))
     common.closing(f"scores in {FLAGS.output}", {"outputs": len(ids)})
 

@@ -1,4 +1,4 @@
-"""Policies and strategies held against each other, and the reports of it.
+"""Policies and strategies compared with each other, and the reports of it.
 
 By the program that needs them:
 

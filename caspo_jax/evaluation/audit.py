@@ -34,7 +34,7 @@ def audited_questions(traces: Sequence[Trace], trees: Sequence[CatTree], rule: s
     Args:
       traces: all paths; those of a tree share its question id, followed by `/index` where there are several.
       trees: one a question.
-      rule: `path` or `last`, what is held against the threshold.
+      rule: `path` or `last`, what is compared with the threshold.
     """
     paths: dict[str, list[Trace]] = {}
     several = len(traces) > len(trees)  # one path a question carries the question's own id

@@ -1,4 +1,4 @@
-"""Answers on disk -> the table of strategies, the paired tests, and two runs held together. No model is needed."""
+"""Answers on disk -> the table of strategies, the paired tests, and two runs compared. No model is needed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A verifier held against labelled first errors (ProcessBench): how good are the verdicts that training rests on?"""
+"""A verifier checked against labelled first errors (ProcessBench): how good are the verdicts that training rests on?"""
 
 from __future__ import annotations
 

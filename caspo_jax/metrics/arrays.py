@@ -63,15 +63,15 @@ def weight_of(weights: Any, size: int) -> np.ndarray:
 
 
 def per_item(size: int) -> Callable[[Statistic], Statistic]:
-    """Decorates a function of the weights of `size` items: of another number of weights some would be left out in silence."""
+    """Decorates a function of the weights of `size` items; refuses any other number, of which some would silently be ignored."""
 
     def checked(statistic: Statistic) -> Statistic:
         @functools.wraps(statistic)
         def of_all(weights: np.ndarray) -> float:
             if np.shape(weights) != (size,):
                 raise UserError(
-                    f"a statistic of {size} items was given weights of shape {np.shape(weights)}: give one weight, or in "
-                    "a bootstrap one group, an item"
+                    f"a statistic of {size} items was given weights of shape {np.shape(weights)}: give exactly "
+                    "one weight (in a bootstrap: one group) for each item"
                 )
             return statistic(weights)
 

@@ -48,7 +48,7 @@ def bootstrap_interval(
       level: coverage, in (0, 1).
 
     Raises:
-      UserError: no items, draws < 1, a level outside (0, 1), a group that is NaN, other than one group an item.
+      UserError: no items, draws < 1, a level outside (0, 1), a group that is NaN, not exactly one group for each item.
 
     >>> from caspo_jax.metrics import mean_statistic
     >>> found = bootstrap_interval(mean_statistic([1.0, 0.0, 1.0, 1.0]), ["a", "a", "b", "b"], draws=200)
@@ -73,7 +73,7 @@ def paired_difference(
 
     Args:
       statistic: item weights [n] -> value, of the policy in question.
-      baseline: item weights [m] -> value, of the policy that it is held against.
+      baseline: item weights [m] -> value, of the policy that it is compared with.
       groups: [n] question id of every item of the first.
       baseline_groups: [m] the same for the second, default `groups`. A question may have items in one only.
       draws: resamples.

@@ -50,7 +50,7 @@ def test_one_group_an_item(statistic):
     for groups in (GROUPS[:2], [*GROUPS, "c"]):
         with pytest.raises(UserError, match="a statistic of 3 items was given weights of shape"):
             metrics.bootstrap_interval(statistic, groups, draws=5)
-        with pytest.raises(UserError, match="one group, an item"):
+        with pytest.raises(UserError, match="for each item"):
             metrics.paired_difference(statistic, statistic, GROUPS, groups, draws=5)
     metrics.bootstrap_interval(statistic, GROUPS, draws=5)
 

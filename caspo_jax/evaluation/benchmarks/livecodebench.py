@@ -106,9 +106,9 @@ def _private(packed: str) -> Any:
                 )
         (only,) = strings
         return json.loads(only)
+    except UserError:
+        raise
     except (binascii.Error, zlib.error, ValueError) as error:
-        if isinstance(error, UserError):
-            raise
         raise UserError(f"field `private_test_cases` cannot be unpacked ({error})") from error
 
 

@@ -81,9 +81,9 @@ def _from_hub(source: Source, name: str) -> Iterator[tuple[str, dict[str, Any]]]
             )
         for number, row in enumerate(found):
             yield f"{where} row {number}", row
+    except UserError:
+        raise
     except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
-        if isinstance(error, UserError):
-            raise
         raise UserError(
             f"{name}: cannot read {where} from the hub ({first_line(error)}): give a local copy, --data={name}=PATH"
         ) from error
@@ -107,7 +107,7 @@ def _from_disk(path: Path, source: Source) -> Iterator[tuple[str, dict[str, Any]
             found = datasets.load_dataset(str(path), source.config, split=source.split, streaming=True)
         for number, row in enumerate(found):
             yield f"{path} row {number}", row
+    except UserError:
+        raise
     except (OSError, ValueError, KeyError, datasets.exceptions.DatasetsError) as error:
-        if isinstance(error, UserError):
-            raise
         raise UserError(f"{path}: cannot be read as a dataset ({first_line(error)})") from error

@@ -1,4 +1,4 @@
-"""The report: every scorer against every estimator, agreement, factual calibration; and two policies held together."""
+"""The report: every scorer against every estimator, agreement, factual calibration; and two policies compared."""
 
 from __future__ import annotations
 
@@ -20,8 +20,9 @@ from caspo_jax.evaluation.faithfulness.faithful import (
 from caspo_jax.evaluation.faithfulness.pairing import METRICS, Pairing, Side, pair_up
 from caspo_jax.evaluation.faithfulness.skill import permuted_means, skill_statistics
 from caspo_jax.evaluation.faithfulness.table import ESTIMATORS, LIKELIHOODS, Table
-from caspo_jax.evaluation.tables import difference_record, finite
+from caspo_jax.evaluation.tables import difference_record
 from caspo_jax.metrics import Statistic
+from caspo_jax.records import finite
 
 _LEAST = 2  # steps of each verdict that a calibration needs
 
@@ -68,7 +69,7 @@ def report_record(
 
 
 def _calibrated(table: Table) -> dict[str, np.ndarray]:
-    """What is held against the verdicts of steps: every estimator, every likelihood, what the words say."""
+    """What is compared with the verdicts of steps: every estimator, every likelihood, what the words say."""
     named = {name: table.confidence[name] for name in (*ESTIMATORS, *LIKELIHOODS) if name in table.confidence}
     return named | {f"words:{name}": values for name, values in table.decisiveness.items()}
 

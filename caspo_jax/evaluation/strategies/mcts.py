@@ -1,4 +1,4 @@
-"""Monte-Carlo tree search over steps, judged by the policy itself: the kind of search that CaT is held against."""
+"""Monte-Carlo tree search over steps, judged by the policy itself: the kind of search that CaT is compared with."""
 
 from __future__ import annotations
 

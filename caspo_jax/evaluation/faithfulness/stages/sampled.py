@@ -69,15 +69,16 @@ def _continuations(
     sampling: Mapping[str, Any],
 ) -> dict[str, list[str]]:
     written = stage.open("continuations", **{k: v for k, v in sampling.items() if k != "unparsed"})
-    key = jax.random.key(int(sampling["seed"]))
-    size = max(1, _ROWS // config.samples)
-    for start in range(0, 0 if written.complete else len(states), size):
-        part = states[start : start + size]
-        if not {state_id(s) for s in part} <= written.done:
-            found = continue_prefixes(model, tokenizer, part, config, key, sampling["batch_size"])
-            written.append([{"id": state_id(s), "texts": texts} for s, texts in zip(part, found)])
-        stage.report(len(stage.subjects) * (start + len(part)) // len(states))
-    finish(written, len(stage.subjects))
+    if not written.complete:
+        key = jax.random.key(int(sampling["seed"]))
+        size = max(1, _ROWS // config.samples)
+        for start in range(0, len(states), size):
+            part = states[start : start + size]
+            if not {state_id(s) for s in part} <= written.done:
+                found = continue_prefixes(model, tokenizer, part, config, key, sampling["batch_size"])
+                written.append([{"id": state_id(s), "texts": texts} for s, texts in zip(part, found)])
+            stage.report(len(stage.subjects) * (start + len(part)) // len(states))
+        finish(written, len(stage.subjects))
     return {name: record["texts"] for name, record in read_stage(written.path).items()}
 
 

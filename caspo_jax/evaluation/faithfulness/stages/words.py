@@ -14,7 +14,9 @@ _GROUP = 32  # traces between two writes
 def decisiveness_stage(stage: Stage, scorers: Sequence[DecisivenessScorer], **settings: Any) -> None:
     """D_i of every step by every scorer: `decisiveness.jsonl`, {"id", "scores": {scorer: [S]}}."""
     written = stage.open("decisiveness", scorers=[scorer.name for scorer in scorers], **settings)
-    for start in range(0, 0 if written.complete else len(stage.subjects), _GROUP):
+    if written.complete:
+        return
+    for start in range(0, len(stage.subjects), _GROUP):
         part = stage.subjects[start : start + _GROUP]
         if not {s.id for s in part} <= written.done:
             traces = [s.trace for s in part]
