@@ -12,6 +12,7 @@ import numpy as np
 from caspo_jax import metrics
 from caspo_jax.evaluation.siblings import prefix_digests
 from caspo_jax.metrics import Interval, Statistic
+from caspo_jax.records import finite
 from caspo_jax.types import Trace
 
 
@@ -154,11 +155,6 @@ def paired(
 def difference_record(interval: Interval) -> dict[str, float | None]:
     """{difference, low, high} as JSON, undefined numbers null."""
     return {"difference": finite(interval.value), "low": finite(interval.low), "high": finite(interval.high)}
-
-
-def finite(value: float) -> float | None:
-    """A JSON number, or null for NaN and infinities."""
-    return float(value) if np.isfinite(value) else None
 
 
 def records(found: Mapping[str, Interval]) -> dict[str, list[float | None]]:

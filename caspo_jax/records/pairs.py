@@ -12,13 +12,13 @@ from caspo_jax.errors import UserError
 from caspo_jax.records.values import (
     check_one_of,
     check_schema,
+    finite,
     read_identity,
     read_ids,
     read_integer,
     read_number,
     read_text,
     schema,
-    tidy,
 )
 from caspo_jax.types import VERDICTS, Pair, PairKind
 
@@ -30,7 +30,7 @@ def pair_to_record(pair: Pair) -> dict[str, Any]:
         value = getattr(pair, field.name)
         record[field.name] = list(value) if isinstance(value, tuple) else value
     for side in ("chosen", "rejected"):
-        record[f"{side}_confidence"] = tidy(record[f"{side}_confidence"])
+        record[f"{side}_confidence"] = finite(record[f"{side}_confidence"])
     return record
 
 

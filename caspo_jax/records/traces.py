@@ -12,13 +12,13 @@ from caspo_jax.records.values import (
     as_numbers,
     check_one_of,
     check_schema,
+    finite,
     read_identity,
     read_ids,
     read_integer,
     read_number,
     read_text,
     schema,
-    tidy,
 )
 from caspo_jax.types import VERDICTS, FinishReason, Step, Trace
 
@@ -33,18 +33,18 @@ def trace_to_record(trace: Trace, *, token_stats: bool = True) -> dict[str, Any]
         elif field.name in ("logprob", "entropy"):
             if not token_stats or value is None:
                 continue
-            value = [tidy(v) for v in value]
+            value = [finite(v) for v in value]
         elif isinstance(value, tuple):
             value = list(value)
         elif isinstance(value, float):
-            value = tidy(value)
+            value = finite(value)
         record[field.name] = value
     return record
 
 
 def _step_to_record(step: Step) -> dict[str, Any]:
     record = {f.name: getattr(step, f.name) for f in dataclasses.fields(step)}
-    return record | {"confidence": tidy(step.confidence), "entropy": tidy(step.entropy)}
+    return record | {"confidence": finite(step.confidence), "entropy": finite(step.entropy)}
 
 
 def trace_from_record(record: Mapping[str, Any]) -> Trace:

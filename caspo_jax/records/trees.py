@@ -12,11 +12,11 @@ from caspo_jax.records.values import (
     as_numbers,
     check_one_of,
     check_schema,
+    finite,
     read_ids,
     read_number,
     read_text,
     schema,
-    tidy,
 )
 from caspo_jax.types import CatNode, CatResult, CatTree
 
@@ -30,12 +30,12 @@ def tree_to_record(tree: CatTree) -> dict[str, Any]:
         "question_id": tree.question_id,
         "prompt_ids": list(tree.prompt_ids),
         "key": list(tree.key),
-        "threshold": tidy(tree.threshold),
+        "threshold": finite(tree.threshold),
     }
     for field in ("parent", "status", "reason"):
         record[field] = [getattr(node, field) for node in tree.nodes]
     for field in ("confidence", "path_confidence"):
-        record[field] = [tidy(getattr(node, field)) for node in tree.nodes]
+        record[field] = [finite(getattr(node, field)) for node in tree.nodes]
     for field in ("token_ids", "logprob", "entropy"):
         record[field] = [list(getattr(node, field)) for node in tree.nodes]
     return record
@@ -49,10 +49,10 @@ def search_to_record(result: CatResult, vote: str, gamma: float) -> dict[str, An
       vote: the method that `result.answer` and `result.votes` are of.
       gamma: exponent of `confidence`.
     """
-    votes = {answer: tidy(weight) for answer, weight in result.votes.items()}
+    votes = {answer: finite(weight) for answer, weight in result.votes.items()}
     return tree_to_record(result.tree) | {
         "vote": vote,
-        "gamma": tidy(gamma),
+        "gamma": finite(gamma),
         "answer": result.answer,
         "votes": votes,
     }

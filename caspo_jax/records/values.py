@@ -28,8 +28,8 @@ def check_schema(record: Mapping[str, Any], name: str) -> None:
         raise UserError(f"schema version {found.get('version')!r} is newer than {VERSION}: update caspo_jax")
 
 
-def tidy(value: float | None) -> float | None:
-    """A float that JSON can hold: NaN and infinities become null."""
+def finite(value: float | None) -> float | None:
+    """The value as a JSON number: null for NaN, infinities and None."""
     if value is None or not math.isfinite(value):
         return None
     return float(value)

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from caspo_jax.errors import UserError
+from caspo_jax.records import finite
 from caspo_jax.steps.segmentation import DEFAULT_DELIMITER, segment
 from caspo_jax.steps.verifiers import Verifier, VerifyItem
 from caspo_jax.types import Question, Step, Trace, Verdict
@@ -88,7 +89,7 @@ def _measured(
         masks[row, step.token_start : step.token_end] = counted[step.token_start : step.token_end]
     values = _step_confidences(confidence, fields, masks, vocab_size)
     steps = tuple(
-        dataclasses.replace(step, confidence=_finite(value), entropy=_mean(fields.get("entropy"), mask))
+        dataclasses.replace(step, confidence=finite(value), entropy=_mean(fields.get("entropy"), mask))
         for step, value, mask in zip(trace.steps, values, masks)
     )
     return dataclasses.replace(trace, steps=steps)
@@ -127,10 +128,6 @@ def _step_confidences(
 
     stats = TokenStats(**{k: np.broadcast_to(v, masks.shape) for k, v in fields.items()})  # type: ignore[arg-type]
     return np.asarray(step_confidence(name, stats, masks, vocab_size))
-
-
-def _finite(value: float) -> float | None:
-    return float(value) if np.isfinite(value) else None
 
 
 def _mean(values: np.ndarray | None, mask: np.ndarray) -> float | None:

@@ -65,10 +65,10 @@ def _step_values(values: Any, masks: np.ndarray, compute: Callable[..., np.ndarr
         return [None] * len(masks)
     array = np.asarray(values, np.float64)
     known = np.isfinite(array)
-    return tidy(compute(np.where(known, array, 0.0), masks & known))
+    return unit_values(compute(np.where(known, array, 0.0), masks & known))
 
 
-def tidy(values: Any) -> Values:
+def unit_values(values: Any) -> Values:
     """Floats in [0, 1] for JSON; what is undefined is null. Rounding of float32 may leave [0, 1] by a hair."""
     return [
         None if not math.isfinite(v) else min(1.0, max(0.0, float(v))) for v in np.asarray(values, np.float64)

@@ -12,9 +12,9 @@ from caspo_jax import metrics
 from caspo_jax.evaluation.faithfulness.pairing import BINS, METRICS, Pairing, Side, pair_up, weighted_metrics
 from caspo_jax.evaluation.faithfulness.skill import permuted_means, skill_statistics
 from caspo_jax.evaluation.faithfulness.table import Table
-from caspo_jax.evaluation.tables import finite
 from caspo_jax.metrics import Interval
 from caspo_jax.metrics.arrays import bin_of
+from caspo_jax.records import finite
 
 POSITIONS = 10
 RANKS = ("spearman", "kendall", "trace_spearman", "trace_kendall")

@@ -13,7 +13,7 @@ from caspo_jax.errors import UserError
 from caspo_jax.evaluation.faithfulness.stages import check_settings, read_stage
 from caspo_jax.evaluation.faithfulness.subjects import Subject
 from caspo_jax.evaluation.siblings import prefix_digests
-from caspo_jax.records import schema
+from caspo_jax.records import finite, schema
 
 ESTIMATORS = ("token", "entropy", "hidden", "hidden_running", "prefix", "probe")
 # Beside the estimators in the calibration block: exp of the mean and of the sum of the log-probs.
@@ -104,8 +104,8 @@ def step_records(table: Table) -> list[dict[str, Any]]:
     """One record a step: what was said, every score, every estimate, F of each; missing values null."""
     records = []
     for i, text in enumerate(table.texts):
-        said = {name: _json(values[i]) for name, values in table.decisiveness.items()}
-        sure = {name: _json(values[i]) for name, values in table.confidence.items()}
+        said = {name: finite(values[i]) for name, values in table.decisiveness.items()}
+        sure = {name: finite(values[i]) for name, values in table.confidence.items()}
         records.append(
             {
                 "schema": schema("faithfulness_step"),
@@ -205,7 +205,3 @@ def _padded(values: Sequence[bool | None] | None, steps: int) -> Sequence[bool |
 
 def _number(value: bool | None) -> float:
     return np.nan if value is None else float(value)
-
-
-def _json(value: float) -> float | None:
-    return None if np.isnan(value) else float(value)

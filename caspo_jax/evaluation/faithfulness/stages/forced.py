@@ -9,7 +9,7 @@ import numpy as np
 
 from caspo_jax.confidence.forced import Measured, measure, plan_batches
 from caspo_jax.confidence.hidden import check_rcc_settings
-from caspo_jax.evaluation.faithfulness.estimators import Values, tidy, token_values
+from caspo_jax.evaluation.faithfulness.estimators import Values, token_values, unit_values
 from caspo_jax.evaluation.faithfulness.stages.stage import Stage, finish
 from caspo_jax.evaluation.faithfulness.subjects import Subject
 
@@ -67,7 +67,7 @@ def _forced_record(name: str, subject: Subject, measured: Measured | None) -> di
         nothing: Values = [None] * len(subject.trace.steps)
         if measured is None:
             return {"id": subject.id, "q": nothing, "p": nothing}
-        return {"id": subject.id, "q": tidy(measured.q), "p": tidy(measured.p)}
+        return {"id": subject.id, "q": unit_values(measured.q), "p": unit_values(measured.p)}
     recorded = subject.trace.logprob
     gap = None
     if measured is not None and recorded is not None:

@@ -13,7 +13,7 @@ import numpy as np
 
 from caspo_jax.confidence.forced import measure, plan_batches
 from caspo_jax.confidence.probe import Probe, cross_fitted_probe, fit_probe, load_probe, save_probe
-from caspo_jax.evaluation.faithfulness.estimators import Values, tidy
+from caspo_jax.evaluation.faithfulness.estimators import Values, unit_values
 from caspo_jax.evaluation.faithfulness.stages.stage import Stage, finish
 from caspo_jax.evaluation.faithfulness.subjects import Subject
 from caspo_jax.store import hash_path
@@ -73,7 +73,7 @@ def probe_stage(
     if loaded is None:
         values = _fit_values(stage, readable, features, verdicts, folds, l2, seed, final_norm)
     else:
-        values = {s.id: tidy(loaded.predict(f)) for s, f in zip(readable, features)}
+        values = {s.id: unit_values(loaded.predict(f)) for s, f in zip(readable, features)}
     written.append(
         [{"id": s.id, "probe": values.get(s.id, [None] * len(s.trace.steps))} for s in stage.subjects]
     )
@@ -99,7 +99,7 @@ def _fit_values(
     whole: Probe = fit_probe(x, right, ~np.isnan(right), l2=l2, settings=settings)
     save_probe(whole, stage.folder / "probe")
     ends = itertools.accumulate(len(f) for f in features)
-    return {s.id: tidy(found[end - len(f) : end]) for s, f, end in zip(readable, features, ends)}
+    return {s.id: unit_values(found[end - len(f) : end]) for s, f, end in zip(readable, features, ends)}
 
 
 def _features(stage: Stage, model: Any, readable: Sequence[Subject], final_norm: bool) -> list[np.ndarray]:
