@@ -7,8 +7,6 @@ import numbers
 from collections.abc import Iterable
 from typing import Any
 
-import numpy as np
-
 from caspo_jax.errors import UserError
 
 
@@ -19,11 +17,11 @@ def check(ok: bool, message: str) -> None:
 
 
 def own_numbers(config: Any) -> None:
-    """Makes NumPy's numbers in the fields of a frozen dataclass Python's, which JSON and compiled programs know."""
+    """Makes the numbers in the fields of a frozen dataclass Python's own, which JSON and compiled programs know."""
     for field in dataclasses.fields(config):
         value = getattr(config, field.name)
-        if isinstance(value, np.bool_):
-            object.__setattr__(config, field.name, bool(value))
+        if getattr(value, "shape", None) == ():  # NumPy's numbers, and arrays of one number
+            object.__setattr__(config, field.name, value.item())
         elif isinstance(value, numbers.Real) and type(value) not in (int, float, bool):
             own = int(value) if isinstance(value, numbers.Integral) else float(value)
             object.__setattr__(config, field.name, own)

@@ -38,6 +38,12 @@ def test_beta_and_smoothing_may_be_traced(smoothing):
             dpo_loss(*columns, **bad)
 
 
+def test_beta_may_be_an_array_of_one_number():
+    columns = [jnp.asarray(c, jnp.float32) for c in COLUMNS]
+    loss, _ = dpo_loss(*columns, jnp.float32(0.5), np.array(0.25))
+    assert loss == dpo_loss(*columns, 0.5, 0.25)[0]
+
+
 @pytest.mark.parametrize("beta, smoothing", [(0.1, 0.0), (0.5, 0.2)])
 def test_dpo_loss_matches_numpy(beta, smoothing):
     columns = COLUMNS.astype(np.float32)
