@@ -154,6 +154,11 @@ def parse_at(where: str, parse: Callable[[dict[str, Any]], T], record: dict[str,
         raise UserError(f"{where}: malformed record ({type(error).__name__}: {error})") from error
 
 
+def short_hash(text: str) -> str:
+    """The first 16 hex digits of a text's SHA-256: a name that is the same on every machine and in every process."""
+    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:16]
+
+
 def hash_path(path: str | Path) -> str:
     """SHA-256 of a file, or of a folder's files (names and contents, hidden files and manifests left out)."""
     path = Path(path)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,7 @@ from caspo_jax.errors import UserError
 from caspo_jax.evaluation.strategies.base import Answer
 from caspo_jax.evaluation.strategies.pool import Sample
 from caspo_jax.records import schema
-from caspo_jax.store import load_records
+from caspo_jax.store import load_records, short_hash
 
 Key = tuple[str, str, str]  # benchmark, strategy, size
 
@@ -34,7 +33,7 @@ def answer_record(answer: Answer, benchmark: str, golds: Mapping[str, str | None
 
 def gold_hash(gold: str | None) -> str | None:
     """Tells gold answers apart, which may be long or not for everyone; None where a question has none."""
-    return None if gold is None else hashlib.sha256(gold.encode("utf-8", "surrogatepass")).hexdigest()[:16]
+    return None if gold is None else short_hash(gold)
 
 
 def sample_record(sample: Sample, benchmark: str) -> dict[str, Any]:

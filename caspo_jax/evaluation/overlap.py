@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Collection, Sequence
 
+from caspo_jax.store import short_hash
 from caspo_jax.types import Question
 
 
@@ -19,7 +19,7 @@ def prompt_digest(question: Question) -> str:
         asked = json.dumps(list(question.prompt_ids))
     else:
         asked = " ".join((question.prompt or question.question or "").split())
-    return hashlib.sha256(asked.encode("utf-8", "surrogatepass")).hexdigest()[:16]
+    return short_hash(asked)
 
 
 def used_before(questions: Sequence[Question], digests: Collection[str]) -> list[Question]:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from typing import Any
 
+from caspo_jax.store import short_hash
+
 
 def stable_hash(*parts: Any) -> str:
-    """The first 16 hex digits of SHA-256 of the parts as JSON."""
-    text = json.dumps(parts, ensure_ascii=False, separators=(",", ":"))
-    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:16]
+    """The `short_hash` of the parts as JSON."""
+    return short_hash(json.dumps(parts, ensure_ascii=False, separators=(",", ":")))

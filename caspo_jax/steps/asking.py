@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import TypeVar
 
 from caspo_jax.errors import UserError
 from caspo_jax.steps.rollouts import Generate
+from caspo_jax.store import short_hash
 from caspo_jax.types import Question
 
 T = TypeVar("T")
@@ -68,7 +68,7 @@ def ask(
     distinct = list(dict.fromkeys(prompts))
     if not distinct:
         return []
-    traces = generate([Question(id=f"{kind}/{digest(p)}", question=p) for p in distinct], 1)
+    traces = generate([Question(id=f"{kind}/{short_hash(p)}", question=p) for p in distinct], 1)
     if len(traces) != len(distinct):
         raise ValueError(f"generate gave {len(traces)} traces for {len(distinct)} questions")
     found = {
@@ -76,8 +76,3 @@ def ask(
         for prompt, trace in zip(distinct, traces)
     }
     return [found[prompt] for prompt in prompts]
-
-
-def digest(text: str) -> str:
-    """A short hash of a text."""
-    return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:16]

@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from caspo_jax.errors import UserError
-from caspo_jax.steps.asking import ask, digest, fill_template, last_line, load_template
+from caspo_jax.steps.asking import ask, fill_template, last_line, load_template
 from caspo_jax.steps.rollouts import Generate
 from caspo_jax.steps.verifiers import VerifyItem
+from caspo_jax.store import short_hash
 from caspo_jax.types import Verdict
 
 PROMPT_FILE = Path(__file__).with_name("judge_prompt.txt")
@@ -48,7 +49,7 @@ class LocalJudge:
     @property
     def settings(self) -> dict[str, Any]:
         """The prompt's hash and what the judge decodes with, for manifests."""
-        return {"prompt": digest(self.template), **self.decoding}
+        return {"prompt": short_hash(self.template), **self.decoding}
 
     def verify(self, items: Sequence[VerifyItem]) -> list[Verdict]:
         """One verdict an item."""

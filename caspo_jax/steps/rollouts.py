@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -11,6 +10,7 @@ from caspo_jax.checks import at_least, own_numbers, within
 from caspo_jax.errors import UserError
 from caspo_jax.steps.answers import AnswerKind, is_right
 from caspo_jax.steps.verifiers import VerifyItem
+from caspo_jax.store import short_hash
 from caspo_jax.types import DEFAULT_DELIMITER, Equal, Extract, Question, Trace, Verdict
 
 # (questions, n): n traces a question, in question order, as `generate` gives them.
@@ -112,4 +112,4 @@ def _after(item: VerifyItem) -> _State:
 
 def _identity(question: str, state: _State) -> str:
     """An id, and so a random key, that depends on the state alone."""
-    return f"{question}/rollout/{hashlib.sha256(repr(state).encode()).hexdigest()[:16]}"
+    return f"{question}/rollout/{short_hash(repr(state))}"

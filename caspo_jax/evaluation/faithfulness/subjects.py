@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import collections
 import dataclasses
-import hashlib
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
@@ -18,6 +17,7 @@ from caspo_jax.evaluation.faithfulness.placing import place_steps, spelled_tags,
 from caspo_jax.evaluation.faithfulness.thinking import OPEN, Status, thinking_steps
 from caspo_jax.models import encode_prompt, render_chat, token_bytes
 from caspo_jax.records import trace_from_record, trace_to_record
+from caspo_jax.store import short_hash
 from caspo_jax.types import DEFAULT_DELIMITER, Question, Trace
 
 Which = Literal["auto", "thinking", "all"]
@@ -254,4 +254,4 @@ def _group(source: Source) -> str:
     if source.question or source.prompt:
         return source.question or source.prompt or ""
     asked = source.messages or source.prompt_ids
-    return hashlib.sha256(repr(asked).encode()).hexdigest()[:16] if asked else source.id
+    return short_hash(repr(asked)) if asked else source.id
