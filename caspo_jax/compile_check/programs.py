@@ -17,12 +17,11 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from caspo_jax.compile_check.chips import Chip
 from caspo_jax.errors import UserError
 from caspo_jax.models import ModelConfig
+from caspo_jax.models.abstract import abstract_decoder
 from caspo_jax.models.block import Layer
 from caspo_jax.models.blockwise import BLOCK
 from caspo_jax.models.cache import KVCache, init_cache, with_layers_apart
 from caspo_jax.models.cache_rows import copy_rows
-from caspo_jax.models.decoder import Decoder
-from caspo_jax.models.weights import parameter_shape, parameter_sharding, weights
 from caspo_jax.preferences.tree_packing import RowShape
 from caspo_jax.sampling import CatConfig, SampleConfig
 from caspo_jax.sampling.automaton import build_automaton
@@ -91,7 +90,7 @@ def train_program(
     ways = batch_ways(mesh)
     if shape.rows % ways:
         raise UserError(f"--rows={shape.rows}: the mesh splits rows {ways} ways; give a multiple of {ways}")
-    graphdef, params, frozen = nnx.split(_abstract_model(config, mesh, dtype), nnx.Param, ...)  # type: ignore[misc]
+    graphdef, params, frozen = nnx.split(abstract_decoder(config, dtype, mesh), nnx.Param, ...)  # type: ignore[misc]
     spec = StepSpec.of(graphdef, params, settings, mesh)
     wide = jax.tree.map(lambda p: Shaped(p.shape, jnp.float32, sharding=p.sharding), params)
     kept = params if settings.masters == "none" else wide
@@ -142,7 +141,7 @@ def cat_program(config: ModelConfig, mesh: Mesh, shape: CatShape, dtype: str, ch
         raise UserError(
             f"--questions={shape.questions}: the mesh splits questions {ways} ways; give a multiple of {ways}"
         )
-    graphdef, params = nnx.split(_abstract_model(config, mesh, dtype))
+    graphdef, params = nnx.split(abstract_decoder(config, dtype, mesh))
     settings = CatConfig(
         num_branches=shape.branches, sample=SampleConfig(max_new_tokens=shape.max_new_tokens)
     )
@@ -171,18 +170,6 @@ def cat_program(config: ModelConfig, mesh: Mesh, shape: CatShape, dtype: str, ch
         growing=cache // 2,  # buffers double: the old ones are there until they are copied
         unread=copied,  # as many bytes as the stacks that the copy was made of
     )
-
-
-def _abstract_model(config: ModelConfig, mesh: Mesh, dtype: str) -> Decoder:
-    """A decoder whose parameters are shapes with their places on the mesh."""
-    compute = jnp.dtype(dtype)
-    model = nnx.eval_shape(lambda: Decoder(config, dtype=compute, rngs=nnx.Rngs(0)))
-    model.mesh = mesh
-    for weight in weights(config):
-        sharding = parameter_sharding(mesh, weight, config)
-        shaped = Shaped(parameter_shape(weight, config), compute, sharding=sharding)
-        setattr(model.layers if weight.stacked else model, weight.name, nnx.Param(shaped))
-    return model
 
 
 def _abstract_trees(mesh: Mesh, shape: TrainShape, settings: TrainConfig) -> TreeBatch:

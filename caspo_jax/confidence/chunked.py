@@ -14,17 +14,22 @@ from jax.custom_derivatives import SymbolicZero
 
 from caspo_jax.confidence.token import TokenStats, token_stats
 from caspo_jax.errors import UserError
+from caspo_jax.models.precision import LOWEST, product
+
+Array = jax.Array
+# What a forward pass gives: its results, and what is kept for the backward pass.
+_Kept = tuple[tuple[Array, Array], tuple[Array | None, ...]]
 
 # Logits held at once: 2**23 float32 are 32 MiB, about where CPU matmuls stop gaining from larger chunks.
 CHUNK_LOGITS = 2**23
 
 
 def chunked_stats(
-    hidden: jax.Array,
-    unembedding: jax.Array,
-    targets: jax.Array,
+    hidden: Array,
+    unembedding: Array,
+    targets: Array,
     chunk: int | None = None,
-) -> tuple[jax.Array, jax.Array]:
+) -> tuple[Array, Array]:
     """Log-prob of each target and entropy of its distribution, straight from the hidden states.
 
     log p_t = x_{t, y_t} - logsumexp_v x_tv and H_t = logsumexp_v x_tv - sum_v p_tv x_tv with
@@ -56,9 +61,9 @@ def chunked_stats(
 
 
 def hidden_token_stats(
-    hidden: jax.Array,
-    unembedding: jax.Array,
-    targets: jax.Array,
+    hidden: Array,
+    unembedding: Array,
+    targets: Array,
     fields: tuple[str, ...] | None = None,
     chunk: int | None = None,
 ) -> TokenStats:
@@ -77,13 +82,13 @@ def hidden_token_stats(
 
 
 def hidden_stats_and_kl(
-    hidden: jax.Array,
-    unembedding: jax.Array,
-    targets: jax.Array,
-    reference: jax.Array,
+    hidden: Array,
+    unembedding: Array,
+    targets: Array,
+    reference: Array,
     fields: tuple[str, ...] | None = None,
     chunk: int | None = None,
-) -> tuple[TokenStats, jax.Array]:
+) -> tuple[TokenStats, Array]:
     """`hidden_token_stats`, and of the same logits KL(p_t || q) = sum_v p_tv (log p_tv - log q_v) [B, T], nats.
 
     Args:
@@ -91,7 +96,7 @@ def hidden_stats_and_kl(
       reference: [V] f32, log q.
     """
 
-    def read(logits: jax.Array, target: jax.Array) -> tuple[TokenStats, jax.Array]:
+    def read(logits: Array, target: Array) -> tuple[TokenStats, Array]:
         logp = jax.nn.log_softmax(logits, axis=-1)
         p = jnp.exp(logp)
         divergence = jnp.sum(jnp.where(p > 0, p * (logp - reference), 0.0), axis=-1)
@@ -100,7 +105,9 @@ def hidden_stats_and_kl(
     return _by_chunk(read, hidden, unembedding, targets, chunk)
 
 
-def _by_chunk(read: Callable[..., Any], hidden, unembedding, targets, chunk: int | None) -> Any:
+def _by_chunk(
+    read: Callable[[Array, Array], Any], hidden: Array, unembedding: Array, targets: Array, chunk: int | None
+) -> Any:
     """What `read`, (logits [B, C, V], targets [B, C]) -> tree of [B, C], says of all tokens: tree of [B, T]."""
     per_chunk = _chunk_tokens(hidden.shape, unembedding.shape[0], chunk)
     operand = jnp.promote_types(hidden.dtype, unembedding.dtype)
@@ -110,7 +117,7 @@ def _by_chunk(read: Callable[..., Any], hidden, unembedding, targets, chunk: int
     return jax.tree.map(lambda leaf: _join(leaf, hidden.shape[1]), found)
 
 
-def _check_shapes(hidden, unembedding, targets, chunk) -> None:
+def _check_shapes(hidden: Array, unembedding: Array, targets: Array, chunk: int | None) -> None:
     if hidden.ndim < 2 or unembedding.ndim != 2 or hidden.shape[-1] != unembedding.shape[-1]:
         raise UserError(
             f"hidden of shape {hidden.shape} and unembedding of shape {unembedding.shape}: "
@@ -123,6 +130,7 @@ def _check_shapes(hidden, unembedding, targets, chunk) -> None:
 
 
 def _chunk_tokens(shape: tuple[int, ...], vocab: int, chunk: int | None) -> int:
+    """Tokens of a chunk of rows of `shape` [B, T, E], about `chunk` if it is given."""
     batch, length = shape[0], max(shape[1], 1)
     if chunk is None:
         chunk = max(CHUNK_LOGITS // max(batch * vocab, 1), 1)
@@ -130,7 +138,7 @@ def _chunk_tokens(shape: tuple[int, ...], vocab: int, chunk: int | None) -> int:
     return math.ceil(length / count)  # the same number of chunks, as even as they come: least padding
 
 
-def _split(x: jax.Array, size: int) -> jax.Array:
+def _split(x: Array, size: int) -> Array:
     """[B, T, ...] -> [N, B, size, ...], zero-padded at the end."""
     batch, length = x.shape[:2]
     count = max(math.ceil(length / size), 1)
@@ -138,29 +146,19 @@ def _split(x: jax.Array, size: int) -> jax.Array:
     return jnp.moveaxis(x.reshape(batch, count, size, *x.shape[2:]), 1, 0)
 
 
-def _join(x: jax.Array, length: int) -> jax.Array:
+def _join(x: Array, length: int) -> Array:
     """[N, B, size, ...] -> [B, T, ...]."""
     count, batch, size = x.shape[:3]
     return jnp.moveaxis(x, 0, 1).reshape(batch, count * size, *x.shape[3:])[:, :length]
 
 
-def _precision(dtype) -> lax.Precision:
-    # float32 means float32 on every backend: no TF32, no bf16 passes.
-    return lax.Precision.HIGHEST if dtype == jnp.float32 else lax.Precision.DEFAULT
+def _logits(hidden: Array, unembedding: Array) -> Array:
+    """[B, C, V] float32 of states [B, C, E] and the head [V, E]."""
+    return product("bte,ve->btv", hidden, unembedding)
 
 
-def _logits(hidden, unembedding):
-    return jnp.einsum(
-        "bte,ve->btv",
-        hidden,
-        unembedding,
-        preferred_element_type=jnp.float32,
-        precision=_precision(hidden.dtype),
-    )
-
-
-def _forward_chunk(logits, targets):
-    """Logits [B, C, V] -> logprob, entropy, logsumexp, each [B, C]."""
+def _forward_chunk(logits: Array, targets: Array) -> tuple[Array, Array, Array]:
+    """Logits [B, C, V], targets [B, C] -> log-prob, entropy, log-sum-exp, [B, C] each."""
     top = jnp.max(logits, axis=-1, keepdims=True)
     z = logits - top
     e = jnp.exp(z)
@@ -171,8 +169,24 @@ def _forward_chunk(logits, targets):
     return picked - log_total, entropy, top[..., 0] + log_total
 
 
-def _backward_chunk(logits, targets, log_z, entropy, d_logprob, d_entropy):
-    """Gradient [B, C, V] of d_logprob * log p_y + d_entropy * H in the logits; None stands for zeros."""
+def _backward_chunk(
+    logits: Array,
+    targets: Array,
+    log_z: Array,
+    entropy: Array,
+    d_logprob: Array | None,
+    d_entropy: Array | None,
+) -> Array:
+    """Gradient [B, C, V] of d_logprob * log p_y + d_entropy * H in the logits.
+
+    Args:
+      logits: [B, C, V].
+      targets: [B, C].
+      log_z: [B, C] log-sum-exp of the logits.
+      entropy: [B, C].
+      d_logprob: [B, C], or None for zeros.
+      d_entropy: [B, C], or None for zeros.
+    """
     logp = logits - log_z[..., None]
     p = jnp.exp(logp)
     gradient = jnp.zeros_like(p)
@@ -182,28 +196,30 @@ def _backward_chunk(logits, targets, log_z, entropy, d_logprob, d_entropy):
         gradient = d_logprob[..., None] * (hit - p)
     if d_entropy is not None:
         # The floor keeps 0 * -inf out where a logit is -inf.
-        gradient -= d_entropy[..., None] * p * (jnp.maximum(logp, -1e30) + entropy[..., None])
+        gradient -= d_entropy[..., None] * p * (jnp.maximum(logp, LOWEST) + entropy[..., None])
     return gradient
 
 
-def _gradients(hidden, unembedding, d_logits):
-    """Hidden [B, C, E] and unembedding [V, E] gradients, accumulated in float32."""
+def _gradients(hidden: Array, unembedding: Array, d_logits: Array) -> tuple[Array, Array]:
+    """Gradients of states [B, C, E] and of the head [V, E], which stays float32, from those of the logits [B, C, V]."""
     d_logits = d_logits.astype(hidden.dtype)
-    options = {"preferred_element_type": jnp.float32, "precision": _precision(hidden.dtype)}
-    d_hidden = jnp.einsum("btv,ve->bte", d_logits, unembedding, **options)
-    return d_hidden.astype(hidden.dtype), jnp.einsum("btv,bte->ve", d_logits, hidden, **options)
+    d_hidden = product("btv,ve->bte", d_logits, unembedding)
+    return d_hidden.astype(hidden.dtype), product("btv,bte->ve", d_logits, hidden)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
-def _stats(hidden, unembedding, targets, per_chunk):
+def _stats(hidden: Array, unembedding: Array, targets: Array, per_chunk: int) -> tuple[Array, Array]:
+    """`chunked_stats` of states [B, T, E] and a head [V, E] of one dtype, `per_chunk` tokens at once: two [B, T]."""
     return _run_forward(hidden, unembedding, targets, per_chunk)[0]
 
 
-def _stats_forward(hidden, unembedding, targets, per_chunk):
+def _stats_forward(hidden: Any, unembedding: Any, targets: Any, per_chunk: int) -> _Kept:
+    """`_run_forward` of what `custom_vjp` hands over."""
     return _run_forward(hidden.value, unembedding.value, targets.value, per_chunk)
 
 
-def _run_forward(hidden, unembedding, targets, per_chunk):
+def _run_forward(hidden: Array, unembedding: Array, targets: Array, per_chunk: int) -> _Kept:
+    """Log-probs and entropies [B, T], and what the backward pass reads: with them the logits of a single chunk."""
     length = hidden.shape[1]
     if per_chunk >= length:
         logits = _logits(hidden, unembedding)
@@ -219,7 +235,9 @@ def _run_forward(hidden, unembedding, targets, per_chunk):
     return (logprob, entropy), (hidden, unembedding, targets, logits, log_z, entropy)
 
 
-def _stats_backward(per_chunk, residuals, cotangents):
+def _stats_backward(
+    per_chunk: int, residuals: tuple[Any, ...], cotangents: tuple[Any, Any]
+) -> tuple[Array, Array, None]:
     hidden, unembedding, targets, logits, log_z, entropy = residuals
     # A loss on log-probs alone leaves the entropy's cotangent symbolically zero: None costs nothing.
     per_token = (targets, log_z, entropy, *(None if _is_zero(ct) else ct for ct in cotangents))
@@ -239,7 +257,7 @@ def _stats_backward(per_chunk, residuals, cotangents):
     return _join(d_hidden, hidden.shape[1]), d_unembedding.astype(unembedding.dtype), None
 
 
-def _is_zero(cotangent) -> bool:
+def _is_zero(cotangent: Any) -> bool:
     return isinstance(cotangent, SymbolicZero)
 
 

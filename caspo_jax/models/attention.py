@@ -1,8 +1,9 @@
-"""Grouped-query attention: over a whole sequence, and of one new token over the cache."""
+"""Grouped-query attention of one new token a row over the cache."""
 
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -11,50 +12,14 @@ import jax.numpy as jnp
 from jax import lax
 
 from caspo_jax.models.cache import COLUMNS, KVCache, Layered, layer_of
+from caspo_jax.models.precision import LOWEST, product
 from caspo_jax.sharding import platform_of
 
-# Finite, so that a padded query (which attends to nothing) yields a harmless mean and no NaN.
-_MASKED = -1e30
 # Into how many parts a cache is cut at most, and columns a part at least.
 _MAX_PARTS = 4
 _MIN_PART = 32
 # Columns that a block of lanes holds: fewer rescale too often, more win nothing (measured on a CPU).
 _BLOCK = 4
-
-
-def precision(dtype: jax.typing.DTypeLike) -> lax.Precision:
-    """HIGHEST for float32 operands (no TF32, no bf16 passes); bf16 operands need no more than the default."""
-    return lax.Precision.HIGHEST if jnp.dtype(dtype) == jnp.float32 else lax.Precision.DEFAULT
-
-
-def attend(q: jax.Array, k: jax.Array, v: jax.Array, mask: jax.Array) -> jax.Array:
-    """softmax(q k^T / sqrt(D)) v with float32 scores; query heads share their group's keys and values.
-
-    Args:
-      q: [B, T, H, D].
-      k: [B, S, G, D], H a multiple of G.
-      v: [B, S, G, D].
-      mask: [B, T, S] bool, what each query may see.
-
-    Returns:
-      [B, T, H, D] in q's dtype.
-    """
-    batch, length, heads, dim = q.shape
-    groups = k.shape[2]
-    q = q.reshape(batch, length, groups, heads // groups, dim)
-    scores = jnp.einsum(
-        "btgqd,bsgd->bgqts", q, k, precision=precision(q.dtype), preferred_element_type=jnp.float32
-    )
-    scores = jnp.where(mask[:, None, None], scores * dim**-0.5, _MASKED)
-    probabilities = jax.nn.softmax(scores, axis=-1).astype(v.dtype)
-    mixed = jnp.einsum(
-        "bgqts,bsgd->btgqd",
-        probabilities,
-        v,
-        precision=precision(v.dtype),
-        preferred_element_type=jnp.float32,
-    )
-    return mixed.reshape(batch, length, heads, dim).astype(q.dtype)
 
 
 def attend_cache(q: jax.Array, cache: KVCache, layer: int | jax.Array, last: jax.Array) -> jax.Array:
@@ -82,7 +47,7 @@ def attend_cache(q: jax.Array, cache: KVCache, layer: int | jax.Array, last: jax
     # On a GPU the host chooses a switch's branch, and would wait for every layer of every token.
     on_gpu = platform_of(cache.mesh) == "gpu"
     parts = 1 if cache.apart and on_gpu else max(1, min(_MAX_PARTS, capacity // _MIN_PART))
-    part = -(-capacity // parts)
+    part = math.ceil(capacity / parts)
     widths = [min(capacity, part * (i + 1)) for i in range(parts)]
     branches = [functools.partial(_attend_columns, width, layer) for width in widths]
     operands = (grouped, cache)
@@ -102,13 +67,13 @@ def _attend_columns(columns: int, layer: int | jax.Array, q: jax.Array, cache: K
 
     keys, values = own(cache.k, COLUMNS[False].k), own(cache.v, COLUMNS[False].v)
     prompt_scores = _prompt_scores(q, cache, layer)
-    scores = _product("rgqd,rgds->rgqs", q, keys)
-    scores = jnp.where(cache.valid[:, None, None, :columns], scores * dim**-0.5, _MASKED)
+    scores = product("rgqd,rgds->rgqs", q, keys)
+    scores = jnp.where(cache.valid[:, None, None, :columns], scores * dim**-0.5, LOWEST)
     scores = jnp.concatenate([prompt_scores, scores], axis=-1)
     weights = jax.nn.softmax(scores, axis=-1).astype(values.dtype)
     length = prompt_scores.shape[-1]
     mixed = _prompt_mixed(weights[..., :length], cache, layer)
-    return (mixed + _product("rgqs,rgsd->rgqd", weights[..., length:], values)).astype(q.dtype)
+    return (mixed + product("rgqs,rgsd->rgqd", weights[..., length:], values)).astype(q.dtype)
 
 
 class _Softmax(NamedTuple):
@@ -129,7 +94,7 @@ def _attend_lanes(q: jax.Array, cache: KVCache, layer: int | jax.Array, last: ja
         longest = jnp.max(jnp.where(held, jnp.arange(1, len(held) + 1), 0))
         queries = _to_lanes(_by_prompt(scaled, prompts))
         empty = jnp.zeros(prompts * groups)
-        start = [_Softmax(empty + _MASKED, empty, jnp.zeros_like(query)) for query in queries]
+        start = [_Softmax(empty + LOWEST, empty, jnp.zeros_like(query)) for query in queries]
         found = _over_lanes(
             queries, cache.prompt_k, cache.prompt_v, cache.prompt_valid, layer, longest, start
         )
@@ -141,7 +106,7 @@ def _attend_lanes(q: jax.Array, cache: KVCache, layer: int | jax.Array, last: ja
         start = [jax.tree.map(by_row, *found[j::shared]) for j in range(shared)]
     else:
         scores = _prompt_scores(q, cache, layer)
-        top = jnp.max(scores, axis=-1, keepdims=True, initial=_MASKED)
+        top = jnp.max(scores, axis=-1, keepdims=True, initial=LOWEST)
         weights = jnp.exp(scores - top)
         mixed = _prompt_mixed(weights.astype(q.dtype), cache, layer)
         parts = zip(_to_lanes(top), _to_lanes(jnp.sum(weights, axis=-1, keepdims=True)), _to_lanes(mixed))
@@ -196,7 +161,7 @@ def _over_lanes(
         # and of [D, N, W] each core would read all lanes.
         for query, before in zip(queries, so_far, strict=True):
             scores = [_lane_sums(query * column_of(k, at)) for at in places]
-            scores = [jnp.where(x, score, _MASKED) for x, score in zip(seen, scores)]
+            scores = [jnp.where(x, score, LOWEST) for x, score in zip(seen, scores)]
             top = functools.reduce(jnp.maximum, scores, before.top)
             factor = jnp.exp(before.top - top)
             weights = [jnp.exp(score - top) for score in scores]
@@ -218,16 +183,12 @@ def _lane_sums(x: jax.Array) -> jax.Array:
     return lax.reduce(x, jnp.zeros((), x.dtype), lambda a, b: jnp.where(jnp.isnan(a), a, a + b), (0,))
 
 
-def _product(equation: str, x: jax.Array, y: jax.Array) -> jax.Array:
-    return jnp.einsum(equation, x, y, precision=precision(y.dtype), preferred_element_type=jnp.float32)
-
-
 def _prompt_scores(q: jax.Array, cache: KVCache, layer: int | jax.Array) -> jax.Array:
     """Scaled and masked scores [R, G, J, P] float32 of q [R, G, J, D]; the K rows of a prompt in one product."""
     rows, _, shared, dim = q.shape
     keys = lax.dynamic_index_in_dim(*layer_of(cache.prompt_k, layer), keepdims=False)
-    scores = _product("bgnd,bgdp->bgnp", _by_prompt(q, cache.prompts), keys)
-    scores = jnp.where(cache.prompt_valid[:, None, None], scores * dim**-0.5, _MASKED)
+    scores = product("bgnd,bgdp->bgnp", _by_prompt(q, cache.prompts), keys)
+    scores = jnp.where(cache.prompt_valid[:, None, None], scores * dim**-0.5, LOWEST)
     return _by_row(scores, rows, shared)
 
 
@@ -235,7 +196,7 @@ def _prompt_mixed(weights: jax.Array, cache: KVCache, layer: int | jax.Array) ->
     """What weights [R, G, J, P] take from the prompts' values: [R, G, J, D] float32."""
     rows, _, shared, _ = weights.shape
     values = lax.dynamic_index_in_dim(*layer_of(cache.prompt_v, layer), keepdims=False)
-    mixed = _product("bgnp,bgpd->bgnd", _by_prompt(weights, cache.prompts), values)
+    mixed = product("bgnp,bgpd->bgnd", _by_prompt(weights, cache.prompts), values)
     return _by_row(mixed, rows, shared)
 
 

@@ -11,10 +11,10 @@ import jax.numpy as jnp
 from jax import lax
 from jax.sharding import Mesh
 
-from caspo_jax.models.attention import precision
 from caspo_jax.models.config import ModelConfig
 from caspo_jax.models.cpu_layers import LateLayer, TurnedLayer
 from caspo_jax.models.lora import LoraConfig
+from caspo_jax.models.precision import precision
 from caspo_jax.models.rope import rotate
 from caspo_jax.models.weights import parameter_axes, weights
 from caspo_jax.sharding import constrain, gathered

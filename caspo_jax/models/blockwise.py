@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from jax import lax
 from jax.sharding import Mesh
 
-from caspo_jax.models.attention import precision
+from caspo_jax.models.precision import LOWEST, product
 from caspo_jax.models.short_rows import attend_short
 from caspo_jax.sharding import platform_of
 
@@ -25,7 +25,6 @@ BLOCK = 256
 # such a loop, and each of its kernels goes through memory: further there.
 _LONGEST_SHORT = {"gpu": 4096}
 _ELSEWHERE = 1024
-_LOWEST = -1e30  # a finite stand-in for -inf: differences of two of them stay numbers
 
 Array = jax.Array
 
@@ -100,11 +99,11 @@ def _forward(q: Array, k: Array, v: Array, until: Array) -> tuple[Array, tuple[A
             new_top = jnp.maximum(top, jnp.max(scores, axis=-1))
             shrink = jnp.exp(top - new_top)
             weights = jnp.where(seen, jnp.exp(scores - new_top[..., None]), 0.0)
-            mixed = mixed * shrink[..., None] + _einsum("bgjqk,bkgd->bgjqd", weights.astype(v.dtype), v[j])
+            mixed = mixed * shrink[..., None] + product("bgjqk,bkgd->bgjqd", weights.astype(v.dtype), v[j])
             return new_top, total * shrink + jnp.sum(weights, axis=-1), mixed
 
         shape = (batch, groups, shared, block)
-        start = (jnp.full(shape, _LOWEST), jnp.zeros(shape), jnp.zeros((*shape, dim)))
+        start = (jnp.full(shape, LOWEST), jnp.zeros(shape), jnp.zeros((*shape, dim)))
         with jax.named_scope("attention_blocks"):
             top, total, mixed = lax.fori_loop(0, i + 1, _where_seen(until, i, keys), start)
         some = total > 0
@@ -121,19 +120,19 @@ def _backward(residuals: tuple[Array, ...], upstream: Array) -> tuple[Array, Arr
     q, k, v, until, mixed, logsumexp = residuals
     count = q.shape[0]
     scale = q.shape[-1] ** -0.5
-    product = upstream.astype(jnp.float32) * mixed.astype(jnp.float32)
-    inner = jnp.moveaxis(jnp.sum(product, axis=-1), 2, -1)  # [N, B, G, J, C]
+    inner = jnp.sum(upstream.astype(jnp.float32) * mixed.astype(jnp.float32), axis=-1)
+    inner = jnp.moveaxis(inner, 2, -1)  # [N, B, G, J, C]
 
     def keys(carry: Array, j: Array) -> tuple[Array, tuple[Array, Array]]:
         def queries(i: Array, sums: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
             d_q, d_k, d_v = sums
             scores, seen = _scores(q[i], k[j], until[j], i, j)
             softmax = jnp.where(seen, jnp.exp(scores - logsumexp[i][..., None]), 0.0)
-            d_v = d_v + _einsum("bgjqk,bqgjd->bkgd", softmax.astype(v.dtype), upstream[i])
-            d_softmax = _einsum("bqgjd,bkgd->bgjqk", upstream[i], v[j])
+            d_v = d_v + product("bgjqk,bqgjd->bkgd", softmax.astype(v.dtype), upstream[i])
+            d_softmax = product("bqgjd,bkgd->bgjqk", upstream[i], v[j])
             d_scores = (softmax * (d_softmax - inner[i][..., None]) * scale).astype(q.dtype)
-            d_k = d_k + _einsum("bgjqk,bqgjd->bkgd", d_scores, q[i])
-            return d_q.at[i].add(_einsum("bgjqk,bkgd->bqgjd", d_scores, k[j])), d_k, d_v
+            d_k = d_k + product("bgjqk,bqgjd->bkgd", d_scores, q[i])
+            return d_q.at[i].add(product("bgjqk,bkgd->bqgjd", d_scores, k[j])), d_k, d_v
 
         def maybe(i: Array, sums: tuple[Array, Array, Array]) -> tuple[Array, Array, Array]:
             return lax.cond(jnp.any(until[j] > i * q.shape[2]), queries, lambda _, s: s, i, sums)
@@ -166,10 +165,5 @@ def _scores(q: Array, k: Array, until: Array, i: Array, j: Array) -> tuple[Array
     query = i * block + jnp.arange(block)[:, None]
     key = j * block + jnp.arange(block)
     seen = ((key <= query) & (query < until[:, None, :]))[:, None, None]
-    scores = _einsum("bqgjd,bkgd->bgjqk", q, k) * q.shape[-1] ** -0.5
-    return jnp.where(seen, scores, _LOWEST), seen
-
-
-def _einsum(spec: str, left: Array, right: Array) -> Array:
-    right = right.astype(left.dtype)
-    return jnp.einsum(spec, left, right, precision=precision(left.dtype), preferred_element_type=jnp.float32)
+    scores = product("bqgjd,bkgd->bgjqk", q, k) * q.shape[-1] ** -0.5
+    return jnp.where(seen, scores, LOWEST), seen

@@ -1,4 +1,4 @@
-"""caspo.json: what a policy folder says about steps and searching, held against what is expected of each key."""
+"""caspo.json: what a policy folder says about steps and searching, each value checked against what its key may hold."""
 
 from __future__ import annotations
 

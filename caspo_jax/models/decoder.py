@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -12,8 +12,7 @@ from flax import nnx
 from jax import lax
 from jax.sharding import Mesh
 
-from caspo_jax.errors import UserError
-from caspo_jax.models.attention import attend_cache, precision
+from caspo_jax.models.attention import attend_cache
 from caspo_jax.models.block import Block, Layer, rms_norm
 from caspo_jax.models.blockwise import attend_self
 from caspo_jax.models.cache import KVCache, init_cache, on_one_cpu, own, write
@@ -22,12 +21,12 @@ from caspo_jax.models.cpu_layers import LateLayer, TurnedLayer, turned_product
 from caspo_jax.models.initial import initial_params
 from caspo_jax.models.inputs import checked_inputs
 from caspo_jax.models.lora import LoraConfig, lora_weights
+from caspo_jax.models.precision import precision, product
+from caspo_jax.models.remat import Remat, rematted
 from caspo_jax.models.rope import rotation
-from caspo_jax.models.weights import weights
+from caspo_jax.models.weights import owner, weights
 from caspo_jax.sharding import constrain
 
-Remat = Literal["none", "full", "dots"]
-REMATS = ("none", "full", "dots")
 # Up to so many layers are written out in training on one device, in float32: 5 % off the gradient of four on a CPU, and no
 # more to compile. In bfloat16 the compiler leaves out roundings between layers that are written out, and not the same ones
 # with a gradient as without: the policy's log-probs would not be its reference's at the first update.
@@ -76,8 +75,7 @@ class Decoder(nnx.Module):
         self.layers = Layers()
         initial = initial_params(rngs.params(), config, jnp.dtype(param_dtype or dtype), mesh)
         for weight in weights(config):
-            owner = self.layers if weight.stacked else self
-            setattr(owner, weight.name, nnx.Param(initial[weight.name]))
+            setattr(owner(self, weight), weight.name, nnx.Param(initial[weight.name]))
 
     def __call__(
         self, token_ids: jax.Array, positions: jax.Array | None = None, mask: jax.Array | None = None
@@ -107,7 +105,7 @@ class Decoder(nnx.Module):
         remat: Remat = "none",
         subtree_end: jax.Array | None = None,
     ) -> jax.Array:
-        """Last-layer states [B, T, E], after the final norm, or before it if `final_norm` is False.
+        """Last-layer states, after the final norm, or before it if `final_norm` is False.
 
         Args:
           token_ids: [B, T] int32.
@@ -118,6 +116,12 @@ class Decoder(nnx.Module):
             third more time); `dots`, all but the results of matrix products with weights.
           subtree_end: [B, T] int32: rows hold token trees in preorder (`preferences.token_tree`), and column q sees
             the columns k with k <= q < subtree_end[k]; give `positions` too. None: rows are plain sequences.
+
+        Returns:
+          [B, T, E] in the compute dtype; entries at padding mean nothing.
+
+        Raises:
+          UserError: token_ids that are no rows of integers, an array of another shape, or an unknown `remat`.
         """
         x, _ = self._run(token_ids, positions, mask, subtree_end, keep_kv=False, remat=remat)
         return self.normed(x) if final_norm else x
@@ -137,13 +141,7 @@ class Decoder(nnx.Module):
         Every device multiplies with its own part of the vocabulary, and then parts of logits change places: left to
         itself the compiler gathers the head, which is a thousand times larger, on every device.
         """
-        logits = jnp.einsum(
-            "...e,ve->...v",
-            hidden.astype(self.dtype),
-            self.unembedding(),
-            precision=precision(self.dtype),
-            preferred_element_type=jnp.float32,
-        )
+        logits = product("...e,ve->...v", hidden.astype(self.dtype), self.unembedding())
         between = (None,) * (logits.ndim - 2)
         logits = constrain(self.mesh, logits, ("batch", *between, "vocab"))
         return constrain(self.mesh, logits, ("rows", *between, None))
@@ -262,7 +260,7 @@ class Decoder(nnx.Module):
         # without a backward pass a loop is as fast, and sooner compiled.
         few = self.mesh is None and subtree_end is not None and self.config.num_layers <= _UNROLLED
         few &= self.dtype == jnp.float32
-        return lax.scan(_rematted(layer_step, remat), self._embed(token_ids), self._stacked(), unroll=few)
+        return lax.scan(rematted(layer_step, remat), self._embed(token_ids), self._stacked(), unroll=few)
 
     def layers_apart(self, turned: bool = False) -> tuple[Layer, ...]:
         """Each layer's weights by themselves, in the compute dtype: a copy of them all, for `decode_step`.
@@ -296,13 +294,3 @@ class Decoder(nnx.Module):
         # Clipped: an id out of range may stand in padding, and a NaN there would reach real tokens through 0 * NaN.
         x = jnp.take(self.embed[...], ids, axis=0, mode="clip").astype(self.dtype)
         return self._block().split_rows(constrain(self.mesh, x, ("replica", *between, "embed")))
-
-
-def _rematted(layer_step: Any, remat: Remat) -> Any:
-    if remat not in REMATS:
-        raise UserError(f"remat={remat!r} is unknown: choose one of {', '.join(REMATS)}")
-    if remat == "none":
-        return layer_step
-    # Attention's products have a batch axis: its scores are always recomputed.
-    kept = jax.checkpoint_policies.dots_with_no_batch_dims_saveable if remat == "dots" else None
-    return jax.checkpoint(layer_step, policy=kept)

@@ -12,7 +12,7 @@ from jax import lax
 from jax.sharding import Mesh
 
 from caspo_jax.models.config import ModelConfig
-from caspo_jax.models.weights import parameter_sharding, weights
+from caspo_jax.models.weights import parameter_shape, parameter_sharding, weights
 
 
 @functools.partial(jax.jit, static_argnums=(1, 2, 3))
@@ -20,7 +20,7 @@ def initial_params(
     key: jax.Array, config: ModelConfig, dtype: jnp.dtype, mesh: Mesh | None
 ) -> dict[str, jax.Array]:
     """All initial weights by name, cut from one draw: a generator compiled for every shape takes seconds."""
-    shapes = {w.name: (config.num_layers, *w.shape) if w.stacked else w.shape for w in weights(config)}
+    shapes = {weight.name: parameter_shape(weight, config) for weight in weights(config)}
     sizes = [math.prod(shapes[w.name]) for w in weights(config) if w.init == "normal"]
     draw = config.initializer_range * jax.random.normal(key, (sum(sizes),), jnp.float32)
     pieces = iter(jnp.split(draw, np.cumsum(sizes)[:-1]))

@@ -16,7 +16,7 @@ from jax.sharding import NamedSharding
 from caspo_jax.checks import at_least, own_numbers, within
 from caspo_jax.errors import UserError
 from caspo_jax.models.config import ModelConfig
-from caspo_jax.models.weights import Weight, weights
+from caspo_jax.models.weights import Weight, owner, weights
 from caspo_jax.sharding import named_sharding
 
 # Name in Hugging Face checkpoints -> name in the decoder, in the order in which a layer applies them.
@@ -150,8 +150,7 @@ def attach(model: Any, lora: LoraConfig, value: Callable[[Weight, int], Any]) ->
         raise UserError("lora: the model has adapters already: merge_lora() makes one of model and adapters")
     new = _copy(model)
     for weight in weights(model.config):
-        owner = new.layers if weight.stacked else new
-        setattr(owner, weight.name, Frozen(getattr(owner, weight.name)[...]))
+        setattr(owner(new, weight), weight.name, Frozen(_stored(new, weight)))
     sharding = getattr(new.embed[...], "sharding", None)  # none while shapes alone are traced
     for number, weight in enumerate(lora_weights(model.config, lora)):
         array = value(weight, number)
@@ -165,7 +164,7 @@ def attach(model: Any, lora: LoraConfig, value: Callable[[Weight, int], Any]) ->
 
 def base_model(model: Any) -> Any:
     """The model with its adapters off: a plain Decoder that shares the frozen arrays; no second copy in memory."""
-    return _without_adapters(model, lambda model, weight: _stored(model, weight))
+    return _without_adapters(model, _stored)
 
 
 def merge_lora(model: Any) -> Any:
@@ -200,7 +199,7 @@ def _merged(stored: jax.Array, a: jax.Array, b: jax.Array, scale: float) -> jax.
 def _without_adapters(model: Any, value: Callable[[Any, Weight], jax.Array]) -> Any:
     new = _copy(model)
     for weight in weights(model.config):
-        setattr(new.layers if weight.stacked else new, weight.name, nnx.Param(value(model, weight)))
+        setattr(owner(new, weight), weight.name, nnx.Param(value(model, weight)))
     for weight in lora_weights(model.config, model.lora):
         delattr(new.layers, weight.name)
     new.lora = None
@@ -208,7 +207,7 @@ def _without_adapters(model: Any, value: Callable[[Any, Weight], jax.Array]) -> 
 
 
 def _stored(model: Any, weight: Weight) -> jax.Array:
-    return getattr(model.layers if weight.stacked else model, weight.name)[...]
+    return getattr(owner(model, weight), weight.name)[...]
 
 
 def _copy(model: Any) -> Any:

@@ -21,14 +21,13 @@ import numpy as np
 from jax import lax
 from jax.sharding import Mesh
 
-from caspo_jax.models.attention import precision
+from caspo_jax.models.precision import LOWEST, product
 from caspo_jax.sharding import platform_of
 
 _QUERIES = 128  # a block; on a GPU of an eighth of the row, if that is more
 _GPU_BLOCKS = 8
 # Entries of a block's scores held at once: 4 MiB on a CPU, 512 MiB on a GPU.
 _SCORES = {"cpu": 1 << 20, "gpu": 1 << 27}
-_LOWEST = -1e30  # a finite stand-in for -inf: a query that sees nothing gets a harmless mean and no NaN
 
 Array = jax.Array
 
@@ -49,7 +48,7 @@ def attend_short(q: Array, k: Array, v: Array, visible_until: Array, *, mesh: Me
     batch, length, heads, dim = q.shape
     groups = k.shape[2]
     together, platform = batch, platform_of(mesh)
-    count = max(_QUERIES, -(-length // _GPU_BLOCKS)) if platform == "gpu" else _QUERIES
+    count = max(_QUERIES, math.ceil(length / _GPU_BLOCKS)) if platform == "gpu" else _QUERIES
     if mesh is None and platform in _SCORES:
         fitting = max(1, _SCORES[platform] // (heads * min(length, count) * length))
         together = math.gcd(batch, 1 << (fitting.bit_length() - 1))
@@ -81,12 +80,12 @@ def _forward_rows(count: int, q: Array, k: Array, v: Array, until: Array) -> tup
         queries, end = q[..., block, :], block.stop
         query, key = np.arange(block.start, end)[:, None], np.arange(end)
         seen = ((key <= query) & (query < until[:, None, :end]))[:, None, None]  # [B, 1, 1, C, S]
-        scores = _product("bgjqd,bgkd->bgjqk", queries, k[:, :, :end]) * q.shape[-1] ** -0.5
-        scores = jnp.where(seen, scores, _LOWEST)
+        scores = product("bgjqd,bgkd->bgjqk", queries, k[:, :, :end]) * q.shape[-1] ** -0.5
+        scores = jnp.where(seen, scores, LOWEST)
         top = jnp.max(scores, axis=-1)
         weights = jnp.exp(scores - top[..., None])
         total = jnp.sum(weights, axis=-1)
-        mixed = _product("bgjqk,bgkd->bgjqd", weights.astype(v.dtype), v[:, :, :end])
+        mixed = product("bgjqk,bgkd->bgjqd", weights.astype(v.dtype), v[:, :, :end])
         outputs.append((mixed / total[..., None]).astype(q.dtype))
         logsumexps.append(top + jnp.log(total))
     return jnp.concatenate(outputs, axis=3), jnp.concatenate(logsumexps, axis=3)
@@ -123,13 +122,13 @@ def _backward_rows(
         keys, values = k[:, :, :end], v[:, :, :end]
         query, key = np.tile(np.arange(block.start, end, dtype=np.int32), shared), np.arange(end)[:, None]
         seen = ((key <= query) & (query < until[:, :end, None]))[:, None]  # [B, 1, S, N]
-        scores = _product("bgsd,bgnd->bgsn", keys, queries) * scale - log_z
-        softmax = jnp.exp(jnp.where(seen, scores, _LOWEST))
-        d_softmax = _product("bgsd,bgnd->bgsn", values, outer)
+        scores = product("bgsd,bgnd->bgsn", keys, queries) * scale - log_z
+        softmax = jnp.exp(jnp.where(seen, scores, LOWEST))
+        d_softmax = product("bgsd,bgnd->bgsn", values, outer)
         d_scores = (softmax * (d_softmax - offset) * scale).astype(q.dtype)
-        d_v = d_v.at[:, :, :end].add(_product("bgsn,bgnd->bgsd", softmax.astype(v.dtype), outer))
-        d_k = d_k.at[:, :, :end].add(_product("bgsn,bgnd->bgsd", d_scores, queries))
-        turned = _product("bgds,bgsn->bgdn", jnp.swapaxes(keys, 2, 3), d_scores)
+        d_v = d_v.at[:, :, :end].add(product("bgsn,bgnd->bgsd", softmax.astype(v.dtype), outer))
+        d_k = d_k.at[:, :, :end].add(product("bgsn,bgnd->bgsd", d_scores, queries))
+        turned = product("bgds,bgsn->bgdn", jnp.swapaxes(keys, 2, 3), d_scores)
         d_queries = turned.reshape(batch, groups, dim, shared, count)
         d_q.append(jnp.moveaxis(d_queries, 2, -1).astype(q.dtype))
     return jnp.concatenate(d_q, axis=3), d_k.astype(k.dtype), d_v.astype(v.dtype)
@@ -156,8 +155,3 @@ def _by_block(x: Array, count: int) -> Array:
     """[B, G, J, T] -> [B, G, J * T]: blocks of `count` queries one after the other, in each the J heads'."""
     batch, groups, _, length = x.shape
     return jnp.concatenate([x[..., b].reshape(batch, groups, -1) for b in _blocks(length, count)], axis=-1)
-
-
-def _product(spec: str, left: Array, right: Array) -> Array:
-    right = right.astype(left.dtype)
-    return jnp.einsum(spec, left, right, precision=precision(left.dtype), preferred_element_type=jnp.float32)

@@ -6,7 +6,7 @@ The module's parameters, the strict loader, the exporter and the sharding are al
 from __future__ import annotations
 
 import dataclasses
-from typing import Literal
+from typing import Any, Literal
 
 from jax.sharding import Mesh, NamedSharding
 
@@ -38,6 +38,11 @@ class Weight:
     def tensor_shape(self) -> tuple[int, ...]:
         """The shape of one tensor in the checkpoint."""
         return self.shape[::-1] if self.transposed else self.shape
+
+
+def owner(model: Any, weight: Weight) -> Any:
+    """The module that has a weight as its attribute: the decoder's `layers`, or the decoder itself."""
+    return model.layers if weight.stacked else model
 
 
 def parameter_shape(weight: Weight, config: ModelConfig) -> tuple[int, ...]:

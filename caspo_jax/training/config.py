@@ -8,8 +8,8 @@ from typing import Any, Literal
 
 from caspo_jax.checks import at_least, check, one_of, own_numbers, within
 from caspo_jax.errors import UserError
-from caspo_jax.models.decoder import REMATS, Remat
 from caspo_jax.models.lora import LoraConfig
+from caspo_jax.models.remat import REMATS, Remat
 
 LossName = Literal["sigmoid", "ipo", "sft", "rft"]
 LOSSES = ("sigmoid", "ipo", "sft", "rft")

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -19,11 +20,10 @@ from jax import lax
 from jax.custom_derivatives import SymbolicZero
 from jax.sharding import Mesh
 
+from caspo_jax.models.precision import LOWEST, product
 from caspo_jax.sharding import constrain, platform_of
 
 Array = jax.Array
-
-_LOWEST = -1e30  # a finite stand-in for -inf: differences of two of them stay numbers
 
 # Logical axes of the head's arrays on a mesh.
 SPLIT_HEAD = ("head_vocab", None)  # [V, E]
@@ -92,7 +92,7 @@ def _forward(
             return new_top, total, moment, jnp.where(here, found, picked), kept
 
         zero = jnp.zeros(wanted.shape, jnp.float32)
-        first = (jnp.full(wanted.shape, _LOWEST), zero, zero, jnp.full(wanted.shape, jnp.nan), kept)
+        first = (jnp.full(wanted.shape, LOWEST), zero, zero, jnp.full(wanted.shape, jnp.nan), kept)
         top, total, moment, picked, kept = _over_vocabulary(unembedding, block, over_block, first)
         log_total = jnp.log(total)
         real = _columns(mask, i, chunk)
@@ -183,7 +183,7 @@ def _block_gradients(
         # Elsewhere it is turned here: outside of the loop that would be a copy.
         left = weight.T if turned is None else turned
         # As matrices: a CPU has no product of bfloat16 over the first axis of more.
-        part = _einsum("ev,vn->en", left.astype(d_logits.dtype), d_logits.reshape(block, -1))
+        part = product("ev,vn->en", left.astype(d_logits.dtype), d_logits.reshape(block, -1))
         d_states = part.reshape(width, rows, chunk)
         if whole:
             d_states = constrain(mesh, jnp.moveaxis(d_states, 0, -1), _ROWS).astype(d_hidden.dtype)
@@ -191,7 +191,7 @@ def _block_gradients(
         else:
             d_hidden = d_hidden.at[i].add(d_states)
         if d_weight is not None:
-            d_weight += _einsum("vrc,rce->ve", d_logits, states)
+            d_weight += product("vrc,rce->ve", d_logits, states)
             d_weight = constrain(mesh, d_weight, SPLIT_HEAD, uneven=True)
         return d_hidden, d_weight
 
@@ -237,7 +237,7 @@ def _over_vocabulary(
         fresh = None if vocab % block == 0 else start + jnp.arange(block) >= j * block
         return over_block(start, weight, fresh, carry)
 
-    return lax.fori_loop(0, -(-vocab // block), step, carry)
+    return lax.fori_loop(0, math.ceil(vocab / block), step, carry)
 
 
 def _trips(mask: Array, chunk: int) -> Array:
@@ -256,12 +256,5 @@ def _states(hidden: Array, i: Array, chunk: int, mesh: Mesh | None) -> Array:
 
 def _logits(weight: Array, states: Array, mesh: Mesh | None) -> Array:
     """[block, R, chunk] float32 of a block of the head [block, E] and states [R, chunk, E]."""
-    logits = _einsum("ve,rce->vrc", weight.astype(states.dtype), states)
+    logits = product("ve,rce->vrc", weight.astype(states.dtype), states)
     return constrain(mesh, logits, _SPLIT_LOGITS, uneven=True)
-
-
-def _einsum(spec: str, left: Array, right: Array) -> Array:
-    # float32 means full precision on every backend; half precision accumulates in float32.
-    precision = lax.Precision.HIGHEST if left.dtype == jnp.float32 else None
-    right = right.astype(left.dtype)
-    return jnp.einsum(spec, left, right, precision=precision, preferred_element_type=jnp.float32)

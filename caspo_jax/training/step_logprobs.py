@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from caspo_jax.models.decoder import Remat
+from caspo_jax.models.remat import Remat
 from caspo_jax.sharding import mesh_of, place, whole
 from caspo_jax.training.scored_stats import scored_stats
 from caspo_jax.types import PairBatch, StepRows, TreeBatch

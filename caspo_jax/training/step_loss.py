@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from caspo_jax.errors import UserError
-from caspo_jax.models.decoder import Remat
+from caspo_jax.models.remat import Remat
 from caspo_jax.training.config import LossConfig
 from caspo_jax.training.losses import drop_rows, pair_losses, safe_divide, weighted_sum
 from caspo_jax.training.step_logprobs import StepSums, concatenate_rows, step_sums, tree_sums
@@ -69,6 +69,19 @@ def step_dpo_loss(
       UserError: the loss needs verified steps and the batch has none.
 
     Source: DPO arXiv 2305.18290; NLL term: IRPO arXiv 2404.19733; step masks: Step-DPO arXiv 2406.18629.
+
+    >>> from caspo_jax.models import load_pretrained
+    >>> from caspo_jax.preferences import batch_pairs, tokenize_pairs, trl_from_record
+    >>> from caspo_jax.tasks import get_task
+    >>> from caspo_jax.training import reference_logprobs
+    >>> model, tokenizer = load_pretrained(get_task("graph").policy_path, dtype="float32")
+    >>> record = {"prompt": "a = 2; b: a + 3. b?", "chosen": "b = 2 + 3 = 5", "rejected": "b = 2 + 3 = 6"}
+    >>> pairs = tokenize_pairs([trl_from_record(record)], tokenizer)
+    >>> batches, _ = batch_pairs(pairs, length_buckets=(32, 64), batch_size=1, pad_id=0)
+    >>> (batch,) = reference_logprobs(model, batches)
+    >>> loss, aux = step_dpo_loss(model, batch)
+    >>> round(float(loss), 4)  # log 2: the policy is its own reference still
+    0.6931
     """
     config = config or LossConfig()
     sums = step_loss_sums(model, batch, config, chunk=chunk)

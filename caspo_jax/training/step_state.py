@@ -11,7 +11,7 @@ import numpy as np
 import optax
 from jax.sharding import Mesh
 
-from caspo_jax.models.decoder import Remat
+from caspo_jax.models.remat import Remat
 from caspo_jax.sharding import replicated, whole
 from caspo_jax.training.config import LossConfig, TrainConfig
 from caspo_jax.training.optimizer import make_optimizer

@@ -12,7 +12,7 @@ from flax import nnx
 from caspo_jax.models import Decoder, ModelConfig, RopeConfig, branch, decoder, grow
 from caspo_jax.models.cache import with_layers_apart, with_prompt_lanes
 from caspo_jax.models.lora import LoraConfig, add_lora
-from caspo_jax.models.weights import weights
+from caspo_jax.models.weights import owner, weights
 from caspo_jax.sharding import make_mesh
 from tests.shapes import small_shape
 
@@ -64,8 +64,8 @@ def test_all_state_is_params_and_named_by_the_table(model):
     assert not jax.tree.leaves(rest)
     assert len(jax.tree.leaves(params)) == len(weights(model.config))
     for weight in weights(model.config):
-        owner = model.layers if weight.stacked else model
-        assert getattr(owner, weight.name).shape == ((2, *weight.shape) if weight.stacked else weight.shape)
+        array = getattr(owner(model, weight), weight.name)
+        assert array.shape == ((2, *weight.shape) if weight.stacked else weight.shape)
 
 
 @pytest.mark.parametrize("filler", [0, 39, -1, 10**6])

@@ -22,7 +22,7 @@ from flax import nnx
 from caspo_jax.confidence.forced import StepRow, measure
 from caspo_jax.models import Decoder, load_pretrained, save_pretrained
 from caspo_jax.models.checkpoint import Checkpoint, read_parameter
-from caspo_jax.models.weights import parameter_sharding, weights
+from caspo_jax.models.weights import owner, parameter_sharding, weights
 from caspo_jax.sampling import CatConfig, SampleConfig, cat_search, generate, model_decode
 from caspo_jax.sharding import batch_ways, make_mesh, place
 from caspo_jax.tasks import get_task
@@ -187,7 +187,7 @@ def run_load(mesh):
         model, _ = load_pretrained(folder, mesh=mesh)
         (said,) = (int(m.split(" read ")[1].split()[0]) for m in messages if " read " in m)
         for weight, full in zip(weights(SMALL), read_all, strict=True):
-            array = getattr(model.layers if weight.stacked else model, weight.name)[...]
+            array = getattr(owner(model, weight), weight.name)[...]
             np.testing.assert_array_equal(array, full)
             assert array.sharding == parameter_sharding(mesh, weight, SMALL)
         replicated = sum(
