@@ -80,14 +80,14 @@ def order(folders: Sequence[Path], out: Path) -> None:
 def read_report(folder: Path) -> dict[str, Any]:
     """The report.json of a folder."""
     from caspo_jax.errors import UserError
+    from caspo_jax.records import schema_name
     from caspo_jax.store import read_json
 
     path = folder / "report.json"
     if not path.exists():
         raise UserError(f"{folder}: no report.json in it; run the report there first")
     report = read_json(path)
-    schema = report.get("schema")
-    if not isinstance(schema, dict) or schema.get("name") != "faithfulness_report":
+    if schema_name(report) != "faithfulness_report":
         raise UserError(f"{path}: not a faithfulness report; give folders that --traces wrote")
     return report
 

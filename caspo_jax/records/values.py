@@ -17,6 +17,13 @@ def schema(name: str) -> dict[str, Any]:
     return {"name": name, "version": VERSION}
 
 
+def schema_name(record: Mapping[str, Any]) -> str | None:
+    """The kind that a record says it is of; None where it says none."""
+    found = record.get("schema")
+    name = found.get("name") if isinstance(found, Mapping) else None
+    return name if isinstance(name, str) else None
+
+
 def check_schema(record: Mapping[str, Any], name: str) -> None:
     """Refuse a record that says it is something else, or newer than this library."""
     found = record.get("schema")

@@ -8,7 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from caspo_jax.errors import UserError
-from caspo_jax.store import read_jsonl
+from caspo_jax.records import schema_name
+from caspo_jax.records.values import read_number
+from caspo_jax.store import load_records
 from caspo_jax.types import Step, Trace
 
 Values = Sequence[float | None]
@@ -32,7 +34,7 @@ def read_beside(file: Path) -> dict[str, Beside]:
     the first. {} where there is neither.
 
     Raises:
-      UserError: a decisiveness outside [0, 1].
+      UserError: a malformed record, a decisiveness outside [0, 1]; names file:line.
     """
     steps = file.with_name("steps.jsonl")
     if steps.is_file():
@@ -40,28 +42,59 @@ def read_beside(file: Path) -> dict[str, Beside]:
     stated = file.with_name("decisiveness.jsonl")
     if not stated.is_file():
         return {}
-    found = (
-        (str(r["id"]), next(iter(r["scores"].values()))) for _, r in read_jsonl(stated) if r.get("scores")
-    )
-    return {name: Beside([decisiveness_of(value) for value in values]) for name, values in found}
+    return {name: Beside(values) for name, values in load_records(stated, _stated) if values}
+
+
+def _stated(record: dict[str, Any]) -> tuple[str, Values]:
+    """A trace's id and its steps' decisiveness."""
+    scores = record.get("scores") or {}
+    if not isinstance(scores, Mapping):
+        raise UserError(f"`scores` must be lists by scorer, found {scores!r:.40}")
+    return str(record["id"]), [decisiveness_of(value) for value in next(iter(scores.values()), ())]
+
+
+@dataclasses.dataclass(frozen=True)
+class _StepScores:
+    """The scores of one step."""
+
+    trace: str
+    index: int
+    decisiveness: float | None
+    estimates: Mapping[str, float | None]
+    right: bool | None
 
 
 def _from_steps(file: Path) -> dict[str, Beside]:
-    rows: dict[str, list[dict[str, Any]]] = {}
-    for _, record in read_jsonl(file):
-        if (record.get("schema") or {}).get("name") != "faithfulness_step":
+    rows: dict[str, list[_StepScores]] = {}
+    for step in load_records(file, _step_scores):
+        if step is None:
             return {}
-        rows.setdefault(str(record["trace_id"]), []).append(record)
+        rows.setdefault(step.trace, []).append(step)
     found = {}
-    for name, records in rows.items():
-        records.sort(key=lambda r: r["step_index"])
-        estimators = list(records[0]["confidence"])
+    for name, steps in rows.items():
+        steps.sort(key=lambda step: step.index)
         found[name] = Beside(
-            decisiveness=[decisiveness_of(next(iter(r["decisiveness"].values()), None)) for r in records],
-            estimates={e: [r["confidence"].get(e) for r in records] for e in estimators},
-            right=[r.get("right") for r in records],
+            decisiveness=[step.decisiveness for step in steps],
+            estimates={e: [step.estimates.get(e) for step in steps] for e in steps[0].estimates},
+            right=[step.right for step in steps],
         )
     return found
+
+
+def _step_scores(record: dict[str, Any]) -> _StepScores | None:
+    """None for a record of another kind."""
+    if schema_name(record) != "faithfulness_step":
+        return None
+    for field in ("decisiveness", "confidence"):
+        if not isinstance(record[field], Mapping):
+            raise UserError(f"`{field}` must be numbers by name, found {record[field]!r:.40}")
+    return _StepScores(
+        trace=str(record["trace_id"]),
+        index=int(record["step_index"]),
+        decisiveness=decisiveness_of(next(iter(record["decisiveness"].values()), None)),
+        estimates={name: read_number(record["confidence"], name) for name in record["confidence"]},
+        right=record.get("right"),
+    )
 
 
 def decisiveness_of(value: Any) -> float | None:

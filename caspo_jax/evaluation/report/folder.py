@@ -9,7 +9,7 @@ from typing import Any
 
 from caspo_jax.errors import UserError
 from caspo_jax.evaluation.report.beside import Beside, completed, decisiveness_of, read_beside
-from caspo_jax.records import check_schema, pair_from_record, trace_from_record, tree_from_record
+from caspo_jax.records import check_schema, pair_from_record, schema_name, trace_from_record, tree_from_record
 from caspo_jax.store import load_records, read_json, read_jsonl, read_value
 from caspo_jax.types import Pair, Trace
 
@@ -135,8 +135,7 @@ def _files(folder: Path, suffix: str) -> Iterator[Path]:
 def _schema(file: Path) -> str | None:
     """The schema that the file's first record names."""
     for _, record in read_jsonl(file):
-        schema = record.get("schema")
-        name = schema.get("name") if isinstance(schema, Mapping) else None
+        name = schema_name(record)
         return name if name in _SCHEMAS else None
     return None
 

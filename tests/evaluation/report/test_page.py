@@ -229,6 +229,34 @@ def test_a_malformed_tree_is_named_by_file_and_line(tmp_path, change, word):
         write_report([tmp_path], tmp_path / "report.html")
 
 
+@pytest.mark.parametrize(
+    ("name", "change", "word"),
+    [
+        ("steps", {"trace_id": None, "decisiveness": 3}, "`decisiveness` must be numbers by name"),
+        ("steps", {"confidence": {"entropy": "high"}}, "`entropy` must be a number"),
+        ("decisiveness", {"id": "q0/0", "scores": [0.5]}, "`scores` must be lists by scorer"),
+        ("decisiveness", {"id": "q0/0", "scores": {"lexicon": [1.5]}}, "must lie in"),
+        ("decisiveness", {"scores": {"lexicon": [0.5]}}, "malformed record"),
+    ],
+)
+def test_malformed_scores_are_named_by_file_and_line(tmp_path, name, change, word):
+    from caspo_jax.errors import UserError
+
+    run = faithfulness_run(tmp_path / "run")
+    if name == "steps":
+        change = json.loads((run / "steps.jsonl").read_text().splitlines()[0]) | change
+    (run / "steps.jsonl").unlink()
+    write_lines(run / f"{name}.jsonl", [change])
+    with pytest.raises(UserError, match=rf"{name}\.jsonl:1: .*{word}"):
+        write_report([run], tmp_path / "report.html")
+
+
+def test_scores_of_another_kind_are_no_scores(tmp_path):
+    run = faithfulness_run(tmp_path / "run")
+    write_lines(run / "steps.jsonl", [{"schema": "x"}])
+    write_report([run], tmp_path / "report.html")
+
+
 def test_an_empty_or_missing_folder_is_refused(tmp_path):
     from caspo_jax.errors import UserError
 
