@@ -43,9 +43,10 @@ def claim(
     config: Mapping[str, Any] | None = None,
     inputs: Mapping[str, str | Path | None] | None = None,
 ) -> Callable[..., None]:
-    """What writes the file of a flag, and with keywords what was counted; nothing where the flag was not given.
+    """A function that writes a flag's file and completes its manifest with counts; it does nothing if the flag was not given.
 
-    Text is written as it is; records become JSON, with the program's name as their `schema` if they have none.
+    It takes what is to be written, and the counts as keywords. Text is written as it is; records become JSON, with the
+    program's name as their `schema` if they have none.
 
     Args:
       flag: its name; the value is the file's path.

@@ -1,4 +1,4 @@
-"""What a decoder is given to read: arrays of one shape, or a refusal that says which is not."""
+"""Checks the arrays given to a decoder: all of one shape, else a UserError that names the odd one."""
 
 from __future__ import annotations
 
@@ -15,6 +15,9 @@ def checked_inputs(token_ids: Any, **beside: Any) -> tuple[Any, ...]:
     Args:
       token_ids: [B, T] integers, T at least 1.
       beside: further arrays [B, T] by name, or None.
+
+    Returns:
+      `token_ids`, then the others in their order.
 
     Raises:
       UserError: names the array of another shape, or token_ids that are no integers.

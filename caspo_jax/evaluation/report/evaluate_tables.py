@@ -153,11 +153,11 @@ def _paired(rows: Rows, title: str) -> Table:
     ]
     columns = [
         ("strategy", "and its size", False),
-        ("against", "what it is held against, and its size", False),
+        ("against", "what it is compared with, and its size", False),
         ("difference", "accuracy of the strategy minus that of the other", True),
         ("p", "sign-flip permutation test", True),
         ("tokens", "decoded a question", True),
-        ("tokens of the other", "decoded a question by what it is held against", True),
+        ("tokens of the other", "decoded a question by what it is compared with", True),
         (
             "verdict",
             "above or below where the interval leaves 0 out; else the two cannot be told apart, which proves nothing equal",
