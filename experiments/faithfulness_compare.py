@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from absl import flags
 
 from experiments import common, result_files
+
+if TYPE_CHECKING:
+    from caspo_jax.evaluation.faithfulness import Table
 
 FLAGS = flags.FLAGS
 # Of a finished folder, what a comparison is made of; some stages may have been left out.
@@ -92,7 +95,7 @@ def read_report(folder: Path) -> dict[str, Any]:
     return report
 
 
-def read_table(folder: Path) -> Any:
+def read_table(folder: Path) -> Table:
     """The table of a folder; verdicts come from its steps.jsonl."""
     from caspo_jax.errors import UserError
     from caspo_jax.evaluation import faithfulness as f
