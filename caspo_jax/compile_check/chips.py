@@ -76,7 +76,9 @@ def topology_devices(topology: str) -> tuple[Chip, list[Any]]:
     try:
         import libtpu  # noqa: F401
     except ImportError:
-        raise UserError("the TPU compiler is not installed: pip install 'caspo_jax[tpu]'") from None
+        raise UserError(
+            'the TPU compiler is not installed: pip install ".[tpu]" in the clone of caspo_jax'
+        ) from None
     # There is no metadata server to ask what this machine is; without an answer the compiler prints pages of warnings.
     for variable, value in _NO_MACHINE.items():
         os.environ.setdefault(variable, value)
@@ -98,7 +100,9 @@ def _gpus(name: str, count: int, topology: str) -> list[Any]:
     try:
         return gpu_devices(name, count)
     except NotImplementedError as error:
-        raise UserError("the GPU compiler is not installed: pip install 'caspo_jax[gpu]'") from error
+        raise UserError(
+            'the GPU compiler is not installed: pip install ".[gpu]" in the clone of caspo_jax'
+        ) from error
     except (jax.errors.JaxRuntimeError, ValueError) as error:
         raise _unknown(topology, "GPU", error) from error
 
