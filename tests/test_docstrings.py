@@ -20,6 +20,7 @@ SHOWN = {
     "confidence.hidden": ("rcc",),
     "sampling.api": ("generate", "cat_search", "cat_sweep"),
     "training.losses": ("dpo_loss",),
+    "training.step_loss": ("step_dpo_loss",),
     "metrics.calibration": ("expected_calibration_error",),
     "metrics.faithfulness": ("mfg", "cmfg", "cmfg_star"),
     "steps.answers": ("extract_answer", "equivalent"),

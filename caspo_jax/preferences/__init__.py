@@ -12,12 +12,9 @@ from caspo_jax.preferences.left_out import (
 )
 from caspo_jax.preferences.packing import (
     batch_pairs,
-    batch_rows,
-    count_tokens,
     length_buckets,
     pack_pairs,
     pack_rows,
-    plan_batches,
     verified_rows,
 )
 from caspo_jax.preferences.readers import (
@@ -47,10 +44,8 @@ __all__ = [
     "TooLongError",
     "TooLongWarning",
     "batch_pairs",
-    "batch_rows",
     "build_candidates",
     "check_step_dataset",
-    "count_tokens",
     "filter_candidates",
     "labelled_to_trace",
     "labelled_to_traces",
@@ -59,7 +54,6 @@ __all__ = [
     "make_pair",
     "pack_pairs",
     "pack_rows",
-    "plan_batches",
     "question_of",
     "read_step_dpo",
     "read_trl",

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import collections
 import dataclasses
-from collections.abc import Mapping, Sequence
-from typing import Any, Literal, NamedTuple
+from collections.abc import Sequence
+from typing import Literal, NamedTuple
 
 import numpy as np
 
@@ -36,6 +35,26 @@ def length_buckets(longest: int, smallest: int = 64) -> tuple[int, ...]:
     return tuple(buckets)
 
 
+def masked_row(row: Row) -> MaskedRow:
+    """Context + step, of which the step is scored."""
+    context, step = row
+    mask = np.zeros(len(context) + len(step), bool)
+    mask[len(context) :] = True
+    return MaskedRow(np.array((*context, *step), np.int32), mask)
+
+
+def pack_masked(rows: Sequence[MaskedRow], length: int, pad_id: int, batch_size: int) -> StepRows:
+    """Rows padded on the right; arguments as of `pack_rows`."""
+    token_ids = np.full((batch_size, length), pad_id, np.int32)
+    mask, step_mask = np.zeros((batch_size, length), bool), np.zeros((batch_size, length), bool)
+    for i, row in enumerate(rows):
+        total = len(row.token_ids)
+        if total > length:
+            raise ValueError(f"a row of {total} tokens does not fit into {length}")
+        token_ids[i, :total], mask[i, :total], step_mask[i, :total] = row.token_ids, True, row.step_mask
+    return StepRows(token_ids, mask, step_mask)  # type: ignore[arg-type]  # NumPy, until it is placed
+
+
 def pack_rows(rows: Sequence[Row], length: int, pad_id: int, batch_size: int | None = None) -> StepRows:
     """Context + step, padded on the right; rows beyond `len(rows)` are padding with empty masks.
 
@@ -49,17 +68,7 @@ def pack_rows(rows: Sequence[Row], length: int, pad_id: int, batch_size: int | N
       NumPy-backed StepRows [B, T].
     """
     size = len(rows) if batch_size is None else batch_size
-    token_ids = np.full((size, length), pad_id, np.int32)
-    mask = np.zeros((size, length), bool)
-    step_mask = np.zeros((size, length), bool)
-    for i, (context, step) in enumerate(rows):
-        total = len(context) + len(step)
-        if total > length:
-            raise ValueError(f"a row of {total} tokens does not fit into {length}")
-        token_ids[i, :total] = (*context, *step)
-        mask[i, :total] = True
-        step_mask[i, len(context) : total] = True
-    return StepRows(token_ids=token_ids, mask=mask, step_mask=step_mask)  # type: ignore[arg-type]
+    return pack_masked([masked_row(row) for row in rows], length, pad_id, size)
 
 
 def pair_rows(pair: Pair) -> tuple[Row, Row]:
@@ -95,61 +104,6 @@ def pack_pairs(pairs: Sequence[Pair], length: int, pad_id: int, batch_size: int 
     )
 
 
-def plan_batches(
-    lengths: Sequence[int],
-    buckets: Sequence[int],
-    batch_size: int,
-    *,
-    too_long: TooLong = "drop",
-    seed: int | None = None,
-    names: Sequence[str] | None = None,
-) -> tuple[list[tuple[int, list[int]]], dict[str, int]]:
-    """Which items go together: batches of items that share a length bucket.
-
-    Args:
-      lengths: tokens of each item.
-      buckets: the lengths T that batches may have.
-      batch_size: items a batch; each bucket's last batch may have fewer.
-      too_long: drop (and count) items beyond the largest bucket, or raise.
-      seed: shuffles items within their bucket, and the batches; None keeps the order.
-      names: of the items, for the message.
-
-    Returns:
-      `(T, item indices)` for each batch, and counts: `too_long`, `batches`, `items`.
-
-    Raises:
-      UserError: no bucket, a batch size below 1, or an item that is too long with `too_long="error"`.
-    """
-    if not buckets or min(buckets) < 1 or batch_size < 1:
-        raise UserError(
-            f"length_buckets={tuple(buckets)} and batch_size={batch_size}: both need positive numbers"
-        )
-    ordered = sorted(set(buckets))
-    by_bucket: dict[int, list[int]] = {bucket: [] for bucket in ordered}
-    dropped = 0
-    for i, length in enumerate(lengths):
-        fit = next((bucket for bucket in ordered if length <= bucket), None)
-        if fit is not None:
-            by_bucket[fit].append(i)
-        elif too_long == "drop":
-            dropped += 1
-        else:
-            name = f"pair {names[i]!r}" if names is not None else f"row {i}"
-            raise UserError(
-                f"{name} has {length} tokens, the largest of length_buckets is {ordered[-1]}: "
-                "add a longer one, or set too_long='drop'"
-            )
-    random = None if seed is None else np.random.default_rng(seed)
-    batches = []
-    for bucket, items in by_bucket.items():
-        if random is not None:
-            items = [items[i] for i in random.permutation(len(items))]
-        batches += [(bucket, items[at : at + batch_size]) for at in range(0, len(items), batch_size)]
-    if random is not None:
-        batches = [batches[i] for i in random.permutation(len(batches))]
-    return batches, {"too_long": dropped, "batches": len(batches), "items": len(lengths) - dropped}
-
-
 def batch_pairs(
     pairs: Sequence[Pair],
     length_buckets: Sequence[int],
@@ -160,8 +114,10 @@ def batch_pairs(
     seed: int | None = None,
     verified: Sequence[Row] | None = None,
     verified_per_batch: int | None = None,
-) -> tuple[list[PairBatch], dict[str, Any]]:
+) -> tuple[list[PairBatch], dict[str, int]]:
     """Pairs as batches of shape [batch_size, T], T one of `length_buckets`; nothing is ever truncated.
+
+    For a training loop of one's own around `step_dpo_loss`; `train` packs pairs itself, and tighter.
 
     Args:
       pairs: with token ids.
@@ -177,16 +133,18 @@ def batch_pairs(
       NumPy-backed batches, and counts: `items`, `batches`, `too_long`, `verified_too_long`.
 
     Raises:
-      UserError: a pair without token ids; too long a pair with `too_long="error"`.
+      UserError: a pair without token ids; too long a pair with `too_long="error"`; no bucket, or a batch size below 1.
     """
+    if not length_buckets or min(length_buckets) < 1 or batch_size < 1:
+        raise UserError(
+            f"length_buckets={tuple(length_buckets)} and batch_size={batch_size}: both need positive numbers"
+        )
     for pair in pairs:
         if not (pair.prompt_ids and pair.chosen_ids and pair.rejected_ids):
             raise UserError(f"pair {pair.id!r} has no token ids: tokenize_pairs() makes them from its texts")
-    lengths = [max(len(context) + len(step) for context, step in pair_rows(pair)) for pair in pairs]
-    plan, counts = plan_batches(
-        lengths, length_buckets, batch_size, too_long=too_long, seed=seed, names=[pair.id for pair in pairs]
-    )
-    batches = [pack_pairs([pairs[i] for i in items], length, pad_id, batch_size) for length, items in plan]
+    plan, dropped = _same_buckets(pairs, length_buckets, batch_size, too_long, seed)
+    batches = [pack_pairs(items, length, pad_id, batch_size) for length, items in plan]
+    counts = {"too_long": dropped, "batches": len(batches), "items": len(pairs) - dropped}
     if verified is not None:
         size = batch_size if verified_per_batch is None else verified_per_batch
         longest = max(length_buckets)
@@ -207,6 +165,35 @@ def batch_pairs(
             for nth, batch in enumerate(batches)
         ]
     return batches, counts
+
+
+def _same_buckets(
+    pairs: Sequence[Pair], buckets: Sequence[int], batch_size: int, too_long: TooLong, seed: int | None
+) -> tuple[list[tuple[int, list[Pair]]], int]:
+    """Batches of pairs that share a length bucket, each with its length, and how many pairs fit none."""
+    by_bucket: dict[int, list[Pair]] = {bucket: [] for bucket in sorted(set(buckets))}
+    dropped = 0
+    for pair in pairs:
+        length = max(len(context) + len(step) for context, step in pair_rows(pair))
+        fit = next((bucket for bucket in by_bucket if length <= bucket), None)
+        if fit is not None:
+            by_bucket[fit].append(pair)
+        elif too_long == "drop":
+            dropped += 1
+        else:
+            raise UserError(
+                f"pair {pair.id!r} has {length} tokens, the largest of length_buckets is {max(buckets)}: "
+                "add a longer one, or set too_long='drop'"
+            )
+    random = None if seed is None else np.random.default_rng(seed)
+    batches = []
+    for bucket, items in by_bucket.items():
+        if random is not None:
+            items = [items[i] for i in random.permutation(len(items))]
+        batches += [(bucket, items[at : at + batch_size]) for at in range(0, len(items), batch_size)]
+    if random is not None:
+        batches = [batches[i] for i in random.permutation(len(batches))]
+    return batches, dropped
 
 
 def _ride(rows: Sequence[Row], start: int, size: int, buckets: Sequence[int], pad_id: int) -> StepRows:
@@ -239,34 +226,3 @@ def verified_rows(
         dict.fromkeys((c.prompt_ids + c.prefix_ids, c.token_ids) for c in kept if c.verdict == "correct")
     )
     return rows, {**counts, "wrong": sum(c.verdict == "wrong" for c in kept), "verified": len(rows)}
-
-
-def batch_rows(
-    rows: Sequence[Row],
-    length_buckets: Sequence[int],
-    batch_size: int,
-    pad_id: int,
-    *,
-    too_long: TooLong = "drop",
-    seed: int | None = None,
-) -> tuple[list[StepRows], dict[str, int]]:
-    """Rows as StepRows batches, for `rft` without pairs; arguments as of `batch_pairs`."""
-    plan, counts = plan_batches(
-        [len(context) + len(step) for context, step in rows],
-        length_buckets,
-        batch_size,
-        too_long=too_long,
-        seed=seed,
-    )
-    return [pack_rows([rows[i] for i in items], length, pad_id, batch_size) for length, items in plan], counts
-
-
-def count_tokens(batches: Sequence[PairBatch]) -> Mapping[str, int]:
-    """Real tokens, step tokens and positions of batches: how much of them is padding."""
-    total: collections.Counter[str] = collections.Counter()
-    for batch in batches:
-        for rows in (batch.chosen, batch.rejected):
-            total["tokens"] += int(np.sum(rows.mask))
-            total["step_tokens"] += int(np.sum(rows.step_mask))
-            total["positions"] += int(np.size(rows.mask))
-    return dict(total)

@@ -5,18 +5,31 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from caspo_jax.errors import UserError
-from caspo_jax.preferences.packing import MaskedRow, Row, pair_rows
+from caspo_jax.preferences.packing import MaskedRow, Row, masked_row, pack_masked, pair_rows
 from caspo_jax.types import Pair, PairBatch, StepRows
 
 _NAMED_PAIRS = 16  # pair ids in an error message
 
 
-@dataclasses.dataclass
+class _PairRows(NamedTuple):
+    """A pair before the store is made of all of them."""
+
+    name: str
+    chosen: MaskedRow
+    rejected: MaskedRow
+    weight: float
+    reference: tuple[
+        float, float
+    ]  # log-probs of the chosen and the rejected step, NaN where not computed yet
+    prompt: bytes | None  # int32 token ids; None where only the context is known
+
+
+@dataclasses.dataclass(frozen=True)
 class RowStore:
     """Everything that a run trains on."""
 
@@ -38,53 +51,32 @@ class RowStore:
           UserError: a pair without token ids or with a weight below 0, a step without tokens, or one that starts its row
             (nothing predicts its first token).
         """
-        none = np.zeros(0)
-        store = cls([], [], none, none, none, [], [], none, none)
-        weight, references = [], []
-        prompts: list[bytes | None] = []
+        pairs: list[_PairRows] = []
+        steps: list[MaskedRow] = []
         for number, item in enumerate(data):
             if isinstance(item, Pair):
-                if not (item.prompt_ids and item.chosen_ids and item.rejected_ids):
-                    raise UserError(
-                        f"pair {item.id!r} has no token ids: tokenize_pairs() makes them from its texts"
-                    )
-                for side, row in zip((store.chosen, store.rejected), pair_rows(item)):
-                    side.append(_from_row(row))
-                store.pair_ids.append(item.id)
-                prompts.append(np.array(item.prompt_ids, np.int32).tobytes())
-                weight.append(item.weight)
-                references.append((np.nan, np.nan))
+                pairs.append(_from_pair(item))
                 continue
-            kept = np.flatnonzero(np.asarray(item.weight) > 0)
-            store.chosen += _unpadded(item.chosen, kept)
-            store.rejected += _unpadded(item.rejected, kept)
-            store.pair_ids += [f"batch {number} row {row}" for row in kept]
-            prompts += [None] * len(kept)
-            weight += np.asarray(item.weight)[kept].tolist()
-            references += list(
-                zip(np.asarray(item.reference_chosen)[kept], np.asarray(item.reference_rejected)[kept])
-            )
+            pairs += _from_batch(item, f"batch {number}")
             if item.verified is not None:
-                store.verified += _unpadded(item.verified)
+                steps += _unpadded(item.verified)
         for group in verified:
-            store.verified += _unpadded(group) if isinstance(group, StepRows) else [_from_row(group)]
-        store.weight = np.array(weight, np.float32)
-        if len(bad := np.flatnonzero(~(np.isfinite(store.weight) & (store.weight >= 0)))):
-            raise UserError(f"pair {store.pair_ids[bad[0]]}: its weight must be a finite number, 0 or more")
-        columns = np.array(references, np.float32).reshape(-1, 2)
-        store.reference_chosen, store.reference_rejected = columns[:, 0].copy(), columns[:, 1].copy()
-        store.pair_group, store.verified_group = _groups(store, prompts)
-        for name, rows in (
-            *zip(store.pair_ids, zip(store.chosen, store.rejected)),
-            *((f"verified step {i}", (row,)) for i, row in enumerate(store.verified)),
-        ):
-            if not all(row.step_mask.any() for row in rows):
-                raise UserError(
-                    f"{name}: its step has no tokens, so nothing of it can be learned: leave it out"
-                )
-            if any(row.step_mask[0] for row in rows):
-                raise UserError(f"{name}: its step starts the row, so nothing predicts it: give it a prompt")
-        return store
+            steps += _unpadded(group) if isinstance(group, StepRows) else [masked_row(group)]
+        weight = np.array([pair.weight for pair in pairs], np.float32)
+        _check(pairs, weight, steps)
+        references = np.array([pair.reference for pair in pairs], np.float32).reshape(-1, 2)
+        pair_group, verified_group = _groups(pairs, steps)
+        return cls(
+            chosen=[pair.chosen for pair in pairs],
+            rejected=[pair.rejected for pair in pairs],
+            weight=weight,
+            reference_chosen=references[:, 0].copy(),
+            reference_rejected=references[:, 1].copy(),
+            pair_ids=[pair.name for pair in pairs],
+            verified=steps,
+            pair_group=pair_group,
+            verified_group=verified_group,
+        )
 
     @property
     def longest(self) -> int:
@@ -125,7 +117,7 @@ class RowStore:
         )
         longest = max((len(row.token_ids) for rows, _ in groups for row in rows), default=1)
         width = next(bucket for bucket in buckets if bucket >= longest)
-        chosen, rejected, steps = (_pack(rows, count, width) for rows, count in groups)
+        chosen, rejected, steps = (pack_masked(rows, width, 0, count) for rows, count in groups)
 
         def fill(values: np.ndarray) -> Any:
             return np.concatenate([values[pairs], np.zeros(size - len(pairs), np.float32)])
@@ -151,28 +143,54 @@ def _digest(start: bytes, columns: Sequence[Sequence[MaskedRow]]) -> str:
     return digest.hexdigest()
 
 
-def _groups(store: RowStore, prompts: Sequence[bytes | None]) -> tuple[np.ndarray, np.ndarray]:
+def _from_pair(pair: Pair) -> _PairRows:
+    if not (pair.prompt_ids and pair.chosen_ids and pair.rejected_ids):
+        raise UserError(f"pair {pair.id!r} has no token ids: tokenize_pairs() makes them from its texts")
+    chosen, rejected = map(masked_row, pair_rows(pair))
+    prompt = np.array(pair.prompt_ids, np.int32).tobytes()
+    return _PairRows(pair.id, chosen, rejected, pair.weight, (np.nan, np.nan), prompt)
+
+
+def _from_batch(batch: PairBatch, name: str) -> list[_PairRows]:
+    """The rows of a packed batch that are no padding."""
+    weight, *references = (
+        np.asarray(x) for x in (batch.weight, batch.reference_chosen, batch.reference_rejected)
+    )
+    kept = np.flatnonzero(weight > 0)
+    rows = zip(kept, _unpadded(batch.chosen, kept), _unpadded(batch.rejected, kept), strict=True)
+    return [
+        _PairRows(f"{name} row {i}", chosen, rejected, weight[i], (references[0][i], references[1][i]), None)
+        for i, chosen, rejected in rows
+    ]
+
+
+def _check(pairs: Sequence[_PairRows], weight: np.ndarray, verified: Sequence[MaskedRow]) -> None:
+    """Refuses weights that are no weights, and steps of which nothing can be learned."""
+    if len(bad := np.flatnonzero(~(np.isfinite(weight) & (weight >= 0)))):
+        raise UserError(f"pair {pairs[bad[0]].name}: its weight must be a finite number, 0 or more")
+    rows = [(pair.name, row) for pair in pairs for row in (pair.chosen, pair.rejected)]
+    rows += [(f"verified step {i}", row) for i, row in enumerate(verified)]
+    for name, row in rows:
+        if not row.step_mask.any():
+            raise UserError(f"{name}: its step has no tokens, so nothing of it can be learned: leave it out")
+        if row.step_mask[0]:
+            raise UserError(f"{name}: its step starts the row, so nothing predicts it: give it a prompt")
+
+
+def _groups(pairs: Sequence[_PairRows], verified: Sequence[MaskedRow]) -> tuple[np.ndarray, np.ndarray]:
     """Numbers for the questions of pairs and verified steps; where the prompt is unknown, the context stands for it."""
-    known = {prompt for prompt in prompts if prompt is not None}
+    known = {pair.prompt for pair in pairs if pair.prompt is not None}
     lengths = sorted({len(prompt) for prompt in known}, reverse=True)
     numbers: dict[bytes, int] = {}
 
     def number(row: MaskedRow, prompt: bytes | None) -> int:
         if prompt is None:
-            scored = np.flatnonzero(row.step_mask)
-            context = row.token_ids[: scored[0] if len(scored) else None].tobytes()
+            context = row.token_ids[: np.argmax(row.step_mask)].tobytes()
             prompt = next((context[:n] for n in lengths if context[:n] in known), context)
         return numbers.setdefault(prompt, len(numbers))
 
-    pairs = [number(row, prompt) for row, prompt in zip(store.chosen, prompts, strict=True)]
-    return np.array(pairs, int), np.array([number(row, None) for row in store.verified], int)
-
-
-def _from_row(row: Row) -> MaskedRow:
-    context, step = row
-    mask = np.zeros(len(context) + len(step), bool)
-    mask[len(context) :] = True
-    return MaskedRow(np.array((*context, *step), np.int32), mask)
+    of_pairs = [number(pair.chosen, pair.prompt) for pair in pairs]
+    return np.array(of_pairs, int), np.array([number(row, None) for row in verified], int)
 
 
 def _unpadded(rows: StepRows, kept: np.ndarray | None = None) -> list[MaskedRow]:
@@ -180,12 +198,3 @@ def _unpadded(rows: StepRows, kept: np.ndarray | None = None) -> list[MaskedRow]
     if kept is None:
         kept = np.flatnonzero(step_mask.any(axis=1))
     return [MaskedRow(ids[i][mask[i]].astype(np.int32), step_mask[i][mask[i]]) for i in kept]
-
-
-def _pack(rows: Sequence[MaskedRow], size: int, width: int) -> StepRows:
-    token_ids = np.zeros((size, width), np.int32)
-    mask, step_mask = np.zeros((size, width), bool), np.zeros((size, width), bool)
-    for i, row in enumerate(rows):
-        length = len(row.token_ids)
-        token_ids[i, :length], mask[i, :length], step_mask[i, :length] = row.token_ids, True, row.step_mask
-    return StepRows(token_ids, mask, step_mask)  # type: ignore[arg-type]  # NumPy, until it is placed

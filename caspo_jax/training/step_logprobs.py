@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Iterable
 from typing import Any, NamedTuple
@@ -156,15 +157,6 @@ def reference_logprobs(
     """
     filled = []
     for batch in batches:
-        chosen, rejected = batch_reference(model, batch, chunk=chunk)
-        filled.append(
-            PairBatch(
-                chosen=batch.chosen,
-                rejected=batch.rejected,
-                weight=batch.weight,
-                reference_chosen=chosen,  # type: ignore[arg-type]  # NumPy, kept on the host
-                reference_rejected=rejected,  # type: ignore[arg-type]
-                verified=batch.verified,
-            )
-        )
+        columns: Any = batch_reference(model, batch, chunk=chunk)  # NumPy, kept on the host
+        filled.append(dataclasses.replace(batch, reference_chosen=columns[0], reference_rejected=columns[1]))
     return filled

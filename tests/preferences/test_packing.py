@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from caspo_jax.errors import UserError
-from caspo_jax.preferences import batch_pairs, batch_rows, count_tokens, length_buckets, plan_batches
+from caspo_jax.preferences import batch_pairs, length_buckets
 from caspo_jax.types import Pair
 
 
@@ -86,7 +86,6 @@ def test_seeds_order_and_weights():
     (batch,), _ = batch_pairs(pairs[:3], (8,), 4, 0)
     assert batch.weight.tolist() == [0.5, 0.5, 0.5, 0.0]
     assert batch.weight.dtype == np.float32
-    assert count_tokens([batch]) == {"tokens": 3 * 6 + 3 * 5, "step_tokens": 15, "positions": 64}
 
 
 def test_verified_steps_ride_along_in_turn():
@@ -102,13 +101,6 @@ def test_verified_steps_ride_along_in_turn():
         batch_pairs([pair(0)], (8,), 2, 0, verified=[])
 
 
-def test_rows_alone():
-    rows = [((1, 2), (3,)), ((1,), (4,) * 9), ((5,), (6,))]
-    batches, counts = batch_rows(rows, (4,), 2, 0)
-    assert [unpack(b) for b in batches] == [[rows[0], rows[2]]]
-    assert counts["too_long"] == 1
-
-
 def test_buckets_and_bad_input():
     assert length_buckets(200) == (64, 96, 128, 192, 256)
     assert length_buckets(64) == (64,)
@@ -116,9 +108,9 @@ def test_buckets_and_bad_input():
     with pytest.raises(UserError, match="at least 1, got 0"):
         length_buckets(9, 0)
     with pytest.raises(UserError, match="batch_size=0"):
-        plan_batches([1], (8,), 0)
+        batch_pairs([], (8,), 0, 0)
     with pytest.raises(UserError, match="length_buckets"):
-        plan_batches([1], (), 1)
+        batch_pairs([], (), 1, 0)
     bare = Pair("x", "wrong", "q", "", "a", "b", (), (), (), (), (False, False))
     with pytest.raises(UserError, match="pair 'x' has no token ids"):
         batch_pairs([bare], (8,), 1, 0)
