@@ -101,9 +101,9 @@ def main() -> None:
             f"alpha = {FLAGS.alpha} needs at least {int(np.ceil(1 / FLAGS.alpha)) - 1} questions with a right path"
         )
     if rates.size:
-        error = rates.std() / np.sqrt(rates.size)
+        low, high = np.quantile(rates, [0.05, 0.95])
         rows[f"loss on {rates.size:,} random halves"] = (
-            f"{rates.mean():.4f} +- {error:.4f} (at most {FLAGS.alpha})"
+            f"{rates.mean():.4f} on average (at most {FLAGS.alpha}), {low:.3f} to {high:.3f} in nine of ten"
         )
     common.closing(f"calibration in {FLAGS.output}", rows)
 
