@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-import json
 import logging
 import math
 from collections.abc import Iterator, Mapping
@@ -21,6 +20,7 @@ from jax.sharding import Mesh
 from caspo_jax.distributed import barrier
 from caspo_jax.errors import UserError
 from caspo_jax.folders import is_free, whole_folder
+from caspo_jax.models.abstract import abstract_decoder
 from caspo_jax.models.caspo_json import CASPO_FILE, check_caspo_json
 from caspo_jax.models.checkpoint import (
     INDEX_FILE,
@@ -30,14 +30,15 @@ from caspo_jax.models.checkpoint import (
     read_parameter,
     tensor_names,
 )
-from caspo_jax.models.config import DTYPES, ModelConfig, merge_eos, read_json
+from caspo_jax.models.config import DTYPES, ModelConfig, merge_eos
 from caspo_jax.models.decoder import Decoder
 from caspo_jax.models.folder import resolve_folder
 from caspo_jax.models.lora import merged_weight
 from caspo_jax.models.safetensors_io import write_tensors
 from caspo_jax.models.tokenizer import Tokenizer, eos_ids, find_tokenizer, load_tokenizer, save_tokenizer
-from caspo_jax.models.weights import Weight, parameter_shape, parameter_sharding, weights
+from caspo_jax.models.weights import Weight, owner, parameter_shape, parameter_sharding, weights
 from caspo_jax.sharding import make_mesh, to_host
+from caspo_jax.store import read_json, write_json
 
 _LOG = logging.getLogger(__name__)
 
@@ -61,7 +62,7 @@ def load_pretrained(
     Raises:
       UserError: one line naming the file or tensor: no such folder, an unknown architecture or rope type, a
         missing, unmapped or misshaped tensor, a pickle checkpoint, an unreadable file, no EOS id but some outside the
-        vocabulary; or a mesh that is none.
+        vocabulary; or an invalid mesh.
 
     >>> from caspo_jax.tasks import get_task
     >>> model, tokenizer = load_pretrained(get_task("graph").policy_path, dtype="float32")
@@ -74,7 +75,7 @@ def load_pretrained(
     mesh = make_mesh(mesh) if isinstance(mesh, str) else mesh
     if not isinstance(mesh, Mesh | None):
         raise UserError(
-            f"mesh {mesh!r} is none: give a jax.sharding.Mesh, or its axes such as 'data:2,fsdp:4'"
+            f"mesh={mesh!r} is not a mesh: give a jax.sharding.Mesh, or its axes such as 'data:2,fsdp:4'"
         )
     tokenizer = load_tokenizer(folder) if find_tokenizer(folder) else None
     with Checkpoint(folder) as checkpoint:
@@ -82,10 +83,10 @@ def load_pretrained(
         stored = config.dtype or checkpoint.dtype
         config = dataclasses.replace(config, dtype=stored, eos_token_ids=_ends(config, tokenizer, folder))
         compute = jnp.dtype("float32" if stored == "float16" else stored) if wanted is None else wanted
-        model = _abstract_decoder(config, compute, mesh)
+        model = abstract_decoder(config, compute, mesh)
         for weight in weights(config):
             array = _load(checkpoint, weight, config, compute, mesh)
-            setattr(model.layers if weight.stacked else model, weight.name, nnx.Param(array))
+            setattr(owner(model, weight), weight.name, nnx.Param(array))
         _LOG.info("%s: process %d read %d bytes", folder, jax.process_index(), checkpoint.bytes_read)
     return model, tokenizer
 
@@ -128,17 +129,6 @@ def _load(
 
     sharding = parameter_sharding(mesh, weight, config)
     return jax.make_array_from_callback(parameter_shape(weight, config), sharding, part)
-
-
-def _abstract_decoder(config: ModelConfig, dtype: jnp.dtype, mesh: Mesh | None) -> Decoder:
-    """A decoder whose parameters are shapes only."""
-
-    def build() -> Decoder:
-        return Decoder(config, dtype=dtype, rngs=nnx.Rngs(0))
-
-    model = nnx.eval_shape(build)
-    model.mesh = mesh
-    return model
 
 
 def save_pretrained(
@@ -193,15 +183,15 @@ def save_pretrained(
         return
     with whole_folder(target) as folder:
         _write_tensors(folder, _tensor_shapes(model.config), stored, tensors, max_shard_bytes)
-        _write_json(folder / "config.json", model.config.to_hf(name))
+        write_json(folder / "config.json", model.config.to_hf(name))
         _write_generation_config(folder, model.config)
         if tokenizer is not None:
             save_tokenizer(tokenizer, folder)
         if caspo is not None:
-            _write_json(folder / CASPO_FILE, caspo)
+            write_json(folder / CASPO_FILE, caspo)
         for file, content in (extra_files or {}).items():
             if isinstance(content, Mapping):
-                _write_json(folder / file, content)
+                write_json(folder / file, content)
             else:
                 (folder / file).write_bytes(content.encode("utf-8") if isinstance(content, str) else content)
     barrier(f"{path} written")
@@ -265,7 +255,7 @@ def _write_tensors(
     if len(shards) > 1:
         parameters = sum(math.prod(shape) for shape in shapes.values())
         metadata = {"total_parameters": parameters, "total_size": sum(sizes.values())}
-        _write_json(
+        write_json(
             folder / INDEX_FILE, {"metadata": metadata, "weight_map": dict(sorted(weight_map.items()))}
         )
 
@@ -276,8 +266,4 @@ def _write_generation_config(folder: Path, config: ModelConfig) -> None:
         return
     hf = config.to_hf()
     known = {key: hf[key] for key in ("bos_token_id", "eos_token_id", "pad_token_id") if hf[key] is not None}
-    _write_json(folder / "generation_config.json", known)
-
-
-def _write_json(path: Path, value: Mapping[str, Any]) -> None:
-    path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    write_json(folder / "generation_config.json", known)
