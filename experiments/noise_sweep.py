@@ -1,4 +1,4 @@
-"""How much does CASPO depend on its judge? The rounds again and again, with more and more verdicts flipped.
+"""How much does CASPO depend on its judge? Trains once for each share of flipped verdicts, and compares the policies.
 
     python -m experiments.noise_sweep --task=graph --out_dir=DIR --noise=0,0.05,0.1,0.2,0.4
 
@@ -13,11 +13,15 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from absl import flags
 
 from experiments import common, result_files
+
+if TYPE_CHECKING:
+    from caspo_jax.evaluation.tables import Tables
+    from caspo_jax.tasks.registry import Task
 
 FLAGS = flags.FLAGS
 COLUMNS = {
@@ -107,7 +111,7 @@ def main() -> None:
     common.closing(f"noise.md and noise.png in {out}", {"levels": len(levels), "rounds": FLAGS.rounds})
 
 
-def train(task: Any, level: float, folder: Path, first: Path) -> Path:
+def train(task: Task, level: float, folder: Path, first: Path) -> Path:
     """The last policy of rounds whose verifier flips this share of its verdicts; `first` holds those of another level."""
     from caspo_jax.steps import NoisyVerifier
     from caspo_jax.training.rounds import Recipe, run_rounds
@@ -163,7 +167,7 @@ def share_traces(source: Path, target: Path, overwrite: bool) -> None:
         shutil.copyfile(manifest_path(drawn), new_manifest)
 
 
-def judge_f1(task: Any, folder: Path) -> float:
+def judge_f1(task: Task, folder: Path) -> float:
     """ProcessBench's F1 of the verdicts that the first round was trained on, against exact ones."""
     from caspo_jax.evaluation.verifier_f1 import first_error
     from caspo_jax.metrics import processbench_f1
@@ -177,7 +181,7 @@ def judge_f1(task: Any, folder: Path) -> float:
     return processbench_f1(found, labels).f1
 
 
-def measure(task: Any, path: Path) -> Any:
+def measure(task: Task, path: Path) -> Tables:
     """Sampled steps and answers of a policy with exact verdicts: the same questions and keys for all."""
     import jax
 
@@ -191,22 +195,22 @@ def measure(task: Any, path: Path) -> Any:
         policy.tokenizer,
         task.questions(FLAGS.split, FLAGS.eval_questions, seed=FLAGS.seed),
         settings.SAMPLE,
-        task.verifier(),
         jax.random.key(FLAGS.seed + 7919),
-        common.task_answer,
-        common.same_text,
+        verifier=task.verifier(),
+        extract=common.task_answer,
+        equal=common.same_text,
         batch_size=FLAGS.batch_size,
     )
 
 
-def base_values(base: Any) -> dict[str, float]:
+def base_values(base: Tables) -> dict[str, float]:
     """The metrics of the base."""
     from caspo_jax.evaluation.tables import values
 
     return {name: value for name, value in values(base).items() if name in METRICS}
 
 
-def compared(tables: Any, base: Any, level: float, f1: float) -> list[dict[str, Any]]:
+def compared(tables: Tables, base: Tables, level: float, f1: float) -> list[dict[str, Any]]:
     """A row a metric: value and difference to the base, 95 % intervals by question."""
     from caspo_jax.evaluation.tables import intervals, paired
 

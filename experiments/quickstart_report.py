@@ -74,17 +74,17 @@ class Comparison:
     ) -> Evaluation:
         """Evaluate a policy."""
         return evaluate(
-            name,
-            str(path),
             policy.model,
             policy.tokenizer,
             self.questions,
             dataclasses.replace(self.settings.SAMPLE, temperature=temperature),
-            self.task.verifier(),
             self.key,
-            common.task_answer,
-            common.same_text,
-            self.strategies if strategies else None,
+            name=name,
+            path=str(path),
+            verifier=self.task.verifier(),
+            extract=common.task_answer,
+            equal=common.same_text,
+            strategies=self.strategies if strategies else None,
             batch_size=self.batch_size,
             **self.recorder.keep(name),
         )
@@ -105,7 +105,7 @@ def check_places(out: Path) -> None:
       out: the folder. A run of the quickstart is known by its first round's traces; their settings are checked with them.
 
     Raises:
-      UserError: as `result_files.check_files` does; or summary.json is none of ours.
+      UserError: as `result_files.check_files` does; or summary.json is not a quickstart's.
     """
     files = [out / name for name in RESULTS]
     result_files.check_files(files, manifest_path(out / "round_1" / "traces.jsonl"))

@@ -4,7 +4,7 @@ By the program that needs them:
 
 * `evaluate`, strategies on benchmarks: `benchmarks` (questions, prompts, scorers), `execution` (model-written code in a
   sandbox), `strategies`, `tuning` (their settings), `answer_records` (what is kept of each answer), `results` (tables made of
-  those), `curve_plots`; with --traces: `confidences`.
+  those), `curve_plots`; with --traces: `confidence_items`, `confidences`.
 * `quickstart` and `noise_sweep`, policies on sampled traces: `compare`, `tables`, `strategies.at_budget`, `plots`.
 * `calibrate` and `audit`, CaT's threshold: `replay` (what pruning would have done), `thresholds`, `audit`, `overlap` (which questions
   were used before).

@@ -16,6 +16,7 @@ from caspo_jax.evaluation.strategies import VOTE_CONFIDENCE, Outcome, StrategyCo
 from caspo_jax.evaluation.tables import Tables, tabulate
 from caspo_jax.metrics import mean_statistic, paired_difference
 from caspo_jax.models import token_bytes
+from caspo_jax.records import finite
 from caspo_jax.sampling import SampleConfig, generate
 from caspo_jax.steps import Verifier, annotate_traces
 from caspo_jax.types import CatResult, Equal, Extract, Question, Trace
@@ -61,8 +62,9 @@ def sample_tables(
     tokenizer: Any,
     questions: Sequence[Question],
     sample: SampleConfig,
-    verifier: Verifier,
     key: jax.Array,
+    *,
+    verifier: Verifier,
     extract: Extract,
     equal: Equal,
     keep: KeepTraces | None = None,
@@ -86,14 +88,15 @@ def sample_tables(
 
 
 def evaluate(
-    name: str,
-    path: str,
     model: Any,
     tokenizer: Any,
     questions: Sequence[Question],
     sample: SampleConfig,
-    verifier: Verifier,
     key: jax.Array,
+    *,
+    name: str,
+    path: str,
+    verifier: Verifier,
     extract: Extract,
     equal: Equal,
     strategies: StrategyConfig | None = None,
@@ -101,17 +104,38 @@ def evaluate(
     keep_results: KeepResults | None = None,
     **run: Any,
 ) -> Evaluation:
-    """Metrics of sampled traces and, where wanted, every strategy; the same key gives every policy the same draws.
+    """Metrics of sampled traces and, where wanted, every strategy.
 
-    `keep_traces` and `keep_results` are given the annotated traces and CaT's searches that were measured.
+    Args:
+      model: the policy.
+      tokenizer: its own.
+      questions: with gold answers.
+      sample: of the traces that are measured; strategies have settings of their own.
+      key: the same gives every policy the same draws.
+      name: what the record calls the policy.
+      path: where the policy is, for the record.
+      verifier: of the steps.
+      extract: text -> answer.
+      equal: (gold, answer) -> are they equal?
+      strategies: none is run without.
+      keep_traces: is given the annotated traces that were measured.
+      keep_results: is given CaT's searches.
+      run: keywords of `generate` and `cat_search`, such as batch_size.
     """
     sample_key, strategy_key = jax.random.split(key)
     asked = (model, tokenizer, questions)
-    tables = sample_tables(*asked, sample, verifier, sample_key, extract, equal, keep_traces, **run)
+    read: Any = {"extract": extract, "equal": equal}
+    tables = sample_tables(*asked, sample, sample_key, verifier=verifier, keep=keep_traces, **read, **run)
     outcomes: Mapping[str, Outcome] = {}
     if strategies is not None:
-        outcomes = run_all(*asked, strategies, strategy_key, extract, equal, keep_results, **run)
-    return Evaluation(name, path, tables, outcomes, {"temperature": sample.temperature})
+        outcomes = run_all(*asked, strategies, strategy_key, keep=keep_results, **read, **run)
+    return Evaluation(
+        name=name,
+        path=path,
+        tables=tables,
+        strategies=outcomes,
+        settings={"temperature": sample.temperature},
+    )
 
 
 def tempered(model: Any, temperature: float) -> Any:
@@ -155,7 +179,7 @@ def policy_record(evaluation: Evaluation, baseline: Evaluation | None, draws: in
     values = tables_module.values(evaluation.tables)
     found = tables_module.intervals(evaluation.tables, draws=draws)
     record: dict[str, Any] = {"name": evaluation.name, "path": evaluation.path, **evaluation.settings}
-    record |= {name: tables_module.finite(values[name]) for name in REPORTED}
+    record |= {name: finite(values[name]) for name in REPORTED}
     record["strategies"] = {name: o.record() for name, o in evaluation.strategies.items()}
     record["intervals"] = {name: i for name, i in tables_module.records(found).items() if name in REPORTED}
     record["paired_with_base"] = {} if baseline is None else paired_record(evaluation, baseline, draws)
