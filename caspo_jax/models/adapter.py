@@ -16,6 +16,7 @@ from caspo_jax.models.checkpoint import STORED_DTYPES, Checkpoint, read_paramete
 from caspo_jax.models.config_fields import flag, integer, number
 from caspo_jax.models.decoder import Decoder
 from caspo_jax.models.lora import LINEAR, LoraConfig, attach, lora_weights
+from caspo_jax.sharding import to_host
 from caspo_jax.store import read_json, write_json, write_tensors
 
 CONFIG_FILE = "adapter_config.json"
@@ -181,10 +182,6 @@ def _settings(lora: LoraConfig, base: str | None) -> dict[str, Any]:
 
 def _tensors(model: Decoder) -> Iterator[tuple[str, np.ndarray]]:
     for weight in lora_weights(model.config, model.lora):
-        array = getattr(model.layers, weight.name)[...]
-        if not array.is_fully_addressable:
-            from jax.experimental import multihost_utils
-
-            array = multihost_utils.process_allgather(array, tiled=True)
-        for name, matrix in zip(tensor_names(weight, model.config), np.asarray(array), strict=True):
+        stack = to_host(getattr(model.layers, weight.name)[...])
+        for name, matrix in zip(tensor_names(weight, model.config), stack, strict=True):
             yield name, np.ascontiguousarray(matrix.T)
