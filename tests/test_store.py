@@ -6,7 +6,16 @@ import os
 import pytest
 
 from caspo_jax.errors import UserError
-from caspo_jax.store import hash_path, load_records, read_jsonl, replacing, write_jsonl, write_text
+from caspo_jax.store import (
+    hash_path,
+    load_records,
+    read_json,
+    read_jsonl,
+    read_value,
+    replacing,
+    write_jsonl,
+    write_text,
+)
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, OSError(errno.ENOSPC, "full")])
@@ -59,6 +68,25 @@ def test_a_file_from_windows_is_read(tmp_path):
     path = tmp_path / "in.jsonl"
     path.write_bytes(b'\xef\xbb\xbf{"id": "\\ud83d\\ude00"}\r\n\r\n{"id": 2}\r\n')
     assert [record["id"] for _, record in read_jsonl(path)] == ["\U0001f600", 2]
+
+
+def test_json_files_are_read_or_refused_by_name(tmp_path):
+    path = tmp_path / "in.json"
+    path.write_bytes(b'\xef\xbb\xbf{"a": 1}')
+    assert read_json(path) == {"a": 1}
+    for content, message in (
+        (b'{"a": 1,\n oops}', r"in\.json:2: not valid JSON"),
+        (b"\xff\xfe", r"in\.json: not valid JSON"),
+        (b"[" * 100_000, r"in\.json: not valid JSON"),
+        (b"[1]", r"in\.json: expected a JSON object, found list"),
+    ):
+        path.write_bytes(content)
+        with pytest.raises(UserError, match=message):
+            read_json(path)
+    path.write_bytes(b"[1]")
+    assert read_value(path) == [1]
+    with pytest.raises(UserError, match="cannot read"):
+        read_json(tmp_path / "absent.json")
 
 
 def test_parse_errors_carry_file_and_line(tmp_path):

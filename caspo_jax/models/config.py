@@ -119,7 +119,7 @@ class ModelConfig:
         text = None
         if generation.exists():
             read_json(generation)
-            text = generation.read_text(encoding="utf-8")
+            text = generation.read_text(encoding="utf-8-sig")
         return _from_file(config, str(path), text)
 
     def to_hf(self, dtype: str | None = None) -> dict[str, Any]:

@@ -269,6 +269,9 @@ def test_eos_ids_are_merged_with_generation_config(tmp_path):
     assert config.eos_token_ids == (5, 7)
     assert json.loads(config.generation_json)["temperature"] == 0.7
     assert hash(config) == hash(ModelConfig.from_hf(tmp_path))
+    for name in ("config.json", "generation_config.json"):  # with the byte-order mark of an editor on Windows
+        (tmp_path / name).write_bytes(b"\xef\xbb\xbf" + (tmp_path / name).read_bytes())
+    assert ModelConfig.from_hf(tmp_path) == config
     (tmp_path / "generation_config.json").write_text(json.dumps({"eos_token_id": ["</s>"]}))
     with pytest.raises(UserError, match=r"generation_config\.json: eos_token_id"):
         ModelConfig.from_hf(tmp_path)
