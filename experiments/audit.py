@@ -13,12 +13,20 @@ audit.json say how many of these it was made on.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from absl import flags
 
 from experiments import calibrate, calibrations, common, result_files, verifiers
+
+if TYPE_CHECKING:
+    from caspo_jax.evaluation.audit import AuditedQuestion
+    from caspo_jax.evaluation.thresholds import Calibration
+    from caspo_jax.sampling import CatConfig
+    from caspo_jax.training.stages import Policy
+    from caspo_jax.types import Question
 
 FLAGS = flags.FLAGS
 FILES = ("audit.json", "sweep.md", "sweep.csv", "sweep.json", "depths.md", "audit.png")
@@ -64,20 +72,15 @@ def define_flags() -> None:
 def main() -> None:
     """Audit a search."""
     from caspo_jax.errors import UserError
-    from caspo_jax.evaluation import audit, plots
-    from caspo_jax.evaluation.formats import markdown, plain, write_table
-    from caspo_jax.evaluation.overlap import used_before
     from caspo_jax.evaluation.replay import unpruned
-    from caspo_jax.evaluation.thresholds import beta_binomial_quantile, held_fixed
-    from caspo_jax.records import schema
-    from caspo_jax.store import write_json, write_text
+    from caspo_jax.evaluation.thresholds import held_fixed
 
     if FLAGS["num_samples"].present:
         raise UserError("--num_samples does not go with audit: use --num_branches")
-    found = calibrations.load()
+    calibration = calibrations.load()
     questions = common.load_questions(FLAGS.input, need_gold=True)
     policy = common.load_policy()
-    config = calibrations.applied(found, calibrations.search_config(policy, questions), policy)
+    config = calibrations.applied(calibration, calibrations.search_config(policy, questions), policy)
     held_fixed(config)
     out = Path(FLAGS.out_dir)
     manifest = result_files.claim_files(
@@ -87,68 +90,98 @@ def main() -> None:
         {"calibration": FLAGS.calibration},
     )
     asked = calibrate.sample_unpruned(policy, questions, unpruned(config), out / "unpruned")
-    _, equal = common.answer_functions(policy)
-    vote: Any = {
-        "method": config.vote,
-        "gamma": config.gamma,
-        "min_live": config.min_live,
-        "equivalent": equal,
-    }
-    thresholds = sorted({*audit.sweep_thresholds(asked), config.threshold})
-    rows = audit.threshold_sweep(asked, thresholds, **vote)
-    depths = audit.false_prunes_by_depth(asked, config.threshold, config.min_live)
-    chosen = next(row for row in rows if row["threshold"] == config.threshold)
-    oracle = audit.oracle_prune(asked)
-    more: dict[str, Any] = {
-        "schema": schema("audit"),
-        "threshold": config.threshold,
-        "chosen": chosen,
-        "oracle": oracle,
-        "depths": depths,
-    }
-    answerable = sum(any(p.correct for p in q.paths) for q in asked)
-    lost = round(chosen["lost"] * answerable) if answerable else 0
-    if found is not None:
-        limit = beta_binomial_quantile(0.975, answerable, found.rank, found.answerable)
-        more["guarantee"] = {
-            "answerable": answerable,
-            "lost": lost,
-            "most_expected": limit,
-            "alpha": found.alpha,
-            "calibration_questions": len(used_before(questions, found.prompts)) if found.prompts else None,
-        }
+    found = replayed(policy, asked, config)
+    lost = lost_questions(asked, found["chosen"])
+    if calibration is not None:
+        found["guarantee"] = lost | guarantee(calibration, lost["answerable"], questions)
     if config.expand > 1:
-        more["with_forks"] = with_forks(policy, questions, config, out)
-    write_table(out / "sweep", rows, SWEEP)
-    write_text(out / "depths.md", markdown(depths, DEPTHS) + "\n")
-    write_json(out / "audit.json", plain(more | {"sweep": rows, "questions": len(asked)}))
-    plots.plot_audit(rows, depths, oracle, config.threshold, out / "audit.png")
-    manifest.finish(questions=len(asked), thresholds=len(rows))
-    common.say(f"{markdown(rows, SWEEP)}\n\n{markdown(depths, DEPTHS)}")
-    summary: dict[str, Any] = {
-        "threshold": f"{config.threshold:.6g}",
+        found["with_forks"] = with_forks(policy, questions, config, out)
+    write(found, out)
+    manifest.finish(questions=len(asked), thresholds=len(found["sweep"]))
+    common.closing(f"audit in {out}", summary(found, lost))
+
+
+def replayed(policy: Policy, asked: Sequence[AuditedQuestion], config: CatConfig) -> dict[str, Any]:
+    """What pruning does to the sampled paths, at every threshold and at the search's own, as JSON."""
+    from caspo_jax.evaluation import audit
+
+    _, equal = common.answer_functions(policy)
+    rows = audit.threshold_sweep(
+        asked,
+        sorted({*audit.sweep_thresholds(asked), config.threshold}),
+        method=config.vote,
+        gamma=config.gamma,
+        min_live=config.min_live,
+        equivalent=equal,
+    )
+    return {
+        "threshold": config.threshold,
+        "chosen": next(row for row in rows if row["threshold"] == config.threshold),
+        "oracle": audit.oracle_prune(asked),
+        "depths": audit.false_prunes_by_depth(asked, config.threshold, config.min_live),
+        "sweep": rows,
+        "questions": len(asked),
+    }
+
+
+def lost_questions(asked: Sequence[AuditedQuestion], chosen: Mapping[str, float]) -> dict[str, int]:
+    """How many questions have a right path, and how many of these lose all of them."""
+    answerable = sum(any(path.correct for path in question.paths) for question in asked)
+    return {"answerable": answerable, "lost": round(chosen["lost"] * answerable) if answerable else 0}
+
+
+def guarantee(calibration: Calibration, answerable: int, questions: Sequence[Question]) -> dict[str, Any]:
+    """What the calibration promises of so many answerable questions, and how many of the questions it was made on."""
+    from caspo_jax.evaluation.overlap import used_before
+    from caspo_jax.evaluation.thresholds import beta_binomial_quantile
+
+    prompts = calibration.prompts
+    return {
+        "most_expected": beta_binomial_quantile(0.975, answerable, calibration.rank, calibration.answerable),
+        "alpha": calibration.alpha,
+        "calibration_questions": len(used_before(questions, prompts)) if prompts else None,
+    }
+
+
+def write(found: Mapping[str, Any], out: Path) -> None:
+    """All of FILES; the tables are printed too."""
+    from caspo_jax.evaluation import plots
+    from caspo_jax.evaluation.formats import markdown, plain, write_table
+    from caspo_jax.records import schema
+    from caspo_jax.store import write_json, write_text
+
+    sweep, depths = markdown(found["sweep"], SWEEP), markdown(found["depths"], DEPTHS)
+    write_table(out / "sweep", found["sweep"], SWEEP)
+    write_text(out / "depths.md", depths + "\n")
+    write_json(out / "audit.json", plain({"schema": schema("audit"), **found}))
+    plots.plot_audit(found["sweep"], found["depths"], found["oracle"], found["threshold"], out / "audit.png")
+    common.say(f"{sweep}\n\n{depths}")
+
+
+def summary(found: Mapping[str, Any], lost: Mapping[str, int]) -> dict[str, str]:
+    """The closing lines."""
+    never, chosen, oracle = found["sweep"][0], found["chosen"], found["oracle"]
+    lines = {
+        "threshold": f"{found['threshold']:.6g}",
         "accuracy": f"{chosen['accuracy']:.3f} at {chosen['tokens']:.0f} tokens a question",
-        "never pruning": f"{rows[0]['accuracy']:.3f} at {rows[0]['tokens']:.0f} tokens",
+        "never pruning": f"{never['accuracy']:.3f} at {never['tokens']:.0f} tokens",
         "oracle pruning": f"{oracle['accuracy']:.3f} at {oracle['tokens']:.0f} tokens",
         "right paths pruned": f"{chosen['false_prunes']:.3f}",
-        "lost every right path": f"{lost} of {answerable}",
+        "lost every right path": f"{lost['lost']} of {lost['answerable']}",
     }
     left_out = [
         f"--{name}" for name in ("num_answers", "token_budget", "stop_decided") if FLAGS[name].present
     ]
     if left_out:
-        summary["not in the sweep"] = ", ".join(left_out)
-    if found is not None:
-        summary["97.5 % point"] = (
-            f"{more['guarantee']['most_expected']} (beta-binomial, alpha = {found.alpha})"
-        )
-        summary |= seen_before(more["guarantee"]["calibration_questions"], len(questions))
-    if config.expand > 1:
-        forks = more["with_forks"]
-        summary["with forks"] = (
-            f"{forks['pruned']:,} pruned, {forks['right_among_pruned']:.3f} of them would end right"
-        )
-    common.closing(f"audit in {out}", summary)
+        lines["not in the sweep"] = ", ".join(left_out)
+    if promised := found.get("guarantee"):
+        limit, alpha = promised["most_expected"], promised["alpha"]
+        lines["97.5 % point"] = f"{limit} (beta-binomial, alpha = {alpha})"
+        lines |= seen_before(promised["calibration_questions"], found["questions"])
+    if forks := found.get("with_forks"):
+        share = forks["right_among_pruned"]
+        lines["with forks"] = f"{forks['pruned']:,} pruned, {share:.3f} of them would end right"
+    return lines
 
 
 def seen_before(shared: int | None, questions: int) -> dict[str, str]:
@@ -161,7 +194,7 @@ def seen_before(shared: int | None, questions: int) -> dict[str, str]:
     return {"calibration's questions": f"{shared} of these {questions}: {said}"}
 
 
-def settings(policy: Any, questions: Any, config: Any) -> dict[str, Any]:
+def settings(policy: Policy, questions: Sequence[Question], config: CatConfig) -> dict[str, Any]:
     """What decides the figures beside the calibration, for the manifest."""
     from caspo_jax.training.stages.policy import questions_digest
 
@@ -176,7 +209,7 @@ def settings(policy: Any, questions: Any, config: Any) -> dict[str, Any]:
     }
 
 
-def with_forks(policy: Any, questions: Any, config: Any, out: Path) -> dict[str, Any]:
+def with_forks(policy: Policy, questions: Sequence[Question], config: CatConfig, out: Path) -> dict[str, Any]:
     """The search as it runs, and what its pruned branches would have become, by depth."""
     import jax
     import numpy as np

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -182,7 +182,7 @@ def finish_pruned(
     key: jax.Array,
     *,
     extract: Extract,
-    equal: Callable[[str, str], bool],
+    equal: Equal,
     batch_size: int | None = None,
 ) -> list[dict[str, Any]]:
     """Every branch that a search pruned, finished off the books: one continuation from where it fell.
@@ -203,42 +203,54 @@ def finish_pruned(
       batch_size: rows on the device at once.
 
     Returns:
-      One row a pruned branch: `question`, `node`, `depth` (steps closed), `confidence`, `correct`.
+      One row a pruned branch: `question`, `node`, `depth` (steps closed), `confidence`, `path_confidence`, `correct`.
     """
-    rows: list[dict[str, Any]] = []
-    prefixes: list[Question] = []
+    fallen: list[_Fallen] = []
     for question, tree in zip(questions, trees, strict=True):
         if question.gold is None:
             raise UserError(f"question {question.id!r} has no gold answer: the audit needs one")
-        for node in [i for i, n in enumerate(tree.nodes) if n.status == "pruned"]:
-            ids, depth = _prefix(tree, node)
-            found = tree.nodes[node]
-            rows.append(
-                {
-                    "question": question.id,
-                    "node": node,
-                    "depth": depth,
-                    "confidence": found.confidence,
-                    "path_confidence": found.path_confidence,
-                    "before": ids,
-                    "gold": question.gold,
-                }
-            )
-            prefixes.append(Question(id=f"{question.id}/{node}", prompt_ids=(*tree.prompt_ids, *ids)))
-    if not prefixes:
-        return rows
-    left = [sample.max_new_tokens - len(row["before"]) for row in rows]
+        pruned = [i for i, n in enumerate(tree.nodes) if n.status == "pruned"]
+        fallen += [_Fallen(question.id, question.gold, tree, node, *_prefix(tree, node)) for node in pruned]
+    if not fallen:
+        return []
+    prefixes = [
+        Question(id=f"{f.question}/{f.node}", prompt_ids=(*f.tree.prompt_ids, *f.ids)) for f in fallen
+    ]
+    left = [sample.max_new_tokens - len(f.ids) for f in fallen]
     traces = generate(model, tokenizer, prefixes, sample, key, batch_size=batch_size, limits=left)
     spelled = token_bytes(tokenizer, model.config.vocab_size)
-    for row, trace in zip(rows, traces, strict=True):
-        before, gold = row.pop("before"), row.pop("gold")
-        ids = [*before, *trace.token_ids]
+
+    def right(branch: _Fallen, rest: Trace) -> bool:
+        ids = [*branch.ids, *rest.token_ids]
         # Stop strings and the answer may begin before the place where the branch fell.
-        stop = first_stop(spelled, ids, sample.stop, len(before))
+        stop = first_stop(spelled, ids, sample.stop, len(branch.ids))
         answer = extract(token_text(spelled, ids[:stop]))
-        ended = stop is not None or trace.finish_reason != "length"
-        row["correct"] = bool(ended and answer is not None and equal(gold, answer))
-    return rows
+        ended = stop is not None or rest.finish_reason != "length"
+        return bool(ended and answer is not None and equal(branch.gold, answer))
+
+    return [
+        {
+            "question": branch.question,
+            "node": branch.node,
+            "depth": branch.depth,
+            "confidence": branch.tree.nodes[branch.node].confidence,
+            "path_confidence": branch.tree.nodes[branch.node].path_confidence,
+            "correct": right(branch, rest),
+        }
+        for branch, rest in zip(fallen, traces, strict=True)
+    ]
+
+
+@dataclasses.dataclass(frozen=True)
+class _Fallen:
+    """A branch that a search pruned."""
+
+    question: str  # its id
+    gold: str
+    tree: CatTree
+    node: int  # its last one
+    ids: list[int]  # from its first token to the end of the node
+    depth: int  # steps closed
 
 
 def _prefix(tree: CatTree, node: int) -> tuple[list[int], int]:

@@ -124,11 +124,19 @@ def evaluate(
     """
     sample_key, strategy_key = jax.random.split(key)
     asked = (model, tokenizer, questions)
-    read: Any = {"extract": extract, "equal": equal}
-    tables = sample_tables(*asked, sample, sample_key, verifier=verifier, keep=keep_traces, **read, **run)
+    tables = sample_tables(
+        *asked,
+        sample,
+        sample_key,
+        verifier=verifier,
+        extract=extract,
+        equal=equal,
+        keep=keep_traces,
+        **run,
+    )
     outcomes: Mapping[str, Outcome] = {}
     if strategies is not None:
-        outcomes = run_all(*asked, strategies, strategy_key, keep=keep_results, **read, **run)
+        outcomes = run_all(*asked, strategies, strategy_key, extract, equal, keep_results, **run)
     return Evaluation(
         name=name,
         path=path,
