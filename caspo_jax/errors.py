@@ -22,7 +22,7 @@ def first_line(error: BaseException) -> str:
 
 @contextlib.contextmanager
 def named_by(where: str, subject: str) -> Iterator[None]:
-    """What is refused within as `subject: ...`, by code that knows of no file, is refused as `where: ...`."""
+    """Lets errors of the body that begin with `subject: ` begin with `where: `: the code there knows of no file."""
     try:
         yield
     except UserError as error:

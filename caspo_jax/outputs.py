@@ -89,9 +89,9 @@ class Manifest:
                 manifest = cls(path, found)
                 manifest.overwrite = overwrite
                 return manifest
-        manifest = cls(
-            path, wanted | {"versions": _versions(), "complete": False, "counts": {}, "seconds": 0.0}
-        )
+        versions = {name: importlib.metadata.version(name) for name in _VERSIONED}
+        begun = {"versions": versions, "complete": False, "counts": {}, "seconds": 0.0}
+        manifest = cls(path, wanted | begun)
         manifest.overwrite = overwrite
         manifest.save()
         return manifest
@@ -135,10 +135,6 @@ def read_manifest(path: str | Path) -> dict[str, Any]:
     if not isinstance(contents.get("config", {}), dict):
         raise UserError(f"{path}: not a manifest: remove it or use --overwrite")
     return contents
-
-
-def _versions() -> dict[str, str]:
-    return {name: importlib.metadata.version(name) for name in _VERSIONED}
 
 
 def _differences(wanted: Any, found: Any, prefix: str = "") -> list[str]:
@@ -193,7 +189,7 @@ class JsonlOutput:
                 if self.path.exists() and not self.manifest.overwrite:
                     self.manifest.path.unlink(missing_ok=True)
                     release(self.manifest.path)
-                    raise _somebody_s(self.path)
+                    raise _not_ours(self.path)
                 self._partial.unlink(missing_ok=True)
                 self.path.unlink(missing_ok=True)
                 self.manifest.contents["started"] = True
@@ -283,10 +279,10 @@ def check_own(path: str | Path, overwrite: bool = False, manifest: Path | None =
     path = Path(path)
     manifest = manifest or manifest_path(path)
     if path.exists() and not manifest.exists() and not overwrite:
-        raise _somebody_s(path)
+        raise _not_ours(path)
 
 
-def _somebody_s(path: Path) -> UserError:
+def _not_ours(path: Path) -> UserError:
     return UserError(
         f"{path} is there, and no manifest beside it says that this program wrote it: "
         "use another output or --overwrite"
@@ -294,7 +290,7 @@ def _somebody_s(path: Path) -> UserError:
 
 
 def manifest_path(output: str | Path, *, folder: bool = False) -> Path:
-    """`FILE.manifest.json` beside a file, `DIR/manifest.json` in a folder; names have dots, or none, as they like."""
+    """`FILE.manifest.json` beside a file, whatever suffix it has or lacks; `DIR/manifest.json` in a folder."""
     output = Path(output)
     if not folder and (output.name in ("", "..") or output.is_dir()):
         raise UserError(f"the output {str(output)!r} is a folder: give the name of a file")

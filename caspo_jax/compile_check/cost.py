@@ -30,7 +30,7 @@ _PLUMBING = re.compile(
 
 @dataclasses.dataclass
 class Traffic:
-    """A kind of collective."""
+    """What the collectives of one kind move in one run."""
 
     count: float = 0.0  # how often it runs
     bytes: float = 0.0  # that a chip receives
@@ -38,7 +38,7 @@ class Traffic:
 
 @dataclasses.dataclass
 class Cost:
-    """One run, one chip."""
+    """What one run of a program costs one chip."""
 
     flops: float = 0.0  # of matrix products, in bf16 passes (a full-precision float32 product takes six)
     hbm_bytes: float = 0.0  # read and written
@@ -53,7 +53,7 @@ class Cost:
 
     @property
     def ici_bytes(self) -> float:
-        """Received over the links, all collectives together."""
+        """Bytes that all collectives together receive over the links."""
         return sum(kind.bytes for kind in self.collectives.values())
 
     def add(self, other: Cost, times: float) -> None:
@@ -76,12 +76,12 @@ class Cost:
         self.largest_loop_array = max(self.largest_loop_array, *sizes, 0)
 
     def extra(self, purpose: str, other: Cost) -> None:
-        """Add what is not always there."""
+        """Add, under the name of its purpose, what comes on top in some runs only."""
         self.when_taken.setdefault(purpose, Cost()).add(other, 1.0)
         self.largest_loop_array = max(self.largest_loop_array, other.largest_loop_array)
 
     def beyond(self, least: Cost) -> Cost:
-        """What this costs more than another that may run in its place."""
+        """How much more this costs than `least`, which may run in its place."""
         more = Cost(max(0.0, self.flops - least.flops), max(0.0, self.hbm_bytes - least.hbm_bytes))
         for name, kind in self.collectives.items():
             other = least.collectives.get(name, Traffic())
@@ -113,7 +113,7 @@ class _Walk:
         self._known: dict[tuple[str, bool], Cost] = {}
 
     def computation(self, name: str, in_loop: bool) -> Cost:
-        """Of all its instructions."""
+        """The cost of all instructions of a computation."""
         if (name, in_loop) not in self._known:
             cost = Cost()
             computation = self._module.computations[name]

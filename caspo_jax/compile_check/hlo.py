@@ -28,7 +28,7 @@ class Shape:
 
     @property
     def elements(self) -> int:
-        """How many."""
+        """The number of elements."""
         return math.prod(self.dims)
 
     @property
@@ -63,13 +63,13 @@ class Instruction:
 
     @property
     def trip_count(self) -> int | None:
-        """Of a loop, if the compiler knows it."""
+        """How often a loop runs, if the compiler knows it."""
         found = re.search(r'known_trip_count\\*":\s*\{\\*"n\\*":\\*"(\d+)', self.attributes)
         return int(found[1]) if found else None
 
     @property
     def condition(self) -> str | None:
-        """Of a loop: the computation that says whether it goes on."""
+        """The computation that says whether a loop goes on."""
         found = re.search(r"\bcondition=%([\w.\-]+)", self.attributes)
         return found[1] if found else None
 
@@ -86,14 +86,14 @@ class Instruction:
 
 @dataclasses.dataclass(frozen=True)
 class Computation:
-    """Instructions in order."""
+    """A computation: its instructions by name, in order."""
 
     name: str
     instructions: dict[str, Instruction]
 
     @functools.cached_property
     def root(self) -> Instruction:
-        """What it returns."""
+        """The instruction whose value it returns."""
         found = [i for i in self.instructions.values() if i.is_root]
         return found[0] if found else list(self.instructions.values())[-1]
 
@@ -113,14 +113,14 @@ class Computation:
 
     @functools.cached_property
     def parameters(self) -> list[Instruction]:
-        """In order."""
+        """Its parameters, in order."""
         found = [i for i in self.instructions.values() if i.opcode == "parameter"]
         return sorted(found, key=lambda i: int(i.operands[0]))
 
 
 @dataclasses.dataclass(frozen=True)
 class Module:
-    """All computations and the one that runs."""
+    """All computations by name, and the name of the one that runs."""
 
     computations: dict[str, Computation]
     entry: str

@@ -11,7 +11,7 @@ from caspo_jax.compile_check.hlo import Computation, Instruction, Shape
 
 
 def flops(computation: Computation, i: Instruction) -> float:
-    """Of a matrix product, in bf16 passes; 0 for anything else."""
+    """Floating-point operations of a matrix product, in bf16 passes; 0 for any other instruction."""
     if i.opcode not in ("dot", "convolution"):
         return 0.0
     left, right = (computation.shapes_of(name)[0] for name in i.operands[:2])

@@ -22,7 +22,7 @@ _SCHEMA = {"name": "compile_check", "version": 1}
 
 @dataclasses.dataclass(frozen=True)
 class Memory:
-    """HBM of one chip, bytes."""
+    """Bytes of HBM that a program takes on one chip."""
 
     arguments: int  # with those that the program does not read
     temporaries: int
@@ -32,13 +32,13 @@ class Memory:
 
     @property
     def peak(self) -> int:
-        """What must fit at once."""
+        """Bytes that must fit at once."""
         return self.arguments + self.temporaries + self.output - self.aliased + self.code
 
 
 @dataclasses.dataclass(frozen=True)
 class Roofline:
-    """The least time that the chip's published rates allow, seconds a run."""
+    """The least seconds that a run takes at the chip's published rates, by what takes them."""
 
     compute: float
     hbm: float
@@ -46,7 +46,7 @@ class Roofline:
 
     @classmethod
     def of(cls, cost: Cost, chip: Chip) -> Roofline:
-        """Of a cost at a chip's peak rates."""
+        """The times of a cost at a chip's peak rates."""
         return cls(
             compute=cost.flops / chip.flops,
             hbm=cost.hbm_bytes / chip.hbm_bandwidth,
@@ -55,17 +55,17 @@ class Roofline:
 
     @property
     def overlapped(self) -> float:
-        """If the three overlap perfectly: nothing can be faster."""
+        """Seconds if the three overlap perfectly: nothing can be faster."""
         return max(self.compute, self.hbm, self.ici)
 
     @property
     def serial(self) -> float:
-        """If none overlaps another, each at its peak rate."""
+        """Seconds if the three run one after another, each at its peak rate."""
         return self.compute + self.hbm + self.ici
 
     @property
     def bound(self) -> str:
-        """Which of the three is the longest."""
+        """The name of the longest of the three."""
         return max(("compute", "hbm", "ici"), key=lambda name: getattr(self, name))
 
 
@@ -176,7 +176,7 @@ def _too_large(program: Program, chip: Chip, chips: int, needed: float, limit: f
 
 
 def _suggestion(program: Program, chip: Chip, chips: int, needed: float) -> str:
-    """What to change."""
+    """A sentence that says what to change so that the program fits."""
     arguments = sum(program.arguments.values())
     factor = 2
     while needed / factor > 0.9 * chip.hbm_bytes:
@@ -192,7 +192,7 @@ def _suggestion(program: Program, chip: Chip, chips: int, needed: float) -> str:
 
 
 def table(result: Check) -> str:
-    """The check for people."""
+    """The check as text for people, a line a figure."""
     memory, cost, roofline = result.memory, result.cost, result.roofline
     per = result.program.per
     rows: list[tuple[str, str]] = [

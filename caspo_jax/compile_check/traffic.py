@@ -12,7 +12,7 @@ _SLICING = {"dynamic-slice", "slice", "gather"}
 
 
 def hbm_bytes(shapes: Iterable[Shape]) -> int:
-    """Bytes of those that lie in HBM."""
+    """Bytes of the arrays that lie in HBM."""
     return sum(shape.bytes for shape in shapes if not shape.on_chip)
 
 

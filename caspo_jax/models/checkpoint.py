@@ -164,7 +164,7 @@ def _names_in(checkpoint: Checkpoint, weight: Weight, config: ModelConfig) -> li
 
 
 def check_tensors(checkpoint: Checkpoint, config: ModelConfig) -> None:
-    """Holds a checkpoint against the config: nothing missing, nothing unmapped, every shape and dtype as it must be.
+    """Checks a checkpoint against the config: nothing missing, nothing unmapped, every shape and dtype as it must be.
 
     Two known redundancies are allowed: rotary frequencies that old exporters stored, and an output matrix in a tied
     checkpoint if it equals the embedding bit for bit. It may also stand there in the embedding's place.

@@ -10,7 +10,7 @@ from caspo_jax.errors import UserError
 
 
 def integer(config: Mapping[str, Any], key: str, where: str, default: int | None = None) -> int:
-    """An integer; `default` where the key is missing or null, which without one is refused."""
+    """An integer; where the key is missing or null, `default`, or a refusal if there is none."""
     value = _given(config, key, default)
     if isinstance(value, float) and value.is_integer():
         value = int(value)
@@ -20,7 +20,7 @@ def integer(config: Mapping[str, Any], key: str, where: str, default: int | None
 
 
 def number(config: Mapping[str, Any], key: str, where: str, default: float | None = None) -> float:
-    """A finite number; `default` where the key is missing or null, which without one is refused."""
+    """A finite number; where the key is missing or null, `default`, or a refusal if there is none."""
     value = _given(config, key, default)
     if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
         raise UserError(f"{where}: {key} must be a finite number, not {value!r}")

@@ -75,7 +75,7 @@ def trl_from_record(record: Mapping[str, Any], tokenizer: Any = None) -> Pair:
 
     Without a prompt, or with a string beside messages, which then hold it too (UltraFeedback), it is what both have in
     common at the start (whole messages, or characters back to a white space). Answers are whole, so both
-    end their trace, unless `ends_trace` of `to_trl_record` says else. Messages are rendered by the tokenizer's chat
+    end their trace, unless `ends_trace`, which `to_trl_record` writes, says otherwise. Messages are rendered by the tokenizer's chat
     template; without one a single user message stands for itself.
     """
     missing = [field for field in ("chosen", "rejected") if field not in record]
@@ -186,10 +186,11 @@ def load_pairs(
 
 
 def to_trl_record(pair: Pair, *, conversational: bool = False) -> dict[str, Any]:
-    """A pair as TRL takes it: the prefix belongs to the prompt; `prefix` and `ends_trace`, which TRL leaves aside, are for
-    ourselves.
+    """A pair as TRL takes it: the prefix belongs to the prompt.
 
-    Conversational only where there is no prefix: an answer that was begun cannot be a message.
+    TRL ignores `prefix` and `ends_trace`; `trl_from_record` reads them back.
+
+    A pair with a prefix cannot be conversational: an answer that was begun is no message.
     """
     ends = {"ends_trace": list(pair.ends_trace)}
     if not conversational:

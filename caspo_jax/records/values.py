@@ -18,7 +18,7 @@ def schema(name: str) -> dict[str, Any]:
 
 
 def schema_name(record: Mapping[str, Any]) -> str | None:
-    """The kind that a record says it is of; None where it says none."""
+    """The kind of record that a record says it is; None where it does not say."""
     found = record.get("schema")
     name = found.get("name") if isinstance(found, Mapping) else None
     return name if isinstance(name, str) else None
@@ -97,6 +97,6 @@ def as_numbers(values: Any, field: str) -> tuple[float, ...]:
 
 
 def check_one_of(record: Mapping[str, Any], field: str, names: Sequence[str]) -> None:
-    """Refuse a value that is not one of these names; absent or null is none."""
+    """Refuse a value that is not one of these names; a field that is absent or null passes."""
     if record.get(field) not in (None, *names):
         raise UserError(f"`{field}` must be one of {', '.join(names)}, found {record[field]!r}")

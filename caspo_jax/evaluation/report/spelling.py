@@ -21,7 +21,7 @@ class Spelling:
 
     @classmethod
     def of(cls, tokenizer: Any) -> Spelling:
-        """That of a tokenizer."""
+        """The spelling of a tokenizer's vocabulary."""
         vocabulary = token_bytes(tokenizer, len(tokenizer))
         silent = [i for i, data in enumerate(vocabulary) if not data]
         names = tokenizer.convert_ids_to_tokens(silent) if silent else []
