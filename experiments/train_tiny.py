@@ -15,8 +15,8 @@ two kinds of natural mistakes: what it cannot do in one go, and slips that it im
 task's policy starts from the graph task's, whose sums it needs: a tokenizer of its own, and the old embedding of every
 token that both have.
 
-The policy appears under its name when it is trained. Until then its newest state is beside it, as .NAME.export: a run that
-was ended starts anew.
+The policy appears under its name only when training is complete; until then its newest state is beside it, as .NAME.export. A
+run that was interrupted starts anew.
 """
 
 from __future__ import annotations
@@ -85,11 +85,13 @@ def _setting(name: str) -> Any:
 
 
 def _config(tokenizer: Any) -> dict[str, Any]:
+    from caspo_jax.padding import multiple
+
     hidden = FLAGS.hidden_size
     return {
         "architectures": ["Qwen3ForCausalLM"],
         "model_type": "qwen3",
-        "vocab_size": -(-len(tokenizer) // 16) * 16,
+        "vocab_size": multiple(len(tokenizer), 16),
         "hidden_size": hidden,
         "intermediate_size": 8 * hidden // 3,
         "num_hidden_layers": FLAGS.layers,
@@ -128,7 +130,7 @@ def _start(text: Text) -> tuple[Any, Any]:
 
 
 def _traces(model: Any, tokenizer: Any) -> tuple[Any, ...]:
-    """Those of --traces, held against the vocabulary and the context. Raises UserError as `Policy.read_traces` does."""
+    """Those of --traces, checked against the vocabulary and the context. Raises UserError as `Policy.read_traces` does."""
     from caspo_jax.training.stages import Policy
 
     return tuple(Policy(model, tokenizer, FLAGS.init, "", {}).read_traces(FLAGS.traces))
@@ -141,9 +143,10 @@ def with_tokenizer(model: Any, old: Any, new: Any, seed: int) -> Any:
     from flax import nnx
 
     from caspo_jax.models import Decoder
+    from caspo_jax.padding import multiple
 
     before = np.asarray(model.embed[...])
-    config = dataclasses.replace(model.config, vocab_size=-(-len(new) // 16) * 16)
+    config = dataclasses.replace(model.config, vocab_size=multiple(len(new), 16))
     adopted = Decoder(config, rngs=nnx.Rngs(seed))
     rng = np.random.default_rng(seed)
     embed = rng.normal(0.0, before.std(), adopted.embed[...].shape).astype(before.dtype)

@@ -108,7 +108,9 @@ def _padded(rows: list[Row]) -> tuple[Any, Any]:
     """Token ids [B, T] and the mask [B, T] of the learned tokens; T is a multiple of 24, so that few shapes are compiled."""
     import numpy as np
 
-    length = -(-max(len(ids) for ids, _ in rows) // 24) * 24
+    from caspo_jax.padding import multiple
+
+    length = multiple(max(len(ids) for ids, _ in rows), 24)
     ids = np.zeros((len(rows), length), np.int32)
     mask = np.zeros((len(rows), length), bool)
     for i, (tokens, learn) in enumerate(rows):

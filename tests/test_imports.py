@@ -10,6 +10,7 @@ import pytest
 PACKAGE = Path(__file__).parent.parent / "caspo_jax"
 ORDER = [
     "errors",
+    "padding",
     "checks",
     "distributed",
     "types",

@@ -15,6 +15,8 @@ from flax import nnx
 from caspo_jax.confidence.chunked import hidden_token_stats
 from caspo_jax.confidence.hidden import check_rcc_settings, rcc_batch
 from caspo_jax.errors import UserError
+from caspo_jax.models.precision import product
+from caspo_jax.padding import multiple, padded_rows
 from caspo_jax.sharding import to_host
 
 FIELDS = ("entropy", "logprob", "top1_logprob", "mean_top5_logprob")
@@ -37,7 +39,7 @@ class StepRow:
 
     def __post_init__(self) -> None:
         if any(b <= a for a, b in zip(self.starts, self.starts[1:])):
-            raise UserError(f"starts {self.starts} hold an empty step; leave it out")
+            raise UserError(f"starts {self.starts} contain an empty step: remove it")
         if self.starts and not (self.starts[0] >= 0 and self.starts[-1] <= len(self.token_ids)):
             raise UserError(f"starts {self.starts} lie outside the {len(self.token_ids)} token_ids")
 
@@ -64,11 +66,11 @@ class Measured:
 
 def plan_batches(rows: Sequence[StepRow], batch_tokens: int = BATCH_TOKENS) -> list[list[int]]:
     """Rows of like length together, at most `batch_tokens` (padding included) and at least one row a batch."""
-    order = sorted(range(len(rows)), key=lambda i: (_up(rows[i].length, _LENGTH_BUCKET), rows[i].steps, i))
+    widths = [multiple(row.length, _LENGTH_BUCKET) for row in rows]
+    order = sorted(range(len(rows)), key=lambda i: (widths[i], rows[i].steps, i))
     batches: list[list[int]] = []
     for i in order:
-        length = _up(rows[i].length, _LENGTH_BUCKET)
-        if batches and length * (len(batches[-1]) + 1) <= batch_tokens:
+        if batches and widths[i] * (len(batches[-1]) + 1) <= batch_tokens:
             batches[-1].append(i)
         else:
             batches.append([i])
@@ -127,23 +129,15 @@ def _check(row: StepRow, index: int, config: Any) -> None:
         )
 
 
-def _up(value: int, multiple: int) -> int:
-    return -(-max(value, 1) // multiple) * multiple
-
-
 def _pad(rows: Sequence[StepRow]) -> tuple[tuple[np.ndarray, np.ndarray, np.ndarray], int]:
     """Token ids and mask [B, T], bounds [B, S + 2], and the tile that fits the longest step."""
-    length = _up(max(row.length for row in rows), _LENGTH_BUCKET)
-    steps = _up(max(row.steps for row in rows), _STEP_BUCKET)
+    length = multiple(max(row.length for row in rows), _LENGTH_BUCKET)
+    steps = multiple(max(1, *(row.steps for row in rows)), _STEP_BUCKET)
     batch = 1 << (len(rows) - 1).bit_length()
-    token_ids = np.zeros((batch, length), np.int32)
-    mask = np.zeros((batch, length), bool)
-    mask[:, 0] = True  # rows that only pad the batch have one token, so that no softmax is empty
+    token_ids, mask = padded_rows([(*row.prompt_ids, *row.token_ids) for row in rows], length, batch)
     bounds = np.zeros((batch, steps + 2), np.int32)
     longest = 1
     for i, row in enumerate(rows):
-        token_ids[i, : row.length] = (*row.prompt_ids, *row.token_ids)
-        mask[i, : row.length] = True
         ends = [len(row.prompt_ids) + s for s in row.starts] or [len(row.prompt_ids)]
         bounds[i, 1:] = ends[-1]
         bounds[i, 1 : 1 + len(ends)] = ends
@@ -184,7 +178,7 @@ def _step_features(states: jax.Array, bounds: jax.Array) -> jax.Array:
     start, end = bounds[:, 1:-1], bounds[:, 2:]
     column = jnp.arange(states.shape[1])
     inside = (column >= start[..., None]) & (column < end[..., None])  # [B, S, T]
-    total = jnp.einsum("bst,bte->bse", inside.astype(jnp.float32), states, precision="highest")
+    total = product("bst,bte->bse", inside.astype(jnp.float32), states)
     mean = total / jnp.maximum(end - start, 1)[..., None]
     last = jnp.take_along_axis(states, jnp.maximum(end - 1, 0)[..., None], axis=1)
     return jnp.concatenate([mean, last], axis=-1)

@@ -13,6 +13,7 @@ import numpy as np
 from jax import lax
 
 from caspo_jax.errors import UserError
+from caspo_jax.models.precision import product
 
 # An attention of exactly mu (two identical tokens, mu = 1/2) must not hang on a rounding, in float64 or float32.
 _TIE, _TIE_DEVICE = 1e-12, 1e-6
@@ -79,7 +80,7 @@ def rcc(
 
 
 def check_rcc_settings(mu: jax.Array | float, delta: jax.Array | float) -> None:
-    """Refuse a threshold on weights, or a share, that is none; values under a jax transformation are not looked at.
+    """Refuse mu or delta outside [0, 1]; values under a jax transformation are not looked at.
 
     Raises:
       UserError: mu or delta outside [0, 1], or NaN.
@@ -95,7 +96,7 @@ def _check(states: np.ndarray, prompt_length: int, lengths: list[int], top1: np.
             f"rcc: hidden of shape {states.shape} and prompt_length {prompt_length}: expected [P + R, E]"
         )
     if any(n < 1 for n in lengths):
-        raise UserError(f"rcc: step_lengths {lengths} hold an empty step; leave it out")
+        raise UserError(f"rcc: step_lengths {lengths} contain an empty step: remove it")
     response = len(states) - prompt_length
     if sum(lengths) != response or top1.shape != (response,):
         raise UserError(
@@ -115,7 +116,7 @@ def rcc_batch(
 ) -> tuple[jax.Array, jax.Array]:
     """`rcc` of many traces at once, on the device, in float32.
 
-    Neighbouring steps are held against each other in tiles of `block` x `block` tokens, with a running maximum and sum
+    Neighbouring steps are compared in tiles of `block` x `block` tokens, with a running maximum and sum
     for the softmax: memory is B block (block + E), whatever the length of steps and traces.
 
     Args:
@@ -169,8 +170,8 @@ def _rcc_batch(
 
         def scores(queries: jax.Array, tile: jax.Array) -> tuple[jax.Array, jax.Array]:
             keys, inside, index = take(start, end, tile)
-            product = jnp.einsum("bqe,bke->bqk", queries, keys, precision=lax.Precision.HIGHEST)
-            return jnp.where(inside[:, None], product / jnp.sqrt(jnp.float32(width)), -jnp.inf), index
+            dots = product("bqe,bke->bqk", queries, keys)
+            return jnp.where(inside[:, None], dots / jnp.sqrt(jnp.float32(width)), -jnp.inf), index
 
         def row_tile(tile: jax.Array, sums: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
             """Add a tile of rows to (sum of the non-zero r, how many there are)."""

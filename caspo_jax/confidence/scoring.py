@@ -12,6 +12,7 @@ from flax import nnx
 
 from caspo_jax.confidence.model_stats import token_logprobs_and_entropy
 from caspo_jax.errors import UserError
+from caspo_jax.padding import multiple, padded_rows
 from caspo_jax.sharding import to_host
 
 _BUCKET = 64  # row lengths are rounded up to a multiple of this, so that few shapes are compiled
@@ -39,14 +40,8 @@ def score_outputs(
     Raises:
       UserError: the model's logits hold a NaN.
     """
-    longest = max(len(prompt) + len(output) for prompt, output in outputs)
-    length = -(-longest // _BUCKET) * _BUCKET
-    token_ids = np.zeros((len(outputs), length), np.int32)
-    mask = np.zeros((len(outputs), length), bool)
-    for row, (prompt, output) in enumerate(outputs):
-        whole = [*prompt, *output]
-        token_ids[row, : len(whole)] = whole
-        mask[row, : len(whole)] = True
+    whole = [[*prompt, *output] for prompt, output in outputs]
+    token_ids, mask = padded_rows(whole, multiple(max(map(len, whole)), _BUCKET))
     graphdef, params = nnx.split(model)
     logprob, entropy = to_host(_score(graphdef, params, token_ids, mask))
     spans = [slice(len(p) - 1, len(p) + len(y) - 1) for p, y in outputs]

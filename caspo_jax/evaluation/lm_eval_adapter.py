@@ -21,6 +21,7 @@ from flax import nnx
 from caspo_jax.confidence import model_token_stats
 from caspo_jax.errors import UserError
 from caspo_jax.models import encode_prompt, eos_ids, load_pretrained
+from caspo_jax.padding import multiple, padded_rows
 from caspo_jax.sampling import SampleConfig, generate
 from caspo_jax.types import Question
 
@@ -143,12 +144,8 @@ class CaspoLM(TemplateLM):
         order = sorted(range(len(rows)), key=lambda i: -len(rows[i][0]))
         for start in range(0, len(order), self.batch_size):
             part = order[start : start + self.batch_size]
-            longest = -(-len(rows[part[0]][0]) // _BUCKET) * _BUCKET
-            token_ids = np.zeros((self.batch_size, longest), np.int32)
-            mask = np.zeros((self.batch_size, longest), bool)
-            for place, i in enumerate(part):
-                token_ids[place, : len(rows[i][0])] = rows[i][0]
-                mask[place, : len(rows[i][0])] = True
+            width = multiple(len(rows[part[0]][0]), _BUCKET)
+            token_ids, mask = padded_rows([rows[i][0] for i in part], width, self.batch_size)
             logprob, top = (np.asarray(x) for x in _stats(graphdef, params, token_ids, mask))
             for place, i in enumerate(part):
                 ids, scored = rows[i]

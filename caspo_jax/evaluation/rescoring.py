@@ -12,6 +12,7 @@ import numpy as np
 from flax import nnx
 
 from caspo_jax.confidence import TokenStats, hidden_stats_and_kl, hidden_token_stats
+from caspo_jax.padding import multiple, padded_rows
 from caspo_jax.sharding import to_host
 from caspo_jax.types import Trace
 
@@ -134,22 +135,16 @@ def _batches(
     """
     order = sorted(range(len(traces)), key=lambda i: _length(traces[i]))
     parts = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
-    widths = [_rounded(_length(traces[part[-1]])) for part in parts]
+    widths = [multiple(_length(traces[part[-1]]), BUCKET) for part in parts]
     room: dict[int, int] = {}
     for part, width in zip(parts, widths, strict=True):
-        room[width] = max(room.get(width, 0), *(_rounded(len(traces[i].token_ids)) for i in part))
+        room[width] = max(room.get(width, 0), *(multiple(len(traces[i].token_ids), BUCKET) for i in part))
     for part, width in zip(parts, widths, strict=True):
         rows = batch_size if len(parts) > 1 else len(part)
-        ids, mask = np.zeros((rows, width), np.int32), np.zeros((rows, width), bool)
-        mask[:, 0] = True  # rows that only fill up the batch
+        whole = [(*traces[i].prompt_ids, *traces[i].token_ids) for i in part]
+        ids, mask = padded_rows(whole, width, rows)
         places = np.ones((rows, min(room[width], width)), np.int32)
         for row, i in enumerate(part):
-            whole = [*traces[i].prompt_ids, *traces[i].token_ids]
-            ids[row, : len(whole)], mask[row, : len(whole)] = whole, True
             tokens = len(traces[i].token_ids)
             places[row, :tokens] = len(traces[i].prompt_ids) + np.arange(tokens)
         yield ids, mask, places, part
-
-
-def _rounded(tokens: int) -> int:
-    return -(-tokens // BUCKET) * BUCKET

@@ -8,10 +8,10 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import nnx
 
 from caspo_jax.models import eos_ids, token_bytes
+from caspo_jax.padding import multiple, padded_rows
 from caspo_jax.preferences.competitors import GreedyCompetitors
 from caspo_jax.sampling import SampleConfig, generate
 from caspo_jax.sharding import to_host
@@ -53,13 +53,8 @@ def policy_competitors(
         order = sorted(range(len(contexts)), key=lambda i: len(contexts[i]))
         for start in range(0, len(order), batch_size):
             rows = order[start : start + batch_size]
-            length = -(-max(len(contexts[i]) for i in rows) // _BUCKET) * _BUCKET
-            token_ids = np.zeros((batch_size, length), np.int32)
-            mask = np.zeros((batch_size, length), bool)
-            mask[:, 0] = True  # rows beyond the last context read one token, and are not looked at
-            for row, i in enumerate(rows):
-                token_ids[row, : len(contexts[i])] = contexts[i]
-                mask[row, : len(contexts[i])] = True
+            length = multiple(len(contexts[rows[-1]]), _BUCKET)
+            token_ids, mask = padded_rows([contexts[i] for i in rows], length, batch_size)
             top = to_host(_top_two(graphdef, params, jnp.asarray(token_ids), jnp.asarray(mask)))
             for row, i in enumerate(rows):
                 first, second = (int(t) for t in top[row])

@@ -2,9 +2,29 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
+
+from caspo_jax.errors import UserError
+
+
+def key_data(key: Any) -> np.ndarray:
+    """Raw threefry data [2] of a key, typed or raw.
+
+    Raises:
+      UserError: not one threefry key.
+    """
+    if isinstance(key, jax.Array) and jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
+        key = jax.random.key_data(key)
+    data = np.asarray(key)
+    if data.shape != (2,) or data.dtype != np.uint32:
+        raise UserError(
+            f"key has shape {data.shape} and dtype {data.dtype}: give one threefry key, e.g. jax.random.key(0)"
+        )
+    return data
 
 
 def fold_in(keys: jax.Array, data: jax.Array | np.ndarray) -> jax.Array:

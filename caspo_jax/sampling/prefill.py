@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import nnx
 
 from caspo_jax.models.cache import KVCache
 from caspo_jax.models.cache_rows import concatenate, widen_prompts
+from caspo_jax.padding import multiple, padded_rows
 
 LEAST_WIDTH = 128  # columns are not halved below this: the compilation would cost more than it saves
 MOST_PAIRS = 1 << 24  # pairs of prompt columns (rows x P x P) that one prefill may attend over
@@ -54,27 +55,22 @@ def read_prompts(
     Returns:
       Logits after each prompt [count, V] float32, and the cache of `count` prompts with a row each.
     """
-    token_ids = np.zeros((count, columns), np.int32)
-    mask = np.zeros(token_ids.shape, bool)
-    mask[:, 0] = True  # rows that only pad the batch have one token, so that no softmax is empty
-    for i, prompt in enumerate(prompts):
-        token_ids[i, : len(prompt)] = prompt
-        mask[i, : len(prompt)] = True
+    token_ids, mask = padded_rows(prompts, columns, count)
     rows, unit = min(rows or count, max(1, MOST_PAIRS // columns**2)), columns
     if padded:
         few = (n for n in range(min(rows, PADDED_READ), PADDED_READ // 4, -1) if count % n == 0)
-        rows, unit = next(few, rows), -(-columns // PADDED_WIDTHS)
+        rows, unit = next(few, rows), math.ceil(columns / PADDED_WIDTHS)
     read = len(prompts) if count % rows == 0 else count
     parts = []
     for i in range(0, max(1, read), rows):
         longest = max(map(len, prompts[i : i + rows]), default=1)
-        width = min(columns, -(-longest // unit) * unit)
+        width = min(columns, multiple(longest, unit))
         parts.append(
             _prefill(
                 graphdef, params, token_ids[i : i + rows, :width], mask[i : i + rows, :width], lanes, columns
             )
         )
-    parts += [parts[0]] * (-(-count // rows) - len(parts))  # in the place of those that are missing
+    parts += [parts[0]] * (math.ceil(count / rows) - len(parts))  # in the place of those that are missing
     if len(parts) == 1:
         return parts[0]
     logits, caches = zip(*parts)

@@ -12,8 +12,7 @@ import numpy as np
 
 from caspo_jax.errors import UserError
 from caspo_jax.records import question_from_record
-from caspo_jax.sampling.keys import fold_in
-from caspo_jax.sampling.search import key_data
+from caspo_jax.sampling.keys import fold_in, key_data
 from caspo_jax.store import parse_at
 from caspo_jax.types import Question
 

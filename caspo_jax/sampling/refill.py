@@ -61,6 +61,12 @@ class Refill:
     ended: Ended
 
 
+def refill_of(state: CatState) -> Refill:
+    """The `Refill` of a state that a queue feeds."""
+    assert state.refill is not None
+    return state.refill
+
+
 def refillable(state: CatState, room: int) -> CatState:
     """The state ready for a queue, with room for `room` trees that ended (O).
 
@@ -90,13 +96,13 @@ def refillable(state: CatState, room: int) -> CatState:
 
 def with_queue(state: CatState, queue: Queue) -> CatState:
     """The state with another queue, of which nothing is taken yet."""
-    used = dataclasses.replace(state.refill, next=jnp.zeros((), jnp.int32))
+    used = dataclasses.replace(refill_of(state), next=jnp.zeros((), jnp.int32))
     return dataclasses.replace(state, queue=queue, refill=used)
 
 
 def starved(queue: Queue, state: CatState) -> jax.Array:
     """Whether places stay empty that the caller could fill: no room for trees, or no entry where there are more."""
-    return jnp.any(state.done & ((state.refill.unit != NO_UNIT) | queue.more))
+    return jnp.any(state.done & ((refill_of(state).unit != NO_UNIT) | queue.more))
 
 
 def refill(policy: Policy, queue: Queue, state: CatState) -> CatState:
@@ -106,11 +112,13 @@ def refill(policy: Policy, queue: Queue, state: CatState) -> CatState:
     """
 
     def storable(state: CatState) -> jax.Array:
-        room = state.refill.stored < len(state.refill.ended.unit)
-        return state.done & (state.refill.unit != NO_UNIT) & room
+        used = refill_of(state)
+        room = used.stored < len(used.ended.unit)
+        return state.done & (used.unit != NO_UNIT) & room
 
     def loadable(state: CatState) -> jax.Array:
-        return state.done & (state.refill.unit == NO_UNIT) & (state.refill.next < queue.size)
+        used = refill_of(state)
+        return state.done & (used.unit == NO_UNIT) & (used.next < queue.size)
 
     def store(state: CatState) -> CatState:
         return _store(state, jnp.argmax(storable(state)))
@@ -132,8 +140,9 @@ def _put(array: jax.Array, row: jax.Array, place: jax.Array) -> jax.Array:
 
 
 def _store(state: CatState, question: jax.Array) -> CatState:
-    used, ended = state.refill, state.refill.ended
-    shift = -(state.born[question] % state.capacity)
+    used, born = refill_of(state), state.born
+    assert born is not None
+    ended, shift = used.ended, -(born[question] % state.capacity)
 
     def window(x: jax.Array) -> jax.Array:  # [T, B, K] -> [T, K], from the question's birth on
         return jnp.roll(lax.dynamic_index_in_dim(x, question, 1, keepdims=False), shift, axis=0)
@@ -155,7 +164,9 @@ def _store(state: CatState, question: jax.Array) -> CatState:
 
 
 def _load(policy: Policy, queue: Queue, state: CatState, question: jax.Array) -> CatState:
-    entry, slots = state.refill.next, state.num_slots
+    used, born = refill_of(state), state.born
+    assert born is not None
+    entry, slots = used.next, state.num_slots
     own = jnp.arange(slots, dtype=jnp.int32)[None]
     live, rank = own < queue.roots, own + queue.first_rank[entry]
     prompt = queue.prompt[entry]
@@ -176,15 +187,12 @@ def _load(policy: Policy, queue: Queue, state: CatState, question: jax.Array) ->
         finished=put(state.finished, 0),
         tokens=put(state.tokens, 0),
         done=put(state.done, False),
-        born=put(state.born, state.iteration),
-        refill=dataclasses.replace(
-            state.refill, unit=put(state.refill.unit, queue.unit[entry]), next=entry + 1
-        ),
+        born=put(born, state.iteration),
+        refill=dataclasses.replace(used, unit=put(used.unit, queue.unit[entry]), next=entry + 1),
     )
 
 
 def harvested(state: CatState) -> CatState:
     """The state after its caller has copied `refill.ended`: there is room again."""
-    return dataclasses.replace(
-        state, refill=dataclasses.replace(state.refill, stored=jnp.zeros((), jnp.int32))
-    )
+    used = dataclasses.replace(refill_of(state), stored=jnp.zeros((), jnp.int32))
+    return dataclasses.replace(state, refill=used)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -142,7 +143,7 @@ def _top(x: jax.Array, k: int) -> list[jax.Array]:
 
 def _in_blocks(weights: jax.Array, size: int) -> jax.Array:
     """[R, V] -> [R, blocks, size], zeros at the end."""
-    blocks = -(-weights.shape[-1] // size)
+    blocks = math.ceil(weights.shape[-1] / size)
     missing = blocks * size - weights.shape[-1]
     return jnp.pad(weights, [(0, 0), (0, missing)]).reshape(len(weights), blocks, size)
 

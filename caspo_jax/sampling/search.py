@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from caspo_jax.errors import UserError
 from caspo_jax.models.cache import prefers_lanes
 from caspo_jax.models.cache_rows import copy_rows, load_prompt
+from caspo_jax.padding import multiple
 from caspo_jax.sampling.automaton import Automaton
 from caspo_jax.sampling.batch import Batch, cut_rows
 from caspo_jax.sampling.knobs import Knobs
@@ -23,26 +23,14 @@ from caspo_jax.sampling.stream import stream
 from caspo_jax.sampling.tree import Tree
 from caspo_jax.sampling.units import Unit, Usage, bucket
 from caspo_jax.sharding import batch_ways, mesh_of
+from caspo_jax.types import Progress
 
 PROMPT_BUCKET = 16  # the longest prompt is padded to a multiple of this
 CACHE_BYTES = 1 << 30  # what the default batch size lets the KV cache and the logits take
 LOGITS_COPIES = 4  # float32 arrays of the logits' shape that an iteration may hold
 MOST_ROWS = 2048
 
-Progress = Callable[[int, int], None]  # (questions done, questions in all)
 Decided = Callable[[int, Tree], bool]  # (unit, its tree so far) -> may its search end now?
-
-
-def key_data(key: Any) -> np.ndarray:
-    """Raw threefry data [2] of a key, typed or raw."""
-    if isinstance(key, jax.Array) and jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
-        key = jax.random.key_data(key)
-    data = np.asarray(key)
-    if data.shape != (2,) or data.dtype != np.uint32:
-        raise UserError(
-            f"key has shape {data.shape} and dtype {data.dtype}: give one threefry key, e.g. jax.random.key(0)"
-        )
-    return data
 
 
 def default_rows(model: Any, columns: int) -> int:
@@ -109,7 +97,7 @@ def grow_trees(
     graphdef, params = nnx.split(model)
     longest = max(pad_to[1], *(len(unit.prompt_ids) for unit in units))
     count = max(pad_to[0], len(units))
-    columns = -(-longest // PROMPT_BUCKET) * PROMPT_BUCKET
+    columns = multiple(longest, PROMPT_BUCKET)
     rows = batch_size or default_rows(model, longest + max_new_tokens)
     ways = batch_ways(mesh_of(model))
     size = _even_size(count, max(1, rows // num_slots), ways)
@@ -163,9 +151,8 @@ def grow_trees(
 
 def _even_size(count: int, limit: int, ways: int) -> int:
     """Units of a batch: at most `limit`, batches of about one size, that the mesh splits evenly."""
-    batches = -(-count // limit)
-    size = min(bucket(-(-count // batches)), limit)
-    return -(-size // ways) * ways
+    batches = math.ceil(count / limit)
+    return multiple(min(bucket(math.ceil(count / batches)), limit), ways)
 
 
 def _in_batches(search: Batch, units: list[Unit], size: int) -> list[list[Tree]]:

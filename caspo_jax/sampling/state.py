@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
@@ -18,6 +18,9 @@ from caspo_jax.sampling.cursor import Cursor, cursor_init
 from caspo_jax.sampling.keys import fold_in
 from caspo_jax.sampling.knobs import Knobs
 from caspo_jax.sharding import constrain, whole
+
+if TYPE_CHECKING:
+    from caspo_jax.sampling.refill import Queue, Refill
 
 LOGITS_AXES = ("rows", "slots", None)  # of `CatState.logits`, see caspo_jax.sharding
 NO_PARENT = -1  # parent of a child of the root
@@ -91,11 +94,10 @@ class CatState:
     done: jax.Array  # [B] bool
     knobs: Knobs
     automaton: Automaton
-    born: Any = (
-        None  # [B] int32, iteration at which each question started; None: all at 0, and no buffer wraps
-    )
-    queue: Any = None  # refill.Queue, questions that take the places of those that end
-    refill: Any = None  # refill.Refill, how far the queue is used, and the trees of questions that ended
+    # [B] int32, iteration at which each question started; None: all at 0, and no buffer wraps.
+    born: jax.Array | None = None
+    queue: Queue | None = None  # questions that take the places of those that end
+    refill: Refill | None = None  # how far the queue is used, and the trees of questions that ended
 
     @property
     def num_slots(self) -> int:

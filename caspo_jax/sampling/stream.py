@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 
+from caspo_jax.padding import multiple
 from caspo_jax.sampling.batch import Batch
 from caspo_jax.sampling.loop import refill_donated
-from caspo_jax.sampling.refill import NO_UNIT, harvested, refillable, with_queue
+from caspo_jax.sampling.refill import NO_UNIT, harvested, refill_of, refillable, with_queue
 from caspo_jax.sampling.tree import Tree, harvest_ended
 from caspo_jax.sampling.units import QueueRoom, Unit
 
@@ -20,12 +21,12 @@ def stream(search: Batch, units: list[Unit], size: int) -> list[list[Tree]]:
     Memory does not grow with the number of units: the queue and what has ended hold `QUEUE_BATCHES` batches.
     """
     trees: list[list[Tree]] = [[] for _ in units]
-    entries = -(-min(len(units), QUEUE_BATCHES * size) // size) * size
+    entries = multiple(min(len(units), QUEUE_BATCHES * size), size)
     room = QueueRoom.of(entries, size, search.shared)
     state = refillable(search.empty(size), entries)
     fed = queued = 0
     while True:
-        if int(state.refill.next) == queued and fed < len(units):
+        if int(refill_of(state).next) == queued and fed < len(units):
             batch = room.fill(units[fed:])
             more = fed + len(batch) < len(units)
             state = with_queue(state, search.queue(batch, fed, room, more))
@@ -34,14 +35,14 @@ def stream(search: Batch, units: list[Unit], size: int) -> list[list[Tree]]:
         if search.full(state):
             state = refillable(search.grown(state), entries)  # nothing is in it: harvested below
         state = search.run(state, SEGMENT)
-        harvest_ended(state.refill.ended, int(state.refill.stored), trees)
+        harvest_ended(refill_of(state).ended, int(refill_of(state).stored), trees)
         state = harvested(state)
-        where, done = np.asarray(state.refill.unit), np.asarray(state.done)
+        where, done = np.asarray(refill_of(state).unit), np.asarray(state.done)
         search.report(sum(map(bool, trees)))
         if (done & (where != NO_UNIT)).any():  # there was no room for their trees
             state = refill_donated(state, search.policy)
             continue
-        if fed < len(units) or int(state.refill.next) < queued:
+        if fed < len(units) or int(refill_of(state).next) < queued:
             continue
         if done.all():
             return trees

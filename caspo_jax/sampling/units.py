@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Sequence
+
+from caspo_jax.padding import multiple
 
 
 @dataclasses.dataclass
@@ -40,9 +43,10 @@ class QueueRoom:
     @classmethod
     def of(cls, entries: int, size: int, shared: int) -> QueueRoom:
         """For a batch of `size`, where `shared` units in a row have one prompt."""
-        prompts = min(entries, -(-entries // shared) + 1)  # the first may be the rest of the fill before
+        # One more than the units fill: the first prompt may be the rest of the fill before.
+        prompts = min(entries, math.ceil(entries / shared) + 1)
         read = min(size, prompts)
-        return cls(entries, -(-prompts // read) * read, read)
+        return cls(entries, multiple(prompts, read), read)
 
     def fill(self, units: Sequence[Unit]) -> list[Unit]:
         """The first units, as many as there is room for."""
@@ -58,4 +62,4 @@ class QueueRoom:
 def bucket(count: int) -> int:
     """The next number that is 2^k times 4, 5, 6 or 7: few shapes, at most a fifth of padding."""
     step = 1 << max(0, (count - 1).bit_length() - 3)
-    return -(-count // step) * step
+    return multiple(count, step)

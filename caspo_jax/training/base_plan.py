@@ -81,8 +81,3 @@ class Plan(abc.ABC):
     def _missing(self) -> np.ndarray:
         """[n] which pairs lack a reference."""
         return np.isnan(self.store.reference_chosen) | np.isnan(self.store.reference_rejected)
-
-
-def multiple(count: int, of: int) -> int:
-    """`count`, rounded up to a multiple of `of`."""
-    return -(-count // of) * of

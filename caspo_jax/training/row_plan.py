@@ -8,8 +8,9 @@ from typing import Any
 
 import numpy as np
 
+from caspo_jax.padding import multiple
 from caspo_jax.preferences.packing import length_buckets
-from caspo_jax.training.base_plan import Micro, Plan, multiple
+from caspo_jax.training.base_plan import Micro, Plan
 from caspo_jax.training.config import TrainConfig
 from caspo_jax.training.data import RowStore
 
@@ -97,4 +98,4 @@ class RowPlan(Plan):
 def _round_up(count: int) -> int:
     """Few sizes (at most an eighth of padding), so that another round's count finds the same compiled shape."""
     grain = max(1, (1 << count.bit_length()) // 16)
-    return -(-count // grain) * grain
+    return multiple(count, grain)

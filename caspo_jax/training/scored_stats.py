@@ -6,11 +6,14 @@ device, row by row on a mesh.
 
 from __future__ import annotations
 
+import math
+
 import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.sharding import Mesh
 
+from caspo_jax.padding import multiple
 from caspo_jax.sharding import constrain, platform_of
 from caspo_jax.training.masked_head import SPLIT_HEAD, HeadCut, masked_head
 
@@ -97,8 +100,8 @@ def head_block(count: int, vocab: int, chunk: int | None, platform: str) -> tupl
 
 def _equal_part(total: int, most: int, aligned: int) -> int:
     """The size of the fewest equal parts, so that the last is as full as the others; a multiple of `aligned` if it can be."""
-    part = -(-total // -(-total // most))
-    return min(total, most, -(-part // aligned) * aligned)
+    parts = math.ceil(total / most)
+    return min(total, most, multiple(math.ceil(total / parts), aligned))
 
 
 def head_chunk(rows: int, vocab: int, slots: int, chunk: int | None, mesh: Mesh) -> int:

@@ -8,10 +8,11 @@ from typing import Any
 
 import numpy as np
 
+from caspo_jax.padding import multiple
 from caspo_jax.preferences.packing import length_buckets
 from caspo_jax.preferences.token_tree import common_prefix
 from caspo_jax.preferences.tree_packing import Piece, RowShape, Unit, pack_trees, plan_rows
-from caspo_jax.training.base_plan import Micro, Plan, multiple
+from caspo_jax.training.base_plan import Micro, Plan
 from caspo_jax.training.config import TrainConfig
 from caspo_jax.training.data import RowStore
 

@@ -16,6 +16,7 @@ from caspo_jax.confidence import path_confidence
 from caspo_jax.errors import UserError
 from caspo_jax.evaluation.strategies.base import Context
 from caspo_jax.models import encode_prompt, token_bytes
+from caspo_jax.padding import multiple, padded_rows
 from caspo_jax.sampling import SampleConfig, first_stop, generate
 from caspo_jax.sharding import to_host
 from caspo_jax.steps import segment_trace
@@ -182,14 +183,10 @@ def _last_logits(graphdef: Any, params: Any, ids: jax.Array, mask: jax.Array) ->
 def next_logits(model: Any, prompts: Sequence[Sequence[int]], rows: int = 32) -> np.ndarray:
     """[n, V] float64 logits of the token after each prompt; `rows` prompts on the device at once."""
     graphdef, params = nnx.split(model)
-    width = -(-max(map(len, prompts), default=1) // 64) * 64
+    width = multiple(max(map(len, prompts), default=1), 64)
     found = [np.zeros((0, model.config.vocab_size))]
     for start in range(0, len(prompts), rows):
         part = prompts[start : start + rows]
-        ids, mask = np.zeros((rows, width), np.int32), np.zeros((rows, width), bool)
-        mask[:, 0] = True  # rows that only fill up the batch
-        for row, prompt in enumerate(part):
-            ids[row, : len(prompt)] = prompt
-            mask[row, : len(prompt)] = True
+        ids, mask = padded_rows(part, width, rows)
         found.append(np.asarray(to_host(_last_logits(graphdef, params, ids, mask)), np.float64)[: len(part)])
     return np.concatenate(found)

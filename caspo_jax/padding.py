@@ -1,0 +1,34 @@
+"""Rows of tokens in few shapes: every new shape is compiled anew."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+
+def multiple(count: int, of: int) -> int:
+    """`count`, rounded up to a multiple of `of`."""
+    return -(-count // of) * of
+
+
+def padded_rows(
+    sequences: Sequence[Sequence[int]], width: int, rows: int | None = None
+) -> tuple[np.ndarray, np.ndarray]:
+    """Sequences of token ids as one array, padded on the right.
+
+    Args:
+      sequences: of at most `width` ids each.
+      width: T.
+      rows: B, at least as many as there are sequences (default: as many); those beyond them only fill up the batch.
+
+    Returns:
+      Token ids [B, T] int32, and mask [B, T] bool of the real tokens, at least one a row, so that no softmax is empty.
+    """
+    shape = (len(sequences) if rows is None else rows, width)
+    token_ids, mask = np.zeros(shape, np.int32), np.zeros(shape, bool)
+    mask[:, 0] = True
+    for row, ids in enumerate(sequences):
+        token_ids[row, : len(ids)] = ids
+        mask[row, : len(ids)] = True
+    return token_ids, mask
