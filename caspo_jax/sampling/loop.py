@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 from typing import Any
 
 import jax
@@ -11,12 +12,12 @@ import jax.numpy as jnp
 from jax import lax
 
 from caspo_jax.confidence.path import path_update
-from caspo_jax.confidence.token import token_stats
+from caspo_jax.confidence.token import TokenStats, token_stats
 from caspo_jax.sampling import state as codes
 from caspo_jax.sampling.automaton import Automaton
-from caspo_jax.sampling.branching import close_nodes, forks, open_nodes, rank
-from caspo_jax.sampling.cursor import advance, counted_mask, next_step
-from caspo_jax.sampling.keys import fold_in, uniforms
+from caspo_jax.sampling.branching import Forks, close_nodes, forks, open_nodes, pruned, take_over
+from caspo_jax.sampling.cursor import Cursor, Reading, advance, counted_mask, next_step
+from caspo_jax.sampling.keys import uniforms
 from caspo_jax.sampling.knobs import Knobs
 from caspo_jax.sampling.policy import Boundary, Policy
 from caspo_jax.sampling.refill import Queue, refill, starved
@@ -113,17 +114,9 @@ def _restore(before: CatState, after: CatState) -> CatState:
 
 
 def _iteration(params: Any, policy: Policy, automaton: Automaton, knobs: Knobs, state: CatState) -> CatState:
-    batch, slots_per = state.slots.live.shape
-    slots, nodes, age = state.slots, state.nodes, state.age
-
-    # One token in every slot; what dead slots draw is never read.
-    flat_logits = state.logits.reshape(batch * slots_per, -1)
-    draw = lambda attempt: uniforms(slots.key, age, attempt).reshape(-1)  # noqa: E731
-    flat_token = sample(policy.sampler, knobs.sample, flat_logits, draw)
-    stats = token_stats(flat_logits, flat_token, fields=tuple(state.history.stats))
-    mesh = mesh_of(state.cache)
-    flat_token, stats = whole(mesh, (flat_token, stats))
-    token = flat_token.reshape(batch, slots_per)
+    """One token in every live slot, then the rules."""
+    slots, age = state.slots, state.age
+    token, stats = _draw(policy, knobs, state)
     history = _record(state, token, stats)
     cursor, reading = advance(automaton, slots.cursor, token, age)
 
@@ -132,12 +125,7 @@ def _iteration(params: Any, policy: Policy, automaton: Automaton, knobs: Knobs, 
     finished = slots.live & (reading.eos | reading.stop | at_length)
     delimited = slots.live & reading.closes
     closed = (delimited | finished) & (cursor.first_column >= 0)
-    with jax.named_scope("step_confidence"):
-        confidence = lax.cond(
-            jnp.any(closed),
-            lambda: _confidence(policy, state, history, cursor, reading),
-            lambda: jnp.full((batch, slots_per), jnp.nan, jnp.float32),
-        )
+    confidence = _confidence(policy, state, history, cursor, reading, closed)
     path = path_update(slots.path, jnp.where(closed, confidence, 1.0), closed)
     path_confidence = policy.path_confidence(path)
 
@@ -146,13 +134,10 @@ def _iteration(params: Any, policy: Policy, automaton: Automaton, knobs: Knobs, 
     num_finished = state.finished + jnp.sum(finished, axis=-1, dtype=jnp.int32)
     alive = slots.live & ~finished
 
-    # Rule 3: prune, the worst first, as long as min_live branches remain.
+    # Rule 3: unsure branches are pruned.
     view = Boundary(alive, alive & delimited, path.last, path_confidence, path.count, slots.node)
-    score = policy.prune(knobs, view)
-    condemned = view.boundary & (score < knobs.threshold)
-    spare = jnp.sum(alive, axis=-1, dtype=jnp.int32) - knobs.min_live
-    pruned = condemned & (rank(condemned, score, -slots.node) < spare[:, None])
-    alive = alive & ~pruned
+    cut = pruned(policy, knobs, view)
+    alive = alive & ~cut
 
     # Rule 5, before slots are refilled: no branch is made that would never get a token.
     spent = tokens >= knobs.token_budget
@@ -161,57 +146,38 @@ def _iteration(params: Any, policy: Policy, automaton: Automaton, knobs: Knobs, 
 
     # Rule 4: the surest branches at a boundary fork into free slots.
     view = dataclasses.replace(view, live=alive, boundary=delimited & alive & ~done[:, None])
-    source, child, forked = forks(policy, knobs, view, free=~alive)
+    fork = forks(policy, knobs, view, free=~alive)
 
-    ended = jnp.where(
-        finished,
-        codes.FINISHED,
-        jnp.where(
-            pruned,
-            codes.PRUNED,
-            jnp.where(
-                delimited, codes.CLOSED, jnp.where(slots.live & done[:, None], codes.EXPIRED, codes.LIVE)
-            ),
-        ),
+    status = _first(
+        (finished, codes.FINISHED),
+        (cut, codes.PRUNED),
+        (delimited, codes.CLOSED),
+        (slots.live & done[:, None], codes.EXPIRED),
+        otherwise=codes.LIVE,
     )
-    # Where two reasons hold, the earlier in this list is recorded.
-    reason = jnp.select(
-        [
-            finished & reading.eos,
-            finished & reading.stop,
-            finished,
-            pruned,
-            delimited,
-            spent[:, None] & ~answered[:, None],
-        ],
-        [codes.EOS, codes.STOP, codes.LENGTH, codes.THRESHOLD, codes.DELIMITER, codes.BUDGET],
-        codes.ANSWERS,
+    reason = _first(
+        (finished & reading.eos, codes.EOS),
+        (finished & reading.stop, codes.STOP),
+        (finished, codes.LENGTH),
+        (cut, codes.THRESHOLD),
+        (delimited, codes.DELIMITER),
+        (spent[:, None] & ~answered[:, None], codes.BUDGET),
+        otherwise=codes.ANSWERS,
     )
-    nodes = close_nodes(
-        nodes, slots, ended, reason, jnp.where(closed, confidence, jnp.nan), path_confidence, age + 1
-    )
-    nodes, node, num_nodes = open_nodes(state, nodes, view.boundary, source, child, forked, age + 1)
+    confidence = jnp.where(closed, confidence, jnp.nan)
+    nodes = close_nodes(state.nodes, slots, status, reason, confidence, path_confidence, age + 1)
+    nodes, node, num_nodes = open_nodes(state, nodes, view.boundary, fork, age + 1)
 
-    # Children take over; a fork starts as a copy of its source.
-    take = jax.vmap(lambda x, i: x[i])
-    cursor = next_step(cursor, closed)
-    copied = jax.tree.map(lambda x: jnp.where(forked, take(x, source), x), (cursor, path))
-    parent_key = take(slots.key, source)
-    moved = (view.boundary | forked)[..., None]
-    key = jnp.where(moved, fold_in(parent_key, child), slots.key)
-    token = jnp.where(forked, take(token, source), token)
-    live = (alive & ~done[:, None]) | forked
-
-    cache = _fork_rows(policy, state.cache, source, forked)
-    position = jnp.broadcast_to(state.prompt_length[:, None] + age, token.shape).reshape(-1)
-    logits, cache = policy.decode(params, cache, token.reshape(-1), position, state.iteration)
-
+    live = (alive & ~done[:, None]) | fork.made
+    ended = codes.Slots(live=live, node=node, key=slots.key, cursor=next_step(cursor, closed), path=path)
+    slots, token = take_over(ended, token, fork, view.boundary)
+    logits, cache = _next_logits(params, policy, state, token, fork)
     state = dataclasses.replace(
         state,
         iteration=state.iteration + 1,
         cache=cache,
-        logits=logits.astype(jnp.float32).reshape(state.logits.shape),
-        slots=codes.Slots(live=live, node=node, key=key, cursor=copied[0], path=copied[1]),
+        logits=logits,
+        slots=slots,
         nodes=nodes,
         history=history,
         num_nodes=num_nodes,
@@ -219,10 +185,25 @@ def _iteration(params: Any, policy: Policy, automaton: Automaton, knobs: Knobs, 
         tokens=tokens,
         done=done,
     )
-    return state.placed(mesh)
+    return state.placed(mesh_of(cache))
 
 
-def _record(state: CatState, token: jax.Array, stats: Any) -> codes.History:
+def _draw(policy: Policy, knobs: Knobs, state: CatState) -> tuple[jax.Array, TokenStats]:
+    """A token [B, K] in every slot and its statistics [B * K]; what dead slots draw is never read."""
+    shape = state.slots.live.shape
+    logits = state.logits.reshape(math.prod(shape), -1)
+
+    def draw(attempt: jax.Array | int) -> jax.Array:
+        return uniforms(state.slots.key, state.age, attempt).reshape(-1)
+
+    token = sample(policy.sampler, knobs.sample, logits, draw)
+    stats = token_stats(logits, token, fields=tuple(state.history.stats))
+    token, stats = whole(mesh_of(state.cache), (token, stats))
+    return token.reshape(shape), stats
+
+
+def _record(state: CatState, token: jax.Array, stats: TokenStats) -> codes.History:
+    """The history with the tokens [B, K] and their statistics [B * K]."""
     history = state.history
     column = state.iteration if state.born is None else state.iteration % state.capacity
 
@@ -236,13 +217,31 @@ def _record(state: CatState, token: jax.Array, stats: Any) -> codes.History:
     )
 
 
-def _confidence(policy: Policy, state: CatState, history: codes.History, cursor, reading) -> jax.Array:
-    """[B, K] confidence of the step that ends now in each slot; garbage where none does."""
+def _confidence(
+    policy: Policy,
+    state: CatState,
+    history: codes.History,
+    cursor: Cursor,
+    reading: Reading,
+    closed: jax.Array,
+) -> jax.Array:
+    """[B, K] confidence of the steps that end now, where `closed` [B, K]; elsewhere it means nothing."""
+    with jax.named_scope("step_confidence"):
+        return lax.cond(
+            jnp.any(closed),
+            lambda: _open_confidence(policy, state, history, cursor, reading),
+            lambda: jnp.full(closed.shape, jnp.nan, jnp.float32),
+        )
+
+
+def _open_confidence(
+    policy: Policy, state: CatState, history: codes.History, cursor: Cursor, reading: Reading
+) -> jax.Array:
+    """[B, K] confidence of each slot's open step, as if it ended now."""
     columns = jnp.arange(state.capacity, dtype=jnp.int32)
 
-    def by_age(
-        x: jax.Array,
-    ) -> jax.Array:  # [T, B, K] in the ring's order -> [B, K, T] from each question's birth on
+    def by_age(x: jax.Array) -> jax.Array:
+        """[T, B, K] in the ring's order -> [B, K, T] from each question's birth on."""
         if state.born is not None:
             place = (state.born + columns[:, None]) % state.capacity
             x = jnp.take_along_axis(x, place[..., None], axis=0)
@@ -253,9 +252,31 @@ def _confidence(policy: Policy, state: CatState, history: codes.History, cursor,
     return policy.step_confidence(stats, mask.reshape(-1, mask.shape[-1])).reshape(mask.shape[:-1])
 
 
-def _fork_rows(policy: Policy, cache: Any, source: jax.Array, forked: jax.Array) -> Any:
-    batch, slots_per = forked.shape
-    rows = (jnp.arange(batch)[:, None] * slots_per + source).reshape(-1)
-    destination = jnp.nonzero(forked.reshape(-1), size=batch * slots_per, fill_value=0)[0]
+def _first(*cases: tuple[jax.Array, int], otherwise: int) -> jax.Array:
+    """[B, K] the code of the first case that holds; each is a condition [B, K] and its code.
+
+    Selections one in the other, which become one kernel with what reads them; `jnp.select` searches by a reduction.
+    """
+    found: Any = otherwise
+    for holds, code in reversed(cases):
+        found = jnp.where(holds, code, found)
+    return found
+
+
+def _next_logits(
+    params: Any, policy: Policy, state: CatState, token: jax.Array, fork: Forks
+) -> tuple[jax.Array, Any]:
+    """Logits [B, K, V] f32 of the next tokens, and the cache: forked rows copied, the newest tokens [B, K] read."""
+    cache = _fork_rows(policy, state.cache, fork)
+    position = jnp.broadcast_to(state.prompt_length[:, None] + state.age, token.shape).reshape(-1)
+    logits, cache = policy.decode(params, cache, token.reshape(-1), position, state.iteration)
+    return logits.astype(jnp.float32).reshape(state.logits.shape), cache
+
+
+def _fork_rows(policy: Policy, cache: Any, fork: Forks) -> Any:
+    """The model's cache, rows b * K + k, with the sources' rows in the slots that were forked into."""
+    batch, slots_per = fork.made.shape
+    rows = (jnp.arange(batch)[:, None] * slots_per + fork.source).reshape(-1)
+    destination = jnp.nonzero(fork.made.reshape(-1), size=batch * slots_per, fill_value=0)[0]
     with jax.named_scope("forks"):
-        return policy.copy_rows(cache, rows[destination], destination, jnp.sum(forked, dtype=jnp.int32))
+        return policy.copy_rows(cache, rows[destination], destination, jnp.sum(fork.made, dtype=jnp.int32))

@@ -43,9 +43,10 @@ class ModelDecode:
 def decode_params(graphdef: Any, params: Any) -> Any:
     """The parameters to decode with: as they are, or `ApartParams` where layers that lie apart are read faster.
 
-    That is on a GPU: XLA's compiler copies every slice of a stack that a product reads, so that a step in a loop over
-    stacked layers moves their bytes three times; and a loop within the search's loop cannot be a part of one CUDA graph.
-    And on one CPU, whose compiler copies slices too; there large matrices are turned (`TurnedLayer`).
+    Layers are kept apart (a) on GPUs, because XLA's compiler copies every slice of a stack that a product reads, so that a
+    step in a loop over stacked layers moves their bytes three times, and because a loop within the search's loop cannot be
+    a part of one CUDA graph; (b) on one CPU, because its compiler copies slices too, and reads large matrices faster turned
+    (`TurnedLayer`).
     """
     if not prefers_apart(params):
         return params

@@ -142,7 +142,7 @@ class Policy:
       sampler: how tokens are drawn.
       step_confidence: (stats dict of [R, T] f32, mask [R, T] bool) -> [R] f32.
       path_confidence: PathState [...] -> [...] f32.
-      prune: score that is held against the threshold.
+      prune: the score; a branch at a boundary is pruned where it is below the threshold.
       fork: how many further children a node at a boundary may get.
       load_prompt: (cache, queued cache, question scalar int32, entry scalar int32) -> cache in which that question has the
         prompt of the queued cache's entry and its rows are empty; called where a queue refills slots (`refill`).

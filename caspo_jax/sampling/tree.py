@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from typing import Any
 
 import jax
 import numpy as np
 
 from caspo_jax.errors import UserError
 from caspo_jax.sampling import state as codes
-from caspo_jax.sampling.state import CatState
+from caspo_jax.sampling.refill import Ended
+from caspo_jax.sampling.state import CatState, History, Nodes
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,16 +67,17 @@ def _window(question: int, start: int, x: np.ndarray) -> np.ndarray:
     return np.roll(mine, -start, axis=0) if start else mine
 
 
-def harvest_ended(ended: Any, count: int, trees: list[list[Tree]]) -> None:
-    """Copies the first `count` trees of `refill.Ended` to the host, each to `trees[its unit]`."""
+def harvest_ended(ended: Ended, count: int, trees: list[list[Tree]]) -> None:
+    """Copies the first `count` trees that ended to the host, each to `trees[its unit]`."""
     ended = jax.device_get(ended)
     for i in range(count):
         nodes, history = (jax.tree.map(lambda x, i=i: x[i], part) for part in (ended.nodes, ended.history))
         # A question that has ended has no open node whose end the age would tell.
-        trees[ended.unit[i]].append(_tree(nodes, history, int(ended.num_nodes[i]), int(ended.tokens[i]), 0))
+        tree = _tree(nodes, history, int(ended.num_nodes[i]), int(ended.tokens[i]), 0)
+        trees[int(ended.unit[i])].append(tree)
 
 
-def _tree(nodes: Any, history: Any, count: int, tokens: int, age: int) -> Tree:
+def _tree(nodes: Nodes, history: History, count: int, tokens: int, age: int) -> Tree:
     """A question's nodes [N] and history [T, K] from its birth on, copied: a view would keep the whole batch alive."""
     arrays = {f.name: getattr(nodes, f.name)[:count].copy() for f in dataclasses.fields(nodes)}
     # The open nodes of a question that has not ended reach up to now.
@@ -84,8 +85,8 @@ def _tree(nodes: Any, history: Any, count: int, tokens: int, age: int) -> Tree:
     columns = int(arrays["end"].max())
     return Tree(
         **arrays,
-        token=history.token[:columns].copy(),
-        stats={name: array[:columns].copy() for name, array in history.stats.items()},
+        token=np.array(history.token[:columns]),
+        stats={name: np.array(array[:columns]) for name, array in history.stats.items()},
         tokens=tokens,
     )
 
