@@ -85,6 +85,10 @@ class SampleConfig:
                 f"num_samples={self.num_samples} contradicts temperature=0: greedy outputs are all equal",
             )
 
+    def greedy(self) -> SampleConfig:
+        """One output of the most probable tokens; it ends as the others do."""
+        return dataclasses.replace(self, temperature=0.0, top_k=0, top_p=1.0, min_p=0.0, num_samples=1)
+
 
 @dataclasses.dataclass(frozen=True)
 class CatConfig:

@@ -132,6 +132,11 @@ def test_numpy_numbers_are_numbers():
     }
 
 
+def test_greedy_turns_off_what_contradicts_it_and_keeps_where_outputs_end():
+    sampled = cj.SampleConfig(32, 0.7, top_k=4, top_p=0.9, min_p=0.1, num_samples=3, stop=("x",), ignore_eos=True)
+    assert sampled.greedy() == cj.SampleConfig(32, 0.0, stop=("x",), ignore_eos=True)
+
+
 def test_an_unknown_strategy_is_refused(model_and_tokenizer, questions):
     with pytest.raises(UserError, match="'Cat': choose from cat, self_consistency, explore"):
         cj.cat_search(*model_and_tokenizer, questions, cj.CatConfig(), KEY, strategy="Cat")

@@ -111,8 +111,7 @@ def run_greedy(
     **run: Any,
 ) -> Outcome:
     """One greedy output a question."""
-    config = dataclasses.replace(sample, temperature=0.0, top_p=1.0, top_k=0, min_p=0.0, num_samples=1)
-    traces = generate(model, tokenizer, questions, config, jax.random.key(0), **run)
+    traces = generate(model, tokenizer, questions, sample.greedy(), jax.random.key(0), **run)
     return Outcome(
         score([extract(t.text) for t in traces], questions, equal),
         np.array([len(t.token_ids) for t in traces], np.float64),

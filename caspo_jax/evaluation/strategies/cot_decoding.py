@@ -32,15 +32,7 @@ def cot_decoding(context: Context, settings: Settings) -> list[Answer]:
     ends = set() if settings.sample.ignore_eos else set(eos_ids(context.model.config, context.tokenizer))
     ends.update(special_stops(context.tokenizer, spelled, stops))
     limit = settings.sample.max_new_tokens
-    config = dataclasses.replace(
-        settings.sample,
-        temperature=0.0,
-        top_p=1.0,
-        top_k=0,
-        min_p=0.0,
-        num_samples=1,
-        max_new_tokens=max(1, limit - 1),
-    )
+    config = dataclasses.replace(settings.sample.greedy(), max_new_tokens=max(1, limit - 1))
     starts = [
         Question(id=f"{q.id}/first{i}", prompt_ids=(*prompt, int(token)))
         for q, prompt, tokens in zip(context.questions, prompts, best)

@@ -17,14 +17,11 @@ def greedy(context: Context, settings: Settings) -> list[Answer]:
 
 
 def _greedy(context: Context, settings: Settings) -> list[Answer]:
-    config = dataclasses.replace(
-        settings.sample, temperature=0.0, top_p=1.0, top_k=0, min_p=0.0, num_samples=1
-    )
     traces = generate(
         context.model,
         context.tokenizer,
         context.questions,
-        config,
+        settings.sample.greedy(),
         context.key,
         batch_size=context.batch_size,
     )
