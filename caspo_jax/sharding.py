@@ -71,15 +71,14 @@ def make_mesh(spec: str | None, devices: Sequence[Any] | None = None) -> Mesh | 
         sizes[axis] = int(size)
     there = jax.device_count() if devices is None else len(devices)
     free = [axis for axis, size in sizes.items() if size == -1]
-    given = int(np.prod([size for size in sizes.values() if size > 0]))
+    given = math.prod(size for size in sizes.values() if size > 0)
     if len(free) > 1 or (free and there % given):
         raise UserError(f"--mesh={spec}: cannot be completed to {there} devices")
     if free:
         sizes[free[0]] = there // given
-    if int(np.prod(list(sizes.values()))) != there:
-        raise UserError(
-            f"--mesh={spec}: needs {int(np.prod(list(sizes.values())))} devices, there are {there}"
-        )
+    needed = math.prod(sizes.values())
+    if needed != there:
+        raise UserError(f"--mesh={spec}: needs {needed} devices, there are {there}")
     axis_types = (AxisType.Auto,) * len(sizes)
     shape, axes = tuple(sizes.values()), tuple(sizes)
     try:

@@ -12,8 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from experiments.bench_train_ours import device_peak, matmul_rate
-from experiments.bench_worker import reclaim, reset_peak, serve, versions
+from experiments.bench_train_ours import device_peak, load, matmul_rate
+from experiments.bench_worker import reclaim, serve, versions
 
 DELIMITED = 20  # every so many-th word ends a step: steps of about so many random tokens
 PRUNED = 0.2  # share of a plain run's step confidences below CaT's threshold
@@ -27,13 +27,10 @@ class Side:
     def __init__(self, job: dict[str, Any]):
         import jax
 
-        from caspo_jax.models import load_pretrained
         from caspo_jax.types import Question
 
         self._job = job
-        reset_peak()
-        self._model, _ = load_pretrained(job["model"], dtype=job["dtype"])
-        jax.block_until_ready(self._model.embed[...])
+        self._model = load(job)
         self._tokenizer = word_tokenizer(self._model.config.vocab_size)
         self._questions = [Question(id=str(i), prompt_ids=tuple(ids)) for i, ids in enumerate(job["prompts"])]
         self._key = jax.random.key(0)

@@ -16,14 +16,8 @@ class Side:
     """Answers `ready`, `run` and `matmul`."""
 
     def __init__(self, job: dict[str, Any]):
-        import jax
-
-        from caspo_jax.models import load_pretrained
-
         self._job = job
-        reset_peak()
-        self._model, _ = load_pretrained(job["model"], dtype=job["dtype"])
-        jax.block_until_ready(self._model.embed[...])
+        self._model = load(job)
 
     def __call__(self, command: dict[str, Any]) -> dict[str, Any]:
         """One command."""
@@ -69,6 +63,18 @@ class Side:
         }
 
 
+def load(job: dict[str, Any]) -> Any:
+    """The job's model on the device; the peak of this process counts from here on."""
+    import jax
+
+    from caspo_jax.models import load_pretrained
+
+    reset_peak()
+    model, _ = load_pretrained(job["model"], dtype=job["dtype"])
+    jax.block_until_ready(model.embed[...])
+    return model
+
+
 def device_peak() -> int:
     """Most bytes that the accelerator has held; on a CPU, that the process has."""
     import jax
@@ -82,10 +88,11 @@ def matmul_rate(dtype: str = "float32", repeats: int = 8) -> float:
     import jax
     import jax.numpy as jnp
 
+    from caspo_jax.models.precision import precision
+
     size = 2048 if jax.default_backend() == "cpu" else 8192
-    precision = jax.lax.Precision.HIGHEST if dtype == "float32" else None
     square = jnp.ones((size, size), dtype)
-    product = jax.jit(lambda a, b: jnp.dot(a, b, precision=precision))
+    product = jax.jit(lambda a, b: jnp.dot(a, b, precision=precision(dtype)))
     product(square, square).block_until_ready()
     best = float("inf")
     for _ in range(repeats):

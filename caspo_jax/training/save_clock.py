@@ -42,8 +42,10 @@ class SaveClock:
             return False
         passed = time.monotonic() - self._since
         up = passed >= SAVE_SECONDS and not writing
-        if self._alone or update < self._look:
-            return self._alone and up
+        if self._alone:
+            return up
+        if update < self._look:
+            return False
         wait = 0 if up else self._updates_to_wait(passed, update)
         wait = _of_the_first_process(wait)
         self._look = update + wait
