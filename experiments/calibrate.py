@@ -13,12 +13,22 @@ budget that end a question early, and questions of another kind than these.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from absl import flags
 
 from experiments import calibrations, common, verifiers
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from caspo_jax.evaluation.audit import AuditedQuestion
+    from caspo_jax.evaluation.thresholds import Calibration
+    from caspo_jax.sampling import CatConfig
+    from caspo_jax.training.stages import Policy
+    from caspo_jax.types import Question
 
 FLAGS = flags.FLAGS
 
@@ -42,11 +52,24 @@ def define_flags() -> None:
     )
 
 
+def check_flags() -> None:
+    """Refuses flags that do not go with a calibration: before hours of sampling."""
+    from caspo_jax.errors import UserError
+
+    if not 0.0 < FLAGS.alpha < 1.0:
+        raise UserError(f"--alpha={FLAGS.alpha}: give a share between 0 and 1, both excluded")
+    if FLAGS["threshold"].present:
+        raise UserError("--threshold is what calibrate finds: drop it")
+    if FLAGS["num_samples"].present:
+        raise UserError("--num_samples does not go with calibrate: use --num_branches")
+    common.check_outputs(("output",))
+    calibrations.check_place(FLAGS.output)
+
+
 def main() -> None:
     """Calibrate."""
     import numpy as np
 
-    from caspo_jax.errors import UserError
     from caspo_jax.evaluation.overlap import prompt_digest
     from caspo_jax.evaluation.replay import unpruned
     from caspo_jax.evaluation.thresholds import (
@@ -57,14 +80,7 @@ def main() -> None:
         split_rates,
     )
 
-    if not 0.0 < FLAGS.alpha < 1.0:  # before hours of sampling
-        raise UserError(f"--alpha={FLAGS.alpha}: give a share between 0 and 1, both excluded")
-    if FLAGS["threshold"].present:
-        raise UserError("--threshold is what calibrate finds: drop it")
-    if FLAGS["num_samples"].present:
-        raise UserError("--num_samples does not go with calibrate: use --num_branches")
-    common.check_outputs(("output",))
-    calibrations.check_place(FLAGS.output)
+    check_flags()
     questions = common.load_questions(FLAGS.input, need_gold=True)
     policy = common.load_policy()
     config = calibrations.search_config(policy, questions)
@@ -90,13 +106,20 @@ def main() -> None:
     made.save(
         base, seed=FLAGS.seed, splits=len(rates), mean_loss_rate=float(rates.mean()) if rates.size else None
     )
+    common.closing(f"calibration in {FLAGS.output}", summary(made, rates))
+
+
+def summary(made: Calibration, rates: np.ndarray) -> dict[str, Any]:
+    """The closing lines; `rates` [splits] are the losses on random halves."""
+    import numpy as np
+
     rows: dict[str, Any] = {
-        "threshold": f"{found.threshold:.6g}" if found.rank else "0: never prune",
-        "questions": len(questions),
-        "with a right path": found.answerable,
-        "rank k": found.rank,
+        "threshold": f"{made.threshold:.6g}" if made.rank else "0: never prune",
+        "questions": made.questions,
+        "with a right path": made.answerable,
+        "rank k": made.rank,
     }
-    if not found.rank:
+    if not made.rank:
         rows["warning"] = (
             f"alpha = {FLAGS.alpha} needs at least {int(np.ceil(1 / FLAGS.alpha)) - 1} questions with a right path"
         )
@@ -105,10 +128,12 @@ def main() -> None:
         rows[f"loss on {rates.size:,} random halves"] = (
             f"{rates.mean():.4f} on average (at most {FLAGS.alpha}), {low:.3f} to {high:.3f} in nine of ten"
         )
-    common.closing(f"calibration in {FLAGS.output}", rows)
+    return rows
 
 
-def sample_unpruned(policy: Any, questions: Any, config: Any, base: Path) -> list[Any]:
+def sample_unpruned(
+    policy: Policy, questions: Sequence[Question], config: CatConfig, base: Path
+) -> list[AuditedQuestion]:
     """K unpruned paths a question, from files beside `base` where they are there already."""
     from caspo_jax.evaluation.audit import audited_questions
     from caspo_jax.records import trace_from_record, tree_from_record

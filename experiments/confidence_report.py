@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from experiments import common, result_files
 
+if TYPE_CHECKING:
+    from caspo_jax.evaluation.confidence_items import Items
+    from caspo_jax.training.stages import Policy
+    from caspo_jax.types import Trace
+
 _NO_VERDICT = "no step and no answer in it has a verdict: annotate the traces first"
 
 
 def check_places(out: Path) -> None:
-    """Refuses a folder that holds files of somebody else in the places of ours, or another run's report.
+    """Refuses a folder that holds, at our output paths, files that this program did not write, or another run's report.
 
     Args:
       out: the folder.
@@ -31,18 +37,44 @@ def _manifest(out: Path) -> Path:
     return manifest_path(out / "confidences")
 
 
-def _has_verdict(trace: Any) -> bool:
-    return trace.correct is not None or any(step.verdict != "unknown" for step in trace.steps)
-
-
-def report(policy: Any, path: str, out: Path) -> None:
+def report(policy: Policy, path: str, out: Path) -> None:
     """Write and print confidences.steps.* and confidences.paths.*."""
     from caspo_jax.errors import UserError
-    from caspo_jax.evaluation import confidences
     from caspo_jax.evaluation.confidence_items import confidence_items
-    from caspo_jax.evaluation.formats import tables, write_table
     from caspo_jax.evaluation.rescoring import token_statistics
     from caspo_jax.outputs import Manifest
+
+    traces, left_out = _read(policy, path)
+    delimiter, seed = common.step_delimiter(policy), common.FLAGS.seed
+    manifest = Manifest.open(
+        _manifest(out),
+        program="evaluate/traces",
+        config={
+            "policy": policy.hash,
+            "dtype": str(policy.model.dtype),
+            "delimiter": delimiter,
+            "seed": seed,
+        },
+        inputs={"traces": path},
+        overwrite=common.FLAGS.overwrite,
+    )
+    with common.Progress(len(traces), "token statistics", unit="trace") as progress:
+        stats = token_statistics(policy.model, traces, progress=progress.reach)
+    steps, paths = confidence_items(traces, policy.token_bytes, stats, delimiter)
+    kinds = {"steps": steps, "paths": paths}
+    if not any(items.right.size for items in kinds.values()):
+        raise UserError(f"{path}: {_NO_VERDICT}")
+    seen: dict[str, Any] = {"traces": len(traces), "left out, no ids": left_out}
+    tables = _tables(kinds, seed)
+    for kind, items in kinds.items():
+        seen[kind] = _write(out, kind, tables[kind], items, seed) if kind in tables else "no verdicts"
+    manifest.finish(**seen)
+    common.closing(f"confidence tables in {out}", seen)
+
+
+def _read(policy: Policy, path: str) -> tuple[list[Trace], int]:
+    """The traces that the model can read, and how many it cannot; refuses what gives no table."""
+    from caspo_jax.errors import UserError
     from caspo_jax.records import trace_from_record
     from caspo_jax.store import load_records
 
@@ -61,48 +93,35 @@ def report(policy: Any, path: str, out: Path) -> None:
         )
     if not any(_has_verdict(t) for t in kept):
         raise UserError(f"{path}: {_NO_VERDICT}")
-    delimiter, seed = common.step_delimiter(policy), common.FLAGS.seed
-    manifest = Manifest.open(
-        _manifest(out),
-        program="evaluate/traces",
-        config={
-            "policy": policy.hash,
-            "dtype": str(policy.model.dtype),
-            "delimiter": delimiter,
-            "seed": seed,
-        },
-        inputs={"traces": path},
-        overwrite=common.FLAGS.overwrite,
-    )
-    with common.Progress(len(kept), "token statistics", unit="trace") as progress:
-        stats = token_statistics(policy.model, kept, progress=progress.reach)
-    found = confidence_items(kept, policy.token_bytes, stats, delimiter)
-    if not any(items.right.size for items in found):
-        raise UserError(f"{path}: {_NO_VERDICT}")
-    seen: dict[str, Any] = {"traces": len(kept), "left out, no ids": len(traces) - len(kept)}
-    kinds = dict(zip(("steps", "paths"), found))
-    total = sum(len(items.scores) + 1 for items in found if items.right.size)  # and the length
-    made: dict[str, list[dict[str, Any]]] = {}
+    return kept, len(traces) - len(kept)
+
+
+def _has_verdict(trace: Trace) -> bool:
+    return trace.correct is not None or any(step.verdict != "unknown" for step in trace.steps)
+
+
+def _tables(kinds: Mapping[str, Items], seed: int) -> dict[str, list[dict[str, Any]]]:
+    """The rows of each kind that has verdicts."""
+    from caspo_jax.evaluation.confidences import confidence_table
+
+    judged = {kind: items for kind, items in kinds.items() if items.right.size}
+    total = sum(len(items.scores) + 1 for items in judged.values())  # and the length
     # One count for both tables: printed in between they would cut the bar in two.
     with common.Progress(total, "tables", unit="confidence") as progress:
-        for kind, items in kinds.items():
-            if items.right.size:
-                made[kind] = confidences.confidence_table(
-                    items, seed=seed, progress=lambda *_: progress.update()
-                )
-    for kind, items in kinds.items():
-        if kind not in made:
-            seen[kind] = "no verdicts"
-            continue
-        rows, head = made[kind], confidences.overview(items, seed=seed)
-        write_table(out / f"confidences.{kind}", rows, confidences.COLUMNS, overview=head)
-        common.say(
-            f"{kind}: "
-            + ", ".join(
-                f"{k.replace('_', ' ')} {'-' if np.isnan(v) else f'{v:.4g}'}" for k, v in head.items()
-            )
-        )
-        common.say(f"{tables(rows, confidences.COLUMNS)}\n")
-        seen[kind] = f"{head['items']:,} with a verdict, {head['questions']:,} questions"
-    manifest.finish(**seen)
-    common.closing(f"confidence tables in {out}", seen)
+        return {
+            kind: confidence_table(items, seed=seed, progress=lambda *_: progress.update())
+            for kind, items in judged.items()
+        }
+
+
+def _write(out: Path, kind: str, rows: Sequence[dict[str, Any]], items: Items, seed: int) -> str:
+    """Writes and prints a table; what the closing summary says of it."""
+    from caspo_jax.evaluation.confidences import COLUMNS, overview
+    from caspo_jax.evaluation.formats import tables, write_table
+
+    head = overview(items, seed=seed)
+    write_table(out / f"confidences.{kind}", rows, COLUMNS, overview=head)
+    facts = (f"{k.replace('_', ' ')} {'-' if np.isnan(v) else f'{v:.4g}'}" for k, v in head.items())
+    common.say(f"{kind}: {', '.join(facts)}")
+    common.say(f"{tables(rows, COLUMNS)}\n")
+    return f"{head['items']:,} with a verdict, {head['questions']:,} questions"

@@ -98,7 +98,18 @@ def prepare(
         found = (thinking_steps(s.text, opened=o) for s, o in zip(sources, opened))
         whole = all(item.status == "none" for item in found)
     return [
-        _subject(source, prompt, is_open, tokenizer, config, spelled, inverse, whole, delimiter, split_giant)
+        _subject(
+            source,
+            prompt,
+            tokenizer,
+            inverse,
+            spelled=spelled,
+            context=config.context,
+            opened=is_open,
+            whole_text=whole,
+            delimiter=delimiter,
+            split_giant=split_giant,
+        )
         for source, prompt, is_open in zip(sources, prompts, opened)
     ]
 
@@ -148,15 +159,14 @@ def subject_from_record(record: Mapping[str, Any]) -> Subject:
 def _subject(
     source: Source,
     prompt_ids: tuple[int, ...],
-    opened: bool,
     tokenizer: Any,
-    config: Any,
-    spelled: Sequence[bytes],
     inverse: Mapping[bytes, int],
-    whole: bool,
-    delimiter: str,
-    split_giant: bool,
+    *,
+    spelled: Sequence[bytes],
+    context: int,
+    **placing: Any,
 ) -> Subject:
+    """One output prepared; `placing` are keywords of `place_steps`."""
     notes = []
     given = source.trace
     ids = given.token_ids if given is not None else _recorded_ids(source, inverse)
@@ -169,9 +179,7 @@ def _subject(
     elif given is None:
         logprob, mean_top5 = _recorded_stats(source)
     try:
-        text, found, steps, counted = place_steps(
-            ids, spelled, opened=opened, whole_text=whole, delimiter=delimiter, split_giant=split_giant
-        )
+        text, found, steps, counted = place_steps(ids, spelled, **placing)
     except UserError as error:
         raise UserError(f"trace {source.id!r}: {error}") from error
     if text.strip() != source.text.strip():
@@ -180,7 +188,7 @@ def _subject(
         notes.append("no_steps")
     if not prompt_ids:
         notes.append("no_prompt")
-    if len(prompt_ids) + len(ids) > config.context:
+    if len(prompt_ids) + len(ids) > context:
         notes.append("too_long")
     if given is not None:
         verdicts = {(s.token_start, s.token_end): (s.verdict, s.verifier) for s in given.steps}
