@@ -162,6 +162,11 @@ def attach(model: Any, lora: LoraConfig, value: Callable[[Weight, int], Any]) ->
     return new
 
 
+def has_adapters(model: Any) -> bool:
+    """Whether a model of any kind has low-rank adapters beside its weights."""
+    return getattr(model, "lora", None) is not None
+
+
 def base_model(model: Any) -> Any:
     """The model with its adapters off: a plain Decoder that shares the frozen arrays; no second copy in memory."""
     return _without_adapters(model, _stored)

@@ -13,6 +13,7 @@ from caspo_jax.preferences.candidates import Candidate, PrefixKey, filter_candid
 from caspo_jax.preferences.competitors import CompetitorMaker, NoCompetitor, Rival
 from caspo_jax.preferences.config import PairConfig
 from caspo_jax.preferences.identity import stable_hash
+from caspo_jax.preferences.token_tree import common_prefix
 from caspo_jax.types import Pair, PairKind
 
 _REASONS = (
@@ -127,8 +128,9 @@ class _Builder:
             allowed = [c for c in correct if self.config.include_aligned or not self._aligned(c, candidate)]
             if allowed:
                 if self.config.pick == "nearest":  # what both say cancels: the contrast is where they part
-                    longest = max(_shared(c, candidate) for c in allowed)
-                    allowed = [c for c in allowed if _shared(c, candidate) == longest]
+                    shared = [_shared(c, candidate) for c in allowed]
+                    longest = max(shared)
+                    allowed = [c for c, tokens in zip(allowed, shared) if tokens == longest]
                 sibling = min(allowed, key=lambda c: used[c.token_ids])  # stable: earlier ones first
                 used[sibling.token_ids] += 1
                 yield candidate, sibling
@@ -197,8 +199,7 @@ def _confidence(candidate: Candidate) -> float:
 
 def _shared(a: Candidate, b: Candidate) -> int:
     """Tokens that two steps begin with in common."""
-    pairs = enumerate(zip(a.token_ids, b.token_ids))
-    return next((i for i, (x, y) in pairs if x != y), min(len(a.token_ids), len(b.token_ids)))
+    return common_prefix(np.array(a.token_ids), np.array(b.token_ids))
 
 
 def make_pair(kind: PairKind, chosen: Candidate, rejected: Rival) -> Pair:

@@ -20,7 +20,7 @@ from caspo_jax.types import Trace
 _CARD = Path(__file__).with_name("dataset_card.md")
 _TAG = "step-confidence"  # which its cards have
 
-# name -> (pyarrow type, what it is)
+# name -> (type, what it is); a list is one of int32
 COLUMNS: dict[str, tuple[str, str]] = {
     "trace_id": ("string", "id of the trace"),
     "question": ("string", "the question"),
@@ -105,7 +105,7 @@ def write_step_dataset(
       directory: made if need be; files of an earlier run are replaced, each in one move.
       confidence: name of the step confidence, for the card.
       title: of the card.
-      overwrite: replace a README.md that is none of its cards.
+      overwrite: also replace a README.md that is not a card of a step dataset.
 
     Returns:
       Counts: `traces`, `steps`, and steps by verdict. Of several processes one writes.
@@ -138,13 +138,14 @@ def _write_rows(rows: Sequence[dict[str, Any]], folder: Path) -> Path:
     import pyarrow
     import pyarrow.parquet
 
-    types = {"list": pyarrow.list_(pyarrow.int32())}
-    schema = pyarrow.schema(
-        [
-            (name, types.get(kind) or getattr(pyarrow, f"{kind}_" if kind == "bool" else kind)())
-            for name, (kind, _) in COLUMNS.items()
-        ]
-    )
+    types = {
+        "string": pyarrow.string(),
+        "int32": pyarrow.int32(),
+        "float64": pyarrow.float64(),
+        "bool": pyarrow.bool_(),
+        "list": pyarrow.list_(pyarrow.int32()),
+    }
+    schema = pyarrow.schema([(name, types[kind]) for name, (kind, _) in COLUMNS.items()])
     content = io.BytesIO()
     pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows, schema), content)
     # `datasets` caches by the folder's name and what the card says, not by content: the file's name tells them apart.

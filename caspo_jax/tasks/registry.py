@@ -203,7 +203,7 @@ def get_task(name: str) -> Task:
     """The task of that name.
 
     Raises:
-      UserError: there is none.
+      UserError: no task has this name.
     """
     if name not in TASKS:
         raise UserError(f"unknown task {name!r}: one of {', '.join(TASKS)}")

@@ -143,7 +143,10 @@ class Checkpoints:
     def _best(self, steps: Sequence[int]) -> int | None:
         notes = {step: _read(self.folder / str(step) / CHECKSUMS) for step in steps}
         known = [(n["value"], step, n.get("of")) for step, n in notes.items() if n.get("value") is not None]
-        return max((value, step) for value, step, of in known if of == known[-1][2])[1] if known else None
+        if not known:
+            return None
+        newest = known[-1][2]
+        return max((value, step) for value, step, of in known if of == newest)[1]
 
     def close(self) -> None:
         """Finish what is being written and release orbax's resources."""

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from caspo_jax.models.lora import base_model
+from caspo_jax.models.lora import base_model, has_adapters
 from caspo_jax.sharding import to_host
 
 
@@ -35,7 +35,7 @@ def base_digest(model: Any, own: str | None = None) -> str:
       model: whose weights.
       own: its `weights_digest`, if that is known: where there is nothing to leave out or to round it is this digest too.
     """
-    if getattr(model, "lora", None) is not None:
+    if has_adapters(model):
         model, own = base_model(model), None
     if own is not None and all(leaf.dtype == read for _, leaf, read in _leaves(model, jnp.bfloat16)):
         return own

@@ -13,7 +13,7 @@ from jax.sharding import Mesh
 
 from caspo_jax.errors import Interrupted
 from caspo_jax.locks import held
-from caspo_jax.models.lora import base_model
+from caspo_jax.models.lora import base_model, has_adapters
 from caspo_jax.outputs import manifest_path
 from caspo_jax.preferences.packing import Row
 from caspo_jax.sharding import batch_ways, mesh_of
@@ -110,9 +110,9 @@ def train(
             # The lock of the run's manifest: within the stage, which holds it already, this adds nothing.
             resources.enter_context(held(manifest_path(folder, folder=True)))
         notice = None if folder is None else resources.enter_context(StopNotice())
-        own = reference is None and not _has_adapters(start)  # the reference has the weights of the start
+        own = reference is None and not has_adapters(start)  # the reference has the weights of the start
         if reference is None and config.loss.contrastive:
-            reference = base_model(model) if _has_adapters(model) else model
+            reference = base_model(model) if has_adapters(model) else model
         digest = None  # of the reference's weights
         if folder is not None:
             weights, came = weights_digest(start), None
@@ -216,7 +216,3 @@ def _updates(
                 )
         reporter.flush()
     return state, reporter, resumed
-
-
-def _has_adapters(model: Any) -> bool:
-    return getattr(model, "lora", None) is not None

@@ -38,7 +38,7 @@ class MetricsLog:
             self._writer = SummaryWriter(str(folder / "tensorboard"), purge_step=resume_after + 1)
 
     def _recover(self, last: int) -> list[dict[str, Any]]:
-        """The records up to update `last`, without lines that are none; the file is cut to them."""
+        """The records up to update `last`, without damaged lines; the file is cut to them."""
         if not self.path.exists():
             return []
         lines = self.path.read_bytes().splitlines(keepends=True)
@@ -76,7 +76,7 @@ class MetricsLog:
 
 
 def _record(line: bytes) -> dict[str, Any] | None:
-    """The record of a whole line; None if it is none."""
+    """The record of a whole line; None if the line is damaged."""
     try:
         record = json.loads(line) if line.endswith(b"\n") else None
     except ValueError:

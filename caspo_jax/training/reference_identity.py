@@ -15,6 +15,7 @@ import numpy as np
 from flax import nnx
 from jax.sharding import Mesh, Sharding
 
+from caspo_jax.models.lora import has_adapters
 from caspo_jax.training.data import RowStore
 from caspo_jax.training.digests import weights_digest
 
@@ -35,7 +36,7 @@ def reference_identity(model: Any, digest: str | None = None) -> dict[str, Any]:
     }
     if getattr(model, "config", None) is None:
         identity["attributes"] = hashlib.sha256(repr(_told(model, ())).encode()).hexdigest()
-    if getattr(model, "lora", None) is not None:  # its scale is in no array
+    if has_adapters(model):  # its scale is in no array
         identity["lora"] = repr(model.lora)
     return identity
 

@@ -112,8 +112,10 @@ class Reporter:
         if name is None:
             return None
         last = self.history[-1]
-        if name in _NO_METRICS or not isinstance(last.get(name, ""), (float, type(None))):
-            known = ", ".join(k for k, v in last.items() if isinstance(v, float) and k not in _NO_METRICS)
+        # None stands for a number that was not finite.
+        metrics = [k for k, v in last.items() if isinstance(v, float | None) and k not in _NO_METRICS]
+        if name not in metrics:
+            known = ", ".join(metrics)
             raise UserError(f"best_metric={name!r} is no metric of this run: choose one of {known}")
         recent = [r for r in self.history[-(config.save_every or 1) :] if not r.get("skipped")]
         values = [record[name] for record in recent if record[name] is not None]

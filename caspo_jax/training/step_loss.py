@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -18,6 +18,7 @@ from caspo_jax.training.step_logprobs import StepSums, concatenate_rows, step_su
 from caspo_jax.types import PairBatch, StepRows, TreeBatch
 
 Array = jax.Array
+Divide = Callable[[Any, Any], Any]
 
 
 @jax.tree_util.register_dataclass
@@ -86,7 +87,7 @@ def step_dpo_loss(
     config = config or LossConfig()
     sums = step_loss_sums(model, batch, config, chunk=chunk)
     loss = total_loss(sums, sums.denominators, config)
-    return loss, reduce_metrics(sums, config)
+    return loss, jax.lax.stop_gradient(reduce_metrics(sums, config))
 
 
 def step_loss_sums(
@@ -197,21 +198,35 @@ def _nll_weight(weight: Any, tokens: Any, config: LossConfig) -> Any:
     return (share * tokens).sum() if config.nll_average == "token" else share.sum()
 
 
-def total_loss(sums: LossSums, denominators: Denominators, config: LossConfig) -> Array:
-    """The loss of `sums` over given denominators: those of the whole batch, when `sums` is a part of it."""
-    loss = jnp.zeros((), jnp.float32)
+def total_loss(
+    sums: LossSums, denominators: Denominators, config: LossConfig, divide: Divide = safe_divide
+) -> Any:
+    """The loss of `sums` over given denominators: those of the whole batch, when `sums` is a part of it.
+
+    `divide` is that of arrays, or on the host of floats; it gives 0 where the denominator is 0.
+    """
+    loss = 0.0
     if config.contrastive:
-        loss = loss + safe_divide(sums.pairs, denominators.pairs)
+        loss = loss + divide(sums.pairs, denominators.pairs)
     if config.nll_weight:
-        loss = loss + config.nll_weight * safe_divide(sums.nll, denominators.nll)
+        loss = loss + config.nll_weight * divide(sums.nll, denominators.nll)
     return loss
 
 
-def reduce_metrics(sums: LossSums, config: LossConfig) -> dict[str, Array]:
-    """Sums to means; `tokens` and `step_tokens` stay totals."""
-    means = {name: safe_divide(total, weight) for name, (total, weight) in sums.metrics.items()}
+def reduce_metrics(sums: LossSums, config: LossConfig, divide: Divide = safe_divide) -> dict[str, Any]:
+    """The loss, and sums to means; `tokens` and `step_tokens` stay totals. `divide` as of `total_loss`."""
+    means = {name: divide(total, weight) for name, (total, weight) in sums.metrics.items()}
     means |= {name: sums.metrics[name][0] for name in ("tokens", "step_tokens")}
-    return jax.lax.stop_gradient({"loss": total_loss(sums, sums.denominators, config), **means})
+    return {"loss": total_loss(sums, sums.denominators, config, divide), **means}
+
+
+def add_up(parts: Sequence[LossSums]) -> LossSums:
+    """The sums of a batch from those of its micro-batches, on the host and in float64."""
+
+    def add(*values: Any) -> Any:
+        return np.concatenate(values) if np.ndim(values[0]) else sum(map(float, values))
+
+    return jax.tree.map(add, *parts)
 
 
 def _pair_columns(

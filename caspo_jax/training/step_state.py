@@ -15,7 +15,7 @@ from caspo_jax.models.remat import Remat
 from caspo_jax.sharding import replicated, whole
 from caspo_jax.training.config import LossConfig, TrainConfig
 from caspo_jax.training.optimizer import make_optimizer
-from caspo_jax.training.step_loss import LossSums
+from caspo_jax.training.step_loss import LossSums, add_up, reduce_metrics
 
 
 @jax.tree_util.register_dataclass
@@ -41,18 +41,7 @@ class StepOutput:
     def fetch(self, config: LossConfig) -> StepReport:
         """Bring it to the host (blocks until the update is done) and reduce it over the micro-batches."""
         host: StepOutput = jax.device_get(self)
-        pairs = sum(float(s.pairs) for s in host.sums)
-        nll = sum(float(s.nll) for s in host.sums)
-        pair_weight = sum(float(s.denominators.pairs) for s in host.sums)
-        nll_weight = sum(float(s.denominators.nll) for s in host.sums)
-        loss = config.nll_weight * _divide(nll, nll_weight)
-        if config.contrastive:
-            loss += _divide(pairs, pair_weight)
-        metrics = {"loss": loss}
-        for name in host.sums[0].metrics:
-            total = sum(float(s.metrics[name][0]) for s in host.sums)
-            weight = sum(float(s.metrics[name][1]) for s in host.sums)
-            metrics[name] = total if name in ("tokens", "step_tokens") else _divide(total, weight)
+        metrics = reduce_metrics(add_up(host.sums), config, _divide)
         metrics["grad_norm"] = float(host.grad_norm)
         metrics["learning_rate"] = float(host.learning_rate)
         return StepReport(

@@ -110,7 +110,7 @@ def check_confidence(name: str, what: str = "confidence") -> None:
       what: what messages call it, such as "--confidence".
 
     Raises:
-      UserError: there is none of that name, or it needs token statistics that traces do not hold.
+      UserError: no confidence has this name, or it needs token statistics that traces do not hold.
     """
     usable = ", ".join(n for n in STEP_CONFIDENCES if set(needed_fields(n)) <= set(_RECORDED))
     if name not in STEP_CONFIDENCES:

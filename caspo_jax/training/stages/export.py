@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from caspo_jax.errors import UserError
 from caspo_jax.models import load_adapter, save_adapter, save_pretrained
+from caspo_jax.models.lora import has_adapters
 from caspo_jax.outputs import manifest_path, read_manifest
 from caspo_jax.store import hash_path
 from caspo_jax.training.restore import description_of, resolve_checkpoint, restore_trained
@@ -34,12 +35,10 @@ def export_stage(
     """
     settings = _export_settings(policy, run, output, checkpoint, overwrite)
 
-    def write(folder: Path) -> dict[str, Any]:
-        model, updates = _restored(policy, run, settings)
+    def save(model: Any, folder: Path) -> None:
         save_pretrained(model, policy.tokenizer, folder, caspo=policy.settings or None)
-        return {"updates": updates}
 
-    return write_once("export", (policy.path, run), output, settings, write, overwrite)
+    return _export(policy, run, output, settings, save, overwrite)
 
 
 def export_adapter(
@@ -57,11 +56,29 @@ def export_adapter(
     """
     settings = {**_export_settings(policy, run, output, checkpoint, overwrite), "format": "peft"}
 
-    def write(folder: Path) -> dict[str, Any]:
-        model, updates = _restored(policy, run, settings)
-        if model.lora is None:
+    def save(model: Any, folder: Path) -> None:
+        if not has_adapters(model):
             raise UserError(f"{run}: the run trained the weights, not adapters: export it as a policy")
         save_adapter(model, folder, base=policy.path)
+
+    return _export(policy, run, output, settings, save, overwrite)
+
+
+def _export(
+    policy: Policy,
+    run: str | Path,
+    output: str | Path,
+    settings: dict[str, Any],
+    save: Callable[[Any, Path], None],
+    overwrite: bool,
+) -> Path:
+    """What `save` makes of the model of a run's checkpoint, and a folder, as the output."""
+
+    def write(folder: Path) -> dict[str, Any]:
+        model, updates = restore_trained(policy.model, run, settings["checkpoint"])
+        if updates != settings.get("update", updates):
+            raise UserError(f"{run}: training went on while its checkpoint was read: export again")
+        save(model, folder)
         return {"updates": updates}
 
     return write_once("export", (policy.path, run), output, settings, write, overwrite)
@@ -94,19 +111,11 @@ def _run_hash(run: str | Path) -> str | None:
 
 
 def _manifest_of(output: str | Path) -> dict[str, Any]:
-    """The manifest of a folder, {} where there is none that can be read."""
+    """The manifest of a folder; {} without a readable one."""
     try:
         return read_manifest(manifest_path(output, folder=True))
     except UserError:
         return {}
-
-
-def _restored(policy: Policy, run: str | Path, settings: Mapping[str, Any]) -> tuple[Any, int]:
-    """The model that an export writes, and its update."""
-    model, updates = restore_trained(policy.model, run, settings["checkpoint"])
-    if updates != settings.get("update", updates):
-        raise UserError(f"{run}: training went on while its checkpoint was read: export again")
-    return model, updates
 
 
 def merge_stage(policy: Policy, adapter: str | Path, output: str | Path, *, overwrite: bool = False) -> Path:
