@@ -4,23 +4,40 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from absl import flags
 
 from experiments import common, evaluate_samples
 from experiments.evaluate_settings import restored
 
+if TYPE_CHECKING:
+    from caspo_jax.evaluation.strategies import Context, Found, Settings
+    from caspo_jax.training.stages import Policy
+    from caspo_jax.types import Equal, Question
+    from experiments.benchmark_source import Benchmark
+
 FLAGS = flags.FLAGS
 
 
 class Runner:
-    """Runs strategies a group of questions at a time, into files that survive a kill."""
+    """Runs strategies a group of questions at a time, into files that survive a kill.
+
+    Attributes:
+      sames: benchmark -> are two of its answers one?
+      settings: benchmark -> what its strategies ran with.
+      count: answers, once all are there.
+    """
 
     def __init__(
-        self, policy: Any, out: Path, config: dict[str, Any], strategies: Sequence[str], overwrite: bool
+        self,
+        policy: Policy,
+        out: Path,
+        config: Mapping[str, Any],
+        strategies: Sequence[str],
+        overwrite: bool,
     ):
         from caspo_jax.training.stages.policy import open_output
 
@@ -29,11 +46,17 @@ class Runner:
             name: open_output(out / f"{name}.jsonl", "evaluate", config, overwrite, f"evaluate_{name}")
             for name in ("groups", "samples", "answers", "tuning")
         }
-        self.sames: dict[str, Any] = {}
-        self.settings: dict[str, Any] = {}
+        self.sames: dict[str, Equal] = {}
+        self.settings: dict[str, Settings] = {}
         self.count = 0
 
-    def context(self, benchmark: Any, questions: Sequence[Any], repeat: int = 0, keep: Any = None) -> Any:
+    def context(
+        self,
+        benchmark: Benchmark,
+        questions: Sequence[Question],
+        repeat: int = 0,
+        keep: Callable[..., None] | None = None,
+    ) -> Context:
         """What the strategies are given; each repeat draws by a key of its own."""
         import jax
 
@@ -52,7 +75,13 @@ class Runner:
             keep=keep,
         )
 
-    def tuned(self, name: str, settings: Any, benchmark: Any = None, asked: Sequence[Any] = ()) -> Any:
+    def tuned(
+        self,
+        name: str,
+        settings: Settings,
+        benchmark: Benchmark | None = None,
+        asked: Sequence[Question] = (),
+    ) -> Settings:
         """The settings chosen on separate questions, taken from the file where they were chosen before; without such
         questions as they are."""
         from caspo_jax.evaluation.formats import plain
@@ -84,7 +113,7 @@ class Runner:
             return written.done
         return {str(record["id"]) for _, record in read_jsonl(written.path)}
 
-    def run(self, name: str, benchmark: Any, questions: Sequence[Any], settings: Any) -> None:
+    def run(self, name: str, benchmark: Benchmark, questions: Sequence[Question], settings: Settings) -> None:
         """All strategies on one benchmark."""
         from caspo_jax.evaluation.strategies import families, run_family
 
@@ -110,7 +139,13 @@ class Runner:
                     progress.update(1, part=family)
 
     def write(
-        self, name: str, mark: str, found: Any, repeat: int, settings: Any, part: Sequence[Any]
+        self,
+        name: str,
+        mark: str,
+        found: Found,
+        repeat: int,
+        settings: Settings,
+        part: Sequence[Question],
     ) -> None:
         """Append what a family found on a group of questions; the mark comes last."""
         from caspo_jax.evaluation.answer_records import answer_record, gold_hash, sample_record
@@ -128,10 +163,28 @@ class Runner:
         self.outputs["groups"].append([{"id": mark}])
 
     def finish(self) -> list[dict[str, Any]]:
-        """Votes at CaT's cost, the tables, the curve."""
+        """Ends the files; writes and prints the tables, plots the curves. Returns the rows of the table of strategies."""
         from caspo_jax.evaluation import curve_plots, results
-        from caspo_jax.evaluation.answer_records import read_answers
         from caspo_jax.evaluation.formats import markdown, write_table
+
+        records = self._all_answers()
+        self.count = len(records)
+        rows, paired = results.table(records), results.paired_table(records)
+        write_table(self.out / "table", rows, results.COLUMNS)
+        curve_plots.plot_curves(rows, self.out / "curve.png")
+        for name in self.settings if "cat" in self.strategies and len(self.strategies) > 1 else ():
+            curve_plots.plot_against(rows, name, self.out / f"against.{name}.png")
+        common.say(markdown(rows, results.COLUMNS))
+        if paired:
+            write_table(self.out / "paired", paired, results.PAIRED_COLUMNS)
+            heading = "\nCaT against the others, paired by question"
+            common.say(f"{heading}\n\n{markdown(paired, results.PAIRED_COLUMNS)}")
+        return rows
+
+    def _all_answers(self) -> list[dict[str, Any]]:
+        """Ends the files, after the votes at CaT's cost were added to the answers; the records of all answers."""
+        from caspo_jax.evaluation import results
+        from caspo_jax.evaluation.answer_records import read_answers
         from caspo_jax.store import read_jsonl
 
         written = self.outputs["answers"]
@@ -146,28 +199,16 @@ class Runner:
                 drawn = [r for r in samples if r["benchmark"] == name]
                 written.append(results.matched_votes(mine, drawn, settings, self.sames[name]))
             written.finish()
-        records = read_answers(written.path)
-        self.count = len(records)
-        rows, paired = results.table(records), results.paired_table(records)
-        write_table(self.out / "table", rows, results.COLUMNS)
-        curve_plots.plot_curves(rows, self.out / "curve.png")
-        for name in self.settings if "cat" in self.strategies and len(self.strategies) > 1 else ():
-            curve_plots.plot_against(rows, name, self.out / f"against.{name}.png")
-        common.say(markdown(rows, results.COLUMNS))
-        if paired:
-            write_table(self.out / "paired", paired, results.PAIRED_COLUMNS)
-            heading = "\nCaT against the others, paired by question"
-            common.say(f"{heading}\n\n{markdown(paired, results.PAIRED_COLUMNS)}")
-        return rows
+        return read_answers(written.path)
 
 
 def cut(
-    name: str, questions: Sequence[Any], size: int, done: Collection[str]
-) -> tuple[list[Sequence[Any]], str]:
+    name: str, questions: Sequence[Question], size: int, done: Collection[str]
+) -> tuple[list[Sequence[Question]], str]:
     """Groups of a benchmark's questions, and what follows a group's number in its mark.
 
     Two groups at least where the first still holds all questions whose traces are kept, so that one is timed without
-    compilation. A run that was begun before this was so goes on as it was cut.
+    compilation. A run begun by an older version keeps that version's groups.
     """
     if any(mark.startswith(f"{name}/0/0/") for mark in done):
         return even_groups(questions, size), ""
@@ -175,7 +216,7 @@ def cut(
     return parts, f"-of-{len(parts)}"
 
 
-def even_groups(questions: Sequence[Any], size: int, least: int = 1) -> list[Sequence[Any]]:
+def even_groups(questions: Sequence[Question], size: int, least: int = 1) -> list[Sequence[Question]]:
     """At least `least` groups of at most `size`, as even as can be: few shapes to compile."""
     count = max(least, -(-len(questions) // size))
     per = -(-len(questions) // count)

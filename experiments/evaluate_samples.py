@@ -5,16 +5,19 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from caspo_jax.types import CatResult, Trace
+from caspo_jax.types import CatResult, Question, Trace
+
+if TYPE_CHECKING:
+    from experiments.benchmark_source import Benchmark
 
 QUESTIONS = 50
 SAMPLES = 8  # of a question
 
 
 def keeper(
-    out: Path, name: str, benchmark: Any, questions: Sequence[Any], most: int = QUESTIONS
+    out: Path, name: str, benchmark: Benchmark, questions: Sequence[Question], most: int = QUESTIONS
 ) -> Callable[..., None]:
     """A function (strategy, its traces or search results) that writes OUT/samples/NAME/STRATEGY.jsonl, and for searches
     STRATEGY.trees.jsonl beside it.

@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 from absl import flags
 
 from caspo_jax.errors import UserError
 from experiments import common, verifiers
 
+if TYPE_CHECKING:
+    from caspo_jax.evaluation.strategies import Settings
+    from caspo_jax.training.stages import Policy
+    from caspo_jax.types import Question
+
 FLAGS = flags.FLAGS
 
 
-def base_settings(policy: Any, questions: Sequence[Any]) -> Any:
+def base_settings(policy: Policy, questions: Sequence[Question]) -> Settings:
     """The flags as settings of all strategies."""
     from caspo_jax.evaluation.strategies import Settings
 
@@ -41,7 +46,7 @@ def base_settings(policy: Any, questions: Sequence[Any]) -> Any:
     )
 
 
-def default_max_new_tokens(policy: Any, questions: Sequence[Any]) -> dict[str, int]:
+def default_max_new_tokens(policy: Policy, questions: Sequence[Question]) -> dict[str, int]:
     """Without --max_new_tokens: half of what the longest prompt leaves of the context, 1,024 at most; says how many.
 
     Half, because strategies that go step by step read a prefix as long as an output and write another behind it. And the
@@ -69,8 +74,13 @@ def cat_sizes() -> tuple[int, ...]:
     return tuple(sizes)
 
 
-def run_settings(policy: Any, strategies: Sequence[str], settings: Any, questions: Any) -> dict[str, Any]:
-    """What decides the answers, for the manifest."""
+def run_settings(
+    policy: Policy,
+    strategies: Sequence[str],
+    settings: Settings,
+    questions: Mapping[str, Sequence[Question]],
+) -> dict[str, Any]:
+    """What decides the answers, for the manifest; `questions` by benchmark."""
     from caspo_jax.store import hash_path
     from caspo_jax.training.stages.policy import questions_digest
 

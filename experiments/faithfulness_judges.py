@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING
 
 from absl import flags
 
 from experiments import common
+
+if TYPE_CHECKING:
+    from caspo_jax.evaluation.faithfulness import ContradictionJudge, DecisivenessScorer, Subject
+    from caspo_jax.training.stages import Policy
 
 FLAGS = flags.FLAGS
 
@@ -41,13 +45,13 @@ def _recorded(index: int) -> str:
     return "recorded" if len(FLAGS.scores) == 1 else f"recorded_{index + 1}"
 
 
-def build_scorers() -> tuple[list[Any], dict[str, str]]:
+def build_scorers() -> tuple[list[DecisivenessScorer], dict[str, str]]:
     """The decisiveness scorers of the flags, and hashes of the files behind them."""
     from caspo_jax.errors import UserError
     from caspo_jax.evaluation import faithfulness as f
     from caspo_jax.store import hash_path
 
-    scorers: list[Any] = [f.LexiconScorer()] if FLAGS.lexicon else []
+    scorers: list[DecisivenessScorer] = [f.LexiconScorer()] if FLAGS.lexicon else []
     files: dict[str, str] = {}
     if FLAGS.decisiveness_judge:
         judge = common.load_policy(FLAGS.decisiveness_judge)
@@ -69,7 +73,7 @@ def build_scorers() -> tuple[list[Any], dict[str, str]]:
     return scorers, files
 
 
-def build_contradiction_judge(policy: Any) -> tuple[Any, dict[str, str]]:
+def build_contradiction_judge(policy: Policy) -> tuple[ContradictionJudge, dict[str, str]]:
     """The judge of --consistency, and hashes of the files behind it."""
     from caspo_jax.errors import UserError
     from caspo_jax.evaluation import faithfulness as f
@@ -90,7 +94,7 @@ def build_contradiction_judge(policy: Any) -> tuple[Any, dict[str, str]]:
     return f.LocalContradictionJudge(generate_with(judge, temperature=0.0)), {"judge": judge.hash}
 
 
-def verdicts_of(policy: Any, subjects: Sequence[Any]) -> dict[str, list[bool | None]]:
+def verdicts_of(policy: Policy, subjects: Sequence[Subject]) -> dict[str, list[bool | None]]:
     """Trace id -> for each step whether it is right, None where that is not known."""
     from caspo_jax.steps import StatedEquations, Verifier, verify_traces
 

@@ -9,11 +9,14 @@ temperature 1 over the full vocabulary.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from absl import flags
 
 from experiments import common
+
+if TYPE_CHECKING:
+    from caspo_jax.models import ModelConfig
 
 FLAGS = flags.FLAGS
 
@@ -26,7 +29,7 @@ def define_flags() -> None:
     flags.DEFINE_integer("batch_size", 16, "outputs scored together", lower_bound=1)
 
 
-def _read(record: dict[str, Any], tokenizer: Any, config: Any) -> tuple[list[int], list[int]]:
+def _read(record: dict[str, Any], tokenizer: Any, config: ModelConfig) -> tuple[list[int], list[int]]:
     """Prompt ids and output ids of a record."""
     from caspo_jax.errors import UserError
     from caspo_jax.models import check_prompt_ids, encode_prompt
