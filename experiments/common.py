@@ -61,7 +61,19 @@ def run(main: Callable[[], None]) -> None:
         if module.startswith("experiments.") or "config_flags" in module:
             for flag in defined:  # so that --help shows a program's shared flags beside its own
                 FLAGS.register_key_flag_for_module(sys.argv[0], flag)
-    app.run(lambda argv: guarded(main, argv))
+                if any("other than None" in validator.message for validator in flag.validators):
+                    flag.help = f"required: {flag.help}"
+    app.run(lambda argv: guarded(main, argv), flags_parser=_parse_flags)
+
+
+def _parse_flags(argv: Sequence[str]) -> list[str]:
+    """absl's parser, but that --help exits with 0."""
+    try:
+        return FLAGS(argv)
+    except SystemExit:  # of --help and its kin alone
+        sys.exit(0)
+    except flags.Error:
+        return app.parse_flags_with_usage(argv)  # says what is wrong, and exits with 1
 
 
 def guarded(main: Callable[[], None], argv: Sequence[str]) -> int:

@@ -33,8 +33,9 @@ def define_config(name: str, config: Any, help_text: str) -> None:
     listed = "; ".join(f"--{name}.{field}={value}" for field, value in _values(config).items())
     try:
         config_flags.DEFINE_config_dataclass(
-            name, mirror, f"{help_text}. Defaults: {listed}", flag_values=FLAGS
+            name, mirror, f"{help_text} (meanings: docs/settings.md). Defaults: {listed}", flag_values=FLAGS
         )
+        FLAGS[name].default_as_str = None  # the fields once more, as a Python expression
     except (KeyError, AttributeError, ValueError, TypeError) as error:
         fields = ", ".join(_values(config))
         print(f"error: --{name}.FIELD: {error.args[0]}; fields are {fields}", file=sys.stderr)

@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 from absl import flags
 
+from experiments import common
+
 ROOT = Path(__file__).parents[2]
 DOCUMENTS = [
     *(ROOT / name for name in ("README.md", "experiments/README.md", "tpu_scripts/README.md")),
@@ -100,3 +102,22 @@ def test_named_benchmarks_strategies_and_interventions_exist():
                 seen.add(flag)
                 assert set(values.split(",")) <= known[flag], title
     assert seen == set(known)
+
+
+@pytest.mark.parametrize("path", programs(), ids=lambda path: path.stem)
+def test_help_is_no_error_and_marks_what_is_required(program, monkeypatch, capsys, path):
+    monkeypatch.setattr(importlib.import_module(f"experiments.{path.stem}"), "main", lambda: None)
+    with pytest.raises(flags.Error):  # a flag that no program has: those of the program are defined by now
+        program(path.stem, "--no_such_flag=1")
+    monkeypatch.setattr("sys.argv", [f"{path.stem}.py", "--help"])
+    with pytest.raises(SystemExit) as ended:
+        common.run(lambda: None)
+    shown = capsys.readouterr().out
+    assert ended.value.code == 0
+    assert "Config(" not in shown
+    marked = set(re.findall(r"--(?:\[no\])?(\w+): (?:<[^>]*>: )?required:", shown))
+    assert marked == {name for name in flags.FLAGS if _is_required(name)}
+
+
+def _is_required(name):
+    return any("other than None" in validator.message for validator in flags.FLAGS[name].validators)
