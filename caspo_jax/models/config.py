@@ -225,9 +225,14 @@ def _from_dict(config: Mapping[str, Any], where: str, generation_json: str | Non
     generation = json.loads(generation_json) if generation_json else {}
     beside = str(Path(where).with_name("generation_config.json"))
     bos, pad = token_id(config, "bos_token_id", where), token_id(config, "pad_token_id", where)
+    vocab_size = integer(config, "vocab_size", where)
+    if pad is None:
+        pad = token_id(generation, "pad_token_id", beside)
+        if pad is not None and pad >= vocab_size:
+            pad = None  # in config.json, where an export writes it, no reader could open the model
     return ModelConfig(
         model_type=model_type,
-        vocab_size=integer(config, "vocab_size", where),
+        vocab_size=vocab_size,
         hidden_size=hidden,
         intermediate_size=integer(config, "intermediate_size", where),
         num_layers=num_layers,
@@ -244,7 +249,7 @@ def _from_dict(config: Mapping[str, Any], where: str, generation_json: str | Non
         initializer_range=number(config, "initializer_range", where, 0.02),
         dtype=_dtype(config, where),
         bos_token_id=token_id(generation, "bos_token_id", beside) if bos is None else bos,
-        pad_token_id=token_id(generation, "pad_token_id", beside) if pad is None else pad,
+        pad_token_id=pad,
         eos_token_ids=merge_eos(
             token_ids(config, "eos_token_id", where), token_ids(generation, "eos_token_id", beside)
         ),

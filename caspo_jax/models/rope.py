@@ -110,8 +110,9 @@ class RopeConfig:
     def from_hf(cls, config: Mapping[str, Any], where: str = "config.json") -> RopeConfig:
         """Reads `rope_parameters` (transformers 5) or `rope_theta` + `rope_scaling` (hub configs).
 
-        `rope_scaling` wins where both are given and it is not null, as in transformers. The legacy key `type` is
-        read where `rope_type` is missing. yarn's `attn_factor` counts: without `attention_factor`, cos and sin are
+        `rope_scaling` wins where both are given and it is not null, as in transformers, but for a theta that
+        `rope_parameters` alone holds. The legacy key `type` is read where `rope_type` is missing, and
+        `original_max_position_embeddings` also beside the section, as transformers 5 reads it. yarn's `attn_factor` counts: without `attention_factor`, cos and sin are
         scaled by `(0.1 ln(factor) + 1) * attn_factor`. That is what the key meant to those who published it
         (DeepSeek-R1-0528-Qwen3-8B: 1.0 in all) and how vLLM has served it; transformers leaves it out of account, which
         makes another model of the same weights.
@@ -122,7 +123,7 @@ class RopeConfig:
 
         Raises:
           UserError: an unknown rope type, a partial rotation, a rope per layer type, a required key missing, a key
-            that the type does not compute with.
+            that the type does not compute with, two original contexts.
         """
         written = section(config, "rope_parameters", where)
         scaling = section(config, "rope_scaling", where)
@@ -160,8 +161,14 @@ class RopeConfig:
         if rope_type in ("llama3", "yarn"):
             context = config.get("max_position_embeddings")
             key = "original_max_position_embeddings"
-            if context is not None or params.get(key) is not None:
-                given[key] = integer(params, key, where, context)
+            inside, beside = params.get(key), config.get(key)
+            if inside is not None and beside is not None and inside != beside:
+                raise UserError(
+                    f"{where}: {key} is {inside} in {name} and {beside} beside it, and readers differ in which they take; "
+                    "give it once"
+                )
+            if any(value is not None for value in (context, inside, beside)):
+                given[key] = integer(params if beside is None else config, key, where, context)
             if rope_type == "yarn" and "factor" not in given and context is not None:
                 given["factor"] = context / max(given[key], 1)  # below 1 is refused
         truncate = params.get("truncate") is None or flag(params, "truncate", where)

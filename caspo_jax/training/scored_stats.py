@@ -78,7 +78,7 @@ def scored_stats(
     # All rows as one: a row with few scored tokens then costs no more than these.
     order = jnp.argsort(~mask.reshape(count), stable=True)
     place = jnp.argsort(order)
-    ids, scored = (x.reshape(count)[order][None] for x in (targets, mask))
+    ids, scored = (jnp.asarray(x).reshape(count)[order][None] for x in (targets, mask))
     states = _permuted(hidden.reshape(count, width), order, place)[None]
     head = _widened(states, ids, scored, size, unembedding)
     affordable = max(_CPU_KEPT, _CPU_KEPT_HEADS * unembedding.size)

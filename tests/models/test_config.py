@@ -262,6 +262,14 @@ def test_config_files_that_cannot_be_read(tmp_path):
         ModelConfig.from_hf(tmp_path)
 
 
+@pytest.mark.parametrize("pad, kept", [(3, 3), (200, None), (-1, -1)])
+def test_a_pad_id_that_generation_config_alone_names_does_not_make_the_export_unreadable(tmp_path, pad, kept):
+    """transformers makes it the padding index of the embeddings, and refuses one that they do not have."""
+    (tmp_path / "config.json").write_text(json.dumps(hf(vocab_size=97, pad_token_id=None)))
+    (tmp_path / "generation_config.json").write_text(json.dumps({"pad_token_id": pad}))
+    assert ModelConfig.from_hf(tmp_path).to_hf()["pad_token_id"] == kept
+
+
 def test_eos_ids_are_merged_with_generation_config(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps(hf(eos_token_id=5)))
     (tmp_path / "generation_config.json").write_text(json.dumps({"eos_token_id": [7, 5], "temperature": 0.7}))

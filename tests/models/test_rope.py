@@ -72,12 +72,19 @@ def test_yarn_alone_raises_the_context(scaling, context):
     assert ("max_position_embeddings" in config.context_key) == (context == 512)
 
 
-def test_the_original_context_is_read_where_these_architectures_read_it():
-    """Beside the rope section it belongs to others (Phi-3); transformers does not look at it here."""
-    beside = {"original_max_position_embeddings": 256}
-    inside = LLAMA3 | {"original_max_position_embeddings": 128}
-    assert ModelConfig.from_hf(hf(**beside, rope_scaling=inside)).rope.original_max_position_embeddings == 128
-    assert ModelConfig.from_hf(hf(**beside, rope_scaling=LLAMA3)).rope.original_max_position_embeddings == 512
+@pytest.mark.parametrize("scaling", [LLAMA3, {"rope_type": "yarn", "factor": 4.0}])
+@pytest.mark.parametrize("dialect", ["rope_scaling", "rope_parameters"])
+def test_the_original_context_is_read_in_the_section_and_beside_it(scaling, dialect):
+    """transformers 5 takes the one beside the section, older ones that inside: two that differ are two models."""
+    key = "original_max_position_embeddings"
+    beside, inside = {key: 256}, scaling | {key: 256}
+    for given in ({dialect: inside}, beside | {dialect: scaling}, beside | {dialect: inside}):
+        config = ModelConfig.from_hf(hf(**given))
+        assert config.rope.original_max_position_embeddings == 256
+        assert ModelConfig.from_hf(config.to_hf()) == config
+    assert ModelConfig.from_hf(hf(**{dialect: scaling})).rope.original_max_position_embeddings == 512
+    with pytest.raises(UserError, match=r"is 128 in .* and 256 beside it"):
+        ModelConfig.from_hf(hf(**beside, **{dialect: scaling | {key: 128}}))
 
 
 # As DeepSeek-R1-0528-Qwen3-8B publishes it: in all, cos and sin are scaled by 1.
