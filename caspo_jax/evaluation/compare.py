@@ -9,13 +9,13 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import nnx
 
 from caspo_jax.evaluation import tables as tables_module
 from caspo_jax.evaluation.strategies import VOTE_CONFIDENCE, Outcome, StrategyConfig, run_all
 from caspo_jax.evaluation.tables import Tables, tabulate
 from caspo_jax.metrics import mean_statistic, paired_difference
 from caspo_jax.models import token_bytes
+from caspo_jax.models.weights import shallow_copy
 from caspo_jax.records import finite
 from caspo_jax.sampling import SampleConfig, generate
 from caspo_jax.steps import Verifier, annotate_traces
@@ -148,9 +148,7 @@ def evaluate(
 
 def tempered(model: Any, temperature: float) -> Any:
     """The model whose distribution at temperature 1 is this one's at `temperature`: its last norm scaled by 1/T."""
-    graphdef, params = nnx.split(model)
-    # Rebuilt first: a merged module shares its variables with the one that was split.
-    scaled = nnx.merge(graphdef, jax.tree.map(lambda p: p, params))
+    scaled = shallow_copy(model)
     scaled.final_norm[...] = scaled.final_norm[...] / jnp.asarray(temperature, scaled.final_norm[...].dtype)
     return scaled
 

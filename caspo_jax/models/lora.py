@@ -16,7 +16,7 @@ from jax.sharding import NamedSharding
 from caspo_jax.checks import at_least, own_numbers, within
 from caspo_jax.errors import UserError
 from caspo_jax.models.config import ModelConfig
-from caspo_jax.models.weights import Weight, owner, weights
+from caspo_jax.models.weights import Weight, owner, shallow_copy, weights
 from caspo_jax.sharding import named_sharding
 
 # Name in Hugging Face checkpoints -> name in the decoder, in the order in which a layer applies them.
@@ -148,7 +148,7 @@ def attach(model: Any, lora: LoraConfig, value: Callable[[Weight, int], Any]) ->
         raise UserError(f"lora: {type(model).__name__} takes no adapters; caspo_jax.models.Decoder does")
     if model.lora is not None:
         raise UserError("lora: the model has adapters already: merge_lora() makes one of model and adapters")
-    new = _copy(model)
+    new = shallow_copy(model)
     for weight in weights(model.config):
         setattr(owner(new, weight), weight.name, Frozen(_stored(new, weight)))
     sharding = getattr(new.embed[...], "sharding", None)  # none while shapes alone are traced
@@ -202,7 +202,7 @@ def _merged(stored: jax.Array, a: jax.Array, b: jax.Array, scale: float) -> jax.
 
 
 def _without_adapters(model: Any, value: Callable[[Any, Weight], jax.Array]) -> Any:
-    new = _copy(model)
+    new = shallow_copy(model)
     for weight in weights(model.config):
         setattr(owner(new, weight), weight.name, nnx.Param(value(model, weight)))
     for weight in lora_weights(model.config, model.lora):
@@ -213,10 +213,3 @@ def _without_adapters(model: Any, value: Callable[[Any, Weight], jax.Array]) -> 
 
 def _stored(model: Any, weight: Weight) -> jax.Array:
     return getattr(owner(model, weight), weight.name)[...]
-
-
-def _copy(model: Any) -> Any:
-    """A new module on the same arrays."""
-    graphdef, state = nnx.split(model)
-    # Rebuilt first: a merged module shares its variables with the one that was split.
-    return nnx.merge(graphdef, jax.tree.map(lambda array: array, state))

@@ -8,6 +8,8 @@ from __future__ import annotations
 import dataclasses
 from typing import Any, Literal
 
+import jax
+from flax import nnx
 from jax.sharding import Mesh, NamedSharding
 
 from caspo_jax.models.config import ModelConfig
@@ -43,6 +45,13 @@ class Weight:
 def owner(model: Any, weight: Weight) -> Any:
     """The module that has a weight as its attribute: the decoder's `layers`, or the decoder itself."""
     return model.layers if weight.stacked else model
+
+
+def shallow_copy(model: Any) -> Any:
+    """A new module on the same arrays: what is set on it leaves the given one as it is."""
+    graphdef, state = nnx.split(model)
+    # Rebuilt first: a merged module shares its variables with the one that was split.
+    return nnx.merge(graphdef, jax.tree.map(lambda array: array, state))
 
 
 def parameter_shape(weight: Weight, config: ModelConfig) -> tuple[int, ...]:
