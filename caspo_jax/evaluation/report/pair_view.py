@@ -5,11 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
+
 from caspo_jax.evaluation.report.align import token_lengths
 from caspo_jax.evaluation.report.encode import short, thousandths
 from caspo_jax.evaluation.report.folder import Run
 from caspo_jax.evaluation.report.spelling import Spelling, Spellings
 from caspo_jax.evaluation.report.trace_view import name_silent
+from caspo_jax.preferences.token_tree import common_prefix
 from caspo_jax.types import Pair
 
 _VERDICTS = {"correct": 1, "wrong": 0, "unknown": None}
@@ -36,11 +39,6 @@ def view_pairs(
 def _pair(
     pair: Pair, spelling: Spelling | None, names: dict[str, str], scores: Sequence[tuple[str, Any, Any]]
 ) -> dict[str, Any]:
-    shared = 0
-    for a, b in zip(pair.chosen_ids, pair.rejected_ids):
-        if a != b:
-            break
-        shared += 1
     return {
         "id": pair.id,
         "kind": pair.kind,
@@ -48,7 +46,7 @@ def _pair(
         "prefix": pair.prefix,
         "trace": pair.trace_id,
         "step": pair.step_index,
-        "shared": shared,
+        "shared": common_prefix(np.array(pair.chosen_ids), np.array(pair.rejected_ids)),
         "sides": [
             _side(pair.chosen, pair.chosen_ids, spelling, names)
             | {
