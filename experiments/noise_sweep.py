@@ -35,15 +35,6 @@ COLUMNS = {
     "minus_base_low": "low ",
     "minus_base_high": "high ",
 }
-METRICS = (
-    "step_accuracy",
-    "answer_accuracy",
-    "flawed_correct_rate",
-    "entropy_auroc",
-    "within_prefix_logprob_auroc",
-    "ece",
-    "brier_scaled",
-)
 
 
 def define_flags() -> None:
@@ -205,14 +196,14 @@ def measure(task: Task, path: Path) -> Tables:
 
 def base_values(base: Tables) -> dict[str, float]:
     """The metrics of the base."""
-    from caspo_jax.evaluation.tables import values
+    from caspo_jax.evaluation.tables import ON_ONE_SCALE, values
 
-    return {name: value for name, value in values(base).items() if name in METRICS}
+    return {name: value for name, value in values(base).items() if name in ON_ONE_SCALE}
 
 
 def compared(tables: Tables, base: Tables, level: float, f1: float) -> list[dict[str, Any]]:
     """A row a metric: value and difference to the base, 95 % intervals by question."""
-    from caspo_jax.evaluation.tables import intervals, paired
+    from caspo_jax.evaluation.tables import ON_ONE_SCALE, intervals, paired
 
     own, against = intervals(tables), paired(tables, base)
     return [
@@ -227,7 +218,7 @@ def compared(tables: Tables, base: Tables, level: float, f1: float) -> list[dict
             "minus_base_low": against[name].low,
             "minus_base_high": against[name].high,
         }
-        for name in METRICS
+        for name in ON_ONE_SCALE
     ]
 
 

@@ -15,6 +15,17 @@ from caspo_jax.metrics import Interval, Statistic
 from caspo_jax.records import finite
 from caspo_jax.types import Trace
 
+# Of a policy's numbers those that share one scale, [0, 1], so that differences of them can stand in one picture.
+ON_ONE_SCALE = (
+    "step_accuracy",
+    "answer_accuracy",
+    "flawed_correct_rate",
+    "entropy_auroc",
+    "within_prefix_logprob_auroc",
+    "ece",
+    "brier_scaled",
+)
+
 
 @dataclasses.dataclass(frozen=True)
 class Tables:

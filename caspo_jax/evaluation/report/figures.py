@@ -13,6 +13,7 @@ from caspo_jax.evaluation.report.evaluate_tables import spoken
 from caspo_jax.evaluation.report.folder import SAMPLES, Run, TraceFile
 from caspo_jax.evaluation.report.svg import SERIES, WIDTH, Figure, Panel, hover, number, tag
 from caspo_jax.evaluation.report.tables import strategies_of
+from caspo_jax.evaluation.tables import ON_ONE_SCALE
 from caspo_jax.metrics import reliability
 
 _CURVES = (
@@ -87,21 +88,12 @@ def strategies(policies: Sequence[Mapping[str, Any]], questions: int | None) -> 
 
 def differences(policies: Sequence[Mapping[str, Any]]) -> Figure | None:
     """Paired differences to the base with their intervals, for the rates that share one scale."""
-    metrics = (
-        "step_accuracy",
-        "answer_accuracy",
-        "flawed_correct_rate",
-        "entropy_auroc",
-        "within_prefix_logprob_auroc",
-        "ece",
-        "brier_scaled",
-    )
     shown = [p for p in policies if isinstance(p.get("paired_with_base"), Mapping) and p["paired_with_base"]][
         :SERIES
     ]
     rows = [
         (name, [p["paired_with_base"].get(name) for p in shown])
-        for name in metrics
+        for name in ON_ONE_SCALE
         if any((p["paired_with_base"].get(name) or {}).get("difference") is not None for p in shown)
     ]
     ends = [
