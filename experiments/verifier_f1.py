@@ -18,7 +18,6 @@ from absl import flags
 from experiments import common, result_files, verifiers
 
 FLAGS = flags.FLAGS
-NEED_GOLD = ("gold", "rollouts")
 
 
 def define_flags() -> None:
@@ -45,10 +44,9 @@ def main() -> None:
     solutions = load_processbench(FLAGS.input)
     if FLAGS.model is None and FLAGS.verifier == "exact":
         raise UserError("--verifier=exact needs --model, the tiny policy of an embedded task")
-    policy: Any = common.load_policy() if FLAGS.model is not None else None
-    if policy is None and FLAGS.verifier == "auto":
-        FLAGS["verifier"].value = "equations"
-    if verifiers.choose(policy) in NEED_GOLD:
+    # None does for verifiers that only read text.
+    policy: Any = None if FLAGS.model is None else common.load_policy()
+    if verifiers.needs_gold(policy):
         raise UserError(f"--verifier={FLAGS.verifier} reads gold answers, which ProcessBench's layout lacks")
     # How answers are read is for verifiers that need a gold answer; none of those is left.
     verifier = verifiers.build(policy, lambda text: None, common.same_text)

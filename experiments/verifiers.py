@@ -4,12 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from absl import flags
 
 from caspo_jax.errors import UserError
 from experiments import common
+
+if TYPE_CHECKING:
+    from caspo_jax.steps import Verifier
+    from caspo_jax.steps.rollouts import Generate
+    from caspo_jax.training.stages import Policy
+    from caspo_jax.types import Equal, Extract, Question, Trace
 
 FLAGS = flags.FLAGS
 _OWNERS = {
@@ -41,7 +47,7 @@ def define_flags() -> None:
     )
 
 
-def needs_gold(policy: Any) -> bool:
+def needs_gold(policy: Policy | None) -> bool:
     """Does the chosen verifier read gold answers?"""
     return choose(policy) in ("gold", "rollouts")
 
@@ -53,26 +59,26 @@ def check_confidence() -> None:
     check_name(FLAGS.confidence, "--confidence")
 
 
-def check_golds(traces: Sequence[Any]) -> None:
+def check_golds(traces: Sequence[Trace]) -> None:
     """Refuses traces of --input without the gold answer that verifiers such as `gold` read."""
     without = next((t.id for t in traces if t.gold is None), None)
     if without is not None:
         raise UserError(f"{FLAGS.input}: trace {without!r} has no gold answer, which this verifier needs")
 
 
-def answer_kind(policy: Any) -> str:
+def answer_kind(policy: Policy) -> str:
     """What manifests call the functions of `common.answer_functions`."""
     return FLAGS.answers or ("task" if policy.settings.get("task") else "math")
 
 
-def choose(policy: Any) -> str:
+def choose(policy: Policy | None) -> str:
     """The verifier's name after `auto` is resolved."""
     if FLAGS.verifier != "auto":
         return FLAGS.verifier
-    return "exact" if policy.settings.get("task") else "equations"
+    return "exact" if policy is not None and policy.settings.get("task") else "equations"
 
 
-def check(policy: Any) -> str:
+def check(policy: Policy) -> str:
     """The verifier's name, once it has what it needs: found out before a round samples, not after.
 
     Raises:
@@ -95,7 +101,7 @@ def check(policy: Any) -> str:
     return name
 
 
-def build(policy: Any, extract: Any, equal: Any) -> Any:
+def build(policy: Policy, extract: Extract, equal: Equal) -> Verifier:
     """The verifier of the flags; raises as `check` does."""
     from caspo_jax import steps
 
@@ -125,12 +131,12 @@ def build(policy: Any, extract: Any, equal: Any) -> Any:
     )
 
 
-def decoding(policy: Any) -> dict[str, Any]:
+def decoding(policy: Policy) -> dict[str, Any]:
     """What decides the tokens of `generate_with` beside the seed, for manifests."""
     return {"checkpoint": policy.hash, "dtype": str(policy.model.dtype), "batch_size": FLAGS.batch_size}
 
 
-def generate_with(policy: Any, temperature: float) -> Any:
+def generate_with(policy: Policy, temperature: float) -> Generate:
     """`(questions, n) -> traces` on a policy, each of as many new tokens as its context leaves, 1,024 at most.
 
     A question's outputs do not depend on the questions beside it; one that fills the context gets empty ones, cut off.
@@ -140,11 +146,11 @@ def generate_with(policy: Any, temperature: float) -> Any:
     from caspo_jax.sampling import SampleConfig, generate
     from caspo_jax.types import Trace
 
-    def call(questions: Any, n: int) -> Any:
+    def call(questions: Sequence[Question], n: int) -> list[Trace]:
         rooms: dict[int, list[int]] = {}
         for i, question in enumerate(questions):
             rooms.setdefault(new_tokens(common.room(policy, [question])), []).append(i)
-        found: list[Any] = [None] * len(questions)
+        found: list[Sequence[Trace]] = [()] * len(questions)
         for room, rows in rooms.items():
             asked = [questions[i] for i in rows]
             if room:
@@ -153,7 +159,16 @@ def generate_with(policy: Any, temperature: float) -> Any:
                 traces = generate(policy.model, policy.tokenizer, asked, config, key, batch_size=batch)
             else:
                 traces = [
-                    Trace(f"{q.id}#{k}", q.question, q.gold, q.prompt, (), (), "", "length")
+                    Trace(
+                        id=f"{q.id}#{k}",
+                        question=q.question,
+                        gold=q.gold,
+                        prompt=q.prompt,
+                        prompt_ids=(),
+                        token_ids=(),
+                        text="",
+                        finish_reason="length",
+                    )
                     for q in asked
                     for k in range(n)
                 ]
