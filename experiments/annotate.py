@@ -33,7 +33,7 @@ def define_flags() -> None:
     )
     flags.DEFINE_string("output", None, "JSONL of annotated traces", required=True)
     common.define_delimiter_flag()
-    flags.DEFINE_string("confidence", "entropy", "step confidence that the records carry")
+    common.define_confidence_flag("that the records carry")
     flags.DEFINE_integer(
         "batch_size",
         64,
@@ -59,29 +59,25 @@ def main() -> None:
         from caspo_jax.preferences import check_step_dataset, write_step_dataset
 
         check_step_dataset(FLAGS.dataset_dir, FLAGS.overwrite)
-    if FLAGS.labelled is not None:
-        annotate_labelled()
-    else:
-        annotate_traces()
+    confidence = annotate_traces() if FLAGS.labelled is None else annotate_labelled()
     annotated = load_records(FLAGS.output, trace_from_record)
     verdicts = collections.Counter(step.verdict for trace in annotated for step in trace.steps)
     if FLAGS.dataset_dir:
-        write_step_dataset(
-            annotated, FLAGS.dataset_dir, confidence=FLAGS.confidence, overwrite=FLAGS.overwrite
-        )
+        write_step_dataset(annotated, FLAGS.dataset_dir, confidence=confidence, overwrite=FLAGS.overwrite)
     common.closing(
         f"annotated traces in {FLAGS.output}", {"traces": len(annotated), **dict(sorted(verdicts.items()))}
     )
 
 
-def annotate_traces() -> None:
-    """What was sampled, by the verifier."""
+def annotate_traces() -> str:
+    """What was sampled, by the verifier; returns the name of the step confidence."""
     from caspo_jax.records import trace_from_record
     from caspo_jax.store import load_records
     from caspo_jax.training.stages import annotate_stage
 
     traces = load_records(FLAGS.input, trace_from_record)
     policy = common.load_policy()
+    confidence = verifiers.trace_confidence(policy)
     verifiers.check(policy)
     if verifiers.needs_gold(policy):
         verifiers.check_golds(traces)
@@ -97,18 +93,20 @@ def annotate_traces() -> None:
             extract=extract,
             equal=equal,
             answer_kind=verifiers.answer_kind(policy),
-            confidence=FLAGS.confidence,
+            confidence=confidence,
             delimiter=delimiter,
             overwrite=FLAGS.overwrite,
             progress=progress.reach,
         )
+    return confidence
 
 
-def annotate_labelled() -> None:
-    """What others have judged, with the policy's confidences."""
+def annotate_labelled() -> str:
+    """What others have judged, with the policy's confidences; returns the name of the step confidence."""
     from caspo_jax.training.stages import labelled_stage
 
     policy = common.load_policy()
+    confidence = verifiers.trace_confidence(policy)
     extract, equal = common.answer_functions(policy)
     with common.Progress(0, "annotate", unit="solution") as progress:
         labelled_stage(
@@ -118,13 +116,14 @@ def annotate_labelled() -> None:
             extract=extract,
             equal=equal,
             answer_kind=verifiers.answer_kind(policy),
-            confidence=FLAGS.confidence,
+            confidence=confidence,
             delimiter=common.step_delimiter(policy),
             neutral=FLAGS.neutral,
             batch_size=FLAGS.batch_size,
             overwrite=FLAGS.overwrite,
             progress=progress.reach,
         )
+    return confidence
 
 
 if __name__ == "__main__":

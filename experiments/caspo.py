@@ -55,7 +55,7 @@ def define_flags() -> None:
         0.0,
         1.0,
     )
-    flags.DEFINE_string("confidence", "entropy", "step confidence that pairs are chosen by")
+    common.define_confidence_flag("that pairs are chosen by")
     flags.DEFINE_integer(
         "max_step_tokens", 256, "a competitor that goes on for longer is dropped", lower_bound=1
     )
@@ -78,6 +78,7 @@ def main() -> None:
     verifiers.check_confidence()
     # The rounds load the policy; a second copy would stay on the device through all of them.
     policy = Policy.without_weights(FLAGS.model)
+    confidence = verifiers.trace_confidence(policy)
     training = train_config()
     if training.lora is not None:
         check_rank(policy.model.config, training.lora)  # before the samples that it would be trained on
@@ -97,7 +98,7 @@ def main() -> None:
         train=training,
         reference_cache=FLAGS.reference_cache,
         batch_size=FLAGS.batch_size,
-        confidence=FLAGS.confidence,
+        confidence=confidence,
         max_step_tokens=FLAGS.max_step_tokens,
         dtype=FLAGS.dtype,
         mesh=common.mesh(),

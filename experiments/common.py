@@ -27,6 +27,7 @@ from experiments.shared_flags import (  # noqa: E402, F401 - programs reach thes
     CAT_FLAGS,
     define_answer_flags,
     define_cat_flags,
+    define_confidence_flag,
     define_decoding_flags,
     define_delimiter_flag,
     define_model_flags,
@@ -66,7 +67,7 @@ def run(main: Callable[[], None]) -> None:
     app.run(lambda argv: guarded(main, argv), flags_parser=_parse_flags)
 
 
-def _parse_flags(argv: Sequence[str]) -> list[str]:
+def _parse_flags(argv: list[str]) -> list[str]:
     """absl's parser, but that --help exits with 0."""
     try:
         return FLAGS(argv)

@@ -47,6 +47,8 @@ VERDICTS = {"above": "above", "equal": "not_told_apart", "below": "below"}
 
 def define_flags() -> None:
     """The program's flags."""
+    from caspo_jax.evaluation.benchmarks import benchmark_names
+
     common.define_model_flags(required=False)
     common.define_decoding_flags(num_samples=16, temperature=0.7)
     common.define_question_flags()
@@ -63,7 +65,9 @@ def define_flags() -> None:
         "another policy, such as the one that training started from: evaluated alike and compared",
     )
     flags.DEFINE_list(
-        "benchmarks", [], "embedded tasks (graph, chain) or benchmarks by name, comma-separated"
+        "benchmarks",
+        [],
+        f"embedded tasks (graph, chain) or benchmarks, comma-separated: {', '.join(benchmark_names())}",
     )
     flags.DEFINE_list("strategies", ["all"], "strategies, comma-separated")
     flags.DEFINE_string("input", None, "JSONL of questions with gold answers, as a benchmark of one's own")
@@ -77,25 +81,31 @@ def define_flags() -> None:
         lower_bound=1,
     )
     flags.DEFINE_integer(
-        "tune", 64, "questions on which settings are chosen; 0 takes the flags as they are", lower_bound=0
+        "tune",
+        64,
+        "separate questions on which temperatures, thresholds and exponents are chosen; 0: take them from the flags",
+        lower_bound=0,
     )
     flags.DEFINE_integer(
         "repeats", 1, "answers a question of every strategy that draws at random, for mean@k", lower_bound=1
     )
     flags.DEFINE_bool(
-        "time_votes", False, "take the time of votes over fewer samples too, by drawing those samples again"
+        "time_votes",
+        False,
+        "also time the votes over fewer samples, which takes drawing these samples once more",
     )
     flags.DEFINE_string(
         "tune_input",
         None,
-        "JSONL of those questions, for what is no embedded task; none of the test questions",
+        "JSONL of the --tune questions, needed unless the benchmark is an embedded task; may hold none of the test questions",
     )
     flags.DEFINE_list("cat_sizes", ["2", "4", "8"], "numbers of branches K that CaT is run with")
     flags.DEFINE_enum(
         "self_evaluation",
         "auto",
         ["auto", "confidence", "prompt"],
-        "MCTS reward; auto: prompt where there is a chat template and the policy is no tiny one",
+        "reward of MCTS: the path's confidence, or the policy's own judgement by prompt; auto: prompt if the policy has a chat "
+        "template and is not a tiny one, else confidence",
     )
     flags.DEFINE_multi_string("data", [], "BENCHMARK=PATH, a local copy of a benchmark's files (repeatable)")
     flags.DEFINE_bool(

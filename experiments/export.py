@@ -30,6 +30,12 @@ def define_flags() -> None:
     flags.DEFINE_string(
         "checkpoint", "last", "last, best (of a run with --train.best_metric) or the number of an update"
     )
+    flags.DEFINE_integer(
+        "batch_size",
+        None,
+        "taken so that every stage takes the same flags; an export has no rows",
+        lower_bound=1,
+    )
 
 
 def main() -> None:

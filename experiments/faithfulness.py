@@ -7,7 +7,7 @@ r"""Does a trace sound as sure as the model is? Decisiveness of the words agains
 Traces: ours (`experiments.generate`), raw .txt, JSONL with a text field, vLLM outputs or completions with log-probs, lm-eval
 samples, inspect-ai logs (.json, .eval); with or without <think> blocks. Steps are the paragraphs of the thinking block.
 
-Stages, each with its own file in DIR, each taken up again where it was stopped:
+Stages, each with its own file in DIR, each continued where it was stopped:
 
   decisiveness  how sure the words sound: hedge lexicon, a local judge (--decisiveness_judge), recorded scores (--scores)
   token         -mean of the top five log-probs / 8 (published), and exp(-entropy)
@@ -25,11 +25,15 @@ from __future__ import annotations
 import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from absl import flags
 
 from experiments import common, faithfulness_compare, faithfulness_judges, result_files
+
+if TYPE_CHECKING:
+    from caspo_jax.evaluation.faithfulness import Stage, Subject, Table
+    from caspo_jax.training.stages import Policy
 
 FLAGS = flags.FLAGS
 STAGES = ("decisiveness", "token", "hidden", "prefix", "probe", "report")
@@ -54,9 +58,16 @@ def define_flags() -> None:
     )  # fmt: skip
     common.define_delimiter_flag()
     faithfulness_judges.define_flags()
-    flags.DEFINE_integer("samples", 10, "continuations a step", lower_bound=1)
-    flags.DEFINE_float("temperature", 0.8, "of the continuations")
-    flags.DEFINE_float("top_p", 0.95, "of the continuations")
+    flags.DEFINE_integer("num_samples", 10, "continuations a step", lower_bound=1)
+    flags.DEFINE_alias("samples", "num_samples")
+    flags.DEFINE_float("temperature", 0.8, "sampling temperature of the continuations")
+    flags.DEFINE_float("top_p", 0.95, "nucleus mass of the continuations")
+    flags.DEFINE_integer("top_k", 0, "most probable tokens kept of the continuations; 0 is off")
+    flags.DEFINE_float(
+        "min_p",
+        0.0,
+        "least probability in the continuations, as a share of the most probable token's; 0 is off",
+    )
     flags.DEFINE_integer("max_new_tokens", 200, "longest continuation", lower_bound=1)
     flags.DEFINE_integer(
         "max_steps", 20, "steps a trace that are sampled: first, last, others at random", lower_bound=1
@@ -104,7 +115,7 @@ def measure(out: Path) -> None:
     stage_flags = set(FLAGS.stages)
     left_out: dict[str, str] = {}
 
-    def stage(name: str) -> Any:
+    def stage(name: str) -> Stage:
         progress = common.Progress(len(subjects), name, unit="trace")
         return f.Stage(subjects, out, settings, overwrite=FLAGS.overwrite, progress=progress.reach)
 
@@ -117,9 +128,11 @@ def measure(out: Path) -> None:
         f.forced_stage(stage(" + ".join(forced)), policy.model, forced, **options)
     if "prefix" in stage_flags:
         config = f.PrefixConfig(
-            samples=FLAGS.samples,
+            samples=FLAGS.num_samples,
             temperature=FLAGS.temperature,
             top_p=FLAGS.top_p,
+            top_k=FLAGS.top_k,
+            min_p=FLAGS.min_p,
             max_new_tokens=FLAGS.max_new_tokens,
             max_steps=FLAGS.max_steps,
             delimiter=settings["delimiter"],
@@ -175,7 +188,7 @@ def check_places(out: Path) -> None:
     result_files.check_files([out / name for name in names], manifest_path(out / "traces.jsonl"))
 
 
-def prepared(policy: Any, out: Path) -> tuple[list[Any], dict[str, Any]]:
+def prepared(policy: Policy, out: Path) -> tuple[list[Subject], dict[str, Any]]:
     """The traces with their steps, written to traces.jsonl; and the settings that every stage depends on."""
     from caspo_jax.evaluation import faithfulness as f
     from caspo_jax.outputs import Manifest, manifest_path
@@ -205,7 +218,7 @@ def prepared(policy: Any, out: Path) -> tuple[list[Any], dict[str, Any]]:
 
 
 def report(
-    subjects: Sequence[Any],
+    subjects: Sequence[Subject],
     verdicts: Mapping[str, Sequence[bool | None]],
     out: Path,
     settings: Mapping[str, Any],
@@ -252,7 +265,7 @@ def recorded_logprobs(out: Path) -> dict[str, Any]:
     return {"traces": len(gaps), "median_gap": statistics.median(gaps), "largest_gap": max(gaps)}
 
 
-def draw(table: Any, out: Path) -> None:
+def draw(table: Table, out: Path) -> None:
     """The plots of one report."""
     from caspo_jax.evaluation.faithfulness import ESTIMATORS, figures, pair_up
 

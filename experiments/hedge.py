@@ -1,10 +1,10 @@
-r"""Puts hedges into the traces of an embedded task, so that the true faithfulness is known.
+r"""Appends hedges to the steps of traces in a known way, so that it is known how faithful the words are.
 
     python -m experiments.hedge --model=POLICY --out_dir=DIR
     python -m experiments.train_tiny --task=graph --init=POLICY --traces=DIR/right.jsonl --out_dir=HEDGING \
         --steps=800 --learning_rate=1e-3
 
-The first command samples an output for each of --questions training questions of the policy's task (plain.jsonl) and writes them
+The first command samples an output (or --num_samples) for each of --questions training questions of the policy's task (plain.jsonl) and writes them
 hedged in three ways (right.jsonl, random.jsonl, inverted.jsonl), with the questions themselves (questions.jsonl) and
 --test_questions others to measure on (test.jsonl). The second teaches one of the three to a policy, which then hedges by itself.
 
@@ -22,11 +22,16 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from absl import flags
 
-from experiments import common
+from experiments import common, verifiers
+
+if TYPE_CHECKING:
+    from caspo_jax.tasks.hedging import How
+    from caspo_jax.training.stages import Policy
+    from caspo_jax.types import Trace
 
 FLAGS = flags.FLAGS
 
@@ -34,27 +39,29 @@ FLAGS = flags.FLAGS
 def define_flags() -> None:
     """The program's flags."""
     common.define_model_flags()
+    common.define_decoding_flags()  # of the traces that are sampled into --out_dir
+    FLAGS.set_default("batch_size", 1024)
+    FLAGS.set_default("max_new_tokens", 256)
+    FLAGS["max_new_tokens"].help = "longest output, in tokens"
     flags.DEFINE_string("out_dir", None, "folder for questions, plain and hedged traces; without --input")
-    flags.DEFINE_integer("questions", 6000, "training questions that are sampled once each", lower_bound=1)
+    flags.DEFINE_integer("questions", 6000, "training questions that are asked", lower_bound=1)
     flags.DEFINE_integer("test_questions", 200, "questions of the test split that are written", lower_bound=1)
-    flags.DEFINE_integer("batch_size", 1024, "rows decoded together", lower_bound=1)
     flags.DEFINE_string("input", None, "JSONL of traces with token statistics; goes with --output")
     flags.DEFINE_string("output", None, "JSONL of hedged traces")
     flags.DEFINE_enum(
         "how", "right", ["right", "random", "inverted"], "which step gets which hedge, in --output"
     )
-    flags.DEFINE_string("confidence", "entropy", "step confidence that the hedges follow, in [0, 1]")
+    common.define_confidence_flag("that the hedges follow")
 
 
 def main() -> None:
     """Hedge a file, or make all three from new traces."""
     from caspo_jax.errors import UserError
     from caspo_jax.tasks.hedging import HOWS
-    from caspo_jax.training.stages.annotate import check_confidence
 
     if bool(FLAGS.input) != bool(FLAGS.output) or bool(FLAGS.out_dir) == bool(FLAGS.input):
         raise UserError("give --out_dir, or --input and --output")
-    check_confidence(FLAGS.confidence, "--confidence")
+    verifiers.check_confidence()
     check_places()
     policy = common.load_policy()
     if FLAGS.input:
@@ -90,10 +97,9 @@ def check_places() -> None:
         check_own(out / f"{name}.jsonl", FLAGS.overwrite)
 
 
-def sample_plain(policy: Any, out: Path) -> Path:
-    """questions.jsonl, test.jsonl and plain.jsonl: one output of the policy a training question."""
+def sample_plain(policy: Policy, out: Path) -> Path:
+    """questions.jsonl, test.jsonl and plain.jsonl: --num_samples outputs of the policy a training question."""
     from caspo_jax.records import question_to_record
-    from caspo_jax.sampling import SampleConfig
     from caspo_jax.store import write_jsonl
     from caspo_jax.training.stages import sample_stage
 
@@ -105,7 +111,7 @@ def sample_plain(policy: Any, out: Path) -> Path:
             policy,
             questions,
             out / "plain.jsonl",
-            SampleConfig(max_new_tokens=256, step_delimiter=policy.step_delimiter),
+            common.sample_config(policy, questions),
             seed=FLAGS.seed,
             batch_size=FLAGS.batch_size,
             overwrite=FLAGS.overwrite,
@@ -117,36 +123,46 @@ def sample_plain(policy: Any, out: Path) -> Path:
     return plain
 
 
-def segmented(policy: Any, path: Path) -> list[Any]:
+def segmented(policy: Policy, path: Path) -> list[Trace]:
     """The traces of a file with their steps and the confidence of each."""
     from caspo_jax.errors import UserError
     from caspo_jax.records import trace_from_record
     from caspo_jax.steps import segment_trace
     from caspo_jax.store import load_records
 
-    delimiter = policy.step_delimiter
+    delimiter = common.step_delimiter(policy)
+    confidence = verifiers.trace_confidence(policy)
     traces = [
-        segment_trace(trace, policy.token_bytes, delimiter=delimiter, confidence=FLAGS.confidence)
+        segment_trace(trace, policy.token_bytes, delimiter=delimiter, confidence=confidence)
         for trace in load_records(path, trace_from_record)
     ]
-    confidence = [step.confidence for trace in traces for step in trace.steps]
-    if None in confidence or not confidence:
+    values = [step.confidence for trace in traces for step in trace.steps]
+    if None in values or not values:
         raise UserError(f"{path}: steps without a confidence; give traces that hold token statistics")
     return traces
 
 
-def write_hedged(policy: Any, traces: Sequence[Any], source: Path, output: Path, how: Any) -> dict[str, int]:
+def write_hedged(
+    policy: Policy, traces: Sequence[Trace], source: Path, output: Path, how: How
+) -> dict[str, int]:
     """The traces hedged, with a manifest; returns how often each phrase was used."""
     from caspo_jax.outputs import Manifest, manifest_path
     from caspo_jax.records import trace_to_record
     from caspo_jax.store import write_jsonl
     from caspo_jax.tasks.hedging import HEDGES, levels
 
-    chosen = iter(levels([step.confidence for t in traces for step in t.steps], how, FLAGS.seed))
+    confidence = [step.confidence for trace in traces for step in trace.steps]
+    chosen = iter(levels(confidence, how, FLAGS.seed))  # type: ignore[arg-type]  # `segmented` refuses None
     manifest = Manifest.open(
         manifest_path(output),
         program="hedge",
-        config={"policy": policy.hash, "how": how, "confidence": FLAGS.confidence, "seed": FLAGS.seed},
+        config={
+            "policy": policy.hash,
+            "how": how,
+            "confidence": verifiers.trace_confidence(policy),
+            "seed": FLAGS.seed,
+            **({} if FLAGS.step_delimiter is None else {"delimiter": common.step_delimiter(policy)}),
+        },
         inputs={"input": str(source)},
         overwrite=FLAGS.overwrite,
     )
@@ -163,7 +179,7 @@ def write_hedged(policy: Any, traces: Sequence[Any], source: Path, output: Path,
     return dict(zip(phrases, counts)) | {"traces": len(hedged)}
 
 
-def hedge_trace(trace: Any, chosen: list[int], tokenizer: Any) -> Any:
+def hedge_trace(trace: Trace, chosen: Sequence[int], tokenizer: Any) -> Trace:
     """The trace with a hedge behind each step, tokenised anew; statistics and verdicts are left behind."""
     from caspo_jax.tasks.hedging import hedge
 

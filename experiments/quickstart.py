@@ -1,4 +1,4 @@
-"""The main job on the shipped tiny policy: annotate, pair, train, compare. CPU, minutes, no network.
+"""CASPO from end to end on the tiny policy that is shipped: sample, annotate, pair, train, compare. Minutes on a CPU, no network.
 
     python -m experiments.quickstart --out_dir=DIR
     python -m experiments.quickstart --out_dir=DIR --controls        # also fine-tuning and temperature controls
@@ -38,6 +38,9 @@ def define_flags() -> None:
         "split", "test", ["test", "tune"], "split of the comparison: test, or tune for choosing settings"
     )
     flags.DEFINE_integer("batch_size", 2048, "rows decoded together", lower_bound=1)
+    flags.DEFINE_enum(
+        "dtype", None, ["float32", "bfloat16"], "compute dtype; default: the shipped policy's, float32"
+    )
     flags.DEFINE_string(
         "confidence", None, "CaT's step confidence (entropy is the paper's); default: what measures best"
     )
@@ -74,6 +77,7 @@ def main() -> None:
             pairs=settings.PAIRS[name],
             train=settings.TRAIN[name],
             batch_size=FLAGS.batch_size,
+            dtype=FLAGS.dtype,
         )
         final[name] = run_rounds(
             task.policy_path,
@@ -89,7 +93,8 @@ def main() -> None:
             watch=common.watch(name),
         )
     quickstart_report.compare(task, final, FLAGS.preset, out, settings, strategies, started)
-    common.say(f"report in {write_quickstart_report(out, task.policy_path, final[FLAGS.preset])}")
+    report = write_quickstart_report(out, task.policy_path, final[FLAGS.preset], FLAGS.dtype)
+    common.say(f"report in {report}")
 
 
 if __name__ == "__main__":

@@ -155,7 +155,9 @@ def compare(
     found: list[Evaluation] = []
     with common.Progress(len(plan) + ("rft" in final), "compare", unit="evaluation") as progress:
         for name, path, with_strategies in plan:
-            found.append(comparison.run(name, path, Policy.load(path), strategies=with_strategies))
+            found.append(
+                comparison.run(name, path, Policy.load(path, FLAGS.dtype), strategies=with_strategies)
+            )
             progress.update()
         if "rft" in final:
             found.append(_temperature_control(comparison, found[0], found[len(rounds)]))
@@ -165,7 +167,7 @@ def compare(
 
 def _temperature_control(comparison: Comparison, base: Evaluation, last: Evaluation) -> Evaluation:
     """The base at the temperature that gives it the final policy's mean entropy a token."""
-    policy = Policy.load(base.path)
+    policy = Policy.load(base.path, FLAGS.dtype)
     target = float(last.tables.trace_entropy.sum() / last.tables.tokens.sum())
     # Found on questions of another split: the control may not see those it is reported on.
     temperature = matched_temperature(

@@ -58,18 +58,21 @@ class Recorder:
         return records
 
 
-def score_pairs(policies: Mapping[str, Path], pairs_file: Path, folder: Path) -> None:
+def score_pairs(
+    policies: Mapping[str, Path], pairs_file: Path, folder: Path, dtype: str | None = None
+) -> None:
     """Score a round's pairs under every policy, before and after: FOLDER/POLICY/pair_scores.jsonl.
 
     Args:
       policies: name -> folder, the base first.
       pairs_file: JSONL of pairs.
       folder: of the samples.
+      dtype: compute dtype; default the checkpoint's.
     """
     pairs = load_records(pairs_file, pair_from_record)
     chosen = pairs[:: max(1, -(-len(pairs) // PAIRS))]
     for name, path in policies.items():
-        write_jsonl(folder / name / "pair_scores.jsonl", pair_scores(name, Policy.load(path), chosen))
+        write_jsonl(folder / name / "pair_scores.jsonl", pair_scores(name, Policy.load(path, dtype), chosen))
 
 
 def pair_scores(name: str, policy: Policy, pairs: Sequence[Pair], rows: int = 64) -> list[dict[str, Any]]:
@@ -105,9 +108,9 @@ def pair_scores(name: str, policy: Policy, pairs: Sequence[Pair], rows: int = 64
     ]
 
 
-def write_quickstart_report(out: Path, base: Path, rounds: Sequence[Path]) -> Path:
+def write_quickstart_report(out: Path, base: Path, rounds: Sequence[Path], dtype: str | None = None) -> Path:
     """Score the first round's pairs before and after training, and write OUT/report.html."""
     policies = {"base": base, f"round_{len(rounds)}": rounds[-1]}
-    score_pairs(policies, out / "round_1" / "pairs.jsonl", out / "samples")
+    score_pairs(policies, out / "round_1" / "pairs.jsonl", out / "samples", dtype)
     common.write_html_report(out, None)
     return out / "report.html"

@@ -14,7 +14,7 @@ def define_model_flags(*, required: bool = True) -> None:
     flags.DEFINE_enum("dtype", None, ["float32", "bfloat16"], "compute dtype; default: the checkpoint's own")
     flags.DEFINE_string("mesh", None, "device mesh such as data:2,fsdp:2,tensor:2; default: one device")
     define_process_flags()
-    define_seed_flag("seed of everything random")
+    define_seed_flag("seed of all random draws")
     flags.DEFINE_bool(
         "overwrite",
         False,
@@ -47,7 +47,7 @@ def define_decoding_flags(*, num_samples: int = 1, temperature: float = 1.0) -> 
     flags.DEFINE_integer(
         "max_new_tokens",
         None,
-        "most tokens of an output; default: what the context leaves, 1024 at most",
+        "longest output, in tokens; default: what the prompt leaves of the context, 1024 at most",
         lower_bound=1,
     )
     flags.DEFINE_float("temperature", temperature, "sampling temperature; 0 is greedy")
@@ -74,14 +74,15 @@ def define_question_flags() -> None:
     flags.DEFINE_string(
         "question_field",
         None,
-        "field of the question, if it is none of question, problem, instruction; a prompt beside it is not asked",
+        "field of the question, if it is none of question, problem, instruction; a `prompt` in the same record is ignored",
     )
     flags.DEFINE_string("gold_field", None, "field of the gold answer, if it is neither gold nor answer")
     flags.DEFINE_string(
         "instruction",
         None,
-        "text on a line of its own after each question of the input, for real models such as boxed, which stands for the "
-        f"benchmarks' sentence (step by step, the answer in a box); {escapes.HELP}. A `prompt` or `prompt_ids` stays as it is",
+        "text that is appended to each question of the input on a line of its own; `boxed` stands for the sentence with which "
+        f"the benchmarks ask for mathematics (step by step, the answer in a box); {escapes.HELP}. A `prompt` or `prompt_ids` "
+        "stays as it is",
     )
 
 
@@ -92,6 +93,17 @@ def define_answer_flags() -> None:
         None,
         ["math", "integer", "letter", "yes_no", "string"],
         "kind of the answers; default: the embedded task's own for its tiny policy, else math",
+    )
+
+
+def define_confidence_flag(what: str) -> None:
+    """--confidence of programs that compute it from traces; `what` says what it is for."""
+    from caspo_jax.training.stages.annotate import TRACE_CONFIDENCES
+
+    flags.DEFINE_string(
+        "confidence",
+        None,
+        f"step confidence {what}: {', '.join(TRACE_CONFIDENCES)}; default: the policy's caspo.json, else entropy",
     )
 
 
@@ -114,6 +126,8 @@ CAT_FLAGS = (
 
 def define_cat_flags() -> None:
     """Flags of every program that searches a tree; `CAT_FLAGS` names them."""
+    from caspo_jax.confidence import STEP_CONFIDENCES
+
     flags.DEFINE_integer(
         "num_branches", 8, "search: branches K of a question that are decoded at once", lower_bound=1
     )
@@ -137,14 +151,18 @@ def define_cat_flags() -> None:
         lower_bound=1,
     )
     flags.DEFINE_string(
-        "confidence", None, "search: step confidence; default: the policy's caspo.json, else mean_logprob"
+        "confidence",
+        None,
+        f"search: step confidence: {', '.join(STEP_CONFIDENCES)}; default: the policy's caspo.json, else mean_logprob",
     )
     flags.DEFINE_string(
         "path_confidence",
         "geometric",
         "search: a path's confidence, of its steps': geometric, product, min or last",
     )
-    flags.DEFINE_string("prune", "last", "search: what is held against the threshold: path, last or relative")
+    flags.DEFINE_string(
+        "prune", "last", "search: what is compared with the threshold: path, last or relative"
+    )
     flags.DEFINE_string(
         "vote", "sequence", "search: what decides the answer: majority, confidence, sequence or best_path"
     )

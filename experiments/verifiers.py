@@ -34,9 +34,9 @@ def define_flags() -> None:
         "verifier",
         "auto",
         NAMES,
-        "who judges steps. exact: the embedded task's checker; gold: the final answer, for final steps; equations: stated "
-        "arithmetic; labels: recorded verdicts (--labels); rollouts: continuations that reach the gold answer; judge: a "
-        "local checkpoint (--judge). auto: exact for a tiny policy, else equations",
+        "who judges steps. exact: the embedded task's checker; gold: last steps by the gold answer, others are unknown; "
+        "equations: the arithmetic that a step states; labels: recorded verdicts (--labels); rollouts: do continuations reach "
+        "the gold answer?; judge: a local checkpoint (--judge). auto: exact for a tiny policy, else equations",
     )
     flags.DEFINE_string("labels", None, "JSONL of recorded verdicts, for --verifier=labels")
     flags.DEFINE_string("judge", None, "checkpoint that judges, for --verifier=judge")
@@ -53,10 +53,24 @@ def needs_gold(policy: Policy | None) -> bool:
 
 
 def check_confidence() -> None:
-    """Refuses a --confidence that cannot be computed from traces."""
+    """Refuses a --confidence that cannot be computed from traces: before a policy is loaded."""
     from caspo_jax.training.stages.annotate import check_confidence as check_name
 
-    check_name(FLAGS.confidence, "--confidence")
+    if FLAGS.confidence is not None:
+        check_name(FLAGS.confidence, "--confidence")
+
+
+def trace_confidence(policy: Any) -> str:
+    """The step confidence of traces: the flag's, else that of the policy's caspo.json, else entropy.
+
+    Raises:
+      UserError: traces do not hold what it is computed from.
+    """
+    from caspo_jax.training.stages.annotate import check_confidence as check_name
+
+    name = FLAGS.confidence or policy.settings.get("confidence", "entropy")
+    check_name(name, "--confidence" if FLAGS.confidence else f"{policy.path}/caspo.json: confidence")
+    return name
 
 
 def check_golds(traces: Sequence[Trace]) -> None:

@@ -37,13 +37,17 @@ class PrefixConfig:
     max_steps: int = 20  # steps a trace: first, last, the rest at random
     unparsed: float = 0.5  # what a continuation counts that cannot be judged (`parse_contradiction`)
     delimiter: str = DEFAULT_DELIMITER  # what ends a continuation, but for the lines of a giant trace
+    top_k: int = 0  # 0: off
+    min_p: float = 0.0  # 0: off
 
     def __post_init__(self) -> None:
         own_numbers(self)
         at_least(self, 1, "samples", "max_new_tokens", "max_steps")
+        at_least(self, 0, "top_k")
         within(self, "(0, inf)", "temperature", hint="continuations must differ")
         within(self, "(0, 1]", "top_p")
         within(self, "[0, 1]", "unparsed")
+        within(self, "[0, 1]", "min_p", hint="0 turns it off")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -142,6 +146,8 @@ def continue_prefixes(
             max_new_tokens=limit,
             temperature=config.temperature,
             top_p=config.top_p,
+            top_k=config.top_k,
+            min_p=config.min_p,
             num_samples=config.samples,
             stop=(delimiter,),
             step_delimiter=delimiter,

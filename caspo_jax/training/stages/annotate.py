@@ -15,6 +15,7 @@ from caspo_jax.training.stages.policy import Policy, check_delimiter, open_outpu
 from caspo_jax.types import DEFAULT_DELIMITER, Equal, Extract, Progress, Trace
 
 _RECORDED = ("entropy", "logprob")  # the token statistics that traces hold
+TRACE_CONFIDENCES = tuple(n for n in STEP_CONFIDENCES if set(needed_fields(n)) <= set(_RECORDED))
 
 
 def annotate_stage(
@@ -112,7 +113,7 @@ def check_confidence(name: str, what: str = "confidence") -> None:
     Raises:
       UserError: no confidence has this name, or it needs token statistics that traces do not hold.
     """
-    usable = ", ".join(n for n in STEP_CONFIDENCES if set(needed_fields(n)) <= set(_RECORDED))
+    usable = ", ".join(TRACE_CONFIDENCES)
     if name not in STEP_CONFIDENCES:
         raise UserError(f"{what}={name}: there is no such step confidence; choose from {usable}")
     missing = [field for field in needed_fields(name) if field not in _RECORDED]

@@ -170,6 +170,27 @@ def test_continuations_of_giant_traces_by_an_earlier_version_are_refused(policy,
             prefix_stage(*run)
 
 
+def test_filters_reach_the_sampler_and_are_named_where_they_are_on(tmp_path, tokenizer, config, monkeypatch):
+    """Files of versions that had neither top_k nor min_p are taken up where both are off."""
+    samples = []
+
+    def generate(model, tokenizer, questions, sample, *rest, **options):
+        samples.append(sample)
+        return [Trace(q.id, None, None, None, q.prompt_ids, (), "value 0", "stop") for q in questions]
+
+    monkeypatch.setattr("caspo_jax.sampling.generate", generate)
+    for name, filters in (("off", {}), ("on", {"top_k": 7, "min_p": 0.25})):
+        stage = Stage([subject("a", 1)], tmp_path / name, {})
+        settings = PrefixConfig(samples=1, **filters)
+        prefix_stage(stage, SimpleNamespace(config=config), tokenizer, Recorder(), settings)
+        assert (samples[-1].top_k, samples[-1].min_p) == (settings.top_k, settings.min_p)
+        for file in ("continuations", "prefix"):
+            manifest = json.loads(manifest_path(stage.folder / f"{file}.jsonl").read_text())
+            assert {k: v for k, v in manifest["config"].items() if k in ("top_k", "min_p")} == filters
+    with pytest.raises(UserError, match="min_p"):
+        PrefixConfig(min_p=2.0)
+
+
 def test_the_share_that_contradicts():
     subjects = [subject("a", 2)]
     config = PrefixConfig(samples=4)

@@ -40,6 +40,12 @@ def prefix_stage(
     ids of the `prefixes`.
     """
     sampling = dataclasses.asdict(config) | {"seed": seed, "batch_size": batch_size}
+    for name in (
+        "top_k",
+        "min_p",
+    ):  # which earlier versions had not: where they are off, their files stay good
+        if not sampling[name]:
+            del sampling[name]
     plan = plan_prefixes(stage.subjects, config, model.config.context, seed)
     states = plan.distinct()
     if any(state.line for state in states):
