@@ -14,13 +14,14 @@ from caspo_jax.models import check_prompt_ids, encode_prompt
 from caspo_jax.preferences import tree_traces
 from caspo_jax.records import search_to_record, trace_to_record
 from caspo_jax.sampling import CatConfig, SampleConfig, cat_search, explore, generate, vote
+from caspo_jax.sampling.config import Vote
 from caspo_jax.sampling.votes import last_line, same_text
 from caspo_jax.steps import with_answer
 from caspo_jax.training.stages.policy import Policy, open_output, questions_digest
-from caspo_jax.types import CatTree, Equal, Extract, Progress, Question, Trace
+from caspo_jax.types import Equal, Extract, Progress, Question, Trace
 
-SAMPLED = ("greedy", "sample", "self_consistency")  # strategies of a SampleConfig
-SEARCHED = ("cat", "explore")  # and of a CatConfig
+SAMPLED: Sequence[str] = ("greedy", "sample", "self_consistency")  # strategies of a SampleConfig
+SEARCHED: Sequence[str] = ("cat", "explore")  # and of a CatConfig
 
 
 def sample_stage(
@@ -67,12 +68,14 @@ def sample_stage(
       UserError: a strategy that does not go with the config; a question that the policy cannot be asked.
     """
     output = Path(output)
-    known = SAMPLED if isinstance(config, SampleConfig) else SEARCHED
+    if isinstance(config, SampleConfig):
+        known, decoding, per_question = SAMPLED, config, config.num_samples
+    else:
+        known, decoding, per_question = SEARCHED, config.sample, config.num_branches
     if strategy not in known:
         raise UserError(
             f"strategy={strategy!r}: with a {type(config).__name__} it is one of {', '.join(known)}"
         )
-    per_question = config.num_samples if isinstance(config, SampleConfig) else config.num_branches
     settings = {
         "policy": policy.hash,
         "dtype": str(policy.model.dtype),
@@ -87,10 +90,9 @@ def sample_stage(
     if instruction is not None:
         settings["instruction"] = instruction
     # All of them before anything is written or decoded: a question that cannot be asked is not found out hours later.
-    new_tokens = (config if isinstance(config, SampleConfig) else config.sample).max_new_tokens
     for question in questions:
         prompt = encode_prompt(policy.tokenizer, question)
-        check_prompt_ids(prompt, policy.model.config, f"question {question.id!r}", new_tokens)
+        check_prompt_ids(prompt, policy.model.config, f"question {question.id!r}", decoding.max_new_tokens)
     traces_out = open_output(output, "sample", settings, overwrite)
     side = {
         name: open_output(Path(path), name, settings, overwrite, kind)
@@ -113,15 +115,19 @@ def sample_stage(
             for name, out in unfinished.items()
         ]
         if not all(begun):
-            sampled = _sample(policy, group, config, strategy, key, batch_size, extract, equal)
-            stamped = [
-                dataclasses.replace(t, policy=policy.hash[:16], seed=seed, strategy=strategy)
-                for t in sampled.traces
-            ]
+            if isinstance(config, SampleConfig):
+                decoded = _sampled(policy, group, config, key, batch_size)
+            else:
+                decoded = _searched(policy, group, config, strategy, key, batch_size, extract, equal)
+            traces, voted = _named(group, decoded, per_question, extract, equal)
+            stamped = (
+                dataclasses.replace(trace, policy=policy.hash[:16], seed=seed, strategy=strategy)
+                for trace in traces
+            )
             records = {
-                "trees": sampled.trees,
-                "answers": sampled.answers,
-                "traces": [trace_to_record(t, token_stats=token_stats) for t in stamped],
+                "trees": decoded.trees,
+                "answers": voted,
+                "traces": [trace_to_record(trace, token_stats=token_stats) for trace in stamped],
             }
             for name, out in unfinished.items():
                 out.append(records[name])
@@ -137,72 +143,96 @@ def _trace_id(question: Question, index: int, per_question: int) -> str:
 
 
 @dataclasses.dataclass(frozen=True)
-class _Sampled:
-    traces: list[Trace]
-    trees: list[dict[str, Any]]
-    answers: list[dict[str, Any]]
+class _Decoded:
+    """What was decoded for a group of questions; lists over the questions."""
+
+    paths: list[Sequence[Trace]]  # finished outputs
+    left_open: list[list[Trace]]  # branches that an exploration left open
+    tokens: list[int]  # decoded
+    trees: list[dict[str, Any]]  # records; none of independent outputs
+    vote: Vote  # how the paths of a question give one answer, and
+    gamma: float  # its exponent
 
 
-def _sample(
+def _sampled(
+    policy: Policy, questions: Sequence[Question], config: SampleConfig, key: jax.Array, batch_size: int
+) -> _Decoded:
+    """Independent outputs."""
+    flat = generate(policy.model, policy.tokenizer, questions, config, key, batch_size=batch_size)
+    n = config.num_samples
+    paths: list[Sequence[Trace]] = [flat[i : i + n] for i in range(0, len(flat), n)]
+    tokens = [sum(len(trace.token_ids) for trace in group) for group in paths]
+    return _Decoded(paths, [[] for _ in paths], tokens, [], "majority", 1.0)
+
+
+def _searched(
     policy: Policy,
     questions: Sequence[Question],
-    config: SampleConfig | CatConfig,
+    config: CatConfig,
     strategy: str,
     key: jax.Array,
     batch_size: int,
     extract: Extract | None,
     equal: Equal | None,
-) -> _Sampled:
-    same = equal or same_text
-    if isinstance(config, SampleConfig):
-        flat = generate(policy.model, policy.tokenizer, questions, config, key, batch_size=batch_size)
-        n = config.num_samples
-        paths: list[Sequence[Trace]] = [flat[i : i + n] for i in range(0, len(flat), n)]
-        trees: list[CatTree] = []
-        records: list[dict[str, Any]] = []
-        method, gamma, per_question = "majority", 1.0, n
-        tokens = [sum(len(t.token_ids) for t in group) for group in paths]
-    else:
-        search = explore if strategy == "explore" else cat_search
-        results = search(
-            policy.model,
-            policy.tokenizer,
-            questions,
-            config,
-            key,
-            batch_size=batch_size,
-            extract=extract or last_line,
-            equivalent=same,
-        )
-        paths, trees, tokens = (
-            [r.paths for r in results],
-            [r.tree for r in results],
-            [r.tokens for r in results],
-        )
-        method, gamma, per_question = config.vote, config.gamma, config.num_branches
-        records = [search_to_record(r, method, gamma) | {"id": r.question_id} for r in results]
-    left: list[list[Trace]] = [[] for _ in questions]
-    if strategy == "explore":  # the steps of what it left open are training data too; they lead to no answer
+) -> _Decoded:
+    """The trees of a search, or of an exploration: the steps of what that left open are training data too."""
+    explores = strategy == "explore"
+    results = (explore if explores else cat_search)(
+        policy.model,
+        policy.tokenizer,
+        questions,
+        config,
+        key,
+        batch_size=batch_size,
+        extract=extract or last_line,
+        equivalent=equal or same_text,
+    )
+    left_open: list[list[Trace]] = [[] for _ in results]
+    if explores:
         spelled = policy.token_bytes
-        left = [
-            [t for t in tree_traces(tree, question, spelled) if t.finish_reason in ("pruned", "budget")]
-            for question, tree in zip(questions, trees, strict=True)
+        left_open = [
+            [t for t in tree_traces(r.tree, question, spelled) if t.finish_reason in ("pruned", "budget")]
+            for question, r in zip(questions, results, strict=True)
         ]
-    traces, answers = [], []
-    for question, group, others, spent in zip(questions, paths, left, tokens, strict=True):
-        named = [dataclasses.replace(t, id=_trace_id(question, i, per_question)) for i, t in enumerate(group)]
+    return _Decoded(
+        paths=[r.paths for r in results],
+        left_open=left_open,
+        tokens=[r.tokens for r in results],
+        trees=[search_to_record(r, config.vote, config.gamma) | {"id": r.question_id} for r in results],
+        vote=config.vote,
+        gamma=config.gamma,
+    )
+
+
+def _named(
+    questions: Sequence[Question],
+    decoded: _Decoded,
+    per_question: int,
+    extract: Extract | None,
+    equal: Equal | None,
+) -> tuple[list[Trace], list[dict[str, Any]]]:
+    """The traces with their ids, the finished ones with their answers, and a record of each question's voted answer.
+
+    Without `extract` no answer is read, and none is voted for.
+    """
+    same = equal or same_text
+    traces: list[Trace] = []
+    voted: list[dict[str, Any]] = []
+    columns = (questions, decoded.paths, decoded.left_open, decoded.tokens)
+    for question, paths, left_open, tokens in zip(*columns, strict=True):
+        named = [
+            dataclasses.replace(trace, id=_trace_id(question, i, per_question))
+            for i, trace in enumerate([*paths, *left_open])
+        ]
         if extract is not None:
-            named = [with_answer(t, extract, equal) for t in named]
+            finished = [with_answer(trace, extract, equal) for trace in named[: len(paths)]]
+            named[: len(paths)] = finished
+            answer, votes = vote(
+                finished, decoded.vote, extract=extract, equivalent=same, gamma=decoded.gamma
+            )
+            right = None if question.gold is None else answer is not None and same(question.gold, answer)
+            voted.append(
+                {"id": question.id, "answer": answer, "correct": right, "tokens": tokens, "votes": votes}
+            )
         traces += named
-        traces += [
-            dataclasses.replace(t, id=_trace_id(question, i, per_question))
-            for i, t in enumerate(others, start=len(named))
-        ]
-        if extract is None:
-            continue
-        answer, votes = vote(named, method, extract=extract, equivalent=same, gamma=gamma)  # type: ignore[arg-type]
-        right = None if question.gold is None else answer is not None and same(question.gold, answer)
-        answers.append(
-            {"id": question.id, "answer": answer, "correct": right, "tokens": spent, "votes": votes}
-        )
-    return _Sampled(traces, records, answers)
+    return traces, voted
