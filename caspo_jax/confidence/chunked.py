@@ -51,7 +51,7 @@ def chunked_stats(
     Raises:
       UserError: shapes that do not match, chunk < 1.
     """
-    _check_shapes(hidden, unembedding, targets, chunk)
+    _check_shapes(hidden, unembedding, targets)
     rows = hidden.reshape(math.prod(hidden.shape[:-2]), *hidden.shape[-2:])
     flat_targets = targets.reshape(rows.shape[:2])
     per_chunk = _chunk_tokens(rows.shape, unembedding.shape[0], chunk)
@@ -117,7 +117,7 @@ def _by_chunk(
     return jax.tree.map(lambda leaf: _join(leaf, hidden.shape[1]), found)
 
 
-def _check_shapes(hidden: Array, unembedding: Array, targets: Array, chunk: int | None) -> None:
+def _check_shapes(hidden: Array, unembedding: Array, targets: Array) -> None:
     if hidden.ndim < 2 or unembedding.ndim != 2 or hidden.shape[-1] != unembedding.shape[-1]:
         raise UserError(
             f"hidden of shape {hidden.shape} and unembedding of shape {unembedding.shape}: "
@@ -125,13 +125,13 @@ def _check_shapes(hidden: Array, unembedding: Array, targets: Array, chunk: int 
         )
     if targets.shape != hidden.shape[:-1]:
         raise UserError(f"targets of shape {targets.shape} do not match hidden of shape {hidden.shape}")
-    if chunk is not None and chunk < 1:
-        raise UserError(f"chunk = {chunk}: give the number of tokens at once, at least 1")
 
 
 def _chunk_tokens(shape: tuple[int, ...], vocab: int, chunk: int | None) -> int:
     """Tokens of a chunk of rows of `shape` [B, T, E], about `chunk` if it is given."""
     batch, length = shape[0], max(shape[1], 1)
+    if chunk is not None and chunk < 1:
+        raise UserError(f"chunk = {chunk}: give the number of tokens at once, at least 1")
     if chunk is None:
         chunk = max(CHUNK_LOGITS // max(batch * vocab, 1), 1)
     count = math.ceil(length / min(chunk, length))

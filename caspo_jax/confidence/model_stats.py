@@ -10,12 +10,16 @@ import jax.numpy as jnp
 from caspo_jax.confidence.chunked import chunked_stats, hidden_token_stats
 from caspo_jax.confidence.token import TokenStats
 from caspo_jax.errors import UserError
+from caspo_jax.models.eager import compiled_when_eager
+from caspo_jax.models.inputs import checked_inputs
 
 
 def token_logprobs(
     model: Any, token_ids: jax.Array, mask: jax.Array | None = None, *, chunk: int | None = None
 ) -> jax.Array:
     """Teacher-forced log-prob of every token but the first; entry t scores token t + 1.
+
+    Called outside of jit with a Decoder it is one program, compiled once a shape; a gradient wants `nnx.jit` around it.
 
     Args:
       model: anything with `hidden_states(token_ids, mask=mask) -> [B, T, E]` and `unembedding() -> [V, E]`.
@@ -44,13 +48,23 @@ def token_logprobs_and_entropy(
     model: Any, token_ids: jax.Array, mask: jax.Array | None = None, *, chunk: int | None = None
 ) -> tuple[jax.Array, jax.Array]:
     """As token_logprobs, with the entropy of the distribution that predicted each token: two [B, T-1]."""
+    return _logprobs_and_entropy(model, *_checked(model, token_ids, mask), chunk=chunk)
+
+
+@compiled_when_eager("chunk")
+def _logprobs_and_entropy(
+    model: Any, token_ids: jax.Array, real: jax.Array, *, chunk: int | None
+) -> tuple[jax.Array, jax.Array]:
     unembedding = model.unembedding()
-    hidden, targets, real, known = _shifted(model, token_ids, mask, len(unembedding))
+    vocab = len(unembedding)
     # Clipped: gathering takes an id below 0 from the vocabulary's end.
-    logprob, entropy = chunked_stats(hidden, unembedding, jnp.clip(targets, 0, len(unembedding) - 1), chunk)
+    targets = jnp.clip(_following(token_ids), 0, vocab - 1)
+    logprob, entropy = chunked_stats(model.hidden_states(token_ids, mask=real), unembedding, targets, chunk)
+    known = jnp.cumsum(real & ~_inside(token_ids, vocab), axis=1) == 0  # and so are all real tokens before
     logprob = jnp.where(known[:, 1:], logprob[:, :-1], jnp.nan)
     entropy = jnp.where(known[:, :-1], entropy[:, :-1], jnp.nan)
-    return jnp.where(real, logprob, 0.0), jnp.where(real, entropy, 0.0)
+    both = real[:, :-1] & real[:, 1:]
+    return jnp.where(both, logprob, 0.0), jnp.where(both, entropy, 0.0)
 
 
 def model_token_stats(
@@ -66,26 +80,38 @@ def model_token_stats(
     For reports that compare every named confidence on given traces; not for differentiation (use
     token_logprobs). Entries where token t or t + 1 is not real are meaningless: carry the mask.
     """
-    unembedding = model.unembedding()
-    hidden, targets, _, _ = _shifted(model, token_ids, mask, len(unembedding))
-    stats = hidden_token_stats(hidden, unembedding, targets, fields, chunk)
+    return _token_stats(model, *_checked(model, token_ids, mask), fields, chunk=chunk)
+
+
+@compiled_when_eager("fields", "chunk")
+def _token_stats(
+    model: Any, token_ids: jax.Array, real: jax.Array, fields: tuple[str, ...] | None, *, chunk: int | None
+) -> TokenStats:
+    hidden = model.hidden_states(token_ids, mask=real)
+    stats = hidden_token_stats(hidden, model.unembedding(), _following(token_ids), fields, chunk)
     return jax.tree.map(lambda leaf: leaf[:, :-1], stats)
 
 
-def _shifted(model, token_ids, mask, vocab):
-    """States, what they predict, where both tokens are real [B, T-1], and where all real tokens so far are known [B, T]."""
-    token_ids = jnp.asarray(token_ids)
-    if token_ids.ndim != 2 or token_ids.shape[1] < 2:
+def _checked(model: Any, token_ids: jax.Array, mask: jax.Array | None) -> tuple[jax.Array, jax.Array]:
+    """Token ids [B, T] int32 and which of them are real [B, T] bool; outside of a trace the ids are looked at."""
+    token_ids, mask = checked_inputs(token_ids, mask=mask)
+    if token_ids.shape[1] < 2:
         raise UserError(f"token_ids of shape {token_ids.shape}: log-probs need [B, T] with T >= 2")
-    real = jnp.ones(token_ids.shape, bool) if mask is None else jnp.asarray(mask, bool)
-    if real.shape != token_ids.shape:
-        raise UserError(f"mask of shape {real.shape} does not match token_ids of shape {token_ids.shape}")
-    known = ~real | ((token_ids >= 0) & (token_ids < vocab))
+    token_ids = token_ids.astype(jnp.int32)  # a narrow type does not hold the vocabulary's size
+    real = jnp.ones(token_ids.shape, bool) if mask is None else mask.astype(bool)
+    vocab = jax.eval_shape(model.unembedding).shape[0]
+    known = ~real | _inside(token_ids, vocab)
     if not isinstance(known, jax.core.Tracer) and not bool(jnp.all(known)):
         raise UserError(
             f"token_ids hold an id outside the vocabulary [0, {vocab}); leave labels such as -100 out by the mask"
         )
-    hidden = model.hidden_states(token_ids, mask=real)
-    # The last column predicts nothing; keeping it keeps T as it is, and so the chunks even.
-    targets = jnp.roll(token_ids, -1, axis=1)
-    return hidden, targets, real[:, :-1] & real[:, 1:], jnp.cumsum(~known, axis=1) == 0
+    return token_ids, real
+
+
+def _inside(token_ids: jax.Array, vocab: int) -> jax.Array:
+    return (token_ids >= 0) & (token_ids < vocab)
+
+
+def _following(token_ids: jax.Array) -> jax.Array:
+    """The token after each, [B, T]: the last column predicts nothing; keeping it keeps T as it is, and so the chunks even."""
+    return jnp.roll(token_ids, -1, axis=1)

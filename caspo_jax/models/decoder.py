@@ -18,6 +18,7 @@ from caspo_jax.models.blockwise import attend_self
 from caspo_jax.models.cache import KVCache, init_cache, on_one_cpu, own, write
 from caspo_jax.models.config import ModelConfig
 from caspo_jax.models.cpu_layers import LateLayer, TurnedLayer, turned_product
+from caspo_jax.models.eager import Pure, compiled_when_eager
 from caspo_jax.models.initial import initial_params
 from caspo_jax.models.inputs import checked_inputs
 from caspo_jax.models.lora import LoraConfig, lora_weights
@@ -37,7 +38,7 @@ class Layers(nnx.Module):
     """The weights of all layers: one parameter per kind, each with a leading axis L."""
 
 
-class Decoder(nnx.Module):
+class Decoder(Pure):
     """A causal language model: token ids to logits.
 
     Every parameter is an `nnx.Param` and there is no other state, so `nnx.split(model)` gives (graphdef, params).
@@ -77,6 +78,7 @@ class Decoder(nnx.Module):
         for weight in weights(config):
             setattr(owner(self, weight), weight.name, nnx.Param(initial[weight.name]))
 
+    @compiled_when_eager()
     def __call__(
         self, token_ids: jax.Array, positions: jax.Array | None = None, mask: jax.Array | None = None
     ) -> jax.Array:
@@ -95,6 +97,7 @@ class Decoder(nnx.Module):
         """
         return self.unembed(self.hidden_states(token_ids, positions, mask))
 
+    @compiled_when_eager("final_norm", "remat")
     def hidden_states(
         self,
         token_ids: jax.Array,

@@ -13,7 +13,7 @@ def checked_inputs(token_ids: Any, **beside: Any) -> tuple[Any, ...]:
     """The arrays themselves, lists made arrays; only shapes and types are looked at, so that a program keeps no check.
 
     Args:
-      token_ids: [B, T] integers, T at least 1.
+      token_ids: [B, T] integers, B and T at least 1.
       beside: further arrays [B, T] by name, or None.
 
     Returns:
@@ -23,8 +23,10 @@ def checked_inputs(token_ids: Any, **beside: Any) -> tuple[Any, ...]:
       UserError: names the array of another shape, or token_ids that are no integers.
     """
     token_ids = jnp.asarray(token_ids)
-    if token_ids.ndim != 2 or token_ids.shape[1] == 0:
-        raise UserError(f"token_ids of shape {token_ids.shape}: give rows of tokens, [B, T] with T >= 1")
+    if token_ids.ndim != 2 or 0 in token_ids.shape:
+        raise UserError(
+            f"token_ids of shape {token_ids.shape}: give rows of tokens, [B, T] with B and T >= 1"
+        )
     if not jnp.issubdtype(token_ids.dtype, jnp.integer):
         raise UserError(f"token_ids must be integers, not {token_ids.dtype}")
     arrays = [None if array is None else jnp.asarray(array) for array in beside.values()]

@@ -228,6 +228,15 @@ def test_ids_outside_the_vocabulary_have_no_logprob(toy, bad):
     assert np.isfinite(jax.tree.leaves(nnx.value_and_grad(loss)(toy)[1])[0]).all()
 
 
+@pytest.mark.parametrize("dtype", [np.int8, np.uint8, np.int16])
+def test_ids_of_a_type_narrower_than_the_vocabulary(dtype):
+    toy, ids = Toy(300, E, nnx.Rngs(0)), np.array([[5, 6, 100, 7]])
+    for score in (token_logprobs, lambda *args: model_token_stats(*args).logprob):
+        want = score(toy, ids)
+        for narrow in (score(toy, ids.astype(dtype)), nnx.jit(score)(toy, ids.astype(dtype))):
+            np.testing.assert_allclose(narrow, want, atol=1e-6)
+
+
 @pytest.mark.parametrize("chunk", [None, 3])
 def test_divergence_from_a_reference_against_float64(chunk):
     hidden, weight, targets = arrays()
@@ -249,6 +258,8 @@ def test_bad_shapes(toy):
         chunked_stats(hidden, weight, targets[:, :-1])
     with pytest.raises(UserError, match="chunk = 0"):
         chunked_stats(hidden, weight, targets, 0)
+    with pytest.raises(UserError, match="chunk = 0"):
+        model_token_stats(toy, np.zeros((2, 4), int), chunk=0)
     with pytest.raises(UserError, match="T >= 2"):
         token_logprobs(toy, np.zeros((2, 1), int))
     with pytest.raises(UserError, match="mask of shape"):

@@ -29,6 +29,7 @@ def test_lists_and_integers_of_any_width_are_tokens(model):
     [
         ({"token_ids": [1, 2, 3]}, r"token_ids of shape \(3,\): give rows of tokens, \[B, T\]"),
         ({"token_ids": np.zeros((1, 0), int)}, r"token_ids of shape \(1, 0\)"),
+        ({"token_ids": np.zeros((0, 5), int)}, r"token_ids of shape \(0, 5\)"),
         ({"token_ids": [[1.0, 2.0]]}, "token_ids must be integers, not float32"),
         ({"token_ids": [[1, 2]], "mask": [1, 1]}, r"mask of shape \(2,\) does not match .*\(1, 2\)"),
         ({"token_ids": [[1, 2]] * 2, "mask": [[1, 1]]}, r"mask of shape \(1, 2\) does not match .*\(2, 2\)"),
