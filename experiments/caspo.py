@@ -10,12 +10,18 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from absl import flags
 
 from experiments import common, verifiers
 from experiments.config_flags import define_config, given_config
+
+if TYPE_CHECKING:
+    from caspo_jax.sampling import SampleConfig
+    from caspo_jax.steps import Verifier
+    from caspo_jax.training.stages import Policy
+    from caspo_jax.types import Equal, Extract
 
 FLAGS = flags.FLAGS
 
@@ -84,12 +90,13 @@ def main() -> None:
         check_rank(policy.model.config, training.lora)  # before the samples that it would be trained on
     verifiers.check(policy)
     questions = common.load_questions(FLAGS.input, need_gold=verifiers.needs_gold(policy))
-    sample: Any = common.sample_config(policy, questions)
+    decoding = common.sample_config(policy, questions)
+    sample: SampleConfig | CatConfig = decoding
     if FLAGS.explore:
         sample = CatConfig(
             num_branches=FLAGS.num_samples,
             root_branches=FLAGS.root_branches or max(1, FLAGS.num_samples // 4),
-            sample=dataclasses.replace(sample, num_samples=1),
+            sample=dataclasses.replace(decoding, num_samples=1),
         )
     extract, equal = common.answer_functions(policy)
     recipe = Recipe(
@@ -124,7 +131,7 @@ def main() -> None:
     )
 
 
-def judge(policy: Any, extract: Any, equal: Any) -> Any:
+def judge(policy: Policy, extract: Extract, equal: Equal) -> Verifier:
     """The verifier of the flags, with the noise of --label_noise."""
     from caspo_jax.steps import NoisyVerifier
 

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from typing import Any
+from typing import TYPE_CHECKING
 
 from absl import flags
 
 from caspo_jax.errors import UserError
 from experiments.escapes import unescaped
 
+if TYPE_CHECKING:
+    from caspo_jax.types import Question
+
 FLAGS = flags.FLAGS
 
 
-def load_questions(path: str, *, need_gold: bool = False, instruct: bool = True) -> list[Any]:
+def load_questions(path: str, *, need_gold: bool = False, instruct: bool = True) -> list[Question]:
     """Read a JSONL of questions by --question_field and --gold_field, followed by --instruction.
 
     Args:
@@ -29,7 +32,7 @@ def load_questions(path: str, *, need_gold: bool = False, instruct: bool = True)
     from caspo_jax.records import question_from_record
     from caspo_jax.store import parse_at, read_jsonl
 
-    questions: list[Any] = []
+    questions: list[Question] = []
     seen: dict[str, str] = {}
     for number, (where, record) in enumerate(read_jsonl(path)):
         parse = functools.partial(
@@ -54,18 +57,18 @@ def load_questions(path: str, *, need_gold: bool = False, instruct: bool = True)
     return questions if text is None else _instructed(questions, text, path)
 
 
-def _instructed(questions: list[Any], text: str, path: str) -> list[Any]:
+def _instructed(questions: list[Question], text: str, path: str) -> list[Question]:
     """The questions, each that is no final prompt followed by the text."""
     from caspo_jax.evaluation.benchmarks.base import instructed
 
-    final = [q.question is None or q.prompt is not None or q.prompt_ids is not None for q in questions]
-    if all(final):
+    asked = [q.question if q.prompt is None and q.prompt_ids is None else None for q in questions]
+    if not any(question is not None for question in asked):
         raise UserError(
             f"{path}: its questions are final prompts, which --instruction does not change: drop it"
         )
     return [
-        q if done else dataclasses.replace(q, question=instructed(q.question, text))
-        for q, done in zip(questions, final, strict=True)
+        q if question is None else dataclasses.replace(q, question=instructed(question, text))
+        for q, question in zip(questions, asked, strict=True)
     ]
 
 

@@ -24,7 +24,9 @@ from caspo_jax.evaluation import (
 )
 from caspo_jax.outputs import manifest_path
 from caspo_jax.store import write_json
+from caspo_jax.tasks import Task
 from caspo_jax.training.stages import Policy
+from caspo_jax.types import Question
 from experiments import common, result_files
 from experiments.quickstart_samples import Recorder
 
@@ -61,8 +63,8 @@ STRATEGY_ORDER = (
 class Comparison:
     """What every policy is asked, and how: the same questions and keys for all."""
 
-    task: Any
-    questions: Sequence[Any]
+    task: Task
+    questions: Sequence[Question]
     settings: Any
     strategies: StrategyConfig
     key: jax.Array
@@ -125,7 +127,7 @@ def _is_summary(path: Path) -> bool:
 
 
 def compare(
-    task: Any,
+    task: Task,
     final: Mapping[str, Sequence[Path]],
     preset: str,
     out: Path,

@@ -10,12 +10,15 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from absl import flags
 
 from experiments import common
 from experiments.config_flags import define_config, given_config
+
+if TYPE_CHECKING:
+    from caspo_jax.training import TrainConfig
 
 FLAGS = flags.FLAGS
 
@@ -67,7 +70,7 @@ def define_training_flags() -> None:
     define_config("train", TrainConfig.preset("caspo"), "training; what is not given comes from --preset")
 
 
-def train_config(**fields: Any) -> Any:
+def train_config(**fields: Any) -> TrainConfig:
     """The preset with these fields, then with the --train and --lora flags that were given."""
     from caspo_jax.errors import UserError
     from caspo_jax.models import LoraConfig
@@ -119,7 +122,7 @@ def _check_one_value(name: str, value: Any, taken: Any) -> None:
         )
 
 
-def _check_verified(config: Any) -> None:
+def _check_verified(config: TrainConfig) -> None:
     """Refuses a loss that reads verified steps where none are given, before the policy is loaded."""
     from caspo_jax.errors import UserError
     from caspo_jax.training import TrainConfig

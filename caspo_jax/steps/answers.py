@@ -70,7 +70,7 @@ def answer_kind(kind: AnswerKind | str) -> AnswerKind:
     try:
         return AnswerKind(kind)
     except ValueError:
-        raise UserError(f"answer kind {kind!r} is none of {', '.join(AnswerKind)}") from None
+        raise UserError(f"unknown answer kind {kind!r}: choose from {', '.join(AnswerKind)}") from None
 
 
 def _letter(text: str, marked: bool = True) -> str | None:

@@ -51,7 +51,9 @@ def verdict_of(label: Any, neutral: Neutral = "unknown") -> Verdict:
         return "wrong"
     if label == 0:
         return neutral
-    raise UserError(f"label {label!r} is none of {', '.join(VERDICTS)}, true, false, +, -, 1, 0, -1")
+    raise UserError(
+        f"unknown label {label!r}: choose from {', '.join(VERDICTS)}, true, false, +, -, 1, 0, -1"
+    )
 
 
 def first_error_verdicts(first_error: int, steps: int) -> tuple[Verdict, ...]:

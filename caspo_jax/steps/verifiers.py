@@ -99,7 +99,9 @@ class RecordedLabels:
         for trace, verdicts in self.labels.items():
             for verdict in verdicts:
                 if verdict not in VERDICTS:
-                    raise UserError(f"label of trace {trace!r}: {verdict!r} is none of {', '.join(VERDICTS)}")
+                    raise UserError(
+                        f"trace {trace!r}: unknown verdict {verdict!r}: choose from {', '.join(VERDICTS)}"
+                    )
 
     @property
     def settings(self) -> dict[str, Any]:

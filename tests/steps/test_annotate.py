@@ -146,7 +146,7 @@ def test_recorded_labels_and_exact_checkers():
     checker = ExactChecker(lambda question, prefix, step, last: "correct" if last else "wrong")
     done = annotate_trace(trace("a\n\nb"), VOCABULARY, verifier=checker)
     assert [s.verdict for s in done.steps] == ["wrong", "correct"]
-    with pytest.raises(UserError, match="'maybe' is none of"):
+    with pytest.raises(UserError, match="unknown verdict 'maybe': choose from"):
         RecordedLabels({"t": ("maybe",)})
 
 

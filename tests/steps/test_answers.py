@@ -157,5 +157,5 @@ def test_degenerate_text_is_read_in_no_time(text):
 
 
 def test_unknown_kind():
-    with pytest.raises(UserError, match="answer kind 'number' is none of math"):
+    with pytest.raises(UserError, match="unknown answer kind 'number': choose from math"):
         extract_answer("1", "number")

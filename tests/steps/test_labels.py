@@ -48,7 +48,7 @@ def test_lines_of_every_form(tmp_path):
     [
         ({"verdict": "wrong"}, "needs `id`"),
         ({"id": "a", "step_index": -1, "verdict": "wrong"}, "`step_index` must be 0 or more"),
-        ({"id": "a", "step_index": 0, "verdict": "perhaps"}, "label 'perhaps' is none of"),
+        ({"id": "a", "step_index": 0, "verdict": "perhaps"}, "unknown label 'perhaps': choose from"),
         ({"id": "a", "step_index": 0}, "needs `verdict` or `label`"),
         ({"id": "a"}, "labels need"),
         ({"id": "a", "steps": ["x"], "label": 1}, "label 1 is no step of 1"),
