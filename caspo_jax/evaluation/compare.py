@@ -18,13 +18,15 @@ from caspo_jax.models import token_bytes
 from caspo_jax.models.weights import shallow_copy
 from caspo_jax.records import finite
 from caspo_jax.sampling import SampleConfig, generate
-from caspo_jax.steps import Verifier, annotate_traces
+from caspo_jax.steps import Verifier, annotate_traces, segment_trace
 from caspo_jax.types import CatResult, Equal, Extract, Question, Trace
 
 KeepTraces = Callable[[Sequence[Trace]], None]
 KeepResults = Callable[[Sequence[CatResult]], None]
 
-# What the summary reports of every policy; the tables know more.
+# What the summary reports of every policy: bias, ECE and Brier score are of exp(-entropy), and with `sum_logprob_` of
+# exp(sum of log-probs). The tables know more.
+_LEVELS = ("bias", "ece", "brier", "bias_scaled", "ece_scaled", "brier_scaled")
 REPORTED = (
     "step_accuracy",
     "first_error_accuracy",
@@ -36,11 +38,13 @@ REPORTED = (
     "within_prefix_auroc",
     "within_prefix_logprob_auroc",
     "within_question_auroc",
+    "within_question_logprob_auroc",
+    "sum_logprob_auroc",
+    "within_prefix_sum_logprob_auroc",
+    "within_question_sum_logprob_auroc",
     "entropy_gap",
-    "bias",
-    "ece",
-    "brier",
-    "brier_scaled",
+    *_LEVELS,
+    *(f"sum_logprob_{name}" for name in _LEVELS),
     "mean_entropy",
     "tokens_per_trace",
 )
@@ -73,9 +77,10 @@ def sample_tables(
     """Sample, annotate and flatten `sample.num_samples` traces a question; `keep` is given the annotated traces."""
     traces = generate(model, tokenizer, questions, sample, key, step_confidence=VOTE_CONFIDENCE, **run)
     ids = [q.id for q in questions for _ in range(sample.num_samples)]
+    spelled = token_bytes(tokenizer, model.config.vocab_size)
     annotated = annotate_traces(
         traces,
-        token_bytes(tokenizer, model.config.vocab_size),
+        spelled,
         verifier=verifier,
         delimiter=sample.step_delimiter,
         confidence=VOTE_CONFIDENCE,
@@ -84,7 +89,9 @@ def sample_tables(
     )
     if keep is not None:
         keep(annotated)
-    return tabulate(annotated, ids)
+    delimiter = sample.step_delimiter
+    likely = (segment_trace(t, spelled, delimiter=delimiter, confidence="sum_logprob") for t in traces)
+    return tabulate(annotated, ids, [[step.confidence for step in trace.steps] for trace in likely])
 
 
 def evaluate(
@@ -185,7 +192,8 @@ def policy_record(evaluation: Evaluation, baseline: Evaluation | None, draws: in
     values = tables_module.values(evaluation.tables)
     found = tables_module.intervals(evaluation.tables, draws=draws)
     record: dict[str, Any] = {"name": evaluation.name, "path": evaluation.path, **evaluation.settings}
-    record |= {name: finite(values[name]) for name in REPORTED}
+    record |= {name: finite(values[name]) for name in REPORTED if name in values}
+    record |= tables_module.group_counts(evaluation.tables)
     record["strategies"] = {name: o.record() for name, o in evaluation.strategies.items()}
     record["intervals"] = {name: i for name, i in tables_module.records(found).items() if name in REPORTED}
     record["paired_with_base"] = {} if baseline is None else paired_record(evaluation, baseline, draws)

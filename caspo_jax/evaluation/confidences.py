@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -10,17 +10,25 @@ import numpy as np
 from caspo_jax import metrics
 from caspo_jax.errors import UserError
 from caspo_jax.evaluation.confidence_items import Items
+from caspo_jax.evaluation.confidence_statistics import interval_fields, level_statistics, ranking_statistics
+from caspo_jax.evaluation.formats import Columns
+from caspo_jax.metrics import Statistic
 from caspo_jax.sampling.config import BOUNDED, BOUNDED_PATHS
 
-RANKING = {
+_INTERVAL = "95 %"
+RANKING: Mapping[str | tuple[str, str], str] = {
     "confidence": "confidence",
     "auroc": "AUROC",
-    "auroc_low": "low",
-    "auroc_high": "high",
+    ("auroc_low", "auroc_high"): _INTERVAL,
     "within_question": "in question",
+    ("within_question_low", "within_question_high"): _INTERVAL,
     "within_question_groups": "questions",
     "within_prefix": "in prefix",
+    ("within_prefix_low", "within_prefix_high"): _INTERVAL,
     "within_prefix_groups": "prefixes",
+}
+OTHER_RANKING: Columns = {
+    "confidence": "confidence",
     "length_controlled": "length controlled",
     "length_controlled_null": "97.5 % of null",
     "length_controlled_p": "p",
@@ -32,16 +40,35 @@ RANKING = {
 _LEVELS = {
     "bias": "bias",
     "ece": "ECE",
+    "brier": "Brier",
+}
+_PARTS = {
     "ece_mass": "ECE mass",
     "ece_debiased": "ECE debiased",
-    "brier": "Brier",
     "reliability": "reliability",
     "resolution": "resolution",
     "within_bins": "in bins",
 }
-RAW = {"confidence": "as it is"} | _LEVELS
-SCALED = {"confidence": "scaled, p = c^a"} | {f"{field}_scaled": title for field, title in _LEVELS.items()}
-COLUMNS = (RANKING, RAW, SCALED)  # Brier = reliability - resolution + uncertainty + what is inside the bins
+
+
+def _level_columns(title: str, suffix: str) -> Columns:
+    """Bias, ECE and Brier score, each beside its interval; then the other figures of calibration."""
+    columns: dict[str | tuple[str, str], str] = {"confidence": title}
+    for field, head in _LEVELS.items():
+        columns |= {
+            f"{field}{suffix}": head,
+            (f"{field}{suffix}_low", f"{field}{suffix}_high"): _INTERVAL,
+        }
+    return columns | {f"{field}{suffix}": head for field, head in _PARTS.items()}
+
+
+# Brier = reliability - resolution + uncertainty + what is inside the bins
+COLUMNS = (
+    RANKING,
+    OTHER_RANKING,
+    _level_columns("as it is", ""),
+    _level_columns("scaled, p = c^a", "_scaled"),
+)
 
 
 def confidence_table(
@@ -53,12 +80,13 @@ def confidence_table(
 ) -> list[dict[str, Any]]:
     """One row a confidence, and one for the length alone (shorter is surer), the best AUROC first.
 
-    Ranking figures: AUROC pooled with its 95 % interval by question, within question, within prefix (each with the
-    number of groups that have both verdicts), among items of like length with the 97.5 % point of its permutation null
-    and the p-value; AUPRC of finding errors, and of finding right ones; AURC, AUGRC. Calibration figures for confidences
+    Ranking figures, of `metrics.rank_scores`: AUROC pooled, within question, within prefix (each with the number of
+    groups that have both verdicts), among items of like length with the 97.5 % point of its permutation null and the
+    p-value; AUPRC of finding errors, and of finding right ones; AURC, AUGRC. Calibration figures for confidences
     known to lie in [0, 1] (a registered one is not): bias, ECE of equal width, of equal mass and debiased, Brier and its
     parts; and all of these again, `_scaled`, after the cross-fitted one-parameter scaling p = c^a, which any other
-    confidence enters as c / (1 + c).
+    confidence enters as c / (1 + c). The 95 % interval by question of AUROCs, bias, ECE and Brier score is in `_low` and
+    `_high`.
 
     Args:
       items: from `confidence_items`.
@@ -95,23 +123,21 @@ def overview(items: Items, draws: int = 1000, seed: int = 0) -> dict[str, Any]:
     }
 
 
-def _row(name: str, items: Items, rank: np.ndarray, draws: int, seed: int, bins: int) -> dict[str, Any]:
-    kept = ~np.isnan(rank)
-    rank, right, question = rank[kept], items.right[kept], items.question[kept]
-    pooled = metrics.bootstrap_interval(metrics.auroc_statistic(rank, right), question, draws, seed)
-    by_question = metrics.within_question_auroc(rank, right, question)
-    by_prefix = metrics.within_prefix_auroc(rank, right, items.prefix[kept])
+def _row(name: str, items: Items, log: np.ndarray, draws: int, seed: int, bins: int) -> dict[str, Any]:
+    kept = ~np.isnan(log)
+    log, right, question, prefix = log[kept], items.right[kept], items.question[kept], items.prefix[kept]
+    rank = metrics.rank_scores(log)
     by_length = metrics.length_controlled_auroc(rank, right, items.length[kept], draws=draws, seed=seed)
+
+    def measured(statistics: Mapping[str, Statistic]) -> dict[str, float]:
+        return interval_fields(statistics, question, draws, seed)
+
     row: dict[str, Any] = {
         "confidence": name,
         "items": int(right.size),
-        "auroc": pooled.value,
-        "auroc_low": pooled.low,
-        "auroc_high": pooled.high,
-        "within_question": by_question.value,
-        "within_question_groups": by_question.groups,
-        "within_prefix": by_prefix.value,
-        "within_prefix_groups": by_prefix.groups,
+        **measured(ranking_statistics(log, right, question, prefix)),
+        "within_question_groups": metrics.within_question_auroc(rank, right, question).groups,
+        "within_prefix_groups": metrics.within_prefix_auroc(rank, right, prefix).groups,
         "length_controlled": by_length.value,
         "length_controlled_p": by_length.p_value,
         "length_controlled_null": by_length.null_high,
@@ -123,12 +149,13 @@ def _row(name: str, items: Items, rank: np.ndarray, draws: int, seed: int, bins:
     if name == "length":
         return row
     bounded = _bounded(name)
-    raw = np.exp(np.minimum(rank, 0.0)) if bounded else np.exp(-np.logaddexp(0.0, -rank))
+    raw = np.exp(np.minimum(log, 0.0)) if bounded else np.exp(-np.logaddexp(0.0, -log))
     if bounded:
-        row |= calibration(raw, right, bins)
+        row |= measured(level_statistics(raw, right, bins)) | _parts(raw, right, bins)
     if len(set(question.tolist())) >= 2:
         scaled = metrics.cross_fitted(raw, right, question)
-        row |= {f"{field}_scaled": value for field, value in calibration(scaled, right, bins).items()}
+        row |= measured(level_statistics(scaled, right, bins, "_scaled"))
+        row |= {f"{field}_scaled": value for field, value in _parts(scaled, right, bins).items()}
     return row
 
 
@@ -138,16 +165,13 @@ def _bounded(name: str) -> bool:
     return step in BOUNDED and (not rule or rule in BOUNDED_PATHS)
 
 
-def calibration(confidence: np.ndarray, right: np.ndarray, bins: int = 10) -> dict[str, float]:
-    """Bias, calibration errors, Brier score and its parts of confidences [n] in [0, 1]."""
+def _parts(confidence: np.ndarray, right: np.ndarray, bins: int) -> dict[str, float]:
+    """Other calibration errors, and the parts of the Brier score, of confidences [n] in [0, 1]."""
     parts = metrics.brier_decomposition(confidence, right, bins)
     return {
-        "bias": metrics.bias(confidence, right),
-        "ece": metrics.expected_calibration_error(confidence, right, bins),
         "ece_mass": metrics.equal_mass_calibration_error(confidence, right, bins),
         "ece_debiased": metrics.debiased_calibration_error(confidence, right, bins),
         "squared_error_debiased": metrics.debiased_squared_error(confidence, right, bins),
-        "brier": parts.brier,
         "reliability": parts.reliability,
         "resolution": parts.resolution,
         "uncertainty": parts.uncertainty,

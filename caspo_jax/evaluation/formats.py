@@ -13,6 +13,8 @@ import numpy as np
 from caspo_jax.store import write_json, write_text
 
 Row = Mapping[str, Any]
+# Field -> title, in order; two fields are the ends of an interval.
+Columns = Mapping[str, str] | Mapping[str | tuple[str, str], str]
 # An interval that holds 0 leaves a difference open and proves nothing equal, whatever the files call it.
 _SAID = {("verdict", "equal"): "not told apart"}
 
@@ -33,12 +35,12 @@ def cell(value: Any, digits: int = 3) -> str:
     return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.{digits}f}"
 
 
-def markdown(rows: Sequence[Row], columns: Mapping[str, str]) -> str:
-    """A Markdown table, padded so that it reads as plain text too; `columns` is field -> title, in order."""
-    texts = [[cell(said(field, row.get(field))) for field in columns] for row in rows]
+def markdown(rows: Sequence[Row], columns: Columns) -> str:
+    """A Markdown table, padded so that it reads as plain text too."""
+    texts = [[_shown(row, field) for field in columns] for row in rows]
     titles = list(columns.values())
     widths = [max([len(title), 3, *(len(t[i]) for t in texts)]) for i, title in enumerate(titles)]
-    numeric = [all(_is_number(row.get(field)) for row in rows) for field in columns]
+    numeric = [isinstance(f, tuple) or all(_is_number(row.get(f)) for row in rows) for f in columns]
 
     def line(cells: Sequence[str]) -> str:
         padded = [c.rjust(w) if right else c.ljust(w) for c, w, right in zip(cells, widths, numeric)]
@@ -46,6 +48,13 @@ def markdown(rows: Sequence[Row], columns: Mapping[str, str]) -> str:
 
     rule = ["-" * (w - 1) + ":" if right else "-" * w for w, right in zip(widths, numeric)]
     return "\n".join([line(titles), "| " + " | ".join(rule) + " |", *map(line, texts)])
+
+
+def _shown(row: Row, field: str | tuple[str, str]) -> str:
+    if isinstance(field, str):
+        return cell(said(field, row.get(field)))
+    ends = [cell(row.get(end)) for end in field]
+    return "-" if "-" in ends else f"[{ends[0]}, {ends[1]}]"
 
 
 def _is_number(value: Any) -> bool:
@@ -78,7 +87,7 @@ def plain(value: Any) -> Any:
 def write_table(
     path: str | Path,
     rows: Sequence[Row],
-    columns: Mapping[str, str] | Sequence[Mapping[str, str]],
+    columns: Columns | Sequence[Columns],
     **more: Any,
 ) -> None:
     """PATH.md, PATH.csv and PATH.json; `more` goes into the JSON beside `rows`."""
@@ -88,7 +97,7 @@ def write_table(
     write_json(path.with_name(f"{path.name}.json"), plain({**more, "rows": list(rows)}))
 
 
-def tables(rows: Sequence[Row], columns: Mapping[str, str] | Sequence[Mapping[str, str]]) -> str:
+def tables(rows: Sequence[Row], columns: Columns | Sequence[Columns]) -> str:
     """The rows as one Markdown table, or as several below each other, each with columns of its own."""
     several = [columns] if isinstance(columns, Mapping) else columns
     return "\n\n".join(markdown(rows, each) for each in several)

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from caspo_jax import metrics
+from caspo_jax.evaluation.confidence_statistics import level_statistics, ranking_statistics, scaled_statistics
 from caspo_jax.evaluation.siblings import prefix_digests
 from caspo_jax.metrics import Interval, Statistic
 from caspo_jax.records import finite
@@ -35,6 +36,7 @@ class Tables:
     step_prefix: np.ndarray  # [S] int64, group of steps sampled from one prefix
     entropy: np.ndarray  # [S] float64, mean token entropy u of the step, nats
     logprob_confidence: np.ndarray  # [S] float64, exp(mean token log-prob)
+    likelihood: np.ndarray  # [S] float64, exp(sum of token log-probs), NaN where it was not given
     right: np.ndarray  # [S] float64, 1 where the step is correct
     question: np.ndarray  # [N] object, question id
     graded: np.ndarray  # [N] float64, 1 where it is known whether the answer is right
@@ -52,27 +54,34 @@ class Tables:
         return np.exp(-self.entropy)
 
 
-def tabulate(traces: Sequence[Trace], question_ids: Sequence[str]) -> Tables:
+def tabulate(
+    traces: Sequence[Trace],
+    question_ids: Sequence[str],
+    likelihoods: Sequence[Sequence[float | None]] | None = None,
+) -> Tables:
     """Flatten annotated traces.
 
     Args:
       traces: annotated with the `mean_logprob` step confidence, verdicts and answers; per-token entropies present.
       question_ids: the question of each trace.
+      likelihoods: of each trace its steps' `sum_logprob` confidence; without them there are no figures of it.
 
     Steps without a verdict, or with no token that counts, are left out of the step arrays.
     """
     steps: list[tuple[Any, ...]] = []
     rows: list[tuple[Any, ...]] = []
     prefixes: dict[bytes, int] = {}
-    for question_id, trace in zip(question_ids, traces, strict=True):
+    unknown: list[Sequence[float | None]] = [[None] * len(trace.steps) for trace in traces]
+    for question_id, trace, likely in zip(question_ids, traces, likelihoods or unknown, strict=True):
         judged = []
-        for step, digest in zip(trace.steps, prefix_digests(trace, question_id), strict=True):
+        digests = prefix_digests(trace, question_id)
+        for step, digest, likelihood in zip(trace.steps, digests, likely, strict=True):
             if step.verdict == "unknown" or step.entropy is None:
                 continue
             judged.append(step)
             prefix = prefixes.setdefault(digest, len(prefixes))
             right = step.verdict == "correct"
-            steps.append((question_id, prefix, step.entropy, step.confidence, right))
+            steps.append((question_id, prefix, step.entropy, step.confidence, likelihood, right))
         right_steps = len(list(itertools.takewhile(lambda s: s.verdict == "correct", judged)))
         entropy = float(np.sum(trace.entropy)) if trace.entropy is not None else np.nan
         rows.append(
@@ -88,7 +97,7 @@ def tabulate(traces: Sequence[Trace], question_ids: Sequence[str]) -> Tables:
                 len(trace.token_ids),
             )
         )
-    return Tables(*_columns(steps, 5), *_columns(rows, 9))
+    return Tables(*_columns(steps, 6), *_columns(rows, 9))
 
 
 def _columns(rows: list[tuple[Any, ...]], width: int) -> list[np.ndarray]:
@@ -99,24 +108,26 @@ def _columns(rows: list[tuple[Any, ...]], width: int) -> list[np.ndarray]:
 def statistics(tables: Tables) -> dict[str, tuple[Statistic, np.ndarray]]:
     """Every metric as (function of item weights, question id of each item): what the bootstrap needs."""
     t = tables
-    confidence = t.confidence
+    entropy, logprob = _ranking(t.confidence, t), _ranking(t.logprob_confidence, t)
     step: dict[str, Statistic] = {
         "step_accuracy": metrics.mean_statistic(t.right),
-        "entropy_auroc": metrics.auroc_statistic(confidence, t.right),
-        "logprob_auroc": metrics.auroc_statistic(t.logprob_confidence, t.right),
-        "within_prefix_auroc": metrics.grouped_auroc_statistic(confidence, t.right, t.step_prefix),
-        "within_prefix_logprob_auroc": metrics.grouped_auroc_statistic(
-            t.logprob_confidence, t.right, t.step_prefix
-        ),
-        "within_question_auroc": metrics.grouped_auroc_statistic(confidence, t.right, t.step_question),
+        "entropy_auroc": entropy["auroc"],
+        "logprob_auroc": logprob["auroc"],
+        "within_prefix_auroc": entropy["within_prefix"],
+        "within_prefix_logprob_auroc": logprob["within_prefix"],
+        "within_question_auroc": entropy["within_question"],
+        "within_question_logprob_auroc": logprob["within_question"],
         "entropy_gap": metrics.entropy_gap_statistic(t.entropy, t.right),
-        "bias": metrics.bias_statistic(confidence, t.right),
-        "ece": metrics.ece_statistic(confidence, t.right),
-        "brier": metrics.brier_statistic(confidence, t.right),
+        **_levels(t.confidence, t),
     }
-    scaled = metrics.cross_fitted(confidence, t.right, t.step_question)
-    step["brier_scaled"] = metrics.brier_statistic(scaled, t.right)
-    step["ece_scaled"] = metrics.ece_statistic(scaled, t.right)
+    if not np.isnan(t.likelihood).any():
+        likelihood = _ranking(t.likelihood, t)
+        step |= {
+            "sum_logprob_auroc": likelihood["auroc"],
+            "within_prefix_sum_logprob_auroc": likelihood["within_prefix"],
+            "within_question_sum_logprob_auroc": likelihood["within_question"],
+            **{f"sum_logprob_{name}": f for name, f in _levels(t.likelihood, t).items()},
+        }
     trace: dict[str, Statistic] = {
         "answer_accuracy": metrics.ratio_statistic(t.correct, t.graded),
         "first_error_accuracy": metrics.ratio_statistic(t.right_until_error, t.until_error),
@@ -129,6 +140,26 @@ def statistics(tables: Tables) -> dict[str, tuple[Statistic, np.ndarray]]:
     }
     return {name: (f, t.step_question) for name, f in step.items()} | {
         name: (f, t.question) for name, f in trace.items()
+    }
+
+
+def _ranking(confidence: np.ndarray, tables: Tables) -> dict[str, Statistic]:
+    with np.errstate(divide="ignore"):
+        log = np.log(confidence)
+    return ranking_statistics(log, tables.right, tables.step_question, tables.step_prefix)
+
+
+def _levels(confidence: np.ndarray, tables: Tables) -> dict[str, Statistic]:
+    sure = np.minimum(confidence, 1.0)  # a sum of log-probs may be a rounding error above 0
+    return level_statistics(sure, tables.right) | scaled_statistics(sure, tables.right, tables.step_question)
+
+
+def group_counts(tables: Tables) -> dict[str, int]:
+    """Over how many questions, and prefixes, the AUROCs within them are averaged: those with both verdicts."""
+    t = tables
+    return {
+        "within_question_groups": metrics.within_question_auroc(t.entropy, t.right, t.step_question).groups,
+        "within_prefix_groups": metrics.within_prefix_auroc(t.entropy, t.right, t.step_prefix).groups,
     }
 
 

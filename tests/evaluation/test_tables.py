@@ -5,6 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 
+from caspo_jax.evaluation import Evaluation, policy_record
 from caspo_jax.evaluation.strategies import matched_counts, pool_votes
 from caspo_jax.evaluation.tables import paired, tabulate, values
 from caspo_jax.types import Question, Step, Trace
@@ -48,6 +49,29 @@ def test_values_by_hand():
     assert found["entropy_auroc"] == pytest.approx(concordant)
     assert found["bias"] == pytest.approx(np.mean(np.exp(-np.array(wrong + right))) - 9 / 11)
     assert found["tokens_per_trace"] == 3
+
+
+def test_a_step_s_likelihood_stands_beside_its_entropy():
+    """exp(sum of log-probs), where it is given: the pooled AUROC and calibration of another confidence."""
+    likelihoods = [[0.9, 0.8, 0.7], [0.9, 0.1, 0.8], [0.2, 0.9, 0.9], [0.6, 0.7, 0.8]]
+    tables = tabulate(TRACES, IDS, likelihoods)
+    found = values(tables)
+    given = np.array([0.9, 0.8, 0.7, 0.9, 0.1, 0.8, 0.2, 0.9, 0.9, 0.6, 0.7])  # the last has no verdict
+    np.testing.assert_array_equal(tables.likelihood, given)
+    assert found["sum_logprob_auroc"] == 1.0
+    assert found["sum_logprob_bias"] == pytest.approx(given.mean() - 9 / 11)
+    assert {"sum_logprob_ece_scaled", "within_question_sum_logprob_auroc"} <= found.keys()
+    assert not any("sum_logprob" in name for name in values(tabulate(TRACES, IDS)))
+
+
+def test_a_policy_s_record_says_over_how_many_groups():
+    evaluation = Evaluation("base", "policy", tabulate(TRACES, IDS, [[0.5] * 3] * 4), {})
+    record = policy_record(evaluation, None, draws=5)
+    assert record["within_question_groups"] == 2  # both questions have right and wrong steps
+    assert record["within_prefix_groups"] == 2  # the second steps of question a, the first ones of question b
+    for name in ("ece_scaled", "within_question_logprob_auroc", "sum_logprob_auroc", "sum_logprob_brier"):
+        assert record[name] is not None, name
+        assert len(record["intervals"][name]) == 2, name
 
 
 def test_a_policy_differs_from_itself_by_nothing():

@@ -11,6 +11,7 @@ import numpy as np
 
 from caspo_jax import metrics
 from caspo_jax.errors import UserError
+from caspo_jax.evaluation.confidence_statistics import level_statistics, ranking_statistics, scaled_statistics
 from caspo_jax.evaluation.faithfulness.agreement import agreement
 from caspo_jax.evaluation.faithfulness.faithful import (
     faithfulness_record,
@@ -21,7 +22,6 @@ from caspo_jax.evaluation.faithfulness.pairing import METRICS, Pairing, Side, pa
 from caspo_jax.evaluation.faithfulness.skill import permuted_means, skill_statistics
 from caspo_jax.evaluation.faithfulness.table import ESTIMATORS, LIKELIHOODS, Table
 from caspo_jax.evaluation.tables import difference_record
-from caspo_jax.metrics import Statistic
 from caspo_jax.records import finite
 
 _LEAST = 2  # steps of each verdict that a calibration needs
@@ -79,7 +79,7 @@ def calibration_record(
 ) -> dict[str, Any]:
     """Confidence against correctness of steps, for every estimator, every likelihood, and what the words say.
 
-    Bias (mean confidence - accuracy); ECE and Brier score, raw and after a cross-fitted one-parameter scaling; AUROC
+    Bias (mean confidence - accuracy), ECE and Brier score, raw and after a cross-fitted one-parameter scaling; AUROC
     pooled, within questions and within prefixes, beside the number of questions and of prefixes that have both verdicts.
 
     Args:
@@ -107,18 +107,15 @@ def _calibration(table: Table, values: np.ndarray, draws: int, seed: int) -> dic
     c, right, group, prefix = (a[known] for a in (values, table.right, table.group, table.prefix))
     if min((right == 1).sum(), (right == 0).sum()) < _LEAST:
         return None
-    functions: dict[str, Statistic] = {
-        "bias": metrics.bias_statistic(c, right),
-        "ece": metrics.ece_statistic(c, right),
-        "brier": metrics.brier_statistic(c, right),
-        "auroc": metrics.auroc_statistic(c, right),
-        "within_question_auroc": metrics.grouped_auroc_statistic(c, right, group),
-        "within_prefix_auroc": metrics.grouped_auroc_statistic(c, right, prefix),
+    with np.errstate(divide="ignore"):
+        ranked = ranking_statistics(np.log(c), right, group, prefix)
+    functions = {
+        **level_statistics(c, right),
+        "auroc": ranked["auroc"],
+        "within_question_auroc": ranked["within_question"],
+        "within_prefix_auroc": ranked["within_prefix"],
+        **scaled_statistics(c, right, group),
     }
-    if len(set(group)) > 1:
-        scaled = metrics.cross_fitted(c, right, group)
-        functions["brier_scaled"] = metrics.brier_statistic(scaled, right)
-        functions["ece_scaled"] = metrics.ece_statistic(scaled, right)
     return {
         "steps": int(c.size),
         "accuracy": float(right.mean()),
