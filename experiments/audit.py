@@ -6,7 +6,7 @@
 Samples --num_branches paths a question without pruning and replays every threshold on them, which is exact while forks are
 off. With --expand above 1 the search also runs as it would, forks included, and every branch that it pruned is finished
 off the books by one continuation. Writes DIR/audit.json, sweep.{md,csv,json}, depths.md, audit.png; with another threshold
-and --overwrite the paths that were sampled serve again. A calibration promises something about new questions: the summary and
+and --overwrite the sampled paths are used again. A calibration promises something about new questions: the summary and
 audit.json say how many of these it was made on.
 """
 

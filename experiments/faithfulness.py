@@ -170,7 +170,7 @@ def measure(out: Path) -> None:
 
 
 def check_places(out: Path) -> None:
-    """Refuses traces in the place of an output, and files of somebody else, or another run's, in the places of ours."""
+    """Refuses traces in the place of an output, and files at our output paths that another run, or another program, wrote."""
     from caspo_jax.errors import UserError
     from caspo_jax.evaluation.faithfulness import ESTIMATORS
     from caspo_jax.outputs import manifest_path

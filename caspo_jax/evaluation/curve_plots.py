@@ -24,7 +24,7 @@ _COLUMNS = 5
 
 
 def _styles(names: Sequence[str]) -> dict[str, dict[str, Any]]:
-    """Strategy -> colour, marker and line; names that are none of ours come last."""
+    """Strategy -> colour, marker and line; unknown names come last."""
     styles = {}
     for colour, (_, members) in _KINDS.items():
         for name, marker in zip(members, _MARKERS):

@@ -28,7 +28,7 @@ def _read(row: Row, number: str) -> Question:
 
 
 def _answer(output: str) -> str | None:
-    """The label in what is boxed or marked, else in the last line; two different ones there are none."""
+    """The label in what is boxed or marked, else in the last line; None if two different ones stand there."""
     marked = extract_answer(output, "string")
     lines = output.strip().splitlines()
     found = {word.lower() for word in _LABEL.findall(marked or (lines[-1] if lines else ""))}

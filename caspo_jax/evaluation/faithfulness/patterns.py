@@ -197,7 +197,7 @@ def _entry(cells: Sequence[str]) -> Entry:
         raise UserError(f"{len(cells)} columns for {len(COLUMNS)}: separate them by single tabs")
     pattern, role, value, negated, category, note = (cell.strip() for cell in cells)
     if role not in ROLES:
-        raise UserError(f"role {role!r} is none of {', '.join(ROLES)}")
+        raise UserError(f"unknown role {role!r}: choose from {', '.join(ROLES)}")
     number, number_negated = _number(value, "value"), _number(negated, "negated")
     if (role == "neutral") != (number is None):
         raise UserError("a neutral entry has no value, every other one has")
@@ -245,7 +245,7 @@ def _element(part: str, classes: Classes) -> _Element:
         elif word.startswith("<") and word.endswith(">"):
             if word[1:-1] not in classes:
                 raise UserError(
-                    f"class {word} is none of {', '.join([*classes, 'num', 'any'])} (define it above)"
+                    f"unknown class {word}: choose from {', '.join([*classes, 'num', 'any'])} (define it above)"
                 )
             found |= classes[word[1:-1]]
         elif not word or word != word.lower():

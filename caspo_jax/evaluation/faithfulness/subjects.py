@@ -15,7 +15,7 @@ from caspo_jax.errors import UserError
 from caspo_jax.evaluation.faithfulness.formats import Source
 from caspo_jax.evaluation.faithfulness.placing import place_steps, spelled_tags, token_ids_by_bytes
 from caspo_jax.evaluation.faithfulness.thinking import OPEN, Status, thinking_steps
-from caspo_jax.models import encode_prompt, render_chat, token_bytes
+from caspo_jax.models import ModelConfig, encode_prompt, render_chat, token_bytes
 from caspo_jax.records import trace_from_record, trace_to_record
 from caspo_jax.store import short_hash
 from caspo_jax.types import DEFAULT_DELIMITER, Question, Trace
@@ -64,7 +64,7 @@ class Subject:
 def prepare(
     sources: Sequence[Source],
     tokenizer: Any,
-    config: Any,
+    config: ModelConfig,
     *,
     which: Which = "auto",
     delimiter: str = DEFAULT_DELIMITER,
@@ -173,7 +173,7 @@ def _subject(
     logprob = given.logprob if given is not None else None
     mean_top5 = None
     if ids is None:
-        plain = source.text.encode("utf-8", "replace").decode()  # no tokenizer takes half a character
+        plain = source.text.encode("utf-8", "replace").decode()  # no tokenizer takes a lone surrogate
         ids = tuple(tokenizer(plain, add_special_tokens=False)["input_ids"])
         notes.append("retokenised")
     elif given is None:
