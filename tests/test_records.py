@@ -13,6 +13,7 @@ from caspo_jax.records import (
     question_from_record,
     question_to_record,
     search_to_record,
+    trace_features,
     trace_from_record,
     trace_to_record,
     tree_from_record,
@@ -276,3 +277,32 @@ def test_a_search_record_is_its_tree_and_what_it_elected():
     told = {"vote": "confidence", "gamma": 25.0, "answer": "7", "votes": {"8": 0.25, "7": 0.75}}
     assert record == through_json(tree_to_record(tree)) | told
     assert tree_from_record(record) == tree
+
+
+def test_raw_and_annotated_traces_load_together_with_datasets(tmp_path):
+    """Also a file whose first part has a field always null, and one that lacks the token statistics."""
+    datasets = pytest.importorskip("datasets")
+    raw = dataclasses.replace(
+        TRACE, gold=None, answer=None, correct=None, path_confidence=None, steps=(), id="raw"
+    )
+    unjudged = dataclasses.replace(STEP, verdict="unknown", verifier=None, confidence=None)
+    files = {
+        "raw": [trace_to_record(raw)],
+        "unjudged": [trace_to_record(dataclasses.replace(raw, id="unjudged", steps=(unjudged,)))],
+        "annotated": [trace_to_record(raw), trace_to_record(TRACE)],
+        "bare": [trace_to_record(TRACE, token_stats=False)],
+    }
+    paths = [tmp_path / f"{name}.jsonl" for name in files]
+    for path in paths:
+        path.write_text("".join(json.dumps(record) + "\n" for record in files[path.stem]))
+    loaded = datasets.load_dataset(
+        "json",
+        data_files=list(map(str, paths)),
+        features=trace_features(),
+        split="train",
+        cache_dir=str(tmp_path / "cache"),
+    )
+    assert loaded["id"] == ["raw", "unjudged", "raw", "t", "t"]
+    for row, record in zip(loaded, (r for path in paths for r in files[path.stem]), strict=True):
+        assert {key: row[key] for key in record} == record
+        assert {row[key] for key in row.keys() - record.keys()} <= {None}

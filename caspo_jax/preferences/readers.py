@@ -11,6 +11,7 @@ from caspo_jax.errors import UserError
 from caspo_jax.models import encode_prompt, render_chat
 from caspo_jax.preferences.identity import stable_hash
 from caspo_jax.preferences.left_out import LEFT_OUT, NoContrastError, say_left_out
+from caspo_jax.records import schema
 from caspo_jax.store import parse_at, read_jsonl
 from caspo_jax.types import Pair, Question, Verdict
 
@@ -188,18 +189,18 @@ def load_pairs(
 def to_trl_record(pair: Pair, *, conversational: bool = False) -> dict[str, Any]:
     """A pair as TRL takes it: the prefix belongs to the prompt.
 
-    TRL ignores `prefix` and `ends_trace`; `trl_from_record` reads them back.
+    TRL ignores `schema`, `id`, `prefix` and `ends_trace`; `trl_from_record` reads the latter three back.
 
     A pair with a prefix cannot be conversational: an answer that was begun is no message.
     """
-    ends = {"ends_trace": list(pair.ends_trace)}
+    own = {"schema": schema("trl_pair"), "id": pair.id, "ends_trace": list(pair.ends_trace)}
     if not conversational:
         return {
             "prompt": pair.prompt + pair.prefix,
             "chosen": pair.chosen,
             "rejected": pair.rejected,
             "prefix": pair.prefix,
-            **ends,
+            **own,
         }
     if pair.prefix:
         raise UserError(
@@ -209,7 +210,7 @@ def to_trl_record(pair: Pair, *, conversational: bool = False) -> dict[str, Any]
         "prompt": [{"role": "user", "content": pair.prompt}],
         "chosen": [{"role": "assistant", "content": pair.chosen}],
         "rejected": [{"role": "assistant", "content": pair.rejected}],
-        **ends,
+        **own,
     }
 
 

@@ -49,8 +49,8 @@ def select_pairs(
       competitors: makes and verifies the rivals of `low_confidence_correct`; needed by that kind alone.
 
     Returns:
-      The pairs, by prefix in order of first appearance, and counts: `candidates`, `prefixes`, `tau`, what
-      each filter dropped, `attempts_KIND` and `pairs_KIND`, and why attempts gave no pair; attempts =
+      The pairs, by prefix in order of first appearance, and counts: `candidates`, `usable` (those that no filter
+      dropped: tau is a quantile of their confidences), `prefixes`, `tau`, what each filter dropped, `attempts_KIND` and `pairs_KIND`, and why attempts gave no pair; attempts =
       pairs + reasons.
 
     Raises:
@@ -63,7 +63,13 @@ def select_pairs(
             "give competitors=, or kinds=('wrong',)"
         )
     groups, counts = filter_candidates(candidates, allow_flawed_prefix=config.allow_flawed_prefix)
-    counts = {"candidates": len(candidates), "prefixes": len(groups), **counts, **dict.fromkeys(_REASONS, 0)}
+    counts = {
+        "candidates": len(candidates),
+        "usable": sum(map(len, groups)),
+        "prefixes": len(groups),
+        **counts,
+        **dict.fromkeys(_REASONS, 0),
+    }
     tau = _tau(groups, config)
     # Also of candidates that were dropped: a step once verified as correct is never a rejected one.
     correct = {(c.key, c.text.strip()) for c in candidates if c.verdict == "correct"}

@@ -2,7 +2,7 @@
 
 from caspo_jax.records.pairs import pair_from_record, pair_to_record
 from caspo_jax.records.questions import question_from_record, question_to_record
-from caspo_jax.records.traces import trace_from_record, trace_to_record
+from caspo_jax.records.traces import trace_features, trace_from_record, trace_to_record
 from caspo_jax.records.trees import search_to_record, tree_from_record, tree_to_record
 from caspo_jax.records.values import VERSION, check_schema, finite, schema, schema_name
 
@@ -17,6 +17,7 @@ __all__ = [
     "schema",
     "schema_name",
     "search_to_record",
+    "trace_features",
     "trace_from_record",
     "trace_to_record",
     "tree_from_record",

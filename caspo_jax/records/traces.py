@@ -47,6 +47,41 @@ def _step_to_record(step: Step) -> dict[str, Any]:
     return record | {"confidence": finite(step.confidence), "entropy": finite(step.entropy)}
 
 
+def trace_features() -> Any:
+    """The columns of trace records for `datasets`, which guesses them file by file otherwise, and fails where one file's guess
+    (a field that is always null) does not fit the next: raw beside annotated traces, or one long file.
+
+    >>> files = ["traces.jsonl", "annotated.jsonl"]
+    >>> datasets.load_dataset("json", data_files=files, features=trace_features())  # doctest: +SKIP
+    """
+    import datasets
+
+    names = {"name": datasets.Value("string"), "version": datasets.Value("int64")}
+    return datasets.Features({"schema": names, **_features(Trace)})
+
+
+def _features(record: type) -> dict[str, Any]:
+    hints = typing.get_type_hints(record)
+    return {field.name: _feature(hints[field.name]) for field in dataclasses.fields(record)}
+
+
+def _feature(hint: Any) -> Any:
+    """The column of a field with this type; every column of `datasets` may hold null."""
+    import datasets
+
+    (hint,) = [h for h in typing.get_args(hint) if h is not type(None)] if _optional(hint) else [hint]
+    if typing.get_origin(hint) is tuple:
+        return [_feature(typing.get_args(hint)[0])]
+    if dataclasses.is_dataclass(hint):
+        return _features(typing.cast(type, hint))
+    kinds = {bool: "bool", int: "int64", float: "float64"}
+    return datasets.Value(kinds.get(hint, "string"))
+
+
+def _optional(hint: Any) -> bool:
+    return type(None) in typing.get_args(hint)
+
+
 def trace_from_record(record: Mapping[str, Any]) -> Trace:
     """Read a trace; what it lacks beside ids, text and token ids takes the record's defaults."""
     check_schema(record, "trace")

@@ -124,7 +124,8 @@ def check(found, config):
     attempts = sum(counts[f"attempts_{kind}"] for kind in config.kinds)
     assert attempts == len(pairs) + sum(counts[reason] for reason in REASONS)
     kept, _ = select_pairs(found, dataclasses.replace(config, kinds=("wrong",), include_aligned=True))
-    assert counts["candidates"] == len(found) >= sum(counts[name] for name in FILTERS)
+    assert counts["candidates"] == len(found)
+    assert counts["usable"] == len(found) - sum(counts[name] for name in FILTERS)
     assert (pairs, counts) == select_pairs(found, config, competitors=competitors)
     return pairs, kept
 

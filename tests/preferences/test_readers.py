@@ -209,8 +209,10 @@ def test_a_prefix_is_part_of_the_prompt_for_trl(tmp_path):
 
 def test_steps_stay_steps_through_trls_format(tmp_path):
     (step,) = read_step_dpo(write(tmp_path, STEP_DPO))
-    back = trl_from_record(to_trl_record(step))
-    assert back.ends_trace == step.ends_trace == (False, False)
+    record = to_trl_record(step)
+    assert record["schema"] == {"name": "trl_pair", "version": 1}
+    back = trl_from_record(record)
+    assert (back.id, back.ends_trace) == (step.id, step.ends_trace) == (step.id, (False, False))
     # The steps before stay outside the question's turn.
     chats = tokenize_pairs([step, back], Chat())
     assert chats[0].prompt_ids == chats[1].prompt_ids
