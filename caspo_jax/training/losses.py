@@ -6,7 +6,9 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
+from caspo_jax.errors import UserError
 from caspo_jax.training.config import LossConfig
 
 Array = jax.Array
@@ -41,7 +43,8 @@ def dpo_loss(
       `rewards/accuracy`, `logps/chosen`, `logps/rejected`.
 
     Raises:
-      UserError: beta or label_smoothing is out of its range.
+      UserError: beta or label_smoothing is out of its range, an array has another shape than `policy_chosen`, or a
+        weight is negative.
 
     Source: Rafailov et al. 2023 (arXiv 2305.18290), eq. 7; label smoothing: Mitchell 2023, cDPO.
 
@@ -51,9 +54,24 @@ def dpo_loss(
     """
     given: dict[str, Any] = {"beta": beta, "label_smoothing": label_smoothing}
     config = LossConfig(**{name: x for name, x in given.items() if not isinstance(x, jax.core.Tracer)})
-    if weights is None:
-        weights = jnp.ones(jnp.shape(policy_chosen), jnp.float32)
+    named = {
+        "policy_chosen": policy_chosen,
+        "policy_rejected": policy_rejected,
+        "reference_chosen": reference_chosen,
+        "reference_rejected": reference_rejected,
+        "weights": jnp.ones(np.shape(policy_chosen), jnp.float32) if weights is None else weights,
+    }
+    arrays = {name: jnp.asarray(array) for name, array in named.items()}
+    policy_chosen, policy_rejected, reference_chosen, reference_rejected, weights = arrays.values()
+    for name, array in arrays.items():
+        if array.shape != policy_chosen.shape:
+            raise UserError(
+                f"dpo_loss: {name} of shape {array.shape} does not match policy_chosen of shape {policy_chosen.shape}"
+            )
     columns = (policy_chosen, policy_rejected, reference_chosen, reference_rejected)
+    negative = jnp.any(weights < 0)
+    if not isinstance(negative, jax.core.Tracer) and negative:
+        raise UserError("dpo_loss: a weight is negative")
     losses, rewards = _contrast(*drop_rows(weights, columns), config, beta, label_smoothing)
     means = {**rewards, "logps/chosen": policy_chosen, "logps/rejected": policy_rejected}
     aux = {name: jax.lax.stop_gradient(weighted_mean(value, weights)) for name, value in means.items()}

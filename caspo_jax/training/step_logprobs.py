@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from caspo_jax.errors import UserError
 from caspo_jax.models.remat import Remat
 from caspo_jax.sharding import mesh_of, place, whole
 from caspo_jax.training.scored_stats import scored_stats
@@ -43,7 +44,7 @@ def step_sums(model: Any, rows: StepRows, chunk: int | None = None, remat: Remat
     """
     options = {"remat": remat} if remat != "none" else {}
     hidden = model.hidden_states(rows.token_ids, mask=rows.mask, **options)[:, :-1]
-    targets, step_mask = rows.token_ids[:, 1:], rows.step_mask[:, 1:]
+    targets, step_mask = rows.token_ids[:, 1:], rows.step_mask[:, 1:].astype(bool)
     tokens = jnp.sum(step_mask, axis=1, dtype=jnp.float32)
     mesh = mesh_of(model)
     if mesh is not None:
@@ -86,6 +87,36 @@ def tree_sums(model: Any, batch: TreeBatch, chunk: int | None = None, remat: Rem
     return StepSums(
         *(jax.vmap(total)(x, batch.member_slot, batch.member_item) for x in (logprob, entropy, ones))
     )
+
+
+def check_batch(batch: PairBatch) -> None:
+    """Refuses arrays that do not fit each other: padded or broadcast, they would give another loss without a word.
+
+    In a program only shapes are looked at, which costs it nothing; outside of one also the steps' masks.
+
+    Raises:
+      UserError: names the array and both shapes, or the rows whose step holds padding.
+    """
+    for side in ("chosen", "rejected", "verified"):
+        rows = getattr(batch, side)
+        if rows is None:
+            continue
+        ids = f"{side}.token_ids"
+        _same_shape(f"{side}.mask", rows.mask, ids, np.shape(rows.token_ids))
+        _same_shape(f"{side}.step_mask", rows.step_mask, ids, np.shape(rows.token_ids))
+        masks = (rows.mask, rows.step_mask)
+        if any(isinstance(m, jax.core.Tracer) or not getattr(m, "is_fully_addressable", True) for m in masks):
+            continue
+        real, step = (np.asarray(mask, bool) for mask in masks)
+        if (step & ~real).any():
+            raise UserError(f"{side}.step_mask marks tokens that {side}.mask calls padding")
+    for name in ("weight", "reference_chosen", "reference_rejected"):
+        _same_shape(name, getattr(batch, name), "rows of chosen", np.shape(batch.chosen.token_ids)[:1])
+
+
+def _same_shape(name: str, given: Any, beside: str, shape: tuple[int, ...]) -> None:
+    if np.shape(given) != shape:
+        raise UserError(f"{name} of shape {np.shape(given)} does not match {beside} of shape {shape}")
 
 
 def concatenate_rows(*groups: StepRows) -> StepRows:
@@ -132,6 +163,8 @@ def batch_reference(
     Returns:
       Two float32 arrays of as many entries as `batch.weight`; 0 for padding.
     """
+    if isinstance(batch, PairBatch):
+        check_batch(batch)
     graphdef, state = nnx.split(model)
     batch = place(mesh_of(model), batch)
     if isinstance(batch, TreeBatch):

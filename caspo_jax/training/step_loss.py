@@ -14,7 +14,7 @@ from caspo_jax.errors import UserError
 from caspo_jax.models.remat import Remat
 from caspo_jax.training.config import LossConfig
 from caspo_jax.training.losses import drop_rows, pair_losses, safe_divide, weighted_sum
-from caspo_jax.training.step_logprobs import StepSums, concatenate_rows, step_sums, tree_sums
+from caspo_jax.training.step_logprobs import StepSums, check_batch, concatenate_rows, step_sums, tree_sums
 from caspo_jax.types import PairBatch, StepRows, TreeBatch
 
 Array = jax.Array
@@ -67,7 +67,7 @@ def step_dpo_loss(
       `step_tokens` (those the loss looks at). `sft` and `rft` run only the rows they train on and have no rewards.
 
     Raises:
-      UserError: the loss needs verified steps and the batch has none.
+      UserError: arrays whose shapes do not fit each other; the loss needs verified steps and the batch has none.
 
     Source: DPO arXiv 2305.18290; NLL term: IRPO arXiv 2404.19733; step masks: Step-DPO arXiv 2406.18629.
 
@@ -107,6 +107,7 @@ def step_loss_sums(
         steps = _tree_steps(tree_sums(model, batch, chunk, remat), batch, config)
         read, scored = batch.subtree_end > 0, batch.target_mask
     else:
+        check_batch(batch)
         groups = _row_groups(batch, config)
         packed = concatenate_rows(*groups.values())
         steps = _split(step_sums(model, packed, chunk, remat), groups)

@@ -44,6 +44,27 @@ def test_beta_may_be_an_array_of_one_number():
     assert loss == dpo_loss(*columns, 0.5, 0.25)[0]
 
 
+def test_lists_are_arrays_and_another_shape_or_a_negative_weight_is_refused():
+    columns = COLUMNS.astype(np.float32)
+    want = dpo_loss(*columns, weights=WEIGHTS)[0]
+    assert dpo_loss(*columns.tolist(), weights=WEIGHTS.tolist())[0] == pytest.approx(float(want), rel=1e-6)
+    wide = columns[2][:, None]
+    given = {
+        "reference_chosen": (*columns[:2], wide, columns[3]),
+        "policy_rejected": (columns[0], wide, *columns[2:]),
+    }
+    for name, arrays in given.items():
+        for call in (dpo_loss, jax.jit(dpo_loss)):
+            with pytest.raises(UserError, match=rf"{name} of shape \(6, 1\) does not match .* \(6,\)"):
+                call(*arrays)
+    with pytest.raises(
+        UserError, match=r"weights of shape \(1,\) does not match policy_chosen of shape \(6,\)"
+    ):
+        dpo_loss(*columns, weights=WEIGHTS[:1])
+    with pytest.raises(UserError, match="a weight is negative"):
+        dpo_loss(*columns, weights=-WEIGHTS)
+
+
 @pytest.mark.parametrize("beta, smoothing", [(0.1, 0.0), (0.5, 0.2)])
 def test_dpo_loss_matches_numpy(beta, smoothing):
     columns = COLUMNS.astype(np.float32)

@@ -223,3 +223,45 @@ def test_concatenate_rows_pads_to_the_widest():
     np.testing.assert_array_equal(rows.mask[:3, :8], a.mask)
     assert not np.any(rows.mask[:3, 8:])
     np.testing.assert_array_equal(rows.step_mask[3:], b.step_mask)
+
+
+@pytest.mark.parametrize(
+    "changed, words",
+    [
+        (
+            lambda b: {"weight": b.weight[:1]},
+            r"weight of shape \(1,\) does not match rows of chosen of shape \(4,\)",
+        ),
+        (lambda b: {"weight": b.weight[:, None]}, r"weight of shape \(4, 1\)"),
+        (lambda b: {"reference_chosen": b.reference_chosen[:1]}, r"reference_chosen of shape \(1,\)"),
+        (lambda b: {"reference_rejected": np.float32(0)}, r"reference_rejected of shape \(\)"),
+        (
+            lambda b: {"chosen": dataclasses.replace(b.chosen, step_mask=b.chosen.step_mask[:, 1:])},
+            r"chosen.step_mask of shape .* does not match chosen.token_ids of shape",
+        ),
+        (
+            lambda b: {"verified": dataclasses.replace(b.verified, mask=b.verified.mask[:1])},
+            r"verified.mask of shape",
+        ),
+    ],
+    ids=lambda x: x if isinstance(x, str) else "",
+)
+def test_shapes_that_do_not_fit_are_refused_in_a_program_too(model, batch, changed, words):
+    other = dataclasses.replace(batch, **changed(batch))
+    for call in (step_dpo_loss, nnx.jit(step_dpo_loss), lambda m, b: reference_logprobs(m, [b])):
+        with pytest.raises(UserError, match=words):
+            call(model, other)
+
+
+def test_a_step_of_padding_is_refused_before_the_program(model, batch):
+    everywhere = np.ones_like(batch.chosen.step_mask)
+    other = dataclasses.replace(batch, chosen=dataclasses.replace(batch.chosen, step_mask=everywhere))
+    for call in (step_dpo_loss, lambda m, b: reference_logprobs(m, [b])):
+        with pytest.raises(UserError, match=r"chosen.step_mask marks tokens that chosen.mask calls padding"):
+            call(model, other)
+
+
+def test_masks_of_numbers(model, batch):
+    floats = jax.tree.map(lambda x: x.astype(np.float32) if x.dtype == bool else x, batch)
+    want, _ = step_dpo_loss(model, batch)
+    assert step_dpo_loss(model, floats)[0] == want
