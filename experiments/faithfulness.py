@@ -7,7 +7,8 @@ r"""Does a trace sound as sure as the model is? Decisiveness of the words agains
 Traces: ours (`experiments.generate`), raw .txt, JSONL with a text field, vLLM outputs or completions with log-probs, lm-eval
 samples, inspect-ai logs (.json, .eval); with or without <think> blocks. Steps are the paragraphs of the thinking block.
 
-Stages, each with its own file in DIR, each continued where it was stopped:
+Stages, each with its own file in DIR, each continued where it was stopped; a report with another --seed, --draws or --verifier
+takes the place of a finished one only with --overwrite:
 
   decisiveness  how sure the words sound: hedge lexicon, a local judge (--decisiveness_judge), recorded scores (--scores)
   token         -mean of the top five log-probs / 8 (published), and exp(-entropy)
@@ -22,17 +23,15 @@ the most faithful to the least, known by construction (`experiments.hedge`), and
 
 from __future__ import annotations
 
-import statistics
-from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from absl import flags
 
-from experiments import common, faithfulness_compare, faithfulness_judges, result_files
+from experiments import common, faithfulness_compare, faithfulness_judges, faithfulness_report, result_files
 
 if TYPE_CHECKING:
-    from caspo_jax.evaluation.faithfulness import Stage, Subject, Table
+    from caspo_jax.evaluation.faithfulness import Stage, Subject
     from caspo_jax.training.stages import Policy
 
 FLAGS = flags.FLAGS
@@ -113,6 +112,12 @@ def measure(out: Path) -> None:
     policy = common.load_policy()
     subjects, settings = prepared(policy, out)
     stage_flags = set(FLAGS.stages)
+    settings_of_report = settings | {
+        "seed": FLAGS.seed,
+        "draws": FLAGS.draws,
+        "verifier": faithfulness_judges.verifier_name(policy, subjects),
+    }
+    manifest = faithfulness_report.claim(out, settings_of_report) if "report" in stage_flags else None
     left_out: dict[str, str] = {}
 
     def stage(name: str) -> Stage:
@@ -160,8 +165,12 @@ def measure(out: Path) -> None:
             seed=FLAGS.seed,
         )
         left_out |= {} if why is None else {"probe": why}
-    if "report" in stage_flags:
-        report(subjects, verdicts, out, settings, left_out)
+    if manifest is not None:
+        counts = faithfulness_report.write(subjects, verdicts, out, settings_of_report, left_out)
+        manifest.finish(**counts)
+        common.write_html_report(out, FLAGS.model)
+        written = "report.html, report.json, report.txt, steps.jsonl" + (", plots" if FLAGS.plots else "")
+        common.closing(f"report in {out}", {"steps": counts["steps"], "files": written})
     else:
         common.closing(
             f"measured, not yet reported, in {out}",
@@ -186,6 +195,8 @@ def check_places(out: Path) -> None:
     names = [*RESULTS, *([*plots, "agreement.png"] if FLAGS.plots else [])]
     # The manifest of the traces, with which every run begins, stands for all of them.
     result_files.check_files([out / name for name in names], manifest_path(out / "traces.jsonl"))
+    if "report" in FLAGS.stages:
+        faithfulness_report.check_version(out)
 
 
 def prepared(policy: Policy, out: Path) -> tuple[list[Subject], dict[str, Any]]:
@@ -215,75 +226,6 @@ def prepared(policy: Policy, out: Path) -> tuple[list[Subject], dict[str, Any]]:
         write_jsonl(path, (f.subject_to_record(subject) for subject in subjects))
         manifest.finish(**f.count_subjects(subjects))
     return subjects, settings
-
-
-def report(
-    subjects: Sequence[Subject],
-    verdicts: Mapping[str, Sequence[bool | None]],
-    out: Path,
-    settings: Mapping[str, Any],
-    left_out: Mapping[str, str],
-) -> None:
-    """Tables, JSON, per-step lines, plots."""
-    from caspo_jax.evaluation import faithfulness as f
-    from caspo_jax.store import write_json, write_jsonl, write_text
-
-    table = f.build_table(subjects, out, verdicts)
-    facts = {
-        "settings": dict(settings),
-        "left_out": dict(left_out),
-        "recorded_logprobs": recorded_logprobs(out),
-    }
-    with common.Progress(len(table.confidence), "report", unit="confidence") as progress:
-        counts = f.count_subjects(subjects)
-        record = f.report_record(table, counts, FLAGS.draws, FLAGS.seed, progress.reach, **facts)
-    write_jsonl(out / "steps.jsonl", f.step_records(table))
-    text = f.render_report(record)
-    write_text(out / "report.txt", text)
-    if FLAGS.plots:
-        draw(table, out)
-    write_json(out / "report.json", record)
-    common.say(text)
-    common.write_html_report(out, FLAGS.model)
-    common.closing(
-        f"report in {out}",
-        {
-            "steps": len(table.texts),
-            "files": "report.html, report.json, report.txt, steps.jsonl" + (", plots" if FLAGS.plots else ""),
-        },
-    )
-
-
-def recorded_logprobs(out: Path) -> dict[str, Any]:
-    """How far recorded log-probs are from this checkpoint's: a large gap means that another model wrote the traces."""
-    from caspo_jax.evaluation.faithfulness import read_stage
-
-    found = (record["logprob_gap"] for record in read_stage(out / "token.jsonl").values())
-    gaps = [gap for gap in found if gap is not None]
-    if not gaps:
-        return {"traces": 0}
-    return {"traces": len(gaps), "median_gap": statistics.median(gaps), "largest_gap": max(gaps)}
-
-
-def draw(table: Table, out: Path) -> None:
-    """The plots of one report."""
-    from caspo_jax.evaluation.faithfulness import ESTIMATORS, figures, pair_up
-
-    usable = {
-        scorer: [n for n in ESTIMATORS if n in table.confidence and pair_up(table, scorer, n).d.size]
-        for scorer in table.decisiveness
-    }
-    total = sum(len(names) + 1 for names in usable.values() if names) + 1
-    with common.Progress(total, "plots", unit="plot") as progress:
-        for scorer, names in usable.items():
-            if names:
-                figures.plot_decisiveness(table, scorer, out / f"decisiveness_{scorer}.png")
-                progress.update()
-            for name in names:
-                figures.plot_traces(table, scorer, name, out / f"traces_{scorer}_{name}.png")
-                progress.update()
-        figures.plot_agreement(table, out / "agreement.png")
-        progress.update()
 
 
 if __name__ == "__main__":

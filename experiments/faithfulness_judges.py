@@ -94,14 +94,20 @@ def build_contradiction_judge(policy: Policy) -> tuple[ContradictionJudge, dict[
     return f.LocalContradictionJudge(generate_with(judge, temperature=0.0)), {"judge": judge.hash}
 
 
+def verifier_name(policy: Policy, subjects: Sequence[Subject]) -> str:
+    """The value of --verifier, with `auto` resolved."""
+    if FLAGS.verifier != "auto":
+        return FLAGS.verifier
+    if any(step.verdict != "unknown" for s in subjects for step in s.trace.steps):
+        return "recorded"
+    return "exact" if policy.settings.get("task") else "none"
+
+
 def verdicts_of(policy: Policy, subjects: Sequence[Subject]) -> dict[str, list[bool | None]]:
     """Trace id -> for each step whether it is right, None where that is not known."""
     from caspo_jax.steps import StatedEquations, Verifier, verify_traces
 
-    name, task = FLAGS.verifier, policy.settings.get("task")
-    recorded = any(step.verdict != "unknown" for s in subjects for step in s.trace.steps)
-    if name == "auto":
-        name = "recorded" if recorded else "exact" if task else "none"
+    name = verifier_name(policy, subjects)
     traces = [s.trace for s in subjects]
     if name in ("exact", "equations"):
         exact = name == "exact"

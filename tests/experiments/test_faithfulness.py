@@ -174,6 +174,57 @@ def test_a_stage_left_from_another_run_is_not_reported(program, hedged, tmp_path
     assert program("faithfulness", **flags, stages="decisiveness,report")[0] == 0
 
 
+def test_a_report_by_other_settings_is_not_replaced(program, hedged, tmp_path, finished):
+    """The manifest of the folder says with which settings its report was made; more stages are welcome."""
+    out = tmp_path / "run"
+    shutil.copytree(finished["folder"], out)
+    given = faithfulness_flags(hedged, out) | {"stages": "report", "plots": "false"}
+    before = (out / "report.json").read_bytes()
+    settings = json.loads(before)["settings"]
+    assert {"seed": 0, "draws": 20, "verifier": "exact"}.items() <= settings.items()
+    manifest = json.loads((out / "manifest.json").read_text())
+    assert (manifest["program"], manifest["config"], manifest["complete"]) == ("faithfulness", settings, True)
+    for name, value in (("draws", 10), ("seed", 5), ("verifier", "none")):
+        code, _, err = program("faithfulness", **(given | {name: value}))
+        assert (code, len(err.strip().splitlines())) == (1, 1)
+        assert f"{name}: {settings[name]!r} then, {value!r} now" in err
+        assert "--overwrite" in err
+    assert program("faithfulness", **given)[0] == 0  # the same again
+    assert (out / "report.json").read_bytes() == before
+    changed = given | {"draws": 10, "verifier": "none", "overwrite": "true"}
+    assert program("faithfulness", **changed)[0] == 0
+    report = json.loads((out / "report.json").read_text())
+    assert (report["settings"]["draws"], report["calibration"]) == (10, {})
+
+
+def test_a_report_of_an_earlier_version_is_read_and_not_replaced(program, hedged, tmp_path, finished):
+    """It has no manifest of its own, and does not say which seed, draws and verifier it is of."""
+    out = tmp_path / "run"
+    shutil.copytree(finished["folder"], out)
+    (out / "manifest.json").unlink()
+    before = (out / "report.json").read_bytes()
+    given = faithfulness_flags(hedged, out) | {"stages": "report", "plots": "false"}
+    code, _, err = program("faithfulness", **given)
+    assert (code, len(err.strip().splitlines())) == (1, 1)
+    assert "report.json is of an earlier version" in err
+    assert (out / "report.json").read_bytes() == before
+    for kind in ("compare", "order"):
+        flags = {kind: f"{out},{finished['folder']}", "out_dir": tmp_path / kind, "draws": 5}
+        code, _, err = program("faithfulness", **flags)
+        assert code == 0, err
+    assert program("faithfulness", **given, overwrite="true")[0] == 0
+    (out / "report.json").unlink()  # a run that ended before its report may be gone on with in another way
+    assert program("faithfulness", **(given | {"draws": 10}))[0] == 0
+
+
+def test_the_manifest_of_another_program_stays(program, hedged, tmp_path):
+    (tmp_path / "manifest.json").write_text('{"program": "evaluate", "config": {}}')
+    given = faithfulness_flags(hedged, tmp_path) | {"stages": "decisiveness,report", "plots": "false"}
+    code, _, err = program("faithfulness", **given)
+    assert (code, len(err.strip().splitlines())) == (1, 1)
+    assert "is of 'evaluate'" in err
+
+
 def test_another_rubric_is_another_judge(program, tmp_path):
     """A rubric's hash is in the manifest: scores by another one are not taken for these."""
     from experiments import faithfulness_judges
@@ -248,7 +299,7 @@ def test_without_traces(program, tmp_path):
     ("gaps", "median"), [([None, 0.01, 5.0], 2.505), ([3.0, 0.5, 1.0], 1.0), ([None], None)]
 )
 def test_the_median_of_gaps_is_their_middle(tmp_path, gaps, median):
-    from experiments.faithfulness import recorded_logprobs
+    from experiments.faithfulness_report import recorded_logprobs
 
     lines = [json.dumps({"id": str(i), "logprob_gap": gap}) for i, gap in enumerate(gaps)]
     (tmp_path / "token.jsonl").write_text("\n".join(lines) + "\n")
