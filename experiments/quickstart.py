@@ -12,10 +12,14 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from absl import flags
 
-from experiments import common
+from experiments import common, result_files
+
+if TYPE_CHECKING:
+    from caspo_jax.tasks import Task
 
 FLAGS = flags.FLAGS
 
@@ -23,7 +27,7 @@ FLAGS = flags.FLAGS
 def define_flags() -> None:
     """The program's flags."""
     flags.DEFINE_string("out_dir", None, "where everything goes", required=True)
-    common.define_seed_flag("seed of questions, sampling and training")
+    common.define_seed_flag("seed of questions, sampling, the choice of pairs and training")
     flags.DEFINE_integer("rounds", 2, "rounds of CASPO", lower_bound=1)
     flags.DEFINE_enum(
         "preset", "caspo", ["caspo", "paper"], "caspo: what measures best; paper: plain DPO as published"
@@ -68,6 +72,9 @@ def main() -> None:
     strategies = quickstart_report.strategies(settings)  # a wrong name is found out now, not after the rounds
     out = Path(FLAGS.out_dir)
     quickstart_report.check_places(out)
+    finish = result_files.claim_folder(
+        out, "quickstart", asked(task), out / "round_1" / "traces.jsonl.manifest.json"
+    )
     runs = [FLAGS.preset, *(("sft", "rft") if FLAGS.controls else ())]
     final: dict[str, list[Path]] = {}
     for name in runs:
@@ -93,8 +100,20 @@ def main() -> None:
             watch=common.watch(name),
         )
     quickstart_report.compare(task, final, FLAGS.preset, out, settings, strategies, started)
+    finish(rounds=FLAGS.rounds)
     report = write_quickstart_report(out, task.policy_path, final[FLAGS.preset], FLAGS.dtype)
     common.say(f"report in {report}")
+
+
+def asked(task: Task) -> dict[str, Any]:
+    """What shapes rounds and comparison, for the folder's manifest."""
+    from caspo_jax.distributed import from_writer
+    from caspo_jax.store import hash_path
+
+    names = ["task", "preset", "rounds", "controls", "seed", "train_questions", "eval_questions", "split"]
+    names += ["batch_size", "dtype", "confidence", "prune"]
+    values = {name: FLAGS[name].value for name in names}
+    return values | {"policy": from_writer("policy", lambda: hash_path(task.policy_path))}
 
 
 if __name__ == "__main__":

@@ -37,9 +37,9 @@ class Rollouts:
     kind: AnswerKind = AnswerKind.MATH
     extract: Extract | None = None
     equal: Equal | None = None
-    delimiter: str = DEFAULT_DELIMITER  # stands between a step and what a rollout adds
     name: str = "rollouts"
     decoding: Mapping[str, Any] = dataclasses.field(default_factory=dict)  # checkpoint, seed and the like
+    delimiter: str = DEFAULT_DELIMITER  # stands between a step and what a rollout adds
 
     def __post_init__(self) -> None:
         own_numbers(self)
@@ -49,8 +49,10 @@ class Rollouts:
     @property
     def settings(self) -> dict[str, Any]:
         """The numbers of the rule and what continuations are decoded with, for manifests."""
-        kind = {"kind": self.kind.value} if self.extract is None else {}
-        return {"n": self.n, "threshold": self.threshold, "local": self.local, **kind, **self.decoding}
+        more = {"kind": self.kind.value} if self.extract is None else {}
+        if self.delimiter != DEFAULT_DELIMITER:
+            more["delimiter"] = self.delimiter
+        return {"n": self.n, "threshold": self.threshold, "local": self.local, **more, **self.decoding}
 
     def verify(self, items: Sequence[VerifyItem]) -> list[Verdict]:
         """One verdict an item; each distinct state is sampled once. Raises UserError without gold or ids."""

@@ -74,6 +74,7 @@ def test_rollouts_are_read_behind_the_delimiter_of_the_steps():
 
     generate = Scripted({"": 1, "good": 1, "one;": 1, "one;two": 1})
     rollouts = Rollouts(generate, n=1, delimiter=";", extract=extract)
+    assert rollouts.settings["delimiter"] == ";"
     rollouts.verify([item("", "good"), item("one;", "two")])
     assert read == [f"{text}Answer: 7" for text in ("good;", "", "one;two;", "one;")]
 
