@@ -12,6 +12,7 @@ from caspo_jax.confidence.chunked import (
 from caspo_jax.confidence.hidden import rcc, rcc_batch
 from caspo_jax.confidence.model_stats import model_token_stats, token_logprobs, token_logprobs_and_entropy
 from caspo_jax.confidence.path import (
+    BOUNDED_PATHS,
     PATH_CONFIDENCES,
     PathState,
     path_confidence,
@@ -21,6 +22,7 @@ from caspo_jax.confidence.path import (
     register_path_confidence,
 )
 from caspo_jax.confidence.step import (
+    BOUNDED_STEPS,
     STEP_CONFIDENCES,
     needed_fields,
     register_step_confidence,
@@ -29,6 +31,8 @@ from caspo_jax.confidence.step import (
 from caspo_jax.confidence.token import TOKEN_FIELDS, TokenStats, token_stats
 
 __all__ = [
+    "BOUNDED_PATHS",
+    "BOUNDED_STEPS",
     "PATH_CONFIDENCES",
     "STEP_CONFIDENCES",
     "TOKEN_FIELDS",

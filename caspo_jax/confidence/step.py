@@ -121,7 +121,7 @@ def step_confidence(name: str, stats: TokenStats, mask: Array, vocab_size: int |
       they are host arrays. A step without a token is NaN; values outside the mask never matter.
 
     Raises:
-      UserError: unknown name, a missing field, or `normalised` without vocab_size >= 2.
+      UserError: unknown name, a missing field, a mask of another length T, or `normalised` without vocab_size >= 2.
 
     >>> stats = TokenStats(entropy=np.array([0.1, 0.3, 5.0]))
     >>> round(float(step_confidence("entropy", stats, np.array([True, True, False]))), 4)  # exp(-0.2)
@@ -137,6 +137,9 @@ def step_confidence(name: str, stats: TokenStats, mask: Array, vocab_size: int |
     dtype = np.float64 if xp is np else jnp.float32
     chosen = TokenStats(**{field: xp.asarray(getattr(stats, field), dtype) for field in fields})
     mask = xp.asarray(mask, bool)
+    for field in fields:
+        if (found := getattr(chosen, field).shape)[-1:] != mask.shape[-1:]:
+            raise UserError(f"step_confidence: mask of shape {mask.shape} does not match {field} of shape {found}")
     with np.errstate(all="ignore"):  # an empty step divides 0 by 0 on purpose
         value = formula(xp, chosen, mask, vocab_size)
     return xp.where(xp.any(mask, axis=-1), value, xp.nan)
@@ -178,3 +181,5 @@ def register_step_confidence(name: str, fields: tuple[str, ...], formula: Callab
 
 
 STEP_CONFIDENCES: dict[str, StepConfidence] = {name: _named(name) for name in _FORMULAS}
+# Known to lie in [0, 1]; nothing is known of registered ones.
+BOUNDED_STEPS = tuple(name for name in _FORMULAS if name not in ("deepconf", "self_certainty"))

@@ -8,12 +8,12 @@ from typing import Any
 import numpy as np
 
 from caspo_jax import metrics
+from caspo_jax.confidence import BOUNDED_PATHS, BOUNDED_STEPS
 from caspo_jax.errors import UserError
 from caspo_jax.evaluation.confidence_items import Items
 from caspo_jax.evaluation.confidence_statistics import interval_fields, level_statistics, ranking_statistics
 from caspo_jax.evaluation.formats import Columns
 from caspo_jax.metrics import Statistic
-from caspo_jax.sampling.config import BOUNDED, BOUNDED_PATHS
 
 _INTERVAL = "95 %"
 RANKING: Mapping[str | tuple[str, str], str] = {
@@ -162,7 +162,7 @@ def _row(name: str, items: Items, log: np.ndarray, draws: int, seed: int, bins: 
 def _bounded(name: str) -> bool:
     """Is the confidence `step confidence` or `rule(step confidence)` known to lie in [0, 1]?"""
     rule, _, step = name.removesuffix(")").rpartition("(")
-    return step in BOUNDED and (not rule or rule in BOUNDED_PATHS)
+    return step in BOUNDED_STEPS and (not rule or rule in BOUNDED_PATHS)
 
 
 def _parts(confidence: np.ndarray, right: np.ndarray, bins: int) -> dict[str, float]:

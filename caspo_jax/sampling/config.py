@@ -8,27 +8,14 @@ from collections.abc import Iterable
 from typing import Literal
 
 from caspo_jax.checks import at_least, check, is_number, one_of, own_numbers, within
-from caspo_jax.confidence.path import PATH_CONFIDENCES
-from caspo_jax.confidence.step import STEP_CONFIDENCES
+from caspo_jax.confidence.path import BOUNDED_PATHS, PATH_CONFIDENCES
+from caspo_jax.confidence.step import BOUNDED_STEPS, STEP_CONFIDENCES
 from caspo_jax.errors import UserError
 from caspo_jax.types import DEFAULT_DELIMITER
 
 Vote = Literal["majority", "confidence", "sequence", "best_path"]
 
 PRUNE_RULES = ["path", "last", "relative"]  # and those that `register_prune_rule` adds
-# Step confidences in [0, 1]; the path confidences of `BOUNDED_PATHS` keep them there.
-BOUNDED = (
-    "entropy",
-    "max_entropy",
-    "tail_entropy",
-    "first_token",
-    "normalised",
-    "mean_logprob",
-    "sum_logprob",
-    "max_prob",
-    "margin",
-)
-BOUNDED_PATHS = ("geometric", "product", "min", "last")
 LEAST_TEMPERATURE = 2.0**-126  # the smallest normal float32; below it logits are divided by 0
 VOTES: tuple[Vote, ...] = ("majority", "confidence", "sequence", "best_path")
 
@@ -146,7 +133,7 @@ class CatConfig:
                 "stop_decided with vote='best_path': a surer path may always come; take another vote"
             )
         if self.stop_decided and self.vote == "confidence":
-            for name, options in (("step_confidence", BOUNDED), ("path_confidence", BOUNDED_PATHS)):
+            for name, options in (("step_confidence", BOUNDED_STEPS), ("path_confidence", BOUNDED_PATHS)):
                 value = getattr(self, name)
                 check(
                     value in options,

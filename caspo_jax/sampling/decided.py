@@ -8,8 +8,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from caspo_jax.confidence import BOUNDED_PATHS, BOUNDED_STEPS
 from caspo_jax.sampling import state as codes
-from caspo_jax.sampling.config import BOUNDED, BOUNDED_PATHS, CatConfig
+from caspo_jax.sampling.config import CatConfig
 from caspo_jax.sampling.traces import path_arrays
 from caspo_jax.sampling.tree import Tree
 from caspo_jax.sampling.votes import answer_of, power_base, vote
@@ -58,7 +59,7 @@ def most_to_come(tree: Tree, answered: Sequence[Trace], config: CatConfig) -> fl
         # No leader weighs more than 1; exp of a large surplus is no float.
         surplus = _log_mass(_prefixes(tree, live)) - _log_mass(_finished(answered))
         return math.exp(surplus) if surplus < 0 else math.inf
-    bounded = config.step_confidence in BOUNDED and config.path_confidence in BOUNDED_PATHS
+    bounded = config.step_confidence in BOUNDED_STEPS and config.path_confidence in BOUNDED_PATHS
     if config.vote != "majority" and not bounded:
         return math.inf
     if config.vote == "confidence" and power_base([p.path_confidence for p in answered], config.gamma) != 1:
