@@ -133,6 +133,5 @@ def register_path_confidence(name: str, value: Callable[[Any, PathState], Array]
 
 
 PATH_CONFIDENCES: dict[str, Callable[..., Array]] = {name: _named(name) for name in _VALUES}
-BOUNDED_PATHS = tuple(
-    _VALUES
-)  # in [0, 1] where the step confidences are; nothing is known of registered ones
+# In [0, 1] where the step confidences are; nothing is known of registered ones.
+BOUNDED_PATHS = tuple(_VALUES)
