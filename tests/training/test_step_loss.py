@@ -12,6 +12,7 @@ from jax.test_util import check_grads
 from caspo_jax.errors import UserError
 from caspo_jax.training import LossConfig, reference_logprobs, step_dpo_loss, step_sums
 from caspo_jax.training.step_logprobs import concatenate_rows
+from caspo_jax.training.step_loss import add_up, reduce_metrics, step_loss_sums
 from caspo_jax.types import PairBatch, StepRows
 
 from helpers import VOCAB, Toy, on_device, random_batch, reference_loss, reference_sums, tiny_decoder  # isort: skip
@@ -209,6 +210,22 @@ def test_reference_logprobs_give_log_two(batch):
     loss, aux = nnx.jit(lambda m, b: step_dpo_loss(m, b, LossConfig()))(decoder, device)
     assert abs(float(loss) - np.log(2)) < 1e-6
     assert abs(float(aux["displacement"])) < 1e-5
+
+
+def test_sums_of_micro_batches_add_up_to_those_of_the_batch(model, batch):
+    config = LossConfig(nll_alpha=0.7, nll_on="verified")
+    steps = [slice(0, 1), slice(1, 4)]  # of the pairs, and beside them verified steps
+    parts = [
+        step_loss_sums(model, on_device(jax.tree.map(lambda a, s=part: a[s], batch)), config)
+        for part in steps
+    ]
+    added = add_up(jax.device_get(parts))
+    _, aux = step_dpo_loss(model, on_device(batch), config)
+    reduced = reduce_metrics(added, config, lambda a, b: a / b if b > 0 else 0.0)
+    assert isinstance(reduced["loss"], float)
+    for name, value in aux.items():
+        np.testing.assert_allclose(reduced[name], value, rtol=1e-5, err_msg=name)
+    assert added.pair_finite.tolist() == [True] * 4
 
 
 def test_missing_verified_steps_are_named(model):
