@@ -139,7 +139,9 @@ def step_confidence(name: str, stats: TokenStats, mask: Array, vocab_size: int |
     mask = xp.asarray(mask, bool)
     for field in fields:
         if (found := getattr(chosen, field).shape)[-1:] != mask.shape[-1:]:
-            raise UserError(f"step_confidence: mask of shape {mask.shape} does not match {field} of shape {found}")
+            raise UserError(
+                f"step_confidence: mask of shape {mask.shape} does not match {field} of shape {found}"
+            )
     with np.errstate(all="ignore"):  # an empty step divides 0 by 0 on purpose
         value = formula(xp, chosen, mask, vocab_size)
     return xp.where(xp.any(mask, axis=-1), value, xp.nan)

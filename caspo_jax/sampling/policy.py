@@ -114,7 +114,7 @@ class NamedStepConfidence:
     def __call__(self, stats: dict[str, jax.Array], mask: jax.Array) -> jax.Array:
         """Confidence [...] of the steps with statistics [..., T] and mask [..., T]."""
         return step_confidence(
-            self.name, TokenStats(**{f: stats[f] for f in self.fields}), mask, self.vocab_size
+            self.name, TokenStats(**{f: stats.get(f) for f in self.fields}), mask, self.vocab_size
         )
 
 

@@ -12,6 +12,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from caspo_jax.confidence.path import PathState, path_init
+from caspo_jax.errors import UserError
 from caspo_jax.models.cache_rows import ring_source
 from caspo_jax.sampling.automaton import Automaton
 from caspo_jax.sampling.cursor import Cursor, cursor_init
@@ -189,7 +190,16 @@ def init_state(
       fields: TokenStats fields that the histories keep; the step confidence's `needed_fields` among them.
       real: [B] bool, false for rows that only pad the batch.
       first_rank: [B] or scalar int32, child rank of the first root child.
+
+    Raises:
+      UserError: the automaton and the logits are of different vocabularies.
     """
+    # The host's batches put theirs in afterwards.
+    if automaton is not None and automaton.length.shape != logits.shape[1:]:
+        raise UserError(
+            f"automaton of {automaton.length.shape[0]} tokens does not match logits of shape {logits.shape}: "
+            'give build_automaton the bytes of all V tokens, b"" for those that no text has'
+        )
     batch = logits.shape[0]
     roots = num_slots if roots is None else roots
     shape = (batch, num_slots)

@@ -12,7 +12,7 @@ from caspo_jax.errors import UserError
 from caspo_jax.records import finite
 from caspo_jax.steps.segmentation import DEFAULT_DELIMITER, segment
 from caspo_jax.steps.verifiers import Verifier, VerifyItem
-from caspo_jax.types import Question, Step, Trace, Verdict
+from caspo_jax.types import VERDICTS, Question, Step, Trace, Verdict
 
 
 def segment_trace(
@@ -239,7 +239,11 @@ def with_answer(
 def verify_traces(
     traces: Sequence[Trace], verifier: Verifier, questions: Mapping[str, Question] | None = None
 ) -> list[Trace]:
-    """The segmented traces with the verifier's verdict on every finished step."""
+    """The segmented traces with the verifier's verdict on every finished step.
+
+    Raises:
+      UserError: the verifier gave something else than one of VERDICTS for each step.
+    """
     where: list[tuple[int, int]] = []
     items: list[VerifyItem] = []
     for row, trace in enumerate(traces):
@@ -248,7 +252,13 @@ def verify_traces(
             items.append(item)
     verdicts = verifier.verify(items)
     if len(verdicts) != len(items):
-        raise ValueError(f"verifier {verifier.name!r} gave {len(verdicts)} verdicts for {len(items)} steps")
+        raise UserError(f"verifier {verifier.name!r} gave {len(verdicts)} verdicts for {len(items)} steps")
+    for (row, index), verdict in zip(where, verdicts):
+        if verdict not in VERDICTS:
+            raise UserError(
+                f"verifier {verifier.name!r} gave {verdict!r} for step {index} of trace {traces[row].id!r}: "
+                f"give {', '.join(VERDICTS)}"
+            )
     steps = [
         [dataclasses.replace(step, verdict="unknown", verifier=verifier.name) for step in trace.steps]
         for trace in traces

@@ -29,7 +29,12 @@ def segment_text(text: str, delimiter: str = DEFAULT_DELIMITER) -> tuple[Step, .
 
 
 def join_bytes(token_ids: Sequence[int], token_bytes: Sequence[bytes]) -> bytes:
-    """The bytes that tokens spell. Raises UserError for an id outside the vocabulary."""
+    """The bytes that tokens spell. Raises UserError for an id outside the vocabulary, or a tokenizer instead of its bytes."""
+    if not hasattr(token_bytes, "__getitem__"):
+        raise UserError(
+            f"token_bytes is a {type(token_bytes).__name__}: give the bytes of every id, "
+            "as caspo_jax.models.token_bytes(tokenizer, vocab_size) lists them"
+        )
     for index, token in enumerate(token_ids):
         if not 0 <= token < len(token_bytes):
             raise UserError(

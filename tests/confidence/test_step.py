@@ -127,6 +127,12 @@ def test_bad_arguments(tokens):
     with pytest.raises(UserError, match="vocab_size >= 2"):
         step_confidence("normalised", stats, np.ones((3, T), bool))
     assert all(set(needed_fields(name)) <= set(TOKEN_FIELDS) for name in NAMES)
+    for width in (1, T - 1):
+        for call in (step_confidence, jax.jit(step_confidence, static_argnums=0)):
+            with pytest.raises(
+                UserError, match=rf"mask of shape \(3, {width}\) does not match entropy of shape"
+            ):
+                call("entropy", stats, np.ones((3, width), bool))
 
 
 @settings(max_examples=30, deadline=None)

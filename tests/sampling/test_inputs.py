@@ -5,12 +5,14 @@ from __future__ import annotations
 import dataclasses
 import json
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from golden_model import KEY
 
 import caspo_jax as cj
 from caspo_jax.errors import UserError
+from caspo_jax.sampling import CatConfig, Knobs, NamedStepConfidence, build_automaton, init_state
 from caspo_jax.sampling.questions import as_questions
 from caspo_jax.types import Question
 
@@ -133,8 +135,30 @@ def test_numpy_numbers_are_numbers():
 
 
 def test_greedy_turns_off_what_contradicts_it_and_keeps_where_outputs_end():
-    sampled = cj.SampleConfig(32, 0.7, top_k=4, top_p=0.9, min_p=0.1, num_samples=3, stop=("x",), ignore_eos=True)
+    sampled = cj.SampleConfig(
+        32, 0.7, top_k=4, top_p=0.9, min_p=0.1, num_samples=3, stop=("x",), ignore_eos=True
+    )
     assert sampled.greedy() == cj.SampleConfig(32, 0.0, stop=("x",), ignore_eos=True)
+
+
+def test_an_automaton_of_another_vocabulary_is_refused():
+    automaton = build_automaton([b"a", b"b", b""], "\n\n", eos_ids=[2])
+    with pytest.raises(UserError, match=r"automaton of 3 tokens does not match logits of shape \(1, 4\)"):
+        init_state(
+            (),
+            jnp.zeros((1, 4)),
+            jnp.zeros((1, 2), jnp.uint32),
+            jnp.ones(1, jnp.int32),
+            automaton,
+            Knobs.of(CatConfig()),
+            num_slots=1,
+            capacity=4,
+        )
+
+
+def test_histories_without_what_the_confidence_reads_are_refused():
+    with pytest.raises(UserError, match="'entropy' needs the token statistic 'entropy'"):
+        NamedStepConfidence("entropy")({"logprob": jnp.zeros((1, 2))}, jnp.ones((1, 2), bool))
 
 
 def test_an_unknown_strategy_is_refused(model_and_tokenizer, questions):

@@ -150,6 +150,28 @@ def test_recorded_labels_and_exact_checkers():
         RecordedLabels({"t": ("maybe",)})
 
 
+@pytest.mark.parametrize(
+    "given, words",
+    [
+        (
+            [True, "correct"],
+            "verifier 'mine' gave True for step 0 of trace 't': give correct, wrong, unknown",
+        ),
+        (["correct", "right"], "verifier 'mine' gave 'right' for step 1 of trace 't'"),
+        (["correct"], "verifier 'mine' gave 1 verdicts for 2 steps"),
+    ],
+)
+def test_verdicts_of_ones_own_verifier_are_looked_at(given, words):
+    class Mine:
+        name = "mine"
+
+        def verify(self, items):
+            return given
+
+    with pytest.raises(UserError, match=words):
+        annotate_trace(trace("a\n\nb"), VOCABULARY, verifier=Mine())
+
+
 def test_one_call_of_the_verifier_for_all_traces():
     calls = []
 

@@ -86,3 +86,5 @@ def test_bad_input():
         segment([0, 99], TOKENS)
     with pytest.raises(UserError, match="step_delimiter is empty"):
         segment_text("a", "")
+    with pytest.raises(UserError, match=r"token_bytes is a object: give the bytes of every id"):
+        segment([0], object())
