@@ -18,7 +18,8 @@ PICKS = ("confident", "random", "nearest")
 class PairConfig:
     """Options of `select_pairs` (DESIGN section 3, preference pairs)."""
 
-    tau_quantile: float = 0.5  # tau: this quantile of the confidences of distinct candidates that pass the filters
+    # tau is this quantile of the confidences of the distinct candidates that pass the filters
+    tau_quantile: float = 0.5
     tau: float | None = None  # a fixed tau instead
     kinds: tuple[PairKind, ...] = ("wrong", "low_confidence_correct")  # in this order a prefix's places go
     max_pairs_per_prefix: int = 4
