@@ -93,6 +93,33 @@ def make_mesh(spec: str | None, devices: Sequence[Any] | None = None) -> Mesh | 
         return Mesh(arranged, axes, axis_types=axis_types)
 
 
+def as_mesh(mesh: Mesh | str | None) -> Mesh | None:
+    """A mesh whose axes the rules know, from one's own or from what `make_mesh` takes.
+
+    Axes that are Explicit, as `jax.make_mesh` makes them by default, become Auto: the rules say where arrays lie, and the
+    compiler the rest.
+
+    Raises:
+      UserError: no mesh, or an axis that no rule names: every array would lie whole on every device.
+    """
+    if isinstance(mesh, str):
+        mesh = make_mesh(mesh)
+    if mesh is None:
+        return None
+    if not isinstance(mesh, Mesh):
+        raise UserError(
+            f"mesh={mesh!r} is not a mesh: give a jax.sharding.Mesh, or its axes such as 'data:2,fsdp:4'"
+        )
+    unknown = [axis for axis in mesh.axis_names if axis not in MESH_AXES]
+    if unknown:
+        raise UserError(
+            f"mesh axis {unknown[0]!r} is unknown: name axes data, fsdp or tensor, as in 'data:2,fsdp:4'"
+        )
+    if all(kind == AxisType.Auto for kind in mesh.axis_types):
+        return mesh
+    return Mesh(mesh.devices, mesh.axis_names, axis_types=(AxisType.Auto,) * len(mesh.axis_names))
+
+
 def named_sharding(
     mesh: Mesh, logical_axes: Sequence[str | None], shape: Sequence[int] | None = None
 ) -> NamedSharding:

@@ -26,7 +26,7 @@ from caspo_jax.models.precision import precision, product
 from caspo_jax.models.remat import Remat, rematted
 from caspo_jax.models.rope import rotation
 from caspo_jax.models.weights import owner, weights
-from caspo_jax.sharding import constrain
+from caspo_jax.sharding import as_mesh, constrain
 
 # Up to so many layers are written out in training on one device, in float32: 5 % off the gradient of four on a CPU, and no
 # more to compile. In bfloat16 the compiler leaves out roundings between layers that are written out, and not the same ones
@@ -70,7 +70,7 @@ class Decoder(Pure):
         mesh: Mesh | None = None,
     ):
         self.config = config
-        self.mesh = mesh
+        self.mesh = mesh = as_mesh(mesh)
         self.dtype = jnp.dtype(dtype)
         self.lora: LoraConfig | None = None
         self.layers = Layers()

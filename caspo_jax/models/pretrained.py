@@ -37,7 +37,7 @@ from caspo_jax.models.lora import merged_weight
 from caspo_jax.models.safetensors_io import write_tensors
 from caspo_jax.models.tokenizer import Tokenizer, eos_ids, find_tokenizer, load_tokenizer, save_tokenizer
 from caspo_jax.models.weights import Weight, owner, parameter_shape, parameter_sharding, weights
-from caspo_jax.sharding import make_mesh, to_host
+from caspo_jax.sharding import as_mesh, to_host
 from caspo_jax.store import read_json, write_json
 
 _LOG = logging.getLogger(__name__)
@@ -72,11 +72,7 @@ def load_pretrained(
     folder = resolve_folder(path)
     config = ModelConfig.from_hf(folder)
     wanted = _compute_dtype(dtype)
-    mesh = make_mesh(mesh) if isinstance(mesh, str) else mesh
-    if not isinstance(mesh, Mesh | None):
-        raise UserError(
-            f"mesh={mesh!r} is not a mesh: give a jax.sharding.Mesh, or its axes such as 'data:2,fsdp:4'"
-        )
+    mesh = as_mesh(mesh)
     tokenizer = load_tokenizer(folder) if find_tokenizer(folder) else None
     with Checkpoint(folder) as checkpoint:
         check_tensors(checkpoint, config)

@@ -16,7 +16,7 @@ from caspo_jax.locks import held
 from caspo_jax.models.lora import base_model, has_adapters
 from caspo_jax.outputs import manifest_path
 from caspo_jax.preferences.packing import Row
-from caspo_jax.sharding import batch_ways, mesh_of
+from caspo_jax.sharding import as_mesh, batch_ways, mesh_of
 from caspo_jax.training.base_plan import Plan
 from caspo_jax.training.config import TrainConfig
 from caspo_jax.training.data import RowStore
@@ -63,7 +63,7 @@ def train(
     reference: Any = None,
     reference_cache: str | Path | None = None,
     out_dir: str | Path | None = None,
-    mesh: Mesh | None = None,
+    mesh: Mesh | str | None = None,
     callback: Callback | None = None,
     on_reference: OnReference | None = None,
     progress: bool = False,
@@ -84,7 +84,7 @@ def train(
       reference_cache: folder of reference log-probs that runs share (`reference_cache.ReferenceCache`); default
         `out_dir`'s own.
       out_dir: folder for checkpoints, `metrics.jsonl` and TensorBoard events; None keeps nothing.
-      mesh: devices to split batches over; default the model's own.
+      mesh: devices to split batches over, itself or as `make_mesh` takes it; default the model's own.
       callback: called with each update's metrics and `steps`, the updates in all, one update late.
       on_reference: called, while reference log-probs are computed, with (pairs done, pairs in all, updates in all).
       progress: show a progress bar on stderr.
@@ -102,7 +102,7 @@ def train(
     started = time.perf_counter()
     start, model = model, trainable_model(model, config)
     store = RowStore.build(data, verified)
-    mesh = mesh or mesh_of(model)
+    mesh = as_mesh(mesh) or mesh_of(model)
     plan = make_plan(store, config, batch_ways(mesh))
     folder = None if out_dir is None else Path(out_dir)
     with contextlib.ExitStack() as resources:

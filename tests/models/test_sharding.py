@@ -5,7 +5,16 @@ from jax.sharding import AbstractMesh, PartitionSpec
 
 from caspo_jax.errors import UserError
 from caspo_jax.models.weights import parameter_sharding, weights
-from caspo_jax.sharding import RULES, batch_ways, make_mesh, named_sharding, place, to_host
+from caspo_jax.sharding import (
+    RULES,
+    as_mesh,
+    batch_ways,
+    constrain,
+    make_mesh,
+    named_sharding,
+    place,
+    to_host,
+)
 from tests.shapes import small_shape
 
 
@@ -45,6 +54,26 @@ def test_bad_specs_are_named(spec, word):
         make_mesh(spec)
     assert f"--mesh={spec}" in str(error.value)
     assert word in str(error.value)
+
+
+def test_a_mesh_of_ones_own():
+    devices = jax.device_count()
+    assert as_mesh(None) is None
+    assert as_mesh("") is None
+    mesh = as_mesh(f"fsdp:{devices}")
+    assert as_mesh(mesh) is mesh
+    explicit = as_mesh(
+        jax.make_mesh((devices,), ("fsdp",))
+    )  # Explicit by default, and no constraint can be put on it
+    assert explicit == mesh
+    assert jax.jit(lambda x: constrain(explicit, x, ("embed",)))(np.ones(devices)).shape == (devices,)
+    for axes in (("dp", "tp"), ("data", "tp")):
+        with pytest.raises(
+            UserError, match=f"mesh axis '{axes[axes[0] == 'data']}' is unknown: name axes data"
+        ):
+            as_mesh(jax.make_mesh((devices, 1), axes))
+    with pytest.raises(UserError, match="is not a mesh"):
+        as_mesh(("data", 1))
 
 
 def test_rules_give_partitions(mesh):
