@@ -6,6 +6,7 @@ import contextlib
 import importlib.metadata
 import json
 import os
+import re
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -43,7 +44,7 @@ class Manifest:
         Args:
           path: the manifest's own path.
           program: the program's name.
-          config: every setting that shapes the output, as plain JSON values.
+          config: every setting that shapes the output, as plain JSON values. Hashes among them stand with the inputs too.
           inputs: name -> file or folder whose contents shape the output; hashed.
           overwrite: forget an earlier run with other settings; one with the same settings is taken up all the same.
 
@@ -53,11 +54,10 @@ class Manifest:
         """
         path = Path(path)
         with writer_first(f"manifest {path.name}"), contextlib.ExitStack() as unless_begun:
-            wanted = {
-                "program": program,
-                "config": json.loads(json.dumps(dict(config))),
-                "inputs": {name: hash_path(p) for name, p in (inputs or {}).items() if p is not None},
-            }
+            settings = json.loads(json.dumps(dict(config)))
+            hashes = {k: v for k, v in settings.items() if re.fullmatch("[0-9a-f]{64}", str(v))}
+            hashes |= {name: hash_path(p) for name, p in (inputs or {}).items() if p is not None}
+            wanted = {"program": program, "config": settings, "inputs": hashes}
             if hold(path):
                 unless_begun.callback(release, path)
             manifest = cls._open(path, wanted, overwrite)
@@ -79,7 +79,7 @@ class Manifest:
                 raise UserError(
                     f"{path} is of {other!r}, and {wanted['program']!r} would write here: use another output or --overwrite"
                 )
-            differing = _differences(wanted, {k: found.get(k) for k in wanted})
+            differing = _differences(_compared(wanted), _compared(found))
             if differing and not overwrite:
                 raise UserError(
                     f"{path} was written with other settings ({'; '.join(differing)}): "
@@ -135,6 +135,13 @@ def read_manifest(path: str | Path) -> dict[str, Any]:
     if not isinstance(contents.get("config", {}), dict):
         raise UserError(f"{path}: not a manifest: remove it or use --overwrite")
     return contents
+
+
+def _compared(manifest: Mapping[str, Any]) -> dict[str, Any]:
+    """What must be the same to go on: of the inputs those that are not among the settings already."""
+    config, inputs = (manifest.get(name) or {} for name in ("config", "inputs"))
+    own = {name: value for name, value in inputs.items() if config.get(name) != value}
+    return {"program": manifest.get("program"), "config": config, "inputs": own}
 
 
 def _differences(wanted: Any, found: Any, prefix: str = "") -> list[str]:
@@ -245,8 +252,7 @@ class JsonlOutput:
     def finish(self, **counts: Any) -> None:
         """Give the file its name and complete the manifest."""
         if is_writer():
-            if not self._partial.exists():
-                self._partial.touch()
+            self._partial.touch()
             os.replace(self._partial, self.path)
         self.manifest.finish(**counts)
 
@@ -276,17 +282,14 @@ def check_own(path: str | Path, overwrite: bool = False, manifest: Path | None =
     Raises:
       UserError: it is somebody's own, and overwriting was not asked for.
     """
-    path = Path(path)
-    manifest = manifest or manifest_path(path)
-    if path.exists() and not manifest.exists() and not overwrite:
-        raise _not_ours(path)
+    known = (manifest or manifest_path(path)).exists()
+    if Path(path).exists() and not known and not overwrite:
+        raise _not_ours(Path(path))
 
 
 def _not_ours(path: Path) -> UserError:
-    return UserError(
-        f"{path} is there, and no manifest beside it says that this program wrote it: "
-        "use another output or --overwrite"
-    )
+    known = "no manifest beside it says that this program wrote it"
+    return UserError(f"{path} is there, and {known}: use another output or --overwrite")
 
 
 def manifest_path(output: str | Path, *, folder: bool = False) -> Path:

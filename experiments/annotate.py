@@ -11,10 +11,16 @@ own confidences. `pairs` goes on from there as from sampled traces.
 from __future__ import annotations
 
 import collections
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 from absl import flags
 
 from experiments import common, verifiers
+
+if TYPE_CHECKING:
+    from caspo_jax.types import Trace
 
 FLAGS = flags.FLAGS
 
@@ -56,17 +62,37 @@ def main() -> None:
     common.check_outputs(("output",), ("input", "labels", "labelled"))
     verifiers.check_confidence()
     if FLAGS.dataset_dir:
-        from caspo_jax.preferences import check_step_dataset, write_step_dataset
+        from caspo_jax.preferences import check_step_dataset
 
         check_step_dataset(FLAGS.dataset_dir, FLAGS.overwrite)
     confidence = annotate_traces() if FLAGS.labelled is None else annotate_labelled()
     annotated = load_records(FLAGS.output, trace_from_record)
     verdicts = collections.Counter(step.verdict for trace in annotated for step in trace.steps)
     if FLAGS.dataset_dir:
-        write_step_dataset(annotated, FLAGS.dataset_dir, confidence=confidence, overwrite=FLAGS.overwrite)
+        write_dataset(annotated, confidence)
     common.closing(
         f"annotated traces in {FLAGS.output}", {"traces": len(annotated), **dict(sorted(verdicts.items()))}
     )
+
+
+def write_dataset(annotated: Sequence[Trace], confidence: str) -> None:
+    """The step dataset of --output, with a manifest in its folder."""
+    from caspo_jax.outputs import Manifest, manifest_path
+    from caspo_jax.preferences import write_step_dataset
+
+    # A manifest without a card is of a run that had no step to write.
+    written = (Path(FLAGS.dataset_dir) / "README.md").exists()
+    manifest = Manifest.open(
+        manifest_path(FLAGS.dataset_dir, folder=True),
+        program="annotate/dataset",
+        config={"confidence": confidence},
+        inputs={"annotated": FLAGS.output},
+        overwrite=FLAGS.overwrite or not written,
+    )
+    counts = write_step_dataset(
+        annotated, FLAGS.dataset_dir, confidence=confidence, overwrite=FLAGS.overwrite
+    )
+    manifest.finish(**counts)
 
 
 def annotate_traces() -> str:

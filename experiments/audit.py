@@ -88,6 +88,7 @@ def main() -> None:
         "audit",
         settings(policy, questions, config),
         {"calibration": FLAGS.calibration},
+        result_files.folder_manifest(out, out / FILES[0]),
     )
     asked = calibrate.sample_unpruned(policy, questions, unpruned(config), out / "unpruned")
     found = replayed(policy, asked, config)

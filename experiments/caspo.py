@@ -9,19 +9,21 @@ preference pairs, trains on them and exports DIR/round_k/policy in Hugging Face 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from absl import flags
 
-from experiments import common, verifiers
+from experiments import common, result_files, verifiers
 from experiments.config_flags import define_config, given_config
 
 if TYPE_CHECKING:
     from caspo_jax.sampling import SampleConfig
     from caspo_jax.steps import Verifier
+    from caspo_jax.training.rounds import Recipe
     from caspo_jax.training.stages import Policy
-    from caspo_jax.types import Equal, Extract
+    from caspo_jax.types import Equal, Extract, Question
 
 FLAGS = flags.FLAGS
 
@@ -112,10 +114,14 @@ def main() -> None:
         instruction=common.instruction(),
         temperatures=tuple(FLAGS.temperatures or ()),
     )
+    out = Path(FLAGS.out_dir)
+    finish = result_files.claim_folder(
+        out, "caspo", settings(policy, questions, recipe), out / "round_1" / "traces.jsonl.manifest.json"
+    )
     folders = run_rounds(
         FLAGS.model,
         questions,
-        FLAGS.out_dir,
+        out,
         recipe,
         verifier=lambda current: judge(current, extract, equal),
         extract=extract,
@@ -126,9 +132,36 @@ def main() -> None:
         overwrite=FLAGS.overwrite,
         watch=common.watch("caspo"),
     )
+    finish(rounds=len(folders))
     common.closing(
         f"{len(folders)} rounds in {FLAGS.out_dir}", {f.parent.name: str(Path(f)) for f in folders}
     )
+
+
+def settings(policy: Policy, questions: Sequence[Question], recipe: Recipe) -> dict[str, Any]:
+    """What shapes all rounds, for the folder's manifest; not how many there are, for more may follow."""
+    from caspo_jax.distributed import from_writer
+    from caspo_jax.models import resolve_folder
+    from caspo_jax.store import hash_path
+    from caspo_jax.training.stages.policy import questions_digest
+
+    return common.instruction_setting() | {
+        "policy": from_writer("policy", lambda: hash_path(resolve_folder(policy.path))),
+        "dtype": recipe.dtype,
+        "questions": questions_digest(questions),
+        "preset": FLAGS.preset,
+        "sample": dataclasses.asdict(recipe.sample),
+        "temperatures": list(recipe.temperatures),
+        "pairs": dataclasses.asdict(recipe.pairs),
+        "train": recipe.train.shaping(),
+        "confidence": recipe.confidence,
+        "verifier": verifiers.choose(policy),
+        "label_noise": FLAGS.label_noise,
+        "answers": verifiers.answer_kind(policy),
+        "max_step_tokens": recipe.max_step_tokens,
+        "batch_size": recipe.batch_size,
+        "seed": FLAGS.seed,
+    }
 
 
 def judge(policy: Policy, extract: Extract, equal: Equal) -> Verifier:

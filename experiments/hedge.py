@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any
 
 from absl import flags
 
-from experiments import common, verifiers
+from experiments import common, result_files, verifiers
 
 if TYPE_CHECKING:
     from caspo_jax.tasks.hedging import How
@@ -57,6 +57,7 @@ def define_flags() -> None:
 def main() -> None:
     """Hedge a file, or make all three from new traces."""
     from caspo_jax.errors import UserError
+    from caspo_jax.outputs import manifest_path
     from caspo_jax.tasks.hedging import HOWS
 
     if bool(FLAGS.input) != bool(FLAGS.output) or bool(FLAGS.out_dir) == bool(FLAGS.input):
@@ -72,11 +73,25 @@ def main() -> None:
         )
         return
     out = Path(FLAGS.out_dir)
+    finish = result_files.claim_folder(out, "hedge", settings(policy), manifest_path(out / "plain.jsonl"))
     plain = sample_plain(policy, out)
     traces = segmented(policy, plain)
     for how in HOWS:
         rows = write_hedged(policy, traces, plain, out / f"{how}.jsonl", how)
         common.closing(f"{how} hedges in {out / f'{how}.jsonl'}", rows)
+    finish(traces=len(traces))
+
+
+def settings(policy: Policy) -> dict[str, Any]:
+    """What shapes everything in --out_dir, for the folder's manifest."""
+    names = ["questions", "test_questions", "seed", "batch_size", "max_new_tokens", "num_samples"]
+    names += ["temperature", "top_p", "top_k", "min_p", "ignore_eos", "stop"]
+    return {name: FLAGS[name].value for name in names} | {
+        "policy": policy.hash,
+        "dtype": str(policy.model.dtype),
+        "delimiter": common.step_delimiter(policy),
+        "confidence": verifiers.trace_confidence(policy),
+    }
 
 
 def check_places() -> None:

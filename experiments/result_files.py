@@ -9,6 +9,7 @@ from typing import Any
 
 from absl import flags
 
+from caspo_jax.distributed import from_writer, is_writer, writer_first
 from caspo_jax.errors import UserError
 from caspo_jax.outputs import Manifest, check_own, manifest_path
 from caspo_jax.records import schema
@@ -77,20 +78,22 @@ def claim_files(
     program: str,
     config: Mapping[str, Any],
     inputs: Mapping[str, str | Path | None] | None = None,
+    manifest: Path | None = None,
 ) -> Manifest:
-    """The manifest beside the first of these files, which stands for all of them.
+    """The manifest of these files, which stands for all of them.
 
     Args:
       files: what the program writes, whole, when its work is done.
       program: its name.
       config: every setting that shapes the contents, as plain JSON values.
       inputs: name -> file or folder whose contents shape them; hashed.
+      manifest: its path; default: beside the first of the files.
 
     Raises:
       UserError: one of them is there that this program did not write, or wrote with other settings, and --overwrite
         was not given; or another process is writing them.
     """
-    manifest = manifest_path(files[0])
+    manifest = manifest or manifest_path(files[0])
     check_files(files, manifest)
     return Manifest.open(
         manifest,
@@ -100,6 +103,47 @@ def claim_files(
         # A manifest without its files is of a run that ended before it had anything to write.
         overwrite=FLAGS.overwrite or not any(Path(file).exists() for file in files),
     )
+
+
+def claim_folder(
+    folder: str | Path, program: str, config: Mapping[str, Any], begun: Path
+) -> Callable[..., None]:
+    """Opens FOLDER/manifest.json of a run whose stages have manifests of their own; returns what completes it with counts.
+
+    Args:
+      folder: of everything that the run writes.
+      program: the program's name.
+      config: every setting that shapes what the run writes, as plain JSON values.
+      begun: the first stage's manifest. Before it is there nothing has been made, so any settings may begin. A folder
+        with it and without the folder's own is of an earlier version: it gets one once all stages took these settings.
+
+    Raises:
+      UserError: as `Manifest.open` does.
+    """
+    where = manifest_path(folder, folder=True)
+
+    def state() -> str:
+        if not begun.exists():
+            return "new"
+        return "begun" if where.exists() else "earlier"
+
+    found = from_writer("folder", state)
+
+    def claimed() -> Manifest:
+        overwrite = FLAGS.overwrite or found == "new"
+        return Manifest.open(where, program=program, config=config, overwrite=overwrite)
+
+    manifest = None if found == "earlier" else claimed()
+    return lambda **counts: (manifest or claimed()).finish(**counts)
+
+
+def folder_manifest(folder: str | Path, file: str | Path) -> Path:
+    """FOLDER/manifest.json; the one of an earlier version, which stood beside `file`, is moved there."""
+    where, earlier = manifest_path(folder, folder=True), manifest_path(file)
+    with writer_first("manifest moved"):
+        if is_writer() and earlier.exists() and not where.exists():
+            earlier.rename(where)
+    return where
 
 
 def check_files(files: Sequence[str | Path], manifest: Path) -> None:

@@ -6,7 +6,7 @@ import pytest
 
 from caspo_jax.errors import UserError
 from caspo_jax.outputs import JsonlOutput, Manifest, manifest_path, read_manifest
-from caspo_jax.store import read_jsonl, write_json
+from caspo_jax.store import hash_path, read_jsonl, write_json
 
 
 def open_output(path, **config):
@@ -48,6 +48,29 @@ def test_what_is_complete_keeps_the_seconds_of_the_run_that_did_it(tmp_path):
     Manifest.open(path, program="p", config={}).finish(records=4)
     assert read_manifest(path)["counts"] == {"records": 4}
     assert read_manifest(path)["seconds"] < 7.5
+
+
+def test_hashes_among_the_settings_stand_with_the_inputs(tmp_path):
+    path, given = tmp_path / "o.manifest.json", tmp_path / "in.txt"
+    given.write_text("in")
+    config = {"policy": hash_path(given), "seed": 3, "strategy": "cat"}
+
+    def opened(**changed):
+        return Manifest.open(path, program="p", config=config | changed, inputs={"input": given})
+
+    opened().finish()
+    made = read_manifest(path)
+    assert made["inputs"] == {"policy": hash_path(given), "input": hash_path(given)}
+    assert made["config"] == config
+    assert opened().complete
+    with pytest.raises(UserError, match=r"policy: .* then, .* now") as refused:
+        opened(policy="0" * 64)
+    assert "inputs" not in str(refused.value)
+    write_json(path, made | {"inputs": {"input": hash_path(given)}})  # as earlier versions wrote it
+    assert opened().complete
+    given.write_text("another")
+    with pytest.raises(UserError, match=r"inputs\.input: the contents changed"):
+        opened()
 
 
 def test_killed_between_rename_and_manifest(tmp_path):

@@ -123,6 +123,14 @@ def test_an_audit_replaces_its_own_files_alone(program, held_out, tmp_path):
     assert (out / "audit.json").read_bytes() == written
     assert program("audit", **flags, overwrite="true")[0] == 0
     assert json.loads((out / "audit.json").read_text())["threshold"] == 0.7
+    # Earlier versions had their manifest beside audit.json.
+    manifest = (out / "manifest.json").read_bytes()
+    (out / "manifest.json").rename(out / "audit.json.manifest.json")
+    one_line(program("audit", **flags | {"seed": 3}), "seed: 0 then, 3 now")
+    (out / "manifest.json").rename(out / "audit.json.manifest.json")
+    assert program("audit", **flags)[0] == 0
+    assert (out / "manifest.json").read_bytes() == manifest
+    assert not (out / "audit.json.manifest.json").exists()
     assert (out / "unpruned.traces.jsonl").read_bytes() == sampled  # taken up, whatever the threshold
 
 

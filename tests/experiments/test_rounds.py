@@ -143,9 +143,8 @@ def test_stages_one_by_one(program, questions, tmp_path):
     )
     assert code == 0, err
     assert len(read(f"{paths['cat']}.answers.jsonl")) == 12
-    for file in tmp_path.rglob("*.jsonl"):  # every record says what it is; TRL's are TRL's
-        if file != paths["trl"]:
-            assert all(set(record["schema"]) == {"name", "version"} for record in read(file)), file
+    for file in tmp_path.rglob("*.jsonl"):  # every record says what it is
+        assert all(set(record["schema"]) == {"name", "version"} for record in read(file)), file
     tree = read(tmp_path / "trees.jsonl")[0]
     assert len(tree["parent"]) == len(tree["status"]) == len(tree["token_ids"])
     for searched, voted in zip(
