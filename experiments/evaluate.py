@@ -12,8 +12,10 @@ separate questions (the tune split of an embedded task, or --tune_input, which m
 --tune=0 takes them from the flags.
 
 DIR/answers.jsonl holds one line an answer: what was answered, whether it is right, decoded tokens, forward passes,
-seconds. Every figure of DIR/table.{md,csv,json} and DIR/paired.{md,csv,json} can be computed from it; the ten-line
-script is in experiments/README.md. DIR/curve.png shows accuracy against tokens; DIR/report.html shows all of it, with the
+seconds, and the path confidence of an answer that comes from one output. Every figure of DIR/table.{md,csv,json} and
+DIR/paired.{md,csv,json} can be computed from it; the ten-line script is in experiments/README.md. So can those of
+DIR/calibration.{md,csv,json}: are these confidences to be believed? Bias, ECE and Brier score, raw and scaled, and AUROC, with
+intervals. DIR/curve.png shows accuracy against tokens; DIR/report.html shows all of it, with the
 traces and trees of the first questions (DIR/samples). With --base these are DIR/base and DIR/model, and DIR/compare.{md,csv,json}
 holds the policy minus the base, paired by question. Where an interval holds 0 a table says `not told apart`, CSV and JSON `equal`.
 """
@@ -36,7 +38,7 @@ from experiments.evaluate_settings import base_settings, cat_sizes, run_settings
 FLAGS = flags.FLAGS
 # Of a run's folder, what is written whole, without a manifest of its own.
 RESULTS = (
-    *(f"{table}.{kind}" for table in ("table", "paired") for kind in ("md", "csv", "json")),
+    *(f"{table}.{kind}" for table in ("table", "calibration", "paired") for kind in ("md", "csv", "json")),
     "curve.png",
     "samples",
     "report.html",
@@ -194,7 +196,7 @@ def evaluate(model: str, out: Path, names: Sequence[str]) -> list[dict[str, Any]
     manifest.finish(questions=count, rows=len(rows))
     common.write_html_report(out, model)
     common.closing(
-        f"answers, table.md, paired.md, curve.png and report.html in {out}",
+        f"answers, table.md, calibration.md, paired.md, curve.png and report.html in {out}",
         {"questions": count, "strategies": len(strategies), "answers": runner.count},
     )
     return rows

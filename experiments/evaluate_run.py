@@ -164,8 +164,8 @@ class Runner:
 
     def finish(self) -> list[dict[str, Any]]:
         """Ends the files; writes and prints the tables, plots the curves. Returns the rows of the table of strategies."""
-        from caspo_jax.evaluation import curve_plots, results
-        from caspo_jax.evaluation.formats import markdown, write_table
+        from caspo_jax.evaluation import answer_calibration, curve_plots, results
+        from caspo_jax.evaluation.formats import markdown, tables, write_table
 
         records = self._all_answers()
         self.count = len(records)
@@ -175,6 +175,11 @@ class Runner:
         for name in self.settings if "cat" in self.strategies and len(self.strategies) > 1 else ():
             curve_plots.plot_against(rows, name, self.out / f"against.{name}.png")
         common.say(markdown(rows, results.COLUMNS))
+        calibration = answer_calibration.calibration_table(records)
+        if calibration:
+            write_table(self.out / "calibration", calibration, answer_calibration.COLUMNS)
+            heading = "\nConfidence in the answers against their correctness"
+            common.say(f"{heading}\n\n{tables(calibration, answer_calibration.COLUMNS)}")
         if paired:
             write_table(self.out / "paired", paired, results.PAIRED_COLUMNS)
             heading = "\nCaT against the others, paired by question"

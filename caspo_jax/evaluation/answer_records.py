@@ -100,4 +100,7 @@ def _checked(record: dict[str, Any]) -> dict[str, Any]:
     for field, (wanted, valid) in _NEEDED.items():
         if not valid(record[field]):
             raise UserError(f"`{field}` of an answer must be {wanted}, found {record[field]!r:.40}")
+    sure = record.get("path_confidence")
+    if sure is not None and not _is_cost(sure):
+        raise UserError(f"`path_confidence` of an answer must be a number, 0 or more, found {sure!r:.40}")
     return record

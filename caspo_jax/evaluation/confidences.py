@@ -12,19 +12,14 @@ from caspo_jax.confidence import BOUNDED_PATHS, BOUNDED_STEPS
 from caspo_jax.errors import UserError
 from caspo_jax.evaluation.confidence_items import Items
 from caspo_jax.evaluation.confidence_statistics import interval_fields, level_statistics, ranking_statistics
-from caspo_jax.evaluation.formats import Columns
+from caspo_jax.evaluation.formats import Columns, Field, with_intervals
 from caspo_jax.metrics import Statistic
 
-_INTERVAL = "95 %"
-RANKING: Mapping[str | tuple[str, str], str] = {
+RANKING: dict[Field, str] = {
     "confidence": "confidence",
-    "auroc": "AUROC",
-    ("auroc_low", "auroc_high"): _INTERVAL,
-    "within_question": "in question",
-    ("within_question_low", "within_question_high"): _INTERVAL,
+    **with_intervals({"auroc": "AUROC", "within_question": "in question"}),
     "within_question_groups": "questions",
-    "within_prefix": "in prefix",
-    ("within_prefix_low", "within_prefix_high"): _INTERVAL,
+    **with_intervals({"within_prefix": "in prefix"}),
     "within_prefix_groups": "prefixes",
 }
 OTHER_RANKING: Columns = {
@@ -37,11 +32,7 @@ OTHER_RANKING: Columns = {
     "aurc": "AURC",
     "augrc": "AUGRC",
 }
-_LEVELS = {
-    "bias": "bias",
-    "ece": "ECE",
-    "brier": "Brier",
-}
+_LEVELS = {"bias": "bias", "ece": "ECE", "brier": "Brier"}
 _PARTS = {
     "ece_mass": "ECE mass",
     "ece_debiased": "ECE debiased",
@@ -52,14 +43,12 @@ _PARTS = {
 
 
 def _level_columns(title: str, suffix: str) -> Columns:
-    """Bias, ECE and Brier score, each beside its interval; then the other figures of calibration."""
-    columns: dict[str | tuple[str, str], str] = {"confidence": title}
-    for field, head in _LEVELS.items():
-        columns |= {
-            f"{field}{suffix}": head,
-            (f"{field}{suffix}_low", f"{field}{suffix}_high"): _INTERVAL,
-        }
-    return columns | {f"{field}{suffix}": head for field, head in _PARTS.items()}
+    """The columns of calibration; the suffix goes behind each field."""
+    columns: dict[Field, str] = {"confidence": title}
+    columns |= with_intervals({f"{field}{suffix}": head for field, head in _LEVELS.items()})
+    for field, head in _PARTS.items():
+        columns[f"{field}{suffix}"] = head
+    return columns
 
 
 # Brier = reliability - resolution + uncertainty + what is inside the bins

@@ -13,8 +13,8 @@ import numpy as np
 from caspo_jax.store import write_json, write_text
 
 Row = Mapping[str, Any]
-# Field -> title, in order; two fields are the ends of an interval.
-Columns = Mapping[str, str] | Mapping[str | tuple[str, str], str]
+Field = str | tuple[str, str]  # of a row; two are the ends of an interval
+Columns = Mapping[str, str] | Mapping[Field, str]  # field -> title, in order
 # An interval that holds 0 leaves a difference open and proves nothing equal, whatever the files call it.
 _SAID = {("verdict", "equal"): "not told apart"}
 
@@ -50,7 +50,15 @@ def markdown(rows: Sequence[Row], columns: Columns) -> str:
     return "\n".join([line(titles), "| " + " | ".join(rule) + " |", *map(line, texts)])
 
 
-def _shown(row: Row, field: str | tuple[str, str]) -> str:
+def with_intervals(titles: Mapping[str, str]) -> dict[Field, str]:
+    """Columns of these fields (field -> title), each followed by its 95 % interval, the fields `_low` and `_high`."""
+    columns: dict[Field, str] = {}
+    for field, title in titles.items():
+        columns |= {field: title, (f"{field}_low", f"{field}_high"): "95 %"}
+    return columns
+
+
+def _shown(row: Row, field: Field) -> str:
     if isinstance(field, str):
         return cell(said(field, row.get(field)))
     ends = [cell(row.get(end)) for end in field]

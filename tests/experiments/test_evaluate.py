@@ -9,8 +9,10 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from caspo_jax import metrics
 from caspo_jax.records import question_to_record
 from caspo_jax.tasks import get_task
 from tests.experiments.conftest import read
@@ -53,6 +55,44 @@ def script(word: str) -> str:
 def figures(out):
     rows = json.loads((out / "table.json").read_text())["rows"]
     return [[row[field] for field in FIELDS if field != "seconds"] for row in rows]
+
+
+def calibration(out):
+    return json.loads((out / "calibration.json").read_text())["rows"]
+
+
+def test_the_second_table_says_whether_confidence_in_answers_is_to_be_believed(program, folder):
+    whole = folder / "whole"
+    if not whole.exists():
+        assert run(program, whole)[0] == 0
+    records = read(whole / "answers.jsonl")
+    rows = {(r["strategy"], r["size"]): r for r in calibration(whole)}
+    assert set(rows) == {("greedy", "1"), ("sample", "1"), ("cat", "2")}  # many outputs have a say in a vote
+    for (strategy, size), row in rows.items():
+        mine = [r for r in records if (r["strategy"], r["size"]) == (strategy, size)]
+        mine = [r for r in mine if r["path_confidence"] is not None]
+        c, right = (np.array([r[f] for r in mine], float) for f in ("path_confidence", "correct"))
+        assert row["answers"] == len(mine)
+        assert row["bias"] == pytest.approx(c.mean() - right.mean())
+        assert row["brier"] == pytest.approx(np.mean((c - right) ** 2))
+        assert row["ece"] == pytest.approx(metrics.expected_calibration_error(c, right))
+        for name in ("bias", "brier", "ece", "brier_scaled", "ece_scaled"):
+            assert row[f"{name}_low"] <= row[f"{name}_high"]
+    assert rows["sample", "1"]["answers"] == 16 * 4
+    assert rows["sample", "1"]["within_question_groups"] > 0
+    assert (rows["greedy", "1"]["within_question"], rows["greedy", "1"]["within_question_groups"]) == (
+        None,
+        0,
+    )
+    samples = {(s["question"], s["index"]): s["path_confidence"] for s in read(whole / "samples.jsonl")}
+    for r in records:
+        if r["strategy"] == "sample":
+            assert r["path_confidence"] == samples[r["question"], r["index"]]
+        elif "vote" in r["strategy"] or r["strategy"] == "self_consistency":
+            assert r["path_confidence"] is None
+    text = (whole / "calibration.md").read_text(encoding="utf-8")
+    assert "Brier scaled" in text
+    assert "Confidence in answers" in (whole / "report.html").read_text(encoding="utf-8")
 
 
 def test_table_is_recomputed_from_the_answers_by_the_documented_script(program, folder):
@@ -122,11 +162,12 @@ def test_killed_and_resumed_gives_the_same_table(program, folder, torn):
         if name == "groups":
             kept = kept[: kept.rfind(b"\n") + 1]
         (killed / f"{name}.jsonl.partial").write_bytes(kept)
-    for name in ("table.json", "paired.json"):
+    for name in ("table.json", "calibration.json", "paired.json"):
         (killed / name).unlink()
     code, _, err = run(program, killed)
     assert code == 0, err
     assert sorted(map(tuple, figures(killed))) == sorted(map(tuple, figures(whole)))
+    assert sorted(calibration(killed), key=str) == sorted(calibration(whole), key=str)
     ours, theirs = ({r["id"]: r | {"seconds": 0} for r in read(f / "answers.jsonl")} for f in (killed, whole))
     assert ours == theirs
     before = (killed / "answers.jsonl").read_bytes()

@@ -33,6 +33,12 @@ class Table:
     aside: bool = False  # folded away under the others
 
 
+def spoken(name: Any) -> str:
+    """A strategy's name as words: `cat` is CaT."""
+    words = str(name).replace("_", " ")
+    return {"cat": "CaT", "cat paper": "CaT as published"}.get(words, words)
+
+
 def number_text(value: Any) -> str:
     """A number as people read it: whole numbers with separators, others to three places, to one from 10 on."""
     if isinstance(value, bool) or value is None:

@@ -13,39 +13,12 @@ from caspo_jax.evaluation.report.cells import (
     interval_text,
     number_cell,
     p_text,
-    within_cell,
+    spoken,
 )
+from caspo_jax.evaluation.report.confidence_tables import answer_confidences, named_confidences
 
 Rows = Sequence[Mapping[str, Any]]
-MANY = 20  # rows from which on a table is folded away
 
-# field -> (title, what it is, whether more is better; None: neither)
-_CONFIDENCE: Mapping[str, tuple[str, str, bool | None]] = {
-    "auroc": ("AUROC", "does it rank what is right above what is wrong? all pooled", True),
-    "within_question": (
-        "within question",
-        "AUROC among the items of one question, mean over questions",
-        True,
-    ),
-    "within_prefix": (
-        "within prefix",
-        "AUROC among the candidates for the next step after one prefix, mean over prefixes",
-        True,
-    ),
-    "length_controlled": ("length controlled", "AUROC among items of like length", True),
-    "auprc_errors": ("AUPRC, errors", "area under precision and recall at finding what is wrong", True),
-    "aurc": ("AURC", "share wrong among the k surest, mean over all k", False),
-    "bias": ("bias", "mean confidence minus accuracy", None),
-    "ece": (
-        "ECE",
-        "expected calibration error: mean distance of confidence from accuracy in ten bins",
-        False,
-    ),
-    "brier": ("Brier", "Brier score: mean squared distance of confidence from the verdict, 0 or 1", False),
-    "ece_scaled": ("ECE scaled", "after a cross-fitted one-parameter scaling", False),
-    "brier_scaled": ("Brier scaled", "after a cross-fitted one-parameter scaling", False),
-}
-_GROUPED = {"within_question": "questions", "within_prefix": "prefixes"}
 _PAIRED_NOTE = (
     "Paired by question: difference with its 95 % bootstrap interval, and the p-value of a sign-flip permutation test. "
     "“= cat 4” as a size: as many samples as cost the tokens of CaT with 4 branches."
@@ -63,6 +36,8 @@ def evaluate_tables(summaries: Mapping[str, Any], prefix: str = "") -> dict[str,
             found[name] = _by_benchmark(rows, prefix, "Strategies", _strategies)
         elif name == "paired" and "baseline" in rows[0]:
             found[name] = _by_benchmark(rows, prefix, "CaT against the others", _paired)
+        elif name == "calibration" and {"strategy", "auroc"} <= set(rows[0]):
+            found[name] = _by_benchmark(rows, prefix, "Confidence in answers", answer_confidences)
         elif name == "compare" and {"a", "b", "difference"} <= set(rows[0]):
             found[name] = _by_benchmark(
                 rows, prefix, f"{summary.get('b', 'B')} against {summary.get('a', 'A')}", _compared
@@ -70,12 +45,12 @@ def evaluate_tables(summaries: Mapping[str, Any], prefix: str = "") -> dict[str,
         elif name.startswith("confidences.") and {"auroc", "confidence"} <= set(rows[0]):
             kind = name.removeprefix("confidences.")
             head = summary.get("overview") or {}
-            found[name] = [_confidences(rows, f"{prefix}Confidences of {kind}", head)]
+            found[name] = [named_confidences(rows, f"{prefix}Confidences of {kind}", head)]
     return found
 
 
 def _place(name: str) -> int:
-    order = ("table", "paired", "compare", "confidences.steps", "confidences.paths")
+    order = ("table", "paired", "calibration", "compare", "confidences.steps", "confidences.paths")
     return order.index(name) if name in order else len(order)
 
 
@@ -83,12 +58,6 @@ def rows_of(summary: Any) -> Rows:
     """The `rows` of a table's file, empty if it is something else."""
     rows = summary.get("rows") if isinstance(summary, Mapping) else None
     return rows if isinstance(rows, list) and all(isinstance(r, Mapping) for r in rows) else []
-
-
-def spoken(name: Any) -> str:
-    """A strategy's name as words: `cat` is CaT."""
-    words = str(name).replace("_", " ")
-    return {"cat": "CaT", "cat paper": "CaT as published"}.get(words, words)
 
 
 def _by_benchmark(rows: Rows, prefix: str, title: str, make: Any) -> list[Table]:
@@ -196,41 +165,6 @@ def _compared(rows: Rows, title: str) -> Table:
         ),
     ]
     return Table(title, columns, body, _PAIRED_NOTE)
-
-
-def _confidences(rows: Rows, title: str, head: Mapping[str, Any]) -> Table:
-    shown = [
-        f for f in _CONFIDENCE if any(isinstance(r.get(f), (int, float)) or f"{f}_groups" in r for r in rows)
-    ]
-    best = {}
-    for field in shown:
-        more = _CONFIDENCE[field][2]
-        values = [r[field] for r in rows if isinstance(r.get(field), (int, float))]
-        if more is not None and values:
-            best[field] = max(values) if more else min(values)
-    body = [
-        [Cell(str(r["confidence"]).replace("_", " "))]
-        + [_confidence_cell(r, f, r.get(f) is not None and r.get(f) == best.get(f)) for f in shown]
-        for r in rows
-    ]
-    columns = [("confidence", "", False), *((_CONFIDENCE[f][0], _CONFIDENCE[f][1], True) for f in shown)]
-    facts = [
-        f"{head[k]:,} {word}"
-        for k, word in (("items", "with a verdict"), ("questions", "questions"))
-        if k in head
-    ]
-    if isinstance(head.get("accuracy"), float):
-        facts.append(f"{head['accuracy']:.3f} right")
-    note = ", ".join(facts) + f". {BOLD}" if facts else BOLD
-    return Table(title, columns, body, note, aside=len(rows) > MANY)
-
-
-def _confidence_cell(row: Mapping[str, Any], field: str, best: bool) -> Cell:
-    if field == "auroc":
-        return number_cell(row.get(field), interval_text(row.get("auroc_low"), row.get("auroc_high")), best)
-    if field in _GROUPED:
-        return within_cell(row.get(field), row.get(f"{field}_groups"), _GROUPED[field], best=best)
-    return number_cell(row.get(field), "", best)
 
 
 def _signed(row: Mapping[str, Any]) -> Cell:

@@ -6,8 +6,17 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from caspo_jax.evaluation.report.cells import BOLD, Cell, Table, interval_text, number_cell, number_text
-from caspo_jax.evaluation.report.evaluate_tables import evaluate_tables, spoken
+from caspo_jax.evaluation.report.cells import (
+    BOLD,
+    Cell,
+    Table,
+    interval_text,
+    number_cell,
+    number_text,
+    spoken,
+)
+from caspo_jax.evaluation.report.confidence_tables import step_confidences
+from caspo_jax.evaluation.report.evaluate_tables import evaluate_tables
 from caspo_jax.evaluation.report.faithfulness_tables import faithfulness_tables
 from caspo_jax.evaluation.report.folder import Run
 
@@ -29,26 +38,7 @@ POLICY_COLUMNS: tuple[tuple[str, str, str, bool | None], ...] = (
         "does confidence, exp(−entropy), rank right steps above wrong ones? all steps pooled",
         True,
     ),
-    (
-        "within_question_auroc",
-        "within question",
-        "the same among the steps of one question, mean over questions",
-        True,
-    ),
-    (
-        "within_prefix_auroc",
-        "within prefix",
-        "the same among steps that go on from one prefix, mean over prefixes",
-        True,
-    ),
-    (
-        "within_prefix_logprob_auroc",
-        "within prefix, log-prob",
-        "the same with the mean log-prob of the step as confidence",
-        True,
-    ),
     ("entropy_gap", "entropy gap", "mean token entropy of wrong steps minus that of right ones, nats", None),
-    ("bias", "bias", "mean confidence minus accuracy", None),
     (
         "ece",
         "ECE",
@@ -79,7 +69,8 @@ def strategies_of(policy: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
 
 def run_tables(runs: Sequence[Run]) -> list[Table]:
     """Policies, their strategies, and the tables of any other summary file."""
-    tables = [table for table in (_policies(runs), _strategies(runs)) if table is not None]
+    policies = (_policies(runs), step_confidences(_policy_rows(runs), len(runs) > 1), _strategies(runs))
+    tables = [table for table in policies if table is not None]
     for run in runs:
         prefix = f"{run.name}: " if len(runs) > 1 else ""
         named = evaluate_tables(run.summaries, prefix) | faithfulness_tables(run.summaries, prefix)

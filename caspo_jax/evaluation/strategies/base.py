@@ -52,6 +52,9 @@ class Answer:
     scored: int = 0  # tokens that were read again to be judged
     index: int = 0  # of several answers of equal standing
     seconds: float | None = None  # of decoding, a question; None where it was not decoded by itself
+    path_confidence: float | None = (
+        None  # of the output, or a search's surest path, with this answer; None of votes
+    )
 
 
 def elected_index(

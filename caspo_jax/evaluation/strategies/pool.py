@@ -200,7 +200,17 @@ def pool_answers(
     answers = []
     if "sample" in names:
         answers += [
-            Answer("sample", "1", s.question, s.answer, s.correct, s.tokens, 1 + s.tokens, index=s.index)
+            Answer(
+                "sample",
+                "1",
+                s.question,
+                s.answer,
+                s.correct,
+                s.tokens,
+                1 + s.tokens,
+                index=s.index,
+                path_confidence=s.path_confidence,
+            )
             for group in pool.samples
             for s in group
         ]

@@ -24,6 +24,7 @@ def _greedy(context: Context, settings: Settings) -> list[Answer]:
         settings.sample.greedy(),
         context.key,
         batch_size=context.batch_size,
+        step_confidence="mean_logprob",
     )
     context.show("greedy", traces)
     answers = []
@@ -31,7 +32,16 @@ def _greedy(context: Context, settings: Settings) -> list[Answer]:
         answer = context.extract(trace.text)
         spent = len(trace.token_ids)
         answers.append(
-            Answer("greedy", "1", question.id, answer, context.right(answer, question), spent, 1 + spent)
+            Answer(
+                "greedy",
+                "1",
+                question.id,
+                answer,
+                context.right(answer, question),
+                spent,
+                1 + spent,
+                path_confidence=trace.path_confidence,
+            )
         )
     return answers
 
@@ -117,7 +127,11 @@ def _answer(
     context: Context, question: Question, result: CatResult, answer: str | None, name: str, size: str
 ) -> Answer:
     right, calls = context.right(answer, question), 1 + longest_path(result.tree)
-    return Answer(name, size, question.id, answer, right, result.tokens, calls)
+    found = [
+        p.path_confidence for p in result.paths if answer is not None and context.extract(p.text) == answer
+    ]
+    surest = max((c for c in found if c is not None), default=None)
+    return Answer(name, size, question.id, answer, right, result.tokens, calls, path_confidence=surest)
 
 
 def longest_path(tree: CatTree) -> int:

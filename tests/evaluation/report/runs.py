@@ -191,8 +191,24 @@ def evaluate_run(folder: Path) -> Path:
         | {"ece": 0.1, "brier": 0.2}
         for name, auroc in (("mean_logprob", 0.93), ("entropy", 0.86), ("length", 0.55))
     ]
+    figures = {
+        "auroc": 0.8,
+        "auroc_low": 0.7,
+        "auroc_high": 0.9,
+        "bias": 0.1,
+        "ece": 0.12,
+        "brier_scaled": 0.2,
+    }
+    calibration = [
+        {"benchmark": name, "strategy": strategy, "size": size, "answers": 24, "accuracy": 0.7}
+        | figures
+        | {"within_question": within, "within_question_groups": groups}
+        for name in ("graph", HOSTILE)
+        for strategy, size, within, groups in (("greedy", "1", None, 0), ("sample", "1", 0.75, 9))
+    ]
     for name, record in (
         ("table", {"rows": rows}),
+        ("calibration", {"rows": calibration}),
         ("paired", {"rows": paired}),
         (
             "confidences.steps",

@@ -243,6 +243,14 @@ def test_what_evaluate_found_in_a_sentence_and_in_tables(tmp_path):
     assert [c.text for c in tables["CaT against the others: graph"].rows[0]] == [
         *("CaT, 4", "greedy, 1", "+0.150", "< .001", "190", "188", "above"),
     ]
+    answers = tables["Confidence in answers: graph"]
+    assert [c[0] for c in answers.columns][3:6] == ["AUROC", "within question", "bias"]
+    assert [[c.text for c in row[:5]] for row in answers.rows] == [
+        ["greedy, 1", "24", "0.700", "0.800", "n/a"],
+        ["sample, 1", "24", "0.700", "0.800", "0.750"],
+    ]
+    assert [row[4].under for row in answers.rows] == ["0 questions", "9 questions"]
+    assert answers.rows[0][3].under == "[.700, .900]"
     confidences = tables["Confidences of steps"]
     assert confidences.rows[0][1].best
     assert [c[0] for c in confidences.columns[2:4]] == ["within question", "within prefix"]
@@ -250,6 +258,44 @@ def test_what_evaluate_found_in_a_sentence_and_in_tables(tmp_path):
         ("0.930", "7 questions"),
         ("n/a", "0 prefixes"),
     ]
+
+
+def test_confidences_of_steps_have_a_table_of_their_own(tmp_path):
+    """The table of policies is not the place for every figure; summaries of earlier versions hold some of them."""
+    from caspo_jax.evaluation.report import load_run
+
+    old = {
+        "name": "base",
+        "entropy_auroc": 0.84,
+        "within_prefix_auroc": 0.54,
+        "bias": 0.1,
+        "logprob_auroc": 0.93,
+    }
+    new = old | {"within_prefix_groups": 7, "within_question_groups": 12, "ece_scaled": 0.05}
+    new |= {
+        "name": "round_1",
+        "sum_logprob_auroc": 0.9,
+        "sum_logprob_bias": -0.3,
+        "intervals": {"bias": [0.05, 0.15]},
+    }
+    summary = {"policies": [p | {"step_accuracy": 0.8} for p in (old, new)]}
+    (tmp_path / "summary.json").write_text(json.dumps(summary), encoding="utf-8")
+    tables = {t.title: t for t in run_tables([load_run(tmp_path)])}
+    first = [c[0] for c in tables["Policies, on sampled traces"].columns]
+    assert first == ["policy", "steps right", "AUROC"]
+    table = tables["Confidence of steps, on sampled traces"]
+    columns = [c[0] for c in table.columns]
+    assert columns == ["policy", "confidence", "AUROC", "within prefix", "bias", "ECE scaled"]
+    assert [[c.text for c in row[:3]] for row in table.rows] == [
+        ["base", "exp(−entropy)", "0.840"],
+        ["base", "exp(mean log-prob)", "0.930"],
+        ["round_1", "exp(−entropy)", "0.840"],
+        ["round_1", "exp(mean log-prob)", "0.930"],
+        ["round_1", "exp(sum of log-probs)", "0.900"],
+    ]
+    assert [table.rows[i][3].under for i in (0, 2)] == ["", "7 prefixes"]
+    assert table.rows[2][4].under == "[.050, .150]"
+    assert table.rows[4][4].text == "−0.300"
 
 
 def test_what_faithfulness_found_in_a_sentence_and_in_tables(tmp_path):
