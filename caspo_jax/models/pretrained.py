@@ -101,13 +101,17 @@ def _ends(config: ModelConfig, tokenizer: Tokenizer | None, folder: Path) -> tup
 def _compute_dtype(dtype: jax.typing.DTypeLike | None) -> jnp.dtype | None:
     if dtype is None:
         return None
+    name = _dtype_name(dtype)
+    if name not in ("float32", "bfloat16"):
+        raise UserError(f"dtype {name!r} is not supported (known: float32, bfloat16)")
+    return jnp.dtype(name)
+
+
+def _dtype_name(dtype: jax.typing.DTypeLike) -> str:
     try:
-        found = jnp.dtype(dtype)
+        return jnp.dtype(dtype).name
     except TypeError:
-        found = None
-    if found not in (jnp.dtype("float32"), jnp.dtype("bfloat16")):
-        raise UserError(f"dtype {dtype!r} is not supported (known: float32, bfloat16)")
-    return found
+        return str(dtype)
 
 
 def _load(
@@ -131,7 +135,7 @@ def save_pretrained(
     model: Decoder,
     tokenizer: Tokenizer | None,
     path: str | Path,
-    dtype: str | None = None,
+    dtype: jax.typing.DTypeLike | None = None,
     *,
     caspo: Mapping[str, Any] | None = None,
     extra_files: Mapping[str, str | bytes | Mapping[str, Any]] | None = None,
@@ -147,7 +151,7 @@ def save_pretrained(
       model: the decoder.
       tokenizer: written with its chat template; None writes none.
       path: the folder.
-      dtype: dtype of the tensors on disk, the parameters' own if None.
+      dtype: dtype of the tensors on disk, by name or as `jnp.bfloat16`; the parameters' own if None.
       caspo: content of `caspo.json` (pass what `load_caspo_json` gave to keep it).
       extra_files: further files, name to text, bytes, or a mapping written as JSON.
       max_shard_bytes: a larger checkpoint is split into shards with an index.
@@ -164,7 +168,7 @@ def save_pretrained(
     True
     """
     target = Path(path).resolve()  # a link's own target is replaced, not the link
-    name = dtype or str(model.embed[...].dtype)
+    name = _dtype_name(model.embed[...].dtype if dtype is None else dtype)
     if name not in DTYPES:
         raise UserError(f"dtype {name!r} is not supported (known: {', '.join(DTYPES)})")
     if not is_free(target) and not (target / "config.json").is_file():

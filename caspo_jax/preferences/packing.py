@@ -88,9 +88,16 @@ def pack_pairs(pairs: Sequence[Pair], length: int, pad_id: int, batch_size: int 
 
     Returns:
       NumPy-backed PairBatch [B, T].
+
+    Raises:
+      UserError: a pair that is longer than T.
     """
     size = len(pairs) if batch_size is None else batch_size
     both = [pair_rows(pair) for pair in pairs]
+    for pair, rows in zip(pairs, both, strict=True):
+        longest = max(len(context) + len(step) for context, step in rows)
+        if longest > length:
+            raise UserError(f"pair {pair.id!r} needs {longest} tokens and does not fit into length={length}")
     weight = np.zeros(size, np.float32)
     weight[: len(pairs)] = [pair.weight for pair in pairs]
     reference = np.zeros(size, np.float32)

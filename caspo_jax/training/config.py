@@ -134,6 +134,8 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         own_numbers(self)
+        check(isinstance(self.loss, LossConfig), f"loss={self.loss!r}: give a LossConfig")
+        check(isinstance(self.lora, LoraConfig | None), f"lora={self.lora!r}: give a LoraConfig, or None")
         one_of(self, "pack", ("trees", "rows"))
         one_of(self, "best_mode", ("max", "min"))
         one_of(self, "remat", REMATS)

@@ -53,7 +53,7 @@ def test_saved_dtype_is_as_asked(golden, tmp_path):
     model, _ = load_pretrained(golden / "qwen3_tied_fp32")
     source = tensors(golden / "qwen3_tied_fp32")
     for name, dtype in (("bfloat16", ml_dtypes.bfloat16), ("float16", np.float16), ("float32", np.float32)):
-        save_pretrained(model, None, tmp_path / name, dtype=name)
+        save_pretrained(model, None, tmp_path / name, dtype=jnp.dtype(name).type)
         assert same_bits(
             {key: value.astype(dtype) for key, value in source.items()}, tensors(tmp_path / name)
         )

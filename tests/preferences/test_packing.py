@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from caspo_jax.errors import UserError
-from caspo_jax.preferences import batch_pairs, length_buckets
+from caspo_jax.preferences import batch_pairs, length_buckets, pack_pairs
 from caspo_jax.types import Pair
 
 
@@ -72,6 +72,8 @@ def test_every_pair_comes_out_whole_or_is_counted(shapes, batch_size, seed):
 def test_too_long_pairs_can_be_refused():
     with pytest.raises(UserError, match="pair 'p1' has 12 tokens, the largest of length_buckets is 8"):
         batch_pairs([pair(0), pair(1, chosen=9)], (8,), 2, 0, too_long="error")
+    with pytest.raises(UserError, match=r"pair 'p1' needs 12 tokens and does not fit into length=8"):
+        pack_pairs([pair(0), pair(1, chosen=9)], 8, 0)
 
 
 def test_seeds_order_and_weights():

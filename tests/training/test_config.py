@@ -31,6 +31,8 @@ def test_bad_settings_are_named():
         ("seed", 1.5),
         ("pack", ["trees"]),
         ("displacement_margin", None),
+        ("loss", "dpo"),
+        ("lora", 16),
     ]:
         with pytest.raises(UserError, match=field):
             TrainConfig(**{field: value})

@@ -56,6 +56,8 @@ def write_report(
     Raises:
       UserError: a folder that is not there or holds nothing to report, a malformed record.
     """
+    if isinstance(runs, str | Path):
+        raise UserError(f"runs={str(runs)!r} is one folder: give a list of them")
     if not runs:
         raise UserError("a report needs at least one run's folder")
     parts = itertools.count(1)

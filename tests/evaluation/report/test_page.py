@@ -262,6 +262,8 @@ def test_an_empty_or_missing_folder_is_refused(tmp_path):
 
     with pytest.raises(UserError, match="no summary"):
         write_report([tmp_path], tmp_path / "report.html")
+    with pytest.raises(UserError, match=r"runs='.*' is one folder: give a list of them"):
+        write_report(str(tmp_path), tmp_path / "x.html")
     with pytest.raises(UserError, match="no such folder"):
         write_report([tmp_path / "nowhere"], tmp_path / "report.html")
 
