@@ -87,7 +87,7 @@ def run_rounds(
     Source: CASPO, arXiv 2605.07353 (iterative DPO; the reference is the round's start).
     """
     check_confidence(recipe.confidence)
-    samples = [_at_round(recipe, k) for k in range(1, rounds + 1)]  # all of them before the first is drawn
+    samples = [at_round(recipe, k) for k in range(1, rounds + 1)]  # all of them before the first is drawn
     # Pairs are drawn by the run's own seed in every round: each round has other candidates anyway.
     recipe = dataclasses.replace(
         recipe, pairs=dataclasses.replace(recipe.pairs, seed=recipe.pairs.seed + seed)
@@ -193,8 +193,8 @@ def _round(
     return export_stage(current, folder / "train", folder / "policy", overwrite=overwrite)
 
 
-def _at_round(recipe: Recipe, k: int) -> SampleConfig | CatConfig:
-    """The sampling of round k, at its temperature."""
+def at_round(recipe: Recipe, k: int) -> SampleConfig | CatConfig:
+    """The sampling of round k (from 1), at its temperature. Raises UserError for one that cannot be."""
     if not recipe.temperatures:
         return recipe.sample
     temperature = recipe.temperatures[min(k, len(recipe.temperatures)) - 1]

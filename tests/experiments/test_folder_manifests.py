@@ -114,6 +114,15 @@ def test_a_kill_leaves_what_the_same_command_goes_on_from(run, stages, tmp_path)
     assert manifest_of(tmp_path / "out")["complete"]
 
 
+def test_a_setting_of_the_rounds_is_named_by_itself(run, tmp_path):
+    if run.name == "quickstart":
+        pytest.skip("its rounds have the settings of experiments/configs")
+    assert run(rounds=1, temperature=0.7)[0] == 0
+    result = run(rounds=1, temperature=0.8)
+    one_line(result, "sample.round_1.temperature: 0.7 then, 0.8 now")
+    assert len(result[2]) < 400
+
+
 def test_hedged_traces(program, tmp_path):
     out = tmp_path / "h"
     flags = {"model": TASK.policy_path, "out_dir": out, "questions": 4, "batch_size": 8}
