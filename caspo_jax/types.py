@@ -38,7 +38,7 @@ class Question:
 
 @dataclasses.dataclass(frozen=True)
 class Step:
-    """One step of a trace (DESIGN section 2): `token_end` includes the delimiter, `end` does not."""
+    """One step of a trace (docs/design.md, section 2): `token_end` includes the delimiter, `end` does not."""
 
     start: int  # first character of the step in Trace.text
     end: int  # one past its last character, delimiter excluded
@@ -71,7 +71,7 @@ class Trace:
     path_confidence: float | None = None
     steps: tuple[Step, ...] = ()
     logprob: tuple[float, ...] | None = None  # [T] temperature-1 log-prob of each emitted token, nats
-    entropy: tuple[float, ...] | None = None  # [T] entropy of the distribution it was drawn from, nats
+    entropy: tuple[float, ...] | None = None  # [T] of the temperature-1, full-vocabulary distribution, nats
 
 
 @dataclasses.dataclass(frozen=True)
@@ -167,7 +167,7 @@ class CatNode:
 
 @dataclasses.dataclass(frozen=True)
 class CatTree:
-    """The search tree of one question (DESIGN section 6, `tree` record)."""
+    """The search tree of one question (docs/formats.md, `tree` record)."""
 
     question_id: str
     prompt_ids: tuple[int, ...]

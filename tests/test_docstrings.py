@@ -12,7 +12,7 @@ MODULES = sorted(
     for path in (ROOT / "caspo_jax").rglob("*.py")
     if ">>> " in path.read_text(encoding="utf-8")
 )
-# DESIGN's first names, and what else is easiest learned from an example.
+# What a newcomer tries first, and what else is easiest learned from an example.
 SHOWN = {
     "models.pretrained": ("load_pretrained", "save_pretrained"),
     "confidence.token": ("token_stats",),

@@ -48,7 +48,7 @@ class CompetitorMaker(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class GreedyCompetitors:
-    """Competitors by the model itself (DESIGN section 3, `low_confidence_correct`).
+    """Competitors by the model itself (docs/design.md, section 3, `low_confidence_correct`).
 
     The step is kept up to its highest-entropy token (first of equals; among tokens that spell text of the
     step), where the most probable other token is put in. Kind `step`: continued greedily to the delimiter and

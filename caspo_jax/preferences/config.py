@@ -16,7 +16,7 @@ PICKS = ("confident", "random", "nearest")
 
 @dataclasses.dataclass(frozen=True)
 class PairConfig:
-    """Options of `select_pairs` (DESIGN section 3, preference pairs)."""
+    """Options of `select_pairs` (docs/design.md, section 3, preference pairs)."""
 
     # tau is this quantile of the confidences of the distinct candidates that pass the filters
     tau_quantile: float = 0.5

@@ -36,7 +36,7 @@ def select_pairs(
     *,
     competitors: CompetitorMaker | None = None,
 ) -> tuple[list[Pair], dict[str, Any]]:
-    """Step-level preference pairs of both kinds (DESIGN section 3).
+    """Step-level preference pairs of both kinds (docs/design.md, section 3).
 
     `wrong`: each wrong step, most confident first, against a correct sibling, least confident first, as long
     as the pair is not aligned already. With pick="random" both orders are random; with pick="nearest" the sibling is

@@ -1,4 +1,4 @@
-"""Records on disk: one dict a line, with a `schema` field, for questions, traces, pairs and trees (DESIGN section 6)."""
+"""Records on disk: one dict a line, with a `schema` field, for questions, traces, pairs and trees (docs/formats.md)."""
 
 from caspo_jax.records.pairs import pair_from_record, pair_to_record
 from caspo_jax.records.questions import question_from_record, question_to_record

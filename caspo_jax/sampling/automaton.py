@@ -1,6 +1,6 @@
 r"""Step delimiters and stop strings found exactly over tokens, as tables for the device.
 
-This is the one definition of a step on tokens (DESIGN section 2). Let the path's bytes be numbered 0, 1, ...
+This is the one definition of a step on tokens (docs/design.md, section 2). Let the path's bytes be numbered 0, 1, ...
 
 * A *delimiter* is an occurrence of the delimiter's n bytes, found left to right without overlap. A *run* extends it:
   more of what the delimiter repeats (`\n` in `\n\n`, `\r\n` in `\r\n\r\n`), else more whole delimiters.

@@ -26,15 +26,25 @@ class SampleConfig:
 
     The filters act in this order, each on what the one before left: temperature, top_k, top_p, min_p. Ties at a
     filter's border are kept.
+
+    Attributes:
+      max_new_tokens: the most tokens of an output.
+      temperature: logits are divided by it; 0 is greedy.
+      top_k: so many of the most probable tokens; 0 is off.
+      top_p: the smallest set of most probable tokens whose mass reaches it; 1 is off.
+      min_p: tokens at least so many times as probable as the most probable one; 0 is off.
+      num_samples: outputs a question, of `generate`; a search has `CatConfig.num_branches` instead.
+      stop: an output ends after the token that completes one of these; a special token is one by its name.
+      step_delimiter: text that ends a step.
+      ignore_eos: go on after an EOS token, to the other ends.
     """
 
     max_new_tokens: int = 256
-    temperature: float = 1.0  # 0 is greedy
-    top_k: int = 0  # 0: off
-    top_p: float = 1.0  # 1: off; else the smallest set of most probable tokens whose mass reaches top_p
-    min_p: float = 0.0  # 0: off; else tokens at least min_p times as probable as the most probable one
-    num_samples: int = 1  # outputs a question
-    # An output ends after the token that completes one of these; a special token is one by its name.
+    temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 1.0
+    min_p: float = 0.0
+    num_samples: int = 1
     stop: tuple[str, ...] = ()
     step_delimiter: str = DEFAULT_DELIMITER
     ignore_eos: bool = False
@@ -79,26 +89,41 @@ class SampleConfig:
 
 @dataclasses.dataclass(frozen=True)
 class CatConfig:
-    """The Confidence-aware Thought search of one question (DESIGN section 3, CaT)."""
+    """The Confidence-aware Thought search of one question (docs/design.md, section 3, CaT).
 
-    num_branches: int = 8  # K, slots a question
-    threshold: float = 0.0  # prune strictly below; 0 never prunes a confidence in (0, 1]
-    expand: int = 2  # most children a node, the original included; 1 never forks
-    num_answers: int | None = None  # stop after so many finished paths (default num_branches)
-    min_live: int = 1  # pruning never leaves fewer live branches
-    token_budget: int | None = None  # stop once so many tokens are decoded over all slots
+    Attributes:
+      num_branches: K, slots a question: branches that are decoded at once.
+      threshold: branches whose pruning score is strictly below are pruned; 0 never prunes a confidence in (0, 1].
+      expand: most children a node, the original included; 1 never forks.
+      num_answers: stop after so many finished paths; None is `num_branches`.
+      min_live: pruning never leaves fewer live branches.
+      token_budget: stop once so many tokens are decoded over all slots; None is no limit.
+      step_confidence: name of the confidence of a step (`caspo_jax.confidence.step_confidence` lists them).
+      path_confidence: name of the confidence of a path, of its steps': geometric, product, min, last.
+      sample: how tokens are drawn; its `num_samples` stays 1.
+      prune: the pruning score: `path`, the path's confidence; `last`, that of the step just closed; `relative`, the path's
+        divided by the best live path's; or a name that `register_prune_rule` was given.
+      root_branches: children of the root; None is `num_branches`, and fewer leave slots to fork into.
+      vote: how the paths vote for the answer: `majority`, one vote each; `confidence`, its path confidence to the power
+        `gamma`; `sequence`, its probability, of distinct paths; `best_path`, the surest path alone.
+      gamma: exponent of the `confidence` vote.
+      stop_decided: end a question once nothing can change its vote (`caspo_jax.sampling.decided`).
+    """
+
+    num_branches: int = 8
+    threshold: float = 0.0
+    expand: int = 2
+    num_answers: int | None = None
+    min_live: int = 1
+    token_budget: int | None = None
     step_confidence: str = "mean_logprob"
     path_confidence: str = "geometric"
     sample: SampleConfig = SampleConfig()
-    prune: str = "last"  # one of PRUNE_RULES
-    root_branches: int | None = (
-        None  # children of the root (default num_branches); fewer leave slots to fork into
-    )
+    prune: str = "last"
+    root_branches: int | None = None
     vote: Vote = "sequence"
-    gamma: float = 1.0  # exponent of the `confidence` vote
-    stop_decided: bool = (
-        False  # end a question once nothing can change its vote (`caspo_jax.sampling.decided`)
-    )
+    gamma: float = 1.0
+    stop_decided: bool = False
 
     def __post_init__(self) -> None:
         own_numbers(self)

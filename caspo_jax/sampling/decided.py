@@ -20,7 +20,7 @@ from caspo_jax.types import Equal, Extract, Trace
 def is_decided(
     tree: Tree, paths: Sequence[Trace], config: CatConfig, extract: Extract, equivalent: Equal
 ) -> bool:
-    """Whether no ending of the search can change the answer, but for its spelling (DESIGN section 3, CaT, rule 5).
+    """Whether no ending of the search can change the answer, but for its spelling (docs/design.md, section 3, CaT, rule 5).
 
     With w the leader's weight, w' the runner-up's and a bound on all that can still be added (`most_to_come`):
     w - w' > a; for `best_path`, where weights do not add up, w > a.

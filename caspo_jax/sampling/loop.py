@@ -1,4 +1,4 @@
-"""`cat_decode`: the tree search as one jitted while_loop. Rule numbers are those of DESIGN section 3, CaT."""
+"""`cat_decode`: the tree search as one jitted while_loop. Rule numbers are those of docs/design.md, section 3, CaT."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Text and token ids to steps, with spans that map onto each other exactly (DESIGN section 2)."""
+"""Text and token ids to steps, with spans that map onto each other exactly (docs/design.md, section 2)."""
 
 from __future__ import annotations
 

@@ -24,19 +24,29 @@ class LossConfig:
 
     `sigmoid` (DPO) and `ipo` contrast the two steps of a pair; `sft` (fine-tuning on the chosen steps) and
     `rft` (fine-tuning on every verified step) are the controls: they use no contrast and no reference, so
-    `beta`, `label_smoothing`, `dpop_lambda` and `nll_alpha` do not apply to them and must keep their defaults.
+    `beta`, `label_smoothing`, `dpop_lambda`, `length_normalised` and `nll_alpha` do not apply to them and must keep their
+    defaults. Under jit a config is static: close over it, or name it in `static_argnames`.
+
+    Attributes:
+      loss: `sigmoid`, `ipo`, `sft` or `rft`.
+      beta: inverse temperature of the implicit reward (for ipo: tau), above 0.
+      label_smoothing: cDPO: the probability that a preference is the wrong way round, in [0, 0.5).
+      dpop_lambda: DPO-Positive: weight of the penalty on a chosen log-prob below the reference's.
+      length_normalised: log-ratios are divided by the step's number of tokens.
+      nll_alpha: weight of the NLL term beside the preference loss.
+      nll_on: whose tokens the NLL term reads: those of the chosen steps, or of every verified step.
+      nll_average: `step`, as in IRPO: each chosen step, or a trace's verified ones, by its length; `token`: one mean over
+        all tokens.
     """
 
     loss: LossName = "sigmoid"
-    beta: float = 0.1  # inverse temperature of the implicit reward (for ipo: tau)
-    label_smoothing: float = 0.0  # cDPO: the probability that a preference is the wrong way round
-    dpop_lambda: float = 0.0  # DPO-Positive: penalty on a chosen log-prob below the reference's
-    length_normalised: bool = False  # log-ratios divided by the step's number of tokens
-    nll_alpha: float = 0.0  # weight of the NLL term beside the preference loss
-    nll_on: Literal["chosen", "verified"] = "chosen"  # whose tokens the NLL term reads
-    nll_average: Literal["step", "token"] = (
-        "step"  # IRPO: each chosen step, or a trace's verified ones, by its length; or one mean over tokens
-    )
+    beta: float = 0.1
+    label_smoothing: float = 0.0
+    dpop_lambda: float = 0.0
+    length_normalised: bool = False
+    nll_alpha: float = 0.0
+    nll_on: Literal["chosen", "verified"] = "chosen"
+    nll_average: Literal["step", "token"] = "step"
 
     def __post_init__(self) -> None:
         own_numbers(self)

@@ -1,4 +1,4 @@
-"""Segmentation against a direct reading of the definition in DESIGN section 2."""
+"""Segmentation against a direct reading of the definition in docs/design.md, section 2."""
 
 import pytest
 from hypothesis import given, settings

@@ -117,7 +117,7 @@ def reference_sums(model: Toy, rows):
 
 
 def reference_loss(model, batch, config: LossConfig):
-    """DESIGN section 3, option by option."""
+    """docs/design.md, section 3, option by option."""
     weight = np.asarray(batch.weight, np.float64)
     chosen, _, chosen_tokens = reference_sums(model, batch.chosen)
     rejected, _, rejected_tokens = reference_sums(model, batch.rejected)

@@ -31,7 +31,7 @@ class TraceFile:
 
 @dataclasses.dataclass(frozen=True)
 class TreeFile:
-    """The search trees of one file, as records (DESIGN section 6)."""
+    """The search trees of one file, as records (docs/formats.md)."""
 
     name: str
     trees: Sequence[Mapping[str, Any]]
