@@ -47,7 +47,7 @@ def test_caspo_with_label_noise(program, write, tmp_path):
     assert sum(a != b for a, b in judged) / len(judged) == pytest.approx(0.25, abs=0.12)
     code, _, err = program("caspo", out_dir=tmp_path / "run", **(flags | {"label_noise": 0.1}))
     assert code == 1
-    assert "verifier" in err
+    assert "label_noise: 0.25 then, 0.1 now" in err
     for bad in ("noise=2", "noise=x"):
         name, value = bad.split("=")
         code, _, err = program("noise_sweep", out_dir=tmp_path / "sweep", **{name: value})
