@@ -126,7 +126,7 @@ def test_a_batch_that_a_jitted_function_closes_over_is_one_that_it_is_given():
     model, batch, config = Toy(), both(1)[1].batch, LossConfig()
     given = nnx.jit(lambda m, b: step_dpo_loss(m, b, config)[0])(model, on_device(batch))
     closed_over = nnx.jit(lambda m: step_dpo_loss(m, batch, config)[0])(model)
-    np.testing.assert_array_equal(closed_over, given)
+    np.testing.assert_allclose(closed_over, given, rtol=1e-6)  # two programs
 
 
 def test_denominators_on_the_host_equal_those_of_the_loss():
