@@ -5,7 +5,7 @@
     python -m experiments.quickstart --out_dir=DIR --preset=paper    # plain DPO, the published recipe
 
 Writes DIR/round_k/policy (Hugging Face layout), DIR/report.html, DIR/summary.json and plots; run again, it goes on
-where it stopped.
+where it stopped. With other settings it stops; with --overwrite too it keeps the rounds whose own settings are the same.
 """
 
 from __future__ import annotations
