@@ -76,6 +76,15 @@ def test_a_room_imports_only_from_rooms_above_it(path):
         assert ORDER.index(room) <= ORDER.index(here), f"{path}: {here} imports from {room}, a room below it"
 
 
+def test_the_first_names_are_at_the_top():
+    import caspo_jax
+
+    assert all(hasattr(caspo_jax, name) for name in caspo_jax.__all__)
+    project = (PACKAGE.parent / "pyproject.toml").read_text(encoding="utf-8")
+    assert f'version = "{caspo_jax.__version__}"' in project
+    assert not hasattr(caspo_jax, "nothing")
+
+
 def test_the_core_needs_only_its_own_dependencies():
     program = f"""
 import importlib.abc, sys

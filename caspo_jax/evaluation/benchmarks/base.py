@@ -69,8 +69,8 @@ class Benchmark:
         if self.source is None:
             if path is not None:
                 raise UserError(f"{self.name} is embedded and made on the spot: it takes no file or folder")
-            assert self.questions is not None
-            assert self.size is not None
+            if self.questions is None or self.size is None:
+                raise UserError(f"benchmark {self.name!r} has no source: give it one, or questions and size")
             yield from self.questions(self.size)
             return
         for number, (where, row) in enumerate(rows(self.source, path, self.name)):

@@ -252,3 +252,9 @@ def test_a_name_is_not_taken_twice():
 def test_an_unknown_name():
     with pytest.raises(UserError, match=r"unknown benchmark 'math'.*math500"):
         get_benchmark("math")
+
+
+def test_a_benchmark_without_questions_is_refused_by_name():
+    nothing = dataclasses.replace(get_benchmark("gsm8k"), name="mine", source=None)
+    with pytest.raises(UserError, match="benchmark 'mine' has no source"):
+        nothing.load()
