@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from jax import lax
 from jax.sharding import Mesh
 
+from caspo_jax.errors import UserError
 from caspo_jax.padding import multiple
 from caspo_jax.sharding import constrain, platform_of
 from caspo_jax.training.masked_head import SPLIT_HEAD, HeadCut, masked_head
@@ -61,7 +62,12 @@ def scored_stats(
 
     Returns:
       Two [R, S] float32, nats.
+
+    Raises:
+      UserError: chunk < 1.
     """
+    if chunk is not None and chunk < 1:
+        raise UserError(f"chunk = {chunk}: give the number of tokens at once, at least 1")
     rows, slots, width = hidden.shape
     vocab = unembedding.shape[0]
     if mesh is not None:

@@ -278,6 +278,11 @@ def test_a_step_of_padding_is_refused_before_the_program(model, batch):
             call(model, other)
 
 
+def test_a_chunk_of_nothing_is_refused(model, batch):
+    with pytest.raises(UserError, match="chunk = 0: give the number of tokens"):
+        step_dpo_loss(model, batch, chunk=0)
+
+
 def test_masks_of_numbers(model, batch):
     floats = jax.tree.map(lambda x: x.astype(np.float32) if x.dtype == bool else x, batch)
     want, _ = step_dpo_loss(model, batch)
