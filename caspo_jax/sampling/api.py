@@ -17,6 +17,11 @@ from caspo_jax.sampling.votes import last_line, same_text
 from caspo_jax.types import CatResult, Equal, Extract, Progress, Trace
 
 
+def _check_config(config: Any, kind: type, function: str) -> None:
+    if not isinstance(config, kind):
+        raise UserError(f"{function} takes a {kind.__name__} as config, not a {type(config).__name__}")
+
+
 def generate(
     model: Any,
     tokenizer: Any,
@@ -35,13 +40,16 @@ def generate(
     """Samples `config.num_samples` outputs a question.
 
     Every output is a path of the tree loop that never prunes and never forks; sample i of a question has node key
-    fold_in(question key, i), so it is the path of branch i in `cat_search` until a rule of the search differs.
+    fold_in(question key, i), so it is the path of branch i in `cat_search` until a rule of the search differs. Runs on the
+    host, not inside jit.
 
     Args:
       model: a Decoder.
       tokenizer: its tokenizer.
-      questions: strings, Questions, or mappings as in a file of questions.
-      config: how to sample and where outputs end.
+      questions: strings, Questions, or mappings as in a file of questions. A question listed twice has the same id, and so
+        the same outputs twice.
+      config: how to sample and where outputs end. All `num_samples` traces of a question carry its id: give them ids of
+        their own before labels are looked up by id.
       key: a threefry key; a question's key is fold_in(key, hash of its id).
       batch_size: outputs on the device at once (default: by memory).
       step_confidence: name of the confidence that the steps carry.
@@ -69,6 +77,7 @@ def generate(
     >>> [trace.finish_reason for trace in traces], 0 < traces[0].steps[0].confidence <= 1
     (['eos', 'eos'], True)
     """
+    _check_config(config, SampleConfig, "generate")
     strategy = "greedy" if config.temperature == 0 else "sample"
     samples = config.num_samples
     search = CatConfig(
@@ -121,6 +130,8 @@ def cat_search(
 ) -> list[CatResult]:
     """Confidence-aware Thought: a tree of branches that are pruned and forked at step boundaries.
 
+    Runs on the host, not inside jit: there `cat_decode` is the search.
+
     Args:
       model: a Decoder.
       tokenizer: its tokenizer.
@@ -152,6 +163,7 @@ def cat_search(
     >>> [result.tokens > 0 and result.answer is not None for result in results]
     [True, True]
     """
+    _check_config(config, CatConfig, "cat_search")
     return search_results(
         model,
         tokenizer,
@@ -214,6 +226,7 @@ def cat_sweep(
     >>> len(loose), loose[0].tree.threshold, strict[0].tree.threshold
     (2, 0.0, 0.9)
     """
+    _check_config(config, CatConfig, "cat_sweep")
     if not len(thresholds):
         raise UserError("thresholds is empty: give at least one")
     found = search_results(

@@ -26,7 +26,8 @@ def as_questions(questions: Questions) -> list[Question]:
     hash of its prompt.
 
     Raises:
-      UserError: a single string, something that is no question, or two different records of one id.
+      UserError: a single string, something that is no question or asks nothing, an id that is no string, or two
+        different records of one id.
     """
     if isinstance(questions, str | Question):
         raise UserError("questions is one question: give a list of them")
@@ -46,6 +47,11 @@ def as_questions(questions: Questions) -> list[Question]:
                 f"questions[{i}] is a {type(item).__name__}: give a str, a caspo_jax.types.Question "
                 "or a mapping with its fields"
             )
+        if not isinstance(item.id, str):
+            raise UserError(f"questions[{i}]: id={item.id!r} is a {type(item.id).__name__}: give a string")
+        # A chat template would wrap the empty text; `prompt=""` is BOS alone, and asks for any text.
+        if item.prompt_ids is None and item.prompt is None and not (item.question or "").strip():
+            raise UserError(f"questions[{i}]: the prompt is empty")
         if seen.setdefault(item.id, item) != item:
             raise UserError(
                 f"questions[{i}]: id {item.id!r} is taken by another question; ids seed the sampling"

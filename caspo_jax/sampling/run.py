@@ -8,7 +8,10 @@ import itertools
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import numpy as np
+from flax import nnx
 
 from caspo_jax.confidence.step import needed_fields
 from caspo_jax.errors import UserError
@@ -65,6 +68,15 @@ class Run:
     trees: list[list[Tree]]  # of each question; then of each with the next threshold, ...
 
 
+def _check_on_host(model: Any, key: Any) -> None:
+    probe = jnp.zeros(())  # traced itself under jit, though nothing that was given may be
+    if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves((probe, key, nnx.state(model)))):
+        raise UserError(
+            "generate and cat_search run on the host: call them outside of jit, vmap and grad; "
+            "cat_decode is the search that can be called inside"
+        )
+
+
 def _check_limits(limits: Sequence[int], count: int, most: int) -> None:
     if len(limits) != count:
         raise UserError(f"limits has {len(limits)} values for {count} questions")
@@ -96,11 +108,12 @@ def run(
     With `thresholds` each question is searched at each of them instead of the config's. `limits` are the most new tokens
     of each question, at most the config's, by which buffers are made.
     """
+    _check_on_host(model, key)
     records = as_questions(questions)
     if limits is not None:
         _check_limits(limits, len(records), config.sample.max_new_tokens)
-    if batch_size is not None and batch_size < 1:
-        raise UserError(f"batch_size={batch_size}: give 1 or more")
+    if batch_size is not None and (not isinstance(batch_size, int | np.integer) or batch_size < 1):
+        raise UserError(f"batch_size={batch_size!r}: give an integer of 1 or more")
     shape, settings = model.config, config.sample
     prompts = [tuple(encode_prompt(tokenizer, record)) for record in records]
     own = [None] * len(records) if limits is None else list(limits)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -49,6 +50,9 @@ def test_string_questions_have_stable_ids():
         ("one", "list"),
         ([3], "int"),
         ([Question(id="a", question="x"), Question(id="a", question="y")], "'a'"),
+        ([Question(id=3, question="x")], r"questions\[0\]: id=3 is a int: give a string"),
+        (["x", " "], r"questions\[1\]: the prompt is empty"),
+        ([Question(id="a", question="")], r"questions\[0\]: the prompt is empty"),
     ],
 )
 def test_bad_questions(questions, match):
@@ -64,8 +68,13 @@ def test_bad_prompts_and_keys(model_and_tokenizer, questions):
         cj.generate(*model_and_tokenizer, questions, cj.SampleConfig(max_new_tokens=10**6), KEY)
     with pytest.raises(UserError, match="key"):
         cj.generate(*model_and_tokenizer, questions, config, 0)
-    with pytest.raises(UserError, match="batch_size"):
-        cj.generate(*model_and_tokenizer, questions, config, KEY, batch_size=0)
+    for size in (0, 4.0):
+        with pytest.raises(UserError, match=f"batch_size={size}: give an integer"):
+            cj.generate(*model_and_tokenizer, questions, config, KEY, batch_size=size)
+    with pytest.raises(UserError, match="generate takes a SampleConfig as config, not a CatConfig"):
+        cj.generate(*model_and_tokenizer, questions, CatConfig(), KEY)
+    with pytest.raises(UserError, match="cat_search takes a CatConfig as config, not a SampleConfig"):
+        cj.cat_search(*model_and_tokenizer, questions, config, KEY)
     assert cj.generate(*model_and_tokenizer, [], config, KEY) == []
 
 
@@ -139,6 +148,18 @@ def test_greedy_turns_off_what_contradicts_it_and_keeps_where_outputs_end():
         32, 0.7, top_k=4, top_p=0.9, min_p=0.1, num_samples=3, stop=("x",), ignore_eos=True
     )
     assert sampled.greedy() == cj.SampleConfig(32, 0.0, stop=("x",), ignore_eos=True)
+
+
+def test_inside_a_trace_the_host_functions_are_refused(model_and_tokenizer, questions):
+    model, tokenizer = model_and_tokenizer
+    config = cj.SampleConfig(max_new_tokens=4)
+
+    def sampled(key):
+        return cj.generate(model, tokenizer, questions, config, key)
+
+    for call in (lambda: jax.jit(lambda x: sampled(KEY) and x)(1), lambda: jax.vmap(sampled)(KEY[None])):
+        with pytest.raises(UserError, match="run on the host: call them outside of jit"):
+            call()
 
 
 def test_an_automaton_of_another_vocabulary_is_refused():
