@@ -115,24 +115,23 @@ def main() -> None:
         temperatures=tuple(FLAGS.temperatures or ()),
     )
     out = Path(FLAGS.out_dir)
-    finish = result_files.claim_folder(
-        out, "caspo", settings(policy, questions, recipe), out / "round_1" / "traces.jsonl.manifest.json"
-    )
-    folders = run_rounds(
-        FLAGS.model,
-        questions,
-        out,
-        recipe,
-        verifier=lambda current: judge(current, extract, equal),
-        extract=extract,
-        equal=equal,
-        answer_kind=verifiers.answer_kind(policy),
-        rounds=FLAGS.rounds,
-        seed=FLAGS.seed,
-        overwrite=FLAGS.overwrite,
-        watch=common.watch("caspo"),
-    )
-    finish(rounds=len(folders))
+    begun = out / "round_1" / "traces.jsonl.manifest.json"
+    with result_files.claimed_folder(out, "caspo", settings(policy, questions, recipe), begun) as finish:
+        folders = run_rounds(
+            FLAGS.model,
+            questions,
+            out,
+            recipe,
+            verifier=lambda current: judge(current, extract, equal),
+            extract=extract,
+            equal=equal,
+            answer_kind=verifiers.answer_kind(policy),
+            rounds=FLAGS.rounds,
+            seed=FLAGS.seed,
+            overwrite=FLAGS.overwrite,
+            watch=common.watch("caspo"),
+        )
+        finish(rounds=len(folders))
     common.closing(
         f"{len(folders)} rounds in {FLAGS.out_dir}", {f.parent.name: str(Path(f)) for f in folders}
     )

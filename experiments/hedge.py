@@ -73,13 +73,14 @@ def main() -> None:
         )
         return
     out = Path(FLAGS.out_dir)
-    finish = result_files.claim_folder(out, "hedge", settings(policy), manifest_path(out / "plain.jsonl"))
-    plain = sample_plain(policy, out)
-    traces = segmented(policy, plain)
-    for how in HOWS:
-        rows = write_hedged(policy, traces, plain, out / f"{how}.jsonl", how)
-        common.closing(f"{how} hedges in {out / f'{how}.jsonl'}", rows)
-    finish(traces=len(traces))
+    begun = manifest_path(out / "plain.jsonl")
+    with result_files.claimed_folder(out, "hedge", settings(policy), begun) as finish:
+        plain = sample_plain(policy, out)
+        traces = segmented(policy, plain)
+        for how in HOWS:
+            rows = write_hedged(policy, traces, plain, out / f"{how}.jsonl", how)
+            common.closing(f"{how} hedges in {out / f'{how}.jsonl'}", rows)
+        finish(traces=len(traces))
 
 
 def settings(policy: Policy) -> dict[str, Any]:

@@ -63,7 +63,6 @@ def main() -> None:
     """Run the quickstart."""
     started = time.monotonic()
     from caspo_jax.tasks import get_task
-    from caspo_jax.training.rounds import Recipe, run_rounds
     from experiments import quickstart_report
     from experiments.configs import quickstart as settings
     from experiments.quickstart_samples import write_quickstart_report
@@ -72,9 +71,19 @@ def main() -> None:
     strategies = quickstart_report.strategies(settings)  # a wrong name is found out now, not after the rounds
     out = Path(FLAGS.out_dir)
     quickstart_report.check_places(out)
-    finish = result_files.claim_folder(
-        out, "quickstart", asked(task), out / "round_1" / "traces.jsonl.manifest.json"
-    )
+    begun = out / "round_1" / "traces.jsonl.manifest.json"
+    with result_files.claimed_folder(out, "quickstart", asked(task), begun) as finish:
+        final = trained(task, out, settings)
+        quickstart_report.compare(task, final, FLAGS.preset, out, settings, strategies, started)
+        finish(rounds=FLAGS.rounds)
+    report = write_quickstart_report(out, task.policy_path, final[FLAGS.preset], FLAGS.dtype)
+    common.say(f"report in {report}")
+
+
+def trained(task: Task, out: Path, settings: Any) -> dict[str, list[Path]]:
+    """The policies of round 1, 2, ... by --preset and, with --controls, by `sft` and `rft`."""
+    from caspo_jax.training.rounds import Recipe, run_rounds
+
     runs = [FLAGS.preset, *(("sft", "rft") if FLAGS.controls else ())]
     final: dict[str, list[Path]] = {}
     for name in runs:
@@ -99,10 +108,7 @@ def main() -> None:
             overwrite=FLAGS.overwrite,
             watch=common.watch(name),
         )
-    quickstart_report.compare(task, final, FLAGS.preset, out, settings, strategies, started)
-    finish(rounds=FLAGS.rounds)
-    report = write_quickstart_report(out, task.policy_path, final[FLAGS.preset], FLAGS.dtype)
-    common.say(f"report in {report}")
+    return final
 
 
 def asked(task: Task) -> dict[str, Any]:

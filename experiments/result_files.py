@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from absl import flags
 
 from caspo_jax.distributed import from_writer, is_writer, writer_first
 from caspo_jax.errors import UserError
+from caspo_jax.locks import release
 from caspo_jax.outputs import Manifest, check_own, manifest_path
 from caspo_jax.records import schema
 from caspo_jax.store import write_json, write_text
@@ -105,17 +107,19 @@ def claim_files(
     )
 
 
-def claim_folder(
+@contextlib.contextmanager
+def claimed_folder(
     folder: str | Path, program: str, config: Mapping[str, Any], begun: Path
-) -> Callable[..., None]:
-    """Opens FOLDER/manifest.json of a run whose stages have manifests of their own; returns what completes it with counts.
+) -> Iterator[Callable[..., None]]:
+    """FOLDER/manifest.json of a run whose stages have manifests of their own; the body is given what completes it with counts.
 
     Args:
       folder: of everything that the run writes.
       program: the program's name.
       config: every setting that shapes what the run writes, as plain JSON values.
-      begun: the first stage's manifest. Before it is there nothing has been made, so any settings may begin. A folder
-        with it and without the folder's own is of an earlier version: it gets one once all stages took these settings.
+      begun: the first stage's manifest. Before it is there nothing has been made: any settings may begin, and what
+        refuses them leaves no manifest. A folder with it and without the folder's own is of an earlier version: it gets
+        one once all stages took these settings.
 
     Raises:
       UserError: as `Manifest.open` does.
@@ -134,7 +138,13 @@ def claim_folder(
         return Manifest.open(where, program=program, config=config, overwrite=overwrite)
 
     manifest = None if found == "earlier" else claimed()
-    return lambda **counts: (manifest or claimed()).finish(**counts)
+    try:
+        yield lambda **counts: (manifest or claimed()).finish(**counts)
+    except UserError:
+        if found == "new" and is_writer() and not begun.exists():
+            where.unlink(missing_ok=True)
+        release(where)
+        raise
 
 
 def folder_manifest(folder: str | Path, file: str | Path) -> Path:

@@ -167,3 +167,15 @@ def test_a_step_dataset_that_had_no_step_leaves_room_for_one(program, write, tmp
 
 
 NOTHING = {"logprob": [], "entropy": []}
+
+
+def test_settings_that_the_first_stage_refuses_leave_no_manifest(run, stages, tmp_path):
+    def refuse():
+        raise UserError("a prompt that does not fit")
+
+    stages["then"], stages["begin"] = refuse, False
+    one_line(run(rounds=1), "does not fit")
+    assert not list((tmp_path / "out").iterdir())
+    stages["begin"] = True  # once something was made, the manifest stays
+    one_line(run(rounds=1), "does not fit")
+    assert not manifest_of(tmp_path / "out")["complete"]
