@@ -34,8 +34,8 @@ def define_flag() -> None:
     flags.DEFINE_string(
         "calibration",
         None,
-        "file of `calibrate`: its threshold, and its branches, temperature, confidences and instruction where no flag says otherwise; "
-        "flags that contradict it are refused",
+        "file that `calibrate` wrote: gives the threshold, and unless flags do so the number of branches, the temperature, the "
+        "confidences and the instruction; flags that contradict it are refused",
     )
 
 

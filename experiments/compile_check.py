@@ -1,11 +1,11 @@
-"""Does the train step, or the tree search, compile for a TPU pod or GPUs, and does it fit? Answered with none of them.
+"""Does the training step, or the tree search, compile for a TPU pod or GPUs, and does it fit? Needs neither.
 
     python -m experiments.compile_check --model_config=qwen3-8b --topology=v5e:4x4 --mesh=fsdp:16 --what=train --rows=16 --length=2048
     python -m experiments.compile_check --model_config=qwen3-8b --topology=v5e:2x4 --mesh=tensor:8 --what=cat --num_branches=10
     python -m experiments.compile_check --model_config=qwen2.5-1.5b --topology=h200:1 --mesh=data:1 --what=cat --questions=16 --num_branches=1
 
 The programs are the library's own, lowered from shapes alone and compiled ahead of time on a CPU machine, by libtpu
-(pip install 'caspo_jax[tpu]') or for a100, h100 and h200 by JAX's CUDA plugin (pip install 'caspo_jax[gpu]'; kernels are
+(in the clone: pip install ".[tpu]") or for a100, h100 and h200 by JAX's CUDA plugin (pip install ".[gpu]"; kernels are
 then chosen without trying them). Printed: HBM a chip and whether it fits, products, HBM traffic, collectives, on GPUs
 kernels and waits for the host, and the least time a run that the chip's published rates allow. --model_config takes a
 Hugging Face config.json (or its folder) or a shape: tiny, qwen2.5-0.5b, qwen2.5-1.5b, qwen2.5-7b, qwen3-8b, llama-3.1-8b.

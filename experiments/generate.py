@@ -36,7 +36,7 @@ def define_flags() -> None:
     common.define_cat_flags()
     calibrations.define_flag()
     flags.DEFINE_string("input", None, "JSONL of questions", required=True)
-    flags.DEFINE_string("output", None, "JSONL of traces", required=True)
+    flags.DEFINE_string("output", None, "JSONL of traces that is written", required=True)
     flags.DEFINE_enum(
         "strategy",
         "sample",

@@ -4,8 +4,8 @@
     python -m experiments.verifier_f1 --input=processbench.jsonl --verifier=judge --judge=CHECKPOINT --output=judge.json
 
 Input, one JSON object a line: `id`, `problem`, `steps`, and `label`, the index of the first wrong step, -1 if none is.
-F1 is the harmonic mean of two accuracies: on solutions with an error, that its step was found; on those without, that none
-was. `experiments.noise_sweep` shows what a judge of a given F1 costs in training.
+F1 is the harmonic mean of two shares: of the solutions with an error, those whose first wrong step was found; of the solutions
+without, those in which no error was found. `experiments.noise_sweep` shows what a judge of a given F1 costs in training.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ def main() -> None:
     facts = {"verifier": verifier.name, **dataclasses.asdict(score), "unknown": found.unknown}
     ends = {"f1_low": found.interval.low, "f1_high": found.interval.high}
     shown = [f"{score.f1:.3f}"]
-    if np.isfinite(found.interval.low):  # of one question there is none
+    if np.isfinite(found.interval.low):  # one question gives no interval
         shown.append(f"[{found.interval.low:.3f}, {found.interval.high:.3f}]")
     save(
         plain({**facts, **ends, "solutions": rows}),
