@@ -55,9 +55,8 @@ def replace_folder(new: Path, place: Path) -> None:
     old = _aside(place)
     try:
         if place.exists():
-            os.rename(
-                place, old
-            )  # not removed yet: a removal cut short would look like somebody's own folder
+            # Not removed yet: a removal cut short would look like somebody's own folder.
+            os.rename(place, old)
         os.rename(new, place)
     except BaseException:
         if old.exists() and not place.exists():
