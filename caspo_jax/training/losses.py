@@ -32,11 +32,12 @@ def dpo_loss(
 
     Args:
       policy_chosen, policy_rejected: `[B]` sums of the policy's token log-probs over the step, nats.
-      reference_chosen, reference_rejected: `[B]` the same under the reference; no gradient flows into them.
+      reference_chosen, reference_rejected: `[B]` the same under the reference, or a number for all rows; no gradient
+        flows into them.
       beta: inverse temperature of the implicit reward, above 0; under a transformation it may be traced, and is then
         not checked.
       label_smoothing: probability that a preference is the wrong way round (cDPO), in [0, 0.5); likewise.
-      weights: `[B]` non-negative; default all ones.
+      weights: `[B]`, or a number for all rows; non-negative, default 1.
 
     Returns:
       The scalar loss, and a dict of weighted means: `rewards/chosen`, `rewards/rejected`, `rewards/margin`,
@@ -59,15 +60,17 @@ def dpo_loss(
         "policy_rejected": policy_rejected,
         "reference_chosen": reference_chosen,
         "reference_rejected": reference_rejected,
-        "weights": jnp.ones(np.shape(policy_chosen), jnp.float32) if weights is None else weights,
+        "weights": 1.0 if weights is None else weights,
     }
-    arrays = {name: jnp.asarray(array) for name, array in named.items()}
-    policy_chosen, policy_rejected, reference_chosen, reference_rejected, weights = arrays.values()
-    for name, array in arrays.items():
-        if array.shape != policy_chosen.shape:
+    shape = np.shape(policy_chosen)
+    for name, array in named.items():
+        if np.shape(array) not in ((), shape):
             raise UserError(
-                f"dpo_loss: {name} of shape {array.shape} does not match policy_chosen of shape {policy_chosen.shape}"
+                f"dpo_loss: {name} of shape {np.shape(array)} does not match policy_chosen of shape {shape}"
             )
+    policy_chosen, policy_rejected, reference_chosen, reference_rejected, weights = (
+        jnp.broadcast_to(jnp.asarray(array), shape) for array in named.values()
+    )
     columns = (policy_chosen, policy_rejected, reference_chosen, reference_rejected)
     negative = jnp.any(weights < 0)
     if not isinstance(negative, jax.core.Tracer) and negative:

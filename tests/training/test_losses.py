@@ -65,6 +65,15 @@ def test_lists_are_arrays_and_another_shape_or_a_negative_weight_is_refused():
         dpo_loss(*columns, weights=-WEIGHTS)
 
 
+def test_a_number_stands_for_all_rows():
+    policy = COLUMNS[:2].astype(np.float32)
+    full = [np.full(policy[0].shape, x, np.float32) for x in (-3.0, -4.0, 0.5)]
+    want, aux = dpo_loss(*policy, *full[:2], weights=full[2])
+    loss, other = dpo_loss(*policy, -3.0, -4.0, weights=0.5)
+    np.testing.assert_array_equal(loss, want)
+    assert other == aux
+
+
 @pytest.mark.parametrize("beta, smoothing", [(0.1, 0.0), (0.5, 0.2)])
 def test_dpo_loss_matches_numpy(beta, smoothing):
     columns = COLUMNS.astype(np.float32)
