@@ -147,3 +147,15 @@ def test_the_quickstart_computes_in_the_type_that_it_is_told(program, tmp_path, 
     assert code == 0, err
     assert [recipe.dtype for recipe in recipes] == ["bfloat16"]
     assert "report in bfloat16" in printed
+
+
+def test_help_names_confidences_and_benchmarks(program, monkeypatch):
+    from caspo_jax.confidence import STEP_CONFIDENCES
+    from caspo_jax.evaluation.benchmarks import benchmark_names
+    from caspo_jax.training.stages.annotate import TRACE_CONFIDENCES
+
+    named = {"generate": ("confidence", STEP_CONFIDENCES), "evaluate": ("benchmarks", benchmark_names())}
+    named |= dict.fromkeys(("annotate", "caspo", "hedge"), ("confidence", TRACE_CONFIDENCES))
+    for name, (flag, values) in named.items():
+        _taken(program, monkeypatch, name, {})
+        assert ", ".join(values) in flags.FLAGS[flag].help, name
