@@ -5,7 +5,8 @@
     python -m experiments.quickstart --out_dir=DIR --preset=paper    # plain DPO, the published recipe
 
 Writes DIR/round_k/policy (Hugging Face layout), DIR/report.html, DIR/summary.json and plots; run again, it goes on
-where it stopped. With other settings it stops; with --overwrite too it keeps the rounds whose own settings are the same.
+where it stopped, also with more --rounds or with --controls. With other settings it stops; with --overwrite too it keeps the
+rounds whose own settings are the same.
 """
 
 from __future__ import annotations
@@ -75,7 +76,7 @@ def main() -> None:
     with result_files.claimed_folder(out, "quickstart", asked(task), begun) as finish:
         final = trained(task, out, settings)
         quickstart_report.compare(task, final, FLAGS.preset, out, settings, strategies, started)
-        finish(rounds=FLAGS.rounds)
+        finish(rounds=FLAGS.rounds, controls=FLAGS.controls)
     report = write_quickstart_report(out, task.policy_path, final[FLAGS.preset], FLAGS.dtype)
     common.say(f"report in {report}")
 
@@ -112,11 +113,11 @@ def trained(task: Task, out: Path, settings: Any) -> dict[str, list[Path]]:
 
 
 def asked(task: Task) -> dict[str, Any]:
-    """What shapes rounds and comparison, for the folder's manifest."""
+    """What shapes rounds and comparison, for the folder's manifest; more rounds, and controls, may come to them."""
     from caspo_jax.distributed import from_writer
     from caspo_jax.store import hash_path
 
-    names = ["task", "preset", "rounds", "controls", "seed", "train_questions", "eval_questions", "split"]
+    names = ["task", "preset", "seed", "train_questions", "eval_questions", "split"]
     names += ["batch_size", "dtype", "confidence", "prune"]
     values = {name: FLAGS[name].value for name in names}
     return values | {"policy": from_writer("policy", lambda: hash_path(task.policy_path))}

@@ -71,14 +71,12 @@ def test_a_folder_says_what_made_it_and_refuses_other_settings(run, stages, tmp_
     assert manifest_of(out)["config"]["seed"] == 1
 
 
-def test_more_rounds_may_follow_in_a_folder_of_caspo(run, tmp_path):
-    """They replace nothing, as the quickstart's summary of them would be replaced."""
+def test_more_rounds_may_follow_and_controls(run, tmp_path):
     assert run(rounds=1)[0] == 0
-    if run.name == "caspo":
-        assert run(rounds=3)[0] == 0
-        assert manifest_of(tmp_path / "out")["counts"]["rounds"] == 3
-    else:
-        one_line(run(rounds=3), "rounds: 1 then, 3 now")
+    more = {"rounds": 3} if run.name == "caspo" else {"rounds": 3, "controls": "true"}
+    assert run(**more)[0] == 0
+    counts = manifest_of(tmp_path / "out")["counts"]
+    assert (counts["rounds"], counts.get("controls", True)) == (3, True)
 
 
 def test_a_folder_of_an_earlier_version_is_taken_up(run, stages, tmp_path):
