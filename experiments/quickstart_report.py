@@ -190,7 +190,17 @@ def _write(found: Sequence[Evaluation], final: str, samples: int, out: Path, sta
     from caspo_jax.evaluation import plots
 
     base, last = found[0], next(e for e in found if e.name == final)
-    records = [policy_record(e, None if e is base else base) for e in found]
+    others = [e for e in found if e is not base and e is not last]
+    records: list[dict[str, Any]] = []
+    final_minus: dict[str, Any] = {}
+    with common.Progress(len(found) + len(others), "intervals", unit="table") as progress:
+        for e in found:
+            records.append(policy_record(e, None if e is base else base))
+            progress.update()
+        for e in others:
+            ours, theirs = (dataclasses.replace(side, strategies={}) for side in (last, e))
+            final_minus[e.name] = paired_record(ours, theirs)
+            progress.update()
     summary = {
         "seed": FLAGS.seed,
         "seconds": None,
@@ -200,13 +210,7 @@ def _write(found: Sequence[Evaluation], final: str, samples: int, out: Path, sta
         "split": FLAGS.split,
         "final": final,
         "policies": records,
-        "final_minus": {
-            e.name: paired_record(
-                dataclasses.replace(last, strategies={}), dataclasses.replace(e, strategies={})
-            )
-            for e in found
-            if e is not base and e is not last
-        },
+        "final_minus": final_minus,
     }
     shown: dict[str, Tables] = {"base": base.tables, final: last.tables}
     plots.plot_reliability(shown, out / "reliability.png")
