@@ -55,16 +55,14 @@ def calibration_table(records: Sequence[Mapping[str, Any]], draws: int = 1000) -
         mine = [r for r in all_of_them if r.get("path_confidence") is not None]
         if not mine:
             continue
-        mine.sort(
-            key=lambda r: (r["question"], r.get("index", 0))
-        )  # so that sums do not depend on the file's order
+        # So that sums do not depend on the file's order.
+        mine.sort(key=lambda r: (r["question"], r.get("index", 0)))
         confidence = np.array([r["path_confidence"] for r in mine], np.float64)
         right = np.array([r["correct"] for r in mine], np.float64)
         question = np.array([r["question"] for r in mine], dtype=object)
         with np.errstate(divide="ignore"):
             log = np.log(confidence)
-        ranked = ranking_statistics(log, right, question, question)
-        del ranked["within_prefix"]  # an answer's prefix is its question
+        ranked = ranking_statistics(log, right, question)
         bounded = confidence.max() <= 1.0 + _ROUNDING
         raw = np.minimum(confidence, 1.0) if bounded else confidence / (1.0 + confidence)
         levels = level_statistics(raw, right) if bounded else {}

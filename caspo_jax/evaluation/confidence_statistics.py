@@ -12,7 +12,7 @@ from caspo_jax.metrics.bootstrap import Groups
 
 
 def ranking_statistics(
-    log_confidence: np.ndarray, right: np.ndarray, question: Groups, prefix: Groups
+    log_confidence: np.ndarray, right: np.ndarray, question: Groups, prefix: Groups | None = None
 ) -> dict[str, Statistic]:
     """AUROC, pooled and averaged over questions and over prefixes: `auroc`, `within_question`, `within_prefix`.
 
@@ -20,14 +20,16 @@ def ranking_statistics(
       log_confidence: [n] nats; ranked by `metrics.rank_scores`.
       right: [n] verdicts, 0 or 1.
       question: [n] id of each item's question.
-      prefix: [n] id of what each item was sampled from.
+      prefix: [n] id of what each item was sampled from; without it there is no `within_prefix`.
     """
     score = metrics.rank_scores(log_confidence)
-    return {
+    statistics = {
         "auroc": metrics.auroc_statistic(score, right),
         "within_question": metrics.grouped_auroc_statistic(score, right, question),
-        "within_prefix": metrics.grouped_auroc_statistic(score, right, prefix),
     }
+    if prefix is not None:
+        statistics["within_prefix"] = metrics.grouped_auroc_statistic(score, right, prefix)
+    return statistics
 
 
 def level_statistics(

@@ -112,10 +112,10 @@ class RopeConfig:
 
         `rope_scaling` wins where both are given and it is not null, as in transformers, but for a theta that
         `rope_parameters` alone holds. The legacy key `type` is read where `rope_type` is missing, and
-        `original_max_position_embeddings` also beside the section, as transformers 5 reads it. yarn's `attn_factor` counts: without `attention_factor`, cos and sin are
-        scaled by `(0.1 ln(factor) + 1) * attn_factor`. That is what the key meant to those who published it
-        (DeepSeek-R1-0528-Qwen3-8B: 1.0 in all) and how vLLM has served it; transformers leaves it out of account, which
-        makes another model of the same weights.
+        `original_max_position_embeddings` also beside the section, as transformers 5 reads it. yarn's `attn_factor` counts:
+        without `attention_factor`, cos and sin are scaled by `(0.1 ln(factor) + 1) * attn_factor`. That is what the key
+        meant to those who published it (DeepSeek-R1-0528-Qwen3-8B: 1.0 in all) and how vLLM has served it; transformers
+        leaves it out of account, which makes another model of the same weights.
 
         Args:
           config: the parsed config.json.

@@ -44,6 +44,7 @@ _FIGURES: Mapping[str, tuple[str, str, bool | None]] = {
     "ece_scaled": ("ECE scaled", "after a cross-fitted one-parameter scaling", False),
     "brier_scaled": ("Brier scaled", "after a cross-fitted one-parameter scaling", False),
 }
+_LEVELS = ("bias", "ece", "brier", "ece_scaled", "brier_scaled")
 _GROUPED = {"within_question": "questions", "within_prefix": "prefixes"}
 # Confidence -> field of `_FIGURES` -> field of a policy in a summary.
 _POLICY: Mapping[str, Mapping[str, str]] = {
@@ -51,7 +52,7 @@ _POLICY: Mapping[str, Mapping[str, str]] = {
         "auroc": "entropy_auroc",
         "within_question": "within_question_auroc",
         "within_prefix": "within_prefix_auroc",
-        **{field: field for field in ("bias", "ece", "brier", "ece_scaled", "brier_scaled")},
+        **{field: field for field in _LEVELS},
     },
     "exp(mean log-prob)": {
         "auroc": "logprob_auroc",
@@ -62,7 +63,7 @@ _POLICY: Mapping[str, Mapping[str, str]] = {
         "auroc": "sum_logprob_auroc",
         "within_question": "within_question_sum_logprob_auroc",
         "within_prefix": "within_prefix_sum_logprob_auroc",
-        **{field: f"sum_logprob_{field}" for field in ("bias", "ece", "brier", "ece_scaled", "brier_scaled")},
+        **{field: f"sum_logprob_{field}" for field in _LEVELS},
     },
 }
 
