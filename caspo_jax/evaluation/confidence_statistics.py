@@ -58,7 +58,8 @@ def interval_fields(
 ) -> dict[str, float]:
     """`NAME`, `NAME_low` and `NAME_high` of each statistic: its value and its 95 % bootstrap interval by question."""
     found: dict[str, float] = {}
+    resamples = metrics.Resamples.of(question, draws=draws, seed=seed)
     for name, statistic in statistics.items():
-        interval = metrics.bootstrap_interval(statistic, question, draws, seed)
+        interval = resamples.interval(statistic)
         found |= {name: interval.value, f"{name}_low": interval.low, f"{name}_high": interval.high}
     return found

@@ -105,8 +105,8 @@ def _columns(rows: list[tuple[Any, ...]], width: int) -> list[np.ndarray]:
     return [np.array(columns[0], dtype=object), *(np.array(c, np.float64) for c in columns[1:])]
 
 
-def statistics(tables: Tables) -> dict[str, tuple[Statistic, np.ndarray]]:
-    """Every metric as (function of item weights, question id of each item): what the bootstrap needs."""
+def statistics(tables: Tables) -> list[tuple[dict[str, Statistic], np.ndarray]]:
+    """The metrics of steps, and those of traces, as functions of item weights, each with the items' question ids."""
     t = tables
     entropy, logprob = _ranking(t.confidence, t), _ranking(t.logprob_confidence, t)
     step: dict[str, Statistic] = {
@@ -138,9 +138,7 @@ def statistics(tables: Tables) -> dict[str, tuple[Statistic, np.ndarray]]:
         "mean_entropy": metrics.ratio_statistic(t.trace_entropy, t.tokens),
         "tokens_per_trace": metrics.mean_statistic(t.tokens),
     }
-    return {name: (f, t.step_question) for name, f in step.items()} | {
-        name: (f, t.question) for name, f in trace.items()
-    }
+    return [(step, t.step_question), (trace, t.question)]
 
 
 def _ranking(confidence: np.ndarray, tables: Tables) -> dict[str, Statistic]:
@@ -165,15 +163,20 @@ def group_counts(tables: Tables) -> dict[str, int]:
 
 def values(tables: Tables) -> dict[str, float]:
     """Every metric on the data."""
-    return {name: float(f(np.ones(len(groups)))) for name, (f, groups) in statistics(tables).items()}
+    return {
+        name: float(f(np.ones(len(groups))))
+        for found, groups in statistics(tables)
+        for name, f in found.items()
+    }
 
 
 def intervals(tables: Tables, draws: int = 1000, seed: int = 0) -> dict[str, Interval]:
     """95 % bootstrap interval by question of every metric."""
-    return {
-        name: metrics.bootstrap_interval(f, groups, draws=draws, seed=seed)
-        for name, (f, groups) in statistics(tables).items()
-    }
+    result: dict[str, Interval] = {}
+    for found, groups in statistics(tables):
+        resamples = metrics.Resamples.of(groups, draws=draws, seed=seed)
+        result |= {name: resamples.interval(f) for name, f in found.items()}
+    return result
 
 
 def paired(
@@ -184,13 +187,13 @@ def paired(
     ratios: Sequence[str] = ("flawed_correct_rate",),
 ) -> dict[str, Interval]:
     """Differences to a baseline on the same questions, and `NAME_ratio` for the metrics in `ratios`."""
-    ours, theirs = statistics(tables), statistics(baseline)
     result: dict[str, Interval] = {}
-    for name, (f, groups) in ours.items():
-        g, base_groups = theirs[name]
-        result[name] = metrics.paired_difference(f, g, groups, base_groups, draws=draws, seed=seed)
-        if name in ratios:
-            result[f"{name}_ratio"] = metrics.paired_ratio(f, g, groups, base_groups, draws=draws, seed=seed)
+    for (ours, groups), (theirs, base_groups) in zip(statistics(tables), statistics(baseline), strict=True):
+        resamples = metrics.Resamples.of(groups, base_groups, draws=draws, seed=seed)
+        for name, f in ours.items():
+            result[name] = resamples.difference(f, theirs[name])
+            if name in ratios:
+                result[f"{name}_ratio"] = resamples.ratio(f, theirs[name])
     return result
 
 

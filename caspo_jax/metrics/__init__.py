@@ -1,7 +1,13 @@
 """Arrays -> numbers: calibration, ranking, scaling, bootstrap intervals, faithfulness. Pure NumPy, float64."""
 
 from caspo_jax.metrics.arrays import Statistic
-from caspo_jax.metrics.bootstrap import Interval, bootstrap_interval, paired_difference, paired_ratio
+from caspo_jax.metrics.bootstrap import (
+    Interval,
+    Resamples,
+    bootstrap_interval,
+    paired_difference,
+    paired_ratio,
+)
 from caspo_jax.metrics.calibration import (
     Reliability,
     bias,
@@ -91,6 +97,7 @@ __all__ = [
     "PairedTest",
     "Permuted",
     "Reliability",
+    "Resamples",
     "RiskCoverage",
     "Statistic",
     "Weighted",

@@ -62,17 +62,22 @@ def weight_of(weights: Any, size: int) -> np.ndarray:
     return array
 
 
+def check_weights(weights: np.ndarray, size: int) -> None:
+    """Refuses any other number of weights, or of groups, than of items: some would silently be ignored."""
+    if np.shape(weights) != (size,):
+        raise UserError(
+            f"a statistic of {size} items was given weights of shape {np.shape(weights)}: give exactly "
+            "one weight (in a bootstrap: one group) for each item"
+        )
+
+
 def per_item(size: int) -> Callable[[Statistic], Statistic]:
-    """Decorates a function of the weights of `size` items; refuses any other number, of which some would silently be ignored."""
+    """Decorates a function of the weights of `size` items; see `check_weights`."""
 
     def checked(statistic: Statistic) -> Statistic:
         @functools.wraps(statistic)
         def of_all(weights: np.ndarray) -> float:
-            if np.shape(weights) != (size,):
-                raise UserError(
-                    f"a statistic of {size} items was given weights of shape {np.shape(weights)}: give exactly "
-                    "one weight (in a bootstrap: one group) for each item"
-                )
+            check_weights(weights, size)
             return statistic(weights)
 
         return of_all

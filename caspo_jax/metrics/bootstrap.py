@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
+import itertools
 from collections.abc import Hashable, Sequence
 from typing import NamedTuple
 
@@ -10,6 +12,7 @@ import numpy as np
 
 from caspo_jax.errors import UserError
 from caspo_jax.metrics.arrays import Statistic, canonical, group_index
+from caspo_jax.metrics.resampled import Resampled
 
 Groups = Sequence[Hashable] | np.ndarray
 
@@ -24,6 +27,52 @@ class Interval(NamedTuple):
     undefined: (
         int  # draws on which the statistic was NaN (one verdict only, say); left out; all, of one question
     )
+
+
+@dataclasses.dataclass(frozen=True)
+class Resamples:
+    """Resamples of whole questions, shared by any number of statistics of one policy or of two on the same questions."""
+
+    counts: np.ndarray  # [draws, questions] how often each question is drawn
+    index: tuple[np.ndarray, ...]  # of each policy [n], the question of every item
+
+    @classmethod
+    def of(cls, *groups: Groups, draws: int = 1000, seed: int = 0) -> Resamples:
+        """Resamples of all the questions that the policies have items of.
+
+        Args:
+          groups: [n] question id of every item, once for each policy; a question may have items of one of them only.
+          draws: resamples.
+          seed: the same seed and the same set of questions give the same resamples.
+        """
+        order = canonical(itertools.chain.from_iterable(map(_ids, groups)))
+        counts = _multiplicities(len(order), draws, seed)
+        return cls(counts, tuple(group_index(each, order=order)[0] for each in groups))
+
+    def interval(self, statistic: Statistic, level: float = 0.95) -> Interval:
+        """As `bootstrap_interval`."""
+        return _interval(*self._values(statistic, 0), level)
+
+    def difference(self, statistic: Statistic, baseline: Statistic, level: float = 0.95) -> Interval:
+        """As `paired_difference`: of the first policy's statistic and the second's."""
+        (a, draws_a), (b, draws_b) = self._values(statistic, 0), self._values(baseline, -1)
+        return _interval(a - b, draws_a - draws_b, level)
+
+    def ratio(self, statistic: Statistic, baseline: Statistic, level: float = 0.95) -> Interval:
+        """As `paired_ratio`: of the first policy's statistic and the second's."""
+        (a, draws_a), (b, draws_b) = self._values(statistic, 0), self._values(baseline, -1)
+        with np.errstate(divide="ignore", invalid="ignore"):
+            return _interval(float(np.float64(a) / np.float64(b)), draws_a / draws_b, level)
+
+    def _values(self, statistic: Statistic, policy: int) -> tuple[float, np.ndarray]:
+        """The value on the data and on every draw."""
+        index = self.index[policy]
+        value = float(statistic(np.ones(index.size)))
+        if self.counts.shape[1] < 2:  # every resample would be the data, and the interval without width
+            return value, np.full(len(self.counts), np.nan)
+        if isinstance(statistic, Resampled):
+            return value, statistic.resample(index, self.counts)
+        return value, np.array([statistic(row[index]) for row in self.counts], dtype=np.float64)
 
 
 def bootstrap_interval(
@@ -55,9 +104,7 @@ def bootstrap_interval(
     >>> found.value, found.low <= found.value <= found.high
     (0.75, True)
     """
-    order = canonical(_ids(groups))
-    value, resampled = _resample(statistic, groups, order, _multiplicities(len(order), draws, seed))
-    return _interval(value, resampled, level)
+    return Resamples.of(groups, draws=draws, seed=seed).interval(statistic, level)
 
 
 def paired_difference(
@@ -80,8 +127,7 @@ def paired_difference(
       seed: see bootstrap_interval.
       level: coverage, in (0, 1).
     """
-    (a, draws_a), (b, draws_b) = _pair(statistic, baseline, groups, baseline_groups, draws, seed)
-    return _interval(a - b, draws_a - draws_b, level)
+    return _pair(groups, baseline_groups, draws, seed).difference(statistic, baseline, level)
 
 
 def paired_ratio(
@@ -94,20 +140,16 @@ def paired_ratio(
     level: float = 0.95,
 ) -> Interval:
     """Interval of statistic / baseline, paired as in `paired_difference`; x / 0 is +inf, 0 / 0 undefined."""
-    (a, draws_a), (b, draws_b) = _pair(statistic, baseline, groups, baseline_groups, draws, seed)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        return _interval(float(np.float64(a) / np.float64(b)), draws_a / draws_b, level)
+    return _pair(groups, baseline_groups, draws, seed).ratio(statistic, baseline, level)
 
 
 def _ids(groups: Groups) -> list[Hashable]:
     return groups.tolist() if isinstance(groups, np.ndarray) else list(groups)
 
 
-def _pair(statistic, baseline, groups, baseline_groups, draws, seed):
-    other = groups if baseline_groups is None else baseline_groups
-    order = canonical([*_ids(groups), *_ids(other)])
-    counts = _multiplicities(len(order), draws, seed)
-    return _resample(statistic, groups, order, counts), _resample(baseline, other, order, counts)
+def _pair(groups: Groups, baseline_groups: Groups | None, draws: int, seed: int) -> Resamples:
+    both = (groups,) if baseline_groups is None else (groups, baseline_groups)
+    return Resamples.of(*both, draws=draws, seed=seed)
 
 
 @functools.lru_cache(maxsize=2)  # a table asks for the same resamples once a row
@@ -123,14 +165,6 @@ def _multiplicities(questions: int, draws: int, seed: int) -> np.ndarray:
         row[:] = np.bincount(rng.integers(questions, size=questions), minlength=questions)
     counts.flags.writeable = False  # shared by all callers
     return counts
-
-
-def _resample(statistic, groups, order, counts) -> tuple[float, np.ndarray]:
-    index, _ = group_index(groups, order=order)
-    value = float(statistic(np.ones(index.size)))
-    if len(order) < 2:  # every resample would be the data, and the interval without width
-        return value, np.full(len(counts), np.nan)
-    return value, np.array([statistic(row[index]) for row in counts], dtype=np.float64)
 
 
 def _interval(value: float, resampled: np.ndarray, level: float) -> Interval:

@@ -8,8 +8,9 @@ from typing import Any, Literal, NamedTuple
 import numpy as np
 
 from caspo_jax.errors import UserError
-from caspo_jax.metrics.arrays import Statistic, bin_of, equal_count_part, forecasts, per_item, weight_of
+from caspo_jax.metrics.arrays import Statistic, bin_of, equal_count_part, forecasts, weight_of
 from caspo_jax.metrics.ranking import mean_statistic
+from caspo_jax.metrics.resampled import SumStatistic, Term, quotient
 
 Binning = Literal["width", "mass"]
 
@@ -181,13 +182,10 @@ def _bin_means(confidence, correct, bins: int, binning: Binning) -> tuple[np.nda
 
 def _binned_gap(confidence, correct, index: np.ndarray, bins: int) -> Statistic:
     score, verdict = forecasts(confidence, correct)
-    excess = score - verdict
-
-    @per_item(score.size)
-    def statistic(weights: np.ndarray) -> float:
-        total = weights.sum()
-        if total <= 0.0:
-            return float("nan")
-        return float(np.abs(np.bincount(index, weights * excess, bins)).sum() / total)
-
-    return statistic
+    terms = [
+        Term(index, score - verdict),
+        Term(bins, np.ones(score.size)),
+    ]  # a sum for each bin, and how many items
+    return SumStatistic(
+        terms, bins + 1, lambda sums: quotient(np.abs(sums[..., :bins]).sum(-1), sums[..., bins])
+    )

@@ -116,15 +116,13 @@ def _calibration(table: Table, values: np.ndarray, draws: int, seed: int) -> dic
         "within_prefix_auroc": ranked["within_prefix"],
         **scaled_statistics(c, right, group),
     }
+    resamples = metrics.Resamples.of(group, draws=draws, seed=seed)
     return {
         "steps": int(c.size),
         "accuracy": float(right.mean()),
         "within_question_groups": metrics.within_question_auroc(c, right, group).groups,
         "within_prefix_groups": metrics.within_prefix_auroc(c, right, prefix).groups,
-        **{
-            metric: interval_record(metrics.bootstrap_interval(f, group, draws=draws, seed=seed))
-            for metric, f in functions.items()
-        },
+        **{metric: interval_record(resamples.interval(f)) for metric, f in functions.items()},
     }
 
 
