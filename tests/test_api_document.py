@@ -1,0 +1,66 @@
+"""docs/api.md lists what each room exports; `python tests/test_api_document.py` writes it anew."""
+
+import importlib
+import inspect
+from collections.abc import Iterable
+from pathlib import Path
+
+DOCUMENT = Path(__file__).parent.parent / "docs" / "api.md"
+ROOMS = ["distributed", "records", "models", "confidence", "sampling", "steps", "preferences", "training", "compile_check", "metrics", "evaluation", "tasks"]
+HEAD = """# The library's names
+
+What `caspo_jax` and its rooms export, a line each, for finding what there is. `help(caspo_jax.metrics.auroc)` has a name's
+mathematics, arguments with their shapes, and errors. The rooms stand in the order of their imports: each uses only those
+above it ([design.md](design.md)). [extending.md](extending.md) has examples of them at work. This page is written from
+the code by `python tests/test_api_document.py`.
+"""
+
+
+def document() -> str:
+    """The page."""
+    parts = [HEAD]
+    for module in ["caspo_jax", *(f"caspo_jax.{room}" for room in ROOMS)]:
+        room = importlib.import_module(module)
+        title = "`import caspo_jax as cj`" if module == "caspo_jax" else f"`{module}`"
+        parts += [f"## {title}\n", f"{_first_line(room)}\n"]
+        parts += ["| name | what it is |", "| --- | --- |"]
+        parts += [_row(name, getattr(room, name)) for name in sorted(room.__all__, key=str.lower)]
+        parts.append("")
+    return "\n".join(parts)
+
+
+def _row(name: str, value: object) -> str:
+    if inspect.ismodule(value):
+        return f"| `{name}` | the room `{value.__name__}`, below |"
+    value = inspect.unwrap(value) if callable(value) else value
+    if inspect.isfunction(value):
+        arguments = ", ".join(_argument(p) for p in inspect.signature(value).parameters.values())
+        return f"| `{name}({arguments})` | {_cell(_first_line(value))} |"
+    if inspect.isclass(value):
+        return f"| `{name}` | {_cell(_first_line(value))} |"
+    if isinstance(value, Iterable) and not isinstance(value, str):
+        return f"| `{name}` | " + ", ".join(f"`{item}`" for item in value) + " |"
+    return f"| `{name}` | " + _cell(f"`{value!r}`" if isinstance(value, str | int) else "a type") + " |"
+
+
+def _argument(parameter: inspect.Parameter) -> str:
+    star = {inspect.Parameter.VAR_POSITIONAL: "*", inspect.Parameter.VAR_KEYWORD: "**"}.get(
+        parameter.kind, ""
+    )
+    return star + parameter.name
+
+
+def _first_line(value: object) -> str:
+    return (inspect.getdoc(value) or "").splitlines()[0]
+
+
+def _cell(text: str) -> str:
+    return text.replace("|", "\\|")
+
+
+def test_the_page_lists_what_the_rooms_export():
+    assert DOCUMENT.read_text(encoding="utf-8") == document(), "run python tests/test_api_document.py"
+
+
+if __name__ == "__main__":
+    DOCUMENT.write_text(document(), encoding="utf-8")
