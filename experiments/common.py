@@ -22,6 +22,7 @@ from caspo_jax.compilation import keep_programs  # noqa: E402
 from caspo_jax.errors import Interrupted, UserError  # noqa: E402
 from experiments.escapes import unescaped  # noqa: E402
 from experiments.exhausted import exhausted  # noqa: E402
+from experiments.missing import missing  # noqa: E402
 from experiments.questions import instruction, instruction_setting, load_questions  # noqa: E402, F401 - and these
 from experiments.shared_flags import (  # noqa: E402, F401 - programs reach these through this module
     CAT_FLAGS,
@@ -97,6 +98,8 @@ def guarded(main: Callable[[], None], argv: Sequence[str]) -> int:
         return _fail(f"{file}: a file is where a folder should be")
     except Exception as error:
         if told := exhausted(error):
+            return _fail(told)
+        if isinstance(error, ModuleNotFoundError) and (told := missing(error)):
             return _fail(told)
         if isinstance(error, OSError):
             path = Path(error.filename or "input/output")

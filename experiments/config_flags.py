@@ -14,6 +14,8 @@ from typing import Any, Literal, TypeVar
 
 from absl import flags
 
+from experiments.missing import missing
+
 Config = TypeVar("Config")
 
 FLAGS = flags.FLAGS
@@ -27,8 +29,7 @@ def define_config(name: str, config: Any, help_text: str) -> None:
       config: an instance whose values are shown as defaults.
       help_text: what `--help` says before it lists the fields.
     """
-    from ml_collections import config_flags
-
+    config_flags = _library()
     mirror = _mirror(config)
     listed = "; ".join(f"--{name}.{field}={value}" for field, value in _values(config).items())
     try:
@@ -44,9 +45,17 @@ def define_config(name: str, config: Any, help_text: str) -> None:
 
 def given_config(name: str, base: Config) -> Config:
     """`base` with the fields whose flags were given, checked by the dataclass itself (UserError)."""
-    from ml_collections import config_flags
+    return _replaced(base, dict(_library().get_override_values(FLAGS[name])))
 
-    return _replaced(base, dict(config_flags.get_override_values(FLAGS[name])))
+
+def _library() -> Any:
+    """`ml_collections.config_flags`. Flags are defined before a program is guarded: without it the program ends here."""
+    try:
+        from ml_collections import config_flags
+    except ModuleNotFoundError as error:
+        print(f"error: {missing(error)}", file=sys.stderr)
+        sys.exit(1)
+    return config_flags
 
 
 def _replaced(base: Any, overrides: dict[str, Any]) -> Any:
