@@ -117,8 +117,10 @@ def _peer_python() -> str:
     lists_missing = (
         "import importlib.util, sys; print(*[n for n in sys.argv[1:] if not importlib.util.find_spec(n)])"
     )
+    adapters = "lora_rank" in FLAGS and FLAGS.lora_rank and FLAGS.peer in ("trl", "torch")
+    needed = (*NEEDS[FLAGS.peer], *(["peft"] if adapters else []))
     found = subprocess.run(
-        [python, "-c", lists_missing, *NEEDS[FLAGS.peer]], capture_output=True, text=True, check=False
+        [python, "-c", lists_missing, *needed], capture_output=True, text=True, check=False
     )
     if found.returncode:
         raise UserError(f"--peer_python={python} is no Python interpreter that works: {found.stderr}")

@@ -76,6 +76,8 @@ def test_a_peer_that_is_not_there_is_found_before_the_work(program, tmp_path, no
     python.write_text(f'#!/bin/sh\nexec {sys.executable} -S "$@"\n')
     python.chmod(0o755)
     one_line(program(name, **flags, peer_python=python), f"--peer={PEERS[name]}", f"lacks {PEERS[name]}")
+    if name == "bench_train":
+        one_line(program(name, **flags, peer_python=python, lora_rank=2), "lacks trl, torch, peft")
     python.write_text("#!/bin/sh\nexit 3\n")
     one_line(program(name, **flags, peer_python=python), "no Python interpreter")
     assert [path.name for path in tmp_path.iterdir()] == ["python"]
