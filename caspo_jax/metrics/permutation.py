@@ -58,7 +58,7 @@ def position_groups(index: Any, least: int = 10) -> np.ndarray:
             "from 0, and at least 1"
         )
     reached = np.bincount(position)
-    enough = np.flatnonzero(reached >= min(least, reached.max()))
+    enough = np.flatnonzero(reached >= min(least, int(reached.max())))
     return enough[np.maximum(np.searchsorted(enough, position, side="right") - 1, 0)]
 
 
