@@ -18,7 +18,7 @@ from caspo_jax.models import token_bytes
 from caspo_jax.models.weights import shallow_copy
 from caspo_jax.records import finite
 from caspo_jax.sampling import SampleConfig, generate
-from caspo_jax.steps import Verifier, annotate_traces, segment_trace
+from caspo_jax.steps import Verifier, segment_by, verify_traces, with_answer
 from caspo_jax.types import CatResult, Equal, Extract, Question, Trace
 
 KeepTraces = Callable[[Sequence[Trace]], None]
@@ -78,20 +78,15 @@ def sample_tables(
     traces = generate(model, tokenizer, questions, sample, key, step_confidence=VOTE_CONFIDENCE, **run)
     ids = [q.id for q in questions for _ in range(sample.num_samples)]
     spelled = token_bytes(tokenizer, model.config.vocab_size)
-    annotated = annotate_traces(
-        traces,
-        spelled,
-        verifier=verifier,
-        delimiter=sample.step_delimiter,
-        confidence=VOTE_CONFIDENCE,
-        extract=extract,
-        equal=equal,
-    )
+    segmented, likelihoods = [], []
+    for trace in traces:
+        both = segment_by(trace, spelled, (VOTE_CONFIDENCE, "sum_logprob"), sample.step_delimiter)
+        segmented.append(with_answer(both[0], extract, equal))
+        likelihoods.append([step.confidence for step in both[1].steps])
+    annotated = verify_traces(segmented, verifier)
     if keep is not None:
         keep(annotated)
-    delimiter = sample.step_delimiter
-    likely = (segment_trace(t, spelled, delimiter=delimiter, confidence="sum_logprob") for t in traces)
-    return tabulate(annotated, ids, [[step.confidence for step in trace.steps] for trace in likely])
+    return tabulate(annotated, ids, likelihoods)
 
 
 def evaluate(

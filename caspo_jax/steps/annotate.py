@@ -39,12 +39,21 @@ def segment_trace(
       UserError: an id outside the vocabulary, a statistics list of another length, a confidence that
           needs statistics which the trace does not hold.
     """
+    return segment_by(trace, token_bytes, (confidence,), delimiter, stats, vocab_size)[0]
+
+
+def segment_by(
+    trace: Trace,
+    token_bytes: Sequence[bytes],
+    confidences: Sequence[str],
+    delimiter: str = DEFAULT_DELIMITER,
+    stats: Any = None,
+    vocab_size: int | None = None,
+) -> list[Trace]:
+    """`segment_trace` by each of several step confidences, its steps found once."""
     text, steps, counted = segment(trace.token_ids, token_bytes, delimiter)
-    segmented = dataclasses.replace(trace, text=text, steps=steps)
-    fields = _statistics(trace, confidence, stats)
-    if fields is None:
-        return segmented
-    return _measured(segmented, counted, confidence, fields, vocab_size or len(token_bytes))
+    segmented, size = dataclasses.replace(trace, text=text, steps=steps), vocab_size or len(token_bytes)
+    return [_measured(segmented, counted, n, _statistics(trace, n, stats), size) for n in confidences]
 
 
 def measure_steps(
@@ -78,11 +87,11 @@ def _measured(
     trace: Trace,
     counted: np.ndarray,
     confidence: str,
-    fields: Mapping[str, np.ndarray],
+    fields: Mapping[str, np.ndarray] | None,
     vocab_size: int,
 ) -> Trace:
-    """The trace with a confidence for each step, over its counted tokens [T]."""
-    if not trace.steps:
+    """The trace with a confidence for each step, over its counted tokens [T]; as it is without statistics."""
+    if fields is None or not trace.steps:
         return trace
     masks = np.zeros((len(trace.steps), len(trace.token_ids)), bool)
     for row, step in enumerate(trace.steps):
