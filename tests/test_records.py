@@ -4,7 +4,10 @@ import dataclasses
 import json
 import math
 
+import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from caspo_jax.errors import UserError
 from caspo_jax.records import (
@@ -19,6 +22,7 @@ from caspo_jax.records import (
     tree_from_record,
     tree_to_record,
 )
+from caspo_jax.records.values import as_ids, as_numbers, finite, finite_list
 from caspo_jax.types import CatNode, CatResult, CatTree, Pair, Question, Step, Trace
 
 STEP = Step(0, 5, 0, 3, "a = 1", 0.9, 0.1, "correct", "exact")
@@ -60,6 +64,31 @@ def test_missing_numbers_are_null_on_disk():
     assert record["entropy"][0] is None
     assert record["path_confidence"] is None
     assert math.isnan(trace_from_record(record).entropy[0])
+
+
+@given(st.lists(st.one_of(st.floats(), st.integers(-9, 9), st.none(), st.floats(width=32).map(np.float32))))
+def test_a_list_of_numbers_is_read_and_written_one_by_one(values):
+    """However many of them are what they nearly always are, which takes a shorter way."""
+    assert finite_list(values) == [finite(value) for value in values]
+    assert [type(v) for v in finite_list(values)] == [type(finite(v)) for v in values]
+    record = [None if v is None else float(v) if isinstance(v, np.floating) else v for v in values]
+    read = as_numbers(record, "entropy")
+    wanted = [math.nan if v is None else float(v) for v in record]
+    np.testing.assert_array_equal(read, wanted)
+    assert {*map(type, read)} <= {float}
+
+
+@given(
+    st.lists(st.one_of(st.integers(-1, 9), st.integers(0, 2**40), st.booleans(), st.floats(0, 9), st.none()))
+)
+def test_token_ids_are_integers_from_0_on_whatever_holds_them(values):
+    good = all(type(v) is int and v >= 0 for v in values)
+    for held in (values, tuple(values)):
+        if good:
+            assert as_ids(held, "token_ids") == tuple(values)
+        else:
+            with pytest.raises(UserError, match="must be a list of token ids"):
+                as_ids(held, "token_ids")
 
 
 PAIR = Pair(

@@ -13,6 +13,7 @@ from caspo_jax.records.values import (
     check_one_of,
     check_schema,
     finite,
+    finite_list,
     read_identity,
     read_ids,
     read_integer,
@@ -33,7 +34,7 @@ def trace_to_record(trace: Trace, *, token_stats: bool = True) -> dict[str, Any]
         elif field.name in ("logprob", "entropy"):
             if not token_stats or value is None:
                 continue
-            value = [finite(v) for v in value]
+            value = finite_list(value)
         elif isinstance(value, tuple):
             value = list(value)
         elif isinstance(value, float):

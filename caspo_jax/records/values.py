@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import numbers
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from caspo_jax.errors import UserError
@@ -42,6 +42,14 @@ def finite(value: float | None) -> float | None:
     return float(value)
 
 
+def finite_list(values: Iterable[float | None]) -> list[float | None]:
+    """`finite` of each."""
+    values = list(values)
+    if {*map(type, values)} <= {float} and all(map(math.isfinite, values)):  # type: ignore[arg-type]
+        return values  # nearly always, and many times as fast
+    return [finite(value) for value in values]
+
+
 def read_identity(record: Mapping[str, Any]) -> str:
     """The `id`, an integer too, as text."""
     if type(record["id"]) not in (str, int):
@@ -57,6 +65,10 @@ def read_ids(record: Mapping[str, Any], field: str) -> tuple[int, ...]:
 def as_ids(ids: Any, field: str) -> tuple[int, ...]:
     """Token ids: a list, tuple or array of integers, 0 or more."""
     ids = ids.tolist() if hasattr(ids, "tolist") else ids  # an array's own integers
+    if (
+        type(ids) is list and {*map(type, ids)} == {int} and min(ids) >= 0
+    ):  # all that JSON has, a few times as fast
+        return tuple(ids)
     if not isinstance(ids, list | tuple) or any(
         isinstance(i, bool) or not isinstance(i, numbers.Integral) or i < 0 for i in ids
     ):
@@ -92,6 +104,8 @@ def as_numbers(values: Any, field: str) -> tuple[float, ...]:
     """A list of numbers; null, which JSON has for NaN, is NaN again."""
     if not isinstance(values, list):
         raise UserError(f"`{field}` must be a list of numbers, found {type(values).__name__}")
+    if {*map(type, values)} <= {int, float}:  # nearly always, and many times as fast
+        return tuple(map(float, values))
     found = (read_number({field: value}, field, "an entry of ") for value in values)
     return tuple(math.nan if value is None else float(value) for value in found)
 
