@@ -213,19 +213,22 @@ class JsonlOutput:
     def _recover(self) -> None:
         if not self._partial.exists():
             return
-        data = self._partial.read_bytes()
-        whole = data[: data.rfind(b"\n") + 1]
-        if len(whole) < len(data) and is_writer():
+        whole, torn = 0, False
+        with open(self._partial, "rb") as file:
+            for number, line in enumerate(file, start=1):
+                if torn := not line.endswith(b"\n"):
+                    break
+                whole += len(line)
+                try:
+                    self.done.add(str(json.loads(line)[self._key]))
+                except (ValueError, TypeError, KeyError) as error:
+                    raise UserError(
+                        f"{self._partial}:{number}: a damaged line in an output that was begun: "
+                        "remove this line and what comes after it, or use --overwrite"
+                    ) from error
+        if torn and is_writer():
             with open(self._partial, "r+b") as file:
-                file.truncate(len(whole))
-        for number, line in enumerate(whole.splitlines(), start=1):
-            try:
-                self.done.add(str(json.loads(line)[self._key]))
-            except (ValueError, TypeError, KeyError) as error:
-                raise UserError(
-                    f"{self._partial}:{number}: a damaged line in an output that was begun: "
-                    "remove this line and what comes after it, or use --overwrite"
-                ) from error
+                file.truncate(whole)
 
     def records(self) -> list[dict[str, Any]]:
         """Everything that is in the file so far, the same in every process."""

@@ -83,8 +83,10 @@ def _json(value: Any, **layout: Any) -> str:
 
 
 def write_jsonl(path: str | Path, records: Iterable[Mapping[str, Any]]) -> None:
-    """Atomic write of a whole JSONL file."""
-    write_text(path, "".join(map(to_line, records)))
+    """Atomic write of a whole JSONL file, a record at a time; of several processes of a run the first writes."""
+    if is_writer():
+        with replacing(path) as temporary, open(temporary, "wb") as file:
+            file.writelines(to_line(record).encode("utf-8") for record in records)
 
 
 def read_jsonl(path: str | Path) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -141,7 +143,12 @@ def read_json(path: str | Path) -> dict[str, Any]:
 
 def load_records(path: str | Path, parse: Callable[[dict[str, Any]], T]) -> list[T]:
     """Read a JSONL file through `parse`; its errors gain the file:line."""
-    return [parse_at(where, parse, record) for where, record in read_jsonl(path)]
+    return list(each_record(path, parse))
+
+
+def each_record(path: str | Path, parse: Callable[[dict[str, Any]], T]) -> Iterator[T]:
+    """What `load_records` reads, one after the other: a run's traces take a few gigabytes where all are kept."""
+    return (parse_at(where, parse, record) for where, record in read_jsonl(path))
 
 
 def parse_at(where: str, parse: Callable[[dict[str, Any]], T], record: dict[str, Any]) -> T:

@@ -11,16 +11,11 @@ own confidences. `pairs` goes on from there as from sampled traces.
 from __future__ import annotations
 
 import collections
-from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from absl import flags
 
 from experiments import common, verifiers
-
-if TYPE_CHECKING:
-    from caspo_jax.types import Trace
 
 FLAGS = flags.FLAGS
 
@@ -53,7 +48,8 @@ def main() -> None:
     """Annotate a file."""
     from caspo_jax.errors import UserError
     from caspo_jax.records import trace_from_record
-    from caspo_jax.store import load_records
+    from caspo_jax.store import each_record
+    from caspo_jax.types import VERDICTS
 
     if (FLAGS.input is None) == (FLAGS.labelled is None):
         raise UserError("give one of --input and --labelled")
@@ -66,19 +62,22 @@ def main() -> None:
 
         check_step_dataset(FLAGS.dataset_dir, FLAGS.overwrite)
     confidence = annotate_traces() if FLAGS.labelled is None else annotate_labelled()
-    annotated = load_records(FLAGS.output, trace_from_record)
-    verdicts = collections.Counter(step.verdict for trace in annotated for step in trace.steps)
+    counts: collections.Counter[str] = collections.Counter()
     if FLAGS.dataset_dir:
-        write_dataset(annotated, confidence)
-    common.closing(
-        f"annotated traces in {FLAGS.output}", {"traces": len(annotated), **dict(sorted(verdicts.items()))}
-    )
+        counts.update(write_dataset(confidence))
+    else:
+        for trace in each_record(FLAGS.output, trace_from_record):
+            counts.update(["traces", *(step.verdict for step in trace.steps)])
+    shown: dict[str, int] = {verdict: counts[verdict] for verdict in sorted(VERDICTS) if counts[verdict]}
+    common.closing(f"annotated traces in {FLAGS.output}", {"traces": counts["traces"], **shown})
 
 
-def write_dataset(annotated: Sequence[Trace], confidence: str) -> None:
-    """The step dataset of --output, with a manifest in its folder."""
+def write_dataset(confidence: str) -> dict[str, int]:
+    """The step dataset of --output, with a manifest in its folder; what was counted."""
     from caspo_jax.outputs import Manifest, manifest_path
     from caspo_jax.preferences import write_step_dataset
+    from caspo_jax.records import trace_from_record
+    from caspo_jax.store import each_record
 
     # A manifest without a card is of a run that had no step to write.
     written = (Path(FLAGS.dataset_dir) / "README.md").exists()
@@ -89,28 +88,30 @@ def write_dataset(annotated: Sequence[Trace], confidence: str) -> None:
         inputs={"annotated": FLAGS.output},
         overwrite=FLAGS.overwrite or not written,
     )
+    annotated = each_record(FLAGS.output, trace_from_record)
     counts = write_step_dataset(
         annotated, FLAGS.dataset_dir, confidence=confidence, overwrite=FLAGS.overwrite
     )
     manifest.finish(**counts)
+    return counts
 
 
 def annotate_traces() -> str:
     """What was sampled, by the verifier; returns the name of the step confidence."""
     from caspo_jax.records import trace_from_record
-    from caspo_jax.store import load_records
+    from caspo_jax.store import each_record, read_jsonl
     from caspo_jax.training.stages import annotate_stage
 
-    traces = load_records(FLAGS.input, trace_from_record)
+    next(read_jsonl(FLAGS.input), None)  # what cannot be read is not found out after the policy is loaded
     policy = common.load_policy()
     confidence = verifiers.trace_confidence(policy)
     verifiers.check(policy)
-    if verifiers.needs_gold(policy):
-        verifiers.check_golds(traces)
+    if verifiers.needs_gold(policy):  # the stage reads the traces itself: only golds are looked for here
+        verifiers.check_golds(each_record(FLAGS.input, trace_from_record))
     extract, equal = common.answer_functions(policy)
     delimiter = common.step_delimiter(policy)
     verifier = verifiers.build(policy, extract, equal)
-    with common.Progress(len(traces), "annotate", unit="trace") as progress:
+    with common.Progress(0, "annotate", unit="trace") as progress:
         annotate_stage(
             policy,
             FLAGS.input,

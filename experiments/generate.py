@@ -117,15 +117,20 @@ def check_flags(strategy: str, searching: bool) -> None:
 def summary(output: Path, answers: Path | None, questions: list[Any]) -> dict[str, Any]:
     """Counts, tokens and accuracy of a file of traces: of the answers that were voted for, where there are any."""
     from caspo_jax.records import trace_from_record
-    from caspo_jax.store import load_records, read_jsonl
+    from caspo_jax.store import each_record, read_jsonl
 
-    traces = load_records(output, trace_from_record)
-    judged = [t.correct for t in traces if t.correct is not None]
+    traces = tokens = cut = 0
+    judged: list[bool] = []
+    for trace in each_record(output, trace_from_record):
+        traces += 1
+        tokens += len(trace.token_ids)
+        cut += trace.finish_reason == "length"
+        judged += [] if trace.correct is None else [trace.correct]
     rows: dict[str, Any] = {
         "questions": len(questions),
-        "traces": len(traces),
-        "tokens": sum(len(t.token_ids) for t in traces),
-        "cut at the limit": sum(t.finish_reason == "length" for t in traces),
+        "traces": traces,
+        "tokens": tokens,
+        "cut at the limit": cut,
     }
     if answers is not None:
         voted = [record["correct"] for _, record in read_jsonl(answers) if record["correct"] is not None]

@@ -42,7 +42,7 @@ def main() -> None:
     from caspo_jax.outputs import check_own
     from caspo_jax.preferences import PairConfig
     from caspo_jax.records import trace_from_record
-    from caspo_jax.store import load_records
+    from caspo_jax.store import each_record
     from caspo_jax.training.stages import pairs_stage
 
     common.check_outputs(("output", "trl_output"), ("input", "labels"))
@@ -50,7 +50,7 @@ def main() -> None:
         check_own(FLAGS.trl_output, FLAGS.overwrite)
     policy = common.load_policy()
     if verifiers.needs_gold(policy):  # the stage reads the traces itself: only golds are looked for here
-        verifiers.check_golds(load_records(FLAGS.input, trace_from_record))
+        verifiers.check_golds(each_record(FLAGS.input, trace_from_record))
     extract, equal = common.answer_functions(policy)
     delimiter = common.step_delimiter(policy)
     with common.Progress(0, "pairs", unit="competitor") as progress:

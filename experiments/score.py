@@ -63,14 +63,13 @@ def main() -> None:
     from caspo_jax.store import parse_at, read_jsonl
 
     common.check_outputs(("output",))
-    lines = list(read_jsonl(FLAGS.input))
-    if not lines:
+    if next(read_jsonl(FLAGS.input), None) is None:
         raise UserError(f"{FLAGS.input}: nothing in it")
     policy = common.load_policy()
     model, tokenizer = policy.model, policy.tokenizer
     ids, outputs = [], []
     seen: dict[str, str] = {}
-    for number, (where, record) in enumerate(lines):
+    for number, (where, record) in enumerate(read_jsonl(FLAGS.input)):
         prompt, output = parse_at(where, lambda r: _read(r, tokenizer, model.config), record)
         ids.append(str(number if record.get("id") is None else record["id"]))
         if ids[-1] in seen:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -73,7 +73,7 @@ def trace_confidence(policy: Any) -> str:
     return name
 
 
-def check_golds(traces: Sequence[Trace]) -> None:
+def check_golds(traces: Iterable[Trace]) -> None:
     """Refuses traces of --input without the gold answer that verifiers such as `gold` read."""
     without = next((t.id for t in traces if t.gold is None), None)
     if without is not None:

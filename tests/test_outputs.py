@@ -1,12 +1,13 @@
 """Outputs that survive: torn lines, other settings, files of somebody else."""
 
 import json
+import tracemalloc
 
 import pytest
 
 from caspo_jax.errors import UserError
 from caspo_jax.outputs import JsonlOutput, Manifest, manifest_path, read_manifest
-from caspo_jax.store import hash_path, read_jsonl, write_json
+from caspo_jax.store import each_record, hash_path, load_records, read_jsonl, write_json, write_jsonl
 
 
 def open_output(path, **config):
@@ -29,6 +30,24 @@ def test_a_torn_last_line_is_dropped_and_the_rest_is_kept(tmp_path):
     contents = json.loads(manifest_path(path).read_text())
     assert contents["complete"] is True
     assert contents["counts"] == {"records": 3}
+
+
+def test_a_large_file_is_taken_up_and_written_a_line_at_a_time(tmp_path):
+    """A run's traces are gigabytes: never all of them, several times over, in memory."""
+    path, size = tmp_path / "out.jsonl", 1 << 16
+    records = [{"id": str(i), "v": "x" * size} for i in range(100)]
+    open_output(path).append(records)
+    with open(f"{path}.partial", "ab") as file:
+        file.write(b'{"id": "z", "v')
+    tracemalloc.start()
+    assert len(open_output(path).done) == 100
+    write_jsonl(tmp_path / "whole.jsonl", records)
+    assert sum(1 for _ in each_record(tmp_path / "whole.jsonl", dict)) == 100
+    _, most = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert most < 20 * size
+    assert [r for _, r in read_jsonl(f"{path}.partial")] == records  # without the torn line
+    assert load_records(tmp_path / "whole.jsonl", dict) == records
 
 
 def test_of_two_records_of_one_id_the_first_is_written(tmp_path):

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import collections
-import hashlib
-import io
-from collections.abc import Sequence
+import dataclasses
+import itertools
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +14,12 @@ import numpy as np
 from caspo_jax.distributed import is_writer
 from caspo_jax.errors import UserError
 from caspo_jax.steps import is_closed, is_flawed_correct
-from caspo_jax.store import write_bytes, write_text
+from caspo_jax.store import hash_path, replacing, write_text
 from caspo_jax.types import Trace
 
 _CARD = Path(__file__).with_name("dataset_card.md")
 _TAG = "step-confidence"  # which its cards have
+_PART = 10_000  # rows written at once, a row group of the file
 
 # name -> (type, what it is); a list is one of int32
 COLUMNS: dict[str, tuple[str, str]] = {
@@ -91,7 +92,7 @@ def check_step_dataset(directory: str | Path, overwrite: bool = False) -> None:
 
 
 def write_step_dataset(
-    traces: Sequence[Trace],
+    traces: Iterable[Trace],
     directory: str | Path,
     *,
     confidence: str = "entropy",
@@ -114,26 +115,63 @@ def write_step_dataset(
       UserError: no trace has a step; a README.md of something else is there.
     """
     check_step_dataset(directory, overwrite)
-    rows = step_rows(traces)
-    if not rows:
+    folder, seen = Path(directory) / "data", _Seen()
+    parts = _parts(traces, seen)
+    first = next(parts, None)
+    if first is None:
         raise UserError(f"{directory}: no step to write: annotate the traces first")
-    verdicts = collections.Counter(row["verdict"] for row in rows)
-    counts = {
-        "traces": len(traces),
-        "steps": len(rows),
-        **{v: verdicts[v] for v in ("correct", "wrong", "unknown")},
-    }
+    parts = itertools.chain([first], parts)
     if is_writer():
-        folder = Path(directory) / "data"
-        file = _write_rows(rows, folder)
-        write_text(Path(directory) / "README.md", _card(rows, counts, confidence, title, f"data/{file.name}"))
+        file = _write_parts(parts, folder)
+        write_text(Path(directory) / "README.md", _card(seen, confidence, title, f"data/{file.name}"))
         for old in folder.glob(f"train-{'[0-9a-f]' * 16}.parquet"):
             if old != file:
                 old.unlink()
-    return counts
+    collections.deque(parts, maxlen=0)  # where another process writes: to count
+    return seen.counts()
 
 
-def _write_rows(rows: Sequence[dict[str, Any]], folder: Path) -> Path:
+@dataclasses.dataclass
+class _Seen:
+    """What the card says of all rows."""
+
+    traces: int = 0
+    verdicts: collections.Counter[str] = dataclasses.field(default_factory=collections.Counter)
+    confidences: dict[str, list[float]] = dataclasses.field(default_factory=dict)  # by verdict
+    strategies: set[str] = dataclasses.field(default_factory=set)
+    verifiers: set[str] = dataclasses.field(default_factory=set)
+
+    def add(self, rows: Sequence[dict[str, Any]]) -> None:
+        """The rows of a trace."""
+        self.traces += 1
+        self.verdicts.update(row["verdict"] for row in rows)
+        self.strategies.update(str(row["strategy"]) for row in rows if row["strategy"])
+        self.verifiers.update(str(row["verifier"]) for row in rows if row["verifier"])
+        for row in rows:
+            if row["confidence"] is not None:
+                self.confidences.setdefault(row["verdict"], []).append(row["confidence"])
+
+    def counts(self) -> dict[str, int]:
+        """Traces, steps, and steps by verdict."""
+        by_verdict = {verdict: self.verdicts[verdict] for verdict in ("correct", "wrong", "unknown")}
+        return {"traces": self.traces, "steps": self.verdicts.total(), **by_verdict}
+
+
+def _parts(traces: Iterable[Trace], seen: _Seen) -> Iterator[list[dict[str, Any]]]:
+    """The rows of all steps, `_PART` or a trace's more at a time: those of a whole run take gigabytes."""
+    rows: list[dict[str, Any]] = []
+    for trace in traces:
+        found = step_rows([trace])
+        seen.add(found)
+        rows += found
+        if len(rows) >= _PART:
+            yield rows
+            rows = []
+    if rows:
+        yield rows
+
+
+def _write_parts(parts: Iterable[list[dict[str, Any]]], folder: Path) -> Path:
     """The parquet file of the rows."""
     import pyarrow
     import pyarrow.parquet
@@ -146,24 +184,22 @@ def _write_rows(rows: Sequence[dict[str, Any]], folder: Path) -> Path:
         "list": pyarrow.list_(pyarrow.int32()),
     }
     schema = pyarrow.schema([(name, types[kind]) for name, (kind, _) in COLUMNS.items()])
-    content = io.BytesIO()
-    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows, schema), content)
+    new = folder / "train.parquet"
+    with replacing(new) as temporary, pyarrow.parquet.ParquetWriter(temporary, schema) as writer:
+        for rows in parts:
+            writer.write_table(pyarrow.Table.from_pylist(rows, schema))
     # `datasets` caches by the folder's name and what the card says, not by content: the file's name tells them apart.
-    path = folder / f"train-{hashlib.sha256(content.getvalue()).hexdigest()[:16]}.parquet"
-    write_bytes(path, content.getvalue())
-    return path
+    return new.rename(folder / f"train-{hash_path(new)[:16]}.parquet")
 
 
-def _card(
-    rows: Sequence[dict[str, Any]], counts: dict[str, int], confidence: str, title: str, file: str
-) -> str:
+def _card(seen: _Seen, confidence: str, title: str, file: str) -> str:
     def mean(verdict: str) -> str:
-        values = [r["confidence"] for r in rows if r["verdict"] == verdict and r["confidence"] is not None]
+        values = seen.confidences.get(verdict)
         return f"{np.mean(values):.4f}" if values else "-"
 
+    counts = seen.counts()
     table = "\n".join(f"| {v} | {counts[v]} | {mean(v)} |" for v in ("correct", "wrong", "unknown"))
     columns = "\n".join(f"| `{name}` | {text} |" for name, (_, text) in COLUMNS.items())
-    strategies = sorted({str(r["strategy"]) for r in rows if r["strategy"]})
     fields = {
         "title": title,
         "file": file,
@@ -172,8 +208,8 @@ def _card(
         "confidence": confidence,
         "verdicts": table,
         "columns": columns,
-        "strategies": ", ".join(strategies) or "not recorded",
-        "verifiers": ", ".join(sorted({str(r["verifier"]) for r in rows if r["verifier"]})) or "none",
+        "strategies": ", ".join(sorted(seen.strategies)) or "not recorded",
+        "verifiers": ", ".join(sorted(seen.verifiers)) or "none",
     }
     card = _CARD.read_text(encoding="utf-8")
     for name, value in fields.items():

@@ -1,9 +1,13 @@
 """The step dataset loads with `datasets`."""
 
+import dataclasses
+import gc
+import weakref
+
 import pytest
 
 from caspo_jax.errors import UserError
-from caspo_jax.preferences import step_rows, write_step_dataset
+from caspo_jax.preferences import step_dataset, step_rows, write_step_dataset
 from caspo_jax.steps import StatedEquations, annotate_traces
 from caspo_jax.types import Trace
 
@@ -44,6 +48,31 @@ def test_written_anew_is_loaded_anew(tmp_path):
             loaded = datasets.load_dataset(str(folder), cache_dir=str(tmp_path / "cache"), split="train")
             assert loaded.to_list() == step_rows(found)
             assert len(list((folder / "data").iterdir())) == 1
+
+
+def test_written_in_parts_of_an_iterator(tmp_path, monkeypatch):
+    """The traces of a whole run are never in memory together; what is loaded and what the card says is the same."""
+    parquet = pytest.importorskip("pyarrow.parquet")
+    found = [*traces(), *traces(), dataclasses.replace(traces()[0], steps=())]
+    whole = write_step_dataset(found, tmp_path / "whole")
+    monkeypatch.setattr(step_dataset, "_PART", 3)
+    held = []
+
+    def one_at_a_time():
+        for trace in found:
+            one = dataclasses.replace(trace)
+            held.append(weakref.ref(one))
+            yield one
+            del one
+            gc.collect()
+            assert sum(ref() is not None for ref in held) <= 1
+
+    assert write_step_dataset(one_at_a_time(), tmp_path / "parts") == whole
+    (one,), (parts,) = (list((tmp_path / name / "data").iterdir()) for name in ("whole", "parts"))
+    assert parquet.read_metadata(parts).num_row_groups == 3
+    assert parquet.read_table(parts).to_pylist() == parquet.read_table(one).to_pylist() == step_rows(found)
+    cards = [(tmp_path / name / "README.md").read_text() for name in ("whole", "parts")]
+    assert cards[0].replace(one.name, parts.name) == cards[1]
 
 
 def test_nothing_to_write(tmp_path):
