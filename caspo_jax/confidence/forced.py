@@ -23,6 +23,7 @@ FIELDS = ("entropy", "logprob", "top1_logprob", "mean_top5_logprob")
 BATCH_TOKENS = 1 << 15  # tokens of a batch, padding included
 _LENGTH_BUCKET = 64  # row lengths and numbers of steps are rounded up, so that few shapes are compiled
 _STEP_BUCKET = 8
+_ROW_BUCKET = 8
 _TILES = (16, 32, 64, 128)
 
 
@@ -133,7 +134,8 @@ def _pad(rows: Sequence[StepRow]) -> tuple[tuple[np.ndarray, np.ndarray, np.ndar
     """Token ids and mask [B, T], bounds [B, S + 2], and the tile that fits the longest step."""
     length = multiple(max(row.length for row in rows), _LENGTH_BUCKET)
     steps = multiple(max(1, *(row.steps for row in rows)), _STEP_BUCKET)
-    batch = 1 << (len(rows) - 1).bit_length()
+    # Full batches of one length are of one size; to the next power of two it would be half as much work again.
+    batch = min(1 << (len(rows) - 1).bit_length(), multiple(len(rows), _ROW_BUCKET))
     token_ids, mask = padded_rows([(*row.prompt_ids, *row.token_ids) for row in rows], length, batch)
     bounds = np.zeros((batch, steps + 2), np.int32)
     longest = 1

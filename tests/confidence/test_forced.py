@@ -6,7 +6,7 @@ import pytest
 from flax import nnx
 
 from caspo_jax.confidence import rcc
-from caspo_jax.confidence.forced import StepRow, measure, plan_batches
+from caspo_jax.confidence.forced import BATCH_TOKENS, StepRow, _pad, measure, plan_batches
 from caspo_jax.errors import UserError
 from caspo_jax.models import Decoder, RopeConfig
 from tests.shapes import small_shape
@@ -110,6 +110,17 @@ def test_batches_hold_every_row_once_and_like_lengths(model):
     for batch in plan_batches(short, batch_tokens=64):
         seen |= zip(batch, measure(model, [short[i] for i in batch], features=True))
     assert [seen[i].stats["entropy"].shape for i in range(3)] == [(3,), (20,), (5,)]
+
+
+def test_a_full_batch_is_hardly_padded_and_few_shapes_are_compiled():
+    lengths = np.random.default_rng(0).integers(300, 1800, 5000)
+    rows = [StepRow((1,), (2,) * n, (0, n)) for n in lengths.tolist()]
+    arrays = [_pad([rows[i] for i in batch])[0] for batch in plan_batches(rows)]
+    padded = sum(ids.size for ids, _, _ in arrays)
+    assert padded < 1.25 * lengths.sum()
+    assert max(ids.size for ids, _, _ in arrays) < 1.25 * BATCH_TOKENS
+    assert len({ids.shape for ids, _, _ in arrays}) < 60
+    assert [len(_pad(rows[:n])[0][0]) for n in (1, 2, 3, 5, 8, 9, 17)] == [1, 2, 4, 8, 8, 16, 24]
 
 
 def test_bad_rows(model):
