@@ -9,6 +9,7 @@ from typing import Any
 
 from caspo_jax.errors import UserError
 from caspo_jax.evaluation.report.beside import Beside, completed, decisiveness_of, read_beside
+from caspo_jax.evaluation.report.choice import choose
 from caspo_jax.records import check_schema, pair_from_record, schema_name, trace_from_record, tree_from_record
 from caspo_jax.store import load_records, read_json, read_jsonl, read_value
 from caspo_jax.types import Pair, Trace
@@ -70,10 +71,16 @@ class Run:
         return _main(self.summaries)
 
 
-def load_run(path: str | Path, name: str | None = None) -> Run:
+def load_run(path: str | Path, name: str | None = None, most_traces: int | None = None) -> Run:
     """Read a run's folder; files are known by the schema of their records, not by their names.
 
     `annotated.jsonl` hides the `traces.jsonl` beside it, which it contains.
+
+    Args:
+      path: the folder.
+      name: of the run; default the folder's own.
+      most_traces: of one file, as many as the page shows: the others keep no statistics of their tokens. Those of all
+        rounds take more memory than everything else. Default: all keep them.
 
     Raises:
       UserError: no such folder, a malformed record (names file:line), or nothing to report in it.
@@ -90,7 +97,7 @@ def load_run(path: str | Path, name: str | None = None) -> Run:
         label = file.relative_to(path).with_suffix("").as_posix()
         kind = _schema(file)
         if kind == "trace" and not _contained(file):
-            traces.append(_trace_file(file, label))
+            traces.append(_trace_file(file, label, most_traces))
         elif kind == "tree":
             trees.append(_tree_file(file, label, load_records(file, _tree)))
         elif kind == "pair":
@@ -144,7 +151,7 @@ def _contained(file: Path) -> bool:
     return file.name == "traces.jsonl" and file.with_name("annotated.jsonl").is_file()
 
 
-def _trace_file(file: Path, label: str) -> TraceFile:
+def _trace_file(file: Path, label: str, most: int | None) -> TraceFile:
     known = read_beside(file)
 
     def parse(record: dict[str, Any]) -> tuple[Trace, Beside]:
@@ -154,7 +161,12 @@ def _trace_file(file: Path, label: str) -> TraceFile:
         return completed(trace, found), found
 
     read = load_records(file, parse)
-    return TraceFile(label, [trace for trace, _ in read], [beside for _, beside in read])
+    traces = [trace for trace, _ in read]
+    if most is not None:
+        shown = set(choose(traces, most))
+        for i in set(range(len(traces))) - shown:
+            traces[i] = dataclasses.replace(traces[i], logprob=None, entropy=None)
+    return TraceFile(label, traces, [beside for _, beside in read])
 
 
 def _tree(record: dict[str, Any]) -> dict[str, Any]:

@@ -68,7 +68,7 @@ def write_report(
 
     loaded = []
     for path, name in zip(runs, _names(runs), strict=True):
-        loaded.append(load_run(path, name))
+        loaded.append(load_run(path, name, most_traces))
         made()
     page = render(loaded, title=title, tokenizer=tokenizer, most_traces=most_traces, made=made)
     write_text(output, page)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import itertools
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -11,13 +10,13 @@ import numpy as np
 
 from caspo_jax.evaluation.report.align import utf16_length
 from caspo_jax.evaluation.report.beside import Beside
+from caspo_jax.evaluation.report.choice import choose, question_of
 from caspo_jax.evaluation.report.encode import short, thousandths
 from caspo_jax.evaluation.report.folder import Run, TraceFile
 from caspo_jax.evaluation.report.spelling import Spelling, Spellings
 from caspo_jax.types import Step, Trace
 
 CHUNK_TOKENS = 20_000  # a chunk is closed once it holds this many
-MOST_TOKENS = 3_000_000  # of one file: about 40 MB of page
 PROBED = 20  # traces that a tokenizer must spell to be taken for a file's own
 _VERDICTS = {"correct": 1, "wrong": 0, "unknown": None}
 
@@ -62,30 +61,6 @@ def overstatement(trace: Trace, beside: Beside) -> float | None:
 def is_flawed(trace: Trace) -> bool:
     """The answer is right and some step is wrong."""
     return bool(trace.correct) and any(s.verdict == "wrong" for s in trace.steps)
-
-
-def choose(traces: Sequence[Trace], most: int, most_tokens: int = MOST_TOKENS) -> list[int]:
-    """Which traces to show: all, or those of whole questions evenly spread over the file, `most` in all at most.
-
-    Long traces count for more: about `most_tokens` tokens are shown, or one question.
-    """
-    tokens = sum(len(t.token_ids) for t in traces)
-    if tokens > most_tokens:
-        most = max(1, min(most, len(traces) * most_tokens // tokens))
-    groups = [
-        [i for i, _ in group]
-        for _, group in itertools.groupby(enumerate(traces), key=lambda item: question_of(item[1]))
-    ]
-    if len(traces) <= most:
-        return list(range(len(traces)))
-    wanted = max(1, int(len(groups) * most / len(traces)))
-    chosen = np.unique(np.linspace(0, len(groups) - 1, wanted).round().astype(int))
-    return [i for g in chosen for i in groups[g]][:most]
-
-
-def question_of(trace: Trace) -> str:
-    """The id of a trace's question: the trace's own, up to its last slash."""
-    return trace.id.rpartition("/")[0] or trace.id
 
 
 def view_traces(runs: Sequence[Run], spellings: Mapping[str, Spellings], most: int) -> TraceView:

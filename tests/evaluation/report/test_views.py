@@ -10,17 +10,17 @@ import pytest
 from hypothesis import given, settings
 
 from caspo_jax.errors import UserError
+from caspo_jax.evaluation.report.choice import choose
 from caspo_jax.evaluation.report.figures import reliability_diagram, strategies
 from caspo_jax.evaluation.report.folder import TraceFile, TreeFile
 from caspo_jax.evaluation.report.svg import Panel, label, ticks
 from caspo_jax.evaluation.report.tables import run_tables
-from caspo_jax.evaluation.report.trace_view import choose
 from caspo_jax.evaluation.report.tree_view import _tree, path_weights
 from caspo_jax.records import trace_from_record
 from caspo_jax.sampling import vote
 from caspo_jax.types import Trace
 from tests.evaluation.report.records import tokenizer, trace, write_lines
-from tests.evaluation.report.runs import SUMMARY, evaluate_run, faithfulness_run, small_run
+from tests.evaluation.report.runs import SUMMARY, evaluate_run, faithfulness_run, large_run, small_run
 
 
 def path(ids, logprob, confidence, answer):
@@ -137,6 +137,18 @@ def test_choosing_keeps_to_the_limit_and_to_the_order(sizes, most):
         assert len(chosen) == len(traces)
     long = [dataclasses.replace(t, token_ids=(0,) * 10) for t in traces]
     assert len(choose(long, most, most_tokens=50)) <= max(5, min(sizes))
+
+
+def test_traces_that_are_not_shown_keep_no_statistics_of_their_tokens_and_the_page_is_the_same(tmp_path):
+    """Those of all rounds would take more memory than there is; of the steps all are counted."""
+    from caspo_jax.evaluation.report import load_run, render
+
+    run = load_run(large_run(tmp_path / "run", 40))
+    lean = load_run(tmp_path / "run", most_traces=16)
+    assert render([lean], most_traces=16) == render([run], most_traces=16)
+    held = [t.entropy is not None for file in lean.traces for t in file.traces]
+    assert sum(held) == sum(len(choose(file.traces, 16)) for file in run.traces) < len(held)
+    assert all(t.entropy is not None for file in run.traces for t in file.traces)
 
 
 @settings(max_examples=60, deadline=None)
