@@ -51,7 +51,8 @@ def paired_permutation_test(a: Any, b: Any, draws: int = 10_000, seed: int = 0) 
     counts = int((difference > 0).sum()), int((difference < 0).sum())
     if not moved.size:
         return PairedTest(value, 1.0, *counts)
-    observed = abs(moved.sum()) * (1.0 - 1e-12)  # sums in another order differ in their last bits
+    # Sums in another order differ in the last bits of their terms: of a sum of 0 those are no share.
+    observed = abs(moved.sum()) - 1e-12 * np.abs(moved).sum()
     if moved.size < 40 and 2**moved.size <= draws:
         patterns = (np.arange(2**moved.size)[:, None] >> np.arange(moved.size)) & 1
         sums = (2 * patterns - 1) @ moved

@@ -1,8 +1,10 @@
 """AUROC among items of like length: against loops, against scipy's permutation test, and where length explains all."""
 
+import itertools
+
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from scipy import stats
 from sklearn.metrics import roc_auc_score
@@ -65,6 +67,20 @@ def test_null_against_scipy():
     assert mine.null_mean == pytest.approx(0.5, abs=0.01)
 
 
+def test_pairs_and_null_by_hand():
+    # Two strata of lengths 1 and 2, with 2 x 1 and 1 x 2 pairs; every order of the verdicts is one of 3 x 3.
+    confidence, length = [0.9, 0.8, 0.1, 0.9, 0.2, 0.1], [1, 1, 1, 2, 2, 2]
+    found = metrics.length_controlled_auroc(confidence, [1, 1, 0, 1, 0, 0], length, strata=2, draws=3000)
+    assert (found.value, found.pairs) == (1.0, 4)
+    assert found.p_value == pytest.approx(
+        2 / 9, abs=0.03
+    )  # as far from a half: all in order, or all against it
+    assert found.null_high == 1.0  # one in nine is as high
+    one = metrics.length_controlled_auroc(np.arange(20), [1] + [0] * 19, np.ones(20), strata=1, draws=4000)
+    assert one.null_high == pytest.approx(1.0)  # the best and the worst place, one in twenty each
+    assert (one.value, one.p_value) == (0.0, pytest.approx(0.1, abs=0.02))
+
+
 def test_strata_hold_equal_lengths_together():
     length = np.array([5, 1, 1, 1, 1, 1, 9, 9, 2, 3])
     label = metrics.length_strata(length, 5)
@@ -100,6 +116,21 @@ def test_paired_test_against_scipy(seed, n):
     assert found.p_value == pytest.approx(mcnemar, abs=1e-9)
 
 
+@settings(max_examples=30, deadline=None)
+@given(st.lists(st.integers(-4, 4), min_size=1, max_size=8), st.sampled_from([3, 7, 10]))
+@example([1, -3, 3, 1, -5, -3, 4, 2], 3)  # thirds that sum to 0, in whatever order only in whole numbers
+def test_paired_test_of_shares_counts_as_whole_numbers_do(differences, parts):
+    moved = [x for x in differences if x]
+    sums = [
+        abs(sum(s * x for s, x in zip(signs, moved)))
+        for signs in itertools.product((1, -1), repeat=len(moved))
+    ]
+    found = metrics.paired_permutation_test(np.array(differences) / parts, np.zeros(len(differences)))
+    assert found.p_value == np.mean(np.array(sums) >= abs(sum(moved)))
+    assert found.difference == pytest.approx(np.mean(differences) / parts)
+    assert (found.better, found.worse) == (sum(x > 0 for x in moved), sum(x < 0 for x in moved))
+
+
 def test_paired_test_by_draws():
     rng = np.random.default_rng(3)
     a, b = rng.integers(0, 2, 200).astype(float), rng.integers(0, 2, 200).astype(float)
@@ -108,5 +139,8 @@ def test_paired_test_by_draws():
         stats.binomtest(found.better, found.better + found.worse).pvalue, abs=0.03
     )
     assert metrics.paired_permutation_test(a, a).p_value == 1.0
+    # The data are one of the patterns, and each of the others is drawn once: none here, and all of them here.
+    assert metrics.paired_permutation_test(np.ones(60), np.zeros(60), draws=1500).p_value == 1 / 1501
+    assert metrics.paired_permutation_test(np.arange(60) % 2, np.full(60, 0.5), draws=1500).p_value == 1.0
     with pytest.raises(UserError, match="same questions"):
         metrics.paired_permutation_test(a, b[1:])
