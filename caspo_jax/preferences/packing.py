@@ -224,9 +224,7 @@ def verified_rows(
       `verified`.
     """
     # What has no confidence is as good to imitate as what has one.
-    sure = [
-        dataclasses.replace(c, confidence=1.0 if c.confidence is None else c.confidence) for c in candidates
-    ]
+    sure = [dataclasses.replace(c, confidence=1.0) for c in candidates]
     groups, counts = filter_candidates(sure, allow_flawed_prefix=allow_flawed_prefix)
     kept = [c for group in groups for c in group]
     rows = list(

@@ -76,6 +76,39 @@ def test_delimiter_tokens_are_never_swapped():
     assert rival.verdict == "unknown"
 
 
+def test_of_equal_entropies_the_first_is_swapped_and_a_token_without_text_never():
+    flat = candidate(entropy=(0.5,) * 11)
+    (rival,) = Model(other=b"7").maker()([flat])
+    assert rival.text == "7"
+    ids = (*b"1 + 1 = 2", EOS)
+    last = candidate(token_ids=ids, entropy=(*(float(i) for i in range(9)), 99.0), ends_trace=True)
+    (rival,) = Model(rest=(EOS,)).maker()([last])
+    assert rival.token_ids == (*b"1 + 1 = 3", EOS)
+
+
+def test_the_verifier_is_told_where_the_rival_stands():
+    asked = []
+
+    class Verifier:
+        name = "all"
+
+        def verify(self, items):
+            asked.extend(items)
+            return ["wrong"] * len(items)
+
+    for rest in ((EOS,), b"\n\n"):
+        dataclasses.replace(Model(rest=rest).maker(), verifier=Verifier())([candidate()])
+    assert [item.is_last for item in asked] == [True, False]
+    ended, item = asked
+    assert (item.prefix, item.step, item.question.id) == ("so\n\n", "1 + 1 = 3", "q")
+    assert (item.prompt_ids, bytes(item.prefix_ids), bytes(item.step_ids)) == (
+        (63,),
+        b"so\n\n",
+        b"1 + 1 = 3\n\n",
+    )
+    assert ended.step_ids == (*b"1 + 1 = 3", EOS)
+
+
 def test_the_candidates_own_alternatives_need_no_model():
     model = Model()
     others = tuple(b"9" * 11)

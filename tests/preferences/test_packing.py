@@ -46,7 +46,7 @@ def unpack(rows):
 )
 def test_every_pair_comes_out_whole_or_is_counted(shapes, batch_size, seed):
     pairs = [pair(i, *shape) for i, shape in enumerate(shapes)]
-    batches, counts = batch_pairs(pairs, (8, 12), batch_size, 0, seed=seed)
+    batches, counts = batch_pairs(pairs, (8, 12), batch_size, 20, seed=seed)  # a step's token pads as well
     found = []
     for batch in batches:
         assert batch.chosen.token_ids.shape == batch.rejected.token_ids.shape
@@ -99,6 +99,17 @@ def test_verified_steps_ride_along_in_turn():
     assert [unpack(b.verified) for b in batches] == [rows[:3], [rows[3], rows[4], rows[0]]]
     batches, _ = batch_pairs([pair(0)], (8,), 2, 0, verified=rows[:1])
     assert unpack(batches[0].verified) == rows[:1]  # none twice in a batch
+    (batch,), _ = batch_pairs([pair(0, prefix=8)], (8, 12), 1, 0, verified=rows)
+    assert batch.chosen.token_ids.shape[1] == 12
+    assert batch.verified.token_ids.shape == (1, 8)  # no wider than they need
+
+    def order(seed):
+        return [
+            unpack(b.verified)
+            for b in batch_pairs([pair(i) for i in range(5)], (8,), 1, 0, seed=seed, verified=rows)[0]
+        ]
+
+    assert order(1) == order(1) != order(2)
     with pytest.raises(UserError, match="no verified-correct step"):
         batch_pairs([pair(0)], (8,), 2, 0, verified=[])
 

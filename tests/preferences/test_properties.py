@@ -161,3 +161,16 @@ def test_verified_rows_are_distinct_and_correct(found, allow):
     assert len(set(rows)) == len(rows) == counts["verified"]
     right = {(c.prompt_ids + c.prefix_ids, c.token_ids) for c in found if c.verdict == "correct"}
     assert set(rows) <= right
+    # Of every text that was called right at a verified prefix, and never wrong, a row, whatever its confidence.
+    prefixes, called = {}, {}
+    for c in found:
+        prefixes.setdefault(c.key, set()).add(c.prefix_verdict)
+        called.setdefault((c.key, c.text.strip()), set()).add(c.verdict)
+    texts = {
+        (c.prompt_ids + c.prefix_ids, c.text.strip())
+        for c in found
+        if called[c.key, c.text.strip()] - {"unknown"} == {"correct"}
+        and (allow or prefixes[c.key] == {"correct"})
+    }
+    of_row = {(c.prompt_ids + c.prefix_ids, c.token_ids): c.text.strip() for c in found}
+    assert {(context, of_row[context, step]) for context, step in rows} == texts

@@ -56,6 +56,54 @@ def test_aligned_pairs_are_left_out_unless_asked_for():
     assert len(pairs) == 1
 
 
+def test_a_pair_on_the_border_is_aligned_only_where_the_wrong_step_is_below_tau():
+    def pairs(correct, wrong):
+        return len(select_pairs([make("r", "correct", correct), make("w", "wrong", wrong)], WRONG)[0])
+
+    assert (pairs(0.5, 0.4), pairs(0.5, 0.5), pairs(0.49, 0.4), pairs(0.6, 0.5)) == (0, 1, 1, 1)
+
+
+def test_a_random_pick_is_by_seed_and_prefix():
+    found = [
+        make(f"{verdict}{i}", verdict, i / 10, prefix=prefix)
+        for prefix in ((), (5,))
+        for verdict in ("correct", "wrong")
+        for i in range(8)
+    ]
+
+    def orders(**changes):
+        config = dataclasses.replace(WRONG, include_aligned=True, max_pairs_per_prefix=8, **changes)
+        pairs, _ = select_pairs(found, config)
+        return [[(p.rejected, p.chosen) for p in pairs if p.prefix_ids == prefix] for prefix in ((), (5,))]
+
+    sure = orders()
+    assert sure[0] == sure[1] == [(f"wrong{7 - i}", f"correct{i}") for i in range(8)]
+    for pick in ("random", "nearest"):
+        first, other = orders(pick=pick)
+        assert sorted(r for r, _ in first) == sorted(r for r, _ in other) == [f"wrong{i}" for i in range(8)]
+        assert first != other
+        assert [first, other] == orders(pick=pick)
+        assert first != orders(pick=pick, seed=1)[0]
+        assert first != sure[0]
+
+
+def test_a_pair_keeps_what_each_side_is():
+    ended = dataclasses.replace(make("w", "wrong", 0.9), ends_trace=True)
+    (pair,), _ = select_pairs([make("r", "correct", 0.4), ended], WRONG)
+    assert pair.ends_trace == (False, True)
+    assert (pair.chosen_verdict, pair.rejected_verdict) == ("correct", "wrong")
+    assert (pair.chosen_confidence, pair.rejected_confidence) == (0.4, 0.9)
+
+
+def test_texts_alike_after_other_tokens_are_other_pairs():
+    found = [make("r", "correct", 0.4), make("w", "wrong", 0.9)]
+    more = [dataclasses.replace(c, question=Question(id="p"), prompt_ids=(1, 3)) for c in found]
+    again = [dataclasses.replace(c, question=Question(id="s")) for c in found]
+    pairs, counts = select_pairs([*found, *more, *again], WRONG)
+    assert [p.prompt_ids for p in pairs] == [(1, 2), (1, 3)]
+    assert counts["duplicate_pair"] == 1
+
+
 def test_prefixes_never_mix_and_flawed_ones_are_dropped():
     candidates = [
         make("r", "correct", 0.4, prefix=(5,)),
@@ -93,6 +141,15 @@ def test_duplicates_and_contradictions():
     assert (counts["unknown_verdict"], counts["no_confidence"]) == (1, 1)
 
 
+def test_of_equal_steps_the_one_with_a_verdict_stays_then_the_one_with_a_confidence():
+    found = [make("r", "unknown", 0.4), make("r", "correct", None), make("w", "wrong", 0.9)]
+    pairs, counts = select_pairs(found, WRONG)
+    assert (pairs, counts["duplicate_ids"], counts["no_confidence"]) == ([], 1, 1)
+    pairs, counts = select_pairs([*found, make("r", "correct", 0.3)], WRONG)
+    assert [(p.chosen, p.chosen_confidence) for p in pairs] == [("r", 0.3)]
+    assert counts["duplicate_ids"] == 2
+
+
 def rivals(texts):
     def competitors(candidates, kind):
         return [Rival(tuple(texts[c.text].encode()), texts[c.text], False, "wrong", None) for c in candidates]
@@ -109,6 +166,21 @@ def test_low_confidence_correct_steps_meet_their_competitor():
     assert counts["attempts_low_confidence_correct"] == 2
 
 
+def test_no_more_competitors_are_made_than_there_is_room_for():
+    config = PairConfig(kinds=("wrong", "low_confidence_correct"), tau=0.9, max_pairs_per_prefix=2)
+    found = [make(text, "correct", 0.1 * i) for i, text in enumerate("abcd", 1)]
+    asked = []
+
+    def competitors(candidates, kind):
+        asked.append([c.text for c in candidates])
+        return rivals(dict(zip("abcd", "azyx")))(candidates, kind)
+
+    pairs, counts = select_pairs([*found, make("w", "wrong", 0.95)], config, competitors=competitors)
+    assert [(p.chosen, p.rejected) for p in pairs] == [("a", "w"), ("b", "z")]
+    assert asked == [["a"], ["b"]]  # one pair is there already, and "a" spells a step that is right
+    assert counts["over_limit"] == 2
+
+
 def test_a_step_dropped_for_contradiction_is_no_rejected_step():
     found = [make("7", "correct", 0.4), make("x", "correct", 0.3), make("x", "wrong", 0.3)]
     config = PairConfig(kinds=("low_confidence_correct",), tau=0.9)
@@ -122,6 +194,13 @@ def test_tau_is_the_quantile_of_what_is_left():
         [make(str(i), "correct", i / 10) for i in range(5)], PairConfig(kinds=("wrong",), tau_quantile=0.25)
     )
     assert counts["tau"] == pytest.approx(0.1)
+    found = [
+        make("r", "correct", 0.2),
+        make("w", "wrong", 0.8),
+        make("v", "wrong", 0.6),
+        make("u", "unknown", 0.1),
+    ]
+    assert select_pairs(found, PairConfig(kinds=("wrong",)))[1]["tau"] == 0.6  # wrong steps too, of a verdict
 
 
 def test_missing_competitors_are_an_error():
