@@ -70,6 +70,17 @@ def test_pairing():
     np.testing.assert_allclose(other[:3], (0.1, 0.1, 0.1))
 
 
+def test_the_ends_are_percentiles_of_the_draws():
+    values, drawn = np.random.default_rng(6).random(30), []
+    statistic = lambda w: drawn.append(float(w @ values)) or drawn[-1]  # noqa: E731
+    found = metrics.bootstrap_interval(statistic, np.arange(30), draws=401, seed=2)
+    draws = np.sort(drawn[1:])  # the first is of the data
+    # 2.5 and 97.5 % of 401: the first draws with 10.025 and 390.975 of them at or below.
+    assert (found.value, found.low, found.high) == (drawn[0], draws[10], draws[390])
+    narrow = metrics.bootstrap_interval(statistic, np.arange(30), draws=401, seed=2, level=0.5)
+    assert (narrow.low, narrow.high) == (draws[100], draws[300])
+
+
 def test_undefined_draws_are_counted():
     correct = np.array([1, 0, 0, 0])
     found = metrics.bootstrap_interval(
@@ -132,3 +143,5 @@ def test_one_question_does_not_say_how_much_questions_differ():
     # A question that only one of the two answered is a question.
     two = metrics.paired_difference(mean, metrics.mean_statistic([0.0]), ["a", "a", "b"], ["a"], draws=200)
     assert two.low <= two.value <= two.high
+    other = metrics.paired_difference(metrics.mean_statistic([0.0]), mean, ["a"], ["a", "a", "b"], draws=200)
+    np.testing.assert_allclose((other.value, other.low, other.high), (-two.value, -two.high, -two.low))

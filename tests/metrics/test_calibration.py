@@ -39,6 +39,7 @@ def test_bins_are_right_closed_and_hold_both_ends():
     assert bins.confidence[0] == pytest.approx(0.05)
     assert bins.accuracy[9] == 1.0
     assert np.isnan(bins.accuracy[1])
+    np.testing.assert_allclose(bins.edges, np.linspace(0, 1, 11))
     # Rounding errors of an edge count as the edge: in float32, and in 1 - 0.9, 0.1 + 0.2, 0.7 * 10 / 10.
     for values in (np.float32([0.1, 0.3, 0.6, 0.7]), [1 - 0.9, 0.1 + 0.2, 1 - 0.4, 1 - 0.3]):
         assert np.flatnonzero(metrics.reliability(values, [1] * 4).counts).tolist() == [0, 2, 5, 6]

@@ -28,6 +28,8 @@ def test_weights_are_copies(seed, n):
     kendall = metrics.kendall_statistic(x, y, groups)
     assert spearman(ones) == pytest.approx(scipy.stats.spearmanr(x, y).statistic, abs=1e-9, nan_ok=True)
     assert kendall(ones) == pytest.approx(scipy.stats.kendalltau(x, y).statistic, abs=1e-9, nan_ok=True)
+    assert metrics.spearman(x, y) == pytest.approx(spearman(ones), abs=1e-9, nan_ok=True)
+    assert metrics.kendall(x, y) == pytest.approx(kendall(ones), abs=1e-9, nan_ok=True)
     a, b = np.repeat(x, copies), np.repeat(y, copies)
     if len(np.unique(a)) > 1 and len(np.unique(b)) > 1:
         assert spearman(copies) == pytest.approx(scipy.stats.spearmanr(a, b).statistic, abs=1e-9)

@@ -30,6 +30,20 @@ def test_debiased_ece_against_scipys_folded_normal(seed, n):
     assert metrics.debiased_calibration_error(confidence, correct, 5) == pytest.approx(total, abs=1e-9)
 
 
+def test_debiased_squared_error_by_hand():
+    confidence, correct = [0.9, 0.8, 0.7, 0.1, 0.3], [1, 1, 0, 0, 1]
+    # Bins of equal width (0, .5] and (.5, 1]: gaps .2 - .5 and .8 - 2/3.
+    wide = (2 * (0.3**2 - 0.25 / 1) + 3 * ((0.8 - 2 / 3) ** 2 - (2 / 9) / 2)) / 5
+    assert metrics.debiased_squared_error(confidence, correct, 2, "width") == pytest.approx(wide)
+    # Of equal counts, {.1, .3, .7} and {.8, .9}.
+    mass = (3 * ((1.1 / 3 - 1 / 3) ** 2 - (2 / 9) / 2) + 2 * (0.15**2 - 0.0)) / 5
+    assert metrics.debiased_squared_error(confidence, correct, 2) == pytest.approx(mass)
+    # A bin of one item tells nothing of its own variance.
+    assert metrics.debiased_squared_error([0.9, 0.8, 0.7, 0.1], [1, 1, 0, 0], 2, "width") == pytest.approx(
+        (0.8 - 2 / 3) ** 2 - (2 / 9) / 2
+    )
+
+
 def test_debiased_errors_are_near_zero_where_the_confidence_is_calibrated():
     rng = np.random.default_rng(0)
     plain, debiased, squared = [], [], []

@@ -49,6 +49,17 @@ def test_words_that_follow_the_confidence_have_skill_and_others_have_none():
         assert found.share > 0.02
 
 
+def test_the_interval_and_the_share_are_those_of_the_draws():
+    rng, seen = np.random.default_rng(3), []
+    c, d = rng.random(30), rng.random(30)
+    metric = lambda f: seen.append(float(f.mean())) or seen[-1]  # noqa: E731
+    found = metrics.permutation_baseline(d, c, np.zeros(30), {"mfg": metric}, draws=200)["mfg"]
+    drawn, value = np.array(seen[:-1]), seen[-1]
+    assert found.value == value == pytest.approx(np.mean(1 - np.abs(d - c)))
+    np.testing.assert_allclose((found.low, found.high), np.quantile(drawn, [0.025, 0.975]))
+    assert found.share == (1 + np.sum(drawn >= value)) / 201
+
+
 def test_only_steps_of_one_position_are_exchanged():
     d = np.array([0.0, 1.0, 0.0, 1.0])
     c = np.array([0.0, 1.0, 0.0, 1.0])
@@ -85,7 +96,7 @@ def test_the_mean_over_all_permutations(seed, n):
 
 
 def test_late_positions_are_joined():
-    index = np.concatenate([np.arange(n) for n in [3] * 12 + [9]])
+    index = np.concatenate([np.arange(n) for n in [3] * 12 + [4] * 8 + [9]])  # the fourth step in nine traces
     assert metrics.position_groups(index).max() == 2
     assert metrics.position_groups(np.arange(5)).tolist() == [0, 1, 2, 3, 4]
     assert metrics.position_groups([]).size == 0

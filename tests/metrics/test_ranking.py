@@ -72,6 +72,10 @@ def test_grouped_statistic_weighs_whole_groups():
     assert statistic(np.ones(6)) == pytest.approx((1 + 0 + 0.5) / 3)
     assert statistic(np.array([2.0, 2, 0, 0, 1, 1])) == pytest.approx((2 + 0.5) / 3)
     assert np.isnan(statistic(np.zeros(6)))
+    # Also where a group's items stand apart.
+    order = np.array([4, 0, 2, 1, 5, 3])
+    apart = metrics.grouped_auroc_statistic(*(np.array(x)[order] for x in (scores, correct, groups)))
+    assert apart(np.array([2.0, 2, 0, 0, 1, 1])[order]) == pytest.approx((2 + 0.5) / 3)
 
 
 def test_entropy_gap():
