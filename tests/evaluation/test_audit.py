@@ -100,6 +100,19 @@ def test_oracle_is_pass_at_k_and_bounds_every_threshold():
     assert counted == pytest.approx(sum(q.paths[i].correct for q, i in fallen))
 
 
+def test_without_a_right_path_the_branch_that_spent_most_goes_on():
+    one = question("a", ([0.5, 0.5], False), ([], False))  # 10 of 25 tokens, and 5 of 5
+    assert oracle_prune([one]) == {"accuracy": 0.0, "tokens": 25 + 5}
+
+
+def test_sweeps_go_up_to_the_19_20ths_of_the_lowest_confidences():
+    lowest = np.arange(1, 101) / 100
+    many = [question("q", *[([c], True) for c in lowest], ([], True))]  # the last one has no boundary
+    found = sweep_thresholds(many, count=3)
+    assert found == [0.0, 0.01, 0.48, 0.95]
+    assert sweep_thresholds([question("q", ([], True))]) == [0.0]
+
+
 def test_traces_meet_their_trees():
     nodes = (CatNode(-1, (1,), (-0.1,), (0.1,), 0.5, 0.5, "finished", "eos"),) * 2
     trees = [CatTree("x/1", (0,), nodes, (0, 0), None), CatTree("x/2", (0,), nodes, (0, 0), None)]
@@ -138,7 +151,14 @@ def finish(monkeypatch, prefixes, rest, **settings):
     rows = audit.finish_pruned(
         model, None, [Question("q", "q", gold="b")], [tree], sample, None, extract=lambda t: t[-1:], equal=str.__eq__
     )  # fmt: skip
+    assert [row["depth"] for row in rows] == [1] * len(prefixes)
     return [row["correct"] for row in rows]
+
+
+def test_a_branch_is_as_deep_as_the_steps_that_it_closed():
+    sure = (0.5, None, 0.7, 0.2)  # the second node is a delimiter alone
+    nodes = tuple(CatNode(i - 1, (i, i), (), (), c, c, "closed", None) for i, c in enumerate(sure))
+    assert audit._prefix(CatTree("q", (0,), nodes, (0, 0), None), 3) == ([0, 0, 1, 1, 2, 2, 3, 3], 3)
 
 
 def test_a_pruned_branch_has_the_tokens_that_its_own_limit_left(monkeypatch):
@@ -150,5 +170,7 @@ def test_a_stop_string_may_begin_before_the_place_where_a_branch_fell(monkeypatc
     rest = [3, 0, 0, 1, 4]  # "Qaab": the answer is right, after a new question has begun
     assert finish(monkeypatch, [(1, 2)], rest) == [True]
     assert finish(monkeypatch, [(1, 2)], rest, stop=("\n\nQ",)) == [False]
+    # One that was complete before it fell ended nothing.
+    assert finish(monkeypatch, [(3, 1, 0)], [0, 1, 4], stop=("Qba",)) == [True]
     endless = [1, 3, *[0] * 30]
     assert finish(monkeypatch, [(0, 2, 1)], endless, stop=("bb",)) == [True]  # ended by it, in time

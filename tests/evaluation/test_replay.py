@@ -142,6 +142,12 @@ def test_replay_by_hand():
     assert replay([a, b, c], 0.5, min_live=0).tokens == 6 + 3 + 4
     assert replay([a, b, c], 0.0).finished == (0, 1, 2)
     assert replay([b, b], 0.5).pruned == ((0, 0),)  # one must stay
+    later = dataclasses.replace(b, nodes=(2,))
+    assert replay([b, later], 0.5).pruned == replay([b, later, a], 0.5, min_live=2).pruned == ((1, 0),)
+    assert replay([b], 0.1, min_live=0).pruned == ()  # strictly below, as float32 sees them
+    near = dataclasses.replace(b, confidences=(float(np.float32(0.7)),))
+    assert near.confidences[0] < 0.7
+    assert replay([near], 0.7, min_live=0).pruned == ()
 
 
 def test_trees_that_cannot_be_replayed_are_refused():
@@ -159,3 +165,16 @@ def test_trees_that_cannot_be_replayed_are_refused():
     with pytest.raises(UserError, match="cannot be replayed"):
         recorded_paths(good, [True], "relative")
     assert recorded_paths(good, [False], "last")[0].lowest == 0.5
+
+
+def test_a_boundary_without_a_step_looks_at_the_newest_one():
+    sure = (None, 0.5, None, 0.9, 0.1)
+    nodes = tuple(
+        CatNode(i - 1, (1, 2), (), (), c, c, "finished" if i == 4 else "closed", None)
+        for i, c in enumerate(sure)
+    )
+    for rule in RULES:
+        (path,) = recorded_paths(CatTree("q", (0,), nodes, (0, 0), None), [True], rule)
+        assert path.boundaries == (2, 4, 6, 8)
+        np.testing.assert_array_equal(path.confidences, (np.nan, 0.5, 0.5, 0.9))
+        assert (path.nodes, path.tokens, path.lowest) == ((0, 1, 2, 3), 10, 0.5)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from caspo_jax.evaluation import Evaluation, policy_record
-from caspo_jax.evaluation.strategies import matched_counts, pool_votes
+from caspo_jax.evaluation.strategies import Outcome, matched_counts, pool_votes
 from caspo_jax.evaluation.tables import paired, tabulate, values
 from caspo_jax.types import Question, Step, Trace
 
@@ -74,6 +74,21 @@ def test_a_policy_s_record_says_over_how_many_groups():
         assert len(record["intervals"][name]) == 2, name
 
 
+def test_strategies_are_paired_by_question():
+    tables = tabulate(TRACES, IDS)
+
+    def evaluation(**right):
+        outcomes = {name: Outcome(np.array(r, float), np.ones(3), {}) for name, r in right.items()}
+        return Evaluation("p", "policy", tables, outcomes)
+
+    new, base = evaluation(cat=[1, 1, 1], greedy=[0, 1, 1]), evaluation(cat=[0, 0, 1], majority=[1, 1, 1])
+    record = policy_record(new, base, draws=200)["paired_with_base"]
+    assert record["cat_accuracy"]["difference"] == pytest.approx(2 / 3)  # the policy's less the base's
+    assert 0 <= record["cat_accuracy"]["low"] <= record["cat_accuracy"]["high"] == 1
+    assert not {"greedy_accuracy", "majority_accuracy"} & record.keys()
+    assert record["step_accuracy"]["difference"] == 0.0
+
+
 def test_a_policy_differs_from_itself_by_nothing():
     tables = tabulate(TRACES, IDS)
     for name, interval in paired(tables, tables, draws=50).items():
@@ -93,6 +108,11 @@ def test_matched_counts_spend_the_budget():
         assert cost <= budget
         assert budget - cost < 2.0
     assert (matched_counts(pool, 1e9) == 10).all()
+    flat = np.full((8, 4), 10)
+    counts = matched_counts(flat, 25.0)
+    assert counts.sum() == 20
+    assert np.abs(np.cumsum(counts) - 2.5 * np.arange(1, 9)).max() <= 1  # spread evenly
+    assert matched_counts(flat, 20.0).tolist() == [2] * 8  # what is just affordable is bought
     assert (matched_counts(pool, 1.0) == 1).all()
 
 

@@ -130,11 +130,27 @@ def test_rank_and_edges():
     assert (
         conformal_threshold([0.2, math.inf, math.inf], 0.6).threshold == 0.2
     )  # the 2nd is +inf: kept finite
+    assert (
+        conformal_threshold([0.2, 0.3, math.inf, math.inf], 0.6).threshold == 0.3
+    )  # the largest that is finite
     assert conformal_threshold([math.inf] * 9, 0.5).threshold == 0.0
+    assert conformal_threshold(np.arange(1, 100) / 100, 0.29) == (
+        0.29,
+        29,
+        99,
+    )  # .29 x 100 is a hair below 29
     assert loss_rate([0.1, 0.2, math.nan], 0.2) == 0.5
     for alpha in (0.0, 1.0):
         with pytest.raises(UserError, match="alpha"):
             conformal_threshold(scores, alpha)
+
+
+def test_the_halves_of_a_split_are_apart():
+    """On the questions that it was calibrated on, a threshold would always lose the same share."""
+    scores = np.random.default_rng(4).random(60)
+    rates = split_rates(scores, 0.2, splits=200)
+    assert rates.std() > 0.03  # of Beta(6, 25) and a sample of 30: .1
+    assert len(set(rates.tolist())) > 5
 
 
 def test_ties_only_lower_the_rate():
@@ -174,6 +190,48 @@ def test_file_comes_back_and_is_checked(tmp_path):
         Calibration.load(tmp_path / "torn.json")
     with pytest.raises(UserError, match="cannot read"):
         Calibration.load(tmp_path / "nowhere.json")
+
+
+CHANGES = {
+    "temperature": 0.8,
+    "top_k": 5,
+    "top_p": 0.9,
+    "min_p": 0.05,
+    "max_new_tokens": 31,
+    "stop": ("Q",),
+    "step_delimiter": "\n",
+    "ignore_eos": True,
+}
+
+
+@pytest.mark.parametrize("name", CHANGES)
+def test_whatever_changes_the_paths_is_held(name):
+    assert {f.name for f in dataclasses.fields(SampleConfig)} == {*CHANGES, "num_samples"}
+    config = CatConfig(sample=SampleConfig(temperature=0.7, max_new_tokens=32))
+    made = Calibration(0.61, 0.1, 5, 49, 60, "abc", held_fixed(config))
+    other = dataclasses.replace(config, sample=dataclasses.replace(config.sample, **{name: CHANGES[name]}))
+    with pytest.raises(UserError, match=rf"{name}: "):
+        made.apply(other, "abc")
+
+
+def test_a_path_confidence_is_held_where_it_prunes():
+    for prune, held in (("path", True), ("last", False)):
+        config = CatConfig(prune=prune)
+        made = Calibration(0.61, 0.1, 5, 49, 60, "abc", held_fixed(config))
+        assert (
+            "path_confidence: 'geometric' then, 'min' now" in refusal(made, path_confidence="min")
+        ) == held
+        assert "step_confidence: 'mean_logprob' then" in refusal(made, step_confidence="entropy")
+        assert f"prune: '{prune}' then" in refusal(made, prune="last" if held else "path")
+
+
+def refusal(made, **changes):
+    config = CatConfig(prune=made.search["prune"])
+    try:
+        made.apply(dataclasses.replace(config, **changes), "abc")
+    except UserError as error:
+        return str(error)
+    return ""
 
 
 def test_what_the_guarantee_leaves_out_is_said():
