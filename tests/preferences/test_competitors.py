@@ -124,6 +124,15 @@ def test_eos_ends_the_competitor_and_the_trace():
     assert rival.ends_trace
 
 
+def test_a_swapped_eos_ends_the_step_where_it_stands():
+    model = Model(rest=b"never")
+    model.other = EOS
+    (rival,) = model.maker()([candidate("1 + 1 = 2 + 0", hot=9)])
+    assert rival.token_ids == (*b"1 + 1 = 2", EOS)
+    assert (rival.text, rival.ends_trace, rival.verdict) == ("1 + 1 = 2", True, "correct")
+    assert len(model.contexts) == 1
+
+
 def test_a_swap_that_closes_the_step_is_not_continued():
     step = candidate("1 + 1 = 2\nX", hot=10)
     model = Model(other=b"\n", rest=b"never")

@@ -172,5 +172,7 @@ def test_verified_rows_are_distinct_and_correct(found, allow):
         if called[c.key, c.text.strip()] - {"unknown"} == {"correct"}
         and (allow or prefixes[c.key] == {"correct"})
     }
+    wrong = {key for key, verdicts in called.items() if verdicts - {"unknown"} == {"wrong"}}
+    assert counts["wrong"] == sum(allow or prefixes[key] == {"correct"} for key, _ in wrong)
     of_row = {(c.prompt_ids + c.prefix_ids, c.token_ids): c.text.strip() for c in found}
     assert {(context, of_row[context, step]) for context, step in rows} == texts

@@ -3,7 +3,7 @@
 import numpy as np
 
 from caspo_jax.preferences.packing import MaskedRow
-from caspo_jax.preferences.tree_packing import RowShape, Unit, plan_rows
+from caspo_jax.preferences.tree_packing import RowShape, Unit, pack_trees, plan_rows
 
 
 def sequence(context, step):
@@ -27,3 +27,18 @@ def test_a_tree_that_exceeds_a_row_is_halved_where_it_branches():
     assert sum(len(piece.units) for piece in pieces) == len(units)
     prefixes = len(samples) * (40 + 4 * 2 * 5)  # every sample's, once
     assert sum(len(piece.tree) for piece in pieces) == len(pieces) * len(prompt) + prefixes
+
+
+def test_a_row_holds_no_more_members_than_it_has_room_for():
+    """Eight pairs that share their chosen step: few tokens, and each of them in many sums."""
+    chosen = sequence([1], range(2, 42))
+    units = [Unit((chosen, sequence([1], (100 + i, 200 + i))), i, 0, True) for i in range(8)]
+    shape = RowShape.of(64, pairs=True, verified=False)
+    rows = plan_rows(units, shape)
+    assert 8 * 42 > shape.members == 256
+    assert sorted(unit.index for row in rows for piece in row for unit in piece.units) == list(range(8))
+    assert all(sum(piece.size[4] for piece in row) <= shape.members for row in rows)
+    n = np.zeros(8, np.float32)
+    packed = pack_trees(rows, len(rows), shape, n + 1, n, n)
+    owners = packed.batch.member_item[packed.batch.member_item < 2 * shape.pairs]
+    assert len(owners) == 8 * 42
