@@ -92,6 +92,12 @@ def test_dpo_loss_matches_numpy(beta, smoothing):
     np.testing.assert_allclose(aux["rewards/margin"], np.average(margin, weights=WEIGHTS), rtol=1e-4)
     np.testing.assert_allclose(aux["rewards/accuracy"], np.average(margin > 0, weights=WEIGHTS), rtol=1e-6)
     np.testing.assert_allclose(aux["logps/chosen"], np.average(pc, weights=WEIGHTS), rtol=1e-6)
+    np.testing.assert_allclose(aux["logps/rejected"], np.average(pr, weights=WEIGHTS), rtol=1e-6)
+    # Weights are shares, however small; half precision is widened before anything is subtracted.
+    np.testing.assert_allclose(dpo_loss(*columns, beta, smoothing, 1e-3 * WEIGHTS)[0], loss, rtol=1e-5)
+    halves = [jnp.asarray(c, jnp.bfloat16) for c in columns]
+    wide = [c.astype(jnp.float32) for c in halves]
+    assert dpo_loss(*halves, beta, smoothing)[0] == dpo_loss(*wide, beta, smoothing)[0]
 
 
 @pytest.mark.parametrize(
@@ -117,6 +123,9 @@ def test_pair_losses_and_gradients(options):
             return pair_losses(pc, pr, rc, rr, config)[0]
 
         np.testing.assert_allclose(losses(pc, pr), expected, rtol=1e-9)
+        _, rewards = pair_losses(pc, pr, rc, rr, config)  # of the policy: no penalty is in them
+        np.testing.assert_allclose(rewards["rewards/margin"], 0.3 * ((pc - rc) - (pr - rr)), rtol=1e-9)
+        np.testing.assert_array_equal(rewards["rewards/accuracy"], (pc - rc) > (pr - rr))
         check_grads(losses, (pc, pr), order=2 if options.get("dpop_lambda") is None else 1, modes=["rev"])
 
 
@@ -195,7 +204,10 @@ def test_presets():
     assert caspo.uses_verified
     assert (caspo.nll_alpha, caspo.dpop_lambda) == (10.0, 0.0)
     run = TrainConfig.preset("paper", epochs=2)
-    assert (run.learning_rate, run.batch_size, run.b2, run.weight_decay, run.epochs) == (5e-7, 64, 0.95, 0, 2)
+    assert (run.learning_rate, run.batch_size, run.weight_decay, run.epochs) == (5e-7, 64, 0, 2)
+    assert (run.b1, run.b2, run.warmup_fraction, run.final_fraction) == (0.9, 0.95, 0.03, 0.1)
+    assert TrainConfig.preset("paper") == TrainConfig()  # one epoch a round
+    assert TrainConfig().epochs == 1
     assert LossConfig.preset("caspo", beta=0.3).beta == 0.3
     with pytest.raises(UserError, match="preset"):
         TrainConfig.preset("casp")

@@ -44,3 +44,15 @@ def test_an_update_is_as_large_as_the_rate_that_was_given():
     np.testing.assert_allclose(updates["w"], -1e-5, rtol=1e-5)
     with pytest.raises(TypeError, match="learning_rate"):
         make_optimizer(config)
+
+
+def test_the_moments_are_those_that_were_asked_for():
+    """Two updates of AdamW by hand."""
+    settings = {"b1": 0.7, "b2": 0.6, "eps": 0.3, "clip_norm": None, "warmup_fraction": 0}
+    optimizer, params = make_optimizer(TrainConfig(**settings), 0.1), {"w": jnp.ones(2)}
+    first, second = np.array([0.5, -2.0]), np.array([1.0, 0.25])
+    _, state = optimizer.update({"w": jnp.asarray(first)}, optimizer.init(params), params)
+    updates, _ = optimizer.update({"w": jnp.asarray(second)}, state, params)
+    mean = (0.7 * 0.3 * first + 0.3 * second) / (1 - 0.7**2)
+    square = (0.6 * 0.4 * first**2 + 0.4 * second**2) / (1 - 0.6**2)
+    np.testing.assert_allclose(updates["w"], -0.1 * mean / (np.sqrt(square) + 0.3), rtol=1e-5)
