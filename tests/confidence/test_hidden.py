@@ -93,7 +93,7 @@ def padded(seed, prompts, steps, extra=0, width=6):
 
 
 @pytest.mark.parametrize("block", [2, 5, 16])
-@pytest.mark.parametrize("mu, delta", [(0.5, 0.4), (0.15, 0.7)])
+@pytest.mark.parametrize("mu, delta", [(0.5, 0.4), (0.15, 0.7), (0.0, 1.0)])
 def test_a_batch_in_tiles_is_each_trace_by_itself(block, mu, delta):
     prompts, steps = [5, 3, 12], [[3, 1, 11, 6], [20], [1, 1, 7]]
     hidden, top1, bounds = padded(3, prompts, steps, extra=3)

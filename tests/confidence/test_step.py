@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from caspo_jax.confidence import (
+    BOUNDED_STEPS,
     STEP_CONFIDENCES,
     TOKEN_FIELDS,
     TokenStats,
@@ -51,6 +52,7 @@ def on_host(stats):
 
 def test_names():
     assert tuple(STEP_CONFIDENCES) == NAMES
+    assert set(NAMES) - set(BOUNDED_STEPS) == {"deepconf", "self_certainty"}
 
 
 @pytest.mark.parametrize("count", [1, 10, 11, T])
@@ -112,6 +114,8 @@ def test_uniform_and_certain_tokens():
         assert at(name, uniform, 2) == pytest.approx(1 / VOCAB, rel=1e-5)
         assert at(name, certain, 1) == 1.0
     assert at("normalised", uniform, 2) == pytest.approx(0.0, abs=1e-6)
+    rounded = TokenStats(entropy=np.full(2, np.log(VOCAB) * (1 + 1e-7)))
+    assert at("normalised", rounded, 2) == 0.0
     assert at("sum_logprob", uniform, 2) == pytest.approx(1 / VOCAB**2, rel=1e-5)
     assert at("margin", uniform, 2) == 0.0
     assert at("self_certainty", uniform, 2) == pytest.approx(0.0, abs=1e-6)

@@ -51,6 +51,16 @@ def test_extreme_logits(case):
         ids = np.full(len(logits), token)
         want = expected(logits, ids)
         assert_close(token_stats(logits, ids), want)
+    # The runner-up alone is found in another way than among the top 20.
+    two = token_stats(logits, fields=("top1_id", "top2_id", "top2_logprob"))
+    np.testing.assert_array_equal(two.top1_id, want["top1_id"])
+    np.testing.assert_array_equal(two.top2_id, want["top2_id"])
+    np.testing.assert_allclose(two.top2_logprob, want["top2_logprob"], rtol=1e-6, atol=1e-5)
+
+
+def test_no_divergence_is_negative():
+    logits = 1e-4 * np.random.default_rng(5).normal(size=(50, 24)).astype(np.float32)
+    assert np.asarray(token_stats(logits, fields="uniform_kl").uniform_kl).min() >= 0
 
 
 def test_large_vocabulary():

@@ -37,6 +37,7 @@ PATHS = [
         ("confidence", 25.0, "2", {"2": 0.9**25 + 0.1**25, "3": 2 * 0.8**25}),
         ("sequence", 1.0, "2", {"2": 0.5 / 0.9, "3": 0.4 / 0.9}),  # the duplicate of 3 counts once
         ("best_path", 1.0, "2", {"2": 0.9, "3": 0.8}),
+        ("best_path", 25.0, "2", {"2": 0.9, "3": 0.8}),  # gamma is of the confidence vote
     ],
 )
 def test_votes(method, gamma, answer, weights):
@@ -119,6 +120,21 @@ def test_confidence_votes_survive_powers_beyond_floats(scale, gamma):
     answer, weights = vote(found, "confidence", extract=unanswered, gamma=gamma)
     assert answer == "right"
     assert weights == {"wrong": pytest.approx((0.1 / 0.99) ** gamma, abs=1e-12), "none": 0.0, "right": 2.0}
+
+
+def test_confidence_votes_survive_sums_beyond_floats_and_infinite_confidences():
+    largest = 1e308  # which a float holds, and not three times
+    answer, weights = vote(
+        [path("a", [i], largest) for i in range(3)] + [path("b", [4], 1e307)], "confidence"
+    )
+    assert (answer, weights) == ("a", {"a": 3.0, "b": pytest.approx(0.1)})
+    answer, weights = vote([path("b", [1], 2.0), path("a", [2], math.inf)], "confidence", gamma=2.0)
+    assert (answer, weights) == ("a", {"b": 4.0, "a": math.inf})
+
+
+def test_an_answer_that_is_set_is_not_read_again():
+    said = dataclasses.replace(path("3", [1]), answer="")
+    assert vote([said, path("3", [2])], "majority")[1] == {"": 1.0, "3": 1.0}
 
 
 def test_confidence_votes_that_floats_hold_are_plain_powers():
