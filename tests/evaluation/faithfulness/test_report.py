@@ -68,6 +68,39 @@ def constructed(how, seed=0, traces=80, noise=0.08):
     return table({"lexicon": words}, seen, steps=5)
 
 
+def test_a_record_by_hand():
+    """Twelve traces of three steps whose words and confidences are those of their place; one step has no words."""
+    d, c = np.tile([0.2, 0.5, 0.9], 12), np.tile([0.3, 0.6, 1.0], 12)
+    d[0] = np.nan
+    found = faithfulness_record(table({"s": d}, {"entropy": c}, steps=3), "s", "entropy", draws=20)
+    assert (found["steps"], found["traces"], found["missing"]) == (35, 12, 1)
+    mean = (11 * 0.2 + 12 * 0.5 + 12 * 0.9) / 35
+    assert found["mean_decisiveness"] == pytest.approx(mean)
+    assert found["mean_confidence"] == pytest.approx((11 * 0.3 + 12 * 0.6 + 12) / 35)
+    assert found["metrics"]["gap"]["value"] == pytest.approx(-0.1)
+    base = found["baselines"]
+    assert base["constant"]["value"] == pytest.approx(mean)
+    # A trace's F is the mean over its steps, the first trace's over two.
+    assert base["always_decisive"]["mfg"] == pytest.approx((0.8 + 11 * (0.3 + 0.6 + 1) / 3) / 12)
+    far = np.abs(mean - np.array([0.3, 0.6, 1.0]))
+    assert base["constant"]["mfg"] == pytest.approx(1 - (far[1:].mean() + 11 * far.mean()) / 12)
+    # Words are handed on within their place alone, where all are alike.
+    assert [base["permuted"]["mfg"][k] for k in ("mean", "low", "high")] == pytest.approx([0.9] * 3)
+    path = found["trajectory"]
+    assert path["position"] == pytest.approx(np.arange(10) / 10 + 0.05)
+    assert path["steps"] == [11, 0, 0, 0, 0, 12, 0, 0, 0, 12]  # parts [a, b), the last with its end
+    assert [path["decisiveness"][k] for k in (0, 1, 5, 9)] == [
+        pytest.approx(0.2),
+        None,
+        0.5,
+        pytest.approx(0.9),
+    ]
+    assert [path["confidence"][k] for k in (0, 5, 9)] == pytest.approx([0.3, 0.6, 1.0])
+    assert found["coverage"]["bin_counts"] == [0, 0, 0, 11, 0, 0, 12, 0, 0, 12]
+    assert found["coverage"]["occupied_bins"] == 3
+    assert sum(found["coverage"]["mass_counts"]) == 35
+
+
 @pytest.fixture(scope="module")
 def known():
     return {
