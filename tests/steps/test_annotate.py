@@ -18,10 +18,12 @@ from caspo_jax.steps import (
     equivalent,
     extract_answer,
     first_wrong_step,
+    is_closed,
     is_flawed_correct,
     measure_steps,
     prefix_verdict,
     step_items,
+    verify_traces,
 )
 from caspo_jax.types import Trace
 
@@ -69,6 +71,53 @@ def test_a_step_may_hold_the_delimiter():
     assert done.steps[0].entropy == pytest.approx(np.mean([0, 0.01, 0.02, 0.03]))
     with pytest.raises(UserError, match="holds no log-probs"):
         measure_steps(dataclasses.replace(trace("a"), entropy=None), VOCABULARY)
+
+
+@pytest.mark.parametrize(
+    ("finish", "last"), [("eos", True), ("stop", True), ("length", False), ("budget", False)]
+)
+def test_a_step_is_the_last_where_the_output_ended_itself(finish, last):
+    open_end, closed = (annotate_trace(trace(text, finish), VOCABULARY) for text in ("a\n\nb", "a\n\nb\n\n"))
+    assert [item.is_last for _, item in step_items(open_end)] == ([False, True] if last else [False])
+    assert [item.is_last for _, item in step_items(closed)] == [False, last]
+    assert [is_closed(open_end, step) for step in open_end.steps] == [True, last]
+    assert [is_closed(closed, step) for step in closed.steps] == [True, True]
+
+
+def test_verdicts_are_those_of_the_newest_verifier():
+    done = annotate_trace(
+        trace("1 + 1 = 2\n\n1 + 1 = 3\n\n1 + 2 = 3", "length"), VOCABULARY, verifier=StatedEquations()
+    )
+    assert [s.verdict for s in done.steps] == ["correct", "wrong", "unknown"]
+    labelled = dataclasses.replace(
+        done, steps=tuple(dataclasses.replace(s, verdict="correct") for s in done.steps)
+    )
+    (again,) = verify_traces([labelled], RecordedLabels({"t": ("wrong", "unknown", "wrong")}))
+    assert [(s.verdict, s.verifier) for s in again.steps] == [
+        (v, "recorded") for v in ("wrong", "unknown", "unknown")
+    ]
+
+
+def test_no_answer_is_not_compared():
+    def equal(gold, answer):
+        assert (gold, answer) == ("7", "8")
+        return True
+
+    silent = annotate_trace(trace("so"), VOCABULARY, extract=lambda text: None, equal=equal)
+    assert (silent.answer, silent.correct) == (None, False)
+    said = annotate_trace(trace("so"), VOCABULARY, extract=lambda text: "8", equal=equal)
+    assert (said.answer, said.correct) == ("8", True)
+
+
+def test_a_gold_answer_reads_the_whole_output():
+    """What marks the answer may stand in a step before the last."""
+    seen = []
+    verifier = GoldAnswer(
+        extract=lambda text: seen.append(text) or "7", equal=lambda gold, answer: gold == answer
+    )
+    done = annotate_trace(trace("a\n\nb"), VOCABULARY, verifier=verifier)
+    assert [s.verdict for s in done.steps] == ["unknown", "correct"]
+    assert seen == ["a\n\nb"]
 
 
 def test_items_hold_the_exact_state():

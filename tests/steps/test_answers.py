@@ -6,6 +6,7 @@ import pytest
 
 from caspo_jax.errors import UserError
 from caspo_jax.steps import equivalent, extract_answer, last_boxed
+from caspo_jax.steps.answers import is_right
 
 
 @pytest.mark.parametrize(
@@ -159,3 +160,17 @@ def test_degenerate_text_is_read_in_no_time(text):
 def test_unknown_kind():
     with pytest.raises(UserError, match="unknown answer kind 'number': choose from math"):
         extract_answer("1", "number")
+
+
+@pytest.mark.parametrize("kind", ["letter", "yes_no"])
+def test_two_texts_without_an_answer_are_not_equal(kind):
+    assert not equivalent("nothing here", "nothing here", kind)
+    assert not equivalent("none", "neither", kind)
+
+
+def test_no_answer_is_neither_right_nor_wrong():
+    assert is_right("5", "who knows", "math") is None
+    assert is_right("5", r"\boxed{5}", "math") is True
+    assert is_right(
+        "5", "x", "math", extract=lambda text: text, equal=lambda gold, answer: (gold, answer) == ("5", "x")
+    )

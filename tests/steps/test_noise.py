@@ -32,6 +32,17 @@ def test_share_of_flips_of_each_verdict(rate):
     assert set(found) == {"correct", "wrong", "unknown"}
 
 
+@pytest.mark.parametrize("change", ["question", "prefix", "step"])
+def test_what_is_judged_is_the_step_after_its_prefix_in_its_question(change):
+    """Of items that differ in one of the three alone, about half are flipped."""
+    items = []
+    for i in range(200):
+        said = {"question": "?", "prefix": "so", "step": "0"} | {change: str(3 * i)}
+        items.append(VerifyItem(Question("q", said["question"]), said["prefix"], said["step"], False))
+    flipped = NoisyVerifier(Alternating(), 0.5).verify(items).count("wrong")
+    assert 60 < flipped < 140
+
+
 def test_flips_depend_on_seed_and_content_alone():
     noisy = NoisyVerifier(Alternating(), 0.2, seed=3)
     found = noisy.verify(ITEMS)

@@ -207,7 +207,8 @@ def test_presets():
     assert (run.learning_rate, run.batch_size, run.weight_decay, run.epochs) == (5e-7, 64, 0, 2)
     assert (run.b1, run.b2, run.warmup_fraction, run.final_fraction) == (0.9, 0.95, 0.03, 0.1)
     assert TrainConfig.preset("paper") == TrainConfig()  # one epoch a round
-    assert TrainConfig().epochs == 1
+    assert (TrainConfig().epochs, TrainConfig().clip_norm) == (1, 1.0)
+    assert not LossConfig(nll_on="verified").uses_verified  # of weight 0
     assert LossConfig.preset("caspo", beta=0.3).beta == 0.3
     with pytest.raises(UserError, match="preset"):
         TrainConfig.preset("casp")
