@@ -50,6 +50,10 @@ def test_defaults_and_edges():
     # Two identical tokens attend 1/2 each, which reaches mu = 1/2; three attend 1/3 and do not.
     assert rcc(same, 2, [2], [0.9, 0.5])[0] == pytest.approx([1.4])
     assert rcc(np.ones((5, 3)), 2, [3], [0.9, 0.5, 0.1])[0] == pytest.approx([0.0])
+    top1 = np.float32([[0, 0, 0.9, 0.5, 0]])
+    for end, q in ((4, 1.4), (5, 0.0)):  # on the device too
+        found, _ = rcc_batch(np.ones((1, 5, 3), np.float32), top1, np.int32([[0, 2, end]]), block=2)
+        assert found[0] == pytest.approx([q])
     assert rcc(np.ones((3, 3)), 1, [1, 1], [0.9, 0.4])[1] == pytest.approx([0.9, 0.4 * 0.4 + 0.6 * 0.9])
     assert rcc(np.ones((2, 3)), 0, [2], [0.9, 0.4]) == (None, None)
     assert rcc(np.full((3, 2), 1e4), 1, [1, 1], [0.9, 0.4])[0] == pytest.approx([0.9, 0.4])

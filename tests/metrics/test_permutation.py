@@ -25,6 +25,12 @@ def test_weights_are_copies(seed, n, ties):
         assert metrics.cmfg_statistic(f, c, empty=empty)(copies) == pytest.approx(
             metrics.cmfg(a, b, empty=empty)
         )
+    published = metrics.cmfg(a, b)  # an empty bin counts .5
+    assert (
+        metrics.cmfg_statistic(f, c)(copies)
+        == metrics.weighted_cmfg(c)(f, copies)
+        == pytest.approx(published)
+    )
     star = metrics.cmfg_star_statistic(f, c)
     assert star(copies) == pytest.approx(metrics.cmfg_star(metrics.average_ties(a, b), b))
     assert star(np.ones(n)) == pytest.approx(metrics.cmfg_star(metrics.average_ties(f, c), c))

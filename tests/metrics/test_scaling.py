@@ -26,6 +26,19 @@ def test_power_minimises_the_log_loss(data):
     assert metrics.fit_power(confidence, correct) == pytest.approx(2.0, rel=0.15)
 
 
+def test_the_power_is_where_the_slope_is_zero(data):
+    """Also with confidences of 0 and 1, which stand for the nearest that have a logarithm."""
+    confidence, correct, _ = data
+    for given in (
+        confidence,
+        np.where(np.arange(confidence.size) % 9 == 0, np.round(confidence), confidence),
+    ):
+        power = metrics.fit_power(given, correct)
+        u = -np.log(np.clip(given, 1e-12, 1 - 1e-6))
+        right, wrong = u[correct == 1].sum(), u[correct == 0]
+        assert (wrong / np.expm1(power * wrong)).sum() == pytest.approx(right, rel=1e-6)
+
+
 def test_platt_against_scipy_and_sklearn(data):
     confidence, correct, _ = data
     logit = np.log(confidence / (1 - confidence))
@@ -88,6 +101,8 @@ def test_scaled_scores(data):
 def test_bad_input():
     with pytest.raises(UserError, match="at least 2 questions"):
         metrics.cross_fitted([0.5, 0.5], [0, 1], ["a", "a"])
+    with pytest.raises(UserError, match="2 folds, got 2 and 1"):
+        metrics.cross_fitted([0.5, 0.5], [0, 1], ["a", "b"], folds=1)
     with pytest.raises(UserError, match="unknown scaling method 'beta'"):
         metrics.cross_fitted([0.5, 0.5], [0, 1], ["a", "b"], method="beta")
     with pytest.raises(UserError, match="groups has 1 values for 2"):

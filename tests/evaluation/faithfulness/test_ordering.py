@@ -27,7 +27,7 @@ def test_verdicts():
     )
     middle = report(
         mfg=(0.8, 0.78, 0.82),
-        cmfg=(0.6, 0.5, 0.7),
+        cmfg=(0.55, 0.5, 0.6),  # its end is the low end of the best one
         spearman=(0.1, 0.0, 0.2),
         gap=(0.1, 0.0, 0.2),
         kendall=(0.5, 0.4, 0.6),
