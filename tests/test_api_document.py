@@ -6,7 +6,20 @@ from collections.abc import Iterable
 from pathlib import Path
 
 DOCUMENT = Path(__file__).parent.parent / "docs" / "api.md"
-ROOMS = ["distributed", "records", "models", "confidence", "sampling", "steps", "preferences", "training", "compile_check", "metrics", "evaluation", "tasks"]
+ROOMS = [
+    "distributed",
+    "records",
+    "models",
+    "confidence",
+    "sampling",
+    "steps",
+    "preferences",
+    "training",
+    "compile_check",
+    "metrics",
+    "evaluation",
+    "tasks",
+]
 HEAD = """# The library's names
 
 What `caspo_jax` and its rooms export, a line each, for finding what there is. `help(caspo_jax.metrics.auroc)` has a name's

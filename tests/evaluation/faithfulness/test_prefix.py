@@ -6,7 +6,6 @@ import json
 from types import SimpleNamespace
 
 import jax
-import numpy as np
 import pytest
 
 import caspo_jax as cj
@@ -297,4 +296,12 @@ def test_bad_settings():
     ):
         with pytest.raises(UserError, match=next(iter(bad))):
             PrefixConfig(**bad)
-    assert np.isclose(PrefixConfig().temperature, 0.8)
+    published = {
+        "samples": 10,
+        "temperature": 0.8,
+        "top_p": 0.95,
+        "max_new_tokens": 200,
+        "max_steps": 20,
+        "unparsed": 0.5,
+    }
+    assert PrefixConfig() == PrefixConfig(**published)
