@@ -23,7 +23,7 @@ FIELDS = ("entropy", "logprob", "top1_logprob", "mean_top5_logprob")
 BATCH_TOKENS = 1 << 15  # tokens of a batch, padding included
 _LENGTH_BUCKET = 64  # row lengths and numbers of steps are rounded up, so that few shapes are compiled
 _STEP_BUCKET = 8
-_ROW_BUCKET = 8
+_ROW_BUCKET = 4
 _TILES = (16, 32, 64, 128)
 
 

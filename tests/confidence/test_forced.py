@@ -120,7 +120,7 @@ def test_a_full_batch_is_hardly_padded_and_few_shapes_are_compiled():
     assert padded < 1.25 * lengths.sum()
     assert max(ids.size for ids, _, _ in arrays) < 1.25 * BATCH_TOKENS
     assert len({ids.shape for ids, _, _ in arrays}) < 60
-    assert [len(_pad(rows[:n])[0][0]) for n in (1, 2, 3, 5, 8, 9, 17)] == [1, 2, 4, 8, 8, 16, 24]
+    assert [len(_pad(rows[:n])[0][0]) for n in (1, 2, 3, 5, 8, 9, 17)] == [1, 2, 4, 8, 8, 12, 20]
 
 
 def test_bad_rows(model):
