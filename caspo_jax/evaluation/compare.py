@@ -18,7 +18,8 @@ from caspo_jax.models import token_bytes
 from caspo_jax.models.weights import shallow_copy
 from caspo_jax.records import finite
 from caspo_jax.sampling import SampleConfig, generate
-from caspo_jax.steps import Verifier, segment_by, verify_traces, with_answer
+from caspo_jax.steps import Verifier, verify_traces, with_answer
+from caspo_jax.steps.annotate import segment_by
 from caspo_jax.types import CatResult, Equal, Extract, Question, Trace
 
 KeepTraces = Callable[[Sequence[Trace]], None]
