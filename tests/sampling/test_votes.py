@@ -123,9 +123,9 @@ def test_confidence_votes_survive_powers_beyond_floats(scale, gamma):
 
 
 def test_confidence_votes_survive_sums_beyond_floats_and_infinite_confidences():
-    largest = 1e308  # which a float holds, and not three times
+    largest = 6.5e307  # which a float holds, and not three times
     answer, weights = vote(
-        [path("a", [i], largest) for i in range(3)] + [path("b", [4], 1e307)], "confidence"
+        [path("a", [i], largest) for i in range(3)] + [path("b", [4], 6.5e306)], "confidence"
     )
     assert (answer, weights) == ("a", {"a": 3.0, "b": pytest.approx(0.1)})
     answer, weights = vote([path("b", [1], 2.0), path("a", [2], math.inf)], "confidence", gamma=2.0)

@@ -78,6 +78,8 @@ def test_a_record_by_hand():
     assert found["mean_decisiveness"] == pytest.approx(mean)
     assert found["mean_confidence"] == pytest.approx((11 * 0.3 + 12 * 0.6 + 12) / 35)
     assert found["metrics"]["gap"]["value"] == pytest.approx(-0.1)
+    assert found["metrics"]["cmfg_occupied"]["value"] == pytest.approx(0.9)
+    assert found["metrics"]["cmfg"]["value"] == pytest.approx((3 * 0.9 + 7 * 0.5) / 10)
     base = found["baselines"]
     assert base["constant"]["value"] == pytest.approx(mean)
     # A trace's F is the mean over its steps, the first trace's over two.
