@@ -9,17 +9,20 @@ from __future__ import annotations
 import atexit
 import json
 import logging
+import os
 import select
 import subprocess
 import sys
 import threading
 from pathlib import Path
+from typing import Any
 
 from caspo_jax.errors import UserError
 
 _WORKER = Path(__file__).with_name("grading_worker.py")
 _START_SECONDS = 120.0  # the first answer waits for sympy to be imported
 MOST_CHARACTERS = 2000
+_PATIENCE = 3  # answers without fault against which another may meet the limit
 _log = logging.getLogger(__name__)
 
 
@@ -27,11 +30,13 @@ class Grader:
     """Compares answers with math-verify; safe to share between threads."""
 
     def __init__(self, seconds: float = 5.0) -> None:
-        self.seconds = seconds
+        self.seconds = seconds  # to read one answer, and to compare two
         self.timeouts = 0  # comparisons that met the limit, each counted as different
-        self._lock = threading.Lock()
-        self._process: subprocess.Popen[bytes] | None = None
         self._known: dict[tuple[str, str], bool] = {}
+        self._unreadable: set[str] = set()  # answers that take too long to read
+        self._in_time: set[str] = set()  # answers that some comparison was done with in time
+        self._late: dict[str, set[str]] = {}  # answer -> what it met the limit against
+        self._own()
 
     def equivalent(self, gold: str, answer: str) -> bool:
         """math-verify's `verify(gold, answer)`; False beyond the time limit or 2,000 characters."""
@@ -41,6 +46,11 @@ class Grader:
             if (gold, answer) not in self._known:
                 self._known[gold, answer] = self._ask(gold, answer)
             return self._known[gold, answer]
+
+    def _own(self) -> None:
+        """Without a helper yet: also in a forked process, where its parent's would be asked by two at once."""
+        self._lock = threading.Lock()
+        self._process: subprocess.Popen[bytes] | None = None
 
     def close(self) -> None:
         """Ends the helper process."""
@@ -53,24 +63,46 @@ class Grader:
                     pipe.close()
 
     def _ask(self, gold: str, answer: str) -> bool:
+        if self._hopeless(gold) or self._hopeless(answer):
+            self.timeouts += 1
+            return False
         process = self._process or self._start()
         assert process.stdin is not None
+        reading = None
+        reply: dict[str, Any] = {}
         try:
             process.stdin.write(
                 json.dumps({"gold": gold, "answer": answer, "seconds": self.seconds}).encode() + b"\n"
             )
             process.stdin.flush()
-            line = self._read(process, 2 * self.seconds + 1)  # it limits parsing and comparing itself
+            # It limits itself, but no alarm interrupts one long integer operation.
+            while line := self._read(process, 2 * self.seconds + 1):
+                reply = json.loads(line)
+                if "reading" not in reply:
+                    break
+                reading = reply["reading"]
         except BrokenPipeError:
-            line = b""  # it died, of memory say
-        reply = json.loads(line) if line else {"timeout": True}
-        if reply.get("timeout"):
-            self.timeouts += 1
-            _log.warning("math-verify gave up on %r against %r: counted as different", answer[:80], gold[:80])
-            if not line:
-                self.close()
-            return False
-        return reply["equal"]
+            pass  # it died, of memory say
+        except BaseException:  # Ctrl-C, in a notebook say: its reply would be taken for that to the next question
+            self.close()
+            raise
+        if "equal" in reply:
+            self._in_time |= {gold, answer}
+            return reply["equal"]
+        self.timeouts += 1
+        if reading is not None:
+            self._unreadable.add({"gold": gold, "answer": answer}[reading])
+        self._late.setdefault(gold, set()).add(answer)
+        self._late.setdefault(answer, set()).add(gold)
+        _log.warning("math-verify gave up on %r against %r: counted as different", answer[:80], gold[:80])
+        if "timeout" not in reply:
+            self.close()
+        return False
+
+    def _hopeless(self, text: str) -> bool:
+        """Whether an answer is not worth another wait: one vote compares it with every other."""
+        blameless = self._late.get(text, set()) & self._in_time
+        return text in self._unreadable or (text not in self._in_time and len(blameless) >= _PATIENCE)
 
     def _start(self) -> subprocess.Popen[bytes]:
         process = subprocess.Popen(
@@ -98,6 +130,8 @@ class Grader:
 
 _shared = Grader()
 atexit.register(_shared.close)
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_shared._own)
 
 
 def math_equivalent(gold: str, answer: str) -> bool:

@@ -1,14 +1,17 @@
 """The helper process of `grading`: run as a script, it imports nothing of the package.
 
-Reads `{"gold", "answer", "seconds"}` a line, writes `{"equal"}` or `{"timeout": true}` a line.
+Reads `{"gold", "answer", "seconds"}` a line. Writes `{"reading": "gold"}`, `{"reading": "answer"}` and
+`{"reading": null}` as it gets to each and to comparing them, and at last `{"equal"}` or `{"timeout": true}`, a line each.
 """
 
 from __future__ import annotations
 
+import functools
 import json
 import logging
 import re
 import sys
+import time
 from typing import Any
 
 # Arguments without braces, beside digits: math-verify misreads what holds them.
@@ -36,23 +39,43 @@ def main() -> None:
         _reply({"error": str(error)})
         return
     logging.disable(logging.CRITICAL)
+    parse("$1$", parsing_timeout=None)  # builds its tables, which is nobody's time
     _reply({"ready": True})
+
+    @functools.lru_cache(maxsize=4096)  # a gold answer is read once for all samples
+    def read(text: str, seconds: int) -> list[Any]:
+        text = braced(text)
+        # Anchored as a formula first, unless it is prose; else as it stands.
+        anchored = "$" in text or "\\boxed" in text or _PROSE.search(text)
+        found, late = [], None
+        for form in dict.fromkeys((text if anchored else f"${text}$", text)):
+            try:
+                found = parse(form, parsing_timeout=seconds, raise_on_error=True)
+            except TimeoutException as error:
+                late = error
+            except Exception:  # of the parser, on text that is no mathematics
+                logging.debug("not read: %r", form)
+            if found:
+                return found
+        if late is not None:
+            raise late
+        return found
+
     for line in sys.stdin:
         request = json.loads(line)
         seconds = max(1, round(request["seconds"]))
-
-        def parsed(text: str, seconds: int = seconds) -> list[Any]:
-            text = braced(text)
-            # Anchored as a formula first, unless it is prose; else as it stands.
-            anchored = "$" in text or "\\boxed" in text or _PROSE.search(text)
-            formula = text if anchored else f"${text}$"
-            return parse(formula, parsing_timeout=seconds) or parse(text, parsing_timeout=seconds)
-
         try:
-            gold, answer = parsed(request["gold"]), parsed(request["answer"])
+            _reply({"reading": "gold"})
+            gold = read(request["gold"], seconds)
+            _reply({"reading": "answer"})
+            answer = read(request["answer"], seconds)
+            _reply({"reading": None})
             # By itself verify takes an interval for an inequality, never an inequality for an interval.
             solved = all(map(is_solved, answer))
+            started = time.monotonic()
             equal = verify(gold, answer, timeout_seconds=seconds, allow_set_relation_comp=solved)
+            if not equal and time.monotonic() - started >= seconds:  # which it keeps to itself
+                raise TimeoutException
             misread = differ_though_small(gold, answer) or bounds_for_points(gold, answer)
             _reply({"equal": bool(equal) and not misread})
         except TimeoutException:

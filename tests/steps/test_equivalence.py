@@ -1,6 +1,7 @@
 """Answers compared: which are the same, in either order, and within the time that there is."""
 
 import itertools
+import multiprocessing
 import re
 import threading
 import time
@@ -233,6 +234,73 @@ def test_the_time_limit_holds_and_the_grader_goes_on():
         assert grader.equivalent("7", "9^{9^{9^{9^{9}}}}") is False
         assert grader.equivalent("2x", "x+x") is True
         assert grader.equivalent("1" * 3000, "1" * 3000 + "0") is False
+    finally:
+        grader.close()
+
+
+def test_an_answer_without_end_is_not_waited_for_in_every_comparison():
+    grader, endless = Grader(seconds=1.0), "9^{9^{9^{9^{9}}}}"
+    try:
+        assert grader.equivalent("2x", "x+x") is True
+        for k in range(100):  # as a vote asks: against every other answer
+            assert grader.equivalent(endless, f"{k}x") is False
+            assert grader.equivalent(f"{k}x", f"{k}x+1") is False
+            if k == 4:
+                started = time.perf_counter()
+        assert grader.equivalent("101x", endless) is False
+        assert time.perf_counter() - started < 5
+        assert grader.timeouts == 101
+        assert grader.equivalent("7x", "6x+x") is True  # what it was held against is as good as before
+    finally:
+        grader.close()
+
+
+def test_a_gold_answer_outlives_answers_without_end():
+    grader = Grader(seconds=1.0)
+    try:
+        for k in range(5):
+            assert grader.equivalent("2x", f"9^{{9^{{9^{{9^{{{k + 2}}}}}}}}}") is False
+        assert grader.equivalent("2x", "x+x") is True
+    finally:
+        grader.close()
+
+
+def test_what_meets_math_verify_s_own_limit_is_counted():
+    grader = Grader(seconds=1.0)
+    try:
+        assert grader.equivalent("7", "(" * 900 + "1" + ")" * 900) is False
+        assert grader.timeouts == 1
+    finally:
+        grader.close()
+
+
+def _compared_in_a_fork(start: int) -> bool:
+    return all(
+        equivalent(f"{k}x", f"x+{k - 1}x") and not equivalent(f"{k}x", f"x+{k}x")
+        for k in range(start, start + 20)
+    )
+
+
+@pytest.mark.filterwarnings("ignore:.*fork:DeprecationWarning", "ignore:.*fork:RuntimeWarning")
+def test_forked_processes_have_helpers_of_their_own():
+    assert equivalent("2x", "x+x")  # the parent's is there before the fork
+    with multiprocessing.get_context("fork").Pool(2) as pool:
+        assert pool.map_async(_compared_in_a_fork, [2, 40, 80, 120]).get(timeout=60) == [True] * 4
+    assert equivalent("3x", "2x+x")
+
+
+def test_an_interrupted_comparison_leaves_no_reply_behind(monkeypatch):
+    grader = Grader(seconds=5.0)
+
+    def interrupted(process, seconds):
+        raise KeyboardInterrupt
+
+    try:
+        assert grader.equivalent("2x", "x+x") is True
+        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            patch.setattr(grader, "_read", interrupted)
+            grader.equivalent("3x", "2x+x")
+        assert grader.equivalent("3x", "x+x") is False
     finally:
         grader.close()
 
