@@ -162,17 +162,18 @@ def _judge_output(answer: str, question: Question, sandbox: Sandbox | None) -> b
         return None
     if expression(answer) is None:
         return False
-    return sandbox.passes(f"assert ({gold}) == ({answer})")
+    return sandbox.passes(f"assert ({gold}) == ({answer}\n)")  # a line end, for a remark behind the value
 
 
 def _judge_input(answer: str, question: Question, sandbox: Sandbox | None) -> bool | None:
     """By running the call; what is not the inside of one call's parentheses is wrong."""
-    tree = expression(f"f({answer})")
+    call = f"f({answer}\n)"  # a `#` in it hides nothing that stands behind it
+    tree = expression(call)
     if not isinstance(tree, ast.Call) or not isinstance(tree.func, ast.Name):
         return False
     if sandbox is None:
         return None
-    return sandbox.passes(f"{question.extra['code']}\n\nassert f({answer}) == ({question.extra['output']})")
+    return sandbox.passes(f"{question.extra['code']}\n\nassert {call} == ({question.extra['output']})")
 
 
 _CRUXEVAL = Source("cruxeval-org/cruxeval", "test", "b96af0450242eb4da433032b90998f25588a5d0f", "MIT")

@@ -88,6 +88,7 @@ def test_helpers_of_the_prompt_stay_with_a_new_function(loaded):
         (0, "[ANSWER][w.upper() for w in ('owl', 'sings')][/ANSWER]", True),  # evaluated in the sandbox
         (0, "[ANSWER]f(['an', 'owl', 'sings'])[/ANSWER]", False),  # f is not there
         (0, "[ANSWER]1) or (True[/ANSWER]", False),
+        (0, "[ANSWER][w.upper() for w in ('owl', 'sings')]  # both[/ANSWER]", True),
         (0, "[ANSWER]__import__('os')._exit(0)[/ANSWER]", False),
         (1, "[ANSWER]{3: 9, 1: 1}[/ANSWER]", True),
         (2, "[ANSWER]set()[/ANSWER]", True),
@@ -111,6 +112,8 @@ def test_cruxeval_outputs(loaded, number, output, verdict):
             False,
         ),  # closes the call and adds what makes it true
         (0, "[ANSWER][]); (1[/ANSWER]", False),
+        (0, "[ANSWER]['owl']) #[/ANSWER]", False),  # hides the comparison
+        (0, "[ANSWER]['owl', 'sings']  # three letters and more[/ANSWER]", True),
         (2, "[ANSWER]f()[/ANSWER]", True),
         (1, "[ANSWER]3, {1: 1}[/ANSWER]", True),
     ],
