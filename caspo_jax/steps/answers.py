@@ -31,9 +31,11 @@ class AnswerKind(enum.StrEnum):
 
 
 _STYLED = re.compile(r"\\(?:text|mathrm|textbf|mathbf)\s*\{([^{}]*)\}")
-_LEADING_LETTER = re.compile(r"\W*(?:(?:option|choice)\s+\W*)?([A-J])[\\*$\s]*[.):](?!\w)", re.IGNORECASE)
+# Nothing is given back: a run of marks is read once.
+_LEADING_LETTER = re.compile(r"\W*+(?:(?:option|choice)\s\W*+)?([A-J])[\\*$\s]*+[.):](?!\w)", re.IGNORECASE)
 _ARGUED_LETTER = re.compile(  # `C, not A`: what follows is about the letter, and is no second one
-    r"\W*(?:[Oo]ption\s+|[Cc]hoice\s+)?\W*([A-J])[\\*$\s)]*[,;]?\s+(?:and\s+)?(?:not|because|since|as|rather|which)\b"
+    r"\W*+(?:(?:[Oo]ption|[Cc]hoice)\s\W*+)?([A-J])[\\*$\s)]*+(?:[,;]\s++|(?<=\s))(?:and\s++)?"
+    r"(?:not|because|since|as|rather|which)\b"
 )
 _LEADING_YES_NO = re.compile(r"\W*(yes|no|true|false)\b(?!\s*(?:or\b|/))", re.IGNORECASE)
 _YES = frozenset({"yes", "true"})

@@ -10,6 +10,7 @@ from fractions import Fraction
 
 from caspo_jax.steps.lexer import Token
 
+MOST_DIGITS = 400  # of a number
 _MOST_READINGS = 16
 _MOST_BITS = 4096
 _MOST_DEPTH = 40
@@ -160,7 +161,7 @@ class _Parser:
             if len(token.text) > 1:  # the other digits are the next argument or a factor
                 rest = Token("num", token.text[1:], False)
                 first = Token("num", token.text[0], token.spaced)
-                self.tokens = [*self.tokens[: self.position], first, rest, *self.tokens[self.position + 1 :]]
+                self.tokens[self.position : self.position + 1] = [first, rest]
             return _number(self.take())
         if token.kind == "(":
             return self.primary()
@@ -189,7 +190,7 @@ class _Parser:
 
 
 def _number(token: Token) -> Values:
-    if token.kind != "num" or len(token.text) > 400:
+    if token.kind != "num" or len(token.text) > MOST_DIGITS:
         raise Unknown(f"{token.text[:20]!r} is no number")
     return frozenset({Fraction(token.text.replace(",", ""))})
 

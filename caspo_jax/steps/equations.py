@@ -6,7 +6,7 @@ import dataclasses
 import itertools
 from fractions import Fraction
 
-from caspo_jax.steps.arithmetic import Unknown, evaluate
+from caspo_jax.steps.arithmetic import MOST_DIGITS, Unknown, evaluate
 from caspo_jax.steps.lexer import SCALES, Token, lex
 from caspo_jax.types import Verdict
 
@@ -14,6 +14,7 @@ from caspo_jax.types import Verdict
 _CONVERSIONS = frozenset(
     {7, 12, 16, 24, 30, 36, 52, 60, 100, 365, 1000, 1440, 1760, 3600, 5280, 10_000, 86_400, 10**6}
 )
+_LONGEST_REMARK = 100  # tokens up to its first word
 # Words after which a number starts an expression; after any other word a bare number may be a name ("Day 3").
 _PROSE = frozenset(
     """
@@ -117,7 +118,9 @@ def _split(tokens: list[Token], start: int, stop: int) -> _Side:
 
 
 def _scaled(tokens: list[Token]) -> list[Token] | None:
-    """With every number and the scale behind it as one number; None after `1/2 million`, which is half of one."""
+    """With every number and the scale behind it as one number; None after `1/2 million`, which is half of one, and after
+    a number that is too long to be evaluated.
+    """
     found: list[Token] = []
     for token in tokens:
         if token.kind != "scale":
@@ -126,6 +129,8 @@ def _scaled(tokens: list[Token]) -> list[Token] | None:
         if len(found) > 1 and (found[-2].kind == "num" or found[-2].text in ("/", "^")):
             return None
         whole, _, part = found[-1].text.replace(",", "").partition(".")
+        if len(whole + part) > MOST_DIGITS:
+            return None
         digits = str(int(whole + part) * SCALES[token.text.lower()]).rjust(len(part) + 1, "0")
         at = len(digits) - len(part)
         found[-1] = Token("num", f"{digits[:at]}.{digits[at:]}" if part else digits)
@@ -170,12 +175,16 @@ def _left_side(tokens: list[Token], whole: bool) -> _Side | None:
 
 def _drop_open(tokens: list[Token], start: int) -> int:
     """Past brackets that open here and close only after the side, as in `(since 3 + 4 = 7)`."""
-    while start < len(tokens) and tokens[start].kind == "(":
-        depth = 0
-        for token in tokens[start:]:
-            depth += {"(": 1, ")": -1}.get(token.kind, 0)
-            if depth == 0:
-                return start
+    if start == len(tokens) or tokens[start].kind != "(":
+        return start
+    opened: list[int] = []
+    closed: set[int] = set()
+    for i in range(start, len(tokens)):
+        if tokens[i].kind == "(":
+            opened.append(i)
+        elif tokens[i].kind == ")" and opened:
+            closed.add(opened.pop())
+    while start < len(tokens) and tokens[start].kind == "(" and start not in closed:
         start += 1
     return start
 
@@ -216,7 +225,7 @@ def _is_remark(tokens: list[Token], at: int) -> bool:
     """Whether token `at` opens a bracket with words after a value: `= 4 (15 minutes)`."""
     if at == 0 or tokens[at].text != "(" or not tokens[at].spaced or tokens[at - 1].kind == "op":
         return False
-    inside = itertools.takewhile(lambda token: token.kind != ")", tokens[at + 1 :])
+    inside = itertools.takewhile(lambda token: token.kind != ")", tokens[at + 1 : at + 1 + _LONGEST_REMARK])
     return any(token.kind in ("word", "unit") for token in inside)
 
 

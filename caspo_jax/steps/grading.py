@@ -83,7 +83,9 @@ class Grader:
                 reading = reply["reading"]
         except BrokenPipeError:
             pass  # it died, of memory say
-        except BaseException:  # Ctrl-C, in a notebook say: its reply would be taken for that to the next question
+        except (
+            BaseException
+        ):  # Ctrl-C, in a notebook say: its reply would be taken for that to the next question
             self.close()
             raise
         if "equal" in reply:

@@ -7,13 +7,13 @@ import re
 from caspo_jax.steps.numerals import DEGREES
 
 _BLANK = r"(?:\s|~|\\[,;:! ])"
-_DEGREES = re.compile(rf"{_BLANK}*(?:{DEGREES})")
+_DEGREES = re.compile(rf"(?:(?<![\s~]){_BLANK}++)?(?:{DEGREES})")
 _BEFORE_I = re.compile(rf"(?<=[\d)}}])(?:{_BLANK}|\\(?:cdot|times)(?![a-zA-Z])|[*·])+(?=i(?![a-zA-Z]))")
 _SIGN = re.compile(r"(?<=[\w)}])\s*([-+])\s*(?=[A-Za-z](?![A-Za-z]))")  # math-verify takes `+ m` for a unit
 _STOP = re.compile(r"(?<=[\w)}\]!$%])\.\s*$")
 _TEXT = re.compile(r"\\(?:text|textbf|textit|textrm|mathrm|mathbf|mbox)\s*\{([^{}]*)\}")
 _ALL_TEXT = re.compile(rf"(?:{_TEXT.pattern}|[\s,;.])*")
-_SEPARATOR = re.compile(r"\s*([,;])\s*")
+_SEPARATOR = re.compile(r"(?:(?<!\s)\s++)?([,;])\s*+")
 _OUTER = " \t\r\n\"'“”‘’«»()[]{}!?,;:$*`_."
 _UNIT_LIKE = re.compile(r"(?<=[\d)}])(?<!\\circ)(?<!\\circ\})([a-zA-Z])\s*$")
 _MACRO_OR_WORD = re.compile(r"\\[a-zA-Z]+|[a-zA-Z]{2,}")

@@ -157,6 +157,15 @@ def test_degenerate_text_is_read_in_no_time(text):
     assert time.monotonic() - start < 1.0
 
 
+@pytest.mark.parametrize("run", ["-", "$$", "(", " ", "option ", "A ", "} ", "..."])
+def test_degenerate_letters_are_read_in_no_time(run):
+    start = time.monotonic()
+    for text in (run * (100_000 // len(run)), "1" + run * (100_000 // len(run)) + "x"):
+        extract_answer(f"\\boxed{{{text}}}", "letter")
+        equivalent("A", text, "letter")
+    assert time.monotonic() - start < 3.0
+
+
 def test_unknown_kind():
     with pytest.raises(UserError, match="unknown answer kind 'number': choose from math"):
         extract_answer("1", "number")

@@ -187,5 +187,10 @@ def test_hostile_text_is_quick_and_unknown():
     assert check_equations("1 + 1 = 2" + "\n " * 3000) == "correct"
     assert check_equations("1 + 1 = 2^" + " " * 20000) == "unknown"
     assert time.monotonic() - start < 1.0
+    for opening in ("(", "{", "( ", "[["):
+        assert check_equations(f"3 = a{opening * 20000}1 = 4") == "unknown"
+    assert time.monotonic() - start < 5.0
+    assert check_equations("9" * 5000 + " million = 3") == "unknown"
+    assert check_equations("3 = 0." + "9" * 5000 + " dozen") == "unknown"
     assert check_equations("2^" * 300 + "2 = 1 + 0") == "unknown"
     assert check_equations("10^100000000 + 1 = 2") == "unknown"

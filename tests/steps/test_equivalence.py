@@ -12,6 +12,7 @@ from caspo_jax.steps import equivalent
 from caspo_jax.steps.grading import Grader
 from caspo_jax.steps.grading_worker import braced
 from caspo_jax.steps.relations import relates_unknowns
+from caspo_jax.steps.spelling import as_text, one_spelling
 
 
 @pytest.mark.parametrize(
@@ -213,11 +214,19 @@ def test_arguments_without_braces(above, below):
 
 
 @pytest.mark.parametrize("kind", ["math", "string"])
-@pytest.mark.parametrize("run", [" ", ".", "!", ",", r"\,", "+ "])
+@pytest.mark.parametrize("run", [" ", ".", "!", ",", r"\,", "+ ", "~", "\n "])
 def test_degenerate_answers_are_compared_in_no_time(run, kind):
     started = time.perf_counter()
     assert not equivalent(f"1{run * 50_000}a", f"1{run * 50_000}b", kind)
     assert time.perf_counter() - started < 5
+
+
+@pytest.mark.parametrize("read", [as_text, one_spelling])
+def test_blanks_without_end_are_read_once(read):
+    started = time.perf_counter()
+    for run in (" ", "~", "\r\n"):
+        read(f"a{run * 20_000}1")
+    assert time.perf_counter() - started < 3
 
 
 def test_comparison_off_the_main_thread():
@@ -297,9 +306,10 @@ def test_an_interrupted_comparison_leaves_no_reply_behind(monkeypatch):
 
     try:
         assert grader.equivalent("2x", "x+x") is True
-        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        with monkeypatch.context() as patch:
             patch.setattr(grader, "_read", interrupted)
-            grader.equivalent("3x", "2x+x")
+            with pytest.raises(KeyboardInterrupt):
+                grader.equivalent("3x", "2x+x")
         assert grader.equivalent("3x", "x+x") is False
     finally:
         grader.close()

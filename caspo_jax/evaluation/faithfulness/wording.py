@@ -31,7 +31,7 @@ _LONGEST_SINGLE_QUOTATION = 80  # apostrophes are everywhere
 
 _TOKEN = re.compile(r"\ue000|\d+(?:[.,/:]\d+)*|[^\W\d]\w*(?:'[^\W\d]+)*|%|[.?!]+|…|[,;:()\[\]—–]")
 _BULLET = re.compile(r"^[^\w\ue000]*(?:\d{1,3}[.)](?=\s))?[^\w\ue000]*")
-_SENTENCE = re.compile(r"(?:[.?!…]+[\"')\]*_]*(?=\s|$))|\n")
+_SENTENCE = re.compile(r"(?:(?<![.?!…])[.?!…]++[\"')\]*_]*+(?=\s|$))|\n")
 _ABBREVIATION = re.compile(r"\b(?:e\.g|i\.e|cf|vs|eq|eqs|fig|approx|resp|mr|mrs|ms|dr|prof)$")
 # An even chance, not the end of an equation: `it is 50/50`, but `= 50/50 =` and `<<25+25=50>>50`.
 _EVEN_CHANCE = re.compile(r"(?<=[a-z] )50 ?[-/–] ?50(?![\w.,]*\d)(?!\s*[=+*/<])")
@@ -178,7 +178,7 @@ def _expand(token: str) -> list[str]:
     if not mark:
         return [token]
     if tail == "t" and stem.endswith("n"):
-        return [stem[:-1], "not"]
+        return [stem[:-1], "not"] if len(stem) > 1 else ["not"]  # `n't` alone, cut off what it negates
     if tail == "s":
         return [stem, "is" if stem in _IS_AFTER else "'s"]
     return [stem, _SUFFIX.get("'" + tail, "'" + tail)]

@@ -175,13 +175,13 @@ def test_any_text_has_a_score_in_the_unit_interval(text):
 
 @pytest.mark.parametrize(
     "unit",
-    ["maybe ", "not ", "$", "$$ ", "`", "'a ", '"a ', "\\begin{x", "\\(", "a", "a.b", "if ", "but ", "\n", ". ", "?", "really ",
+    ["maybe ", "not ", "$", "$$ ", "`", "'a ", '"a ', "\\begin{x", "\\(", "a", "a.b", "if ", "but ", "\n", ". ", "?", "!", "...", ".)x", "really ", "n't ",
      "I could not really see ", "let me try again and ", "it is not at all clear, but maybe ", "50-50 "],
 )  # fmt: skip
 def test_very_long_input_is_fast(unit):
     text = (unit * (100_000 // len(unit) + 1))[:100_000]
     started = time.process_time()
-    SCORER.score([text])
+    SCORER.score([text, f"a{text}1"])
     assert time.process_time() - started < 5.0
 
 
