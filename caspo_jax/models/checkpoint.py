@@ -124,6 +124,10 @@ class Checkpoint:
         if not isinstance(weight_map, dict) or not all(isinstance(name, str) for name in weight_map.values()):
             raise UserError(f"{index}: weight_map must map tensor names to file names")
         for name in sorted(set(weight_map.values())):
+            if Path(name).name != name:
+                raise UserError(
+                    f"{index}: lists {name!r}: shards lie in the checkpoint's own folder; give file names"
+                )
             path = self.folder / name
             if path.suffix != ".safetensors":
                 raise UserError(f"{index}: lists {name!r}, which is no safetensors file")
@@ -172,6 +176,11 @@ def check_tensors(checkpoint: Checkpoint, config: ModelConfig) -> None:
     Raises:
       UserError: naming the first offending tensor and its file.
     """
+    if config.num_layers > len(checkpoint.names):  # all names that it asks for might not fit into memory
+        raise UserError(
+            f"{checkpoint.folder}: config.json says num_hidden_layers {config.num_layers}, "
+            f"but the safetensors hold {len(checkpoint.names)} tensors"
+        )
     expected = {name: weight for weight in weights(config) for name in _names_in(checkpoint, weight, config)}
     missing = [name for name in expected if name not in checkpoint.names]
     if missing:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -69,6 +70,7 @@ class ModelConfig:
             "num_layers",
             "num_heads",
             "num_kv_heads",
+            "max_position_embeddings",
         ):
             if getattr(self, name) < 1:
                 raise UserError(f"config: {name} must be at least 1, not {getattr(self, name)}")
@@ -76,6 +78,8 @@ class ModelConfig:
             raise UserError(
                 f"config: num_attention_heads {self.num_heads} is no multiple of num_key_value_heads {self.num_kv_heads}"
             )
+        if not 0 <= self.rms_norm_eps < math.inf:
+            raise UserError(f"config: rms_norm_eps must be 0 or more, not {self.rms_norm_eps}")
         if self.head_dim < 2 or self.head_dim % 2:
             raise UserError(f"config: head_dim must be even, not {self.head_dim}")
 

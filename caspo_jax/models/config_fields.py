@@ -22,9 +22,12 @@ def integer(config: Mapping[str, Any], key: str, where: str, default: int | None
 def number(config: Mapping[str, Any], key: str, where: str, default: float | None = None) -> float:
     """A finite number; where the key is missing or null, `default`, or a refusal if there is none."""
     value = _given(config, key, default)
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        raise UserError(f"{where}: {key} must be a finite number, not {value!r}")
-    return float(value)
+    try:
+        if not isinstance(value, bool) and isinstance(value, int | float) and math.isfinite(value):
+            return float(value)
+    except OverflowError:  # an integer beyond every float
+        value = f"{str(value)[:20]}..."
+    raise UserError(f"{where}: {key} must be a finite number, not {value!r}")
 
 
 def flag(config: Mapping[str, Any], key: str, where: str) -> bool:

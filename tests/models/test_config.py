@@ -182,6 +182,9 @@ def test_unused_sliding_windows_are_no_obstacle():
         ({"tie_word_embeddings": "false"}, ["tie_word_embeddings", "'false'"]),
         ({"eos_token_id": "</s>"}, ["eos_token_id", "</s>"]),
         ({"rms_norm_eps": "tiny"}, ["rms_norm_eps", "tiny"]),
+        ({"rms_norm_eps": -1e-6}, ["rms_norm_eps", "0 or more"]),
+        ({"rms_norm_eps": 10**400}, ["rms_norm_eps", "finite"]),
+        ({"max_position_embeddings": 0}, ["max_position_embeddings", "at least 1"]),
     ],
 )
 def test_refusals_name_what_is_wrong(changes, words):

@@ -1,6 +1,7 @@
 """What a checkpoint's files may hold: which matrices may be missing or twice there, and what is refused by name."""
 
 import json
+import time
 
 import numpy as np
 import pytest
@@ -47,6 +48,28 @@ def test_wrong_tensors_are_named(copy_of, change, words):
         load_pretrained(folder)
     assert "\n" not in str(error.value)
     assert all(word in str(error.value) for word in words), str(error.value)
+
+
+@pytest.mark.parametrize("layers", [10**6, 10**9, 10**18])
+def test_more_layers_than_any_memory_holds_are_refused_at_once(copy_of, layers):
+    folder = copy_of("llama31_untied_fp32")
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"num_hidden_layers": layers}))
+    started = time.monotonic()
+    with pytest.raises(UserError, match=f"num_hidden_layers {layers}, but"):
+        load_pretrained(folder)
+    assert time.monotonic() - started < 30.0
+
+
+@pytest.mark.parametrize(
+    "outside", ["../other.safetensors", "/tmp/other.safetensors", "", "sub/x.safetensors"]
+)
+def test_shards_lie_in_their_folder(copy_of, outside):
+    folder = copy_of("qwen2_untied_bf16_sharded")
+    index = folder / "model.safetensors.index.json"
+    index.write_text(json.dumps({"weight_map": {"model.norm.weight": outside}}))
+    with pytest.raises(UserError, match=f"lists '{outside}'"):
+        load_pretrained(folder)
 
 
 def test_known_redundant_tensors_are_allowed(copy_of):
