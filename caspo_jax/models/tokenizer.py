@@ -44,7 +44,10 @@ def load_tokenizer(path: str | Path) -> Tokenizer:
     # checkpoint was trained with.
     verbatim = (Path(path) / "tokenizer.json").is_file()
     try:
-        tokenizer = (PreTrainedTokenizerFast if verbatim else AutoTokenizer).from_pretrained(str(path))
+        kind = PreTrainedTokenizerFast if verbatim else AutoTokenizer
+        tokenizer = kind.from_pretrained(
+            str(path), trust_remote_code=False
+        )  # else a terminal is asked whether to run it
     except Exception as error:  # the tokenizers library raises bare Exception
         raise UserError(f"{path}: the tokenizer cannot be loaded ({first_line(error)})") from error
     if not tokenizer.is_fast:

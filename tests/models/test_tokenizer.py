@@ -254,3 +254,15 @@ def test_folders_without_a_usable_tokenizer(tmp_path):
     (tmp_path / "tokenizer.json").write_text("{broken")
     with pytest.raises(UserError, match="cannot be loaded"):
         load_tokenizer(tmp_path)
+
+
+def test_a_tokenizer_s_own_code_is_never_run_nor_asked_about(tmp_path, monkeypatch):
+    ran = tmp_path / "ran"
+    (tmp_path / "vocab.json").write_text("{}")
+    mapped = {"auto_map": {"AutoTokenizer": ["own.T", "own.T"]}, "tokenizer_class": "T"}
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(mapped))
+    (tmp_path / "own.py").write_text(f"open({str(ran)!r}, 'w')\nclass T: pass\n")
+    monkeypatch.setattr("builtins.input", lambda *_: "y")
+    with pytest.raises(UserError, match="cannot be loaded"):
+        load_tokenizer(tmp_path)
+    assert not ran.exists()
