@@ -157,7 +157,7 @@ def parse_at(where: str, parse: Callable[[dict[str, Any]], T], record: dict[str,
         return parse(record)
     except UserError as error:
         raise type(error)(f"{where}: {error}") from error
-    except (TypeError, ValueError, KeyError) as error:
+    except (TypeError, ValueError, KeyError, OverflowError) as error:
         raise UserError(f"{where}: malformed record ({type(error).__name__}: {error})") from error
 
 

@@ -96,6 +96,13 @@ def test_parse_errors_carry_file_and_line(tmp_path):
         load_records(path, lambda record: record["n"])
 
 
+def test_an_integer_beyond_every_float_is_named(tmp_path):
+    file = tmp_path / "in.jsonl"
+    file.write_text('{"x": 1' + "0" * 400 + "}\n")
+    with pytest.raises(UserError, match=r"in\.jsonl:1: malformed record"):
+        load_records(file, lambda record: float(record["x"]))
+
+
 def test_folder_hash_sees_names_and_contents(tmp_path):
     folder = tmp_path / "d"
     folder.mkdir()

@@ -29,7 +29,7 @@ def cell(value: Any, digits: int = 3) -> str:
     if value is None or (isinstance(value, float) and not np.isfinite(value)):
         return "-"
     if isinstance(value, bool) or not isinstance(value, int | float):
-        return str(value)
+        return " ".join(str(value).split()).replace("|", "\\|")  # a name must not end its cell or line
     if isinstance(value, int):
         return f"{value:,}"
     return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.{digits}f}"

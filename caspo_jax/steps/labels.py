@@ -16,6 +16,7 @@ from caspo_jax.types import VERDICTS, Verdict
 
 Neutral = Literal["unknown", "correct", "wrong"]
 
+_MOST_STEPS = 100_000  # of a trace: verdicts are a list up to the last that is named
 # How the last step of a solution says that it is: in PRM800K, and in the data sets that share its flat form.
 _ANSWER = re.compile(r"#\s*Answer")
 _STATED = re.compile(r"#\s*Answer|\\boxed\b|####|\banswer\s*(is|:)", re.IGNORECASE)
@@ -228,8 +229,8 @@ def _label_line(record: Mapping[str, Any], neutral: Neutral) -> tuple[str, dict[
         raise UserError("a label needs `id` or `trace_id`")
     index = record.get("step_index")
     if index is not None:
-        if type(index) is not int or index < 0:
-            raise UserError(f"`step_index` must be 0 or more, found {index!r}")
+        if type(index) is not int or not 0 <= index < _MOST_STEPS:
+            raise UserError(f"`step_index` must be 0 or more, and less than {_MOST_STEPS:,}, found {index!r}")
         if "verdict" not in record and "label" not in record:
             raise UserError("a label needs `verdict` or `label`")
         return str(name), {index: verdict_of(record.get("verdict", record.get("label")), neutral)}

@@ -208,3 +208,8 @@ def test_what_cannot_be_told_apart_is_not_called_equal(tmp_path):
         [" equal    ", " above          "],
     ]
     assert json.loads((tmp_path / "t.json").read_text())["rows"] == rows
+
+
+def test_a_name_ends_neither_its_cell_nor_its_line():
+    table = markdown([{"name": "a|b\nc\u2028d", "x": 1}], {"name": "name", "x": "x"})
+    assert table.splitlines()[2] == "| a\\|b c d | 1 |".replace("1 |", "  1 |")

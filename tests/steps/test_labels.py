@@ -157,3 +157,10 @@ def test_math_shepherd():
     rest = {"input": "Q Step 1: a ки\nStep 2: b", "label": "Q Step 1: a +\nStep 2: b"}
     assert solution.ended
     assert not math_shepherd_from_record(rest).ended
+
+
+def test_a_step_that_no_trace_reaches_is_refused_before_the_list_up_to_it_is_made(tmp_path):
+    file = tmp_path / "labels.jsonl"
+    file.write_text(json.dumps({"id": "t", "step_index": 10**12, "verdict": "wrong"}) + "\n")
+    with pytest.raises(UserError, match=r"labels\.jsonl:1: `step_index`"):
+        read_labels(file)
