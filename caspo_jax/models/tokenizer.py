@@ -45,9 +45,8 @@ def load_tokenizer(path: str | Path) -> Tokenizer:
     verbatim = (Path(path) / "tokenizer.json").is_file()
     try:
         kind = PreTrainedTokenizerFast if verbatim else AutoTokenizer
-        tokenizer = kind.from_pretrained(
-            str(path), trust_remote_code=False
-        )  # else a terminal is asked whether to run it
+        # Said, since a terminal would be asked otherwise whether to run a tokenizer's own code.
+        tokenizer = kind.from_pretrained(str(path), trust_remote_code=False)
     except Exception as error:  # the tokenizers library raises bare Exception
         raise UserError(f"{path}: the tokenizer cannot be loaded ({first_line(error)})") from error
     if not tokenizer.is_fast:

@@ -83,10 +83,8 @@ class Grader:
                 reading = reply["reading"]
         except BrokenPipeError:
             pass  # it died, of memory say
-        except (
-            BaseException
-        ):  # Ctrl-C, in a notebook say: its reply would be taken for that to the next question
-            self.close()
+        except BaseException:
+            self.close()  # after Ctrl-C in a notebook its reply would be taken for that to the next question
             raise
         if "equal" in reply:
             self._in_time |= {gold, answer}
