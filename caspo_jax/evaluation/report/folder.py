@@ -11,6 +11,7 @@ from caspo_jax.errors import UserError
 from caspo_jax.evaluation.report.beside import Beside, completed, decisiveness_of, read_beside
 from caspo_jax.evaluation.report.choice import choose
 from caspo_jax.records import check_schema, pair_from_record, schema_name, trace_from_record, tree_from_record
+from caspo_jax.records.values import read_number
 from caspo_jax.store import load_records, read_json, read_jsonl, read_value
 from caspo_jax.types import Pair, Trace
 
@@ -117,7 +118,7 @@ def load_run(path: str | Path, name: str | None = None, most_traces: int | None 
         name=name or path.resolve().name,
         path=path,
         summaries=summaries,
-        manifests={f.relative_to(path).as_posix(): read_json(f) for f in _files(path, "manifest.json")},
+        manifests={f.relative_to(path).as_posix(): _manifest(f) for f in _files(path, "manifest.json")},
         traces=traces,
         trees=trees,
         pairs=pairs,
@@ -137,6 +138,18 @@ def _files(folder: Path, suffix: str) -> Iterator[Path]:
         hidden = any(part.startswith(".") for part in (*inside, file.name))
         if file.is_file() and not hidden and not set(inside) & set(_SKIPPED):
             yield file
+
+
+def _manifest(file: Path) -> dict[str, Any]:
+    """A manifest, or a refusal by the file's name of what none of ours holds."""
+    contents = read_json(file)
+    versions = contents.get("versions") or {}
+    if not isinstance(versions, Mapping) or not all(isinstance(v, str) for v in versions.values()):
+        raise UserError(f"{file}: `versions` of a manifest must be texts by name, found {versions!r:.60}")
+    if not isinstance(contents.get("counts") or {}, Mapping):
+        raise UserError(f"{file}: `counts` of a manifest must be an object, found {contents['counts']!r:.60}")
+    read_number(contents, "seconds", f"{file}: ")
+    return contents
 
 
 def _schema(file: Path) -> str | None:

@@ -11,6 +11,7 @@ import hypothesis.strategies as st
 import pytest
 from hypothesis import given, settings
 
+from caspo_jax.errors import UserError
 from caspo_jax.evaluation.report import write_report
 from caspo_jax.evaluation.report.encode import script_json
 from tests.evaluation.report.records import HOSTILE, ODD, write_lines
@@ -285,3 +286,13 @@ def test_hostile_names_are_data_in_every_kind_of_run(tmp_path):
         shown = "".join(page.text)
         assert f"{number}<b onmouseover=pwned()>" in shown  # the run's name, as text
         assert HOSTILE.split()[0].split("<script>")[0] in shown
+
+
+@pytest.mark.parametrize(
+    "field, value", [("counts", [1]), ("seconds", "long"), ("versions", [1]), ("versions", {"jax": [1]})]
+)
+def test_a_manifest_that_is_none_of_ours_is_named(tmp_path, field, value):
+    (tmp_path / "summary.json").write_text("{}")
+    (tmp_path / "x.manifest.json").write_text(json.dumps({field: value}))
+    with pytest.raises(UserError, match=f"x.manifest.json: `{field}`"):
+        write_report([tmp_path], tmp_path / "report.html")
