@@ -128,10 +128,13 @@ def length_controlled_auroc(
     offset = float((positives * (positives + 1.0) / 2.0).sum())
     value = (float(rank @ right) - offset) / pairs
     rng = np.random.default_rng(seed)
+    shuffled = right.copy()
+    parts = np.split(shuffled, np.flatnonzero(group[1:] != group[:-1]) + 1)  # views
     null = np.empty(draws)
     for i in range(draws):
-        shuffled = right[np.lexsort((rng.random(right.size), group))]
-        null[i] = (float(rank @ shuffled) - offset) / pairs
+        for part in parts:
+            rng.shuffle(part)
+        null[i] = (float((rank * shuffled).sum()) - offset) / pairs
     extreme = np.abs(null - 0.5) >= abs(value - 0.5) - 1e-12
     return ControlledAuroc(
         value=value,
