@@ -1,31 +1,20 @@
-"""docs/api.md lists what each room exports; `python tests/test_api_document.py` writes it anew."""
+"""docs/api.md lists what each room exports; `python -m tests.test_api_document` writes it anew."""
 
 import importlib
 import inspect
 from collections.abc import Iterable
 from pathlib import Path
 
+from tests.test_imports import ORDER, PACKAGE
+
 DOCUMENT = Path(__file__).parent.parent / "docs" / "api.md"
-ROOMS = [
-    "distributed",
-    "records",
-    "models",
-    "confidence",
-    "sampling",
-    "steps",
-    "preferences",
-    "training",
-    "compile_check",
-    "metrics",
-    "evaluation",
-    "tasks",
-]
+ROOMS = [name for name in ORDER if (PACKAGE / name).is_dir()]
 HEAD = """# The library's names
 
 What `caspo_jax` and its rooms export, a line each, for finding what there is. `help(caspo_jax.metrics.auroc)` has a name's
 mathematics, arguments with their shapes, and errors. The rooms stand in the order of their imports: each uses only those
 above it ([design.md](design.md)). [extending.md](extending.md) has examples of them at work. This page is written from
-the code by `python tests/test_api_document.py`.
+the code by `python -m tests.test_api_document`.
 """
 
 
@@ -72,7 +61,7 @@ def _cell(text: str) -> str:
 
 
 def test_the_page_lists_what_the_rooms_export():
-    assert DOCUMENT.read_text(encoding="utf-8") == document(), "run python tests/test_api_document.py"
+    assert DOCUMENT.read_text(encoding="utf-8") == document(), "run python -m tests.test_api_document"
 
 
 if __name__ == "__main__":
