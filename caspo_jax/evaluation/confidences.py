@@ -27,10 +27,9 @@ OTHER_RANKING: Columns = {
     "length_controlled": "length controlled",
     "length_controlled_null": "97.5 % of null",
     "length_controlled_p": "p",
-    "auprc_errors": "AUPRC errors",
-    "auprc_correct": "AUPRC right",
-    "aurc": "AURC",
-    "augrc": "AUGRC",
+    **with_intervals(
+        {"auprc_errors": "AUPRC errors", "auprc_correct": "AUPRC right", "aurc": "AURC", "augrc": "AUGRC"}
+    ),
 }
 _LEVELS = {"bias": "bias", "ece": "ECE", "brier": "Brier"}
 _PARTS = {
@@ -74,8 +73,8 @@ def confidence_table(
     p-value; AUPRC of finding errors, and of finding right ones; AURC, AUGRC. Calibration figures for confidences
     known to lie in [0, 1] (a registered one is not): bias, ECE of equal width, of equal mass and debiased, Brier and its
     parts; and all of these again, `_scaled`, after the cross-fitted one-parameter scaling p = c^a, which any other
-    confidence enters as c / (1 + c). The 95 % interval by question of AUROCs, bias, ECE and Brier score is in `_low` and
-    `_high`.
+    confidence enters as c / (1 + c). The 95 % interval by question of AUROCs, areas, bias, ECE and Brier score is in
+    `_low` and `_high`.
 
     Args:
       items: from `confidence_items`.
@@ -130,10 +129,14 @@ def _row(name: str, items: Items, log: np.ndarray, draws: int, seed: int, bins: 
         "length_controlled": by_length.value,
         "length_controlled_p": by_length.p_value,
         "length_controlled_null": by_length.null_high,
-        "auprc_errors": metrics.average_precision(-rank, 1.0 - right),
-        "auprc_correct": metrics.average_precision(rank, right),
-        "aurc": metrics.aurc(rank, right),
-        "augrc": metrics.augrc(rank, right),
+        **measured(
+            {
+                "auprc_errors": metrics.average_precision_statistic(-rank, 1.0 - right),
+                "auprc_correct": metrics.average_precision_statistic(rank, right),
+                "aurc": metrics.aurc_statistic(rank, right),
+                "augrc": metrics.augrc_statistic(rank, right),
+            }
+        ),
     }
     if name == "length":
         return row

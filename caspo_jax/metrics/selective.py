@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from caspo_jax.errors import UserError
-from caspo_jax.metrics.arrays import Statistic, per_item, scored, weight_of
+from caspo_jax.metrics.arrays import Statistic, check_weights, scored, weight_of
+from caspo_jax.metrics.resampled import Resampled
 
 
 class RiskCoverage(NamedTuple):
@@ -42,28 +45,7 @@ def aurc(confidence: Any, correct: Any, weights: Any = None) -> float:
 
 def aurc_statistic(confidence: Any, correct: Any) -> Statistic:
     """`aurc` as a function of integer weights: an item of weight m is a tie of m items."""
-    score, verdict = scored(confidence, correct)
-    run, runs = _descending_runs(score)
-
-    @per_item(score.size)
-    def statistic(weights: np.ndarray) -> float:
-        if (weights != np.rint(weights)).any():
-            raise UserError("aurc: weights are multiplicities; give integers")
-        size = np.bincount(run, weights, runs)
-        wrong = np.bincount(run, weights * (1.0 - verdict), runs)
-        total = size.sum()
-        if total <= 0.0:
-            return float("nan")
-        ends = np.cumsum(size)
-        starts = ends - size
-        before = np.cumsum(wrong) - wrong
-        # sum_j (E + e j / m) / (N + j) over j = 1..m is e + (E - e N / m) (H(N + m) - H(N)), H the harmonic numbers.
-        harmonic = np.concatenate(([0.0], np.cumsum(1.0 / np.arange(1, int(total) + 1))))
-        span = harmonic[ends.astype(np.int64)] - harmonic[starts.astype(np.int64)]
-        share = np.divide(wrong, size, out=np.zeros_like(wrong), where=size > 0)
-        return float((wrong + (before - share * starts) * span).sum() / total)
-
-    return statistic
+    return _Curve(*scored(confidence, correct), _aurc)
 
 
 def augrc(confidence: Any, correct: Any, weights: Any = None) -> float:
@@ -87,19 +69,7 @@ def augrc(confidence: Any, correct: Any, weights: Any = None) -> float:
 
 def augrc_statistic(confidence: Any, correct: Any) -> Statistic:
     """`augrc` as a function of the weights."""
-    score, verdict = scored(confidence, correct)
-    run, runs = _descending_runs(score)
-
-    @per_item(score.size)
-    def statistic(weights: np.ndarray) -> float:
-        size = np.bincount(run, weights, runs)
-        wrong = np.bincount(run, weights * (1.0 - verdict), runs)
-        total = size.sum()
-        if total <= 0.0:
-            return float("nan")
-        return float(size @ (np.cumsum(wrong) - 0.5 * wrong) / total**2)
-
-    return statistic
+    return _Curve(*scored(confidence, correct), _augrc)
 
 
 def average_precision(confidence: Any, correct: Any, weights: Any = None) -> float:
@@ -120,36 +90,88 @@ def average_precision(confidence: Any, correct: Any, weights: Any = None) -> flo
 
 def average_precision_statistic(confidence: Any, correct: Any) -> Statistic:
     """`average_precision` as a function of the weights."""
-    score, verdict = scored(confidence, correct)
-    run, runs = _descending_runs(score)
-
-    @per_item(score.size)
-    def statistic(weights: np.ndarray) -> float:
-        size = np.bincount(run, weights, runs)
-        right = np.bincount(run, weights * verdict, runs)
-        found, answered = np.cumsum(right), np.cumsum(size)
-        total = right.sum()
-        if total <= 0.0 or total >= size.sum():
-            return float("nan")
-        precision = np.divide(found, answered, out=np.zeros_like(found), where=answered > 0)
-        return float(right @ precision / total)
-
-    return statistic
+    return _Curve(*scored(confidence, correct), _average_precision)
 
 
 def risk_coverage(confidence: Any, correct: Any) -> RiskCoverage:
     """The risk-coverage curve at the end of every tie, for a plot."""
     score, verdict = scored(confidence, correct)
-    run, runs = _descending_runs(score)
-    size = np.bincount(run, minlength=runs)
-    wrong = np.bincount(run, 1.0 - verdict, runs)
-    ends = np.cumsum(size)
-    values = np.zeros(runs)
-    values[run] = score
-    return RiskCoverage(ends / max(score.size, 1), np.cumsum(wrong) / np.maximum(ends, 1), values)
+    order, ends = _ties(score)
+    wrong = np.cumsum(1.0 - verdict[order])[ends]
+    return RiskCoverage((ends + 1) / max(score.size, 1), wrong / (ends + 1), score[order][ends])
 
 
-def _descending_runs(score: np.ndarray) -> tuple[np.ndarray, int]:
-    """Rank of each item's tie, the surest first, and the number of ties."""
-    values, run = np.unique(-score, return_inverse=True)
-    return run.reshape(-1), len(values)
+class _Curve(Resampled):
+    """A figure of the curve that passes the end of every tie, the surest first; sorts once.
+
+    `figure` is given the weight of what is answered [m] at these ends, and that of the right among it [m].
+    """
+
+    def __init__(
+        self, score: np.ndarray, verdict: np.ndarray, figure: Callable[[np.ndarray, np.ndarray], float]
+    ):
+        self.size = score.size
+        self._order, self._ends = _ties(score)
+        self._verdict, self._figure = verdict[self._order], figure
+
+    def __call__(self, weights: np.ndarray) -> float:
+        check_weights(weights, self.size)
+        return self._value(np.asarray(weights, np.float64)[self._order])
+
+    def resample(self, group: np.ndarray, counts: np.ndarray) -> np.ndarray:
+        check_weights(group, self.size)
+        members = group[self._order]
+        return np.array([self._value(row[members]) for row in counts])
+
+    def _value(self, ordered: np.ndarray) -> float:
+        """Of the items' weights in their order."""
+        return self._figure(np.cumsum(ordered)[self._ends], np.cumsum(ordered * self._verdict)[self._ends])
+
+
+def _aurc(answered: np.ndarray, right: np.ndarray) -> float:
+    if (answered != np.rint(answered)).any():
+        raise UserError("aurc: weights are multiplicities; give integers")
+    total = answered[-1] if answered.size else 0.0
+    if total <= 0.0:
+        return float("nan")
+    size, wrong = _steps(answered), _steps(answered - right)
+    starts, before = answered - size, answered - right - wrong
+    # sum_j (E + e j / m) / (N + j) over j = 1..m is e + (E - e N / m) (H(N + m) - H(N)), H the harmonic numbers.
+    harmonic = _harmonic_numbers(int(total).bit_length())
+    span = harmonic[answered.astype(np.int64)] - harmonic[starts.astype(np.int64)]
+    share = np.divide(wrong, size, out=np.zeros_like(wrong), where=size > 0)
+    return float((wrong + (before - share * starts) * span).sum() / total)
+
+
+@functools.lru_cache(maxsize=2)
+def _harmonic_numbers(bits: int) -> np.ndarray:
+    """The first 2^bits of them, from H(0) = 0 on: every draw needs about as many."""
+    return np.concatenate(([0.0], np.cumsum(1.0 / np.arange(1, 2**bits))))
+
+
+def _augrc(answered: np.ndarray, right: np.ndarray) -> float:
+    total = answered[-1] if answered.size else 0.0
+    if total <= 0.0:
+        return float("nan")
+    wrong = answered - right
+    return float((_steps(answered) * (wrong - 0.5 * _steps(wrong))).sum() / total**2)
+
+
+def _average_precision(answered: np.ndarray, right: np.ndarray) -> float:
+    total = right[-1] if right.size else 0.0
+    if total <= 0.0 or total >= answered[-1]:
+        return float("nan")
+    precision = np.divide(right, answered, out=np.zeros_like(right), where=answered > 0)
+    return float((_steps(right) * precision).sum() / total)
+
+
+def _steps(running: np.ndarray) -> np.ndarray:
+    """What was added at each tie."""
+    return np.diff(running, prepend=0.0)
+
+
+def _ties(score: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The items in order [n], the surest first, and the position in it of the last item of every tie [m]."""
+    order = np.argsort(-score, kind="stable")
+    ordered = score[order]
+    return order, np.flatnonzero(np.append(ordered[1:] != ordered[:-1], score.size > 0))

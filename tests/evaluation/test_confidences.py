@@ -99,7 +99,9 @@ def test_table_against_sklearn(made):
         row, value, ranked = rows[name], np.exp(logs), np.round(logs, 4)
         assert row["auroc"] == pytest.approx(roc_auc_score(steps.right, ranked))
         assert row["auprc_errors"] == pytest.approx(average_precision_score(1 - steps.right, -ranked))
-        assert row["auroc_low"] <= row["auroc"] <= row["auroc_high"]
+        assert row["auprc_correct"] == pytest.approx(average_precision_score(steps.right, ranked))
+        for field in ("auroc", "auprc_errors", "auprc_correct", "aurc", "augrc"):
+            assert row[f"{field}_low"] <= row[field] <= row[f"{field}_high"]
         assert row["within_question"] == pytest.approx(
             metrics.within_question_auroc(ranked, steps.right, steps.question).value
         )

@@ -26,6 +26,9 @@ def _statistics(confidence, right, groups, prefixes):
         "equal mass": metrics.equal_mass_ece_statistic(confidence, right, bins=5),
         "brier": metrics.brier_statistic(confidence, right),
         "bias": metrics.bias_statistic(confidence, right),
+        "aurc": metrics.aurc_statistic(confidence, right),
+        "augrc": metrics.augrc_statistic(confidence, right),
+        "average precision": metrics.average_precision_statistic(confidence, right),
     }
 
 
@@ -46,7 +49,7 @@ def test_all_draws_at_once_are_the_draws_one_by_one(name, seed):
     np.testing.assert_allclose(statistic.resample(groups, counts), one_by_one, rtol=1e-12, atol=1e-15)
 
 
-@pytest.mark.parametrize("name", ["auroc", "ece", "gap"])
+@pytest.mark.parametrize("name", ["auroc", "ece", "gap", "aurc"])
 def test_another_number_of_groups_than_of_items_is_refused(name):
     statistic = _statistics(*_data(0))[name]
     with pytest.raises(UserError, match=r"60 items was given weights of shape \(59,\)"):
