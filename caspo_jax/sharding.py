@@ -62,23 +62,23 @@ def make_mesh(spec: str | None, devices: Sequence[Any] | None = None) -> Mesh | 
         axis, _, size = part.strip().partition(":")
         if axis not in MESH_AXES or axis in sizes:
             raise UserError(
-                f"--mesh={spec}: axis {axis!r} is unknown or repeated (known: {', '.join(MESH_AXES)})"
+                f"mesh={spec!r}: axis {axis!r} is unknown or repeated (known: {', '.join(MESH_AXES)})"
             )
         if not re.fullmatch(r"-1|[1-9][0-9]*", size):
             raise UserError(
-                f"--mesh={spec}: the size of {axis!r} must be a positive integer or -1, not {size!r}"
+                f"mesh={spec!r}: the size of {axis!r} must be a positive integer or -1, not {size!r}"
             )
         sizes[axis] = int(size)
     there = jax.device_count() if devices is None else len(devices)
     free = [axis for axis, size in sizes.items() if size == -1]
     given = math.prod(size for size in sizes.values() if size > 0)
     if len(free) > 1 or (free and there % given):
-        raise UserError(f"--mesh={spec}: cannot be completed to {there} devices")
+        raise UserError(f"mesh={spec!r}: cannot be completed to {there} devices")
     if free:
         sizes[free[0]] = there // given
     needed = math.prod(sizes.values())
     if needed != there:
-        raise UserError(f"--mesh={spec}: needs {needed} devices, there are {there}")
+        raise UserError(f"mesh={spec!r}: needs {needed} devices, there are {there}")
     axis_types = (AxisType.Auto,) * len(sizes)
     shape, axes = tuple(sizes.values()), tuple(sizes)
     try:

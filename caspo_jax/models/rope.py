@@ -32,6 +32,7 @@ _POSITIVE = (
     "original_max_position_embeddings",
     *(n for n in _NUMBERS if not n.startswith("mscale")),
 )
+_LARGEST = float(np.finfo(np.float32).max)  # what angles are computed in
 # Keys of the section that no rotation follows from: read elsewhere, or about how the model came to be.
 _ASIDE = ("rope_type", "type", "rope_theta", "original_max_position_embeddings", "finetuned")
 # What other types and other readers compute with, at the value that changes nothing.
@@ -86,6 +87,8 @@ class RopeConfig:
             value = getattr(self, name)
             if value is not None and not value > 0:
                 raise UserError(f"config: rope's {name} must be greater than 0, not {value}")
+            if value is not None and value > _LARGEST:
+                raise UserError(f"config: rope's {name} must be a float32: at most {_LARGEST:.2g}")
         if self.rope_type == "yarn" and self.theta <= 1:
             raise UserError(f"config: rope's theta must be greater than 1 for 'yarn', not {self.theta}")
         low, high = self.low_freq_factor, self.high_freq_factor

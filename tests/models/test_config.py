@@ -177,6 +177,8 @@ def test_unused_sliding_windows_are_no_obstacle():
             ["theta", "greater than 1"],
         ),
         ({"rope_scaling": {"rope_type": "linear", "factor": 0}}, ["factor", "greater than 0"]),
+        ({"rope_scaling": {"rope_type": "linear", "factor": 10**39}}, ["factor", "at most 3.4e+38"]),
+        ({"rope_scaling": {"rope_type": "linear", "factor": 10**400}}, ["factor"]),
         ({"rope_scaling": LLAMA3 | {"high_freq_factor": 0.5}}, ["high_freq_factor", "low_freq_factor"]),
         ({"rope_scaling": "linear"}, ["rope_scaling", "linear"]),
         ({"tie_word_embeddings": "false"}, ["tie_word_embeddings", "'false'"]),

@@ -52,7 +52,7 @@ def test_sizes_and_completion():
 def test_bad_specs_are_named(spec, word):
     with pytest.raises(UserError) as error:
         make_mesh(spec)
-    assert f"--mesh={spec}" in str(error.value)
+    assert f"mesh={spec!r}" in str(error.value)
     assert word in str(error.value)
 
 
