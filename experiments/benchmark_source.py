@@ -21,6 +21,11 @@ class Benchmark(Protocol):
 
     name: str
 
+    @property
+    def runs_code(self) -> bool:
+        """Are answers run to be scored?"""
+        ...
+
     def load(self, path: str | Path | None = None, limit: int | None = None) -> Sequence[Question]:
         """The first `limit` questions, with gold answers."""
         ...
@@ -79,6 +84,11 @@ class TuneBenchmark:
     benchmark: Any
     path: str
     name: str = "tune"
+
+    @property
+    def runs_code(self) -> bool:
+        """As the benchmark's answers are."""
+        return self.benchmark.runs_code
 
     def load(self, path: str | Path | None = None, limit: int | None = None) -> Sequence[Question]:
         """The first questions of the file."""

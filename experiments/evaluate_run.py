@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import os
 from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from experiments.benchmark_source import Benchmark
 
 FLAGS = flags.FLAGS
+MOST_JUDGES = 32  # programs that run at once, where answers are programs; no more than there are cores
 
 
 class Runner:
@@ -73,6 +75,7 @@ class Runner:
             same=benchmark.equal,
             batch_size=FLAGS.batch_size,
             keep=keep,
+            judges=min(MOST_JUDGES, len(os.sched_getaffinity(0))) if benchmark.runs_code else 1,
         )
 
     def tuned(

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from caspo_jax.evaluation.strategies.base import Answer, Context, Settings
+from caspo_jax.evaluation.strategies.base import Answer, Context, Settings, graded
 from caspo_jax.evaluation.strategies.pool import VOTES, Pool, sample_pool, voted, with_statistics
 from caspo_jax.evaluation.strategies.single import cat_at, elected, middle_size, paper_config, swept
 from caspo_jax.evaluation.strategies.truncating import deepconf_online
@@ -80,7 +80,7 @@ def _heated(settings: Settings, temperature: float) -> Settings:
 
 
 def _accuracy(answers: Sequence[Answer]) -> float:
-    return float(np.mean([a.correct for a in answers]))
+    return float(np.mean([bool(a.correct) for a in answers]))
 
 
 def _votes(
@@ -125,7 +125,7 @@ def _cat(
                 at = dataclasses.replace(
                     settings.cat, sample=sample, threshold=threshold, vote=vote, gamma=gamma
                 )
-                answers = elected(context, at, results, "cat", str(size))
+                answers = graded(context, elected(context, at, results, "cat", str(size)))
                 accuracy, tokens = _accuracy(answers), float(np.mean([a.tokens for a in answers]))
                 trials.append(
                     {
@@ -151,7 +151,8 @@ def _paper(
     config = paper_config(settings)
     best, chosen = -1.0, settings
     for threshold, results in zip(THRESHOLDS, swept(context, config, THRESHOLDS), strict=True):
-        accuracy = _accuracy(elected(context, config, results, "cat_paper", str(config.num_branches)))
+        answers = elected(context, config, results, "cat_paper", str(config.num_branches))
+        accuracy = _accuracy(graded(context, answers))
         trials.append(
             {"strategy": "cat_paper", "setting": "threshold", "value": threshold, "accuracy": accuracy}
         )

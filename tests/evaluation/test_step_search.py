@@ -13,7 +13,7 @@ from caspo_jax.errors import UserError
 from caspo_jax.evaluation.strategies import beam as beam_module
 from caspo_jax.evaluation.strategies import mcts as mcts_module
 from caspo_jax.evaluation.strategies import prefixes as prefixes_module
-from caspo_jax.evaluation.strategies.base import Context, Settings
+from caspo_jax.evaluation.strategies.base import Context, Settings, graded
 from caspo_jax.evaluation.strategies.prefixes import Prefixes
 from caspo_jax.models import RopeConfig, load_pretrained
 from caspo_jax.sampling import SampleConfig
@@ -90,8 +90,7 @@ def test_beam_finds_what_greedy_steps_miss(world):
     # One beam follows the surest first step, (a), into a corner: sqrt(.9 x .3); two beams keep (b): sqrt(.8 x .95).
     assert by_size["1x2", "x"].answer == "b"
     assert by_size["2x2", "x"].answer == "bb"
-    assert by_size["2x2", "x"].correct
-    assert not by_size["2x2", "y"].correct
+    assert [a.correct for a in graded(context, answers) if a.size == "2x2"] == [True, False]
     # 2 candidates of 2 tokens, then 2 of 2; with two beams 2 of 2, then 2 + 2 candidates of 2 or 3 tokens.
     assert by_size["1x2", "x"].tokens == 2 * 2 + 2 * 2
     assert by_size["2x2", "x"].tokens == 2 * 2 + 2 + 2 + 3 + 2
@@ -123,7 +122,7 @@ def test_tree_search_rewards_what_it_is_sure_of(world):
     # Then the search goes on below (b), whose reward was higher, and finds "bb".
     assert (0, (B, END), "round2") in asked
     assert [a.answer for a in found if a.question == "x"][-1] == "bb"
-    assert [a.correct for a in found if a.size == "8"] == [True, False]
+    assert [a.correct for a in graded(context, found) if a.size == "8"] == [True, False]
     assert all(a.scored == 0 for a in found)
     tokens = [a.tokens for a in found if a.question == "x"]
     assert tokens == sorted(tokens)

@@ -38,7 +38,7 @@ class Benchmark:
       answer: text -> the answer in it, or None.
       judge: (answer, question, sandbox) -> is it right? None where that cannot be told.
       same: (answer, answer) -> do they mean the same? For votes.
-      runs_code: scoring runs code that the model wrote.
+      runs_code: scoring runs code that the model wrote; `judge` is then called from several threads at once.
       repeats: samples a question that a report should average over (mean@k); more than 1 on small benchmarks.
       notes: what a reader of the numbers should know.
       questions: how many -> the questions; of an embedded task.

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import jax
@@ -27,10 +28,27 @@ class Context:
     same: Callable[[str, str], bool]  # are two answers one? for votes
     batch_size: int | None = None  # rows on the device at once
     keep: Callable[..., None] | None = None  # (name, traces or searches, how these vote): for the report
+    judges: int = 1  # answers scored at once, in threads: what runs programs waits for them
+    _known: dict[tuple[str, str], bool] = dataclasses.field(default_factory=dict, init=False, repr=False)
 
-    def right(self, answer: str | None, question: Question) -> bool:
-        """Is this answer, if any, right?"""
-        return answer is not None and bool(self.score(answer, question))
+    def right(self, answers: Sequence[str | None], questions: Sequence[Question]) -> list[bool]:
+        """Is each of these answers, if any, right? An answer to a question is scored once, however many strategies give it."""
+        asked = {(q.id, a): (a, q) for a, q in zip(answers, questions, strict=True) if a is not None}
+        new = [key for key in asked if key not in self._known]
+
+        def score(key: tuple[str, str]) -> bool:
+            return bool(self.score(*asked[key]))
+
+        if self.judges == 1:
+            self._known.update(zip(new, map(score, new)))
+        else:
+            with ThreadPoolExecutor(self.judges) as pool:
+                try:
+                    self._known.update(zip(new, pool.map(score, new)))
+                except BaseException:
+                    pool.shutdown(cancel_futures=True)  # else Ctrl-C waits for all that have not begun
+                    raise
+        return [a is not None and self._known[q.id, a] for a, q in zip(answers, questions)]
 
     def show(self, name: str, found: Sequence[Any], **facts: Any) -> None:
         """Hand traces, or results of searches, to whoever keeps them; `facts` say how searches voted (vote, gamma)."""
@@ -46,7 +64,7 @@ class Answer:
     size: str  # how much it may spend, in the strategy's own unit
     question: str
     answer: str | None
-    correct: bool
+    correct: bool | None  # None until it is scored (`graded`)
     tokens: int  # decoded, over all branches
     calls: int  # forward passes one after another: the prompt, then one a token of the longest branch
     scored: int = 0  # tokens that were read again to be judged
@@ -74,6 +92,13 @@ def elected_index(
     winner = heaviest(total_weights((classes[i], float(weights[i])) for i in voters))
     spellings = ((answers.index(answers[i]), float(weights[i])) for i in voters if classes[i] == winner)
     return heaviest(total_weights(spellings))
+
+
+def graded(context: Context, answers: Sequence[Answer]) -> list[Answer]:
+    """The answers with `correct`: not while they are decoded, whose time is reported."""
+    by_id = {question.id: question for question in context.questions}
+    right = context.right([a.answer for a in answers], [by_id[a.question] for a in answers])
+    return [dataclasses.replace(a, correct=r) for a, r in zip(answers, right, strict=True)]
 
 
 def timed(run: Callable[[], list[Answer]], questions: int) -> list[Answer]:

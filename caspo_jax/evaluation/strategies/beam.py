@@ -86,7 +86,7 @@ def _beam(context: Context, settings: Settings, kept: int, tried: int) -> list[A
                 f"{kept}x{tried}",
                 question.id,
                 answer,
-                context.right(answer, question),
+                None,
                 int(tokens[q]),
                 int(calls[q]),
             )

@@ -65,12 +65,11 @@ def cot_decoding(context: Context, settings: Settings) -> list[Answer]:
         for size in settings.vote_sizes(count):
             winner = elected_index(texts[:size], sure[:size], context.same)
             answer = None if winner is None else texts[winner]
-            right = context.right(answer, question)
             spent = sum(lengths[:size])
             took = seconds if size == count else None
             calls = 1 + max(lengths[:size])
             answers.append(
-                Answer("cot_decoding", str(size), question.id, answer, right, spent, calls, seconds=took)
+                Answer("cot_decoding", str(size), question.id, answer, None, spent, calls, seconds=took)
             )
     return answers
 

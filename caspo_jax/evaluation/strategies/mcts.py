@@ -103,11 +103,8 @@ def mcts(context: Context, settings: Settings) -> list[Answer]:
             seconds = (time.monotonic() - started) / len(roots)
             for q, question in enumerate(context.questions):
                 answer = _best(list(written[q].values()), context)
-                right = context.right(answer, question)
                 cost = int(tokens[q]), int(calls[q]), int(scored[q]), 0, seconds
-                answers.append(
-                    Answer("mcts", str(round_ * settings.width), question.id, answer, right, *cost)
-                )
+                answers.append(Answer("mcts", str(round_ * settings.width), question.id, answer, None, *cost))
     return answers
 
 

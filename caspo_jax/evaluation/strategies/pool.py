@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import itertools
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import TypeVar
 
 import numpy as np
 
@@ -15,8 +16,9 @@ from caspo_jax.evaluation.strategies.base import Answer, Context, Settings, elec
 from caspo_jax.models import eos_ids
 from caspo_jax.sampling import generate
 from caspo_jax.sampling.votes import powers
-from caspo_jax.types import Trace
+from caspo_jax.types import Question, Trace
 
+T = TypeVar("T")
 FIELDS = ("entropy", "top1_logprob", "mean_top20_logprob", "uniform_kl")
 
 
@@ -72,16 +74,18 @@ def with_statistics(pool: Pool, context: Context, settings: Settings) -> Pool:
     """
     traces = [t for group in pool.traces for t in group]
     flat, kl = statistics_and_kl(context.model, traces, FIELDS, _beginning(context))
-    stats, samples, divergence = [], [], []
-    for question, group in zip(context.questions, pool.traces, strict=True):
-        mine, flat = flat[: len(group)], flat[len(group) :]
-        stats.append(mine)
-        divergence.append(kl[: len(group)])
-        kl = kl[len(group) :]
-        samples.append(
-            [_sample(context, settings, question, i, t, s) for i, (t, s) in enumerate(zip(group, mine))]
-        )
-    return Pool(pool.traces, stats, samples, divergence)
+    answers = [context.extract(t.text) for t in traces]
+    owners = [q for q, group in zip(context.questions, pool.traces, strict=True) for _ in group]
+    right = context.right(answers, owners)
+    drawn = [i for group in pool.traces for i in range(len(group))]
+    made = [_sample(settings, *of) for of in zip(owners, drawn, answers, right, traces, flat, strict=True)]
+    sizes = [len(group) for group in pool.traces]
+    return Pool(pool.traces, _grouped(flat, sizes), _grouped(made, sizes), _grouped(kl, sizes))
+
+
+def _grouped(flat: Sequence[T], sizes: Sequence[int]) -> list[list[T]]:
+    rest = iter(flat)
+    return [list(itertools.islice(rest, size)) for size in sizes]
 
 
 def _beginning(context: Context) -> int:
@@ -90,14 +94,19 @@ def _beginning(context: Context) -> int:
 
 
 def _sample(
-    context: Context, settings: Settings, question: Any, index: int, trace: Trace, stats: TokenStats
+    settings: Settings,
+    question: Question,
+    index: int,
+    answer: str | None,
+    correct: bool,
+    trace: Trace,
+    stats: TokenStats,
 ) -> Sample:
-    answer = context.extract(trace.text)
     return Sample(
         question=question.id,
         index=index,
         answer=answer,
-        correct=context.right(answer, question),
+        correct=correct,
         tokens=len(trace.token_ids),
         logprob=float(np.sum(np.asarray(trace.logprob))),
         path_confidence=trace.path_confidence,

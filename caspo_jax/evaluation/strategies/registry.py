@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 
 from caspo_jax.errors import UserError
-from caspo_jax.evaluation.strategies.base import Answer, Context, Settings
+from caspo_jax.evaluation.strategies.base import Answer, Context, Settings, graded
 from caspo_jax.evaluation.strategies.beam import beam
 from caspo_jax.evaluation.strategies.cot_decoding import cot_decoding
 from caspo_jax.evaluation.strategies.mcts import mcts
@@ -80,7 +80,7 @@ def run_family(family: str, names: Sequence[str], context: Context, settings: Se
     same samples, drawn again by themselves). Strategies that would have stopped samples in mid-course have none.
     """
     if family != "pool":
-        return Found(ALONE[family](context, settings), [])
+        return Found(graded(context, ALONE[family](context, settings)), [])
     seconds = {}
     for size in settings.sizes(settings.samples) if settings.time_votes else (settings.samples,):
         started = time.monotonic()

@@ -37,7 +37,7 @@ def _greedy(context: Context, settings: Settings) -> list[Answer]:
                 "1",
                 question.id,
                 answer,
-                context.right(answer, question),
+                None,
                 spent,
                 1 + spent,
                 path_confidence=trace.path_confidence,
@@ -126,12 +126,12 @@ def elected(
 def _answer(
     context: Context, question: Question, result: CatResult, answer: str | None, name: str, size: str
 ) -> Answer:
-    right, calls = context.right(answer, question), 1 + longest_path(result.tree)
+    calls = 1 + longest_path(result.tree)
     found = [
         p.path_confidence for p in result.paths if answer is not None and context.extract(p.text) == answer
     ]
     surest = max((c for c in found if c is not None), default=None)
-    return Answer(name, size, question.id, answer, right, result.tokens, calls, path_confidence=surest)
+    return Answer(name, size, question.id, answer, None, result.tokens, calls, path_confidence=surest)
 
 
 def longest_path(tree: CatTree) -> int:
