@@ -75,6 +75,34 @@ def test_written_in_parts_of_an_iterator(tmp_path, monkeypatch):
     assert cards[0].replace(one.name, parts.name) == cards[1]
 
 
+def test_a_row_is_a_step_after_what_stood_before_it():
+    """Prefix and step are the trace up to the step's end, as text and as ids; a limit leaves the last step unfinished."""
+    cut = [dataclasses.replace(trace, finish_reason="length", correct=None) for trace in traces()]
+    for whole in (traces(), cut):
+        rows = step_rows(whole)
+        by_id = {trace.id: trace for trace in whole}
+        for row in rows:
+            trace = by_id[row["trace_id"]]
+            step = trace.steps[row["step_index"]]
+            assert row["prefix_ids"] + row["step_ids"] == list(trace.token_ids[: step.token_end])
+            assert row["prefix"] + row["step"] == trace.text[: step.end]
+            assert row["num_steps"] == len(trace.steps)
+            assert row["verdict"] == step.verdict
+        assert [row["finished"] for row in rows] == [True, True, whole is not cut, whole is not cut]
+        assert {row["flawed_correct"] for row in rows} == ({None} if whole is cut else {True, False})
+
+
+def test_a_readme_of_something_else_is_not_written_over(tmp_path):
+    (tmp_path / "README.md").write_text("# Mine\n")
+    with pytest.raises(UserError, match="not of a step dataset"):
+        write_step_dataset(traces(), tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["README.md"]
+    write_step_dataset(traces(), tmp_path, overwrite=True)
+    write_step_dataset(traces(), tmp_path)  # its own card is no obstacle
+    with pytest.raises(UserError, match="is a file"):
+        write_step_dataset(traces(), tmp_path / "README.md")
+
+
 def test_nothing_to_write(tmp_path):
     with pytest.raises(UserError, match="no step to write"):
         write_step_dataset([], tmp_path)

@@ -42,3 +42,15 @@ def test_a_row_holds_no_more_members_than_it_has_room_for():
     packed = pack_trees(rows, len(rows), shape, n + 1, n, n)
     owners = packed.batch.member_item[packed.batch.member_item < 2 * shape.pairs]
     assert len(owners) == 8 * 42
+
+
+def test_large_trees_are_placed_before_small_ones_fill_their_rows():
+    """Two of 44 tokens and two of 20 fit into two rows of 64, in whatever order they come."""
+    units = [
+        Unit((sequence(range(100 * i, 100 * i + n - 1), [1]),), i, i, False)
+        for i, n in enumerate((20, 20, 44, 44))
+    ]
+    shape = RowShape.of(64, pairs=False, verified=True)
+    for order in ([0, 1, 2, 3], [2, 3, 0, 1], [0, 2, 1, 3]):
+        rows = plan_rows([units[i] for i in order], shape)
+        assert [sum(len(piece.tree) for piece in row) for row in rows] == [64, 64]

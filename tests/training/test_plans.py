@@ -87,6 +87,16 @@ def test_every_verified_step_is_read_once_an_epoch_whatever_the_batches(pack, pa
 
 
 @PACKS
+def test_a_limit_on_verified_steps_leaves_none_of_them_out_for_good(pack):
+    """One update an epoch, each with two of six."""
+    loss = LossConfig(nll_alpha=1.0, nll_on="verified")
+    config = TrainConfig(loss=loss, batch_size=10, epochs=20, verified_per_batch=2, pack=pack)
+    _, _, verified = visited(make_plan(store(verified=3), config))
+    assert [len(v) for v in verified] == [2] * 20
+    assert set(np.concatenate(verified)) == set(range(6))
+
+
+@PACKS
 def test_rft_counts_verified_steps(pack):
     plan = make_plan(
         store(verified=3), TrainConfig(batch_size=4, epochs=2, loss=LossConfig(loss="rft"), pack=pack)
@@ -132,7 +142,7 @@ def test_a_question_stays_together_and_its_steps_go_with_its_pairs():
 def test_references_are_computed_of_what_the_run_reads():
     data = RowStore.build(make_data(1, pairs=12, verified=0)[0])
     for pack in ("trees", "rows"):
-        plan = make_plan(data, TrainConfig(batch_size=4, pack=pack))
+        plan = make_plan(data, TrainConfig(batch_size=4, epochs=2, pack=pack))  # but once, however often they are read
         seen = np.concatenate([micro.pairs for micro in plan.reference_micros()])
         assert sorted(seen[seen >= 0]) == list(range(12))
     short = make_plan(data, TrainConfig(batch_size=4, max_steps=1))

@@ -1,6 +1,7 @@
 """Reference log-probs on disk: computed once for all runs that share them, and again whenever they would differ."""
 
 import dataclasses
+import functools
 import os
 import signal
 
@@ -11,17 +12,18 @@ import pytest
 from flax import nnx
 
 from caspo_jax.errors import Interrupted, UserError
-from caspo_jax.models import LoraConfig, add_lora
+from caspo_jax.models import Decoder, LoraConfig, RopeConfig, add_lora
 from caspo_jax.preferences.packing import pack_pairs
 from caspo_jax.training import LossConfig, TrainConfig, reference_cache, train
 from caspo_jax.training.data import RowStore
+from caspo_jax.training.digests import weights_digest
 from caspo_jax.training.make_plan import make_plan
 from caspo_jax.training.reference_cache import (
     ReferenceCache,
     ReferenceCacheWarning,
     fill_references,
 )
-from caspo_jax.training.reference_identity import _told
+from caspo_jax.training.reference_identity import _told, reference_identity
 
 from helpers import Toy, make_data, tiny_decoder  # isort: skip
 
@@ -207,6 +209,19 @@ def test_adapters_of_another_scale_are_another_reference(tmp_path):
     assert len(paths) == 4
 
 
+def test_decoders_of_the_same_arrays_that_compute_otherwise_are_told_apart():
+    """In another dtype than the arrays have, or by settings that no array shows."""
+    shape = tiny_decoder().config
+    turned = dataclasses.replace(shape, rope=RopeConfig(theta=77.0))
+    models = [
+        Decoder(config, dtype=dtype, param_dtype=jnp.float32, rngs=nnx.Rngs(0))
+        for config, dtype in ((shape, jnp.float32), (shape, jnp.bfloat16), (turned, jnp.float32))
+    ]
+    assert len({weights_digest(model) for model in models}) == 1
+    assert len({str(reference_identity(model)) for model in models}) == 3
+    assert reference_identity(models[0]) == reference_identity(models[0], weights_digest(models[0]))
+
+
 class Scaled(Toy):
     """Its scale is in no array."""
 
@@ -231,6 +246,28 @@ def test_models_are_told_apart_without_addresses():
     assert told[0] == told[1] != told[2]
     assert "0x" not in told[0]
     assert "tanh" in told[0]
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        (np.zeros(2), np.ones(2)),
+        (np.zeros(2), np.zeros(2, np.int64)),
+        (np.zeros(2), np.zeros((2, 1))),
+        (functools.partial(jnp.sum, axis=0), functools.partial(jnp.sum, axis=1)),
+        (functools.partial(jnp.power, 2.0), functools.partial(jnp.power, 3.0)),
+        (jnp.tanh, jnp.sin),
+        ({1, 2}, {1, 3}),
+        ([1], (1,)),
+        ({"a": 1}, {"a": 2}),
+        ({"a": 1}, {"b": 1}),
+        (signal.SIGINT, signal.SIGTERM),
+        (1, 1.0),
+        ("1", 1),
+    ],
+)
+def test_attributes_are_told_apart_by_kind_and_value(one, other):
+    assert _told([one], ()) != _told([other], ())
 
 
 def test_a_run_without_a_shared_folder_keeps_its_own(tmp_path):

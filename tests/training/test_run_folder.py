@@ -71,6 +71,8 @@ def test_a_run_with_other_given_log_probs_is_refused(tmp_path):
     train(Toy(), given(-1.0), SIGMOID, out_dir=tmp_path)
     with pytest.raises(UserError, match="differs in reference"):
         train(Toy(), given(-2.0), SIGMOID, out_dir=tmp_path)
+    with pytest.raises(UserError, match="differs in reference"):  # of which the others come
+        train(Toy(), given(-1.0), SIGMOID, out_dir=tmp_path, reference=Toy(seed=9))
     assert train(Toy(), given(-1.0), SIGMOID, out_dir=tmp_path, reference=Toy())[1].resumed_from == 5
 
 
