@@ -156,7 +156,7 @@ def _from_batch(batch: PairBatch, name: str) -> list[_PairRows]:
     weight, *references = (
         np.asarray(x) for x in (batch.weight, batch.reference_chosen, batch.reference_rejected)
     )
-    kept = np.flatnonzero(weight > 0)
+    kept = np.flatnonzero(weight != 0)  # one that is no weight is refused with the pairs'
     rows = zip(kept, _unpadded(batch.chosen, kept), _unpadded(batch.rejected, kept), strict=True)
     return [
         _PairRows(f"{name} row {i}", chosen, rejected, weight[i], (references[0][i], references[1][i]), None)

@@ -80,3 +80,12 @@ def test_a_step_that_nothing_predicts_is_refused_whatever_follows_it(step):
     rows = StepRows(np.array([[1, 2, 3]]), np.ones((1, 3), bool), np.array([step]))
     with pytest.raises(UserError, match="starts the row"):
         RowStore.build(PAIRS, [rows])
+
+
+@pytest.mark.parametrize("weight", [-1.0, np.nan, np.inf])
+def test_a_weight_that_is_none_is_refused_in_a_packed_batch_too(weight):
+    """It would be left out as padding is, and the run train on less than it was given."""
+    batch = pack_pairs(PAIRS, 24, 0)
+    batch.weight[2] = weight
+    with pytest.raises(UserError, match="batch 0 row 2: its weight must be a finite number"):
+        RowStore.build([batch])
