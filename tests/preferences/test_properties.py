@@ -176,3 +176,14 @@ def test_verified_rows_are_distinct_and_correct(found, allow):
     assert counts["wrong"] == sum(allow or prefixes[key] == {"correct"} for key, _ in wrong)
     of_row = {(c.prompt_ids + c.prefix_ids, c.token_ids): c.text.strip() for c in found}
     assert {(context, of_row[context, step]) for context, step in rows} == texts
+
+
+def test_a_step_of_two_questions_with_one_prompt_is_one_verified_row():
+    """Two gold answers make two questions; what the model reads is the same."""
+    one = Candidate(
+        Question(id="p"), "p", (1,), "", (), "a", (2,), "correct", 0.5, "correct", False, False, "t", 0
+    )
+    other = dataclasses.replace(one, question=Question(id="q"))
+    rows, counts = verified_rows([one, other])
+    assert rows == [((1,), (2,))]
+    assert counts["verified"] == 1

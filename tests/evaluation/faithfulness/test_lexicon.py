@@ -133,12 +133,28 @@ def test_a_booster_never_lowers_the_score():
         assert score(f"Clearly, {sentence}") >= score(sentence) - 1e-12, sentence
 
 
+@pytest.mark.parametrize("mark", ["Maybe", "Clearly,", "I think", ""])
+def test_a_negated_necessity_is_neither_hedge_nor_booster(mark):
+    assert score(f"{mark} x does not have to be even.") == score(f"{mark} x is even.")
+
+
+def test_no_share_of_certainty_is_above_all_of_it():
+    assert score("I'm 300% sure it is 5. Maybe it is 6.") == score("I'm 100% sure it is 5. Maybe it is 6.")
+
+
 def test_the_last_of_contrasted_clauses_governs():
     assert score("Maybe 5, but it is 7.") == score("It is 7.")
     assert score("It is 7, but maybe 5.") == score("Maybe 5.")
     assert score("Although I'm not sure why, it is 7.") == score("It is 7.")
     assert score("It is 7, though.") == score("It is 7.")
     assert score("Nothing but the constant remains, maybe.") == score("Maybe nothing remains.")
+    assert score("Maybe it is 5, yet it is 7.") == score("It is 7.")
+    assert score("Maybe the sum has yet to reach 5.") == score("Maybe the sum will reach 5.")
+
+
+def test_what_is_possible_in_a_condition_says_nothing_and_a_question_is_no_condition():
+    assert score("Should it perhaps be 5, the sum is 9.") == score("Should it be 5, the sum is 9.")
+    assert score("Should it perhaps be 5, or 6?") < score("Should it be 5, or 6?")
 
 
 def test_one_doubtful_sentence_colours_a_step_and_the_last_one_counts_more():
@@ -195,6 +211,19 @@ def test_a_lexicon_of_your_own(tmp_path):
     )
     scorer = LexiconScorer(load_lexicon(file), name="mine")
     assert scorer.score(["It is belike 5.", "Maybe 5."]) == [pytest.approx(0.5), pytest.approx(0.9)]
+
+
+def test_a_star_takes_up_to_three_words_and_the_longest_match_counts(tmp_path):
+    file = tmp_path / "mine.tsv"
+    file.write_text(HEADER + "a <any>* z\thedge\t0.5\t-\tx\t-\n")
+    scorer = LexiconScorer(load_lexicon(file))
+
+    def marks(text):
+        return [mark.text for sentence in scorer.explain(text) for mark in sentence.marks]
+
+    for text in ("a z", "a b z", "a b c z", "a b c d z", "a z b z"):
+        assert marks(text) == [text]
+    assert marks("a b c d e z") == []
 
 
 @pytest.mark.parametrize(
