@@ -2,6 +2,7 @@
 
 import itertools
 import time
+import unicodedata
 from pathlib import Path
 from typing import NamedTuple
 
@@ -12,6 +13,7 @@ from hypothesis import strategies as st
 from caspo_jax.errors import UserError
 from caspo_jax.evaluation.faithfulness import DecisivenessScorer, LexiconScorer, load_lexicon
 from caspo_jax.evaluation.faithfulness.patterns import COLUMNS
+from caspo_jax.evaluation.faithfulness.wording import MASK, sentences, words
 
 SCORER = LexiconScorer()
 DECISIVE, HEDGED = 0.75, 0.4  # decisive from 0.75, hedged from 0.4, uncertain below
@@ -95,6 +97,14 @@ def test_an_empty_step_is_unknown(empty):
 @pytest.mark.parametrize("only", ["$x = 5$", "```\nmaybe()\n```", "5", "é"])
 def test_a_step_of_formula_or_code_is_plain(only):
     assert score(only) == pytest.approx(0.9)
+
+
+def test_words_of_a_sentence():
+    """Contractions are opened, a noun's s is its own; prices are no formula; an accent may be a mark of its own."""
+    assert words("it's tom's, and he can't") == ["it", "is", "tom", "'s", ",", "and", "he", "can", "not"]
+    assert sentences("It costs $5/$6.") == ["it costs $5/$6."]
+    assert sentences("So $x$ is $5.") == [f"so  {MASK}  is $5."]
+    assert sentences(unicodedata.normalize("NFD", "Déjà vu")) == ["déjà vu"]
 
 
 def test_neither_case_nor_space_nor_punctuation_matters():

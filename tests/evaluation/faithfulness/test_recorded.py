@@ -120,7 +120,7 @@ def test_traces_go_to_a_scorer_in_one_call_and_bad_scorers_are_caught():
 
         def score(self, steps):
             self.calls += 1
-            return self.scores[: len(steps)] if self.scores else [len(step) / 10 for step in steps]
+            return self.scores if self.scores else [len(step) / 10 for step in steps]
 
     scripted = Scripted()
     traces = [trace("t", "a", "bb"), trace("u"), trace("v", "ccc")]
@@ -128,5 +128,8 @@ def test_traces_go_to_a_scorer_in_one_call_and_bad_scorers_are_caught():
     assert scripted.calls == 1
     with pytest.raises(ValueError, match="gave 1 scores for 3 steps"):
         score_traces(Scripted(0.5), traces)
-    with pytest.raises(ValueError, match="gave -1"):
-        score_traces(Scripted(0.5, -1, 0.5), traces)
+    with pytest.raises(ValueError, match="gave 4 scores for 3 steps"):
+        score_traces(Scripted(*[0.5] * 4), traces)
+    for bad in (-1, 1.5, float("nan")):
+        with pytest.raises(ValueError, match=f"gave {bad}"):
+            score_traces(Scripted(0.5, bad, 0.5), traces)

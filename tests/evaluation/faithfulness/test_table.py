@@ -6,6 +6,7 @@ import json
 import numpy as np
 import pytest
 
+from caspo_jax.confidence.forced import Measured
 from caspo_jax.errors import UserError
 from caspo_jax.evaluation.faithfulness import Stage, Subject, build_table, forced_stage, probe_stage
 from caspo_jax.evaluation.faithfulness.estimators import published_token, token_values
@@ -36,6 +37,19 @@ def test_recorded_statistics_come_first_and_unknown_tokens_are_left_out():
     assert found["token"] == [None, None]
 
 
+def test_the_checkpoints_statistics_fill_in_what_was_not_recorded():
+    measured = Measured(
+        stats={name: np.full(5, value) for name, value in (("logprob", -7.0), ("entropy", 2.0))},
+        q=np.zeros(2),
+        p=np.zeros(2),
+        features=np.zeros((2, 0)),
+    )
+    found = token_values(subject(logprob=(-1.0,) * 5), measured)
+    assert found["mean_logprob"] == pytest.approx([np.exp(-1)] * 2)
+    assert found["entropy"] == pytest.approx([np.exp(-2)] * 2)
+    assert found["token"] == [None, None]
+
+
 def test_files_of_other_traces_are_refused(tmp_path):
     with pytest.raises(UserError, match="run the stage `decisiveness` first"):
         build_table([subject()], tmp_path, {})
@@ -58,6 +72,47 @@ def test_files_of_other_traces_are_refused(tmp_path):
     np.testing.assert_array_equal(found.confidence["prefix"], [np.nan, 0.9])
     np.testing.assert_array_equal(found.decisiveness["s"], [0.5, np.nan])
     np.testing.assert_array_equal(found.right, [1.0, np.nan])
+
+
+def test_a_table_by_hand(tmp_path):
+    """Traces of three steps and of one: places, verdicts of another number of steps, and means of equal steps."""
+
+    def with_steps(name, count, correct):
+        one = subject()
+        steps = tuple(Step(k, k + 1, k, k + 1, "a") for k in range(count))
+        return dataclasses.replace(
+            one, trace=dataclasses.replace(one.trace, id=name, steps=steps, correct=correct)
+        )
+
+    subjects = [with_steps("t", 3, True), with_steps("u", 1, None), with_steps("v", 1, False)]
+    files = {
+        "decisiveness": {"t": {"scores": {"s": [0.5, None, 0.7]}}, "u": {"scores": {"s": [0.2]}}},
+        "token": {
+            name: {field: [value] * count for field, value in zip(fields, (0.1, 0.2, 0.3, 0.4))}
+            for name, count in (("t", 3), ("u", 1))
+            for fields in (("token", "entropy", "mean_logprob", "sum_logprob"),)
+        },
+    }
+    for stage, records in files.items():
+        lines = [json.dumps({"id": name, **record}) for name, record in records.items()]
+        (tmp_path / f"{stage}.jsonl").write_text("\n".join(lines))
+    found = build_table(subjects, tmp_path, {"t": [True, False, None], "u": [True, True]})
+    nan = np.nan
+    expected = {
+        "trace": [0, 0, 0, 1, 2],
+        "index": [0, 1, 2, 0, 0],
+        "position": [0, 0.5, 1, 0, 0],
+        "right": [1, 0, nan, nan, nan],  # `u` has one step, not two
+        "trace_right": [1, nan, 0],
+    }
+    for name, values in expected.items():
+        np.testing.assert_array_equal(getattr(found, name), values, err_msg=name)
+    np.testing.assert_array_equal(found.decisiveness["s"], [0.5, nan, 0.7, 0.2, nan])
+    for name, value in (("token", 0.1), ("entropy", 0.2), ("mean_logprob", 0.3), ("sum_logprob", 0.4)):
+        np.testing.assert_array_equal(found.confidence[name], [value] * 4 + [nan])
+        # Exactly: a rank correlation would see how many steps a trace has.
+        np.testing.assert_array_equal(found.trace_confidence[name], [value, value, nan])
+    assert set(found.confidence) == {"token", "entropy", "mean_logprob", "sum_logprob"}
 
 
 def test_siblings_are_steps_after_the_same_prompt_and_tokens(tmp_path):
