@@ -14,6 +14,7 @@ from caspo_jax.preferences.packing import pack_pairs
 from caspo_jax.records import trace_to_record
 from caspo_jax.store import write_jsonl
 from caspo_jax.training import LossConfig, TrainConfig, make_train_step, step_dpo_loss, train, trained_model
+from caspo_jax.training.optimizer import learning_rates
 from caspo_jax.training.stages import Policy, train_stage
 from caspo_jax.training.train_step import fused_update
 from caspo_jax.types import Step, Trace
@@ -111,6 +112,8 @@ def test_accumulation_over_unequal_micro_batches_is_exact():
     for moment, gradient in zip(jax.tree.leaves(accumulated.opt_state[0].mu), jax.tree.leaves(gradients)):
         np.testing.assert_allclose(moment, 0.1 * gradient, rtol=1e-4, atol=1e-7)
     np.testing.assert_allclose(report.metrics["loss"], value, rtol=1e-6)
+    norm = np.sqrt(sum(np.sum(np.square(gradient)) for gradient in jax.tree.leaves(gradients)))
+    np.testing.assert_allclose(report.metrics["grad_norm"], norm, rtol=1e-5)
     for name in aux:
         np.testing.assert_allclose(report.metrics[name], aux[name], rtol=1e-5, err_msg=name)
 
@@ -239,6 +242,20 @@ def test_tensorboard_events_and_progress(tmp_path, capsys):
     captured = capsys.readouterr()
     assert "2/2" in captured.err
     assert captured.out == ""
+
+
+def test_an_update_takes_the_rate_of_its_number_and_later_ones_the_last():
+    """Adam moves a weight first by the rate itself."""
+    config = TrainConfig(learning_rate=1e-2, warmup_fraction=0.5)
+    step, state = make_train_step(Toy(), config, 6)
+    start = np.asarray(jax.tree.leaves(state.params)[0])
+    rates = learning_rates(config, 6)
+    for number, expected in ((0, rates[0]), (1, rates[1]), (5, rates[5]), (9, rates[5])):
+        state, output = step(state, [random_batch(seed=number)], number)
+        assert output.learning_rate == expected
+        if number == 0:
+            moved = np.abs(np.asarray(jax.tree.leaves(state.params)[0]) - start)
+            assert np.median(moved) == pytest.approx(rates[0], rel=1e-3)
 
 
 def test_one_program_for_one_length():

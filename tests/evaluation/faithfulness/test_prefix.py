@@ -100,6 +100,8 @@ def test_a_plan_leaves_out_what_cannot_be_continued():
         (),
     )  # 2 + 6 tokens leave 5; an empty prefix has nothing to go on from
     assert plan.prefixes[0] == (State((1, 2)), State((1, 2, 0, 1, 2)))
+    room = [len(plan_prefixes(subjects[:1], config, context).steps[0]) for context in (9, 10, 15, 16)]
+    assert room == [0, 1, 2, 3]  # eight tokens are enough
     assert plan.distinct() == [State(ids) for ids in ((1, 2), (0, 1, 2), (1, 2, 0, 1, 2))]
 
 
@@ -188,6 +190,27 @@ def test_filters_reach_the_sampler_and_are_named_where_they_are_on(tmp_path, tok
             assert {k: v for k, v in manifest["config"].items() if k in ("top_k", "min_p")} == filters
     with pytest.raises(UserError, match="min_p"):
         PrefixConfig(min_p=2.0)
+
+
+def test_continuations_end_with_the_context_at_the_latest(monkeypatch):
+    """Of few lengths, so that there are few calls: all that was asked for, or a power of two that there is room for."""
+    asked = {}
+
+    def generate(model, tokenizer, questions, sample, *rest, **options):
+        asked.update({len(q.prompt_ids): sample.max_new_tokens for q in questions})
+        assert sample.num_samples == 2
+        return [
+            Trace(q.id, None, None, None, q.prompt_ids, (), f"{len(q.prompt_ids)}", "stop")
+            for q in questions
+            for _ in range(2)
+        ]
+
+    monkeypatch.setattr("caspo_jax.sampling.generate", generate)
+    model, config = SimpleNamespace(config=SimpleNamespace(context=100)), PrefixConfig(samples=2, max_new_tokens=20)
+    lengths = range(1, 93)
+    said = continue_prefixes(model, None, [State((0,) * n) for n in lengths], config, KEY)
+    assert said == [[f"{n}"] * 2 for n in lengths]
+    assert asked == {n: 20 if n <= 80 else 16 if n <= 84 else 8 for n in lengths}
 
 
 def test_the_share_that_contradicts():

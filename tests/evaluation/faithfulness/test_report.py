@@ -232,6 +232,13 @@ def test_trivial_words_score_high_without_skill():
     assert best["mfg"] >= found["baselines"]["always_decisive"]["mfg"]
 
 
+def test_words_that_differ_by_rounding_alone_have_no_skill():
+    rng = np.random.default_rng(7)
+    d = 0.78 + 1e-14 * rng.integers(0, 3, 80)
+    found = faithfulness_record(table({"s": d}, {"entropy": rng.random(80)}), "s", "entropy", draws=5)
+    assert all(entry == dict.fromkeys(("value", "low", "high")) for entry in found["skill"].values())
+
+
 @pytest.mark.parametrize("seed", range(12))
 def test_the_best_constant_is_the_best_of_all(seed):
     """Against a fine grid and all confidences, for traces of different lengths with missing steps."""

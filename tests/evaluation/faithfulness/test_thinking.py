@@ -66,6 +66,8 @@ def test_a_giant_paragraph_is_cut_at_its_lines_and_counted():
     assert len(found.steps) == 5
     assert len(thinking_steps(lines, giant=200, split_giant=False).steps) == 1
     assert not thinking_steps(lines).giant
+    length = len(lines.strip()) - len("<think></think> ")  # without the space before the tag
+    assert [thinking_steps(lines, giant=length + more).giant for more in (-1, 0)] == [True, False]
     bare = thinking_steps("<think>" + "word " * 500 + "</think>")
     assert bare.giant
     assert len(bare.steps) == 1
