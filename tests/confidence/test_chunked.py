@@ -128,6 +128,27 @@ def test_extreme_states_give_finite_gradients():
         assert np.isfinite(leaf).all()
 
 
+@pytest.mark.parametrize("chunk", [None, 1])
+def test_a_logit_that_overflows_takes_no_part(chunk):
+    """-1e40 is -inf: values and gradients are those without that entry of the vocabulary."""
+    hidden = jnp.array([[[1e20, 1.0], [1e20, -0.5]]])
+    weight = jnp.array([[0.0, 1.0], [0.0, 2.0], [-1e20, 0.0]])
+    targets = jnp.array([[0, 1]])
+
+    def both(weight):
+        def loss(hidden, weight):
+            logprob, entropy = chunked_stats(hidden, weight, targets, chunk)
+            return jnp.sum(logprob - 0.3 * entropy)
+
+        return jax.jit(jax.value_and_grad(loss, (0, 1)))(hidden, weight)
+
+    value, (d_hidden, d_weight) = both(weight)
+    expected, (wanted, of_weight) = both(weight[:2])
+    np.testing.assert_allclose(value, expected, rtol=1e-6)
+    np.testing.assert_allclose(d_hidden, wanted, atol=1e-6)
+    np.testing.assert_allclose(d_weight, np.concatenate([of_weight, np.zeros((1, 2))]), rtol=1e-5)
+
+
 def test_neither_pass_holds_the_whole_logits():
     length, vocab = 64, 4096
     hidden, weight, targets = arrays(8, (2, length), 4, vocab)
@@ -248,6 +269,19 @@ def test_divergence_from_a_reference_against_float64(chunk):
     np.testing.assert_allclose(got, np.sum(np.exp(p) * (p - q), axis=-1), rtol=1e-5, atol=1e-5)
     _, itself = read(hidden[:1, :1], weight, targets[:1, :1], jnp.asarray(p[0, 0], jnp.float32))
     np.testing.assert_allclose(itself, 0.0, atol=1e-5)
+
+
+def test_what_neither_can_say_adds_nothing_to_the_divergence():
+    """Of two entries, and of three whose last has no mass in the distribution nor in the reference."""
+    hidden, targets, three = (
+        jnp.array([[[1e20, 1.0]]]),
+        jnp.array([[0]]),
+        jnp.array([[0, 1], [0, 2], [-1e20, 0]]),
+    )
+    reference = jnp.array([-0.5, -1.0, -jnp.inf])
+    found = [hidden_stats_and_kl(hidden, three[:n], targets, reference[:n], ("entropy",))[1] for n in (2, 3)]
+    np.testing.assert_allclose(*found, rtol=1e-6)
+    assert np.isinf(hidden_stats_and_kl(hidden, 0 * three, targets, reference, ("entropy",))[1]).all()
 
 
 def test_bad_shapes(toy):

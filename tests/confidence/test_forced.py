@@ -123,6 +123,21 @@ def test_a_full_batch_is_hardly_padded_and_few_shapes_are_compiled():
     assert [len(_pad(rows[:n])[0][0]) for n in (1, 2, 3, 5, 8, 9, 17)] == [1, 2, 4, 8, 8, 12, 20]
 
 
+def test_a_batch_has_room_for_the_steps_of_every_row():
+    """Whichever row has the most of them, and whichever has the longest."""
+    rows = [
+        StepRow((1,), (2,) * 40, starts) for starts in ((0, 1), tuple(range(11)), (0, 39), (3, 4, 40), ())
+    ]
+    for order in (rows, rows[::-1]):
+        (token_ids, mask, bounds), block = _pad(order)
+        assert block == 64
+        assert bounds.shape[1] == 16 + 2
+        for row, ids, real, found in zip(order, token_ids, mask, bounds):
+            assert ids[real].tolist() == [1] + [2] * 40
+            ends = [1 + start for start in row.starts] or [1]
+            assert found.tolist() == [0, *ends] + [ends[-1]] * (17 - len(ends))
+
+
 def test_bad_rows(model):
     with pytest.raises(UserError, match="empty step"):
         StepRow((1,), (2, 3), (0, 1, 1))

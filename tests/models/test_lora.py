@@ -133,6 +133,8 @@ def test_fresh_adapters_change_nothing_and_are_all_that_trains(model, base_logit
     }
     assert np.abs(np.asarray(new.layers.q_lora_a[...])).max() <= 1 / np.sqrt(64)
     assert np.asarray(new.layers.down_lora_a[...]).std() == pytest.approx(1 / np.sqrt(3 * 128), rel=0.1)
+    both = add_lora(model, LoraConfig(rank=4, targets=("gate", "up")), jax.random.key(0)).layers
+    assert not np.any(np.asarray(both.gate_lora_a[...]) == np.asarray(both.up_lora_a[...]))
     # The first model is what it was.
     assert model.lora is None
     assert isinstance(model.layers.q, nnx.Param)

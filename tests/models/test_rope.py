@@ -27,6 +27,23 @@ def test_rope_matches_transformers(golden):
         np.testing.assert_allclose(cos**2 + sin**2, factor**2, rtol=1e-5)
 
 
+def test_a_ramp_of_no_width_is_a_step():
+    """Within six positions no dimension turns even once: all but the first are slowed down."""
+    plain, _ = inverse_frequencies(RopeConfig(), 8)
+    short, _ = inverse_frequencies(RopeConfig("yarn", factor=4.0, original_max_position_embeddings=6), 8)
+    np.testing.assert_allclose(short, plain / [1, 4, 4, 4], rtol=1e-6)
+
+
+def test_a_ramp_may_end_beyond_the_last_pair():
+    """From dimension 1 to 5 of 8, of which four are angles."""
+    rope = RopeConfig("yarn", theta=100.0, factor=4.0, original_max_position_embeddings=1000)
+    plain, _ = inverse_frequencies(RopeConfig(theta=100.0), 8)
+    slowed = np.array([0, 0, 0.25, 0.5])
+    np.testing.assert_allclose(
+        inverse_frequencies(rope, 8)[0], plain * (1 - slowed) + plain / 4 * slowed, rtol=1e-6
+    )
+
+
 @pytest.mark.parametrize(
     "scaling",
     [

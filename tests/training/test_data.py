@@ -40,10 +40,7 @@ def test_fingerprints_see_all_that_a_run_reads_and_those_of_the_pairs_what_refer
         "boundary": RowStore.build([with_step_from(first, 1), *others], VERIFIED),
         "order": RowStore.build(PAIRS[::-1], VERIFIED),
         "sides": RowStore.build(
-            [
-                dataclasses.replace(p, chosen_ids=p.rejected_ids, rejected_ids=p.chosen_ids)
-                for p in PAIRS
-            ],
+            [dataclasses.replace(p, chosen_ids=p.rejected_ids, rejected_ids=p.chosen_ids) for p in PAIRS],
             VERIFIED,
         ),
     }

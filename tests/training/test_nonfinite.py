@@ -111,7 +111,9 @@ class Cornered(Toy):
 
 
 def test_a_gradient_that_is_not_finite_is_skipped_though_the_loss_is():
-    step, state = make_train_step(Cornered(), TrainConfig(loss=LossConfig(loss="sft"), skip_nonfinite=True), 10)
+    step, state = make_train_step(
+        Cornered(), TrainConfig(loss=LossConfig(loss="sft"), skip_nonfinite=True), 10
+    )
     before = leaves(Cornered())
     state, output = step(state, [random_batch(seed=5, pairs=3)], 0)
     report = output.fetch(LossConfig(loss="sft"))

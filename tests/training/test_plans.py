@@ -142,7 +142,9 @@ def test_a_question_stays_together_and_its_steps_go_with_its_pairs():
 def test_references_are_computed_of_what_the_run_reads():
     data = RowStore.build(make_data(1, pairs=12, verified=0)[0])
     for pack in ("trees", "rows"):
-        plan = make_plan(data, TrainConfig(batch_size=4, epochs=2, pack=pack))  # but once, however often they are read
+        plan = make_plan(
+            data, TrainConfig(batch_size=4, epochs=2, pack=pack)
+        )  # but once, however often they are read
         seen = np.concatenate([micro.pairs for micro in plan.reference_micros()])
         assert sorted(seen[seen >= 0]) == list(range(12))
     short = make_plan(data, TrainConfig(batch_size=4, max_steps=1))

@@ -206,7 +206,10 @@ def test_continuations_end_with_the_context_at_the_latest(monkeypatch):
         ]
 
     monkeypatch.setattr("caspo_jax.sampling.generate", generate)
-    model, config = SimpleNamespace(config=SimpleNamespace(context=100)), PrefixConfig(samples=2, max_new_tokens=20)
+    model, config = (
+        SimpleNamespace(config=SimpleNamespace(context=100)),
+        PrefixConfig(samples=2, max_new_tokens=20),
+    )
     lengths = range(1, 93)
     said = continue_prefixes(model, None, [State((0,) * n) for n in lengths], config, KEY)
     assert said == [[f"{n}"] * 2 for n in lengths]
