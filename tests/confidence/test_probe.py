@@ -60,6 +60,16 @@ def test_no_question_is_predicted_by_a_probe_that_has_seen_it():
     assert np.ptp(held_out) < 0.5
 
 
+def test_folds_follow_the_seed_and_the_questions_names_alone():
+    x, y, groups = data(90, 4)
+    found = cross_fitted_probe(x, y, groups, folds=2)
+    order = np.random.default_rng(0).permutation(90)
+    again = cross_fitted_probe(x[order], y[order], [groups[i] for i in order], folds=2)
+    np.testing.assert_allclose(again, found[order], atol=1e-4)
+    other = cross_fitted_probe(x, y, groups, folds=2, seed=1)
+    assert np.mean(np.abs(other - found) > 1e-3) > 0.5
+
+
 def test_unknown_verdicts_are_predicted_never_learned():
     x, y, groups = data()
     unknown = y.astype(float)
