@@ -18,7 +18,7 @@ from caspo_jax.training.checkpoints import (
     DamagedCheckpointWarning,
     damage_of,
 )
-from caspo_jax.training.restore import restore_trained
+from caspo_jax.training.restore import resolve_checkpoint, restore_trained
 
 from helpers import Toy  # isort: skip
 from small_run import CONFIG, PAIRS, VERIFIED, Stopped, assert_same, leaves, lines, run, stop_at  # isort: skip
@@ -152,6 +152,31 @@ def test_the_best_of_one_metric_is_not_held_against_another(tmp_path):
     assert checkpoints.best() == 3
     assert checkpoints.steps == [3, 4]
     checkpoints.close()
+
+
+def test_of_equal_checkpoints_the_later_is_the_best_and_kept(tmp_path):
+    state = make_train_step(Toy(), CONFIG, 1)[1]
+    checkpoints = Checkpoints(tmp_path / "checkpoints", keep=1, background=False)
+    for step, value in ((1, 2.0), (2, 2.0), (3, 1.0)):
+        checkpoints.save(dataclasses.replace(state, step=jnp.int32(step)), {}, value, "max a")
+    assert checkpoints.best() == 2
+    assert checkpoints.steps == [2, 3]
+    checkpoints.close()
+
+
+def test_last_is_the_newest_that_is_whole(uninterrupted, tmp_path):
+    folder = shutil.copytree(uninterrupted[0], tmp_path / "run")
+    newest, name = resolve_checkpoint(folder, "last")
+    assert newest == 5
+    assert resolve_checkpoint(folder, "4")[1] != name
+    truncate(folder / "checkpoints" / "5")
+    with pytest.warns(DamagedCheckpointWarning):
+        assert resolve_checkpoint(folder, "last") == resolve_checkpoint(folder, "4")
+    with pytest.raises(UserError, match="no checkpoint has a value"):
+        resolve_checkpoint(folder, "best")
+    truncate(folder / "checkpoints" / "4")
+    with pytest.warns(DamagedCheckpointWarning), pytest.raises(UserError, match="no whole checkpoint"):
+        resolve_checkpoint(folder, "last")
 
 
 def test_an_unknown_metric_is_named(tmp_path):

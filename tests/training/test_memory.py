@@ -223,14 +223,17 @@ def test_the_step_head_in_bf16_against_float64():
     np.testing.assert_allclose(entropy, -np.sum(np.exp(logps) * logps, axis=-1), atol=1e-5)
 
 
-@pytest.mark.parametrize("keep", [False, True])
-def test_blocks_of_the_vocabulary_that_overlap_count_once(keep):
-    """300 does not divide 1,000: values and gradients against whole logits, targets in the overlap among them."""
+@pytest.mark.parametrize("keep, scored", [(False, 40), (True, 40), (False, 48), (True, 32), (False, 0)])
+def test_blocks_of_the_vocabulary_that_overlap_count_once(keep, scored):
+    """300 does not divide 1,000: values and gradients against whole logits, targets in the overlap among them.
+
+    The scored tokens end within a chunk, or with one, the last of all or not.
+    """
     rng = np.random.default_rng(0)
     hidden, weight = (jnp.asarray(rng.normal(size=size), jnp.float32) for size in ((1, 48, 16), (1000, 16)))
     targets = rng.integers(0, 1000, (1, 48)).astype(np.int32)
     targets[0, :4] = (999, 700, 899, 0)
-    real, factor = np.arange(48)[None] < 40, np.linspace(-1, 1, 48, dtype=np.float32)
+    real, factor = np.arange(48)[None] < scored, np.linspace(-1, 1, 48, dtype=np.float32)
 
     def by_blocks(hidden, weight):
         return jnp.sum(factor * masked_head(hidden, weight, targets, real, HeadCut(16, 300, keep=keep))[0])
