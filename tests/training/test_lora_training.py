@@ -104,6 +104,16 @@ def test_the_base_is_the_reference_and_stays(run):
     assert all(np.any(leaf) for leaf in jax.tree.leaves(nnx.state(model, nnx.Param)))
 
 
+def test_fresh_adapters_follow_the_seed_of_the_run():
+    model = tiny_decoder()
+    first, again, other = (
+        np.asarray(trainable_model(model, dataclasses.replace(CONFIG, seed=seed)).layers.q_lora_a[...])
+        for seed in (0, 0, 1)
+    )
+    np.testing.assert_array_equal(first, again)
+    assert not np.any(first == other)
+
+
 def test_a_trained_adapter_goes_on_against_the_base(run):
     _, model, summary = run
     config = dataclasses.replace(CONFIG, learning_rate=0.0, max_steps=1)

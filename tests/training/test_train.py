@@ -268,6 +268,19 @@ def test_one_program_for_one_length():
     assert fused_update._cache_size() == before + 1
 
 
+def test_a_run_that_accumulates_has_one_large_program_whatever_its_micro_batches():
+    """The update of a single one is that of the fused program, which is not compiled beside it."""
+    batch, config = random_batch(seed=8, pairs=2, width=11), TrainConfig(learning_rate=1e-2)
+    moved = []
+    for accumulate in (True, False):
+        step, state = make_train_step(Toy(), config, 10, accumulate=accumulate)
+        before = fused_update._cache_size()
+        state, output = step(state, [batch], 0)
+        assert not accumulate or fused_update._cache_size() == before
+        moved.append((jax.tree.leaves(state.params), output.grad_norm))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), *moved)
+
+
 def test_rows_without_a_step_are_refused_where_they_start_the_row():
     rows = random_rows(np.random.default_rng(0), [4], 8)
     rows = dataclasses.replace(rows, step_mask=rows.mask)

@@ -103,6 +103,8 @@ def test_words_of_a_sentence():
     """Contractions are opened, a noun's s is its own; prices are no formula; an accent may be a mark of its own."""
     assert words("it's tom's, and he can't") == ["it", "is", "tom", "'s", ",", "and", "he", "can", "not"]
     assert sentences("It costs $5/$6.") == ["it costs $5/$6."]
+    assert sentences('It is 5"x6" now.') == ['it is 5"x6" now.']
+    assert sentences('It is "maybe" now.') == [f"it is  {MASK}  now."]
     assert sentences("So $x$ is $5.") == [f"so  {MASK}  is $5."]
     assert sentences(unicodedata.normalize("NFD", "Déjà vu")) == ["déjà vu"]
 
@@ -146,6 +148,11 @@ def test_a_booster_never_lowers_the_score():
 @pytest.mark.parametrize("mark", ["Maybe", "Clearly,", "I think", ""])
 def test_a_negated_necessity_is_neither_hedge_nor_booster(mark):
     assert score(f"{mark} x does not have to be even.") == score(f"{mark} x is even.")
+
+
+def test_a_question_that_is_restated_asks_nothing():
+    assert score("The question is: what is the sum?") == score("The sum is 5.")
+    assert score("What is the sum?") < score("The question is: what is the sum?")
 
 
 def test_no_share_of_certainty_is_above_all_of_it():
