@@ -9,7 +9,7 @@ from caspo_jax.errors import UserError
 from caspo_jax.training import LossConfig, TrainConfig
 from caspo_jax.training.data import RowStore
 from caspo_jax.training.make_plan import make_plan
-from caspo_jax.training.row_plan import RowPlan
+from caspo_jax.training.row_plan import RowPlan, _round_up
 from experiments import bench_model
 
 from helpers import make_data, random_batch  # isort: skip
@@ -172,6 +172,26 @@ def test_rows_take_the_length_and_the_slots_that_fit_whatever_the_seed():
         assert plan.packing == {"pack": "trees", "rows": 1, "lengths": [704], "slots": 640}
         assert not plan.accumulates
         assert [len(plan.micro(*plan.rows_of(step))) for step in range(plan.steps)] == [1, 1, 1]
+
+
+def test_rows_have_one_shape_whatever_the_seed_where_updates_differ():
+    """The references that another seed's run computed are then of the same program."""
+    rng = np.random.default_rng(0)
+    pairs = make_data(0, pairs=90)[0]
+    pairs = [
+        dataclasses.replace(p, prompt_ids=tuple(rng.integers(1, 99, rng.integers(1, 150)))) for p in pairs
+    ]
+    data = RowStore.build(pairs)
+    shapes = [
+        make_plan(data, TrainConfig(batch_size=3, min_length=16, seed=seed)).packing for seed in range(5)
+    ]
+    assert shapes == shapes[:1] * 5
+
+
+def test_the_number_of_rows_beside_the_pairs_takes_few_values():
+    sizes = [_round_up(count) for count in range(1, 1001)]
+    assert all(count <= size <= count * 9 / 8 for count, size in enumerate(sizes, start=1))
+    assert len(set(sizes)) < 75
 
 
 def test_an_update_with_more_to_score_than_those_that_were_looked_at_takes_more_rows():
