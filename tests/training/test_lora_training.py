@@ -14,7 +14,8 @@ from caspo_jax.errors import UserError
 from caspo_jax.models import Decoder, LoraConfig, ModelConfig, add_lora, base_model, merge_lora
 from caspo_jax.models.lora import LINEAR
 from caspo_jax.preferences.packing import pack_pairs, pack_rows
-from caspo_jax.training import LossConfig, TrainConfig, make_train_step, step_dpo_loss, train
+from caspo_jax.training import LossConfig, TrainConfig, loop, make_train_step, step_dpo_loss, train
+from caspo_jax.training.digests import weights_digest
 from caspo_jax.training.restore import restore_trained
 from caspo_jax.training.stages import Policy, export_adapter
 from caspo_jax.training.step_loss import loss_denominators
@@ -102,6 +103,22 @@ def test_the_base_is_the_reference_and_stays(run):
     for before, after in zip(leaves(tiny_decoder()), leaves(base_model(model)), strict=True):
         np.testing.assert_array_equal(before, after)
     assert all(np.any(leaf) for leaf in jax.tree.leaves(nnx.state(model, nnx.Param)))
+
+
+def test_the_reference_is_known_by_the_base_whatever_adapters_a_run_begins_with(tmp_path, monkeypatch):
+    """So that the rounds of a LoRA run share its log-probs."""
+    known = []
+
+    def fill(*args, digest, **options):
+        known.append(digest)
+        raise Stopped
+
+    monkeypatch.setattr(loop, "fill_references", fill)
+    config = dataclasses.replace(small_run.CONFIG, loss=LossConfig(), lora=LORA)
+    for seed in (0, 1):
+        with pytest.raises(Stopped):
+            train(random_adapters(seed), PAIRS, config, out_dir=tmp_path / f"{seed}")
+    assert known == [weights_digest(tiny_decoder())] * 2
 
 
 def test_fresh_adapters_follow_the_seed_of_the_run():

@@ -10,6 +10,7 @@ from flax import nnx
 from jax.test_util import check_grads
 
 from caspo_jax.errors import UserError
+from caspo_jax.sharding import make_mesh
 from caspo_jax.training import LossConfig, reference_logprobs, step_dpo_loss, step_sums
 from caspo_jax.training.step_logprobs import concatenate_rows
 from caspo_jax.training.step_loss import add_up, reduce_metrics, step_loss_sums
@@ -70,9 +71,11 @@ def test_metrics_match_numpy(model, batch):
     assert aux["tokens"] == batch.chosen.mask.sum() + batch.rejected.mask.sum()
 
 
-@pytest.mark.parametrize("chunk", [1, 3, 32])
-def test_step_sums_and_their_gradient_match_the_whole_logits(model, batch, chunk):
-    rows = on_device(batch.chosen)
+@pytest.mark.parametrize("chunk, on_mesh", [(1, False), (3, False), (32, False), (3, True)])
+def test_step_sums_and_their_gradient_match_the_whole_logits(batch, chunk, on_mesh):
+    model, rows = Toy(), on_device(batch.chosen)
+    if on_mesh:  # there each row's step is moved to its beginning
+        model.mesh = make_mesh("data:1", jax.devices()[:1])
     graphdef, params = nnx.split(model)
     upstream = jnp.array([1.0, -2.0, 0.5, 0.0])
 

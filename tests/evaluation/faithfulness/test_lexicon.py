@@ -150,6 +150,11 @@ def test_a_negated_necessity_is_neither_hedge_nor_booster(mark):
     assert score(f"{mark} x does not have to be even.") == score(f"{mark} x is even.")
 
 
+def test_what_wants_the_end_of_a_clause_is_found_before_its_marks_alone():
+    assert score("It depends.") == score("It depends, as ever.") == pytest.approx(0.45)
+    assert score("It depends on x.") == score("It is x.")
+
+
 def test_a_question_that_is_restated_asks_nothing():
     assert score("The question is: what is the sum?") == score("The sum is 5.")
     assert score("What is the sum?") < score("The question is: what is the sum?")
