@@ -85,6 +85,10 @@ def test_seeds_order_and_weights():
     assert order(None) == list(range(100, 109))
     assert order(1) == order(1) != order(2)
     assert sorted(order(1)) == order(None)
+    mixed = [pair(i, prefix=2 + 5 * (i % 2)) for i in range(12)]
+    for seed, shuffled in ((None, False), (0, True)):
+        widths = [b.chosen.token_ids.shape[1] for b in batch_pairs(mixed, (8, 12), 1, 0, seed=seed)[0]]
+        assert (widths != sorted(widths)) == shuffled  # not the short ones first
     (batch,), _ = batch_pairs(pairs[:3], (8,), 4, 0)
     assert batch.weight.tolist() == [0.5, 0.5, 0.5, 0.0]
     assert batch.weight.dtype == np.float32

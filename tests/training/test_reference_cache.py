@@ -76,13 +76,14 @@ def test_what_changes_the_reference_computes_it(tmp_path):
             np.testing.assert_allclose(found, values, atol=1e-5)
 
 
-@pytest.mark.parametrize("damage", ["empty", "torn", "flipped", "text", "other"])
+@pytest.mark.parametrize("damage", ["empty", "torn", "flipped", "text", "other", "wide"])
 def test_a_damaged_entry_is_ignored_with_a_warning(tmp_path, damage):
     _, values = filled(tmp_path)
     (path,) = tmp_path.iterdir()
     whole = path.read_bytes()
-    if damage == "other":
-        np.savez(path, chosen=np.zeros(3, np.float32), rejected=np.zeros(3, np.float32))
+    if damage in ("other", "wide"):
+        zeros = np.zeros(3, np.float32) if damage == "other" else np.zeros(len(PAIRS))
+        np.savez(path, chosen=zeros, rejected=zeros)
     else:
         middle = whole.index(b"NUMPY") + 128  # the first array's numbers
         path.write_bytes(
@@ -175,6 +176,14 @@ def test_a_long_pass_is_kept_before_it_ends(tmp_path, monkeypatch):
     fill_references(store, make_plan(store, SMALL), Toy(), tmp_path, progress=look)
     assert known[-1][0] == len(PAIRS)
     assert [files for _, files in known] == [0] + [1] * (len(known) - 1)
+
+
+def test_progress_ends_at_the_number_of_pairs_where_updates_cross_epochs():
+    """The second update holds a pair of the first again."""
+    seen, store = [], RowStore.build(PAIRS, VERIFIED)
+    plan = make_plan(store, dataclasses.replace(CONFIG, epochs=2))
+    fill_references(store, plan, Toy(), None, progress=lambda done, total: seen.append((done, total)))
+    assert seen == [(4, 7), (7, 7)]
 
 
 @pytest.mark.parametrize("pack, number", [("trees", signal.SIGTERM), ("rows", signal.SIGINT)])

@@ -99,6 +99,11 @@ def test_a_step_of_formula_or_code_is_plain(only):
     assert score(only) == pytest.approx(0.9)
 
 
+def test_an_even_chance_is_no_equation():
+    assert score("It is 50/50.") == score("It is fifty fifty.") < 0.9
+    assert score("So 100 = 50/50 = 1.") == pytest.approx(0.9)
+
+
 def test_words_of_a_sentence():
     """Contractions are opened, a noun's s is its own; prices are no formula; an accent may be a mark of its own."""
     assert words("it's tom's, and he can't") == ["it", "is", "tom", "'s", ",", "and", "he", "can", "not"]
@@ -170,11 +175,14 @@ def test_the_last_of_contrasted_clauses_governs():
     assert score("Although I'm not sure why, it is 7.") == score("It is 7.")
     assert score("It is 7, though.") == score("It is 7.")
     assert score("Nothing but the constant remains, maybe.") == score("Maybe nothing remains.")
+    assert score("Maybe nothing but the constant remains.") == score("Maybe nothing remains.")
     assert score("Maybe it is 5, yet it is 7.") == score("It is 7.")
     assert score("Maybe the sum has yet to reach 5.") == score("Maybe the sum will reach 5.")
 
 
 def test_what_is_possible_in_a_condition_says_nothing_and_a_question_is_no_condition():
+    assert score("If x is perhaps 0, it is 5.") == score("It is 5.")
+    assert score("If x is 0, maybe it is 5.") == score("Maybe it is 5.")
     assert score("Should it perhaps be 5, the sum is 9.") == score("Should it be 5, the sum is 9.")
     assert score("Should it perhaps be 5, or 6?") < score("Should it be 5, or 6?")
 
