@@ -17,7 +17,7 @@ from caspo_jax.errors import UserError
 from caspo_jax.models import Decoder, ModelConfig
 from caspo_jax.training import TrainConfig, make_train_step, train
 from caspo_jax.training.masked_head import HeadCut, masked_head
-from caspo_jax.training.rounding import stochastic_round
+from caspo_jax.training.rounding import stochastic_round, stored_like
 from caspo_jax.training.scored_stats import head_block, head_chunk, scored_stats
 from caspo_jax.training.step_loss import loss_denominators
 from caspo_jax.training.train_step import fused_update
@@ -125,6 +125,12 @@ def test_rounding_is_unbiased_and_to_a_neighbour():
     assert np.all(np.abs(drawn[:, :60] - exact[:60]) <= gap)
     assert all(len(np.unique(column)) <= 2 for column in drawn.T)
     np.testing.assert_array_less(np.abs(drawn[:, :60].mean(axis=0) - exact[:60]), 0.05 * gap)
+
+
+def test_equal_weights_of_two_parameters_are_rounded_apart():
+    new = {name: jnp.full(200, 1 + 2.0**-9, jnp.float32) for name in "ab"}
+    stored = stored_like(jax.tree.map(lambda x: x.astype(jnp.bfloat16), new), new, jax.random.key(0))
+    assert 0.2 < np.mean(np.asarray(stored["a"] != stored["b"])) < 0.6
 
 
 def test_updates_below_the_last_bit_add_up():

@@ -208,6 +208,18 @@ def test_skills_are_of_the_questions_that_are_drawn():
     assert 0 < change["low"] < change["difference"] < change["high"] < 2 * change["difference"]
 
 
+def test_a_question_drawn_twice_is_two_questions():
+    """Its words are handed on twice as well, and those of a question that is not drawn never."""
+    t, drawn = by_question(0.7, 0, questions=6), np.array([2, 0, 1, 1, 3, 0])
+    rows = np.concatenate([np.arange(5 * q, 5 * q + 5) for q in np.repeat(np.arange(6), drawn)])
+    again = table({"s": t.decisiveness["s"][rows]}, {"entropy": t.confidence["entropy"][rows]}, steps=5)
+    found, expected = (skill_statistics(pair_up(x, "s", "entropy")) for x in (t, again))
+    for name in METRICS:
+        assert found[name][0](drawn.astype(float)) == pytest.approx(
+            expected[name][0](np.ones(7)), abs=1e-9
+        ), name
+
+
 def test_words_that_change_only_with_the_place_have_a_skill_of_exactly_none():
     rng = np.random.default_rng(5)
     t = table({"s": np.tile([0.9, 0.4, 0.7, 0.3], 30)}, {"entropy": rng.random(120)})
