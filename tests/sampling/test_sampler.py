@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from caspo_jax.sampling import SampleConfig
 from caspo_jax.sampling.keys import fold_in
 from caspo_jax.sampling.keys import uniforms as token_uniforms
 from caspo_jax.sampling.sampler import (
@@ -58,10 +59,8 @@ def kept(logits, temperature=1.0, top_k=0, top_p=1.0, min_p=0.0):
 
 
 def sampler_and_knobs(options):
-    sampler = Sampler(
-        top_k=options.get("top_k", 0), top_p=options.get("top_p", 1) < 1, min_p=options.get("min_p", 0) > 0
-    )
-    return sampler, knobs(**{name: value for name, value in options.items() if name != "top_k"})
+    config = SampleConfig(**options)
+    return Sampler.of(config), SampleKnobs.of(config)
 
 
 def uniforms(seed, rows):
