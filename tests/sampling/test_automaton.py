@@ -14,7 +14,7 @@ from tree_reference import delimiters, newest_step
 from caspo_jax.errors import UserError
 from caspo_jax.sampling import build_automaton, segment_tokens
 from caspo_jax.sampling.cursor import advance, counted_mask, cursor_init, next_step
-from caspo_jax.sampling.segments import character_spans, segment_bytes
+from caspo_jax.sampling.segments import character_spans, first_stop, segment_bytes, token_text
 
 CASES = [
     # tokens, delimiter, [(token_start, token_end, counted)]
@@ -86,7 +86,13 @@ def _closings(automaton, token, columns):
 
 
 @pytest.mark.parametrize(
-    "delimiter, stops", [("\n\n", ["aa"]), ("ab", ["a\n", "\n\nb", "ab\n"]), ("abab", [])]
+    "delimiter, stops",
+    [
+        ("\n\n", ["aa"]),
+        ("ab", ["a\n", "\n\nb", "ab\n"]),
+        ("abab", []),
+        ("\n", ["a.\n", "."]),  # one inside another
+    ],
 )
 def test_device_tables_against_the_host(delimiter, stops):
     eos = len(VOCABULARY) - 1
@@ -123,6 +129,32 @@ def test_character_spans_with_multibyte_and_invalid_text():
     spans = character_spans(b"".join(tokens), segments)
     assert [text[a:b] for a, b in spans] == ["é", "日本\ufffd", "z"]
     assert [(s.token_start, s.token_end) for s in segments] == [(0, 3), (3, 6), (6, 7)]
+
+
+def test_the_first_stop_is_where_reading_token_by_token_ends():
+    """Also where stop strings overlap, lie across tokens, or began among those that were there before."""
+    rng = np.random.default_rng(3)
+    found = set()
+    for _ in range(600):
+        stops = [str(s) for s in rng.choice(["aa", ".\na", "\n\n", "a.\n", ".", "b"], 2, replace=False)]
+        ids = rng.integers(0, len(VOCABULARY), rng.integers(1, 10)).tolist()
+        begin = int(rng.integers(0, len(ids) + 1))
+        expected = None
+        for count in range(begin + 1, len(ids) + 1):
+            before, text = (b"".join(VOCABULARY[i] for i in ids[:n]) for n in (count - 1, count))
+            ends = (text[:k] for k in range(len(before) + 1, len(text) + 1))
+            if any(end.endswith(tuple(s.encode() for s in stops)) for end in ends):
+                expected = count
+                break
+        assert first_stop(VOCABULARY, ids, stops, begin) == expected, (ids, stops, begin)
+        found.add(expected)
+    assert len(found) > 6
+
+
+def test_text_is_that_of_all_bytes_together():
+    """A character may be cut between tokens; what is no UTF-8 is shown."""
+    vocabulary = ["é".encode()[:1], "é".encode()[1:], b"", b"\xff", "日".encode()[:2]]
+    assert token_text(vocabulary, [0, 2, 1, 3, 0, 1, 4]) == "é\ufffdé\ufffd"
 
 
 def test_byte_spans_are_what_lies_between_delimiters():
