@@ -16,6 +16,7 @@ from caspo_jax.sampling import Tree, cat_decode, tree_of, vote
 from caspo_jax.sampling import state as codes
 from caspo_jax.sampling.decided import is_decided
 from caspo_jax.sampling.policy import fork_expand, score_last
+from caspo_jax.sampling.state import end_decided
 from caspo_jax.sampling.traces import build_trace
 from caspo_jax.sampling.votes import same_text
 from caspo_jax.tasks import extract_answer, get_task
@@ -132,6 +133,46 @@ def test_what_is_to_come_is_held_against_paths_with_an_answer(live, unanswered, 
     )
     decided = decided and answered == -5.0  # else the live branch is likelier by more than a float holds
     assert is_decided(tree, paths, config(num_branches=3), first_byte, same_text) == decided
+
+
+@pytest.mark.parametrize(
+    ("lead", "live", "expand", "answers", "decided"),
+    [
+        (2, 2, 1, 9, False),  # both may still finish, and a draw is no decision
+        (3, 2, 1, 9, True),
+        (3, 1, 2, 4, True),  # one answer is missing, and both slots may finish at once
+        (3, 1, 2, 5, False),
+        (2, 1, 2, 3, False),
+        (4, 2, 2, 5, True),
+        (4, 2, 2, 4, True),  # as many as are wanted have finished
+    ],
+)
+def test_what_branches_and_their_forks_may_add_is_counted(lead, live, expand, answers, decided):
+    ended = [(codes.FINISHED, -1.0, 0.9, A)] * lead
+    tree, paths = hand_made(*ended, *[(codes.LIVE, -1.0, np.nan, A)] * live)
+    settings = config(num_branches=2, expand=expand, num_answers=answers, vote="majority")
+    assert is_decided(tree, paths, settings, first_byte, same_text) == decided
+
+
+def test_ending_a_question_leaves_its_tree_as_it_is_and_the_others_alone():
+    """Only what was open is closed: with all its tokens, and with its reason."""
+    settings = config(num_branches=4, num_answers=9, max_new_tokens=CAPACITY)
+    state = start(tables(0), question_keys(0), settings)
+    policy = make_policy(score_last, fork_expand, "mean_logprob", "geometric")
+    state = cat_decode(jnp.asarray(tables(0)), dataclasses.replace(state, limit=jnp.int32(8)), policy)
+    ends = ~np.asarray(state.done) & (np.arange(BATCH) % 2 == 0)
+    assert 0 < ends.sum() < (~np.asarray(state.done)).sum()
+    ended = end_decided(state, ends)
+    np.testing.assert_array_equal(ended.done, np.asarray(state.done) | ends)
+    np.testing.assert_array_equal(ended.slots.live, np.asarray(state.slots.live) & ~ends[:, None])
+    for b in range(BATCH):
+        before, after = tree_of(state, b), tree_of(ended, b)
+        assert before.tokens == after.tokens
+        np.testing.assert_array_equal(before.end, after.end)
+        assert sum(map(len, after.used("entropy"))) == after.tokens
+        open_ = (before.status == codes.LIVE) & ends[b]
+        np.testing.assert_array_equal(after.status, np.where(open_, codes.EXPIRED, before.status))
+        np.testing.assert_array_equal(after.reason, np.where(open_, codes.DECIDED, before.reason))
 
 
 def test_one_sure_path_outweighs_powers_that_no_float_holds():
