@@ -8,10 +8,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from toy_model import BATCH, CAPACITY, config, make_policy, question_keys, start, tables
+from toy_model import BATCH, CAPACITY, VOCABULARY, config, make_policy, question_keys, start, tables
 
+from caspo_jax.errors import UserError
 from caspo_jax.sampling import cat_decode, tree_of
-from caspo_jax.sampling.compaction import take_questions
+from caspo_jax.sampling.compaction import split_branches, take_questions
 from caspo_jax.sampling.policy import fork_expand, score_last
 from caspo_jax.sampling.state import grow_state
 
@@ -93,6 +94,68 @@ def test_growth_and_compaction_change_nothing(batch):
     state = grow_state(take_questions(state, jnp.asarray(keep)), CAPACITY)
     state = jax.device_get(cat_decode(jnp.asarray(model[keep]), state, POLICY))
     assert [describe(tree_of(state, b)) for b in range(4)] == [trees[i] for i in keep]
+
+
+def test_no_node_is_lost_where_every_token_closes_a_step():
+    """There is room for as many nodes as slots can make, in buffers that grow too."""
+    keys, every = question_keys(12), VOCABULARY.index(b"b\n\na")
+    model = tables(11)
+    model[..., every] = 60
+    trees = []
+    for capacity in (10, CAPACITY):
+        state = start(model, keys, SETTINGS, capacity=capacity)
+        state = cat_decode(jnp.asarray(model), state, POLICY)
+        if capacity < CAPACITY:
+            assert int(state.num_nodes.max()) == 3 + 4 * capacity
+            state = grow_state(state, CAPACITY)
+            state = cat_decode(jnp.asarray(model), state, POLICY)
+        trees.append([describe(tree_of(jax.device_get(state), b)) for b in range(BATCH)])
+    assert trees[0] == trees[1]
+
+
+def test_what_is_cut_out_of_a_batch_keeps_its_numbers(batch):
+    """Thresholds and limits of single questions, and those of all."""
+    _, _, state, _ = batch
+    number = np.arange(BATCH)[:, None]
+    knobs = dataclasses.replace(
+        state.knobs, threshold=number.astype(np.float32), max_new_tokens=number.astype(np.int32)
+    )
+    state = dataclasses.replace(state, knobs=knobs)
+    keep = np.array([9, 2, 2])
+    taken = take_questions(state, jnp.asarray(keep)).knobs
+    split = split_branches(state, jnp.asarray(4 * keep + [3, 0, 1])).knobs
+    for few in (taken, split):
+        for name in ("threshold", "max_new_tokens"):
+            np.testing.assert_array_equal(getattr(few, name), number[keep])
+        assert (int(few.num_answers), int(few.expand)) == (6, 2)
+
+
+def test_a_branch_that_goes_on_by_itself_starts_to_count_anew(batch):
+    """What it was before stays in the tree that it left: nothing is counted twice."""
+    model, keys, _, _ = batch
+    state = start(model, keys, dataclasses.replace(SETTINGS, expand=1))  # a branch is then in one slot
+    state = cat_decode(jnp.asarray(model), dataclasses.replace(state, limit=jnp.int32(9)), POLICY)
+    keep = np.flatnonzero(np.asarray(state.slots.live))[:7]
+    split = split_branches(state, jnp.asarray(keep))
+    assert int(state.tokens.min()) > 0
+    np.testing.assert_array_equal(split.tokens, np.zeros(7))
+    np.testing.assert_array_equal(split.finished, [SETTINGS.answers - 1] * 7)
+    for i, row in enumerate(keep):
+        whole, alone = tree_of(state, row // 4), tree_of(split, i)
+        path = whole.path(int(state.slots.node[row // 4, row % 4]))
+        tokens = [
+            whole.token[a:b, k].tolist()
+            for a, b, k in zip(whole.start[path], whole.end[path], whole.slot[path])
+        ]
+        assert [alone.token[a:b, 0].tolist() for a, b in zip(alone.start, alone.end)] == tokens
+        np.testing.assert_array_equal(alone.rank, whole.rank[path])
+        np.testing.assert_array_equal(alone.confidence, whole.confidence[path])
+
+
+@pytest.mark.parametrize("question", [-1, BATCH])
+def test_a_tree_of_no_question_is_refused(batch, question):
+    with pytest.raises(UserError, match=f"question {question} lies outside the batch of {BATCH}"):
+        tree_of(batch[2], question)
 
 
 def test_forks_leave_the_original_paths_alone(batch):
