@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 
 import jax
@@ -14,7 +15,7 @@ from golden_model import KEY
 import caspo_jax as cj
 from caspo_jax.errors import UserError
 from caspo_jax.sampling import CatConfig, Knobs, NamedStepConfidence, build_automaton, init_state
-from caspo_jax.sampling.questions import as_questions
+from caspo_jax.sampling.questions import as_questions, question_keys
 from caspo_jax.types import Question
 
 
@@ -42,6 +43,25 @@ def test_records_of_a_file_are_questions():
 def test_string_questions_have_stable_ids():
     a, b = as_questions(["one", "two"])
     assert as_questions(["two"])[0].id == b.id != a.id
+
+
+def test_ids_and_keys_are_those_of_every_version():
+    """What was sampled can be sampled again: a question's id, its hash and its key have their definitions."""
+    (question,) = as_questions(["How many?"])
+    assert question.id == hashlib.blake2b(b"How many?", digest_size=8).hexdigest()
+    number = int(hashlib.blake2b(question.id.encode(), digest_size=4).hexdigest(), 16)
+    (key,) = question_keys(KEY, [question.id])
+    np.testing.assert_array_equal(key, jax.random.key_data(jax.random.fold_in(KEY, np.uint32(number))))
+
+
+def test_numbers_beyond_integers_of_32_bits_are_no_limit():
+    most, huge = np.iinfo(np.int32).max, 10**12
+    config = CatConfig(
+        expand=huge, num_answers=huge, min_live=huge, sample=cj.SampleConfig(max_new_tokens=huge)
+    )
+    knobs = Knobs.of(config)
+    numbers = (knobs.expand, knobs.num_answers, knobs.min_live, knobs.token_budget, knobs.max_new_tokens)
+    assert [int(number) for number in numbers] == [most] * 5
 
 
 @pytest.mark.parametrize(
