@@ -50,8 +50,14 @@ def test_samples_do_not_depend_on_how_they_share_the_device(
         return split_branches(state, keep, prompt_lanes)
 
     monkeypatch.setattr(batch, "split_branches", split)
-    pieces = cj.generate(*model_and_tokenizer, questions, config, KEY)
+    done = []
+    pieces = cj.generate(
+        *model_and_tokenizer, questions, config, KEY, progress=lambda n, of: done.append((n, of))
+    )
     assert sizes
+    assert done == sorted(done)
+    assert {n for n, _ in done} <= {0, 1, 2, 3}
+    assert done[-1] == (3, 3)
     assert all(rows == 4 and batch * branches >= 12 for (batch, branches), rows in sizes)
     for piece, trace in zip(pieces, whole, strict=True):
         assert (piece.token_ids, piece.text, piece.finish_reason) == (
@@ -222,6 +228,7 @@ def test_a_sweep_is_a_search_at_each_threshold(model_and_tokenizer, questions, m
         progress=lambda n, of: done.append((n, of)),
     )
     assert bool(cuts) == (rows != 6)
+    assert done == sorted(done)
     assert done[-1] == (24, 24)
     spent = set()
     for together, apart in zip(swept, alone, strict=True):
