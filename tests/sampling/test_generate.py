@@ -17,9 +17,9 @@ from caspo_jax.types import Question
 
 def test_greedy_is_that_of_the_golden(model_and_tokenizer, questions, expected):
     config = cj.SampleConfig(max_new_tokens=32, temperature=0, ignore_eos=True)
-    done = []
+    done, usage = [], cj.sampling.Usage(live=5, slots=7)
     traces = cj.generate(
-        *model_and_tokenizer, questions, config, KEY, progress=lambda a, b: done.append((a, b))
+        *model_and_tokenizer, questions, config, KEY, progress=lambda a, b: done.append((a, b)), usage=usage
     )
     assert [t.token_ids for t in traces] == [tuple(row) for row in expected["greedy_new_tokens"].tolist()]
     np.testing.assert_allclose([t.logprob for t in traces], expected["greedy_token_logps"], atol=1e-4)
@@ -28,6 +28,7 @@ def test_greedy_is_that_of_the_golden(model_and_tokenizer, questions, expected):
         (f"g{i}", "length", "greedy") for i in range(3)
     ]
     assert done[-1] == (3, 3)
+    assert usage == cj.sampling.Usage(live=5 + 3 * 32, slots=7 + 3 * 32)  # counters that go on
 
 
 def test_an_end_token_ends_the_path(model_and_tokenizer, questions, expected):
@@ -103,7 +104,12 @@ def test_cat_search_records(model_and_tokenizer, questions, sampled):
         num_answers=100,
         sample=dataclasses.replace(config, num_samples=1),
     )
-    results = cj.cat_search(*model_and_tokenizer, questions, cat, KEY, extract=lambda text: text[:1])
+    usage = cj.sampling.Usage()
+    results = cj.cat_search(
+        *model_and_tokenizer, questions, cat, KEY, extract=lambda text: text[:1], usage=usage
+    )
+    assert sum(result.tokens for result in results) == usage.live <= usage.slots
+    assert usage.slots % (4 * len(questions)) == 0
     keys = question_keys(KEY, [q.id for q in questions])
     for i, (result, question) in enumerate(zip(results, questions, strict=True)):
         tree = result.tree
