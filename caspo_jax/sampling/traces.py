@@ -33,7 +33,6 @@ def build_trace(
     token_bytes: Sequence[bytes],
     delimiter: str,
     strategy: str,
-    seed: int | None = None,
 ) -> Trace:
     """The path that ends in `node` as a trace with its steps.
 
@@ -73,7 +72,6 @@ def build_trace(
         token_ids=tuple(ids),
         text=text,
         finish_reason=finish,  # type: ignore[arg-type]
-        seed=seed,
         strategy=strategy,
         path_confidence=_number(tree.path_confidence[node]),
         steps=tuple(steps),
