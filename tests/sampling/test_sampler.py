@@ -9,6 +9,7 @@ import pytest
 from scipy import stats
 
 from caspo_jax.sampling import SampleConfig
+from caspo_jax.sampling import sampler as sampler_module
 from caspo_jax.sampling.keys import fold_in
 from caspo_jax.sampling.keys import uniforms as token_uniforms
 from caspo_jax.sampling.sampler import (
@@ -137,6 +138,27 @@ def test_ties_at_the_border_are_kept():
     for sampler in (Sampler(top_k=2), Sampler(top_p=True)):
         token = sample(sampler, knobs(top_p=0.5), rows, uniforms(1, 400))
         assert set(token.tolist()) == {0, 1, 2, 3}
+
+
+def test_mass_that_just_reaches_top_p_is_enough():
+    """Weights and sums that floats hold exactly: the border is where the sum of the weights above equals the target."""
+    weights = np.random.default_rng(14).integers(1, 17, (40, 12)).astype(np.float32) / 16
+    rows, borders = np.array([(row, border) for row in weights for border in np.unique(row)], object).T
+    rows, borders = np.stack(rows), borders.astype(np.float32)
+    targets = jnp.asarray(np.sum(rows, axis=-1, where=rows >= borders[:, None]))
+    inside = jax.jit(jax.vmap(in_nucleus, (None, None, 1), 1))
+    token = np.tile(np.arange(12), (len(rows), 1))
+    np.testing.assert_array_equal(inside(rows, targets, token), rows >= borders[:, None])
+    np.testing.assert_array_equal(jax.jit(top_p_floor)(rows, targets), borders)
+
+
+def test_rows_whose_border_is_searched_draw_anew(monkeypatch):
+    """What the attempts drew fell outside of the nucleus, and says nothing about where inside."""
+    monkeypatch.setattr(sampler_module, "TOP_P_ATTEMPTS", 1)
+    logits = jnp.log(jnp.asarray([2.0] * 4 + [1.0] * 24))
+    sampler, k = sampler_and_knobs({"top_p": 0.2})
+    token = sample(sampler, k, jnp.broadcast_to(logits, (8000, 28)), uniforms(3, 8000))
+    assert stats.chisquare(np.bincount(token, minlength=4)).pvalue > 1e-4
 
 
 @pytest.mark.parametrize("vocab", [11, 549])
