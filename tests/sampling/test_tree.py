@@ -152,6 +152,45 @@ def test_same_tree_as_the_reference(name):
     assert seen >= expected | (set() if name.startswith("explore") else {"threshold"})
 
 
+def test_a_path_that_finishes_as_it_closes_a_step_takes_no_place_among_the_pruned():
+    """Its stop string ends with the delimiter: it is as unsure as the branches beside it, of which two must stay."""
+    name = "last-dyadic-min"
+    score, _, step, path = PROGRAMS[name]
+    settings = config(
+        num_branches=4, threshold=0.9, min_live=2, num_answers=9, stop=("b\n\n",), max_new_tokens=CAPACITY
+    )
+    model, keys = tables(5), question_keys(5)
+    words, newlines = [VOCABULARY.index(b"a"), VOCABULARY.index(b"b")], VOCABULARY.index(b"\n\n")
+    model[..., words] += 4
+    model[:, words, newlines] += 9
+    state = cat_decode(
+        jnp.asarray(model), start(model, keys, settings), make_policy(score, fork_expand, step, path)
+    )
+    together = 0
+    for b in range(BATCH):
+        tree, search = tree_of(jax.device_get(state), b), reference(name, settings, model[b], keys[b])
+        if not search.ambiguous:
+            assert_same(tree, search, f"question {b}")
+            stopped, cut = (tree.end[tree.reason == code] for code in (codes.STOP, codes.THRESHOLD))
+            together += bool(np.intersect1d(stopped, cut).size)
+    assert together > 3
+
+
+def test_an_end_token_that_completes_a_stop_string_is_an_end_token():
+    model, dot = tables(6), VOCABULARY.index(b".")
+    settings = config(num_branches=4, stop=(".",), max_new_tokens=CAPACITY)
+    policy = make_policy(score_last, fork_expand)
+    state = start(model, question_keys(6), settings, eos=dot)
+    state = jax.device_get(cat_decode(jnp.asarray(model), state, policy))
+    ends = set()
+    for b in range(BATCH):
+        tree = tree_of(state, b)
+        ends |= {
+            (int(tree.token[tree.end[i] - 1, tree.slot[i]]), int(tree.reason[i])) for i in tree.finished()
+        }
+    assert {reason for token, reason in ends if token == dot} == {codes.EOS}
+
+
 def forked(expand):
     """[source slot, child rank] of five slots, three of them at a boundary and two free."""
     live = jnp.asarray([[True, True, True, False, False]])
