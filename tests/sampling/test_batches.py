@@ -41,7 +41,7 @@ def test_samples_do_not_depend_on_how_they_share_the_device(
     whole = cj.generate(*model_and_tokenizer, questions, config, KEY)
     for short, long in zip(whole[::4], sampled[1][::2], strict=True):
         assert short.token_ids == long.token_ids[: len(short.token_ids)]
-    for name, value in (("CHECK_EVERY", 2), ("LEAST_ROWS", 3)):
+    for name, value in (("CHECK_EVERY", 2), ("LEAST_ROWS", 3), ("UNCHECKED", 1)):
         monkeypatch.setattr(batch, name, value)
     sizes = []
 
