@@ -36,6 +36,7 @@ CASES = [
     (["c", "ab", "a", "c"], "ab", [(0, 2, "10"), (2, 4, "11")]),
     (["c", "ab", "a", "b", "c"], "ab", [(0, 4, "1000"), (4, 5, "1")]),
     (["a", "\r\n\r\n", "\r\n", "c"], "\r\n\r\n", [(0, 3, "100"), (3, 4, "1")]),  # newlines of two bytes
+    (["a", "\n\nb\n\n", "c"], "\n\n", [(0, 2, "11"), (2, 3, "1")]),  # two delimiters are no pure one
     (["a", "\n"], "\n\n", [(0, 2, "11")]),  # half a delimiter is none
 ]
 
@@ -47,7 +48,7 @@ def test_steps_by_hand(tokens, delimiter, expected):
     assert [(a, b, "".join(str(int(c)) for c in mask)) for a, b, mask in got] == expected
 
 
-@pytest.mark.parametrize("delimiter", ["\n\n", ".\n\n", "\n", "ab", "aba", "a\na\n"])
+@pytest.mark.parametrize("delimiter", ["\n\n", ".\n\n", "\n", "ab", "aba", "a\na\n", "\n\nb", "aaba"])
 def test_segments_against_regular_expressions(delimiter):
     rng = np.random.default_rng(0)
     for _ in range(200):
@@ -91,6 +92,7 @@ def _closings(automaton, token, columns):
         ("\n\n", ["aa"]),
         ("ab", ["a\n", "\n\nb", "ab\n"]),
         ("abab", []),
+        ("\n\nb", []),  # after a third newline two are still matched
         ("\n", ["a.\n", "."]),  # one inside another
     ],
 )
