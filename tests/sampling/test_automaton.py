@@ -37,6 +37,11 @@ CASES = [
     (["c", "ab", "a", "b", "c"], "ab", [(0, 4, "1000"), (4, 5, "1")]),
     (["a", "\r\n\r\n", "\r\n", "c"], "\r\n\r\n", [(0, 3, "100"), (3, 4, "1")]),  # newlines of two bytes
     (["a", "\n\nb\n\n", "c"], "\n\n", [(0, 2, "11"), (2, 3, "1")]),  # two delimiters are no pure one
+    (
+        ["\n\nb\n\n", "c"],
+        "\n\n",
+        [(0, 2, "01")],
+    ),  # b has no token of its own: the first delimiter closes nothing
     (["a", "\n"], "\n\n", [(0, 2, "11")]),  # half a delimiter is none
 ]
 
@@ -177,7 +182,9 @@ def test_classes_stay_few_in_a_large_vocabulary():
     assert automaton.stop_next.shape[1] <= 2
 
 
-@pytest.mark.parametrize("arguments", [("",), ("\n", [""]), ("\n", [], [99])])
+@pytest.mark.parametrize(
+    "arguments", [("",), ("\n", [""]), ("\n", [], [1, len(VOCABULARY)]), ("\n", [], [1, -1])]
+)
 def test_bad_input_is_named(arguments):
-    with pytest.raises(UserError, match=r"empty|99"):
+    with pytest.raises(UserError, match=rf"empty|EOS id ({len(VOCABULARY)}|-1) "):
         build_automaton(VOCABULARY, *arguments)

@@ -133,6 +133,8 @@ def test_contradictory_sampling_is_refused(changes, match):
     "changes, match",
     [
         ({"sample": cj.SampleConfig(temperature=0)}, "temperature=0"),
+        ({"sample": cj.SampleConfig(temperature=0), "expand": 1}, "temperature=0"),
+        ({"sample": cj.SampleConfig(temperature=0), "root_branches": 1}, "temperature=0"),
         ({"sample": cj.SampleConfig(num_samples=3)}, "num_samples"),
         ({"num_branches": 2, "root_branches": 3}, "root_branches"),
         ({"num_branches": 8, "token_budget": 3}, "token_budget"),
@@ -150,6 +152,19 @@ def test_contradictory_sampling_is_refused(changes, match):
 def test_contradictory_searches_are_refused(changes, match):
     with pytest.raises(UserError, match=match):
         cj.CatConfig(**changes)
+
+
+def test_what_lies_on_a_limit_is_allowed():
+    search = cj.CatConfig(num_branches=4, root_branches=4, token_budget=4)
+    assert (search.roots, search.token_budget) == (4, 4)
+    assert cj.SampleConfig(temperature=2.0**-126).temperature == 2.0**-126
+    assert len(as_questions([Question(id="a", question="x"), Question(id="a", question="x")])) == 2
+
+
+@pytest.mark.parametrize("key", [np.zeros(2, np.int32), np.zeros(2), np.zeros((1, 2), np.uint32)])
+def test_what_is_no_key_is_refused(key):
+    with pytest.raises(UserError, match="give one threefry key"):
+        question_keys(key, ["a"])
 
 
 def test_numpy_numbers_are_numbers():
