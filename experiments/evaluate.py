@@ -113,7 +113,7 @@ def define_flags() -> None:
     flags.DEFINE_bool(
         "allow_code_execution",
         False,
-        "run code that the model wrote, in a sandbox, where a benchmark needs it",
+        "run code that the model wrote, in a sandbox, where a benchmark needs it: as many programs at once as there are cores",
     )
     flags.DEFINE_string(
         "traces", None, "annotated traces: print the table of every named confidence, decode nothing"
