@@ -36,20 +36,20 @@ def _read_humaneval(row: Row, number: str) -> Question:
         identity(row, "humaneval", number, "task_id"),
         question=text(row, "prompt"),
         gold=text(row, "canonical_solution"),
-        extra={"entry_point": text(row, "entry_point"), "test": text(row, "test")},
+        extra={name: text(row, name) for name in ("prompt", "entry_point", "test")},
     )
 
 
 def _ask_humaneval(question: Question) -> str:
     return (
         "Complete this Python function. Give the whole function, with the imports it needs, in one ```python block.\n\n"
-        f"```python\n{question.question}\n```"
+        f"```python\n{question.extra['prompt']}\n```"
     )
 
 
 def humaneval_program(answer: str, question: Question) -> str:
     """The function, completed or written anew, with the imports and helpers of its prompt, and its test."""
-    prompt, entry = question.question or "", question.extra["entry_point"]
+    prompt, entry = question.extra["prompt"], question.extra["entry_point"]
     answer = block_for(answer, entry)
     definition = re.compile(rf"^(?:async )?def {re.escape(entry)}\b", re.MULTILINE)
     found = definition.search(prompt)

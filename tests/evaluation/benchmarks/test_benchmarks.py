@@ -90,8 +90,10 @@ def test_from_file_to_verdict(benchmarks, name):
         assert benchmark.asked(question).question == prompt
         assert benchmark.asked(question).gold == question.gold
         assert (question.extra.get("code") or question.question).strip() in prompt
-        assert benchmark.grade(right_output(name, question), question) is True, question.id
-        assert benchmark.grade(wrong_output(name, question), question) is False, question.id
+        right, wrong = right_output(name, question), wrong_output(name, question)
+        for graded in (question, benchmark.asked(question)):  # a program has the latter at hand
+            assert benchmark.grade(right, graded) is True, question.id
+            assert benchmark.grade(wrong, graded) is False, question.id
         assert benchmark.grade("", question) is False
         answer = benchmark.extract(right_output(name, question))
         assert benchmark.equal(answer, answer)
