@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import itertools
 from fractions import Fraction
 
 from caspo_jax.steps.arithmetic import MOST_DIGITS, Unknown, evaluate
 from caspo_jax.steps.lexer import SCALES, Token, lex
+from caspo_jax.steps.withdrawn import withdrawn
 from caspo_jax.types import Verdict
 
 # Between a unit and a smaller one: `60 + 60 = 2 hours`.
@@ -42,9 +44,9 @@ def stated_equations(text: str, *, rounding: bool = True) -> list[Equation]:
     Found: chains `a = b = c` (each neighbouring pair), `+ - * / ^`, x, ×, ·, ÷ and their LaTeX forms, `\frac`,
     roots of perfect squares, brackets, decimals, thousands separators, `%` (also `percent`, `% of`), `2 million` and
     `3 dozen`, currency signs, units that are the same on both sides, mixed numbers, `5!`, and GSM8K's `<<16-3-4=9>>`.
-    Left out: whatever holds an unknown symbol, compares units, is taken modulo something, or states no operation at all
-    (`3 = 3`); and what would be false, but may be true of units: with one on the left side alone (`2 hours - 30 = 90`), or
-    on the right alone if the sides differ by the factor of a conversion (`60 + 60 = 2 hours`).
+    Left out: what a sentence supposes, asks or denies (`is 2 + 2 = 5?`); whatever holds an unknown symbol, compares units, is
+    taken modulo something, or states no operation (`3 = 3`); and what would be false, but may be true of units: with one on
+    the left alone (`2 hours - 30 = 90`), or on the right if sides differ by a conversion's factor (`60 + 60 = 2 hours`).
 
     Where notation has two readings (`50%` for 50, `2\frac{1}{2}` as a product, `1/2(3)`, millions throughout), an
     equality holds if it holds in one.
@@ -56,6 +58,7 @@ def stated_equations(text: str, *, rounding: bool = True) -> list[Equation]:
     found = []
     for part, tokens in enumerate(lex(text)):
         marks = [i for i, token in enumerate(tokens) if token.kind == "="]
+        not_meant = withdrawn(tokens, marks, functools.partial(_usable, tokens))
         linked = False  # the left side was compared with the side before it
         for nth, at in enumerate(marks):
             before = marks[nth - 1] + 1 if nth else 0
@@ -63,7 +66,7 @@ def stated_equations(text: str, *, rounding: bool = True) -> list[Equation]:
             left = _left_side(tokens[before:at], whole=nth > 0)
             right = _right_side(tokens[at + 1 : after], whole=nth + 1 < len(marks))
             equation = None
-            if left is not None and right is not None:
+            if left is not None and right is not None and at not in not_meant:
                 chained = linked and len(left.tokens) == at - before
                 equation = _compare(left, right, rounding, trivial=part > 0 or chained)
             linked = equation is not None

@@ -122,6 +122,53 @@ UNKNOWN = [
 ]
 
 
+NOT_MEANT = [  # around an equality that does not hold, or does
+    "Is {}?",
+    "Is {} correct?",
+    "Does {}?",
+    "{}?",
+    "{}? No.",
+    "If {}, we are done.",
+    "We check whether {}.",
+    "Suppose {}.",
+    "{}, which is not true.",
+    "{} which cannot be",
+    "{} is false.",
+    "{} is clearly wrong.",
+    "This would mean {}, a contradiction.",
+    "${}$, contradiction.",
+    "{} isn't possible",
+    "{} does not hold.",
+    "{} contradicts this.",
+    "1 = {}, but that is impossible",
+    "1 + 4 = {}?",
+]
+MEANT = [
+    "{}, right?",
+    "{} right?",
+    "{}. Is that so?",
+    "What is it? {}",
+    "If x is even, {}.",
+    "{}. That is false.",  # the step was wrong, and says so in another sentence
+    "Since {} is not needed here, we go on.",
+    "{} that is even",
+    "Is 1 = 2? No: {}.",
+    "3 + 4 = 8 is false, and {}.",
+]
+
+
+@pytest.mark.parametrize("around", NOT_MEANT)
+@pytest.mark.parametrize("equality", ["2 + 2 = 5", "2 + 2 = 4", r"1 = \sqrt{9} + 4", "2 * 3 = 7 apples"])
+def test_what_is_asked_supposed_or_denied_is_not_stated(around, equality):
+    assert stated_equations(around.format(equality)) == []
+
+
+@pytest.mark.parametrize("around", MEANT)
+def test_what_stands_beside_is_stated_all_the_same(around):
+    for equality, verdict in (("2 + 2 = 5", "wrong"), ("2 + 2 = 4", "correct")):
+        assert check_equations(around.format(equality)) == verdict
+
+
 @pytest.mark.parametrize(
     "verdict, text",
     [(v, t) for v, ts in zip(("correct", "wrong", "unknown"), (TRUE, FALSE, UNKNOWN)) for t in ts],
