@@ -45,7 +45,7 @@ def aurc(confidence: Any, correct: Any, weights: Any = None) -> float:
 
 def aurc_statistic(confidence: Any, correct: Any) -> Statistic:
     """`aurc` as a function of integer weights: an item of weight m is a tie of m items."""
-    return _Curve(*scored(confidence, correct), _aurc)
+    return _Curve(*scored(confidence, correct), _aurc, whole=True)
 
 
 def augrc(confidence: Any, correct: Any, weights: Any = None) -> float:
@@ -104,13 +104,18 @@ def risk_coverage(confidence: Any, correct: Any) -> RiskCoverage:
 class _Curve(Resampled):
     """A figure of the curve that passes the end of every tie, the surest first; sorts once.
 
-    `figure` is given the weight of what is answered [m] at these ends, and that of the right among it [m].
+    `figure` is given the weight of what is answered [m] at these ends, and that of the right among it [m]. Where
+    weights must be `whole`, others are refused.
     """
 
     def __init__(
-        self, score: np.ndarray, verdict: np.ndarray, figure: Callable[[np.ndarray, np.ndarray], float]
+        self,
+        score: np.ndarray,
+        verdict: np.ndarray,
+        figure: Callable[[np.ndarray, np.ndarray], float],
+        whole: bool = False,
     ):
-        self.size = score.size
+        self.size, self._whole = score.size, whole
         self._order, self._ends = _ties(score)
         self._verdict, self._figure = verdict[self._order], figure
 
@@ -125,12 +130,12 @@ class _Curve(Resampled):
 
     def _value(self, ordered: np.ndarray) -> float:
         """Of the items' weights in their order."""
+        if self._whole and (ordered != np.rint(ordered)).any():
+            raise UserError("aurc: weights are multiplicities; give integers")
         return self._figure(np.cumsum(ordered)[self._ends], np.cumsum(ordered * self._verdict)[self._ends])
 
 
 def _aurc(answered: np.ndarray, right: np.ndarray) -> float:
-    if (answered != np.rint(answered)).any():
-        raise UserError("aurc: weights are multiplicities; give integers")
     total = answered[-1] if answered.size else 0.0
     if total <= 0.0:
         return float("nan")

@@ -78,6 +78,8 @@ def test_one_class_no_items_and_bad_weights():
     assert np.isnan(metrics.augrc([], []))
     with pytest.raises(UserError, match="multiplicities"):
         metrics.aurc([0.1, 0.2], [0, 1], weights=[0.5, 1])
+    with pytest.raises(UserError, match="give integers"):  # though their tie has a whole weight
+        metrics.aurc([0.1, 0.1], [0, 1], weights=[0.5, 0.5])
 
 
 def test_curve_ends_at_the_error_rate():
