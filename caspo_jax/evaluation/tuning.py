@@ -80,7 +80,7 @@ def _heated(settings: Settings, temperature: float) -> Settings:
 
 
 def _accuracy(answers: Sequence[Answer]) -> float:
-    return float(np.mean([bool(a.correct) for a in answers]))
+    return float(np.mean([a.correct for a in answers]))
 
 
 def _votes(

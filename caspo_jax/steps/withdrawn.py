@@ -61,7 +61,7 @@ def _is_withdrawn(before: Sequence[Token], after: Sequence[Token]) -> bool:
         return True
     sentence = list(itertools.takewhile(lambda token: token.text not in (".", ";", "\n", "?"), after))
     asked = len(sentence) < len(after) and after[len(sentence)].text == "?"
-    unit = [t.text.lower() for t in sentence[:1] if t.kind == "word" and t.text.lower() not in _SURE]
-    if asked and (word in _ASKING or len(sentence) == len(unit)):
+    unit = len(sentence) == 1 and sentence[0].kind == "word" and sentence[0].text.lower() not in _SURE
+    if asked and (word in _ASKING or unit or not sentence):
         return True
     return _DENIED.match(" ".join(token.text.lower() for token in sentence)) is not None

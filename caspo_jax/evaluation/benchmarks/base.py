@@ -36,7 +36,8 @@ class Benchmark:
       read: (row, name of the row) -> Question, or None for a row that is not part of this benchmark.
       ask: question -> the user's message.
       answer: text -> the answer in it, or None.
-      judge: (answer, question, sandbox) -> is it right? None where that cannot be told.
+      judge: (answer, question, sandbox) -> is it right? None where that cannot be told. The question is as `read` made it or
+        as it is `asked`, its text then the whole prompt: what else of the row it needs belongs in `extra`.
       same: (answer, answer) -> do they mean the same? For votes.
       runs_code: scoring runs code that the model wrote; `judge` is then called from several threads at once.
       repeats: samples a question that a report should average over (mean@k); more than 1 on small benchmarks.

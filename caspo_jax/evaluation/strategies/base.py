@@ -42,12 +42,9 @@ class Context:
         if self.judges == 1:
             self._known.update(zip(new, map(score, new)))
         else:
+            # After an error or Ctrl-C `map` takes back what has not begun.
             with ThreadPoolExecutor(self.judges) as pool:
-                try:
-                    self._known.update(zip(new, pool.map(score, new)))
-                except BaseException:
-                    pool.shutdown(cancel_futures=True)  # else Ctrl-C waits for all that have not begun
-                    raise
+                self._known.update(zip(new, pool.map(score, new)))
         return [a is not None and self._known[q.id, a] for a, q in zip(answers, questions)]
 
     def show(self, name: str, found: Sequence[Any], **facts: Any) -> None:
