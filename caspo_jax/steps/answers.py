@@ -45,9 +45,9 @@ _SCIENTIFIC = re.compile(r"(?<![\w.\\])(\d+(?:\.\d*)?|\.\d+)[eE]([-+]?\d{1,3})(?
 def extract_answer(text: str, kind: AnswerKind | str = AnswerKind.MATH) -> str | None:
     r"""The final answer that a text gives.
 
-    The last balanced `\boxed{}`, else what follows the last `Answer: X` or `#### X`; of a thinking model after
-    `</think>`, where that gives one. Letters, yes/no and integers are then read out of that, or, where nothing marks an
-    answer, out of the last line.
+    The last balanced `\boxed{}`, else what follows the last `Answer: X` or `#### X`. Letters, yes/no and
+    integers are then read out of that, or, where nothing marks an answer, out of the last line. Of a thinking model
+    what follows `</think>` is read, and what the thought marks only where that gives none.
 
     Returns:
       The answer (a letter in upper case, `yes`/`no`, an integer's digits), or None.
@@ -57,14 +57,19 @@ def extract_answer(text: str, kind: AnswerKind | str = AnswerKind.MATH) -> str |
     """
     kind = answer_kind(kind)
     thought, _, said = text.rpartition("</think>")
-    marked = boxed_or_marked(said) or boxed_or_marked(thought)
+    found, considered = boxed_or_marked(said), boxed_or_marked(thought)
     if kind in (AnswerKind.MATH, AnswerKind.STRING):
-        return marked
-    lines = text.strip().splitlines()
-    source = marked if marked else (lines[-1] if lines else "")
+        return found or considered
+    lines = said.strip().splitlines()
+    answer = _read(found or (lines[-1] if lines else ""), kind, marked=bool(found))
+    return answer or _read(considered or "", kind, marked=True)
+
+
+def _read(text: str, kind: AnswerKind, marked: bool) -> str | None:
+    """A letter, yes/no or an integer, out of what is marked as the answer or out of a line."""
     if kind is AnswerKind.INTEGER:
-        return read_integer(source)
-    return (_letter if kind is AnswerKind.LETTER else _yes_no)(source, marked=bool(marked))
+        return read_integer(text)
+    return (_letter if kind is AnswerKind.LETTER else _yes_no)(text, marked=marked)
 
 
 def answer_kind(kind: AnswerKind | str) -> AnswerKind:

@@ -22,6 +22,12 @@ _BETWEEN_BOXES = re.compile(
 )
 
 
+def after_thought(text: str) -> str:
+    """What a thinking model says after its last `</think>`; the whole text where it says nothing there."""
+    said = text.rpartition("</think>")[2]
+    return said if said.strip() else text
+
+
 def boxed_or_marked(text: str) -> str | None:
     """What `last_boxed` gives, else what `marked_answer` gives; None without either."""
     boxed = last_boxed(text)

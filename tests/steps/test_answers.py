@@ -75,6 +75,10 @@ def test_math_answers(text, answer):
         ("letter", "The answer is (B), since (A) and (D) break the rule.", "B"),
         ("letter", "Answer: **B** because it is neither A nor D", "B"),
         ("letter", "(B) is false, so it is (C).", "C"),  # nothing is marked
+        ("letter", "Is the answer A? No.\n</think>\n\nThe right option is **(B)**.", "B"),
+        ("letter", "The answer is C.\n</think>\n\nI hope that helps.", "C"),
+        ("yes_no", "Maybe the answer is no.\n</think>\n\nAll in all: **Yes**.", "yes"),
+        ("integer", "Perhaps \\boxed{32}.\n</think>\n\nThat makes 36 loaves.", "36"),
         ("yes_no", "Answer: Yes, it is", "yes"),
         ("yes_no", "Could be yes.\nSo: no.", "no"),
         ("yes_no", "Answer: True", "yes"),

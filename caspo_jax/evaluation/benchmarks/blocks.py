@@ -10,6 +10,8 @@ import warnings
 from collections.abc import Callable
 from typing import TypeVar
 
+from caspo_jax.steps.marked import after_thought
+
 Tree = TypeVar("Tree", bound=ast.AST)
 FENCE = re.compile(r"^[ \t]*```([^\n`]*)\n(.*?)(?:^[ \t]*```|\Z)", re.DOTALL | re.MULTILINE)  # tag, text
 STDIN = "<stdin>"  # stands among the names of a block that reads standard input
@@ -36,10 +38,11 @@ class _Block:
 
 def code_in(output: str) -> str | None:
     """The code of an output: of its fenced blocks, else the indented lines it begins with, else what defines something
-    among its prose, else all of it.
+    among its prose, else all of it. Drafts in a thought that has ended are no part of it.
 
     Blocks that define different things are put into fences: `block_for` chooses, once the question is known.
     """
+    output = after_thought(output)
     blocks = _candidates(output)
     if blocks:
         return _joined(blocks)

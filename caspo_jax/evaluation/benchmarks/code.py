@@ -15,9 +15,12 @@ from caspo_jax.evaluation.benchmarks.blocks import FENCE, block_for, code_in, ex
 from caspo_jax.evaluation.benchmarks.loading import Source
 from caspo_jax.evaluation.execution import Sandbox
 from caspo_jax.steps.answers import extract_answer
+from caspo_jax.steps.marked import after_thought
 from caspo_jax.types import Question
 
-_TAGGED = re.compile(r"\[ANSWER\](.*?)(?:\[/ANSWER\]|\Z)", re.DOTALL)
+_TAGGED = re.compile(  # from an opening that no other follows: `in [ANSWER] tags: [ANSWER]5[/ANSWER]`
+    r"\[ANSWER\]((?:(?!\[ANSWER\]).)*?)(?:\[/ANSWER\]|\Z)", re.DOTALL
+)
 _MISSING = object()
 _IMPORTED = """\
 import sys, types
@@ -98,12 +101,16 @@ def _ask_input(question: Question) -> str:
 
 
 def _tagged(output: str) -> str | None:
-    found = _TAGGED.findall(output)
-    answer = found[-1] if found else extract_answer(output, "string")
+    answer = _last_tag(after_thought(output)) or _last_tag(output)
     if answer is None:
         return None
     fenced = FENCE.findall(answer)
     return (fenced[-1][1] if fenced else answer).strip().strip("`").strip() or None
+
+
+def _last_tag(output: str) -> str | None:
+    found = _TAGGED.findall(output)
+    return found[-1] if found else extract_answer(output, "string")
 
 
 def _output_in(output: str) -> str | None:

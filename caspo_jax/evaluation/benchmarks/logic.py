@@ -8,7 +8,7 @@ from caspo_jax.errors import UserError
 from caspo_jax.evaluation.benchmarks.base import Benchmark, Row, text
 from caspo_jax.evaluation.benchmarks.loading import Source
 from caspo_jax.evaluation.execution import Sandbox
-from caspo_jax.steps.answers import extract_answer
+from caspo_jax.steps.marked import after_thought, boxed_or_marked
 from caspo_jax.types import Question
 
 _LABELS = ("proved", "disproved", "unknown")
@@ -28,10 +28,12 @@ def _read(row: Row, number: str) -> Question:
 
 
 def _answer(output: str) -> str | None:
-    """The label in what is boxed or marked, else in the last line; None if two different ones stand there."""
-    marked = extract_answer(output, "string")
-    lines = output.strip().splitlines()
-    found = {word.lower() for word in _LABEL.findall(marked or (lines[-1] if lines else ""))}
+    """The label in what is boxed or marked, else in the last line, else in what a thought marks; None if two stand there."""
+    said = after_thought(output)
+    lines = said.strip().splitlines()
+    sources = (boxed_or_marked(said) or (lines[-1] if lines else ""), boxed_or_marked(output) or "")
+    labels = ({word.lower() for word in _LABEL.findall(source)} for source in sources)
+    found = next(filter(None, labels), set())
     return found.pop() if len(found) == 1 else None
 
 

@@ -199,6 +199,8 @@ def test_tablebench_scoring(place, output, verdict):
         ("It is proved that...\nso the answer is: **unknown**", "unknown"),
         ("The statement cannot be shown.\nHence unknown.", "unknown"),
         ("It is neither proved nor disproved.", None),
+        ("So the answer is proved?\n</think>\n\nThe statement is **disproved**.", "disproved"),
+        ("So the answer is proved.\n</think>\n\nThat is all.", "proved"),
         ("unproved", None),
         ("", None),
     ],

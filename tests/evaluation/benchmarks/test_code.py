@@ -28,6 +28,7 @@ def loaded():
     return {name: (benchmark, benchmark.load(FIXTURES)) for name, benchmark in benchmarks.items()}
 
 
+SKETCH = "```python\ndef total_of_even(numbers):\n    return 0\n```"
 RIGHT = "```python\ndef total_of_even(numbers):\n    return sum(n for n in numbers if not n % 2)\n\n```"
 
 
@@ -48,6 +49,10 @@ RIGHT = "```python\ndef total_of_even(numbers):\n    return sum(n for n in numbe
         (RIGHT[:-3] + "if __name__ == '__main__':\n    import unittest\n    unittest.main()\n```", True),
         (RIGHT[:-3] + "if __name__ == '__main__':\n    print(total_of_even([int(input())]))\n```", True),
         (RIGHT[:-3] + "import dataclasses\n@dataclasses.dataclass\nclass A:\n    x: 'typing.Any'\n```", True),
+        (f"First:\n\n{SKETCH}\n\nNo.\n</think>\n\n{RIGHT[10:-3]}", True),  # a draft in a thought
+        (f"Maybe\n\n```python\ndef total_of_even(\n</think>\n\nSo:\n\n{RIGHT}", True),  # a fence left open
+        (f"{RIGHT}\n</think>\n\n{SKETCH.replace('0', '0 +')}", False),
+        (f"{RIGHT}\n</think>\n\n", True),  # cut before it was said
         ("```python\ndef total_of_even(numbers):\n    return sum(numbers)\n```", False),
         ("```python\ndef something_else(numbers):\n    return 0\n```", False),
         ("```python\ndef total_of_even(numbers):\n    raise SystemExit(0)\n```", False),
@@ -85,6 +90,9 @@ def test_helpers_of_the_prompt_stay_with_a_new_function(loaded):
         (0, "[ANSWER]\n```python\n['OWL', 'SINGS']\n```\n[/ANSWER]", True),
         (0, "[ANSWER]wrong[/ANSWER] no: [ANSWER]['OWL', \"SINGS\"][/ANSWER]", True),
         (0, "Answer: ['OWL', 'SINGS']", True),
+        (0, "I put it in [ANSWER] tags: [ANSWER]['OWL', 'SINGS'][/ANSWER]", True),
+        (0, "[ANSWER]['OWL'][/ANSWER]?\n</think>\n\nAnswer: ['OWL', 'SINGS']", True),
+        (0, "[ANSWER]['OWL', 'SINGS'][/ANSWER]\n</think>\n\nIt returns that.", True),
         (0, "[ANSWER][w.upper() for w in ('owl', 'sings')][/ANSWER]", True),  # evaluated in the sandbox
         (0, "[ANSWER]f(['an', 'owl', 'sings'])[/ANSWER]", False),  # f is not there
         (0, "[ANSWER]1) or (True[/ANSWER]", False),
