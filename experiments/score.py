@@ -33,7 +33,7 @@ def _read(record: dict[str, Any], tokenizer: Any, config: ModelConfig) -> tuple[
     """Prompt ids and output ids of a record."""
     from caspo_jax.errors import UserError
     from caspo_jax.models import check_prompt_ids, encode_prompt
-    from caspo_jax.models.tokenizer import whole_text
+    from caspo_jax.models.tokenizer import opened_once, whole_text
     from caspo_jax.records import question_from_record
 
     question = question_from_record({k: v for k, v in record.items() if k not in ("gold", "answer")})
@@ -50,6 +50,8 @@ def _read(record: dict[str, Any], tokenizer: Any, config: ModelConfig) -> tuple[
     if not ids:
         raise UserError("there is no token to score")
     prompt = list(encode_prompt(tokenizer, question))
+    if question.prompt_ids is None and isinstance(record.get("text"), str):
+        prompt = opened_once(tokenizer, prompt, record["text"])
     check_prompt_ids([*prompt, *ids], config, "prompt_ids + token_ids")
     return prompt, list(ids)
 

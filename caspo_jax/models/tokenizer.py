@@ -20,6 +20,8 @@ Tokenizer = Any  # a transformers fast tokenizer
 _CONFIG = "tokenizer_config.json"
 # What transformers 5 writes otherwise, or leaves out.
 _KEPT = ("tokenizer_class", "add_bos_token", "add_eos_token")
+_THINK = "<think>"
+_LONGEST_TAG = 16  # tokens of the tag and the white space around it
 _FILES = ("tokenizer.json", _CONFIG, "vocab.json", "tokenizer.model")
 
 
@@ -208,6 +210,20 @@ def render_chat(tokenizer: Tokenizer, messages: Sequence[Mapping[str, Any]], wha
             f"{what}: the tokenizer's chat template fails ({' '.join(str(error).split())}); "
             "give the prompt as plain text instead"
         ) from error
+
+
+def opened_once(tokenizer: Tokenizer, prompt_ids: Sequence[int], *outputs: str) -> list[int]:
+    """The prompt without the `<think>` that its chat template ends with, where all outputs bring their own.
+
+    Data sets and servers write the tag before the thought, whether the model or its template opened it; both together
+    are a context that the model never sees.
+    """
+    ids = list(prompt_ids)
+    if all(output.lstrip().startswith(_THINK) for output in outputs):
+        for start in range(len(ids) - 1, max(-1, len(ids) - _LONGEST_TAG - 1), -1):
+            if tokenizer.decode(ids[start:]).strip() == _THINK:
+                return ids[:start]
+    return ids
 
 
 def check_prompt_ids(ids: Sequence[int], config: ModelConfig, name: str, new_tokens: int = 0) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 
 from caspo_jax.errors import UserError
 from caspo_jax.models import encode_prompt, render_chat
+from caspo_jax.models.tokenizer import opened_once
 from caspo_jax.preferences.identity import stable_hash
 from caspo_jax.preferences.left_out import LEFT_OUT, NoContrastError, say_left_out
 from caspo_jax.records import schema
@@ -230,7 +231,7 @@ def tokenize_pairs(
     """Token ids for pairs that have texts only; pairs with ids stay as they are.
 
     Prompt (a question, through the chat template if there is one), prefix and steps are encoded apart, so both
-    sides share the context exactly. EOS is put after a side that ends its trace, `delimiter` after the others that lack it.
+    sides share the context exactly; a `<think>` that both bring is not opened by the template too. EOS is put after a side that ends its trace, `delimiter` after the others that lack it.
 
     Raises:
       UserError: a side that ends its trace, and no EOS id; a side without tokens.
@@ -253,9 +254,11 @@ def _tokenized(pair: Pair, tokenizer: Any, eos_id: int | None, delimiter: str) -
             ids = (*ids, eos_id)
         return ids
 
+    prompt_ids = encode_prompt(tokenizer, _prompt_question(pair, tokenizer))
+    begun = [pair.prefix] if pair.prefix else [pair.chosen, pair.rejected]
     return dataclasses.replace(
         pair,
-        prompt_ids=tuple(encode_prompt(tokenizer, _prompt_question(pair, tokenizer))),
+        prompt_ids=tuple(opened_once(tokenizer, prompt_ids, *begun)),
         prefix_ids=encode(pair.prefix),
         chosen_ids=side(pair.chosen, pair.ends_trace[0]),
         rejected_ids=side(pair.rejected, pair.ends_trace[1]),

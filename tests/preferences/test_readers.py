@@ -16,6 +16,7 @@ from caspo_jax.preferences import (
     read_step_dpo,
     read_trl,
     select_pairs,
+    step_dpo_from_record,
     to_step_dpo_record,
     to_trl_record,
     tokenize_pairs,
@@ -198,6 +199,29 @@ def test_an_answer_that_spells_its_eos_gets_no_second():
     pair = trl_from_record({"prompt": "Sky? ", "chosen": "B\x07", "rejected": "G"})  # token 7 is the EOS
     (ids,) = tokenize_pairs([pair], Tokenizer())
     assert (ids.chosen_ids, ids.rejected_ids) == ((66, 7), (71, 7))
+
+
+def test_a_thought_that_both_sides_open_is_not_opened_by_the_template_too():
+    class Thinker(Chat):
+        def apply_chat_template(self, messages, add_generation_prompt, tokenize):
+            return super().apply_chat_template(messages, add_generation_prompt, tokenize) + "<think>\n"
+
+        def decode(self, ids):
+            return "".join(map(chr, ids))
+
+    def prompt_of(prompt, *sides):
+        chosen, rejected = ([{"role": "assistant", "content": side}] for side in sides)
+        record = {"prompt": prompt, "chosen": chosen, "rejected": rejected}
+        (pair,) = tokenize_pairs([trl_from_record(record, Thinker())], Thinker())
+        return Thinker().decode(pair.prompt_ids)
+
+    asked = [{"role": "user", "content": "Sky?"}]
+    opened = "<|im_start|>user:Sky?<|im_start|><think>\n"
+    assert prompt_of(asked, "<think>\nHm.\n</think>\nBlue", "<think>\n</think>\nRed") == opened[:-8]
+    assert prompt_of(asked, "Hm.\n</think>\nBlue", "</think>\nRed") == opened
+    step = {**STEP_DPO, "initial_reason_steps": "<think>\nStep 1: 1 + 1 = 2.\n"}
+    (pair,) = tokenize_pairs([step_dpo_from_record(step)], Thinker())
+    assert Thinker().decode(pair.prompt_ids).endswith("1 + 1 + 1?<|im_start|>")
 
 
 def test_a_prefix_is_part_of_the_prompt_for_trl(tmp_path):

@@ -16,6 +16,7 @@ from caspo_jax.evaluation.faithfulness.formats import Source
 from caspo_jax.evaluation.faithfulness.placing import place_steps, spelled_tags, token_ids_by_bytes
 from caspo_jax.evaluation.faithfulness.thinking import OPEN, Status, thinking_steps
 from caspo_jax.models import ModelConfig, encode_prompt, render_chat, token_bytes
+from caspo_jax.models.tokenizer import opened_once
 from caspo_jax.records import trace_from_record, trace_to_record
 from caspo_jax.store import short_hash
 from caspo_jax.types import DEFAULT_DELIMITER, Question, Trace
@@ -238,16 +239,20 @@ def _recorded_stats(source: Source) -> tuple[tuple[float, ...] | None, tuple[flo
 def _prompt_ids(source: Source, tokenizer: Any) -> tuple[int, ...]:
     if source.prompt_ids is not None:
         return source.prompt_ids
+    return tuple(opened_once(tokenizer, _rendered(source, tokenizer), source.text))
+
+
+def _rendered(source: Source, tokenizer: Any) -> Sequence[int]:
     if source.messages is not None and tokenizer.chat_template:
         rendered = render_chat(tokenizer, source.messages, f"trace {source.id!r}")
         rendered = rendered.encode("utf-8", "replace").decode()
-        return tuple(tokenizer.encode(rendered, add_special_tokens=False))
+        return list(tokenizer.encode(rendered, add_special_tokens=False))
     question, prompt = source.question, source.prompt or None
     if source.messages is not None and question is None:
         question = "\n\n".join(message["content"] for message in source.messages)
     if not (prompt or question):
-        return ()
-    return tuple(encode_prompt(tokenizer, Question(source.id, question=question, prompt=prompt)))
+        return []
+    return encode_prompt(tokenizer, Question(source.id, question=question, prompt=prompt))
 
 
 def _ends_open(prompt_ids: Sequence[int], spelled: Sequence[bytes]) -> bool:

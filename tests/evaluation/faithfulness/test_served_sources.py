@@ -4,7 +4,8 @@ import pytest
 
 from caspo_jax.errors import UserError
 from caspo_jax.evaluation.faithfulness import prepare, read_sources
-from tests.evaluation.faithfulness.conftest import QUESTION, TEXT
+from caspo_jax.models import load_tokenizer
+from tests.evaluation.faithfulness.conftest import QUESTION, TASK, TEXT
 
 
 def vllm_record(tokenizer, top=5):
@@ -158,3 +159,19 @@ def test_reasoning_that_was_cut_stays_open(file, tokenizer, config):
     assert [s.thinking for s in found] == ["unclosed", "closed", "closed"]
     assert [len(s.trace.steps) for s in found] == [2, 2, 2]
     assert "</think>" not in found[0].trace.text
+
+
+def test_a_thought_is_opened_by_the_template_or_by_the_text(file, config):
+    """A server puts the tag back that the template had opened: the model never saw two."""
+    thinker = load_tokenizer(TASK.policy_path)
+    thinker.chat_template = "{{ messages[0].content + '\\n<think>\\n' }}"
+    choices = [
+        {"message": {"content": "82", "reasoning_content": TEXT}},
+        {"message": {"content": f"{TEXT}\n</think>\n\n82"}},
+    ]
+    found = prepare(
+        read_sources(file({"id": "a", "question": QUESTION, "choices": choices})), thinker, config
+    )
+    read = [thinker.decode(s.trace.prompt_ids + s.trace.token_ids) for s in found]
+    assert read == [f"{QUESTION}\n<think>\n{TEXT}\n</think>\n\n82"] * 2
+    assert [[step.text for step in s.trace.steps] for s in found] == [TEXT.split("\n\n")] * 2
