@@ -14,6 +14,10 @@ from caspo_jax.steps.segmentation import DEFAULT_DELIMITER, segment
 from caspo_jax.steps.verifiers import Verifier, VerifyItem
 from caspo_jax.types import VERDICTS, Question, Step, Trace, Verdict
 
+# Strategy and reason of outputs that were left before their end: their answer is neither right nor wrong. What a data
+# set rated only so far is `recorded`.
+_LEFT_OPEN = frozenset({("explore", "pruned"), ("explore", "budget"), ("recorded", "length")})
+
 
 def segment_trace(
     trace: Trace,
@@ -236,8 +240,8 @@ def with_answer(
     trace: Trace, extract: Callable[[str], str | None] | None, equal: Callable[[str, str], bool] | None
 ) -> Trace:
     """The trace with its answer, and whether that is the gold one; arguments as of `annotate_traces`."""
-    if trace.strategy == "explore" and trace.finish_reason in ("pruned", "budget"):
-        return dataclasses.replace(trace, answer=None, correct=None)  # left open: neither right nor wrong
+    if (trace.strategy, trace.finish_reason) in _LEFT_OPEN:
+        return dataclasses.replace(trace, answer=None, correct=None)
     answer = extract(trace.text) if extract is not None else trace.answer
     correct = trace.correct
     if equal is not None and trace.gold is not None:

@@ -41,6 +41,8 @@ def test_records_of_all_three_become_annotated_traces_and_pairs(program, write, 
     right = traces["r/1.0"]
     assert [step["text"] for step in right["steps"]] == ["ok", "So 4.\n\n# Answer\n\n4"]
     assert (right["answer"], right["correct"], right["finish_reason"]) == ("4", True, "eos")
+    rated_so_far = [traces[name] for name in ("r/0.0", "r/1.1")]
+    assert [(t["answer"], t["correct"]) for t in rated_so_far] == [(None, None)] * 2
     for name, trace in traces.items():
         assert len(trace["entropy"]) == len(trace["token_ids"]), name
         for step in trace["steps"]:
