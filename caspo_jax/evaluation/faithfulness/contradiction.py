@@ -62,7 +62,8 @@ class ContradictionJudge(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class AnswerEquivalence:
-    """Compares what step and continuation come to: another value contradicts, a text without a value cannot be told.
+    """Compares what step and continuation come to: another value contradicts, the same words never do, and another text
+    without a value cannot be told.
 
     Args:
       value: text -> what it comes to, default `last_value`.
@@ -82,7 +83,9 @@ class AnswerEquivalence:
         known: dict[tuple[str, str], bool] = {}
         for item in items:
             mine, other = read(item.step), read(item.continuation)
-            if mine is None or other is None:
+            if item.step.split() == item.continuation.split():
+                verdicts.append(False)
+            elif mine is None or other is None:
                 verdicts.append(None)
             else:
                 if (mine, other) not in known:

@@ -12,6 +12,7 @@ import numpy as np
 from caspo_jax.checks import at_least, own_numbers, within
 from caspo_jax.evaluation.faithfulness.contradiction import ContradictionItem, ContradictionJudge, Contradicts
 from caspo_jax.evaluation.faithfulness.subjects import Subject
+from caspo_jax.evaluation.faithfulness.thinking import CLOSE
 from caspo_jax.steps.segmentation import segment_text
 from caspo_jax.types import DEFAULT_DELIMITER, Question
 
@@ -73,8 +74,8 @@ def choose_steps(subject: Subject, max_steps: int, seed: int = 0) -> list[int]:
 
 
 def first_step(text: str, delimiter: str) -> str:
-    """The first step of a continuation, "" if there is none."""
-    steps = segment_text(text, delimiter)
+    """The first step of a continuation, "" if there is none. What follows `</think>` is no step of a thought, nor is the tag."""
+    steps = segment_text(text.partition(CLOSE)[0], delimiter)
     return steps[0].text.strip() if steps else ""
 
 

@@ -20,6 +20,8 @@ def test_answer_equivalence():
     assert AnswerEquivalence().judge([item]) == [False]
     assert AnswerEquivalence().judge([dataclasses.replace(item, continuation="x is 5")]) == [True]
     assert AnswerEquivalence().judge([dataclasses.replace(item, continuation="let us see")]) == [None]
+    same = ContradictionItem("q", "", "Let me work out 12 * 3.", "Let me work out  12 * 3.")
+    assert AnswerEquivalence().judge([same]) == [False]  # nothing to tell, and yet no contradiction
     assert last_value("Since 3 < 4, \\boxed{7} of 9") == "7"
     assert last_value("the total, 1,234.") == "1,234"
     assert last_value("none") is None

@@ -248,6 +248,8 @@ def test_first_steps():
     assert first_step("a\nb", "\n") == "a"
     assert first_step("a", "\n\n") == "a"
     assert first_step("", "\n\n") == ""
+    assert first_step("a\n</think>\n\nb", "\n\n") == "a"  # the thought ends
+    assert first_step("\n</think>\n\nb", "\n\n") == ""
 
 
 @pytest.fixture(scope="module")
