@@ -78,6 +78,7 @@ def write(
         "settings": dict(settings),
         "left_out": dict(left_out),
         "recorded_logprobs": recorded_logprobs(out),
+        "continuations": judged_continuations(out),
     }
     with common.Progress(len(table.confidence), "report", unit="confidence") as progress:
         counts = f.count_subjects(subjects)
@@ -102,6 +103,18 @@ def recorded_logprobs(out: Path) -> dict[str, Any]:
     if not gaps:
         return {"traces": 0}
     return {"traces": len(gaps), "median_gap": statistics.median(gaps), "largest_gap": max(gaps)}
+
+
+def judged_continuations(out: Path) -> dict[str, int]:
+    """How many continuations were held against their steps, and of how many the judge could not tell."""
+    from caspo_jax.evaluation.faithfulness import read_stage
+
+    said = read_stage(out / "continuations.jsonl")
+    judged = unparsed = 0
+    for record in read_stage(out / "prefix.jsonl").values():
+        judged += sum(len(said[prefix]["texts"]) for prefix in record.get("prefixes", ()) if prefix in said)
+        unparsed += sum(record["unparsed"])
+    return {"judged": judged, "unparsed": unparsed}
 
 
 def draw(table: Table, out: Path) -> None:

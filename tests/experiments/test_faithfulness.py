@@ -36,6 +36,11 @@ def test_all_stages(program, hedged, finished):
         "prefix",
         "probe",
     }
+    sampled = read(out / "prefix.jsonl")
+    assert report["continuations"] == {
+        "judged": sum(2 * len(record["steps"]) for record in sampled),  # --samples=2
+        "unparsed": sum(sum(record["unparsed"]) for record in sampled),
+    }
     steps = read(out / "steps.jsonl")
     for file in out.rglob("*.jsonl"):
         assert all(set(record["schema"]) == {"name", "version"} for record in read(file)), file

@@ -29,6 +29,7 @@ def render_report(report: Record) -> str:
             "factual calibration: confidence against the correctness of the step",
             *_calibration(report),
         ]
+    lines += [f"\n{remark}" for remark in _untold(report)]
     for name, why in (report.get("left_out") or {}).items():
         lines.append(f"\nno {name}: {why}")
     return "\n".join([*lines, ""])
@@ -48,6 +49,22 @@ def render_comparison(record: Record, first: str, second: str) -> str:
             lines += ["", f"  {scorer} against {name}"]
             lines += [_difference(metric, block[metric]) for metric in block]
     return "\n".join([*lines, ""])
+
+
+def _untold(report: Record) -> list[str]:
+    """What judges could not tell: the figures of one that seldom can say little."""
+    remarks = [
+        f"{scorer}: {said['missing']} of {said['steps'] + said['missing']} steps have no score of it"
+        for scorer, said in report["decisiveness"].items()
+        if said["missing"]
+    ]
+    judged = report.get("continuations") or {}
+    if judged.get("unparsed"):
+        remarks.append(
+            f"prefix: of {judged['unparsed']} of {judged['judged']} continuations it could not be told whether they "
+            "contradict their step"
+        )
+    return remarks
 
 
 def _faithful(blocks: Mapping[str, Record]) -> list[str]:

@@ -350,6 +350,15 @@ def test_the_whole_report_is_json_and_reads():
     for word in ("lexicon", "entropy", "skill", "factual calibration", "no probe: no verdicts"):
         assert word in text
     assert "nan" not in text
+    assert "have no score" not in text
+    words = np.array([np.nan] * 3 + [0.5] * (t.trace.size - 3))
+    judged = {"judged": 90, "unparsed": 81}
+    silent = report_record(
+        dataclasses.replace(t, decisiveness={"judge": words}), {"traces": 80}, draws=5, continuations=judged
+    )
+    text = render_report(silent)
+    assert f"judge: 3 of {t.trace.size} steps have no score" in text
+    assert "prefix: of 81 of 90 continuations it could not be told" in text
     unverified = report_record(constructed("right"), {"traces": 80}, draws=5)
     assert unverified["calibration"] == {}
 
