@@ -27,17 +27,24 @@ HEDGES: tuple[tuple[float, str], ...] = (
     (0.9, ""),
     (1.0, ", certainly"),
 )
-_HEDGE = re.compile("(?:" + "|".join(re.escape(phrase) for _, phrase in HEDGES if phrase) + r")\s*\Z")
+# What a hedge stands in front of: the full stop, and where the step ends a thought the tag.
+_TAIL = r"(?P<tail>\.?(?:\s*</think>)?)\s*\Z"
+_END = re.compile(_TAIL)
+_HEDGE = re.compile("(?:" + "|".join(re.escape(phrase) for _, phrase in HEDGES if phrase) + ")" + _TAIL)
+_TAGS = ("<think>", "</think>")  # alone they say nothing that could be hedged
 
 
 def plain(step: str) -> str:
     """The step without its hedge."""
-    return _HEDGE.sub("", step)
+    return _HEDGE.sub(lambda found: found["tail"], step)
 
 
 def hedge(step: str, level: int) -> str:
-    """The step with the hedge HEDGES[level] in place of its own."""
-    return plain(step) + HEDGES[level][1]
+    """The step with the hedge HEDGES[level] in place of its own, inside its thought and in front of its full stop."""
+    bare = plain(step)
+    if bare.strip() in _TAGS:
+        return bare
+    return _END.sub(lambda found: HEDGES[level][1] + found["tail"], bare, count=1)
 
 
 def levels(confidence: Sequence[float], how: How, seed: int = 0) -> list[int]:

@@ -13,7 +13,13 @@ from caspo_jax.tasks.hedging import HEDGES, HOWS, hedge, levels, plain
 from caspo_jax.types import Question
 
 SCALE = np.array([value for value, _ in HEDGES])
-STEPS = ("c: k - a, so c = 41", "put k: n + w, n = 56, w = 26, 56 + 26, so k = 82", "answer: 41", "now 62")
+STEPS = (
+    "c: k - a, so c = 41",
+    "put k: n + w, n = 56, w = 26, 56 + 26, so k = 82",
+    "answer: 41",
+    "now 62",
+    "The total is 36.",
+)
 
 
 @pytest.mark.parametrize("step", STEPS)
@@ -28,6 +34,15 @@ def test_a_hedge_comes_off_again_and_is_replaced(step):
     for level in range(len(HEDGES)):
         assert plain(hedge(step, level)) == step
         assert hedge(hedge(step, 0), level) == hedge(step, level)
+
+
+def test_a_hedge_stays_inside_the_thought():
+    step = "So it is 36.\n</think>"
+    assert hedge(step, 2) == "So it is 36, maybe.\n</think>"
+    assert plain(hedge(step, 2)) == step
+    assert hedge("It is <b>36</b>", 2) == "It is <b>36</b>, maybe"
+    for tag in ("<think>", "</think>"):
+        assert hedge(tag, 2) == tag
 
 
 @settings(max_examples=50, deadline=None)
