@@ -92,13 +92,20 @@ class _Side:
 
     @property
     def operates(self) -> bool:
-        """Whether it states an operation: a bare (signed) number does not."""
-        return any(t.kind in ("op", "frac", "sqrt", "%", "!") for t in self.tokens[1:]) or any(
-            t.kind in ("frac", "sqrt") for t in self.tokens[:1]
+        """Whether it states an operation, `3(4)` one too: a bare (signed) number does not."""
+        return (
+            any(t.kind in ("op", "frac", "sqrt", "%", "!") for t in self.tokens[1:])
+            or any(t.kind in ("frac", "sqrt") for t in self.tokens[:1])
+            or any(map(_multiplied, self.tokens, self.tokens[1:]))
         )
 
     def __str__(self) -> str:
         return " ".join(t.text for t in self.scaled or self.tokens)
+
+
+def _multiplied(one: Token, other: Token) -> bool:
+    """Whether a bracket right behind a number or another bracket makes a product of the two."""
+    return other.text in ("(", "[") and (one.text in (")", "]") or (one.kind == "num" and not other.spaced))
 
 
 def _is_label(tokens: list[Token], i: int) -> bool:

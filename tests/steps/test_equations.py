@@ -85,6 +85,8 @@ FALSE = [
     "2 million + 3 thousand = 5",
     "1.2 million + 0.4 million = 1.7 million",
     "2 million * 3 = 7,000,000",
+    r"This is $(1000)(26) = 2600$.",
+    "So 3(4) = 11",
 ]
 UNKNOWN = [
     "",
@@ -119,6 +121,8 @@ UNKNOWN = [
     "60 + 60 = 2 hours",
     "1,234,000 + 567 = 1.23 million",
     "1/2 million + 1 = 500,001",
+    "f(2)(3) = 7",
+    "Day 3 (4) = 5",
 ]
 
 
