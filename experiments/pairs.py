@@ -7,6 +7,7 @@ python -m experiments.pairs ... --pairs.kinds="('wrong',)" --pairs.max_pairs_per
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 from absl import flags
 
@@ -68,11 +69,11 @@ def main() -> None:
             progress=progress.reach,
         )
     if FLAGS.trl_output:
-        write_trl()
+        write_trl(policy.tokenizer)
     common.closing(f"pairs in {FLAGS.output}", {k: v for k, v in counts.items() if v or k == "pairs"})
 
 
-def write_trl() -> None:
+def write_trl(tokenizer: Any) -> None:
     """The pairs as TRL preference records, with a manifest of their own."""
     from caspo_jax.outputs import Manifest, manifest_path
     from caspo_jax.preferences import to_trl_record
@@ -86,7 +87,8 @@ def write_trl() -> None:
         inputs={"pairs": FLAGS.output},
         overwrite=FLAGS.overwrite,
     )
-    records = [to_trl_record(pair) for pair in load_records(FLAGS.output, pair_from_record)]
+    pairs = load_records(FLAGS.output, pair_from_record)
+    records = [to_trl_record(pair, tokenizer=tokenizer) for pair in pairs]
     write_jsonl(FLAGS.trl_output, records)
     manifest.finish(pairs=len(records))
 

@@ -187,8 +187,11 @@ def load_pairs(
     return pairs, len(left_out)
 
 
-def to_trl_record(pair: Pair, *, conversational: bool = False) -> dict[str, Any]:
+def to_trl_record(pair: Pair, *, conversational: bool = False, tokenizer: Any = None) -> dict[str, Any]:
     """A pair as TRL takes it: the prefix belongs to the prompt.
+
+    TRL applies no chat template to a prompt that is text. With the `tokenizer` of the policy, a question that was asked
+    through one is therefore written as it was asked.
 
     TRL ignores `schema`, `id`, `prefix` and `ends_trace`; `trl_from_record` reads the latter three back.
 
@@ -197,7 +200,7 @@ def to_trl_record(pair: Pair, *, conversational: bool = False) -> dict[str, Any]
     own = {"schema": schema("trl_pair"), "id": pair.id, "ends_trace": list(pair.ends_trace)}
     if not conversational:
         return {
-            "prompt": pair.prompt + pair.prefix,
+            "prompt": _asked(pair, tokenizer) + pair.prefix,
             "chosen": pair.chosen,
             "rejected": pair.rejected,
             "prefix": pair.prefix,
@@ -213,6 +216,14 @@ def to_trl_record(pair: Pair, *, conversational: bool = False) -> dict[str, Any]
         "rejected": [{"role": "assistant", "content": pair.rejected}],
         **own,
     }
+
+
+def _asked(pair: Pair, tokenizer: Any) -> str:
+    """The prompt through the chat template, where that marks turns by special tokens: what is read back as rendered."""
+    if not pair.prompt_ids or not getattr(tokenizer, "chat_template", None):
+        return pair.prompt
+    rendered = tokenizer.decode(list(pair.prompt_ids), clean_up_tokenization_spaces=False)
+    return rendered if _is_rendered(rendered, tokenizer) else pair.prompt
 
 
 def to_step_dpo_record(pair: Pair) -> dict[str, Any]:
@@ -267,7 +278,10 @@ def _tokenized(pair: Pair, tokenizer: Any, eos_id: int | None, delimiter: str) -
 
 def _prompt_question(pair: Pair, tokenizer: Any) -> Question:
     """A prompt that holds special tokens was rendered already; any other is a question."""
-    rendered = any(token and token in pair.prompt for token in tokenizer.all_special_tokens)
-    return (
-        Question(id=pair.id, prompt=pair.prompt) if rendered else Question(id=pair.id, question=pair.prompt)
-    )
+    if _is_rendered(pair.prompt, tokenizer):
+        return Question(id=pair.id, prompt=pair.prompt)
+    return Question(id=pair.id, question=pair.prompt)
+
+
+def _is_rendered(prompt: str, tokenizer: Any) -> bool:
+    return any(token and token in prompt for token in tokenizer.all_special_tokens)

@@ -7,6 +7,7 @@ import pytest
 from jinja2 import TemplateError
 
 from caspo_jax.errors import UserError
+from caspo_jax.models.tokenizer import load_tokenizer
 from caspo_jax.preferences import (
     NoContrastError,
     NoContrastWarning,
@@ -247,6 +248,20 @@ def test_steps_stay_steps_through_trls_format(tmp_path):
     assert (ids.chosen_ids[-1], ids.rejected_ids[-1]) == (ord("|"), ord("|"))
     with pytest.raises(UserError, match="two booleans"):
         trl_from_record(to_trl_record(step) | {"ends_trace": "no"})
+
+
+@pytest.mark.parametrize("name", ["qwen_like", "llama3_like"])
+def test_trl_is_given_the_prompt_as_it_was_asked(tmp_path, name):
+    """TRL applies no template to a text: the model would be trained on a question that runs into its own answer."""
+    tokenizer = load_tokenizer(Path(__file__).parents[1] / "golden" / "tokenizers" / name)
+    (step,) = tokenize_pairs(read_step_dpo(write(tmp_path, STEP_DPO)), tokenizer, delimiter="\n")
+    record = to_trl_record(step, tokenizer=tokenizer)
+    assert tuple(tokenizer.encode(record["prompt"], add_special_tokens=False)) == (
+        step.prompt_ids + step.prefix_ids
+    )
+    (back,) = tokenize_pairs([trl_from_record(record)], tokenizer, delimiter="\n")
+    assert (back.prompt_ids, back.prefix_ids) == (step.prompt_ids, step.prefix_ids)
+    assert (back.chosen_ids, back.rejected_ids) == (step.chosen_ids, step.rejected_ids)
 
 
 def test_prm800k_siblings_become_pairs():
