@@ -31,7 +31,7 @@ COLUMNS: dict[str, tuple[str, str]] = {
     "num_steps": ("int32", "steps of the trace"),
     "prefix": ("string", "text of the trace before the step"),
     "step": ("string", "text of the step, without its delimiter"),
-    "confidence": ("float64", "the step confidence named below"),
+    "confidence": ("float64", "the step confidence named above"),
     "entropy": ("float64", "mean token entropy of the step, nats"),
     "verdict": ("string", "correct, wrong or unknown: does the step follow from question and prefix?"),
     "verifier": ("string", "what gave the verdict"),

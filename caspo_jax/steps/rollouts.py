@@ -24,9 +24,9 @@ class Rollouts:
     """Samples `n` continuations of prompt + prefix + step and grades their answers (Math-Shepherd, 2312.08935).
 
     With v(state) the share of rollouts that end with the gold answer, a step is correct if
-    v(after it) > threshold (0: one success is enough, their hard estimate). If v(before it) <= threshold
-    too, the state was lost already and the step's own verdict is unknown, unless `local` is off. A step
-    that ended its trace is graded by its answer; rollouts that meet the length limit are failures.
+    v(after it) > threshold (0: one success is enough, their hard estimate); one that ended its trace is
+    correct if its answer is the gold one. If v(before it) <= threshold too, the state was lost already and
+    the step's own verdict is unknown, unless `local` is off. Rollouts that meet the length limit are failures.
     `decoding` says what `generate` decodes with, for manifests.
     """
 
@@ -57,22 +57,22 @@ class Rollouts:
     def verify(self, items: Sequence[VerifyItem]) -> list[Verdict]:
         """One verdict an item; each distinct state is sampled once. Raises UserError without gold or ids."""
         states: dict[_State, tuple[VerifyItem, str]] = {}
+        ended_right: list[bool] = []
         for item in items:
             if item.question.gold is None:
                 raise UserError(f"question {item.question.id!r} has no gold answer: rollouts need one")
             if not item.prompt_ids:
                 raise UserError(f"question {item.question.id!r} has no prompt_ids: rollouts continue them")
+            ended_right.append(item.is_last and self._right(item, item.prefix + item.step))
             if not item.is_last:
                 states.setdefault(_after(item), (item, item.prefix + item.step + self.delimiter))
-                if self.local:
-                    states.setdefault(_before(item), (item, item.prefix))
+            if self.local and not ended_right[-1]:
+                states.setdefault(_before(item), (item, item.prefix))
         values = self._values(states)
-        return [self._verdict(item, values) for item in items]
+        return [self._verdict(item, right, values) for item, right in zip(items, ended_right, strict=True)]
 
-    def _verdict(self, item: VerifyItem, values: dict[_State, float]) -> Verdict:
-        if item.is_last:
-            return "correct" if self._right(item, item.prefix + item.step) else "wrong"
-        if values[_after(item)] > self.threshold:
+    def _verdict(self, item: VerifyItem, ended_right: bool, values: dict[_State, float]) -> Verdict:
+        if ended_right or (not item.is_last and values[_after(item)] > self.threshold):
             return "correct"
         return "unknown" if self.local and values[_before(item)] <= self.threshold else "wrong"
 

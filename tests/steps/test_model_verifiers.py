@@ -65,6 +65,18 @@ def test_rollouts_follow_the_value_of_the_states():
     assert Rollouts(generate, n=4, threshold=0.25).verify(items)[0] == "wrong"
 
 
+def test_an_answer_that_follows_from_a_lost_state_is_no_error_of_the_last_step():
+    generate = Scripted({"": 2, "good": 1, "bad": 0})
+    items = [
+        item("", "bad"),
+        item("bad", "Answer: 8", last=True),
+        item("good", "Answer: 8", last=True),
+        item("", "Answer: 8", last=True),
+    ]
+    assert Rollouts(generate, n=4).verify(items) == ["wrong", "unknown", "wrong", "wrong"]
+    assert Rollouts(generate, n=4, local=False).verify(items) == ["wrong"] * 4
+
+
 def test_rollouts_are_read_behind_the_delimiter_of_the_steps():
     read = []
 
