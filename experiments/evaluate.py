@@ -33,7 +33,7 @@ from absl import flags
 from caspo_jax.outputs import Manifest
 from experiments import benchmark_source, common, result_files
 from experiments.evaluate_run import Runner
-from experiments.evaluate_settings import base_settings, cat_sizes, run_settings
+from experiments.evaluate_settings import base_settings, cat_sizes, run_settings, say_untuned
 
 FLAGS = flags.FLAGS
 # Of a run's folder, what is written whole, without a manifest of its own.
@@ -183,6 +183,7 @@ def evaluate(model: str, out: Path, names: Sequence[str]) -> list[dict[str, Any]
     settings = base_settings(policy, [q for group in questions.values() for q in group])
     every = [*questions.values(), *(asked for _, asked in tuning.values())]
     benchmark_source.check_lengths(policy, list(itertools.chain(*every)), settings.sample.max_new_tokens)
+    say_untuned([name for name in names if name not in tuning], settings, strategies)
     asked = run_settings(policy, strategies, settings, questions)
     manifest = Manifest.open(
         out / "manifest.json", program="evaluate", config=asked, overwrite=FLAGS.overwrite

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from absl import flags
@@ -61,6 +61,17 @@ def default_max_new_tokens(policy: Policy, questions: Sequence[Question]) -> dic
         "context, 1,024 at most"
     )
     return {"max_new_tokens": most}
+
+
+def say_untuned(benchmarks: Collection[str], settings: Settings, strategies: Collection[str]) -> None:
+    """Says of these benchmarks that their settings are the flags' although --tune asks for questions to choose them on."""
+    if FLAGS.tune == 0 or not benchmarks:
+        return
+    unpruned = "cat" in strategies and settings.cat.threshold == 0
+    common.say(
+        f"{', '.join(benchmarks)}: without --tune_input temperatures, thresholds and exponents are those of the flags"
+        + ("; at --threshold=0 cat never prunes" if unpruned else "")
+    )
 
 
 def cat_sizes() -> tuple[int, ...]:

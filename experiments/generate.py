@@ -93,7 +93,10 @@ def main() -> None:
             overwrite=FLAGS.overwrite,
             progress=progress.reach,
         )
-    rows = summary(Path(FLAGS.output), answers, questions) | calibrations.caveat(calibration, config)
+    rows = summary(Path(FLAGS.output), answers, questions)
+    if strategy == "cat":
+        rows["threshold"] = f"{config.threshold:.6g}" if config.threshold else "0: never prune"
+    rows |= calibrations.caveat(calibration, config)
     common.closing(f"{strategy} traces in {FLAGS.output}", rows)
 
 

@@ -25,14 +25,14 @@ def said(field: str, value: Any) -> Any:
 
 
 def cell(value: Any, digits: int = 3) -> str:
-    """One figure as text: three decimals, `-` for what is undefined."""
+    """One figure as text: three decimals, `-` for what is undefined, no sign before a zero."""
     if value is None or (isinstance(value, float) and not np.isfinite(value)):
         return "-"
     if isinstance(value, bool) or not isinstance(value, int | float):
         return " ".join(str(value).split()).replace("|", "\\|")  # a name must not end its cell or line
     if isinstance(value, int):
         return f"{value:,}"
-    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.{digits}f}"
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:z.{digits}f}"
 
 
 def markdown(rows: Sequence[Row], columns: Columns) -> str:

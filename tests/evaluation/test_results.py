@@ -210,6 +210,11 @@ def test_what_cannot_be_told_apart_is_not_called_equal(tmp_path):
     assert json.loads((tmp_path / "t.json").read_text())["rows"] == rows
 
 
+def test_a_zero_has_no_sign():
+    table = markdown([{"x": -0.0002, "low": -0.0, "high": -0.0006}], {"x": "x", ("low", "high"): "95 %"})
+    assert [cell.strip() for cell in table.splitlines()[2].split("|")[1:3]] == ["0.000", "[0.000, -0.001]"]
+
+
 def test_a_name_ends_neither_its_cell_nor_its_line():
     table = markdown([{"name": "a|b\nc\u2028d", "x": 1}], {"name": "name", "x": "x"})
     assert table.splitlines()[2] == "| a\\|b c d | 1 |".replace("1 |", "  1 |")

@@ -1,6 +1,7 @@
 """What `evaluate`, `calibrate` and `audit` refuse, and the settings that `evaluate` makes of its flags."""
 
 import dataclasses
+import functools
 import json
 import types
 from pathlib import Path
@@ -9,8 +10,10 @@ import pytest
 
 from caspo_jax.errors import UserError
 from caspo_jax.evaluation.benchmarks import get_benchmark
+from caspo_jax.evaluation.strategies import Settings
 from caspo_jax.models import RopeConfig
 from caspo_jax.records import question_to_record
+from caspo_jax.sampling import CatConfig
 from caspo_jax.tasks import get_task
 from caspo_jax.types import Question
 from experiments import benchmark_source, evaluate_settings
@@ -86,6 +89,24 @@ def test_the_default_length_is_half_of_what_the_context_leaves_and_is_said(monke
         f"--max_new_tokens={room // 2}, as none is given: half of the {room} tokens"
         in capsys.readouterr().out
     )
+
+
+def test_settings_that_nobody_chose_are_said(monkeypatch, capsys):
+    """A real benchmark has no questions to choose them on: `--strategies=all` would show a CaT that never prunes."""
+    flags = types.SimpleNamespace(tune=64)
+    monkeypatch.setattr(evaluate_settings, "FLAGS", flags)
+    untuned = functools.partial(evaluate_settings.say_untuned, ["math500", "gsm8k"])
+    untuned(Settings(), ("greedy", "cat"))
+    assert capsys.readouterr().out.startswith("math500, gsm8k: without --tune_input ")
+    for settings, strategies in ((Settings(), ["greedy"]), (Settings(cat=CatConfig(threshold=0.5)), ["cat"])):
+        untuned(settings, strategies)
+        assert "never prunes" not in capsys.readouterr().out
+    untuned(Settings(), ["cat"])
+    assert "cat never prunes" in capsys.readouterr().out
+    evaluate_settings.say_untuned([], Settings(), ["cat"])
+    flags.tune = 0
+    untuned(Settings(), ["cat"])
+    assert capsys.readouterr().out == ""
 
 
 def test_bad_flags(program, tmp_path):

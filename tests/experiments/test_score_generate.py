@@ -116,6 +116,7 @@ def test_accuracy_is_that_of_the_answers_voted_for(program, write, tmp_path, str
     lines = [" ".join(line.split()) for line in out.splitlines()]
     assert any(f"accuracy {voted:.3f} of 12 answers" in line for line in lines), out
     assert any(f"right paths {right:.3f} of {len(paths)} paths" in line for line in lines), out
+    assert ("threshold 0: never prune" in lines) == (strategy == "cat")
 
 
 def test_an_output_needs_no_suffix(program, write, tmp_path):
