@@ -175,7 +175,7 @@ def hash_path(path: str | Path) -> str:
     elif path.is_dir():
         for file in sorted(p for p in path.rglob("*") if p.is_file()):
             name = file.relative_to(path).as_posix()
-            if name.startswith(".") or name.endswith("manifest.json"):
+            if any(part.startswith(".") for part in name.split("/")) or name.endswith("manifest.json"):
                 continue
             digest.update(name.encode() + b"\0")
             _update_from_file(digest, file)

@@ -3,6 +3,7 @@
 import contextlib
 import errno
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -169,3 +170,42 @@ def test_a_lock_file_that_is_removed_meanwhile_is_not_the_lock(tmp_path, monkeyp
         pass
     locks.release(output)
     assert names(tmp_path) == []
+
+
+def test_who_writes_is_said_whole_and_alone(tmp_path):
+    """A kill may have left a longer name in the file."""
+    lock = tmp_path / ".x.lock"
+    lock.write_text("process 4194304 on a machine with a long name, " * 9)
+    with locks.held(tmp_path / "x"):
+        assert re.fullmatch(rf"process {os.getpid()} on \S+", lock.read_text())
+
+
+def test_what_was_held_before_is_held_after(tmp_path):
+    assert locks.hold(tmp_path / "x")
+    with locks.held(tmp_path / "x"):
+        pass
+    with pytest.raises(BlockingIOError), locked_by_another(tmp_path / "x"):
+        pass
+    locks.release(tmp_path / "x")
+
+
+def test_a_lock_that_was_lost_is_let_go_and_the_other_run_s_stays(tmp_path):
+    """Somebody removes our lock file by hand, and another run makes its own."""
+    lock = tmp_path / ".x.lock"
+    assert locks.hold(tmp_path / "x")
+    with open(lock) as ours:
+        lock.unlink()
+        with locked_by_another(tmp_path / "x"):
+            locks.release(tmp_path / "x")
+            assert lock.exists()
+        fcntl.flock(ours, fcntl.LOCK_EX | fcntl.LOCK_NB)  # nobody has it any more
+
+
+def test_a_lock_is_found_from_another_folder(tmp_path, monkeypatch):
+    (tmp_path / "sub").mkdir()
+    monkeypatch.chdir(tmp_path)
+    assert locks.hold("x")
+    monkeypatch.chdir("sub")
+    assert not locks.hold("../x")
+    locks.release(tmp_path / "x")
+    assert names(tmp_path) == ["sub"]

@@ -1,12 +1,20 @@
 """Outputs that survive: torn lines, other settings, files of somebody else."""
 
 import json
+import os
 import tracemalloc
 
 import pytest
 
 from caspo_jax.errors import UserError
-from caspo_jax.outputs import JsonlOutput, Manifest, manifest_path, read_manifest
+from caspo_jax.outputs import (
+    JsonlOutput,
+    Manifest,
+    check_own,
+    discard_unfinished,
+    manifest_path,
+    read_manifest,
+)
 from caspo_jax.store import each_record, hash_path, load_records, read_jsonl, write_json, write_jsonl
 
 
@@ -55,6 +63,65 @@ def test_of_two_records_of_one_id_the_first_is_written(tmp_path):
     out.append([{"id": "x", "v": 1}, {"id": "x", "v": 2}])
     out.append([{"id": "x", "v": 3}, {"id": "y", "v": 4}])
     assert [record["v"] for record in out.records()] == [1, 4]
+
+
+def test_a_record_s_own_schema_is_kept(tmp_path):
+    path = tmp_path / "out.jsonl"
+    manifest = Manifest.open(manifest_path(path), program="p", config={})
+    out = JsonlOutput(path, manifest, schema={"name": "trace", "version": 1})
+    out.append([{"id": "x"}, {"schema": {"name": "other", "version": 2}, "id": "y"}])
+    assert [(r["schema"]["name"], list(r)) for r in out.records()] == [
+        ("trace", ["schema", "id"]),
+        ("other", ["schema", "id"]),
+    ]
+
+
+def test_lines_are_on_the_disk_before_they_count_as_done(tmp_path, monkeypatch):
+    out = open_output(tmp_path / "out.jsonl")
+    synced, fsync = [], os.fsync
+
+    def noted(descriptor):
+        synced.append(os.fstat(descriptor).st_size)
+        assert not out.done
+        fsync(descriptor)
+
+    monkeypatch.setattr("os.fsync", noted)
+    out.append([{"id": "x"}])
+    assert synced == [os.path.getsize(tmp_path / "out.jsonl.partial")]
+    assert out.done == {"x"}
+
+
+def test_records_are_those_of_the_file_under_either_name(tmp_path):
+    path = tmp_path / "out.jsonl"
+    out = open_output(path)
+    assert out.records() == []
+    out.append([{"id": "x"}])
+    assert out.records() == [{"id": "x"}]
+    out.finish()
+    assert out.records() == open_output(path).records() == [{"id": "x"}]
+
+
+def test_scratch_space_leaves_nothing(tmp_path):
+    path = tmp_path / "out.jsonl"
+    open_output(path, seed=1).append([{"id": "x"}])
+    discard_unfinished(path)
+    assert list(tmp_path.iterdir()) == []
+    assert open_output(path, seed=2).done == set()
+
+
+def test_a_file_written_whole_is_refused_unless_a_manifest_knows_it(tmp_path):
+    path, folder = tmp_path / "out.json", tmp_path / "manifest.json"
+    check_own(path)
+    path.write_text("{}")
+    with pytest.raises(UserError, match="no manifest beside it"):
+        check_own(path)
+    check_own(path, overwrite=True)
+    write_json(folder, {})
+    check_own(path, manifest=folder)
+    write_json(manifest_path(path), {})
+    check_own(path)
+    with pytest.raises(UserError, match="no manifest beside it"):
+        check_own(path, manifest=tmp_path / "absent.json")
 
 
 def test_what_is_complete_keeps_the_seconds_of_the_run_that_did_it(tmp_path):
@@ -123,6 +190,45 @@ def test_overwrite_starts_anew(tmp_path):
     )
     assert fresh.done == set()
     assert not path.exists()
+
+
+def test_a_setting_that_came_or_went_is_named(tmp_path):
+    path = tmp_path / "out.jsonl"
+    open_output(path, seed=1, old=2)
+    with pytest.raises(UserError, match=r"new: None then, 3 now; old: 2 then, None now"):
+        open_output(path, seed=1, new=3)
+
+
+def test_another_program_s_output_is_refused_by_its_name_or_started_anew(tmp_path):
+    path = tmp_path / "out.jsonl"
+    open_output(path, seed=1).append([{"id": "x"}])
+
+    def opened(overwrite):
+        return Manifest.open(manifest_path(path), program="q", config={"seed": 1}, overwrite=overwrite)
+
+    with pytest.raises(UserError, match="is of 'p', and 'q' would write here"):
+        opened(False)
+    assert JsonlOutput(path, opened(True)).done == set()
+    assert read_manifest(manifest_path(path))["program"] == "q"
+
+
+def test_lines_that_were_begun_with_other_settings_go(tmp_path):
+    """A run that never finished left only its partial file."""
+    path = tmp_path / "out.jsonl"
+    open_output(path, seed=1).append([{"id": "x"}])
+    manifest = Manifest.open(manifest_path(path), program="p", config={"seed": 2}, overwrite=True)
+    fresh = JsonlOutput(path, manifest)
+    assert fresh.done == set()
+    fresh.finish()
+    assert path.read_text() == ""
+
+
+def test_killed_between_manifest_and_file_overwriting_still_may(tmp_path):
+    path = tmp_path / "out.jsonl"
+    path.write_text("mine\n")
+    for _ in range(2):  # a kill right after the manifest, and the same command again
+        manifest = Manifest.open(manifest_path(path), program="p", config={}, overwrite=True)
+    assert JsonlOutput(path, manifest).done == set()
 
 
 def test_overwriting_goes_on_after_a_kill(tmp_path):
@@ -197,7 +303,9 @@ def test_a_file_has_a_name(tmp_path, monkeypatch, name):
 @pytest.mark.parametrize("name", ["run", "run_v1.0", "traces.jsonl"])
 def test_a_manifest_lies_beside_a_file_and_in_a_folder_whatever_its_name(tmp_path, name):
     assert manifest_path(tmp_path / name) == tmp_path / f"{name}.manifest.json"
-    assert manifest_path(tmp_path / name, folder=True) == tmp_path / name / "manifest.json"
+    for _ in range(2):  # a folder that is there is one too
+        assert manifest_path(tmp_path / name, folder=True) == tmp_path / name / "manifest.json"
+        (tmp_path / name).mkdir(exist_ok=True)
 
 
 def test_an_output_without_a_suffix(tmp_path):

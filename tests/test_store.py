@@ -5,6 +5,7 @@ import os
 
 import pytest
 
+from caspo_jax import store
 from caspo_jax.errors import UserError
 from caspo_jax.store import (
     hash_path,
@@ -13,6 +14,8 @@ from caspo_jax.store import (
     read_jsonl,
     read_value,
     replacing,
+    to_line,
+    write_json,
     write_jsonl,
     write_text,
 )
@@ -42,6 +45,32 @@ def test_a_full_disk_leaves_no_half_file(tmp_path, monkeypatch):
     monkeypatch.setattr("os.fsync", full)
     with pytest.raises(OSError, match="full"):
         write_text(tmp_path / "a.json", "{}")
+    assert os.listdir(tmp_path) == []
+
+
+def test_two_runs_that_write_one_file_have_a_temporary_each(tmp_path, monkeypatch):
+    path = tmp_path / "a.json"
+    with replacing(path) as mine:
+        mine.write_text("mine")
+        monkeypatch.setattr("os.getpid", lambda: 1)
+        write_text(path, "theirs")
+        assert path.read_text() == "theirs"
+    assert path.read_text() == "mine"
+
+
+def test_the_writer_alone_writes(tmp_path, monkeypatch):
+    monkeypatch.setattr(store, "is_writer", lambda: False)
+    write_text(tmp_path / "a.json", "{}")
+    write_jsonl(tmp_path / "a.jsonl", [{}])
+    assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_numbers_that_json_lacks_are_not_written(tmp_path, value):
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        write_json(tmp_path / "a.json", {"x": [value]})
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        to_line({"x": value})
     assert os.listdir(tmp_path) == []
 
 
@@ -112,3 +141,33 @@ def test_folder_hash_sees_names_and_contents(tmp_path):
     assert hash_path(folder) == first
     (folder / "a").rename(folder / "b")
     assert hash_path(folder) != first
+
+
+def test_a_folder_s_hash_is_of_all_that_is_in_it_and_of_nothing_hidden(tmp_path, monkeypatch):
+    folder = tmp_path / "d"
+    seen = set()
+
+    def changed(name, content):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(content)
+        value = hash_path(folder)
+        assert value not in seen
+        seen.add(value)
+        return value
+
+    changed("a", b"bc")
+    (folder / "a").unlink()
+    changed("ab", b"c")
+    changed("sub/a", b"1")
+    (folder / "sub" / "a").unlink()
+    changed("other/a", b"1")
+    large = bytes(1 << 20)
+    changed("large", large)
+    last = changed("large", large + b"1")
+    for name in (".lock", "sub/.lock", ".cache/a", "x.manifest.json"):
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_text("1")
+        assert hash_path(folder) == last, name
+    found = type(folder).rglob
+    monkeypatch.setattr(type(folder), "rglob", lambda self, pattern: reversed([*found(self, pattern)]))
+    assert hash_path(folder) == last  # in whatever order the system lists it
