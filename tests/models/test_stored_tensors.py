@@ -1,14 +1,17 @@
 """What a checkpoint's files may hold: which matrices may be missing or twice there, and what is refused by name."""
 
 import json
+import re
 import time
 
+import ml_dtypes
 import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
 from caspo_jax.errors import UserError
 from caspo_jax.models import load_pretrained, save_pretrained
+from caspo_jax.models.checkpoint import Checkpoint
 from tests.models.conftest import same_bits, tensors
 
 
@@ -78,9 +81,24 @@ def test_known_redundant_tensors_are_allowed(copy_of):
     rewrite(folder, put("lm_head.weight", embed))
     rewrite(folder, put("model.layers.0.self_attn.rotary_emb.inv_freq", np.ones(16, np.float32)))
     load_pretrained(folder)
-    rewrite(folder, put("lm_head.weight", embed + 1))
-    with pytest.raises(UserError, match=r"lm_head\.weight"):
-        load_pretrained(folder)
+    embed[0, 0] = 0.0
+    rewrite(folder, put("model.embed_tokens.weight", embed))
+    negative = embed.copy()
+    negative[0, 0] = -0.0
+    for other in (embed + 1, negative, embed.astype(ml_dtypes.bfloat16)):  # equal is bit for bit
+        rewrite(folder, put("lm_head.weight", other))
+        with pytest.raises(UserError, match=r"lm_head\.weight"):
+            load_pretrained(folder)
+
+
+def test_large_matrices_are_compared_to_their_last_row(tmp_path):
+    tensor = np.zeros((2, 4_194_305), ml_dtypes.bfloat16)  # a row at a time
+    other = tensor.copy()
+    other[1, -1] = 1
+    save_file({"a": tensor, "b": tensor.copy(), "c": other}, str(tmp_path / "model.safetensors"))
+    with Checkpoint(tmp_path) as checkpoint:
+        assert checkpoint.equal("a", "b")
+        assert not checkpoint.equal("a", "c")
 
 
 def as_output(found):
@@ -127,6 +145,38 @@ def test_an_untied_checkpoint_needs_both_matrices(copy_of):
     rewrite(folder, drop("model.embed_tokens.weight"))
     with pytest.raises(UserError, match=r"model\.embed_tokens\.weight' is missing"):
         load_pretrained(folder)
+
+
+def test_a_file_beside_shards_goes_first(copy_of, golden):
+    """As in transformers; a save over an older, larger one may have left the shards."""
+    folder = copy_of("qwen2_untied_bf16_sharded")
+    rewrite(folder, lambda _: None)
+    for shard in shards(folder):
+        shard.write_bytes(b"old")
+    load_pretrained(folder)
+
+
+def test_a_tensor_in_two_shards_is_named(copy_of):
+    folder = copy_of("qwen2_untied_bf16_sharded")
+    first, second = shards(folder)[:2]
+    both = load_file(second)
+    name, tensor = next(iter(load_file(first).items()))
+    save_file(both | {name: tensor}, str(second), {"format": "pt"})
+    with pytest.raises(
+        UserError, match=rf"{second.name}: tensor '{re.escape(name)}' is also in {first.name}"
+    ):
+        load_pretrained(folder)
+
+
+def test_double_precision_without_a_named_dtype_is_computed_in_single(copy_of, golden):
+    folder = copy_of("qwen3_tied_fp32")
+    rewrite(folder, lambda found: found.update({n: t.astype(np.float64) for n, t in found.items()}))
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"dtype": None, "torch_dtype": None}))
+    model, _ = load_pretrained(folder)
+    whole, _ = load_pretrained(golden / "qwen3_tied_fp32")
+    assert (model.dtype, model.config.dtype) == (np.float32, "float32")
+    np.testing.assert_array_equal(model.layers.q[...], whole.layers.q[...])
 
 
 def shards(folder):
