@@ -150,6 +150,16 @@ def test_masking_equals_slicing(make, batch):
         np.testing.assert_allclose(a, b, atol=1e-6 * largest)
 
 
+def test_a_row_s_first_token_counts_nowhere(model, batch):
+    """Nothing predicts it: a step that is the whole row has one token less."""
+    rows = batch.chosen
+    whole = dataclasses.replace(rows, step_mask=rows.mask)
+    rest = dataclasses.replace(rows, step_mask=rows.mask & (np.arange(rows.mask.shape[1]) > 0))
+    sums = step_sums(model, on_device(whole))
+    np.testing.assert_allclose(np.stack(sums), reference_sums(model, whole), rtol=2e-5)
+    np.testing.assert_array_equal(np.stack(sums), np.stack(step_sums(model, on_device(rest))))
+
+
 def test_tokens_outside_the_step_get_no_gradient(model):
     """The gradient with respect to the head comes from step tokens alone: an empty mask gives none."""
     batch = on_device(random_batch(seed=2, pairs=2))

@@ -164,14 +164,16 @@ def test_every_item_is_there_once_with_its_own_tokens(seed, pairs, verified, siz
     units = as_units(made, steps)
     shape = RowShape(*sizes)
     rows = plan_rows(units, shape)
-    packed = pack_trees(
-        rows, len(rows) + 1, shape, np.ones(len(made)), np.zeros(len(made)), np.zeros(len(made))
-    )
+    numbers = np.arange(1, len(made) + 1, dtype=np.float32)
+    packed = pack_trees(rows, len(rows) + 1, shape, numbers, -numbers, -2 * numbers)
     batch = packed.batch
     assert batch.target.shape == (len(rows) + 1, shape.slots)
     assert sorted(packed.pairs[packed.pairs >= 0]) == list(range(len(made)))
     assert sorted(packed.verified[packed.verified >= 0]) == list(range(len(steps)))
-    assert (batch.weight.reshape(-1) > 0).tolist() == (packed.pairs >= 0).tolist()
+    weight = np.where(packed.pairs >= 0, packed.pairs + 1, 0)
+    for name, factor in (("weight", 1), ("reference_chosen", -1), ("reference_rejected", -2)):
+        assert getattr(batch, name).reshape(-1).tolist() == (factor * weight).tolist()
+    assert batch.verified.reshape(-1).tolist() == (packed.verified >= 0).tolist()
 
     def spelled(row, item):
         slots = batch.member_slot[row][batch.member_item[row] == item]
