@@ -110,11 +110,11 @@ def _strategies(rows: Rows, paired: Rows) -> list[str]:
         mine = [r for r in rows if r["benchmark"] == name and r.get("accuracy") is not None]
         if not mine:
             continue
-        best = max(mine, key=lambda r: r["accuracy"])
+        best = max(mine, key=_accuracy_then_cost)
         line = (
             f"On {name} ({best['questions']:,} questions) {_named(best)} is right most often: {_scored(best)}"
         )
-        cat = max((r for r in mine if r["strategy"] == "cat"), key=lambda r: r["accuracy"], default=None)
+        cat = max((r for r in mine if r["strategy"] == "cat"), key=_accuracy_then_cost, default=None)
         if cat is not None and cat is not best:
             line += f"; {_named(cat)}: {_scored(cat)}"
         lines.append(line + ".")
@@ -140,6 +140,11 @@ def _strategies(rows: Rows, paired: Rows) -> list[str]:
             f"Paired by question, at or near its own cost, CaT ({cat['size']}) is {'; '.join(said)}."
         )
     return lines
+
+
+def _accuracy_then_cost(row: Mapping[str, Any]) -> tuple[float, float]:
+    """The better strategy has the larger: of equally right ones the cheaper is."""
+    return row["accuracy"], -(row.get("tokens") or 0.0)
 
 
 def _named(row: Mapping[str, Any]) -> str:

@@ -233,6 +233,25 @@ def test_tables_of_a_summary(tmp_path):
     assert [c.text for c in other.rows[0]] == ["step accuracy", "0.010", "−0.020", "0.040"]
 
 
+def test_of_equally_right_strategies_the_cheapest_is_named(tmp_path):
+    from caspo_jax.evaluation.report import load_run
+    from caspo_jax.evaluation.report.headline import headlines
+
+    table = evaluate_run(tmp_path / "run") / "table.json"
+    whole = json.loads(table.read_text())
+    rows = whole["rows"]
+    right = {**rows[0], "accuracy": 1.0}
+    whole["rows"] = [
+        {**right, "strategy": "self_consistency", "size": "4", "tokens": 270.0},
+        {**right, "strategy": "greedy", "size": "1", "tokens": 60.0},
+        *rows,
+    ]
+    table.write_text(json.dumps(whole))
+    said = headlines(load_run(tmp_path / "run"))
+    assert said[0].startswith("On graph (24 questions) greedy is right most often: 1.000")
+    assert "at 60 tokens; CaT (4):" in said[0]
+
+
 def test_what_evaluate_found_in_a_sentence_and_in_tables(tmp_path):
     from caspo_jax.evaluation.report import load_run
     from caspo_jax.evaluation.report.headline import headlines
