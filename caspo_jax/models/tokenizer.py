@@ -219,11 +219,25 @@ def opened_once(tokenizer: Tokenizer, prompt_ids: Sequence[int], *outputs: str) 
     are a context that the model never sees.
     """
     ids = list(prompt_ids)
-    if all(output.lstrip().startswith(_THINK) for output in outputs):
+    begun = all(output.lstrip().startswith(_THINK) for output in outputs)
+    return ids[: _opening(tokenizer, ids)] if begun else ids
+
+
+def without_thought(tokenizer: Tokenizer, prompt_ids: Sequence[int]) -> list[int]:
+    """The prompt with an empty thought where its chat template opens one: the next token is one of the answer."""
+    ids = list(prompt_ids)
+    if _opening(tokenizer, ids) is not None:
+        ids += tokenizer.encode("\n</think>\n\n", add_special_tokens=False)
+    return ids
+
+
+def _opening(tokenizer: Tokenizer, ids: list[int]) -> int | None:
+    """Where the `<think>` begins that ids end with, white space around it included; None without one."""
+    if tokenizer.decode(ids[-_LONGEST_TAG:]).rstrip().endswith(_THINK):
         for start in range(len(ids) - 1, max(-1, len(ids) - _LONGEST_TAG - 1), -1):
             if tokenizer.decode(ids[start:]).strip() == _THINK:
-                return ids[:start]
-    return ids
+                return start
+    return None
 
 
 def check_prompt_ids(ids: Sequence[int], config: ModelConfig, name: str, new_tokens: int = 0) -> None:

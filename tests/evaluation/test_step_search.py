@@ -133,6 +133,8 @@ def test_tree_search_asks_the_policy_where_told_to(world, monkeypatch):
     monkeypatch.setattr(
         mcts_module, "encode_prompt", lambda tokenizer, question: [1] * len(question.question)
     )
+    # A template that opens a thought would have `Yes` and `No` compared as its first word.
+    monkeypatch.setattr(mcts_module, "without_thought", lambda tokenizer, ids: [*ids, 2])
     asked = []
 
     def yes(context, prompts):
@@ -144,6 +146,7 @@ def test_tree_search_asks_the_policy_where_told_to(world, monkeypatch):
     prompted = dataclasses.replace(settings, iterations=1, width=2, self_evaluation="prompt")
     found = mcts_module.mcts(context, prompted)
     assert len(asked) == 4
+    assert {prompt[-1] for prompt in asked} == {2}
     assert [a.scored for a in found] == [sum(map(len, asked[:2])), sum(map(len, asked[2:]))]
     context.model.config.context = 3  # nothing fits: nothing is judged, nothing is rewarded
     assert all(a.scored == 0 for a in mcts_module.mcts(context, prompted))

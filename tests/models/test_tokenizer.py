@@ -14,7 +14,7 @@ from caspo_jax.models import (
     load_tokenizer,
     token_bytes,
 )
-from caspo_jax.models.tokenizer import save_tokenizer
+from caspo_jax.models.tokenizer import opened_once, save_tokenizer, without_thought
 from caspo_jax.types import Question
 
 NAMES = ("qwen_like", "llama3_like")
@@ -266,3 +266,17 @@ def test_a_tokenizer_s_own_code_is_never_run_nor_asked_about(tmp_path, monkeypat
     with pytest.raises(UserError, match="cannot be loaded"):
         load_tokenizer(tmp_path)
     assert not ran.exists()
+
+
+def test_a_thought_that_the_template_opens(case):
+    tokenizer, _ = case
+    prompt = encode_prompt(tokenizer, Question("q", prompt="Sky?\n<think>\n"))
+    for ids in (prompt, prompt[: len(prompt) // 2]):
+        assert (
+            opened_once(tokenizer, ids, "Hm.\n</think>\nBlue", "<think>Hm.") == ids
+        )  # one of the two goes on from it
+    kept = opened_once(tokenizer, prompt, "<think>\nHm.", "\n<think>")
+    assert prompt[: len(kept)] == kept
+    assert decode(tokenizer, kept).rstrip() == "Sky?"
+    assert decode(tokenizer, without_thought(tokenizer, prompt)) == "Sky?\n<think>\n\n</think>\n\n"
+    assert without_thought(tokenizer, kept) == kept

@@ -13,6 +13,7 @@ from caspo_jax.errors import UserError
 from caspo_jax.evaluation.strategies.base import Answer, Context, Settings, elected_index
 from caspo_jax.evaluation.strategies.prefixes import Prefixes, next_logits, steps_of, sureness
 from caspo_jax.models import encode_prompt, token_bytes
+from caspo_jax.models.tokenizer import without_thought
 from caspo_jax.sampling import token_text
 from caspo_jax.types import Question, Step
 
@@ -152,7 +153,8 @@ def _rewards(
     for output in outputs:
         asked = context.questions[output.question]
         text = JUDGE.format(question=asked.question or asked.prompt or "", solution=output.text(spelled))
-        prompts.append(encode_prompt(context.tokenizer, Question(id="judge", question=text)))
+        prompt = encode_prompt(context.tokenizer, Question(id="judge", question=text))
+        prompts.append(without_thought(context.tokenizer, prompt))
     limit = context.model.config.context
     fits = [len(p) <= limit for p in prompts]
     yes = probability_of_yes(context, [p for p, ok in zip(prompts, fits) if ok])
