@@ -39,7 +39,8 @@ class Plan(abc.ABC):
             raise UserError(f"there are no {noun} to train on (loss={config.loss.loss})")
         if config.loss.uses_verified and not store.verified:
             raise UserError(
-                f"loss={config.loss.loss} with nll_on={config.loss.nll_on} needs verified steps: there are none"
+                f"loss={config.loss.loss} with nll_on={config.loss.nll_on} needs verified steps, and no step is verified "
+                "together with all before it: annotate with another verifier, or read the pairs alone by nll_on=chosen"
             )
         self.items = items
         self.batch_size = min(config.batch_size, items)

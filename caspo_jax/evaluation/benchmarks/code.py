@@ -21,6 +21,7 @@ from caspo_jax.types import Question
 _TAGGED = re.compile(  # from an opening that no other follows: `in [ANSWER] tags: [ANSWER]5[/ANSWER]`
     r"\[ANSWER\]((?:(?!\[ANSWER\]).)*?)(?:\[/ANSWER\]|\Z)", re.DOTALL
 )
+_STYLED = re.compile(r"^\\text(?:tt)?\{(.*)\}$", re.DOTALL)  # what a box holds is set as text
 _MISSING = object()
 _IMPORTED = """\
 import sys, types
@@ -110,7 +111,10 @@ def _tagged(output: str) -> str | None:
 
 def _last_tag(output: str) -> str | None:
     found = _TAGGED.findall(output)
-    return found[-1] if found else extract_answer(output, "string")
+    if found:
+        return found[-1]
+    answer = extract_answer(output, "string")
+    return None if answer is None else _STYLED.sub(r"\1", answer)
 
 
 def _output_in(output: str) -> str | None:
