@@ -37,6 +37,7 @@ _ARGUED_LETTER = re.compile(  # `C, not A`: what follows is about the letter, an
     r"\W*+(?:(?:[Oo]ption|[Cc]hoice)\s\W*+)?([A-J])[\\*$\s)]*+(?:[,;]\s++|(?<=\s))(?:and\s++)?"
     r"(?:not|because|since|as|rather|which)\b"
 )
+_ARTICLE = re.compile(r"\W*A\s+(?!(?:is|because|since|as)\b)[a-z]")  # `A pear floats.`
 _LEADING_YES_NO = re.compile(r"\W*(yes|no|true|false)\b(?!\s*(?:or\b|/))", re.IGNORECASE)
 _YES = frozenset({"yes", "true"})
 _SCIENTIFIC = re.compile(r"(?<![\w.\\])(\d+(?:\.\d*)?|\.\d+)[eE]([-+]?\d{1,3})(?![\w.])")  # `4.5e33`
@@ -89,10 +90,13 @@ def _letter(text: str, marked: bool = True) -> str | None:
     if leading:
         return leading.group(1).upper()
     found = re.findall(r"\(([A-J])\)", text) or re.findall(r"(?<![\w'’])([A-J])(?![\w'’])(?!\s+[a-z])", text)
+    found = found or re.findall(r"\b(?:[Oo]ption|[Cc]hoice)\s+([A-J])\b", text)  # `so option B is right`
     if found:
         return found[-1]
-    first = re.match(r"\W*(?!I\s+(?!is\b)[a-z])([A-J])\b", text)  # not `I think so`
-    return first.group(1) if first else None
+    first = re.match(r"\W*(?!I\s+(?!is\b)[a-z])([A-J])\b(?!['’])", text)  # not `I think so`, `I'm done`
+    if first is None or (not marked and _ARTICLE.match(text)):
+        return None
+    return first.group(1)
 
 
 def _yes_no(text: str, marked: bool = True) -> str | None:

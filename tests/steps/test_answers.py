@@ -75,6 +75,11 @@ def test_math_answers(text, answer):
         ("letter", "The answer is (B), since (A) and (D) break the rule.", "B"),
         ("letter", "Answer: **B** because it is neither A nor D", "B"),
         ("letter", "(B) is false, so it is (C).", "C"),  # nothing is marked
+        ("letter", "Cells need ATP, so option B is correct.", "B"),
+        ("letter", "A pear floats.", None),
+        ("letter", "A is right.", "A"),
+        ("letter", "The answer is A but barely.", "A"),
+        ("letter", "I'm done.", None),
         ("letter", "Is the answer A? No.\n</think>\n\nThe right option is **(B)**.", "B"),
         ("letter", "The answer is C.\n</think>\n\nI hope that helps.", "C"),
         ("yes_no", "Maybe the answer is no.\n</think>\n\nAll in all: **Yes**.", "yes"),
