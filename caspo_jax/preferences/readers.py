@@ -242,7 +242,8 @@ def tokenize_pairs(
     """Token ids for pairs that have texts only; pairs with ids stay as they are.
 
     Prompt (a question, through the chat template if there is one), prefix and steps are encoded apart, so both
-    sides share the context exactly; a `<think>` that both bring is not opened by the template too. EOS is put after a side that ends its trace, `delimiter` after the others that lack it.
+    sides share the context exactly; a `<think>` that both bring is not opened by the template too. EOS is put after a
+    side that ends its trace, `delimiter` after the others that lack it.
 
     Raises:
       UserError: a side that ends its trace, and no EOS id; a side without tokens.
