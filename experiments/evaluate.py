@@ -17,7 +17,8 @@ DIR/paired.{md,csv,json} can be computed from it; the ten-line script is in expe
 DIR/calibration.{md,csv,json}: are these confidences to be believed? Bias, ECE and Brier score, raw and scaled, and AUROC, with
 intervals. DIR/curve.png shows accuracy against tokens; DIR/report.html shows all of it, with the
 traces and trees of the first questions (DIR/samples). With --base these are DIR/base and DIR/model, and DIR/compare.{md,csv,json}
-holds the policy minus the base, paired by question. Where an interval holds 0 a table says `not told apart`, CSV and JSON `equal`.
+holds the policy minus the base, paired by question. Where an interval holds 0, or p is above .05, a table says
+`not told apart`, CSV and JSON `equal`.
 """
 
 from __future__ import annotations
@@ -43,7 +44,7 @@ RESULTS = (
     "samples",
     "report.html",
 )
-# Of a row -> in the closing summary: an interval that holds 0 proves nothing equal.
+# Of a row -> in the closing summary: what cannot be told apart is not proved equal.
 VERDICTS = {"above": "above", "equal": "not_told_apart", "below": "below"}
 
 

@@ -103,6 +103,17 @@ def test_paired_table_takes_the_match_or_the_nearest_cost():
     assert (row["verdict"] == "above") == (row["low"] > 0)
 
 
+@pytest.mark.parametrize(("count", "verdict"), [(2, "equal"), (5, "equal"), (6, "above")])
+def test_few_questions_that_go_one_way_prove_nothing(count, verdict):
+    better, worse = (
+        answers("cat", "2", [1] * count, [5] * count),
+        answers("greedy", "1", [0] * count, [5] * count),
+    )
+    row = results.paired_row(better, worse, draws=100)
+    assert (row["low"], row["p_value"], row["verdict"]) == (1.0, 2 / 2**count, verdict)
+    assert results.paired_row(worse, better, draws=100)["verdict"] == verdict.replace("above", "below")
+
+
 def test_votes_matched_to_cats_tokens_know_their_questions():
     records, samples = run(0)
     found = results.matched_votes(records, samples, Settings(), same)
