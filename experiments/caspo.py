@@ -133,7 +133,8 @@ def main() -> None:
         )
         finish(rounds=len(folders))
     common.closing(
-        f"{len(folders)} rounds in {FLAGS.out_dir}", {f.parent.name: str(Path(f)) for f in folders}
+        f"{len(folders)} round{'s' * (len(folders) != 1)} in {FLAGS.out_dir}",
+        {f.parent.name: str(Path(f)) for f in folders},
     )
 
 

@@ -39,7 +39,7 @@ def test_caspo_makes_pairs_trains_and_exports(program, questions, tmp_path):
     flags = {"model": TASK.policy_path, "input": questions, "out_dir": run, **SMALL, **TRAIN}
     code, out, err = program("caspo", **flags)
     assert code == 0, err
-    assert "1 rounds" in out
+    assert "1 round in" in out
     folder = run / "round_1"
     traces, annotated, pairs = (read(folder / f"{n}.jsonl") for n in ("traces", "annotated", "pairs"))
     assert len(traces) == len(annotated) == 48

@@ -50,3 +50,15 @@ def test_a_search_that_stops_early_reads_answers_as_the_vote_does(tmp_path):
     alike = tokens("alike", lambda text: text, lambda a, b: True)
     assert one == alike
     assert sum(one) < sum(whole)
+
+
+def test_without_a_reader_no_trace_has_an_answer(tmp_path):
+    """The rounds annotate what they explore: until then the last line is no answer."""
+    task = get_task("graph")
+    policy = Policy.load(task.policy_path)
+    config = cj.CatConfig(num_branches=2, sample=cj.SampleConfig(max_new_tokens=16, temperature=1.0))
+    questions = task.questions("test", 2, seed=0)
+    for strategy in ("cat", "explore"):
+        traces = sample_stage(policy, questions, tmp_path / f"{strategy}.jsonl", config, strategy=strategy)
+        found = [json.loads(line) for line in traces.read_text().splitlines()]
+        assert [trace["answer"] for trace in found] == [None] * len(found) != []

@@ -10,9 +10,10 @@ from flax import nnx
 
 from caspo_jax.errors import UserError
 from caspo_jax.models import Decoder
+from caspo_jax.outputs import manifest_path
 from caspo_jax.preferences.packing import pack_pairs
 from caspo_jax.records import trace_to_record
-from caspo_jax.store import write_jsonl
+from caspo_jax.store import write_json, write_jsonl
 from caspo_jax.training import LossConfig, TrainConfig, make_train_step, step_dpo_loss, train, trained_model
 from caspo_jax.training.optimizer import learning_rates
 from caspo_jax.training.stages import Policy, train_stage
@@ -200,7 +201,11 @@ def test_rft_goes_on_where_a_round_has_no_pairs(tmp_path):
     rft = TrainConfig(loss=LossConfig(loss="rft"), min_length=16, tensorboard=False)
     counts = train_stage(policy, pairs, annotated, tmp_path / "rft", rft)
     assert (counts["pairs"], counts["verified_rows"], counts["updates"]) == (0, 1, 1)
-    with pytest.raises(UserError, match=r"pairs\.jsonl: no pairs in it"):
+    with pytest.raises(UserError, match=r"pairs\.jsonl: no pairs in it: nothing to train on$"):
+        train_stage(policy, pairs, annotated, tmp_path / "dpo", CONFIG)
+    counts = {"candidates": 1200, "unverified_prefix": 80, "flawed_prefix": 0, "unknown_verdict": 1020}
+    write_json(manifest_path(pairs), {"counts": counts})
+    with pytest.raises(UserError, match=r"\(1,200 candidates: 1,020 unknown verdict, 80 unverified prefix\)"):
         train_stage(policy, pairs, annotated, tmp_path / "dpo", CONFIG)
 
 

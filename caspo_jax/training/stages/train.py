@@ -21,6 +21,9 @@ from caspo_jax.training.stages.pairs import read_pairs, verified_row, verified_t
 from caspo_jax.training.stages.policy import Policy
 from caspo_jax.types import Pair
 
+# Of what the stage of pairs counts, why candidates came into none.
+_REASONS = ("unverified_prefix", "flawed_prefix", "unknown_verdict", "wrong_without_correct", "aligned")
+
 
 def train_stage(
     policy: Policy,
@@ -62,7 +65,7 @@ def train_stage(
     needed = config.loss.uses_pairs
     loaded, left_out = read_pairs(pairs, policy, delimiter, required=needed)
     if needed and not loaded:
-        raise UserError(f"{pairs}: no pairs in it: nothing to train on")
+        raise UserError(f"{pairs}: no pairs in it: nothing to train on{_why(pairs)}")
     rows: list[Row] = []
     if config.loss.uses_verified and annotated is not None:
         rows = verified_traces(policy.read_traces(annotated, check=verified_row))
@@ -116,6 +119,14 @@ def _train(
         on_reference=on_reference,
     )
     return summary
+
+
+def _why(pairs: str | Path) -> str:
+    """What became of the candidates instead, if the stage of pairs wrote the file; the most frequent first."""
+    counts = read_manifest(manifest_path(pairs)).get("counts") or {}
+    found = sorted(((counts.get(reason, 0), reason) for reason in _REASONS), reverse=True)
+    said = [f"{count:,} {reason.replace('_', ' ')}" for count, reason in found if count]
+    return f" ({counts['candidates']:,} candidates: {', '.join(said)})" if said else ""
 
 
 def _counts(summary: TrainSummary, left_out: int) -> dict[str, Any]:
