@@ -224,10 +224,8 @@ def _named(
             dataclasses.replace(trace, id=_trace_id(question, i, per_question))
             for i, trace in enumerate([*paths, *left_open])
         ]
-        if extract is None:
-            named = [
-                dataclasses.replace(trace, answer=None) for trace in named
-            ]  # a search reads the last line
+        if extract is None:  # then a search has read the last line
+            named = [dataclasses.replace(trace, answer=None) for trace in named]
         else:
             finished = [with_answer(trace, extract, equal) for trace in named[: len(paths)]]
             named[: len(paths)] = finished
