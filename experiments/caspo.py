@@ -93,6 +93,7 @@ def main() -> None:
     verifiers.check(policy)
     questions = common.load_questions(FLAGS.input, need_gold=verifiers.needs_gold(policy))
     decoding = common.sample_config(policy, questions)
+    common.say_recommended(policy, decoding)
     sample: SampleConfig | CatConfig = decoding
     if FLAGS.explore:
         sample = CatConfig(

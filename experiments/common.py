@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -192,6 +193,23 @@ def sample_config(policy: Policy, questions: Sequence[Question], **overrides: An
     values |= {"step_delimiter": step_delimiter(policy)}
     values |= {"stop": tuple(unescaped("stop", text) for text in FLAGS.stop)}
     return SampleConfig(**(values | overrides))
+
+
+def say_recommended(policy: Policy, sample: SampleConfig) -> None:
+    """Says which sampling settings generation_config.json recommends, where no flag was given and it would be another."""
+    recommended = json.loads(policy.model.config.generation_json or "{}")
+    names = ("temperature", "top_p", "top_k", "min_p")
+    others = [
+        f"--{name}={recommended[name]:g}"
+        for name in names
+        if isinstance(recommended.get(name), int | float)
+        and recommended[name] != getattr(sample, name)
+        and not FLAGS[name].present
+    ]
+    if others and sample.temperature > 0 and recommended.get("do_sample", True):
+        say(
+            f"{policy.path}/generation_config.json recommends {' '.join(others)}: give these flags to follow it"
+        )
 
 
 def cat_config(policy: Policy, sample: SampleConfig) -> CatConfig:

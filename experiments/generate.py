@@ -71,6 +71,8 @@ def main() -> None:
         questions = [with_intervention(q, FLAGS.intervention, policy.tokenizer) for q in questions]
     changes = {"temperature": 0.0} if strategy == "greedy" else {"num_samples": 1} if searching else {}
     sample = common.sample_config(policy, questions, **changes)
+    if calibration is None:
+        common.say_recommended(policy, sample)
     config: Any = common.cat_config(policy, sample) if searching else sample
     config = calibrations.applied(calibration, config, policy)
     extract, equal = common.answer_functions(policy)

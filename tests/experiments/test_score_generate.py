@@ -119,6 +119,26 @@ def test_accuracy_is_that_of_the_answers_voted_for(program, write, tmp_path, str
     assert ("threshold 0: never prune" in lines) == (strategy == "cat")
 
 
+def test_recommended_sampling_is_said_and_not_followed(program, write, tmp_path):
+    """Who knows transformers or vLLM expects generation_config.json to be followed."""
+    model, given = tmp_path / "model", write("in.jsonl", [{"id": "q", "prompt_ids": [5, 6]}])
+    shutil.copytree(GOLDENS / CHECKPOINTS[0], model)
+    file = model / "generation_config.json"
+    file.write_text(
+        json.dumps(json.loads(file.read_text()) | {"temperature": 0.6, "top_p": 0.95, "top_k": None})
+    )
+    flags = {"model": model, "input": given, "max_new_tokens": 2}
+    for own, words in (
+        ({}, "recommends --temperature=0.6 --top_p=0.95: "),
+        ({"temperature": 1.0}, "recommends --top_p=0.95: "),
+        ({"temperature": 0.6, "top_p": 0.95}, None),
+        ({"strategy": "greedy"}, None),
+    ):
+        code, out, err = program("generate", "--overwrite", output=tmp_path / "out.jsonl", **flags, **own)
+        assert code == 0, err
+        assert words in out if words else "recommends" not in out
+
+
 def test_an_output_needs_no_suffix(program, write, tmp_path):
     given = write("in.jsonl", [{"id": "q", "prompt_ids": [5, 6]}])
     flags = {"model": GOLDENS / CHECKPOINTS[0], "input": given, "max_new_tokens": 4}
