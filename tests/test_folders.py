@@ -24,6 +24,15 @@ def test_a_folder_appears_whole_and_is_replaced_whole(tmp_path):
     assert os.listdir(place.parent) == ["place"]
 
 
+def test_behind_a_link_the_folder_is_replaced_and_not_the_link(tmp_path):
+    write(tmp_path / "far" / "place", "old")
+    (tmp_path / "link").symlink_to(tmp_path / "far" / "place")
+    write(tmp_path / "link", "new")
+    assert (tmp_path / "link").is_symlink()
+    assert (tmp_path / "far" / "place" / "a").read_text() == "new"
+    assert sorted(os.listdir(tmp_path)) == ["far", "link"]
+
+
 def test_a_body_that_fails_changes_nothing(tmp_path):
     write(tmp_path / "place", "old")
     with pytest.raises(KeyboardInterrupt), whole_folder(tmp_path / "place"):

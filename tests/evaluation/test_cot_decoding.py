@@ -24,6 +24,7 @@ def test_cot_decoding_ends_at_stop_strings_that_begin_in_the_first_token(monkeyp
     spelled, outputs = [b"a", b"b", b"\n\n", b""], []
 
     def generate(model, tokenizer, starts, config, key, batch_size):
+        assert config.max_new_tokens == max(1, limit - 1)  # the first token is there
         rest = (2, 1, 3)[: config.max_new_tokens]
         return [dataclasses.replace(trace(rest), id=q.id) for q in starts]
 
@@ -31,9 +32,18 @@ def test_cot_decoding_ends_at_stop_strings_that_begin_in_the_first_token(monkeyp
         outputs.extend(t.token_ids for t in traces)
         return [TokenStats(top1_logprob=np.zeros(len(i)), top2_logprob=np.zeros(len(i))) for i in outputs]
 
+    context = faked(monkeypatch, spelled, [0, 2], generate, statistics)
+    settings = Settings(sample=SampleConfig(max_new_tokens=limit, stop=stop), first_tokens=2)
+    (found,) = cot_module.cot_decoding(context, settings)
+    assert outputs == want
+    assert found.tokens == sum(map(len, want))
+
+
+def faked(monkeypatch, spelled, first, generate, statistics):
+    """The context of one question with these first tokens; token 3 ends outputs."""
     fakes = {
         "encode_prompt": lambda tokenizer, question: [0],
-        "first_tokens": lambda context, prompts, count: np.array([[0, 2]]),
+        "first_tokens": lambda context, prompts, count: np.array([first]),
         "token_bytes": lambda tokenizer, size: spelled,
         "eos_ids": lambda config, tokenizer: (3,),
         "generate": generate,
@@ -41,12 +51,28 @@ def test_cot_decoding_ends_at_stop_strings_that_begin_in_the_first_token(monkeyp
     }
     for name, fake in fakes.items():
         monkeypatch.setattr(cot_module, name, fake)
-    model = types.SimpleNamespace(config=types.SimpleNamespace(vocab_size=4))
-    context = Context(model, None, [Question("q", "q", gold="b")], None, str, lambda *_: True, operator.eq)
-    settings = Settings(sample=SampleConfig(max_new_tokens=limit, stop=stop), first_tokens=2)
-    (found,) = cot_module.cot_decoding(context, settings)
-    assert outputs == want
-    assert found.tokens == sum(map(len, want))
+    model = types.SimpleNamespace(config=types.SimpleNamespace(vocab_size=len(spelled)))
+    return Context(model, None, [Question("q", "q", gold="b")], None, str, lambda *_: True, operator.eq)
+
+
+def test_fewer_first_tokens_cost_what_their_outputs_do(monkeypatch):
+    """Of four outputs of 2, 4, 7 and 1 tokens the first two are those of two first tokens."""
+    spelled = [b"a", b"b", b"c", b"", b"d"]
+
+    def generate(model, tokenizer, starts, config, key, batch_size):
+        counts = {0: 1, 1: 3, 2: 6}
+        return [dataclasses.replace(trace((4,) * counts.get(q.prompt_ids[-1], 6)), id=q.id) for q in starts]
+
+    def statistics(model, traces, fields):
+        sizes = [len(t.token_ids) for t in traces]
+        return [TokenStats(top1_logprob=np.zeros(n), top2_logprob=np.zeros(n)) for n in sizes]
+
+    context = faked(monkeypatch, spelled, [0, 1, 2, 3], generate, statistics)
+    found = cot_module.cot_decoding(context, Settings(first_tokens=4))
+    assert [(a.size, a.tokens, a.calls, a.seconds is None) for a in found] == [
+        ("2", 2 + 4, 1 + 4, True),
+        ("4", 2 + 4 + 7 + 1, 1 + 7, False),
+    ]
 
 
 def test_answer_tokens_are_those_of_the_last_occurrence():

@@ -8,6 +8,7 @@ import types
 import jax
 import numpy as np
 import pytest
+from flax import nnx
 
 from caspo_jax.errors import UserError
 from caspo_jax.evaluation.strategies import beam as beam_module
@@ -15,7 +16,7 @@ from caspo_jax.evaluation.strategies import mcts as mcts_module
 from caspo_jax.evaluation.strategies import prefixes as prefixes_module
 from caspo_jax.evaluation.strategies.base import Context, Settings, graded
 from caspo_jax.evaluation.strategies.prefixes import Prefixes
-from caspo_jax.models import RopeConfig, load_pretrained
+from caspo_jax.models import Decoder, RopeConfig, load_pretrained
 from caspo_jax.sampling import SampleConfig
 from caspo_jax.steps import segment_trace
 from caspo_jax.tasks import get_task
@@ -108,6 +109,50 @@ def test_beam_respects_the_length_limit_and_gives_up(world):
         for a in beam_module.beam(context, dataclasses.replace(settings, beams=((2, 2),), most_steps=1))
     }
     assert one == 3
+
+
+def test_beam_answers_with_what_ended_if_anything_did(world, monkeypatch):
+    context, settings, _ = world
+    monkeypatch.setitem(NEXT, (), [((A, END), 0.9), ((C, EOS), 0.5)])
+    found = beam_module.beam(context, dataclasses.replace(settings, beams=((2, 2),), most_steps=1))
+    assert [a.answer for a in found] == ["c", "c"]
+    (one, _) = beam_module.beam(context, dataclasses.replace(settings, beams=((1, 1),), most_steps=1))
+    assert one.answer is None  # "a" and its delimiter, and no answer behind it
+
+
+def test_tree_search_counts_an_output_up_to_its_length_limit_and_rewards_no_other_end(world, monkeypatch):
+    context, settings, _ = world
+    monkeypatch.setitem(NEXT, (A, END), [((A, A, A, EOS), 1.0)])
+    monkeypatch.setattr(mcts_module, "encode_prompt", lambda tokenizer, question: [1])
+    context.model.config.context = 10
+    short = dataclasses.replace(settings.sample, max_new_tokens=4)
+    for judged in ("confidence", "prompt"):
+        monkeypatch.setattr(mcts_module, "probability_of_yes", lambda context, prompts: [0.9, 0.2] * 2)
+        found = mcts_module.mcts(
+            context,
+            dataclasses.replace(settings, sample=short, iterations=1, width=2, self_evaluation=judged),
+        )
+        assert [(a.answer, a.tokens, a.calls) for a in found] == [("c", 4 + 4, 1 + 4)] * 2
+
+
+def test_the_policy_says_yes_as_it_is_sure_of_it(monkeypatch):
+    logits = np.zeros((2, 5))
+    logits[0, A], logits[1, B] = np.log(3), 1000.0
+    monkeypatch.setattr(mcts_module, "next_logits", lambda model, prompts: logits)
+
+    def tokenizer(word, add_special_tokens):
+        return {"input_ids": [{"Yes": A, "No": B}[word], C]}
+
+    context = types.SimpleNamespace(model=None, tokenizer=tokenizer)
+    assert mcts_module.probability_of_yes(context, [[0], [0]]) == pytest.approx([0.75, 0.0])
+
+
+def test_the_logits_behind_each_prompt_are_those_of_its_last_token():
+    model = Decoder(small_shape(), rngs=nnx.Rngs(0))
+    prompts = [[1, 2, 3], [4], [5, 6, 7, 1, 2]]
+    found = prefixes_module.next_logits(model, prompts, rows=2)
+    for mine, prompt in zip(found, prompts, strict=True):
+        np.testing.assert_allclose(mine, model(np.array([prompt], np.int32))[0, -1], rtol=1e-4, atol=1e-5)
 
 
 def test_tree_search_rewards_what_it_is_sure_of(world):

@@ -1,6 +1,7 @@
 """Votes and truncations against counts made by hand and by loops; the step-level searches on the shipped policy."""
 
 import dataclasses
+import types
 
 import numpy as np
 import pytest
@@ -8,7 +9,9 @@ import pytest
 from caspo_jax.confidence import TokenStats
 from caspo_jax.errors import UserError
 from caspo_jax.evaluation.benchmarks import get_benchmark
-from caspo_jax.evaluation.strategies.base import Settings
+from caspo_jax.evaluation.strategies import pool as pool_module
+from caspo_jax.evaluation.strategies import single as single_module
+from caspo_jax.evaluation.strategies.base import Answer, Context, Settings, timed
 from caspo_jax.evaluation.strategies.mcts import Node, select
 from caspo_jax.evaluation.strategies.pool import (
     VOTES,
@@ -19,9 +22,10 @@ from caspo_jax.evaluation.strategies.pool import (
     group_confidences,
     pool_answers,
     voted,
+    with_statistics,
 )
 from caspo_jax.evaluation.strategies.registry import STRATEGIES, check_names, families
-from caspo_jax.evaluation.strategies.single import longest_path
+from caspo_jax.evaluation.strategies.single import greedy, longest_path
 from caspo_jax.evaluation.strategies.truncating import deepconf_online, kappa, survivor
 from caspo_jax.types import CatNode, CatTree, Question, Trace
 
@@ -135,16 +139,16 @@ def test_group_confidences_by_loops(window):
 
 
 def online_by_loops(confidences, answers, window, keep, warm_up):
-    """Token by token: (answer, tokens decoded)."""
+    """Token by token: (answer, tokens decoded, forward passes: the prompt, the warm-up, then the others)."""
     groups = [group_confidences(stats(c), window) for c in confidences]
     bar = sorted(g.min() for g in groups[:warm_up])[
         int(np.ceil((1 - keep) * warm_up - 1e-9)) - 1 if keep < 1 else 0
     ]
-    votes, spent = {}, 0
+    votes, spent = {}, [0] * len(confidences)
     for i, c in enumerate(confidences):
         stopped = False
         for t in range(len(c)):
-            spent += 1
+            spent[i] += 1
             recent = c[max(0, t + 1 - window) : t + 1]
             full = len(recent) == window or (t + 1 == len(c) and len(c) < window)
             if i >= warm_up and full and np.mean(recent) < bar:
@@ -152,7 +156,7 @@ def online_by_loops(confidences, answers, window, keep, warm_up):
                 break
         if not stopped and groups[i].min() >= bar:
             votes[answers[i]] = votes.get(answers[i], 0) + groups[i].min()
-    return max(votes, key=votes.get), spent
+    return max(votes, key=votes.get), sum(spent), 1 + max(spent[:warm_up]) + max(spent[warm_up:])
 
 
 @pytest.mark.parametrize("seed", range(8))
@@ -174,8 +178,8 @@ def test_deepconf_online_is_the_token_by_token_procedure(seed):
     )
     settings = Settings(samples=8, window=window, keep=keep, warm_up=warm, consensus=2.0)  # never reached
     (found,) = [a for a in deepconf_online(pool, settings, same) if a.size == "8"]
-    answer, spent = online_by_loops(confidences, answers, window, keep, warm)
-    assert (found.answer, found.tokens) == (answer, spent)
+    want = online_by_loops(confidences, answers, window, keep, warm)
+    assert (found.answer, found.tokens, found.calls) == want
 
 
 def test_deepconf_online_stops_at_consensus():
@@ -193,6 +197,22 @@ def online_pool(answers, lowest, tokens=5):
     samples = [sample(i, a, tokens=tokens, lowest=c) for i, (a, c) in enumerate(zip(answers, lowest))]
     flat = [stats([c] * tokens) for c in lowest]
     return Pool([[trace(range(tokens))] * len(answers)], [flat], [samples], [])
+
+
+@pytest.mark.parametrize("answers, spent", [("aaab", 20), ("aabb", 40), ("ab", 10), ("aa", 10)])
+def test_deepconf_online_goes_on_without_a_consensus(answers, spent):
+    """Three of four hold three quarters; of two samples the first agrees with itself alone."""
+    count = 2 * len(answers) if len(answers) > 2 else 2
+    pool = online_pool([*answers, *"a" * (count - len(answers))], [1.0] * count)
+    settings = Settings(samples=count, warm_up=4, window=2, consensus=0.75)
+    (found,) = [a for a in deepconf_online(pool, settings, same) if a.size == str(count)]
+    assert found.tokens == spent
+
+
+def test_deepconf_keeps_the_share_that_is_meant():
+    """Seven of 25 at keep 0.28, although 0.28 x 25 is more than 7 in floats."""
+    pool = [sample(i, "1", lowest=1.0 + i) for i in range(25)]
+    assert np.count_nonzero(VOTES["deepconf"](pool, Settings(keep=0.28))) == 7
 
 
 def test_deepconf_online_takes_the_bar_of_the_share_that_is_meant():
@@ -220,10 +240,10 @@ def test_strategies_that_vote_answer_with_one_sample():
     pool = dataclasses.replace(pool, divergence=[[np.ones(5)]], stats=[[dataclasses.replace(
         pool.stats[0][0], top1_logprob=np.zeros(5), entropy=np.zeros(5))]])  # fmt: skip
     settings = Settings(samples=1)
-    found = pool_answers(pool, settings, tuple(VOTES), same)
+    found = pool_answers(pool, settings, ("sample", *VOTES), same)
     found += [*deepconf_online(pool, settings, same), *kappa(pool, settings)]
-    assert {(a.strategy, a.size, a.answer, a.tokens) for a in found} == {
-        (name, "1", "1", 5) for name in (*VOTES, "deepconf_online", "kappa")
+    assert {(a.strategy, a.size, a.answer, a.tokens, a.calls) for a in found} == {
+        (name, "1", "1", 5, 6) for name in ("sample", *VOTES, "deepconf_online", "kappa")
     }
     assert [settings.vote_sizes(n) for n in (1, 2, 6)] == [(1,), (2,), (2, 4, 6)]
 
@@ -249,6 +269,15 @@ def test_kappa_keeps_the_best_branch_and_counts_tokens():
     assert spent <= 2 + 12 * 3
 
 
+def test_kappa_goes_by_means_and_against_entropy():
+    """The first is far ahead and ends; the second, a little ahead for longer, has the larger sum and the smaller mean."""
+    traces = [trace([0]), trace([1, 9]), trace([2, 9]), trace([3, 9])]
+    flat = [parts([1.0]), parts([0.9, 0.3]), parts([-0.9, 1.0]), parts([-1.0, -1.3])]
+    assert survivor(traces, flat, gate=1000)[0] == 0
+    unsure = [np.array([[0.0, 0.0], [0.0, 0.0], [h, h]]) for h in (2.0, 1.0)]
+    assert survivor(traces[1:3], unsure, gate=1)[0] == 1
+
+
 def test_kappa_waits_until_all_branches_differ():
     traces = [trace([1, 1, 1, 1, 2]), trace([1, 1, 1, 1, 3])]
     assert survivor(traces, [parts([1] * 5), parts([0] * 5)], gate=1)[1] == 5 + 5
@@ -269,7 +298,50 @@ def test_longest_path():
     def node(parent, count):
         return CatNode(parent, tuple(range(count)), (), (), None, None, "closed", None)
 
-    assert longest_path(CatTree("q", (0,), (node(-1, 3), node(-1, 5), node(0, 4)), (0, 0), None)) == 7
+    for nodes in ((node(-1, 3), node(-1, 5), node(0, 4)), (node(-1, 3), node(0, 4), node(-1, 5))):
+        assert longest_path(CatTree("q", (0,), nodes, (0, 0), None)) == 7
+
+
+def test_greedy_costs_its_prompt_and_its_tokens(monkeypatch):
+    question = Question("q", "?", gold="1")
+    context = Context(None, None, [question], None, str, lambda *_: True, same)
+    monkeypatch.setattr(single_module, "generate", lambda *_, **__: [trace(range(7), "1")])
+    (found,) = greedy(context, Settings())
+    assert (found.answer, found.tokens, found.calls) == ("1", 7, 1 + 7)
+
+
+def test_seconds_are_a_question(monkeypatch):
+    clock = iter((100.0, 112.0))
+    monkeypatch.setattr("time.monotonic", lambda: next(clock))
+    (found,) = timed(lambda: [Answer("s", "1", "q", None, None, 1, 2)], 4)
+    assert found.seconds == 3.0
+
+
+def test_an_output_is_held_against_the_beginning_of_a_text_even_where_its_id_is_0(monkeypatch):
+    def measured(model, traces, fields, beginning):
+        found.append(beginning)
+        ones = np.ones(2)
+        kept = TokenStats(entropy=ones, top1_logprob=-ones, mean_top20_logprob=-ones, uniform_kl=ones)
+        return [kept] * len(traces), [ones] * len(traces)
+
+    found: list = []
+    monkeypatch.setattr(pool_module, "statistics_and_kl", measured)
+    monkeypatch.setattr(pool_module, "eos_ids", lambda config, tokenizer: (7,))
+    one = dataclasses.replace(trace((1, 2), "1"), logprob=(-1.0, -0.5))
+    for bos in (0, None):
+        tokenizer = types.SimpleNamespace(bos_token_id=bos)
+        context = Context(
+            types.SimpleNamespace(config=None),
+            tokenizer,
+            [Question("q", "?")],
+            None,
+            str,
+            lambda *_: True,
+            same,
+        )
+        pool = with_statistics(Pool([[one]], [], [], []), context, Settings())
+        assert (pool.samples[0][0].logprob, pool.samples[0][0].tokens) == (-1.5, 2)
+    assert found == [0, 7]
 
 
 def test_names():

@@ -1,5 +1,6 @@
 """Checkpoints: which are kept, what is damaged, and which one a restart or an export takes."""
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -19,6 +20,7 @@ from caspo_jax.training.checkpoints import (
     damage_of,
 )
 from caspo_jax.training.restore import resolve_checkpoint, restore_trained
+from caspo_jax.training.step_state import TrainState
 
 from helpers import Toy  # isort: skip
 from small_run import CONFIG, PAIRS, VERIFIED, Stopped, assert_same, leaves, lines, run, stop_at  # isort: skip
@@ -162,6 +164,26 @@ def test_of_equal_checkpoints_the_later_is_the_best_and_kept(tmp_path):
     assert checkpoints.best() == 2
     assert checkpoints.steps == [2, 3]
     checkpoints.close()
+
+
+def test_a_removal_cut_short_leaves_no_damaged_checkpoint(tmp_path, monkeypatch):
+    checkpoints = Checkpoints(tmp_path)
+    for step in (1, 2):
+        if step == 2:
+            monkeypatch.setattr("caspo_jax.training.checkpoints.shutil.rmtree", stopped)
+        checkpoints.save(TrainState(jnp.int32(step), {"w": jnp.zeros(2)}, ()), {})
+        with pytest.raises(Stopped) if step == 2 else contextlib.nullcontext():
+            checkpoints.wait()
+    assert checkpoints.steps == [2]
+    monkeypatch.undo()
+    checkpoints.clean()
+    checkpoints.close()
+    assert [path.name for path in tmp_path.iterdir()] == ["2"]
+
+
+def stopped(path):
+    (path / CHECKSUMS).unlink()
+    raise Stopped
 
 
 def test_last_is_the_newest_that_is_whole(uninterrupted, tmp_path):

@@ -151,6 +151,10 @@ def test_settings_of_a_newer_version_are_named(uninterrupted, tmp_path):
     (folder / "run.json").write_text(json.dumps(description))
     with pytest.raises(UserError, match=r"run\.json: .* does not know: loss\.margin_of_tomorrow; update"):
         restore_trained(Toy(), folder)
+    description["config"] = json.loads(json.dumps(CONFIG.shaping())) | {"tomorrow": 1}
+    (folder / "run.json").write_text(json.dumps(description))
+    with pytest.raises(UserError, match="holds a run that differs in tomorrow:"):
+        run(folder)
 
 
 def test_a_damaged_line_of_metrics_costs_that_line_alone(uninterrupted, tmp_path):
@@ -170,11 +174,16 @@ def test_a_folder_is_cleared_of_its_run_and_of_nothing_else(uninterrupted, tmp_p
         (folder / name).parent.mkdir()
         (folder / name).write_text("1")
     before = {p for p in folder.rglob("*") if p.is_file()}
+    (folder / "checkpoints" / "removed-3").mkdir()  # a removal cut short
+    (tmp_path / "elsewhere").mkdir()
+    (folder / "checkpoints" / "2").symlink_to(tmp_path / "elsewhere")
     theirs = {folder / name for name in ("pairs.jsonl", "checkpoints/notes.txt", "sub/metrics.jsonl")}
     for path in theirs:
         path.parent.mkdir(exist_ok=True)
         path.write_text("1")
     clear_folder(folder)
+    assert (tmp_path / "elsewhere").is_dir()
+    assert [p.name for p in (folder / "checkpoints").iterdir()] == ["notes.txt"]
     shared = {p for p in before if p.parent.name == "reference"}
     assert shared
     assert {p for p in folder.rglob("*") if p.is_file()} == theirs | shared
