@@ -114,6 +114,22 @@ def test_an_asynchronous_collective_counts_once():
     assert cost.hbm_bytes == moved + flags + product
 
 
+@pytest.mark.parametrize(
+    "groups, size",
+    [
+        ("[2,4]<=[8]", 4),
+        ("{{0,1,2},{3,4,5}}", 3),
+        ("mesh['x'=2,'y'=8] {'x', 'y'}", 16),
+        ("mesh['x'=2,'y'=8] {'x', 'y':(2)4}", 8),  # a part of an axis
+        ("{}", 64),  # all
+    ],
+)
+def test_groups_are_read_in_every_spelling(groups, size):
+    gather = f"%g = bf16[8]{{0}} all-gather(%a), channel_id=1, replica_groups={groups}, dimensions={{0}}"
+    text = f"HloModule m\n\nENTRY %main (a: bf16[1]) -> bf16[8] {{\n  %a = bf16[1]{{0}} parameter(0)\n  ROOT {gather}\n}}\n"
+    assert program_cost(parse(text), 64, {}).collectives["all-gather"].bytes == 2 * (size - 1)
+
+
 def test_a_module_without_an_entry_is_refused():
     with pytest.raises(ValueError, match="ENTRY"):
         parse("HloModule x\n")

@@ -84,6 +84,7 @@ def test_instructions_outside_of_fusions():
         moved("%u = bf16[6,8,32,16]{3,2,1,0} dynamic-update-slice(%stack, %new, %at, %at, %at, %at)")
         == 2 * COLUMN
     )
+    assert moved("%u = bf16[6,8,32,16]{3,2,1,0} scatter(%stack, %at, %new), to_apply=%put") == 2 * COLUMN
 
 
 def test_copies_between_memories_cost_their_side_in_hbm():

@@ -48,7 +48,8 @@ class Tokenizer:
         return [ord(c) for c in text]
 
     def __call__(self, text, **_):
-        return {"input_ids": self.encode(text), "special_tokens_mask": [0] * len(text)}
+        ids = self.encode(text)
+        return {"input_ids": ids, "special_tokens_mask": [0] * len(ids)}
 
 
 class Chat(Tokenizer):
@@ -223,6 +224,39 @@ def test_a_thought_that_both_sides_open_is_not_opened_by_the_template_too():
     step = {**STEP_DPO, "initial_reason_steps": "<think>\nStep 1: 1 + 1 = 2.\n"}
     (pair,) = tokenize_pairs([step_dpo_from_record(step)], Thinker())
     assert Thinker().decode(pair.prompt_ids).endswith("1 + 1 + 1?<|im_start|>")
+
+
+def test_pairs_of_other_prefixes_are_other_pairs(tmp_path):
+    path = write(tmp_path, STEP_DPO, {**STEP_DPO, "initial_reason_steps": "Step 1: 1 + 1 is 2.\n"})
+    one, other = read_step_dpo(path)
+    assert one.id != other.id
+
+
+def test_without_a_prompt_no_word_is_cut_in_two():
+    pair = trl_from_record({"chosen": "The sky is blue.", "rejected": "The sky is black."})
+    assert (pair.prompt, pair.chosen, pair.rejected) == ("The sky is ", "blue.", "black.")
+    pair = trl_from_record({"chosen": "blue", "rejected": "black"})
+    assert (pair.prompt, pair.chosen, pair.rejected) == ("", "blue", "black")
+
+
+def test_an_answer_is_the_assistant_s():
+    user = [{"role": "user", "content": "Sky?"}]
+    sides = {name: [{"role": "user", "content": name}] for name in ("chosen", "rejected")}
+    with pytest.raises(UserError, match="`chosen` must end in exactly one assistant message"):
+        trl_from_record({"prompt": user, **sides})
+
+
+def test_each_side_ends_as_it_says_with_the_given_token_and_begins_with_no_other():
+    class Begins(Tokenizer):
+        def encode(self, text, add_special_tokens=True):
+            return [1] * add_special_tokens + super().encode(text)
+
+    record = {"prompt": "Sky? ", "chosen": "B", "rejected": "G"}
+    for ends in ([True, False], [False, True]):
+        pair = trl_from_record(record | {"ends_trace": ends})
+        (ids,) = tokenize_pairs([pair], Begins(), eos_id=9, delimiter="|")
+        assert ids.chosen_ids == (ord("B"), 9 if ends[0] else ord("|"))
+        assert ids.rejected_ids == (ord("G"), 9 if ends[1] else ord("|"))
 
 
 def test_a_prefix_is_part_of_the_prompt_for_trl(tmp_path):

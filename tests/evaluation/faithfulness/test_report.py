@@ -310,6 +310,8 @@ def test_missing_values_are_left_out_and_null():
     assert found["missing"] == 40 - kept.sum()
     f = 1 - np.abs(d - c)[kept]
     assert found["metrics"]["cmfg"]["value"] == pytest.approx(metrics.cmfg(f, c[kept]))
+    p = pair_up(t, "s", "entropy")  # of a trace too only the steps that have both
+    np.testing.assert_allclose(p.trace_d, [d[kept & (t.trace == k)].mean() for k in np.unique(t.trace[kept])])
     records = step_records(t)
     assert records[0]["decisiveness"]["s"] is None
     assert records[0]["faithfulness"]["s"]["entropy"] is None
