@@ -33,6 +33,7 @@ from caspo_jax.steps.answers import is_right
         (r"<think>Is it \boxed{3}?</think> The answer is 4.", "4"),  # said after the thought
         (r"<think>So \boxed{3}.</think> Done.", "3"),
         ("<think>The answer is 3.</think> Done.", "3"),
+        (r"<think>2?</think> Hm, \boxed{3}. </think> The answer is 4.", "4"),  # after the last thought
         ("Final Answer: The final answer is $12$. I hope it is correct.", "12"),
         ("work\n#### 1,200", "1,200"),
         ("so\n\n# Answer\n\n4", "4"),  # as PRM800K ends
