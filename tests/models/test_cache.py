@@ -7,7 +7,7 @@ import pytest
 
 from caspo_jax.models import KVCache, ModelConfig, branch, copy_rows, grow, init_cache, take_prompts
 from caspo_jax.models.cache import with_layers_apart, with_prompt_lanes
-from caspo_jax.models.cache_rows import concatenate, load_prompt, split_rows
+from caspo_jax.models.cache_rows import concatenate, load_prompt, ring_source, split_rows
 
 CONFIG = ModelConfig("llama", 8, 8, 8, num_layers=2, num_heads=2, num_kv_heads=1, head_dim=2)
 
@@ -167,6 +167,15 @@ def test_a_ring_grows_with_its_columns_in_their_new_places(cache):
     grown = relaid(grown) if lanes else layers_together(grown)
     np.testing.assert_array_equal(grown.valid[0], [False] * 4 + [True] * 6 + [False])
     np.testing.assert_array_equal(grown.k[0, 0, 0, 0, 4:10], [4, 5, 6, 7, 8, 9])
+
+
+@pytest.mark.parametrize("size, larger", [(1, 2), (3, 4), (3, 6), (4, 11)])
+def test_a_larger_ring_holds_what_the_smaller_one_did_and_nothing_older(size, larger):
+    for iteration in range(3 * larger):
+        ring = {i % size: i for i in range(iteration)}  # place -> the iteration that it holds
+        source, held = map(np.asarray, ring_source(jnp.int32(iteration), size, larger))
+        found = {place: ring[source[place]] for place in np.flatnonzero(held).tolist()}
+        assert found == {i % larger: i for i in ring.values()}
 
 
 def test_a_queued_prompt_takes_a_place_and_its_rows_are_empty(cache):
