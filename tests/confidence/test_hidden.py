@@ -133,3 +133,13 @@ def test_no_array_is_as_large_as_two_traces_squared():
     batch = jax.jit(rcc_batch, static_argnames="block")
     memory = batch.lower(hidden, top1, bounds, block=16).compile().memory_analysis()
     assert memory.temp_size_in_bytes < 4 * 2100**2 / 10
+
+
+def test_each_token_s_attention_is_its_own_however_far_apart_the_scores_are():
+    """States before the final norm are large: the first token's scores are thousands above the second's."""
+    hidden = np.array([[60.0, 0.0], [0.0, 0.1], [60.0, 0.0], [0.0, 1.0]])
+    q, _ = rcc(hidden, 2, [2], np.array([0.9, 0.5]))
+    np.testing.assert_allclose(q, [0.7])  # (0.9 + 0.5) / 2: each looks at another token
+    top1 = np.array([[0.0, 0.0, 0.9, 0.5]])
+    found, _ = rcc_batch(hidden[None], top1, np.array([[0, 2, 4]]), block=2)
+    np.testing.assert_allclose(found, [[0.7]], rtol=1e-6)
