@@ -1,5 +1,6 @@
 """The linear probe against scikit-learn; its split; its files."""
 
+import dataclasses
 import json
 
 import numpy as np
@@ -82,6 +83,12 @@ def test_unknown_verdicts_are_predicted_never_learned():
     np.testing.assert_allclose(cross_fitted_probe(dirty, unknown, groups)[1::2], found[1::2], atol=1e-4)
 
 
+def test_a_fold_whose_other_questions_have_one_verdict_has_no_prediction():
+    x, _, _ = data(30)
+    groups = ["wrong"] * 10 + ["right"] * 20
+    assert np.isnan(cross_fitted_probe(x, np.repeat([0, 1], (10, 20)), groups)).all()
+
+
 def test_save_and_load(tmp_path):
     x, y, _ = data(60)
     probe = fit_probe(x, y, settings={"final_norm": False})
@@ -99,6 +106,9 @@ def test_save_and_load(tmp_path):
     with pytest.raises(UserError, match="unreadable probe"):
         load_probe(tmp_path)
     (tmp_path / SETTINGS).write_text(json.dumps(described))
+    save_probe(dataclasses.replace(probe, mean=probe.mean[:1]), tmp_path)  # would be broadcast
+    with pytest.raises(UserError, match=r"expected weight, mean, scale of one length"):
+        load_probe(tmp_path)
     (tmp_path / WEIGHTS).write_bytes(b"no tensors")
     with pytest.raises(UserError, match="unreadable probe"):
         load_probe(tmp_path)
