@@ -81,6 +81,10 @@ def test_known_redundant_tensors_are_allowed(copy_of):
     rewrite(folder, put("lm_head.weight", embed))
     rewrite(folder, put("model.layers.0.self_attn.rotary_emb.inv_freq", np.ones(16, np.float32)))
     load_pretrained(folder)
+    rewrite(folder, put("score.weight", embed))  # and no other beside them
+    with pytest.raises(UserError, match=r"score\.weight' is not part of this model"):
+        load_pretrained(folder)
+    rewrite(folder, drop("score.weight"))
     embed[0, 0] = 0.0
     rewrite(folder, put("model.embed_tokens.weight", embed))
     negative = embed.copy()

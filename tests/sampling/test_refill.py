@@ -18,7 +18,8 @@ from caspo_jax.sampling.refill import Queue, harvested, refill, refillable, with
 from caspo_jax.sampling.state import grow_state
 from caspo_jax.sampling.tree import harvest_ended
 
-QUESTIONS, ENTRIES, ROOM = 5, 8, 8  # places of the loop, entries of a queue, trees that ended
+# Places of the loop, entries of a queue, trees that ended: fewer than may end at once.
+QUESTIONS, ENTRIES, ROOM = 5, 8, 2
 
 
 def decode(tables, cache, token, position, column):
