@@ -124,6 +124,7 @@ def test_tree_search_counts_an_output_up_to_its_length_limit_and_rewards_no_othe
     context, settings, _ = world
     monkeypatch.setitem(NEXT, (A, END), [((A, A, A, EOS), 1.0)])
     monkeypatch.setattr(mcts_module, "encode_prompt", lambda tokenizer, question: [1])
+    monkeypatch.setattr(mcts_module, "without_thought", lambda tokenizer, ids: ids)
     context.model.config.context = 10
     short = dataclasses.replace(settings.sample, max_new_tokens=4)
     for judged in ("confidence", "prompt"):
