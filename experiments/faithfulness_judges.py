@@ -50,15 +50,14 @@ def build_scorers() -> tuple[list[DecisivenessScorer], dict[str, str]]:
     from caspo_jax.errors import UserError
     from caspo_jax.evaluation import faithfulness as f
     from caspo_jax.store import hash_path
+    from experiments.verifiers import generate_with
 
     scorers: list[DecisivenessScorer] = [f.LexiconScorer()] if FLAGS.lexicon else []
     files: dict[str, str] = {}
     if FLAGS.decisiveness_judge:
+        rubric = f.load_rubric(FLAGS.rubric) if FLAGS.rubric else f.load_rubric()
         judge = common.load_policy(FLAGS.decisiveness_judge)
-        options = {"rubric": FLAGS.rubric} if FLAGS.rubric else {}
-        scorers.append(
-            f.judge_from_model(judge.model, judge.tokenizer, batch_size=FLAGS.batch_size, **options)
-        )
+        scorers.append(f.LocalDecisivenessJudge(generate_with(judge, temperature=0.0), rubric))
         files["judge"] = judge.hash
         if FLAGS.rubric:
             files["rubric"] = hash_path(FLAGS.rubric)

@@ -8,11 +8,13 @@ from pathlib import Path
 from typing import TypeVar
 
 from caspo_jax.errors import UserError
+from caspo_jax.steps.marked import after_thought
 from caspo_jax.steps.rollouts import Generate
 from caspo_jax.store import short_hash
 from caspo_jax.types import Question
 
 T = TypeVar("T")
+_EMPHASIS = re.compile(r"[*_`#\"“”]+")
 
 
 def load_template(path: str | Path, fields: Sequence[str], what: str) -> str:
@@ -45,9 +47,15 @@ def fill_template(template: str, **values: str) -> str:
 
 
 def last_line(reply: str) -> str:
-    """The last line of a reply that is not blank; "" without any."""
-    lines = [line for line in reply.strip().splitlines() if line.strip()]
-    return lines[-1] if lines else ""
+    """The last line of a reply that is not blank, without the marks of emphasis and of headings; "" without any.
+
+    Of a thinking model's reply that of what it says after its thought, wherever the thought ends.
+
+    >>> last_line("<think>Verdict: wrong? No.</think>**Verdict:** correct")
+    'Verdict: correct'
+    """
+    lines = [line for line in after_thought(reply).splitlines() if line.strip()]
+    return _EMPHASIS.sub("", lines[-1]).strip() if lines else ""
 
 
 def ask(

@@ -17,7 +17,7 @@ from caspo_jax.types import Verdict
 
 PROMPT_FILE = Path(__file__).with_name("judge_prompt.txt")
 _FIELDS = ("question", "prefix", "step")
-_VERDICT = re.compile(r"[*_\s]*verdict[*_\s]*:[*_\s]*(correct|wrong)[*_.\s]*", re.IGNORECASE)
+_VERDICT = re.compile(r"verdict\s*:\s*(correct|wrong)\s*\.?", re.IGNORECASE)
 
 
 def load_prompt(path: str | Path = PROMPT_FILE) -> str:

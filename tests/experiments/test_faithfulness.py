@@ -246,6 +246,16 @@ def test_another_rubric_is_another_judge(program, tmp_path):
     assert seen[0]["rubric"] != seen[1]["rubric"]
 
 
+def test_a_step_that_fills_the_context_of_the_judge_has_no_rating(program, tmp_path):
+    from experiments import faithfulness_judges
+
+    (tmp_path / "r.md").write_text("Rate {step}")
+    judge = {"decisiveness_judge": TASK.policy_path, "rubric": tmp_path / "r.md"}
+    assert program("faithfulness", out_dir=tmp_path, **judge)[0] == 1  # without --traces: its flags are set
+    (*_, scorer), _ = faithfulness_judges.build_scorers()
+    assert scorer.score(["2 + 2 = 4. " * 1000]) == [None]
+
+
 @pytest.mark.parametrize(
     "changes, message",
     [

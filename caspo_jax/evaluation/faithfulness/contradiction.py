@@ -22,7 +22,6 @@ _YES_OR_NO = re.compile(
     r"\s*(?:(?:final\s+)?(?:answer|verdict)\s*:\s*)?(yes|no)\b(?:\s+contradiction\b)?(?=\s*(?:$|[.,;:!()–—])|\s+-)",
     re.IGNORECASE,
 )
-_EMPHASIS = re.compile(r"[*_`\"“”]+")
 # Of `2.5kg` nothing, and never 2.
 _NUMBER = re.compile(r"(?<![\w.])[-−]?(?:\d+ (?=\d+/\d))?\d+(?:[.,/]\d+)*(?!\w|[.,/]\d)")
 _FRACTION = re.compile(r"(\d\s*)?\\[dt]?frac\s*\{\s*(\d+)\s*\}\s*\{\s*(\d+)\s*\}")
@@ -134,7 +133,7 @@ def parse_contradiction(reply: str) -> Contradicts:
       True for a contradiction, False for none, None where it could not be told: not a default of either kind, but
       `PrefixConfig.unparsed`, half a contradiction as published.
     """
-    line = _EMPHASIS.sub("", last_line(reply))
+    line = last_line(reply)
     *labelled, said = _LABEL.split(line)
     match = _YES_OR_NO.match(said)
     if match is None or (not labelled and len(set(re.findall(r"\b(?:yes|no)\b", line.lower()))) > 1):

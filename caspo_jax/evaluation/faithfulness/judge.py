@@ -14,10 +14,7 @@ from caspo_jax.steps.rollouts import Generate
 from caspo_jax.types import Question, Trace
 
 RUBRIC_FILE = Path(__file__).with_name("judge_rubric.md")
-_RATING = re.compile(
-    r"[*_\s]*decisiveness[*_\s]*:[*_\s]*(0(?:\.\d{1,4})?|1(?:\.0{1,4})?)[*_\s]*\.?[*_\s]*", re.IGNORECASE
-)
-_LONGEST_LINE = 200  # the rating's line is short; a longer one is no rating
+_RATING = re.compile(r"decisiveness\s*:\s*(0(?:\.\d{1,4})?|1(?:\.0{1,4})?)\s*\.?", re.IGNORECASE)
 
 
 def load_rubric(path: str | Path = RUBRIC_FILE) -> str:
@@ -27,8 +24,7 @@ def load_rubric(path: str | Path = RUBRIC_FILE) -> str:
 
 def parse_rating(reply: str) -> Score:
     """The rating of a reply's last line, which must be exactly `Decisiveness: N` with N in [0, 1]; else None."""
-    line = last_line(reply)
-    match = _RATING.fullmatch(line) if len(line) <= _LONGEST_LINE else None
+    match = _RATING.fullmatch(last_line(reply))
     return None if match is None else float(match.group(1))
 
 

@@ -88,6 +88,8 @@ def test_two_fractions_of_one_denominator_contradict():
         ("Contradiction: yes and no", None),
         ("Contradiction: yes/no", None),
         ("No, they agree. Contradiction: perhaps", None),
+        ("Contradiction: yes? They agree.\n</think>No", False),
+        ("Contradiction: yes\n</think>", None),
         ("contradiction yes", None),
         ("The first says the answer: yes", None),
         ("nobody can say", None),
