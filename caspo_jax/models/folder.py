@@ -14,8 +14,19 @@ def resolve_folder(path: str | Path) -> Path:
     """The local folder of a checkpoint: the path itself, or a hub id's snapshot (downloaded if need be).
 
     Raises:
-      UserError: neither a folder nor a hub id that can be fetched.
+      UserError: neither a folder nor a hub id that can be fetched; or adapters alone.
     """
+    folder = _found(path)
+    if (folder / "adapter_config.json").is_file() and not (folder / "config.json").is_file():
+        raise UserError(
+            f"{path}: holds LoRA adapters and no model: merge them into the model that they are of, by "
+            f"experiments.export --model=MODEL --adapter={path} --output=DIR"
+        )
+    return folder
+
+
+def _found(path: str | Path) -> Path:
+    """The folder, whatever it holds."""
     folder = Path(path)
     if folder.is_dir():
         return folder

@@ -79,6 +79,12 @@ def test_numbers_of_no_adapter_are_refused_in_the_files_name(model, tmp_path, se
     assert str(error.value).startswith(f"{tmp_path / 'adapter_config.json'}: ")
 
 
+def test_adapters_are_no_model(model, tmp_path):
+    save_adapter(add_lora(model, LoraConfig(2), jax.random.key(0)), tmp_path)
+    with pytest.raises(UserError, match="holds LoRA adapters and no model"):
+        load_pretrained(tmp_path)
+
+
 def test_damaged_adapters_are_refused_by_name(model, tmp_path):
     whole = hand_made(("self_attn.q_proj",))
     name = "base_model.model.model.layers.1.self_attn.q_proj.lora_B.weight"
