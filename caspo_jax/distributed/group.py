@@ -24,6 +24,7 @@ class Group:
     hosts: tuple[str, ...] = ()
     barriers: int = 0  # that this process came to
     over: threading.Event = dataclasses.field(default_factory=threading.Event)
+    watch: threading.Thread | None = None  # over the others, until it is over
 
     def name(self, index: int) -> str:
         """A process as messages call it."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import os
 import sys
@@ -17,8 +18,19 @@ SILENT_SECONDS = 30.0  # after which a process without one is taken for dead
 
 
 def begin() -> None:
-    """Watches over the others from now on."""
-    threading.Thread(target=_watch, name="processes", daemon=True).start()
+    """Watches over the others from now on, until `leave`: at the latest when the interpreter ends."""
+    GROUP.watch = threading.Thread(target=_watch, name="processes", daemon=True)
+    GROUP.watch.start()
+    atexit.register(leave)
+
+
+def leave() -> None:
+    """Ends the watch. It must not outlive JAX's client, whose end it would take for the coordinator's, nor the
+    interpreter, which aborts if it stops a thread within a call of the client.
+    """
+    GROUP.over.set()
+    if GROUP.watch is not None:
+        GROUP.watch.join(SILENT_SECONDS)
 
 
 def finish() -> None:
@@ -26,7 +38,7 @@ def finish() -> None:
     if GROUP.count == 1 or GROUP.over.is_set():
         return
     barrier("the end")
-    GROUP.over.set()
+    leave()
     import jax
 
     jax.distributed.shutdown()

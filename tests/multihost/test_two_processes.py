@@ -162,3 +162,19 @@ def test_a_process_by_itself_ends_at_once(call, said):
     assert (done.returncode, done.stdout) == (1, "")
     assert said in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_the_watch_outlives_neither_the_client_nor_the_interpreter():
+    """After Ctrl-C a process may end while its watch is in a call: that was an abort, or a coordinator that is gone."""
+    script = f"""
+import time, jax
+from jax._src.distributed import global_state
+from caspo_jax.distributed import watch
+jax.distributed.initialize("127.0.0.1:{free_port()}", 1, 0)
+watch.BEAT_SECONDS = 0.0
+watch.GROUP.count, watch.GROUP.client = 2, global_state.client
+watch.begin()
+time.sleep(0.2)
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60)
+    assert (done.returncode, "error:" in done.stderr) == (0, False), done.stderr
