@@ -108,13 +108,15 @@ def recorded_logprobs(out: Path) -> dict[str, Any]:
 def judged_continuations(out: Path) -> dict[str, int]:
     """How many continuations were held against their steps, and of how many the judge could not tell."""
     from caspo_jax.evaluation.faithfulness import read_stage
+    from caspo_jax.outputs import manifest_path, read_manifest
 
-    said = read_stage(out / "continuations.jsonl")
-    judged = unparsed = 0
-    for record in read_stage(out / "prefix.jsonl").values():
-        judged += sum(len(said[prefix]["texts"]) for prefix in record.get("prefixes", ()) if prefix in said)
-        unparsed += sum(record["unparsed"])
-    return {"judged": judged, "unparsed": unparsed}
+    file = out / "prefix.jsonl"
+    samples = read_manifest(manifest_path(file)).get("config", {}).get("samples", 0)
+    records = read_stage(file).values()
+    return {
+        "judged": samples * sum(len(record["steps"]) for record in records),
+        "unparsed": sum(sum(record["unparsed"]) for record in records),
+    }
 
 
 def draw(table: Table, out: Path) -> None:

@@ -125,7 +125,7 @@ def paired_row(
         metrics.mean_statistic(x), metrics.mean_statistic(y), np.array(common, dtype=object), draws=draws
     )
     test = metrics.paired_permutation_test(x, y)
-    sign = (interval.low > 0) - (interval.high < 0) if test.p_value <= 0.05 else 0
+    side = "above" if interval.low > 0 else "below" if interval.high < 0 else "equal"
     return {
         "questions": len(common),
         "difference": interval.value,
@@ -134,7 +134,7 @@ def paired_row(
         "p_value": test.p_value,
         "tokens": float(np.mean([r["tokens"] for r in a if r["question"] in second])),
         "baseline_tokens": float(np.mean([r["tokens"] for r in b if r["question"] in first])),
-        "verdict": {1: "above", -1: "below"}.get(sign, "equal"),
+        "verdict": side if test.p_value <= 0.05 else "equal",
     }
 
 

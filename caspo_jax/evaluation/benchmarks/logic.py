@@ -31,10 +31,13 @@ def _answer(output: str) -> str | None:
     """The label in what is boxed or marked, else in the last line, else in what a thought marks; None if two stand there."""
     said = after_thought(output)
     lines = said.strip().splitlines()
-    sources = (boxed_or_marked(said) or (lines[-1] if lines else ""), boxed_or_marked(output) or "")
-    labels = ({word.lower() for word in _LABEL.findall(source)} for source in sources)
-    found = next(filter(None, labels), set())
+    found = _labels(boxed_or_marked(said) or (lines[-1] if lines else ""))
+    found = found or _labels(boxed_or_marked(output) or "")
     return found.pop() if len(found) == 1 else None
+
+
+def _labels(text: str) -> set[str]:
+    return {word.lower() for word in _LABEL.findall(text)}
 
 
 def _judge(answer: str, question: Question, sandbox: Sandbox | None) -> bool | None:

@@ -28,6 +28,7 @@ def reply(question, text, finish="eos"):
         ("decisiveness : 0", 0.0),
         ("<think>0.2? no</think>\nDecisiveness: 0.75.", 0.75),
         ("Decisiveness: 0.2? No.\n</think>Decisiveness: 0.75", 0.75),
+        ("Decisiveness: 1.0", 1.0),
         ("`Decisiveness: 1.0`", 1.0),
         ("Decisiveness: 0.75\n</think>", None),
         ("Decisiveness: 0.9\nbut who knows", None),
