@@ -14,6 +14,7 @@ PairKind = Literal["low_confidence_correct", "wrong"]
 
 VERDICTS: tuple[Verdict, ...] = ("correct", "wrong", "unknown")
 DEFAULT_DELIMITER = "\n\n"  # what ends a step, unless a policy or a user says otherwise
+OPEN_THOUGHT, CLOSE_THOUGHT = "<think>", "</think>"  # around what a model considers before it answers
 
 Extract = Callable[[str], str | None]  # text -> the answer that it gives
 Equal = Callable[[str, str], bool]  # (gold, answer)

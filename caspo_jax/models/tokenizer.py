@@ -12,7 +12,7 @@ from typing import Any
 from caspo_jax.errors import UserError, first_line
 from caspo_jax.models.config import ModelConfig, merge_eos
 from caspo_jax.store import read_json, write_json
-from caspo_jax.types import Question
+from caspo_jax.types import CLOSE_THOUGHT, OPEN_THOUGHT, Question
 
 Tokenizer = Any  # a transformers fast tokenizer
 
@@ -20,7 +20,6 @@ Tokenizer = Any  # a transformers fast tokenizer
 _CONFIG = "tokenizer_config.json"
 # What transformers 5 writes otherwise, or leaves out.
 _KEPT = ("tokenizer_class", "add_bos_token", "add_eos_token")
-_THINK = "<think>"
 _LONGEST_TAG = 16  # tokens of the tag and the white space around it
 _FILES = ("tokenizer.json", _CONFIG, "vocab.json", "tokenizer.model")
 
@@ -219,7 +218,7 @@ def opened_once(tokenizer: Tokenizer, prompt_ids: Sequence[int], *outputs: str) 
     are a context that the model never sees.
     """
     ids = list(prompt_ids)
-    begun = all(output.lstrip().startswith(_THINK) for output in outputs)
+    begun = all(output.lstrip().startswith(OPEN_THOUGHT) for output in outputs)
     return ids[: _opening(tokenizer, ids)] if begun else ids
 
 
@@ -227,15 +226,15 @@ def without_thought(tokenizer: Tokenizer, prompt_ids: Sequence[int]) -> list[int
     """The prompt with an empty thought where its chat template opens one: the next token is one of the answer."""
     ids = list(prompt_ids)
     if _opening(tokenizer, ids) is not None:
-        ids += tokenizer.encode("\n</think>\n\n", add_special_tokens=False)
+        ids += tokenizer.encode(f"\n{CLOSE_THOUGHT}\n\n", add_special_tokens=False)
     return ids
 
 
 def _opening(tokenizer: Tokenizer, ids: list[int]) -> int | None:
     """Where the `<think>` begins that ids end with, white space around it included; None without one."""
-    if tokenizer.decode(ids[-_LONGEST_TAG:]).rstrip().endswith(_THINK):
+    if tokenizer.decode(ids[-_LONGEST_TAG:]).rstrip().endswith(OPEN_THOUGHT):
         for start in range(len(ids) - 1, max(-1, len(ids) - _LONGEST_TAG - 1), -1):
-            if tokenizer.decode(ids[start:]).strip() == _THINK:
+            if tokenizer.decode(ids[start:]).strip() == OPEN_THOUGHT:
                 return start
     return None
 

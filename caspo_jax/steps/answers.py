@@ -17,7 +17,7 @@ from caspo_jax.steps.numerals import (
 )
 from caspo_jax.steps.relations import relates_unknowns
 from caspo_jax.steps.spelling import as_text, bare, lacks_letter, one_spelling
-from caspo_jax.types import Equal, Extract
+from caspo_jax.types import CLOSE_THOUGHT, Equal, Extract
 
 
 class AnswerKind(enum.StrEnum):
@@ -57,13 +57,13 @@ def extract_answer(text: str, kind: AnswerKind | str = AnswerKind.MATH) -> str |
     ('\\frac{1}{2}', 'B')
     """
     kind = answer_kind(kind)
-    thought, _, said = text.rpartition("</think>")
-    found, considered = boxed_or_marked(said), boxed_or_marked(thought)
+    thought, _, said = text.rpartition(CLOSE_THOUGHT)
+    found = boxed_or_marked(said)
     if kind in (AnswerKind.MATH, AnswerKind.STRING):
-        return found or considered
+        return found or boxed_or_marked(thought)
     lines = said.strip().splitlines()
     answer = _read(found or (lines[-1] if lines else ""), kind, marked=bool(found))
-    return answer or _read(considered or "", kind, marked=True)
+    return answer or _read(boxed_or_marked(thought) or "", kind, marked=True)
 
 
 def _read(text: str, kind: AnswerKind, marked: bool) -> str | None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import itertools
 import re
 
+from caspo_jax.types import CLOSE_THOUGHT
+
 _MARKER = re.compile(  # nothing is given back: a run of blanks or hashes is read once
     r"(?:^[ \t]*+(?:#++|\*\*)[ \t]*+(?:final[ \t]++)?answer[ \t]*+(?:\*\*[ \t]*+)?\n|#{4,}+"
     r"|(?:final\s++)?answer(?:\s+is)?\s*+(?:\*\*\s*+)?:|(?:final\s++)?answer\s++is)\s*+(?:\*\*\s*+)?"
@@ -24,7 +26,7 @@ _BETWEEN_BOXES = re.compile(
 
 def after_thought(text: str) -> str:
     """What a thinking model says after its last `</think>`; the whole text where it says nothing there."""
-    said = text.rpartition("</think>")[2]
+    said = text.rpartition(CLOSE_THOUGHT)[2]
     return said if said.strip() else text
 
 

@@ -13,6 +13,7 @@ from typing import Literal
 import numpy as np
 
 from caspo_jax.errors import UserError
+from caspo_jax.types import CLOSE_THOUGHT, OPEN_THOUGHT
 
 How = Literal["right", "random", "inverted"]
 HOWS: tuple[How, ...] = ("right", "random", "inverted")
@@ -28,10 +29,10 @@ HEDGES: tuple[tuple[float, str], ...] = (
     (1.0, ", certainly"),
 )
 # What a hedge stands in front of: the full stop, and where the step ends a thought the tag.
-_TAIL = r"(?P<tail>\.?(?:\s*</think>)?)\s*\Z"
+_TAIL = rf"(?P<tail>\.?(?:\s*{CLOSE_THOUGHT})?)\s*\Z"
 _END = re.compile(_TAIL)
 _HEDGE = re.compile("(?:" + "|".join(re.escape(phrase) for _, phrase in HEDGES if phrase) + ")" + _TAIL)
-_TAGS = ("<think>", "</think>")  # alone they say nothing that could be hedged
+_TAGS = (OPEN_THOUGHT, CLOSE_THOUGHT)  # alone they say nothing that could be hedged
 
 
 def plain(step: str) -> str:

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from caspo_jax.errors import UserError
-from caspo_jax.evaluation.faithfulness.thinking import CLOSE, OPEN
+from caspo_jax.types import CLOSE_THOUGHT, OPEN_THOUGHT
 
 Messages = tuple[dict[str, str], ...]
 
@@ -28,8 +28,8 @@ def message_text(message: Mapping[str, Any]) -> str:
     content = content if isinstance(content, str) else ""
     if not reasoning:
         return content
-    thought = f"{OPEN}\n{reasoning.strip()}"
-    return f"{thought}\n{CLOSE}\n\n{content}" if content.strip() else thought
+    thought = f"{OPEN_THOUGHT}\n{reasoning.strip()}"
+    return f"{thought}\n{CLOSE_THOUGHT}\n\n{content}" if content.strip() else thought
 
 
 def reasoning_of(message: Mapping[str, Any]) -> str:

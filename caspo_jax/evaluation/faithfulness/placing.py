@@ -7,10 +7,10 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from caspo_jax.evaluation.faithfulness.thinking import CLOSE, OPEN, Thinking, thinking_steps
+from caspo_jax.evaluation.faithfulness.thinking import Thinking, thinking_steps
 from caspo_jax.sampling.segments import Segment, character_spans, segment_bytes
 from caspo_jax.steps.segmentation import DEFAULT_DELIMITER, join_bytes
-from caspo_jax.types import Step
+from caspo_jax.types import CLOSE_THOUGHT, OPEN_THOUGHT, Step
 
 _TAG = re.compile(rb"</?think>")
 _Range = tuple[int, int]
@@ -124,7 +124,7 @@ def spelled_tags(tokenizer: object, token_bytes: Sequence[bytes]) -> list[bytes]
     """`token_bytes` where `<think>` and `</think>` have their text even if the tokenizer calls them special."""
     spelled = list(token_bytes)
     vocabulary: dict[str, int] = getattr(tokenizer, "get_vocab", dict)()
-    for tag in (OPEN, CLOSE):
+    for tag in (OPEN_THOUGHT, CLOSE_THOUGHT):
         index = vocabulary.get(tag)
         if index is not None and index < len(spelled):
             spelled[index] = tag.encode()

@@ -12,9 +12,8 @@ import numpy as np
 from caspo_jax.checks import at_least, own_numbers, within
 from caspo_jax.evaluation.faithfulness.contradiction import ContradictionItem, ContradictionJudge, Contradicts
 from caspo_jax.evaluation.faithfulness.subjects import Subject
-from caspo_jax.evaluation.faithfulness.thinking import CLOSE
 from caspo_jax.steps.segmentation import segment_text
-from caspo_jax.types import DEFAULT_DELIMITER, Question
+from caspo_jax.types import CLOSE_THOUGHT, DEFAULT_DELIMITER, Question
 
 _ROOM = 8  # fewer new tokens than this are no paragraph
 _LINE = "\n"  # what ends a step of a giant trace (`thinking.split_giant`)
@@ -75,7 +74,7 @@ def choose_steps(subject: Subject, max_steps: int, seed: int = 0) -> list[int]:
 
 def first_step(text: str, delimiter: str) -> str:
     """The first step of a continuation, "" if there is none. What follows `</think>` is no step of a thought, nor is the tag."""
-    steps = segment_text(text.partition(CLOSE)[0], delimiter)
+    steps = segment_text(text.partition(CLOSE_THOUGHT)[0], delimiter)
     return steps[0].text.strip() if steps else ""
 
 

@@ -14,12 +14,12 @@ from caspo_jax.confidence.forced import StepRow
 from caspo_jax.errors import UserError
 from caspo_jax.evaluation.faithfulness.formats import Source
 from caspo_jax.evaluation.faithfulness.placing import place_steps, spelled_tags, token_ids_by_bytes
-from caspo_jax.evaluation.faithfulness.thinking import OPEN, Status, thinking_steps
+from caspo_jax.evaluation.faithfulness.thinking import Status, thinking_steps
 from caspo_jax.models import ModelConfig, encode_prompt, render_chat, token_bytes
 from caspo_jax.models.tokenizer import opened_once
 from caspo_jax.records import trace_from_record, trace_to_record
 from caspo_jax.store import short_hash
-from caspo_jax.types import DEFAULT_DELIMITER, Question, Trace
+from caspo_jax.types import DEFAULT_DELIMITER, OPEN_THOUGHT, Question, Trace
 
 Which = Literal["auto", "thinking", "all"]
 TOP = 5  # log-probs a token that the published token estimator averages
@@ -257,7 +257,7 @@ def _rendered(source: Source, tokenizer: Any) -> Sequence[int]:
 
 def _ends_open(prompt_ids: Sequence[int], spelled: Sequence[bytes]) -> bool:
     tail = b"".join(spelled[i] for i in prompt_ids[-16:] if 0 <= i < len(spelled))
-    return tail.rstrip().endswith(OPEN.encode())
+    return tail.rstrip().endswith(OPEN_THOUGHT.encode())
 
 
 def _group(source: Source) -> str:

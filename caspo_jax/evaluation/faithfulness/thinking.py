@@ -8,8 +8,8 @@ from typing import Literal, NamedTuple
 
 from caspo_jax.errors import UserError
 from caspo_jax.steps.segmentation import DEFAULT_DELIMITER, segment_text
+from caspo_jax.types import CLOSE_THOUGHT, OPEN_THOUGHT
 
-OPEN, CLOSE = "<think>", "</think>"
 GIANT = 2000  # characters; a single paragraph longer than this is no step but a trace without steps
 
 Status = Literal["closed", "unclosed", "none"]
@@ -106,24 +106,24 @@ def count_thinking(found: Iterable[Thinking]) -> ThinkingCounts:
 
 def _blocks(text: str, opened: bool) -> tuple[list[Span], bool]:
     """The blocks, and whether the last one is closed."""
-    first_open, first_close = text.find(OPEN), text.find(CLOSE)
+    first_open, first_close = text.find(OPEN_THOUGHT), text.find(CLOSE_THOUGHT)
     blocks: list[Span] = []
     position = 0
     # Words before a `<think>` belong to the block that the prompt opened, and the tag with them.
     goes_on = opened and (first_open < 0 or bool(text[:first_open].strip()))
     if first_close >= 0 and (goes_on or first_open < 0 or first_close < first_open):
         blocks.append(Span(0, first_close))
-        position = first_close + len(CLOSE)
+        position = first_close + len(CLOSE_THOUGHT)
     elif goes_on:
         return [Span(0, len(text))], False
-    while (start := text.find(OPEN, position)) >= 0:
-        start += len(OPEN)
-        end = text.find(CLOSE, start)
+    while (start := text.find(OPEN_THOUGHT, position)) >= 0:
+        start += len(OPEN_THOUGHT)
+        end = text.find(CLOSE_THOUGHT, start)
         if end < 0:
             blocks.append(Span(start, len(text)))
             return blocks, False
         blocks.append(Span(start, end))
-        position = end + len(CLOSE)
+        position = end + len(CLOSE_THOUGHT)
     return blocks, True
 
 
