@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from caspo_jax.evaluation.untold import untold
+
 Record = Mapping[str, Any]
 
 
@@ -29,7 +31,7 @@ def render_report(report: Record) -> str:
             "factual calibration: confidence against the correctness of the step",
             *_calibration(report),
         ]
-    lines += [f"\n{remark}" for remark in _untold(report)]
+    lines += [f"\n{remark}" for remark in untold(report)]
     for name, why in (report.get("left_out") or {}).items():
         lines.append(f"\nno {name}: {why}")
     return "\n".join([*lines, ""])
@@ -49,22 +51,6 @@ def render_comparison(record: Record, first: str, second: str) -> str:
             lines += ["", f"  {scorer} against {name}"]
             lines += [_difference(metric, block[metric]) for metric in block]
     return "\n".join([*lines, ""])
-
-
-def _untold(report: Record) -> list[str]:
-    """What judges could not tell: the figures of one that seldom can say little."""
-    remarks = [
-        f"{scorer}: {said['missing']} of {said['steps'] + said['missing']} steps have no score of it"
-        for scorer, said in report["decisiveness"].items()
-        if said["missing"]
-    ]
-    judged = report.get("continuations") or {}
-    if judged.get("unparsed"):
-        remarks.append(
-            f"prefix: of {judged['unparsed']} of {judged['judged']} continuations it could not be told whether they "
-            "contradict their step"
-        )
-    return remarks
 
 
 def _faithful(blocks: Mapping[str, Record]) -> list[str]:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from caspo_jax.evaluation.report.cells import INTERVALS, Cell, Table, interval_text, number_cell, within_cell
+from caspo_jax.evaluation.untold import untold
 
 _METRICS = (
     ("mfg", "MFG", "mean faithfulness: mean over traces of F = 1 − |decisiveness − confidence|"),
@@ -70,14 +72,15 @@ def faithfulness_tables(summaries: Mapping[str, Any], prefix: str = "") -> dict[
 
 
 def _report(report: Mapping[str, Any], prefix: str) -> list[Table]:
-    tables = []
+    tables: list[Table] = []
+    remarks = "".join(f" {remark}." for remark in untold(report))
     for scorer, blocks in report["faithfulness"].items():
         known = {name: block for name, block in blocks.items() if block.get("steps")}
         if known:
-            tables += [
-                _faithful(known, f"{prefix}Words ({scorer}) against the estimators"),
-                _trivial(known, prefix),
-            ]
+            words = _faithful(known, f"{prefix}Words ({scorer}) against the estimators")
+            if not tables:
+                words = dataclasses.replace(words, note=words.note + remarks)
+            tables += [words, _trivial(known, prefix)]
     calibration = report.get("calibration")
     if calibration:
         tables.append(_calibration(calibration, prefix))

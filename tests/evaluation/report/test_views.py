@@ -352,6 +352,16 @@ def test_what_faithfulness_found_in_a_sentence_and_in_tables(tmp_path):
     found = [(row[within].text, row[within].under) for row in calibration.rows]
     assert found == [("0.800", "[.750, .850] 3 prefixes"), ("n/a", "0 prefixes")]
     assert agreement.aside
+    assert "could not be told" not in words.note
+
+    file = tmp_path / "run" / "report.json"
+    report = json.loads(file.read_text())
+    report["decisiveness"] = {"judge": {"steps": 9, "missing": 3}}
+    report["continuations"] = {"judged": 90, "unparsed": 81}
+    file.write_text(json.dumps(report))
+    words, trivial, *_ = run_tables([load_run(tmp_path / "run")])
+    assert "judge: 3 of 12 steps have no score of it. prefix: of 81 of 90 continuations" in words.note
+    assert "of 12 steps have no score" not in trivial.note
 
 
 def test_figures_without_intervals_read_as_figures(tmp_path):
