@@ -21,6 +21,7 @@ from caspo_jax.types import Question
 _TAGGED = re.compile(  # from an opening that no other follows: `in [ANSWER] tags: [ANSWER]5[/ANSWER]`
     r"\[ANSWER\]((?:(?!\[ANSWER\]).)*?)(?:\[/ANSWER\]|\Z)", re.DOTALL
 )
+_CLOSED_BY_OPENING = re.compile(r"\[ANSWER\]\s*\Z")  # `[ANSWER]5[ANSWER]`
 _STYLED = re.compile(r"^\\text(?:tt)?\{(.*)\}$", re.DOTALL)  # what a box holds is set as text
 _MISSING = object()
 _IMPORTED = """\
@@ -110,7 +111,7 @@ def _tagged(output: str) -> str | None:
 
 
 def _last_tag(output: str) -> str | None:
-    found = _TAGGED.findall(output)
+    found = _TAGGED.findall(_CLOSED_BY_OPENING.sub("", output))
     if found:
         return found[-1]
     answer = extract_answer(output, "string")

@@ -91,6 +91,7 @@ def test_helpers_of_the_prompt_stay_with_a_new_function(loaded):
         (0, "[ANSWER]wrong[/ANSWER] no: [ANSWER]['OWL', \"SINGS\"][/ANSWER]", True),
         (0, "Answer: ['OWL', 'SINGS']", True),
         (0, "It returns $\\boxed{\\text{['OWL', 'SINGS']}}$.", True),
+        (0, "[ANSWER]['OWL', 'SINGS'][ANSWER]\n", True),
         (0, "I put it in [ANSWER] tags: [ANSWER]['OWL', 'SINGS'][/ANSWER]", True),
         (0, "[ANSWER]['OWL'][/ANSWER]?\n</think>\n\nAnswer: ['OWL', 'SINGS']", True),
         (0, "[ANSWER]['OWL', 'SINGS'][/ANSWER]\n</think>\n\nIt returns that.", True),
