@@ -16,7 +16,7 @@ from caspo_jax.preferences.identity import stable_hash
 from caspo_jax.preferences.token_tree import common_prefix
 from caspo_jax.types import Pair, PairKind
 
-_REASONS = (
+REASONS = (  # why candidates that could be used came into no pair, as they are counted
     "wrong_without_correct",  # a wrong step with no correct sibling
     "aligned",  # correct and sure against wrong and unsure
     "over_limit",  # max_pairs_per_prefix reached
@@ -68,7 +68,7 @@ def select_pairs(
         "usable": sum(map(len, groups)),
         "prefixes": len(groups),
         **counts,
-        **dict.fromkeys(_REASONS, 0),
+        **dict.fromkeys(REASONS, 0),
     }
     tau = _tau(groups, config)
     # Also of candidates that were dropped: a step once verified as correct is never a rejected one.

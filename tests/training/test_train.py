@@ -204,8 +204,10 @@ def test_rft_goes_on_where_a_round_has_no_pairs(tmp_path):
     with pytest.raises(UserError, match=r"pairs\.jsonl: no pairs in it: nothing to train on$"):
         train_stage(policy, pairs, annotated, tmp_path / "dpo", CONFIG)
     counts = {"candidates": 1200, "unverified_prefix": 80, "flawed_prefix": 0, "unknown_verdict": 1020}
+    counts |= {"competitor_unfinished": 60, "duplicate_ids": 40}
     write_json(manifest_path(pairs), {"counts": counts})
-    with pytest.raises(UserError, match=r"\(1,200 candidates: 1,020 unknown verdict, 80 unverified prefix\)"):
+    why = "1,020 unknown verdict, 80 unverified prefix, 60 competitor unfinished, 40 duplicate ids"
+    with pytest.raises(UserError, match=rf"\(1,200 candidates: {why}\)"):
         train_stage(policy, pairs, annotated, tmp_path / "dpo", CONFIG)
 
 

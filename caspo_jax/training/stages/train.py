@@ -13,6 +13,7 @@ from caspo_jax.locks import held
 from caspo_jax.models.lora import check_rank
 from caspo_jax.outputs import Manifest, manifest_path, read_manifest
 from caspo_jax.preferences.packing import Row
+from caspo_jax.preferences.selection import REASONS
 from caspo_jax.store import hash_path
 from caspo_jax.training.config import TrainConfig
 from caspo_jax.training.loop import TrainSummary, train
@@ -22,7 +23,16 @@ from caspo_jax.training.stages.policy import Policy
 from caspo_jax.types import Pair
 
 # Of what the stage of pairs counts, why candidates came into none.
-_REASONS = ("unverified_prefix", "flawed_prefix", "unknown_verdict", "wrong_without_correct", "aligned")
+_REASONS = (
+    "unverified_prefix",
+    "flawed_prefix",
+    "unknown_verdict",
+    "no_confidence",
+    "conflicting_verdict",
+    "duplicate_ids",
+    "duplicate_text",
+    *REASONS,
+)
 
 
 def train_stage(
