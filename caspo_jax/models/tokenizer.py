@@ -219,18 +219,18 @@ def opened_once(tokenizer: Tokenizer, prompt_ids: Sequence[int], *outputs: str) 
     """
     ids = list(prompt_ids)
     begun = all(output.lstrip().startswith(OPEN_THOUGHT) for output in outputs)
-    return ids[: _opening(tokenizer, ids)] if begun else ids
+    return ids[: thought_opening(tokenizer, ids)] if begun else ids
 
 
 def without_thought(tokenizer: Tokenizer, prompt_ids: Sequence[int]) -> list[int]:
     """The prompt with an empty thought where its chat template opens one: the next token is one of the answer."""
     ids = list(prompt_ids)
-    if _opening(tokenizer, ids) is not None:
+    if thought_opening(tokenizer, ids) is not None:
         ids += tokenizer.encode(f"\n{CLOSE_THOUGHT}\n\n", add_special_tokens=False)
     return ids
 
 
-def _opening(tokenizer: Tokenizer, ids: list[int]) -> int | None:
+def thought_opening(tokenizer: Tokenizer, ids: list[int]) -> int | None:
     """Where the `<think>` begins that ids end with, white space around it included; None without one."""
     if tokenizer.decode(ids[-_LONGEST_TAG:]).rstrip().endswith(OPEN_THOUGHT):
         for start in range(len(ids) - 1, max(-1, len(ids) - _LONGEST_TAG - 1), -1):

@@ -18,6 +18,7 @@ from caspo_jax.preferences.packing import (
     verified_rows,
 )
 from caspo_jax.preferences.readers import (
+    UnclosedThoughtWarning,
     load_pairs,
     read_step_dpo,
     read_trl,
@@ -43,6 +44,7 @@ __all__ = [
     "Rival",
     "TooLongError",
     "TooLongWarning",
+    "UnclosedThoughtWarning",
     "batch_pairs",
     "build_candidates",
     "check_step_dataset",

@@ -9,14 +9,18 @@ from typing import Any
 
 from caspo_jax.errors import UserError
 from caspo_jax.models import encode_prompt, render_chat
-from caspo_jax.models.tokenizer import opened_once
+from caspo_jax.models.tokenizer import opened_once, thought_opening
 from caspo_jax.preferences.identity import stable_hash
 from caspo_jax.preferences.left_out import LEFT_OUT, NoContrastError, say_left_out
 from caspo_jax.records import schema
 from caspo_jax.store import parse_at, read_jsonl
-from caspo_jax.types import Pair, Question, Verdict
+from caspo_jax.types import CLOSE_THOUGHT, Pair, Question, Verdict
 
 Messages = Sequence[Mapping[str, Any]]
+
+
+class UnclosedThoughtWarning(UserWarning):
+    """The chat template opens a thought that whole answers of a file never close; they are used as they are."""
 
 
 def _text_pair(
@@ -275,6 +279,12 @@ def _tokenized(pair: Pair, tokenizer: Any, eos_id: int | None, delimiter: str) -
         chosen_ids=side(pair.chosen, pair.ends_trace[0]),
         rejected_ids=side(pair.rejected, pair.ends_trace[1]),
     )
+
+
+def thinks_on(pair: Pair, tokenizer: Any) -> bool:
+    """Whether a pair with token ids prefers an answer that ends inside the thought which its prompt opens."""
+    closed = CLOSE_THOUGHT in pair.prefix + pair.chosen
+    return pair.ends_trace[0] and not closed and thought_opening(tokenizer, list(pair.prompt_ids)) is not None
 
 
 def _prompt_question(pair: Pair, tokenizer: Any) -> Question:

@@ -1,13 +1,15 @@
 """Pairs of any format as the stage of training reads them: what does not fit is left out, and said."""
 
+import copy
 import dataclasses
 import json
 import types
+import warnings
 
 import pytest
 
 from caspo_jax.errors import UserError
-from caspo_jax.preferences import NoContrastWarning, TooLongWarning
+from caspo_jax.preferences import NoContrastWarning, TooLongWarning, UnclosedThoughtWarning
 from caspo_jax.records import pair_to_record, trace_to_record
 from caspo_jax.tasks import get_task
 from caspo_jax.training import LossConfig, TrainConfig, TrainSummary
@@ -73,6 +75,22 @@ def test_ids_of_another_vocabulary_are_an_error_all_the_same(tmp_path):
     given = write(tmp_path, own(1), own(1) | {"chosen_ids": [10**6]})
     with pytest.raises(UserError, match=r"pairs\.jsonl:2: .*1000000"):
         read_pairs(given, POLICY)
+
+
+def test_answers_that_end_inside_the_thought_which_the_template_opens_are_named(tmp_path):
+    tokenizer = copy.deepcopy(POLICY.tokenizer)
+    tokenizer.chat_template = "{{ messages[0].content }}<think>\n"
+    thinking = dataclasses.replace(POLICY, tokenizer=tokenizer)
+    closed = ANSWER | {"chosen": "</think>\nput m", "rejected": "</think>\nput n"}
+    step = STEP_DPO | {"id": "step"}  # a step may well stand inside the thought
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        read_pairs(write(tmp_path, closed, step), thinking)
+        read_pairs(write(tmp_path, ANSWER | {"id": "bare"}), POLICY)
+    given = write(tmp_path, closed, ANSWER | {"id": "bare"}, step)
+    with pytest.warns(UnclosedThoughtWarning, match=r"<think>.* 1 of 3 chosen answers never close .*'bare'"):
+        pairs, left_out = read_pairs(given, thinking)
+    assert (len(pairs), left_out) == (3, 0)
 
 
 @pytest.fixture

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -13,13 +14,19 @@ from caspo_jax.preferences import PairConfig, build_candidates, select_pairs, to
 from caspo_jax.preferences.by_model import policy_competitors
 from caspo_jax.preferences.left_out import NoContrastError, check_fits
 from caspo_jax.preferences.packing import Row, pair_rows
-from caspo_jax.preferences.readers import load_pairs, step_dpo_from_record, trl_from_record
+from caspo_jax.preferences.readers import (
+    UnclosedThoughtWarning,
+    load_pairs,
+    step_dpo_from_record,
+    thinks_on,
+    trl_from_record,
+)
 from caspo_jax.records import pair_from_record, pair_to_record
 from caspo_jax.steps import Verifier, verifier_settings
 from caspo_jax.store import hash_path
 from caspo_jax.training.stages.competitors import forget_competitors, kept_competitors
 from caspo_jax.training.stages.policy import Policy, check_delimiter, open_output
-from caspo_jax.types import DEFAULT_DELIMITER, Pair, Progress, Trace
+from caspo_jax.types import CLOSE_THOUGHT, DEFAULT_DELIMITER, OPEN_THOUGHT, Pair, Progress, Trace
 
 
 def pairs_stage(
@@ -132,7 +139,8 @@ def read_pairs(
     """Pairs of a JSONL file, in our format or, by their fields, in those of Step-DPO-10K and TRL.
 
     Left out with a warning, and counted, are pairs longer than the policy's context, pairs of two equal steps, and of the
-    latter two formats those with an empty text.
+    latter two formats those with an empty text. Whole answers that never close the thought which the chat template opens
+    are used, with a warning.
 
     Args:
       path: the file.
@@ -150,6 +158,7 @@ def read_pairs(
     if delimiter is None:
         delimiter = policy.step_delimiter
     check_delimiter(delimiter)
+    unclosed: list[str] = []
 
     def parse(record: dict[str, Any]) -> Pair:
         if "chosen_ids" in record:
@@ -165,6 +174,17 @@ def read_pairs(
         check_fits(max(len(context) + len(step) for context, step in pair_rows(pair)), policy.model.config)
         for ids in (pair.chosen_ids, pair.rejected_ids):
             policy.check_ids(pair.prompt_ids, [*pair.prefix_ids, *ids])
+        if "chosen_ids" not in record and thinks_on(pair, tokenizer):
+            unclosed.append(pair.id)
         return pair
 
-    return load_pairs(path, parse, required=required)
+    pairs, left_out = load_pairs(path, parse, required=required)
+    if unclosed:
+        warnings.warn(
+            f"{path}: the chat template opens a thought ({OPEN_THOUGHT}) that {len(unclosed)} of {len(pairs)} chosen "
+            f"answers never close (the first: pair {unclosed[0]!r}): the policy learns to end inside of it. Give answers "
+            f"with their thought, or with an empty one: begin them with {CLOSE_THOUGHT}",
+            UnclosedThoughtWarning,
+            stacklevel=2,
+        )
+    return pairs, left_out
