@@ -21,7 +21,8 @@ from caspo_jax.sampling.config import CatConfig
 from caspo_jax.sampling.knobs import Knobs
 from caspo_jax.sampling.policy import make_policy
 from caspo_jax.sampling.questions import Questions, as_questions, question_keys
-from caspo_jax.sampling.search import default_rows, grow_trees
+from caspo_jax.sampling.room import default_rows
+from caspo_jax.sampling.search import grow_trees
 from caspo_jax.sampling.tree import Tree
 from caspo_jax.sampling.units import Unit, Usage
 from caspo_jax.types import Progress, Question
@@ -131,7 +132,7 @@ def run(
     repeats = 1
     if samples is not None:  # the branches of one tree, or a tree each where they are too many for the device
         longest = max(len(prompt) for prompt in prompts)
-        most = batch_size or default_rows(model, longest + settings.max_new_tokens)
+        most = batch_size or default_rows(model, longest, settings.max_new_tokens, samples)
         repeats = samples if samples > most else 1
         config = dataclasses.replace(config, num_branches=samples // repeats)
     trees = grow_trees(

@@ -7,7 +7,6 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
@@ -19,6 +18,7 @@ from caspo_jax.sampling.batch import Batch, cut_rows
 from caspo_jax.sampling.knobs import Knobs
 from caspo_jax.sampling.model_decode import ModelDecode, decode_params
 from caspo_jax.sampling.policy import Policy
+from caspo_jax.sampling.room import default_rows
 from caspo_jax.sampling.stream import stream
 from caspo_jax.sampling.tree import Tree
 from caspo_jax.sampling.units import Unit, Usage, bucket
@@ -26,26 +26,8 @@ from caspo_jax.sharding import batch_ways, mesh_of
 from caspo_jax.types import Progress
 
 PROMPT_BUCKET = 16  # the longest prompt is padded to a multiple of this
-CACHE_BYTES = 1 << 30  # what the default batch size lets the KV cache and the logits take
-LOGITS_COPIES = 4  # float32 arrays of the logits' shape that an iteration may hold
-MOST_ROWS = 2048
 
 Decided = Callable[[int, Tree], bool]  # (unit, its tree so far) -> may its search end now?
-
-
-def default_rows(model: Any, columns: int) -> int:
-    """Slots whose KV cache of so many columns, and logits, stay within CACHE_BYTES a device."""
-    config = model.config
-    row = (
-        2
-        * config.num_layers
-        * columns
-        * config.num_kv_heads
-        * config.head_dim
-        * jnp.dtype(model.dtype).itemsize
-    )
-    row += LOGITS_COPIES * 4 * config.vocab_size
-    return int(min(MOST_ROWS, max(1, CACHE_BYTES * batch_ways(mesh_of(model)) // row)))
 
 
 def grow_trees(
@@ -86,7 +68,7 @@ def grow_trees(
       roots: children of the root.
       max_new_tokens: limit of a path.
       fields: TokenStats fields to keep.
-      batch_size: slots on the device at once (default: what CACHE_BYTES holds).
+      batch_size: slots on the device at once (default: `default_rows`).
       progress: called with (units done, units in all).
       usage: counters to add to.
       refill: whether slots are refilled (default: where that is possible and pays).
@@ -98,7 +80,7 @@ def grow_trees(
     longest = max(pad_to[1], *(len(unit.prompt_ids) for unit in units))
     count = max(pad_to[0], len(units))
     columns = multiple(longest, PROMPT_BUCKET)
-    rows = batch_size or default_rows(model, longest + max_new_tokens)
+    rows = batch_size or default_rows(model, longest, max_new_tokens, num_slots)
     ways = batch_ways(mesh_of(model))
     size = _even_size(count, max(1, rows // num_slots), ways)
     lanes = prefers_lanes(size * num_slots)

@@ -8,10 +8,10 @@ from caspo_jax.padding import multiple
 from caspo_jax.sampling.batch import Batch
 from caspo_jax.sampling.loop import refill_donated
 from caspo_jax.sampling.refill import NO_UNIT, harvested, refill_of, refillable, with_queue
+from caspo_jax.sampling.room import QUEUE_BATCHES
 from caspo_jax.sampling.tree import Tree, harvest_ended
 from caspo_jax.sampling.units import QueueRoom, Unit
 
-QUEUE_BATCHES = 4  # a queue holds so many times the units of the batch, and there is room for their trees
 SEGMENT = 64  # iterations between two looks from the host
 
 

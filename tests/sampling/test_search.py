@@ -4,36 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 
-import jax
-import jax.numpy as jnp
 import pytest
 from golden_model import KEY
 
 import caspo_jax as cj
-from caspo_jax.models import init_cache
 from caspo_jax.sampling import search
-
-
-@pytest.mark.parametrize("columns", [10, 300])
-def test_as_many_rows_as_the_cache_and_the_logits_leave_room_for(model_and_tokenizer, monkeypatch, columns):
-    model, _ = model_and_tokenizer
-    monkeypatch.setattr(search, "CACHE_BYTES", 1 << 22)
-    rows = search.default_rows(model, columns)
-
-    def size(rows):
-        cache = jax.eval_shape(lambda: init_cache(model.config, rows, columns, model.dtype))
-        logits = search.LOGITS_COPIES * rows * model.config.vocab_size
-        return sum(x.size * jnp.dtype(x.dtype).itemsize for x in (cache.k, cache.v)) + 4 * logits
-
-    assert 1 < rows < search.MOST_ROWS
-    assert size(rows) <= search.CACHE_BYTES < size(rows + 1)
-
-
-def test_one_row_goes_where_there_is_room_for_none(model_and_tokenizer, monkeypatch):
-    monkeypatch.setattr(search, "CACHE_BYTES", 1)
-    assert search.default_rows(model_and_tokenizer[0], 10) == 1
-    monkeypatch.setattr(search, "CACHE_BYTES", 1 << 50)
-    assert search.default_rows(model_and_tokenizer[0], 10) == search.MOST_ROWS
 
 
 class Chosen(Exception):

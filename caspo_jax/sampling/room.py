@@ -1,0 +1,62 @@
+"""How many rows a search takes by default: as many as the device's memory has room for."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from caspo_jax.sampling.model_decode import prefers_apart
+from caspo_jax.sharding import batch_ways, bytes_a_device, mesh_of
+
+# What rows may take of an accelerator's free memory. The rest is for reading prompts, for what the program holds besides,
+# and for the allocator's gaps.
+SHARE = 0.5
+HOST_BYTES = (
+    2 << 30
+)  # what they may take of the memory of a device that does not say how much it has: CPUs do not
+LOGITS_COPIES = 4  # float32 arrays of the logits' shape that an iteration may hold
+QUEUE_BATCHES = 4  # a queue holds so many times the units of the batch, and there is room for their trees
+MOST_ROWS = 2048
+
+
+def default_rows(model: Any, prompt: int, new_tokens: int, slots: int = 1) -> int:
+    """Rows whose keys, values and logits fit beside the parameters.
+
+    A row has its own columns, one and a half times while buffers are doubled, and its share of its question's prompt,
+    which is held in the batch and, with those of the questions that wait, in the queue.
+
+    Args:
+      model: a Decoder.
+      prompt: tokens of the longest prompt.
+      new_tokens: the most that are decoded.
+      slots: rows that share a prompt.
+    """
+    config, mesh = model.config, mesh_of(model)
+    tensor = 1 if mesh is None else dict(mesh.shape).get("tensor", 1)
+    heads = config.num_kv_heads // (tensor if config.num_kv_heads % tensor == 0 else 1)
+    column = 2 * config.num_layers * heads * config.head_dim * jnp.dtype(model.dtype).itemsize
+    columns = prompt * (1 + QUEUE_BATCHES / slots) + 1.5 * new_tokens
+    row = column * columns + 4 * LOGITS_COPIES * config.vocab_size
+    rows = int(min(MOST_ROWS, room(model) * batch_ways(mesh) // row))
+    # Four numbers to a doubling: what is free is not always the same, and every number of rows is compiled anew.
+    step = 1 << max(0, rows.bit_length() - 3)
+    return max(1, rows // step * step)
+
+
+def room(model: Any) -> float:
+    """Bytes a device that rows may take."""
+    params = nnx.state(model)
+    devices = [d for d in jax.tree.leaves(params)[0].devices() if d.process_index == jax.process_index()]
+    stats = [device.memory_stats() for device in devices]
+    if any(not found or "bytes_limit" not in found for found in stats):
+        return HOST_BYTES
+    held = bytes_a_device(params)
+    if jax.process_count() > 1:  # what all processes find alike: each must come to the same number of rows
+        used = [held] * len(stats)
+    else:
+        used = [found["bytes_in_use"] for found in stats]
+    free = min(found["bytes_limit"] - bytes for found, bytes in zip(stats, used, strict=True))
+    return SHARE * max(0, free - (held if prefers_apart(params) else 0))
