@@ -26,7 +26,7 @@ def default_rows(model: Any, prompt: int, new_tokens: int, slots: int = 1) -> in
     """Rows whose keys, values and logits fit beside the parameters.
 
     A row has its own columns, one and a half times while buffers are doubled, and its share of its question's prompt,
-    which is held in the batch and, with those of the questions that wait, in the queue.
+    which is held in the batch and, with those of the questions that wait, in the queue: twice while parts become one.
 
     Args:
       model: a Decoder.
@@ -38,7 +38,7 @@ def default_rows(model: Any, prompt: int, new_tokens: int, slots: int = 1) -> in
     tensor = 1 if mesh is None else dict(mesh.shape).get("tensor", 1)
     heads = config.num_kv_heads // (tensor if config.num_kv_heads % tensor == 0 else 1)
     column = 2 * config.num_layers * heads * config.head_dim * jnp.dtype(model.dtype).itemsize
-    columns = prompt * (1 + QUEUE_BATCHES / slots) + 1.5 * new_tokens
+    columns = prompt * (1 + 2 * QUEUE_BATCHES / slots) + 1.5 * new_tokens
     row = column * columns + 4 * LOGITS_COPIES * config.vocab_size
     rows = int(min(MOST_ROWS, room(model) * batch_ways(mesh) // row))
     # Four numbers to a doubling: what is free is not always the same, and every number of rows is compiled anew.
