@@ -20,25 +20,45 @@ HOST_BYTES = (
 LOGITS_COPIES = 4  # float32 arrays of the logits' shape that an iteration may hold
 QUEUE_BATCHES = 4  # a queue holds so many times the units of the batch, and there is room for their trees
 MOST_ROWS = 2048
+BUSY = 0.6  # of the slots of one question's outputs that wait for each other
 
 
-def default_rows(model: Any, prompt: int, new_tokens: int, slots: int = 1) -> int:
-    """Rows whose keys, values and logits fit beside the parameters.
+def default_rows(
+    model: Any, prompt: int, new_tokens: int, slots: int = 1, split: bool = False
+) -> tuple[int, bool]:
+    """Rows whose keys, values and logits fit beside the parameters, and how those of one prompt go.
 
-    A row has its own columns, one and a half times while buffers are doubled, and its share of its question's prompt,
-    which is held in the batch and, with those of the questions that wait, in the queue: twice while parts become one.
+    Where they may be trees of their own, each of them holds and reads the whole prompt, and none waits for the others.
+    Together they are that many more as have room, of which `BUSY` are at work.
 
     Args:
       model: a Decoder.
       prompt: tokens of the longest prompt.
       new_tokens: the most that are decoded.
-      slots: rows that share a prompt.
+      slots: rows of one prompt.
+      split: whether they may be trees of their own.
+
+    Returns:
+      The rows, and whether those of one prompt should be trees of their own.
+    """
+    together = _rows(model, prompt, new_tokens, slots, 1 / slots)
+    if not split:
+        return together, False
+    apart = _rows(model, prompt, new_tokens, slots, 1.0)
+    return (apart, True) if apart >= BUSY * together else (together, False)
+
+
+def _rows(model: Any, prompt: int, new_tokens: int, slots: int, held: float) -> int:
+    """The same, where a row holds so much of its prompt.
+
+    A row also has its own columns, one and a half times while buffers are doubled, and its share of the prompts that wait
+    in the queue, twice while parts become one.
     """
     config, mesh = model.config, mesh_of(model)
     tensor = 1 if mesh is None else dict(mesh.shape).get("tensor", 1)
     heads = config.num_kv_heads // (tensor if config.num_kv_heads % tensor == 0 else 1)
     column = 2 * config.num_layers * heads * config.head_dim * jnp.dtype(model.dtype).itemsize
-    columns = prompt * (1 + 2 * QUEUE_BATCHES / slots) + 1.5 * new_tokens
+    columns = prompt * (held + 2 * QUEUE_BATCHES / slots) + 1.5 * new_tokens
     row = column * columns + 4 * LOGITS_COPIES * config.vocab_size
     rows = int(min(MOST_ROWS, room(model) * batch_ways(mesh) // row))
     # Four numbers to a doubling: what is free is not always the same, and every number of rows is compiled anew.

@@ -132,7 +132,7 @@ def run(
     repeats = 1
     if samples is not None:  # the branches of one tree, or a tree each where they are too many for the device
         longest = max(len(prompt) for prompt in prompts)
-        most = batch_size or default_rows(model, longest, settings.max_new_tokens, samples)
+        most = batch_size or default_rows(model, longest, settings.max_new_tokens, samples, split=True)[0]
         repeats = samples if samples > most else 1
         config = dataclasses.replace(config, num_branches=samples // repeats)
     trees = grow_trees(

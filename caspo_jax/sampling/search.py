@@ -55,8 +55,9 @@ def grow_trees(
     On a mesh, in a cache of lanes, and where `decided` is asked, units go in batches instead.
 
     With `split`, branches do not wait for each other: where slots are refilled, each root is a tree of its own from the
-    start; in batches, the few that outlive the others go on by themselves, and so do from the start all of a padded call
-    that has few. Such a unit has several trees, and each of its branches is finished in one of them.
+    start, unless the prompt is so long that it had better be held once (`default_rows`); in batches, the few that outlive the
+    others go on by themselves, and so do from the start all of a padded call that has few. Such a unit has several trees,
+    and each of its branches is finished in one of them.
 
     Args:
       model: a Decoder.
@@ -80,7 +81,10 @@ def grow_trees(
     longest = max(pad_to[1], *(len(unit.prompt_ids) for unit in units))
     count = max(pad_to[0], len(units))
     columns = multiple(longest, PROMPT_BUCKET)
-    rows = batch_size or default_rows(model, longest, max_new_tokens, num_slots)
+    if batch_size is not None:
+        rows, apart = batch_size, split
+    else:
+        rows, apart = default_rows(model, longest, max_new_tokens, num_slots, split)
     ways = batch_ways(mesh_of(model))
     size = _even_size(count, max(1, rows // num_slots), ways)
     lanes = prefers_lanes(size * num_slots)
@@ -91,7 +95,7 @@ def grow_trees(
     wanted, shared = list(units), 1
     cut = cut_rows(size * num_slots) if split and any(pad_to) and not refill else 0
     few = len(units) * roots <= cut
-    if split and num_slots > 1 and (refill or few):
+    if split and num_slots > 1 and (few or (refill and apart)):
         wanted = [
             dataclasses.replace(unit, first_rank=unit.first_rank + i) for unit in units for i in range(roots)
         ]

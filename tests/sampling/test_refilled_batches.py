@@ -9,7 +9,7 @@ import pytest
 from golden_model import KEY, assert_teacher_forced
 
 import caspo_jax as cj
-from caspo_jax.sampling import batch, prefill, stream
+from caspo_jax.sampling import batch, prefill, run, search, stream
 
 
 def test_refilled_slots_change_nothing(model_and_tokenizer, questions, monkeypatch):
@@ -99,3 +99,32 @@ def test_samples_are_refilled_one_by_one(model_and_tokenizer, questions, monkeyp
     fills = -(-12 * samples // (3 * stream.QUEUE_BATCHES))
     assert prompts <= set(reads)
     assert sum(prompt in prompts for prompt in reads) <= len(many) + fills
+
+
+def test_samples_that_share_a_long_prompt_are_refilled_together(model_and_tokenizer, questions, monkeypatch):
+    """Four questions with three slots each, which wait for one another; what the queue leaves goes on branch by branch."""
+    many = [
+        dataclasses.replace(q, id=f"t{i}", prompt_ids=q.prompt_ids[i % 4 :])
+        for i, q in enumerate(questions[i % 3] for i in range(11))
+    ]
+    config = cj.SampleConfig(
+        max_new_tokens=24, temperature=0.9, num_samples=3, step_delimiter="e", stop=(" ",)
+    )
+    whole = cj.generate(*model_and_tokenizer, many, config, KEY)
+    streamed, rows = [], []
+    monkeypatch.setattr(search, "default_rows", lambda *_: (12, False))
+    monkeypatch.setattr(run, "default_rows", lambda *_, **__: (12, False))
+    monkeypatch.setattr(batch, "LEAST_ROWS", 2)
+    monkeypatch.setattr(batch, "FIRST_SEGMENT", 10)
+    monkeypatch.setattr(stream, "SEGMENT", 3)
+    grow, smaller = search.stream, batch.split_branches
+    monkeypatch.setattr(search, "stream", lambda *given: streamed.append(given[0]) or grow(*given))
+    monkeypatch.setattr(batch, "split_branches", lambda *given: rows.append(given[1]) or smaller(*given))
+    pieces = cj.generate(*model_and_tokenizer, many, config, KEY)
+    assert [search.num_slots for search in streamed] == [3]
+    assert len(rows) == 1
+    alike = [(a, b) for a, b in zip(pieces, whole, strict=True) if a.token_ids == b.token_ids]
+    assert len(alike) >= len(whole) - 1
+    for piece, trace in alike:
+        assert (piece.id, piece.finish_reason) == (trace.id, trace.finish_reason)
+        np.testing.assert_allclose(piece.logprob, trace.logprob, atol=1e-5)

@@ -17,7 +17,7 @@ from caspo_jax.sampling import room
 GIB = 1 << 30
 
 
-def taken(model, rows, prompt, new_tokens, slots):
+def taken(model, rows, prompt, new_tokens, slots, holders):
     """Bytes of keys, values and logits, by what the loop holds: its own rows while they grow, prompts here and queued."""
 
     def cache(rows, columns):
@@ -27,26 +27,30 @@ def taken(model, rows, prompt, new_tokens, slots):
         return sum(x.size * jnp.dtype(x.dtype).itemsize for cache in caches for x in (cache.k, cache.v))
 
     own = [cache(rows, new_tokens), cache(rows, new_tokens // 2)]
-    prompts = [cache(rows, prompt), cache(2 * room.QUEUE_BATCHES * rows // slots, prompt)]
+    prompts = [cache(rows // holders, prompt), cache(2 * room.QUEUE_BATCHES * rows // slots, prompt)]
     return size(*own, *prompts) + 4 * room.LOGITS_COPIES * rows * model.config.vocab_size
 
 
+@pytest.mark.parametrize("split", [False, True])
 @pytest.mark.parametrize("prompt, new_tokens, slots", [(10, 20, 1), (300, 20, 4), (16, 300, 2)])
-def test_as_many_rows_as_there_is_room_for(model_and_tokenizer, monkeypatch, prompt, new_tokens, slots):
+def test_as_many_rows_as_there_is_room_for(
+    model_and_tokenizer, monkeypatch, prompt, new_tokens, slots, split
+):
     model, _ = model_and_tokenizer
     monkeypatch.setattr(room, "HOST_BYTES", 1 << 24)
-    rows = room.default_rows(model, prompt, new_tokens, slots)
+    rows, apart = room.default_rows(model, prompt, new_tokens, slots, split)
+    holders = 1 if apart else slots
     assert 8 <= rows < room.MOST_ROWS
-    assert taken(model, rows, prompt, new_tokens, slots) <= room.HOST_BYTES
+    assert taken(model, rows, prompt, new_tokens, slots, holders) <= room.HOST_BYTES
     more = rows + max(slots, 1 << rows.bit_length() - 3)  # the next number
-    assert taken(model, more + slots, prompt, new_tokens, slots) > room.HOST_BYTES
+    assert taken(model, more + slots, prompt, new_tokens, slots, holders) > room.HOST_BYTES
 
 
 def test_one_row_goes_where_there_is_room_for_none(model_and_tokenizer, monkeypatch):
     monkeypatch.setattr(room, "HOST_BYTES", 1)
-    assert room.default_rows(model_and_tokenizer[0], 5, 5) == 1
+    assert room.default_rows(model_and_tokenizer[0], 5, 5) == (1, False)
     monkeypatch.setattr(room, "HOST_BYTES", 1 << 50)
-    assert room.default_rows(model_and_tokenizer[0], 5, 5) == room.MOST_ROWS
+    assert room.default_rows(model_and_tokenizer[0], 5, 5) == (room.MOST_ROWS, False)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,12 +103,20 @@ def test_processes_come_to_the_same_room_whatever_else_their_devices_hold(room_o
 def test_the_rows_of_a_real_model(monkeypatch):
     monkeypatch.setattr(room, "room", lambda model: 30 * GIB)
 
-    def rows(new_tokens, mesh=None, slots=1):
+    def rows(new_tokens, mesh=None, slots=1, split=False, prompt=256):
         model = types.SimpleNamespace(config=model_shape("qwen3-8b"), dtype=jnp.bfloat16, mesh=mesh)
-        return room.default_rows(model, 256, new_tokens, slots)
+        return room.default_rows(model, prompt, new_tokens, slots, split)
 
-    assert rows(1024) == 56  # 144 KiB a column, 3,840 of them and the logits
-    assert rows(16384) == 8
-    assert rows(1024, slots=10) == 96  # a prompt is shared: 108
-    assert rows(1024, AbstractMesh((8,), ("fsdp",))) == 448  # 453
-    assert rows(1024, AbstractMesh((8,), ("tensor",))) == 384  # heads are split, logits counted whole: 440
+    assert rows(1024) == (56, False)  # 144 KiB a column, 3,840 of them and the logits
+    assert rows(16384) == (8, False)
+    assert rows(1024, slots=10) == (112, False)  # a prompt is shared: 122
+    assert rows(1024, slots=10, split=True) == (96, True)  # 108, and none waits for another
+    assert rows(256, slots=10, split=True, prompt=4096) == (
+        48,
+        False,
+    )  # 52; each with its own prompt would be 28
+    assert rows(1024, AbstractMesh((8,), ("fsdp",))) == (448, False)  # 453
+    assert rows(1024, AbstractMesh((8,), ("tensor",))) == (
+        384,
+        False,
+    )  # heads are split, logits counted whole: 440
