@@ -206,7 +206,8 @@ def hedge_trace(trace: Trace, chosen: Sequence[int], tokenizer: Any) -> Trace:
     text = "".join([*parts, trace.text[position:]])
     ids = list(tokenizer(text, add_special_tokens=False)["input_ids"])
     if trace.finish_reason == "eos":
-        ids.append(tokenizer.eos_token_id)
+        # By the token that ended it: chat models have several, of which the tokenizer names one at most.
+        ids.append(trace.token_ids[-1])
     return dataclasses.replace(
         trace, text=text, token_ids=tuple(ids), steps=(), logprob=None, entropy=None, strategy="hedged"
     )

@@ -30,6 +30,27 @@ def test_a_file_gets_the_hedges_that_were_asked_for(program, write, tmp_path):
     assert "inverted hedges" in printed
 
 
+def test_a_hedged_output_ends_as_it_ended():
+    """Llama 3 ends a turn by another token than a document, and the tokenizer names one of them."""
+    from caspo_jax.models import load_tokenizer
+    from caspo_jax.types import Step, Trace
+    from experiments.hedge import hedge_trace
+
+    tokenizer = load_tokenizer(TASK.policy_path)
+    text = "c = 41"
+    ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+    end = tokenizer.eos_token_id + 1
+    for reason, tail in (("eos", [end]), ("length", [])):
+        step = Step(0, len(text), 0, len(ids), text)
+        trace = Trace("q", None, None, None, (1,), (*ids, *tail), text, reason, steps=(step,))
+        hedged = hedge_trace(trace, [2], tokenizer)
+        assert hedged.text == "c = 41, maybe"
+        assert list(hedged.token_ids) == [
+            *tokenizer(hedged.text, add_special_tokens=False)["input_ids"],
+            *tail,
+        ]
+
+
 def test_a_confidence_that_traces_do_not_tell_is_refused_before_anything_is_sampled(
     program, tmp_path, monkeypatch
 ):
