@@ -232,9 +232,11 @@ def without_thought(tokenizer: Tokenizer, prompt_ids: Sequence[int]) -> list[int
 
 def thought_opening(tokenizer: Tokenizer, ids: list[int]) -> int | None:
     """Where the `<think>` begins that ids end with, white space around it included; None without one."""
-    if tokenizer.decode(ids[-_LONGEST_TAG:]).rstrip().endswith(OPEN_THOUGHT):
+    # Llama 3's tokenizers ask for a clean-up of spaces, which no text of ours gets and of which transformers warns.
+    spelled = functools.partial(tokenizer.decode, clean_up_tokenization_spaces=False)
+    if spelled(ids[-_LONGEST_TAG:]).rstrip().endswith(OPEN_THOUGHT):
         for start in range(len(ids) - 1, max(-1, len(ids) - _LONGEST_TAG - 1), -1):
-            if tokenizer.decode(ids[start:]).strip() == OPEN_THOUGHT:
+            if spelled(ids[start:]).strip() == OPEN_THOUGHT:
                 return start
     return None
 

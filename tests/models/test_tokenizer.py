@@ -280,3 +280,23 @@ def test_a_thought_that_the_template_opens(case):
     assert decode(tokenizer, kept).rstrip() == "Sky?"
     assert decode(tokenizer, without_thought(tokenizer, prompt)) == "Sky?\n<think>\n\n</think>\n\n"
     assert without_thought(tokenizer, kept) == kept
+
+
+def test_no_text_is_cleaned_up_where_a_thought_is_looked_for(golden, monkeypatch):
+    """Llama 3's tokenizers ask for it, and transformers warns wherever a text is asked for as they say."""
+    tokenizer = load_tokenizer(golden / "tokenizers" / "llama3_like")
+    tokenizer.clean_up_tokenization_spaces = True
+    asked, decoding = [], tokenizer.decode
+
+    def spy(ids, **options):
+        asked.append(options)
+        return decoding(ids, **options)
+
+    monkeypatch.setattr(tokenizer, "decode", spy)
+    prompt = encode_prompt(tokenizer, Question("q", prompt="Sky?\n<think>\n"))
+    assert (
+        len(opened_once(tokenizer, prompt, "<think> Hm."))
+        < len(prompt)
+        < len(without_thought(tokenizer, prompt))
+    )
+    assert {options["clean_up_tokenization_spaces"] for options in asked} == {False}
