@@ -200,6 +200,22 @@ def test_tree_search_asks_the_policy_where_told_to(world, monkeypatch):
         mcts_module.mcts(context, dataclasses.replace(settings, self_evaluation="other"))
 
 
+def test_a_policy_that_is_asked_about_prompt_ids_reads_what_they_say(world, monkeypatch):
+    context, settings, _ = world
+    asked = []
+    monkeypatch.setattr(mcts_module, "decode", lambda tokenizer, ids: f"<{ids}>")
+    monkeypatch.setattr(
+        mcts_module, "encode_prompt", lambda tokenizer, question: asked.append(question.question) or [1]
+    )
+    monkeypatch.setattr(mcts_module, "without_thought", lambda tokenizer, ids: ids)
+    monkeypatch.setattr(mcts_module, "probability_of_yes", lambda context, prompts: [0.5] * len(prompts))
+    context.model.config.context = 10_000
+    questions = [Question("x", prompt_ids=(7, 8)), Question("y", prompt="y?", prompt_ids=(9,))]
+    prompted = dataclasses.replace(settings, iterations=1, width=1, self_evaluation="prompt")
+    mcts_module.mcts(dataclasses.replace(context, questions=questions), prompted)
+    assert [text.partition("\n")[0] for text in asked] == ["<(7, 8)>", "y?"]
+
+
 def test_prefixes_go_as_far_as_yarn_does():
     rope = RopeConfig("yarn", factor=4.0, original_max_position_embeddings=8)
     plain = {"extract": str, "score": lambda *_: False, "same": lambda a, b: a == b}

@@ -12,7 +12,7 @@ import numpy as np
 from caspo_jax.errors import UserError
 from caspo_jax.evaluation.strategies.base import Answer, Context, Settings, elected_index
 from caspo_jax.evaluation.strategies.prefixes import Prefixes, next_logits, steps_of, sureness
-from caspo_jax.models import encode_prompt, token_bytes
+from caspo_jax.models import decode, encode_prompt, token_bytes
 from caspo_jax.models.tokenizer import without_thought
 from caspo_jax.sampling import token_text
 from caspo_jax.types import Question, Step
@@ -152,7 +152,8 @@ def _rewards(
     prompts = []
     for output in outputs:
         asked = context.questions[output.question]
-        text = JUDGE.format(question=asked.question or asked.prompt or "", solution=output.text(spelled))
+        said = asked.question or asked.prompt or decode(context.tokenizer, asked.prompt_ids or ())
+        text = JUDGE.format(question=said, solution=output.text(spelled))
         prompt = encode_prompt(context.tokenizer, Question(id="judge", question=text))
         prompts.append(without_thought(context.tokenizer, prompt))
     limit = context.model.config.context
