@@ -24,9 +24,10 @@ class RecordedTrace:
     texts: Mapping[int, str]  # what was scored, where the file says so
     length: int | None = None  # number of steps, if the file gave the whole trace
     name: str = "recorded"
+    of_no_trace: Mapping[str, Score] = dataclasses.field(default_factory=dict)  # stripped text -> score
 
     def score(self, steps: Sequence[str]) -> list[Score]:
-        """One score a step by position, None where there is none.
+        """One score a step by position, else by its text among those of no trace; None where there is none.
 
         Raises:
           UserError: scores of other steps: another number of them, or another text.
@@ -43,7 +44,7 @@ class RecordedTrace:
                     f"trace {self.trace_id!r}: the score of step {index} was recorded for the text "
                     f"{_shown(text)}, but the step is {_shown(steps[index])}: score these steps again"
                 )
-        return [self.scores.get(index) for index in range(len(steps))]
+        return [self.scores.get(i, self.of_no_trace.get(step.strip())) for i, step in enumerate(steps)]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,6 +54,9 @@ class RecordedScores:
     traces: Mapping[str, RecordedTrace]
     by_text: Mapping[str, Score]  # stripped text -> score
     name: str = "recorded"
+    of_no_trace: Mapping[str, Score] = dataclasses.field(
+        default_factory=dict
+    )  # of `by_text`, those of any trace
 
     def score(self, steps: Sequence[str]) -> list[Score]:
         """One score a step by its text (surrounding white space aside); None for a text that is not recorded.
@@ -62,8 +66,9 @@ class RecordedScores:
         return [self.by_text.get(step.strip()) for step in steps]
 
     def for_trace(self, trace_id: str) -> RecordedTrace:
-        """The scores of one trace; none of its steps is known if the file does not name it."""
-        return self.traces.get(trace_id, RecordedTrace(trace_id, {}, {}, name=self.name))
+        """The scores of one trace; if the file does not name it, only its steps of texts of no trace are known."""
+        unnamed = RecordedTrace(trace_id, {}, {}, name=self.name, of_no_trace=self.of_no_trace)
+        return self.traces.get(trace_id, unnamed)
 
 
 def read_scores(path: str | Path, name: str = "recorded") -> RecordedScores:
@@ -71,7 +76,7 @@ def read_scores(path: str | Path, name: str = "recorded") -> RecordedScores:
 
     A line gives one step (`trace_id` or `id`, `step_index`, `decisiveness`, and `text` if you like), a whole trace
     (`trace_id` or `id`, `decisiveness` as a list, and `steps` as a list of texts if you like), or a text of no
-    trace (`text`, `decisiveness`). A score is a number in [0, 1] or null; `score` and `scores` are read too.
+    trace (`text`, `decisiveness`), which is that of every step with this text that has no score of its own. A score is a number in [0, 1] or null; `score` and `scores` are read too.
 
     Args:
       path: the file.
@@ -84,6 +89,7 @@ def read_scores(path: str | Path, name: str = "recorded") -> RecordedScores:
     texts: dict[str, dict[int, str]] = {}
     lengths: dict[str, int] = {}
     by_text: dict[str, list[Score]] = {}
+    of_no_trace: dict[str, list[Score]] = {}
     for where, record in read_jsonl(path):
         line = parse_at(where, _line, record)
         for index, (score, text) in line.steps.items():
@@ -98,17 +104,22 @@ def read_scores(path: str | Path, name: str = "recorded") -> RecordedScores:
                     texts.setdefault(line.trace_id, {})[index] = text
             if text is not None:
                 by_text.setdefault(text.strip(), []).append(score)
+                if line.trace_id is None:
+                    of_no_trace.setdefault(text.strip(), []).append(score)
         if line.trace_id is not None and line.length is not None:
             scores.setdefault(line.trace_id, {})
             if lengths.setdefault(line.trace_id, line.length) != line.length:
                 raise UserError(
                     f"{where}: {line.trace_id!r} had {lengths[line.trace_id]} steps before, {line.length} now"
                 )
+    agreed, loose = (
+        {text: _agreed(found) for text, found in texts_of.items()} for texts_of in (by_text, of_no_trace)
+    )
     traces = {
-        trace: RecordedTrace(trace, found, texts.get(trace, {}), lengths.get(trace), name)
+        trace: RecordedTrace(trace, found, texts.get(trace, {}), lengths.get(trace), name, loose)
         for trace, found in scores.items()
     }
-    return RecordedScores(traces, {text: _agreed(found) for text, found in by_text.items()}, name)
+    return RecordedScores(traces, agreed, name, loose)
 
 
 def scores_to_record(

@@ -45,6 +45,19 @@ def test_a_line_a_step_a_line_a_trace_and_a_line_a_text(tmp_path):
     assert score_traces(scores, traces) == [[0.5, None], [1.0, 0.25]]
 
 
+def test_a_text_of_no_trace_is_known_in_every_trace(tmp_path):
+    lines = [
+        {"text": "a", "decisiveness": 0.25},
+        {"text": "b", "decisiveness": 0.5},
+        {"trace_id": "t", "step_index": 0, "score": 1},
+        {"id": "u", "scores": [None, 0.75], "steps": ["a", "only in u"]},
+    ]
+    scores = read_scores(written(tmp_path, *lines))
+    traces = [trace("none", "a", "b", "c"), trace("t", "a", " b "), trace("u", "a", "only in u")]
+    traces.append(trace("other", "only in u"))
+    assert score_traces(scores, traces) == [[0.25, 0.5, None], [1.0, 0.5], [None, 0.75], [None]]
+
+
 def test_what_is_written_is_read_back(tmp_path):
     path = written(tmp_path, scores_to_record("t", [0.1, None], ["a", "b"]), scores_to_record("u", []))
     scores = read_scores(path, name="people")
