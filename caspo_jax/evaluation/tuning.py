@@ -22,6 +22,8 @@ GRIDS: dict[str, tuple[str, tuple[float, ...]]] = {
     "deepconf": ("keep", (0.1, 0.5, 0.9)),
 }
 
+# What takes no temperature from the pool: greedy choices have none, searches their own.
+UNPOOLED = {"greedy", "cot_decoding", "cat", "cat_paper"}
 
 # What CaT's paths may elect by: the probability of distinct paths, or their confidence to a power.
 CAT_VOTES: tuple[tuple[Vote, float], ...] = (
@@ -40,11 +42,11 @@ def tune(
 
     The pool's temperature is the one with the best mean accuracy over the wanted votes, each at its best setting; CaT
     has a temperature, a threshold and a vote of its own, at its middle size. Ties go to what costs fewer tokens (CaT), else
-    to the value that comes first. KAPPA, beam, MCTS and CoT-decoding keep their settings and take the pool's temperature.
+    to the value that comes first. KAPPA, beam and MCTS keep their settings and take the pool's temperature; nothing is
+    sampled for greedy and CoT-decoding, which draw nothing.
     """
     trials: list[dict[str, Any]] = []
-    searched = [n for n in ("cat", "cat_paper") if n in names]
-    pooled = [n for n in VOTES if n in names] or (["self_consistency"] if set(names) - set(searched) else [])
+    pooled = [n for n in VOTES if n in names] or (["self_consistency"] if set(names) - UNPOOLED else [])
     steps = len(TEMPERATURES) * (bool(pooled) + ("cat" in names) * len(THRESHOLDS)) + (
         "cat_paper" in names
     ) * len(THRESHOLDS)
