@@ -95,7 +95,7 @@ def main() -> None:
             overwrite=FLAGS.overwrite,
             progress=progress.reach,
         )
-    rows = summary(Path(FLAGS.output), answers, questions)
+    rows = summary(Path(FLAGS.output), answers, questions, strategy)
     if strategy == "cat":
         rows["threshold"] = f"{config.threshold:.6g}" if config.threshold else "0: never prune"
     rows |= calibrations.caveat(calibration, config)
@@ -119,8 +119,12 @@ def check_flags(strategy: str, searching: bool) -> None:
         raise UserError(f"--temperature={FLAGS.temperature} contradicts --strategy=greedy")
 
 
-def summary(output: Path, answers: Path | None, questions: list[Any]) -> dict[str, Any]:
-    """Counts, tokens and accuracy of a file of traces: of the answers that were voted for, where there are any."""
+def summary(output: Path, answers: Path | None, questions: list[Any], strategy: str) -> dict[str, Any]:
+    """Counts, tokens and accuracy of a file of traces: of the answers that were voted for, where there are any.
+
+    The tokens are those that were decoded, as the answers say; paths of a tree share their beginnings, and no path holds
+    those of pruned branches. Of an exploration, which has no answers, they are called those in the traces.
+    """
     from caspo_jax.records import trace_from_record
     from caspo_jax.store import each_record, read_jsonl
 
@@ -134,11 +138,13 @@ def summary(output: Path, answers: Path | None, questions: list[Any]) -> dict[st
     rows: dict[str, Any] = {
         "questions": len(questions),
         "traces": traces,
-        "tokens": tokens,
+        "tokens in the traces" if strategy == "explore" else "tokens": tokens,
         "cut at the limit": cut,
     }
     if answers is not None:
-        voted = [record["correct"] for _, record in read_jsonl(answers) if record["correct"] is not None]
+        records = [record for _, record in read_jsonl(answers)]
+        voted = [record["correct"] for record in records if record["correct"] is not None]
+        rows["tokens"] = sum(record["tokens"] for record in records)
         rows |= _share("accuracy", voted, "answers") | _share("right paths", judged, "paths")
     else:
         rows |= _share("accuracy", judged, "traces")

@@ -119,6 +119,25 @@ def test_accuracy_is_that_of_the_answers_voted_for(program, write, tmp_path, str
     assert ("threshold 0: never prune" in lines) == (strategy == "cat")
 
 
+def test_the_tokens_of_a_search_are_those_that_it_decoded(program, write, tmp_path):
+    """Not those in its paths, which share their beginnings and hold none of a pruned branch's."""
+    task = get_task("graph")
+    given = write("in.jsonl", [question_to_record(q) for q in task.questions("tune", 4, seed=5)])
+    flags = {"model": task.policy_path, "input": given, "max_new_tokens": 64, "num_branches": 4}
+    for strategy, more, label in (
+        ("cat", {"threshold": 0.9}, "tokens"),
+        ("explore", {}, "tokens in the traces"),
+    ):
+        output, trees = tmp_path / f"{strategy}.jsonl", tmp_path / f"{strategy}.trees.jsonl"
+        code, out, err = program("generate", strategy=strategy, output=output, trees=trees, **flags, **more)
+        assert code == 0, err
+        decoded = sum(len(node) for tree in read(trees) for node in tree["token_ids"])
+        in_traces = sum(len(trace["token_ids"]) for trace in read(output))
+        assert decoded != in_traces
+        shown = decoded if strategy == "cat" else in_traces
+        assert f"{label} {shown:,}" in [" ".join(line.split()) for line in out.splitlines()], out
+
+
 def test_recommended_sampling_is_said_and_not_followed(program, write, tmp_path):
     """Who knows transformers or vLLM expects generation_config.json to be followed."""
     model, given = tmp_path / "model", write("in.jsonl", [{"id": "q", "prompt_ids": [5, 6]}])
