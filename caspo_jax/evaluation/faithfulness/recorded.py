@@ -56,7 +56,7 @@ class RecordedScores:
     name: str = "recorded"
     of_no_trace: Mapping[str, Score] = dataclasses.field(
         default_factory=dict
-    )  # of `by_text`, those of any trace
+    )  # the same, of lines without a trace
 
     def score(self, steps: Sequence[str]) -> list[Score]:
         """One score a step by its text (surrounding white space aside); None for a text that is not recorded.
@@ -76,7 +76,8 @@ def read_scores(path: str | Path, name: str = "recorded") -> RecordedScores:
 
     A line gives one step (`trace_id` or `id`, `step_index`, `decisiveness`, and `text` if you like), a whole trace
     (`trace_id` or `id`, `decisiveness` as a list, and `steps` as a list of texts if you like), or a text of no
-    trace (`text`, `decisiveness`), which is that of every step with this text that has no score of its own. A score is a number in [0, 1] or null; `score` and `scores` are read too.
+    trace (`text`, `decisiveness`), whose score is that of every step with this text that has none of its own. A score is
+    a number in [0, 1] or null; `score` and `scores` are read too.
 
     Args:
       path: the file.
