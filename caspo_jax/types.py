@@ -35,6 +35,12 @@ class Question:
     prompt_ids: tuple[int, ...] | None = None
     gold: str | None = None
     extra: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    where: str | None = dataclasses.field(default=None, compare=False)  # file:line it was read from
+
+    @property
+    def name(self) -> str:
+        """What messages call it: by its file and line too, where it has them."""
+        return f"{self.where}: question {self.id!r}" if self.where else f"question {self.id!r}"
 
 
 @dataclasses.dataclass(frozen=True)

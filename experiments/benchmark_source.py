@@ -218,7 +218,7 @@ def check_lengths(policy: Any, questions: Sequence[Question], new_tokens: int) -
 
     for question in questions:
         prompt = encode_prompt(policy.tokenizer, question)
-        check_prompt_ids(prompt, policy.model.config, f"question {question.id!r}", new_tokens)
+        check_prompt_ids(prompt, policy.model.config, question.name, new_tokens)
 
 
 def data_paths(given: Sequence[str]) -> dict[str, str]:

@@ -48,7 +48,7 @@ def load_questions(path: str, *, need_gold: bool = False, instruct: bool = True)
             field = f"field `{FLAGS.gold_field}`" if FLAGS.gold_field else "field `gold` or `answer`"
             raise UserError(f"{where}: question {question.id!r} has no gold answer ({field})")
         seen[question.id] = where
-        questions.append(question)
+        questions.append(dataclasses.replace(question, where=where))
     if not questions:
         raise UserError(f"{path}: no questions in it")
     if FLAGS.gold_field and all(question.gold is None for question in questions):

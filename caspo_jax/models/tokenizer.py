@@ -155,17 +155,15 @@ def encode_prompt(tokenizer: Tokenizer | None, question: Question) -> list[int]:
     if question.prompt_ids is not None:
         ids = list(question.prompt_ids)
     elif tokenizer is None:
-        raise UserError(f"question {question.id!r}: the checkpoint has no tokenizer, so give prompt_ids")
+        raise UserError(f"{question.name}: the checkpoint has no tokenizer, so give prompt_ids")
     elif question.prompt is not None:
-        ids = _encode_text(tokenizer, whole_text(question.prompt, f"question {question.id!r}"))
+        ids = _encode_text(tokenizer, whole_text(question.prompt, question.name))
     elif question.question is not None:
-        ids = _encode_question(
-            tokenizer, whole_text(question.question, f"question {question.id!r}"), question.id
-        )
+        ids = _encode_question(tokenizer, whole_text(question.question, question.name), question.name)
     else:
-        raise UserError(f"question {question.id!r}: needs one of question, prompt, prompt_ids")
+        raise UserError(f"{question.name}: needs one of question, prompt, prompt_ids")
     if not ids:
-        raise UserError(f"question {question.id!r}: the prompt is empty")
+        raise UserError(f"{question.name}: the prompt is empty")
     return ids
 
 
@@ -189,10 +187,10 @@ def _encode_text(tokenizer: Tokenizer, text: str) -> list[int]:
     return ids
 
 
-def _encode_question(tokenizer: Tokenizer, text: str, id: str) -> list[int]:
+def _encode_question(tokenizer: Tokenizer, text: str, name: str) -> list[int]:
     if not tokenizer.chat_template:
         return _encode_text(tokenizer, text)
-    rendered = render_chat(tokenizer, [{"role": "user", "content": text}], f"question {id!r}")
+    rendered = render_chat(tokenizer, [{"role": "user", "content": text}], name)
     return list(tokenizer.encode(rendered, add_special_tokens=False))
 
 

@@ -119,7 +119,7 @@ def run(
     prompts = [tuple(encode_prompt(tokenizer, record)) for record in records]
     own = [None] * len(records) if limits is None else list(limits)
     for record, prompt, limit in zip(records, prompts, own, strict=True):
-        check_prompt_ids(prompt, shape, f"question {record.id!r}", limit or settings.max_new_tokens)
+        check_prompt_ids(prompt, shape, record.name, limit or settings.max_new_tokens)
     vocabulary = _vocabulary(tokenizer, shape.vocab_size)
     if not records:
         return Run([], [], [], vocabulary, [])

@@ -138,7 +138,7 @@ def test_tokens_that_no_model_takes(program, tmp_path, write, name):
         ({"prompt_ids": [5] * 100_000}, "context"),
     ):
         given = write("in.jsonl", [record | change])
-        one_line(program(name, **flags_of(name, tmp_path, MODEL, given)), word)
+        one_line(program(name, **flags_of(name, tmp_path, MODEL, given)), word, "in.jsonl:1")
     assert not list(tmp_path.glob("out*/**/*.json*"))
 
 

@@ -64,14 +64,14 @@ def with_intervention(question: Question, name: str, tokenizer: Any) -> Question
     if not text:
         return question
     if question.question is None or question.prompt is not None or question.prompt_ids is not None:
-        raise UserError(f"question {question.id!r}: an intervention needs a question that is no final prompt")
+        raise UserError(f"{question.name}: an intervention needs a question that is no final prompt")
     if not tokenizer.chat_template:
         return dataclasses.replace(question, prompt=f"{text}\n\n{question.question}")
     system = [{"role": "system", "content": text}, {"role": "user", "content": question.question}]
     merged = [{"role": "user", "content": f"{text}\n\n{question.question}"}]
     for messages in (system, merged):
         with contextlib.suppress(UserError):  # many templates refuse a system message
-            prompt = render_chat(tokenizer, messages, f"question {question.id!r}")
+            prompt = render_chat(tokenizer, messages, question.name)
             if text in prompt:
                 return dataclasses.replace(question, prompt=prompt)
     raise UserError(

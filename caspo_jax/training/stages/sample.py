@@ -92,7 +92,7 @@ def sample_stage(
     # All of them before anything is written or decoded: a question that cannot be asked is not found out hours later.
     for question in questions:
         prompt = encode_prompt(policy.tokenizer, question)
-        check_prompt_ids(prompt, policy.model.config, f"question {question.id!r}", decoding.max_new_tokens)
+        check_prompt_ids(prompt, policy.model.config, question.name, decoding.max_new_tokens)
     traces_out = open_output(output, "sample", settings, overwrite)
     side = {
         name: open_output(Path(path), name, settings, overwrite, kind)
