@@ -163,6 +163,7 @@ def test_question_fields_and_their_other_names():
     [
         ({"gold": "", "answer": "3"}, "3"),
         ({"gold": " \n", "answer": ""}, None),
+        ({"gold": math.nan, "answer": [math.nan]}, None),
         ({"gold": [], "answer": ["18"]}, "18"),
         ({"answer": [18]}, "18"),
         ({"answer": [""]}, None),

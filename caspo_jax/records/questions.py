@@ -75,7 +75,8 @@ def _gold(value: Any) -> str | None:
         value = value[0] if value else None
     if isinstance(value, (bool, list, dict)):
         raise UserError(f"the gold answer must be a string or a number, found {type(value).__name__}")
-    return None if value is None or not str(value).strip() else str(value)
+    missing = value is None or value != value  # a table's empty cell may be written as NaN
+    return None if missing or not str(value).strip() else str(value)
 
 
 def question_to_record(question: Question) -> dict[str, Any]:
