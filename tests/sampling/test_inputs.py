@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import types
 
 import jax
 import jax.numpy as jnp
@@ -20,8 +21,6 @@ from caspo_jax.types import Question
 
 
 def test_records_of_a_file_are_questions():
-    import types
-
     given = [{"id": 7, "problem": "one", "answer": 3}, types.MappingProxyType({"prompt_ids": [1, 2]}), "one"]
     a, b, c = as_questions(given)
     assert (a.id, a.question, a.gold) == ("7", "one", "3")
@@ -38,6 +37,14 @@ def test_records_of_a_file_are_questions():
     for record, word in (({"id": "a"}, "needs one of"), ({"prompt_ids": "ab"}, "token ids")):
         with pytest.raises(UserError, match=rf"questions\[1\].*{word}"):
             as_questions(["one", record])
+
+
+def test_token_ids_of_a_question_may_be_an_array():
+    given = Question(id="a", prompt_ids=np.array([1, 2]))
+    assert (
+        as_questions([given, dataclasses.replace(given, prompt_ids=[1, 2])])
+        == [Question(id="a", prompt_ids=(1, 2))] * 2
+    )
 
 
 def test_string_questions_have_stable_ids():
@@ -68,6 +75,14 @@ def test_numbers_beyond_integers_of_32_bits_are_no_limit():
     "questions, match",
     [
         ("one", "list"),
+        ({"question": "one"}, "questions is one question: give a list of them"),
+        (types.SimpleNamespace(iterrows=None), r'give a list of its rows, table.to_dict\("records"\)'),
+        (["x", "\ud800"], r"questions\[1\]: character 0 is a lone surrogate"),
+        ([{"question": "\ud800"}], r"questions\[0\]: character 0 is a lone surrogate"),
+        (
+            [Question(id="a", prompt_ids=(5.5, 6))],
+            r"questions\[0\]: `prompt_ids` must be a list of token ids",
+        ),
         ([3], "int"),
         ([Question(id="a", question="x"), Question(id="a", question="y")], "'a'"),
         ([Question(id=3, question="x")], r"questions\[0\]: id=3 is a int: give a string"),
