@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import inspect
 from collections.abc import Callable
@@ -27,7 +28,8 @@ def compiled_when_eager(*settings: str) -> Callable[[Callable[P, R]], Callable[P
     `Pure`, the function is called as it stands.
 
     Args:
-      settings: the names of the arguments that are no arrays; they must be hashable. The first argument is the model.
+      settings: the names of the arguments that are no arrays, nor records of arrays; they must be hashable. The first
+        argument is the model.
     """
 
     def decorate(function: Callable[P, R]) -> Callable[P, R]:
@@ -47,7 +49,8 @@ def compiled_when_eager(*settings: str) -> Callable[[Callable[P, R]], Callable[P
             if any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves((state, arrays))):
                 return function(*args, **kwargs)
             static = tuple(item for item in given if item[0] in settings)
-            return program(graphdef, state, {name: jnp.asarray(x) for name, x in arrays.items()}, static)
+            whole = {n: x if dataclasses.is_dataclass(x) else jnp.asarray(x) for n, x in arrays.items()}
+            return program(graphdef, state, whole, static)
 
         return call
 

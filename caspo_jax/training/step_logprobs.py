@@ -13,6 +13,7 @@ import numpy as np
 from flax import nnx
 
 from caspo_jax.errors import UserError
+from caspo_jax.models.eager import compiled_when_eager
 from caspo_jax.models.remat import Remat
 from caspo_jax.sharding import mesh_of, place, whole
 from caspo_jax.training.scored_stats import scored_stats
@@ -29,6 +30,7 @@ class StepSums(NamedTuple):
     tokens: Array  # [R] float32, how many tokens
 
 
+@compiled_when_eager("chunk", "remat")
 def step_sums(model: Any, rows: StepRows, chunk: int | None = None, remat: Remat = "none") -> StepSums:
     """Sums over each row's step of the log-prob of its tokens and of the entropy that they were drawn with.
 
@@ -57,6 +59,7 @@ def step_sums(model: Any, rows: StepRows, chunk: int | None = None, remat: Remat
     return StepSums(jnp.sum(logprob, axis=1), jnp.sum(entropy, axis=1), tokens)
 
 
+@compiled_when_eager("chunk", "remat")
 def tree_sums(model: Any, batch: TreeBatch, chunk: int | None = None, remat: Remat = "none") -> StepSums:
     """Sums over the items of packed trees: what `step_sums` gives for their rows, each shared token read once.
 

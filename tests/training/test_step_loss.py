@@ -300,3 +300,20 @@ def test_masks_of_numbers(model, batch):
     floats = jax.tree.map(lambda x: x.astype(np.float32) if x.dtype == bool else x, batch)
     want, _ = step_dpo_loss(model, batch)
     assert step_dpo_loss(model, floats)[0] == want
+
+
+def test_outside_of_jit_a_shape_is_compiled_once():
+    """A loss by itself, of batches held out: not a second for each."""
+    compiled = []
+    jax.monitoring.register_event_duration_secs_listener(
+        lambda name, *_, **__: compiled.append(name) if name.endswith("/backend_compile_duration") else None
+    )
+    model, (first, second) = tiny_decoder(), (random_batch(seed=seed, pairs=2) for seed in (3, 4))
+    expected = nnx.jit(step_dpo_loss)(model, on_device(second))[0]
+    step_dpo_loss(model, first)
+    before = len(compiled)
+    assert before > 0
+    np.testing.assert_allclose(step_dpo_loss(model, second)[0], expected, rtol=1e-6)
+    step_sums(model, on_device(second.chosen))
+    step_sums(model, on_device(first.chosen))
+    assert len(compiled) == before + 1  # `step_sums` of half as many rows
