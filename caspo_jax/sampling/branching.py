@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
+from caspo_jax.errors import UserError
 from caspo_jax.sampling import state as codes
 from caspo_jax.sampling.keys import fold_in
 from caspo_jax.sampling.knobs import Knobs
@@ -36,10 +37,20 @@ def rank(among: jax.Array, first: jax.Array, then: jax.Array) -> jax.Array:
 
 def pruned(policy: Policy, knobs: Knobs, view: Boundary) -> jax.Array:
     """[B, K] which branches at a boundary are pruned: the worst first, as long as min_live branches remain."""
-    score = policy.prune(knobs, view)
+    score = _per_branch("prune", policy.prune(knobs, view), view)
     condemned = view.boundary & (score < knobs.threshold)
     spare = jnp.sum(view.live, axis=-1, dtype=jnp.int32) - knobs.min_live
     return condemned & (rank(condemned, score, -view.node) < spare[:, None])
+
+
+def _per_branch(rule: str, given: Any, view: Boundary) -> jax.Array:
+    """What a policy's function gave, if it is a number a branch. Raises UserError if not."""
+    if jnp.shape(given) != view.live.shape:
+        raise UserError(
+            f"the policy's `{rule}` gave shape {jnp.shape(given)} for branches of shape {view.live.shape}: "
+            "give each branch [B, K] a number"
+        )
+    return jnp.asarray(given)
 
 
 def forks(policy: Policy, knobs: Knobs, view: Boundary, free: jax.Array) -> Forks:
@@ -54,7 +65,7 @@ def forks(policy: Policy, knobs: Knobs, view: Boundary, free: jax.Array) -> Fork
     slots_per = view.live.shape[1]
     here = view.boundary
     # More than there are slots change nothing, and their sums may not fit into int32.
-    wanted = jnp.where(here, jnp.clip(policy.fork(knobs, view), 0, slots_per), 0)
+    wanted = jnp.where(here, jnp.clip(_per_branch("fork", policy.fork(knobs, view), view), 0, slots_per), 0)
     surer = earlier(-view.path_confidence, view.node) & here[:, None, :]
     first = jnp.sum(jnp.where(surer, wanted[:, None, :], 0), axis=-1)  # forks of surer branches
     turn = jnp.cumsum(free, axis=-1) - free  # which free slot this is

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -9,6 +11,7 @@ from toy_model import config, copy_rows, decode
 
 from caspo_jax.confidence import PATH_CONFIDENCES
 from caspo_jax.confidence.path import path_init, path_update
+from caspo_jax.errors import UserError
 from caspo_jax.sampling import Boundary, Knobs, make_policy
 from caspo_jax.sampling.branching import forks, pruned
 
@@ -56,3 +59,13 @@ def test_a_normalised_entropy_knows_the_vocabulary():
     policy = make_policy(decode, copy_rows, config(step_confidence="normalised"), vocab_size=50)
     got = policy.step_confidence({"entropy": row(1.0, 2.0, 9.0)}, row(True, True, False))
     assert float(got[0]) == pytest.approx(1 - 1.5 / np.log(50), rel=1e-5)
+
+
+def test_a_rule_that_gives_one_number_for_all_branches_is_refused():
+    settings = config(num_branches=4, threshold=0.55)
+    policy, knobs = make_policy(decode, copy_rows, settings), Knobs.of(settings)
+    one = dataclasses.replace(policy, prune=lambda knobs, view: 0.5, fork=lambda knobs, view: 1)
+    with pytest.raises(UserError, match=r"`prune` gave shape \(\) for branches of shape \(1, 4\)"):
+        pruned(one, knobs, VIEW)
+    with pytest.raises(UserError, match=r"`fork` gave shape \(\) for branches of shape \(1, 4\)"):
+        forks(one, knobs, VIEW, ~LIVE)
