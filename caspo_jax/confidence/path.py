@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from caspo_jax.confidence.registering import is_registered
 from caspo_jax.errors import UserError
 
 Array = Any  # jax.Array inside jit, np.ndarray on the host
@@ -62,7 +63,7 @@ _VALUES: dict[str, Callable] = {
 
 def path_value(name: str, state: PathState) -> jax.Array:
     """The path confidence `name` of the state [...]; NaN for a path without a closed step."""
-    value = _value(name)(jnp, state)
+    value = _checked(name, jnp, state)
     return jnp.where(state.count > 0, value, jnp.nan)
 
 
@@ -83,7 +84,7 @@ def path_confidence(name: str, step_confidences: Array, mask: Array | None = Non
     >>> {name: round(float(path_confidence(name, np.array([0.9, 0.4]))), 2) for name in ("geometric", "min", "last")}
     {'geometric': 0.6, 'min': 0.4, 'last': 0.4}
     """
-    compute = _value(name)
+    _value(name)  # an unknown name is refused first
     xp = jnp if isinstance(step_confidences, jax.Array) or isinstance(mask, jax.Array) else np
     c = xp.asarray(step_confidences, np.float64 if xp is np else jnp.float32)
     keep = xp.ones(c.shape, bool) if mask is None else xp.broadcast_to(xp.asarray(mask, bool), c.shape)
@@ -97,7 +98,7 @@ def path_confidence(name: str, step_confidences: Array, mask: Array | None = Non
             minimum=xp.min(xp.where(keep, c, xp.inf), axis=-1, initial=xp.inf),
             last=xp.sum(xp.where(position == latest, c, 0.0), axis=-1),
         )
-        value = compute(xp, state)
+        value = _checked(name, xp, state)
     return xp.where(count > 0, value, xp.nan)
 
 
@@ -105,6 +106,16 @@ def _value(name: str) -> Callable:
     if name not in _VALUES:
         raise UserError(f"unknown path confidence {name!r}; choose from {', '.join(_VALUES)}")
     return _VALUES[name]
+
+
+def _checked(name: str, xp: Any, state: PathState) -> Array:
+    value = _value(name)(xp, state)
+    if np.shape(value) != state.count.shape:  # broadcast, all paths would have one value
+        raise UserError(
+            f"path confidence {name!r} gave shape {np.shape(value)} for paths of shape {state.count.shape}: "
+            "give each path a value of its own"
+        )
+    return value
 
 
 def _named(name: str) -> Callable[..., Array]:
@@ -124,10 +135,10 @@ def register_path_confidence(name: str, value: Callable[[Any, PathState], Array]
         with at least one closed step (elsewhere its result is replaced by NaN).
 
     Raises:
-      UserError: the name is taken; compiled searches know a confidence by its name.
+      UserError: the name is taken by another function; compiled searches know a confidence by its name.
     """
-    if name in _VALUES:
-        raise UserError(f"path confidence {name!r} exists already: choose another name")
+    if is_registered("path confidence", name, value, _VALUES):
+        return
     _VALUES[name] = value
     PATH_CONFIDENCES[name] = _named(name)
 

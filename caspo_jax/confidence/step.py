@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from caspo_jax.confidence.registering import is_registered
 from caspo_jax.confidence.token import TOKEN_FIELDS, TokenStats
 from caspo_jax.errors import UserError
 
@@ -121,7 +122,8 @@ def step_confidence(name: str, stats: TokenStats, mask: Array, vocab_size: int |
       they are host arrays. A step without a token is NaN; values outside the mask never matter.
 
     Raises:
-      UserError: unknown name, a missing field, a mask of another length T, or `normalised` without vocab_size >= 2.
+      UserError: unknown name, a missing field, a mask of another length T, `normalised` without vocab_size >= 2, or a
+        registered formula that gives something else than one value a step.
 
     >>> stats = TokenStats(entropy=np.array([0.1, 0.3, 5.0]))
     >>> round(float(step_confidence("entropy", stats, np.array([True, True, False]))), 4)  # exp(-0.2)
@@ -144,6 +146,13 @@ def step_confidence(name: str, stats: TokenStats, mask: Array, vocab_size: int |
             )
     with np.errstate(all="ignore"):  # an empty step divides 0 by 0 on purpose
         value = formula(xp, chosen, mask, vocab_size)
+    # A formula that also averages over the steps would give them all one value.
+    steps = np.broadcast_shapes(mask.shape, *(getattr(chosen, field).shape for field in fields))[:-1]
+    if np.shape(value) != steps:
+        raise UserError(
+            f"step confidence {name!r} gave shape {np.shape(value)} for steps of shape {steps}: "
+            "its formula is to reduce the last axis, the tokens, and no other"
+        )
     return xp.where(xp.any(mask, axis=-1), value, xp.nan)
 
 
@@ -171,10 +180,14 @@ def register_step_confidence(name: str, fields: tuple[str, ...], formula: Callab
         inside jit and NumPy on the host. Values outside the mask must not matter.
 
     Raises:
-      UserError: the name is taken (compiled searches know a confidence by its name), or an unknown field.
+      UserError: the name is taken by another formula (compiled searches know a confidence by its name), or an unknown
+        field.
     """
-    if name in _FORMULAS:
-        raise UserError(f"step confidence {name!r} exists already: choose another name")
+    fields = (fields,) if isinstance(fields, str) else tuple(fields)
+    if is_registered("step confidence", name, formula, {n: known for n, (_, known) in _FORMULAS.items()}):
+        if fields == _FORMULAS[name][0]:
+            return
+        raise UserError(f"step confidence {name!r} exists already with other fields: choose another name")
     unknown = sorted(set(fields) - set(TOKEN_FIELDS))
     if unknown:
         raise UserError(f"step confidence {name!r}: no token statistic {', '.join(unknown)}")

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from caspo_jax.confidence.path import path_value
+from caspo_jax.confidence.registering import is_registered
 from caspo_jax.confidence.step import needed_fields, step_confidence
 from caspo_jax.confidence.token import TokenStats
 from caspo_jax.errors import UserError
@@ -91,10 +92,10 @@ def register_prune_rule(name: str, score: PruneScore) -> None:
       score: (Knobs, Boundary) -> [B, K] f32; a branch at a step boundary is pruned if strictly below `threshold`.
 
     Raises:
-      UserError: the name is taken.
+      UserError: the name is taken by another function.
     """
-    if name in PRUNE_SCORES:
-        raise UserError(f"pruning rule {name!r} exists already: choose another name")
+    if is_registered("pruning rule", name, score, PRUNE_SCORES):
+        return
     PRUNE_SCORES[name] = score
     PRUNE_RULES.append(name)
 
