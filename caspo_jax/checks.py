@@ -16,6 +16,24 @@ def check(ok: bool, message: str) -> None:
         raise UserError(message)
 
 
+def of_kind(value: Any, kinds: type | tuple[type, ...], function: str, argument: str, hint: str = "") -> None:
+    """Refuses an argument of another type.
+
+    Args:
+      value: what was given.
+      kinds: the types that will do.
+      function: what it was given to.
+      argument: its name there.
+      hint: what else the message says.
+
+    Raises:
+      UserError: names function, argument and both types.
+    """
+    wanted = " or ".join(kind.__name__ for kind in (kinds if isinstance(kinds, tuple) else (kinds,)))
+    given = f"{function} takes a {wanted} as {argument}, not a {type(value).__name__}"
+    check(isinstance(value, kinds), given + (f"; {hint}" if hint else ""))
+
+
 def own_numbers(config: Any) -> None:
     """Makes the numbers in the fields of a frozen dataclass Python's own, which JSON and compiled programs know."""
     for field in dataclasses.fields(config):

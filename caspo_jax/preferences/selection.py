@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from caspo_jax.checks import of_kind
 from caspo_jax.errors import UserError
 from caspo_jax.preferences.candidates import Candidate, PrefixKey, filter_candidates
 from caspo_jax.preferences.competitors import CompetitorMaker, NoCompetitor, Rival
@@ -54,9 +55,12 @@ def select_pairs(
       pairs + reasons.
 
     Raises:
-      UserError: `low_confidence_correct` is asked for without `competitors`.
+      UserError: something else than candidates; `low_confidence_correct` is asked for without `competitors`.
     """
     config = config or PairConfig()
+    for candidate in candidates:
+        hint = "candidates, counts = build_candidates(traces)"
+        of_kind(candidate, Candidate, "select_pairs", "a candidate", hint)
     if "low_confidence_correct" in config.kinds and competitors is None:
         raise UserError(
             "pairs of kind low_confidence_correct need a model to make competitors: "

@@ -6,6 +6,9 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
+from flax import nnx
+
+from caspo_jax.checks import check, of_kind
 from caspo_jax.errors import UserError
 from caspo_jax.sampling.config import CatConfig, SampleConfig
 from caspo_jax.sampling.questions import Questions
@@ -17,9 +20,11 @@ from caspo_jax.sampling.votes import last_line, same_text
 from caspo_jax.types import CatResult, Equal, Extract, Progress, Trace
 
 
-def _check_config(config: Any, kind: type, function: str) -> None:
-    if not isinstance(config, kind):
-        raise UserError(f"{function} takes a {kind.__name__} as config, not a {type(config).__name__}")
+def _check(model: Any, config: Any, kind: type, function: str) -> None:
+    found = type(model).__name__
+    hint = "load_pretrained gives one, and its tokenizer beside it"
+    check(isinstance(model, nnx.Module), f"{function} takes a Decoder as model, not a {found}; {hint}")
+    of_kind(config, kind, function, "config")
 
 
 def generate(
@@ -77,7 +82,7 @@ def generate(
     >>> [trace.finish_reason for trace in traces], 0 < traces[0].steps[0].confidence <= 1
     (['eos', 'eos'], True)
     """
-    _check_config(config, SampleConfig, "generate")
+    _check(model, config, SampleConfig, "generate")
     strategy = "greedy" if config.temperature == 0 else "sample"
     samples = config.num_samples
     search = CatConfig(
@@ -163,7 +168,7 @@ def cat_search(
     >>> [result.tokens > 0 and result.answer is not None for result in results]
     [True, True]
     """
-    _check_config(config, CatConfig, "cat_search")
+    _check(model, config, CatConfig, "cat_search")
     return search_results(
         model,
         tokenizer,
@@ -226,7 +231,7 @@ def cat_sweep(
     >>> len(loose), loose[0].tree.threshold, strict[0].tree.threshold
     (2, 0.0, 0.9)
     """
-    _check_config(config, CatConfig, "cat_sweep")
+    _check(model, config, CatConfig, "cat_sweep")
     if not len(thresholds):
         raise UserError("thresholds is empty: give at least one")
     found = search_results(

@@ -11,7 +11,7 @@ import numpy as np
 from caspo_jax.errors import UserError
 from caspo_jax.records import finite
 from caspo_jax.steps.segmentation import DEFAULT_DELIMITER, segment
-from caspo_jax.steps.verifiers import Verifier, VerifyItem
+from caspo_jax.steps.verifiers import Verifier, VerifyItem, asked
 from caspo_jax.types import VERDICTS, Question, Step, Trace, Verdict
 
 # Strategy and reason of outputs that were left before their end: their answer is neither right nor wrong. What a data
@@ -255,7 +255,7 @@ def verify_traces(
     """The segmented traces with the verifier's verdict on every finished step.
 
     Raises:
-      UserError: the verifier gave something else than one of VERDICTS for each step.
+      UserError: the verifier is none, or gave something else than one of VERDICTS for each step.
     """
     where: list[tuple[int, int]] = []
     items: list[VerifyItem] = []
@@ -263,9 +263,7 @@ def verify_traces(
         for index, item in step_items(trace, (questions or {}).get(trace.id)):
             where.append((row, index))
             items.append(item)
-    verdicts = verifier.verify(items)
-    if len(verdicts) != len(items):
-        raise UserError(f"verifier {verifier.name!r} gave {len(verdicts)} verdicts for {len(items)} steps")
+    verdicts = asked(verifier, items)
     for (row, index), verdict in zip(where, verdicts):
         if verdict not in VERDICTS:
             raise UserError(

@@ -47,6 +47,24 @@ class Verifier(Protocol):
         ...
 
 
+def asked(verifier: Verifier, items: Sequence[VerifyItem]) -> list[Verdict]:
+    """A verdict an item, of any verifier.
+
+    Raises:
+      UserError: it is no verifier (a name, a class), or gives another number of verdicts.
+    """
+    if isinstance(verifier, type) or not isinstance(verifier, Verifier):
+        what = f"the class {verifier.__name__}" if isinstance(verifier, type) else f"{verifier!r}"
+        raise UserError(
+            f"verifier is {what}: give an object with a `name` and a method `verify`, such as StatedEquations()"
+        )
+    verdicts = verifier.verify(items)
+    if not hasattr(verdicts, "__len__") or len(verdicts) != len(items):
+        given = f"{len(verdicts)} verdicts" if hasattr(verdicts, "__len__") else f"{verdicts!r}"
+        raise UserError(f"verifier {verifier.name!r} gave {given} for {len(items)} steps")
+    return verdicts
+
+
 def verifier_settings(verifier: Verifier) -> dict[str, Any]:
     """What a verifier's verdicts depend on beside its name, for manifests; {} if it says nothing."""
     return dict(getattr(verifier, "settings", {}))

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from caspo_jax.checks import of_kind
 from caspo_jax.errors import UserError
 from caspo_jax.preferences.packing import MaskedRow, Row, masked_row, pack_masked, pair_rows
 from caspo_jax.types import Pair, PairBatch, StepRows
@@ -48,7 +49,7 @@ class RowStore:
         """Rows of pairs or of packed batches (padding rows are left out), and verified steps beside them.
 
         Raises:
-          UserError: a pair without token ids or with a weight below 0, a step without tokens, or one that starts its row
+          UserError: something else than a pair or a batch, a pair without token ids or with a weight below 0, a step without tokens, or one that starts its row
             (nothing predicts its first token).
         """
         pairs: list[_PairRows] = []
@@ -57,6 +58,13 @@ class RowStore:
             if isinstance(item, Pair):
                 pairs.append(_from_pair(item))
                 continue
+            of_kind(
+                item,
+                (Pair, PairBatch),
+                "train",
+                f"data[{number}]",
+                "read_trl and load_pairs read files of them",
+            )
             pairs += _from_batch(item, f"batch {number}")
             if item.verified is not None:
                 steps += _unpadded(item.verified)

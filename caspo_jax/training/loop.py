@@ -11,6 +11,7 @@ from typing import Any
 
 from jax.sharding import Mesh
 
+from caspo_jax.checks import of_kind
 from caspo_jax.errors import Interrupted
 from caspo_jax.locks import held
 from caspo_jax.models.lora import base_model, has_adapters
@@ -100,6 +101,7 @@ def train(
         so far, or a checkpoint, are written. It may be the last one: the same call again then has nothing left to do.
     """
     started = time.perf_counter()
+    of_kind(config, TrainConfig, "train", "config")
     start, model = model, trainable_model(model, config)
     store = RowStore.build(data, verified)
     mesh = as_mesh(mesh) or mesh_of(model)

@@ -192,6 +192,8 @@ def reference_logprobs(
       New batches whose `reference_chosen`, `reference_rejected` are `[B]` float32 NumPy arrays; 0 for padding.
     """
     filled = []
+    if isinstance(batches, PairBatch):
+        raise UserError("reference_logprobs takes a list of batches, not one batch")
     for batch in batches:
         columns: Any = batch_reference(model, batch, chunk=chunk)  # NumPy, kept on the host
         filled.append(dataclasses.replace(batch, reference_chosen=columns[0], reference_rejected=columns[1]))

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from caspo_jax.checks import of_kind
 from caspo_jax.errors import UserError
 from caspo_jax.models.remat import Remat
 from caspo_jax.training.config import LossConfig
@@ -67,7 +68,7 @@ def step_dpo_loss(
       `step_tokens` (those the loss looks at). `sft` and `rft` run only the rows they train on and have no rewards.
 
     Raises:
-      UserError: arrays whose shapes do not fit each other; the loss needs verified steps and the batch has none.
+      UserError: something else than a batch or a LossConfig; arrays whose shapes do not fit each other; the loss needs verified steps and the batch has none.
 
     Source: DPO arXiv 2305.18290; NLL term: IRPO arXiv 2404.19733; step masks: Step-DPO arXiv 2406.18629.
 
@@ -84,7 +85,9 @@ def step_dpo_loss(
     >>> round(float(loss), 4)  # log 2: the policy is its own reference still
     0.6931
     """
-    config = config or LossConfig()
+    config = LossConfig() if config is None else config
+    of_kind(batch, (PairBatch, TreeBatch), "step_dpo_loss", "batch", "batch_pairs makes them of pairs")
+    of_kind(config, LossConfig, "step_dpo_loss", "config")
     sums = step_loss_sums(model, batch, config, chunk=chunk)
     loss = total_loss(sums, sums.denominators, config)
     return loss, jax.lax.stop_gradient(reduce_metrics(sums, config))
