@@ -192,7 +192,7 @@ def init_state(
       first_rank: [B] or scalar int32, child rank of the first root child.
 
     Raises:
-      UserError: the automaton and the logits are of different vocabularies.
+      UserError: the automaton and the logits are of different vocabularies, or the keys are no raw data of B keys.
     """
     # The host's batches put theirs in afterwards.
     if automaton is not None and automaton.length.shape != logits.shape[1:]:
@@ -201,6 +201,11 @@ def init_state(
             'give build_automaton the bytes of all V tokens, b"" for those that no text has'
         )
     batch = logits.shape[0]
+    if jnp.shape(keys) != (batch, 2) or jnp.result_type(keys) != jnp.uint32:
+        raise UserError(
+            f"keys of shape {jnp.shape(keys)} and dtype {jnp.result_type(keys)}: give raw threefry data "
+            f"({batch}, 2) uint32, as question_keys or jax.random.key_data(jax.random.split(key, {batch})) gives it"
+        )
     roots = num_slots if roots is None else roots
     shape = (batch, num_slots)
     real = jnp.ones(batch, bool) if real is None else jnp.asarray(real)

@@ -227,6 +227,24 @@ def test_an_automaton_of_another_vocabulary_is_refused():
         )
 
 
+@pytest.mark.parametrize(
+    "keys",
+    [jax.random.split(KEY, 2), jax.random.key_data(KEY), np.zeros((2, 2)), np.zeros((1, 2), np.uint32)],
+)
+def test_keys_that_are_no_raw_data_of_each_question_are_refused(keys):
+    with pytest.raises(UserError, match=r"give raw threefry data \(2, 2\) uint32, as question_keys or"):
+        init_state(
+            (),
+            jnp.zeros((2, 3)),
+            keys,
+            jnp.ones(2, jnp.int32),
+            build_automaton([b"a", b"b", b""], "\n\n", eos_ids=[2]),
+            Knobs.of(CatConfig()),
+            num_slots=1,
+            capacity=4,
+        )
+
+
 def test_histories_without_what_the_confidence_reads_are_refused():
     with pytest.raises(UserError, match="'entropy' needs the token statistic 'entropy'"):
         NamedStepConfidence("entropy")({"logprob": jnp.zeros((1, 2))}, jnp.ones((1, 2), bool))
