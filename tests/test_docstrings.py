@@ -1,5 +1,6 @@
 """Every example in a docstring runs and prints what it says."""
 
+import dataclasses
 import doctest
 import importlib
 from pathlib import Path
@@ -40,3 +41,22 @@ def test_names_that_a_newcomer_tries_have_an_example(name):
     module = importlib.import_module(f"caspo_jax.{name}")
     for function in SHOWN[name]:
         assert ">>> " in getattr(module, function).__doc__, function
+
+
+# What docs/extending.md hands to functions of one's own: `help` shows no comments.
+GIVEN = {
+    "confidence.token": ("TokenStats",),
+    "confidence.path": ("PathState",),
+    "sampling.policy": ("Boundary",),
+    "sampling.knobs": ("Knobs",),
+    "steps.verifiers": ("VerifyItem",),
+}
+
+
+@pytest.mark.parametrize("name", GIVEN)
+def test_what_an_extension_is_given_says_what_each_field_holds(name):
+    module = importlib.import_module(f"caspo_jax.{name}")
+    for record in (getattr(module, given) for given in GIVEN[name]):
+        _, _, attributes = record.__doc__.partition("Attributes:")
+        for field in dataclasses.fields(record):
+            assert f"      {field.name}: " in attributes, field.name

@@ -19,12 +19,19 @@ Array = Any  # jax.Array inside jit, np.ndarray on the host
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class PathState:
-    """What every path confidence needs of the steps closed so far; a fork copies it as it is."""
+    """What every path confidence needs of the steps closed so far; a fork copies it as it is.
 
-    log_sum: jax.Array  # [...] f32, sum of log step confidences
-    count: jax.Array  # [...] int32, steps closed
-    minimum: jax.Array  # [...] f32, smallest step confidence, +inf before the first step
-    last: jax.Array  # [...] f32, the newest step confidence, NaN before the first step
+    Attributes:
+      log_sum: [...] f32, sum of log step confidences.
+      count: [...] int32, steps closed.
+      minimum: [...] f32, smallest step confidence, +inf before the first step.
+      last: [...] f32, the newest step confidence, NaN before the first step.
+    """
+
+    log_sum: jax.Array
+    count: jax.Array
+    minimum: jax.Array
+    last: jax.Array
 
 
 def path_init(shape: tuple[int, ...] = ()) -> PathState:

@@ -20,18 +20,31 @@ TOP_K = (5, 20)
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class TokenStats:
-    """What one token's distribution says, in nats at temperature 1; fields not asked for are None."""
+    """What one token's distribution says, in nats at temperature 1; fields not asked for are None.
 
-    entropy: jax.Array | None = None  # [...] f32, -sum_v p_v log p_v, in [0, ln V]
-    logprob: jax.Array | None = None  # [...] f32, log-prob of the emitted token
-    top1_id: jax.Array | None = None  # [...] int32, the most probable token (ties: the lower id)
-    top2_id: jax.Array | None = None  # [...] int32, the runner-up; -1 if V = 1
-    top1_logprob: jax.Array | None = None  # [...] f32
-    top2_logprob: jax.Array | None = None  # [...] f32, -inf if there is no second finite logit
-    mean_top5_logprob: jax.Array | None = None  # [...] f32, mean over the top min(5, finite) tokens
-    mean_top20_logprob: jax.Array | None = None  # [...] f32, mean over the top min(20, finite) tokens
-    uniform_kl: jax.Array | None = None  # [...] f32, KL(uniform || p) over the finite support, >= 0
-    logsumexp: jax.Array | None = None  # [...] f32, log sum_v exp(logit_v)
+    Attributes:
+      entropy: [...] f32, -sum_v p_v log p_v, in [0, ln V].
+      logprob: [...] f32, log-prob of the emitted token.
+      top1_id: [...] int32, the most probable token (ties: the lower id).
+      top2_id: [...] int32, the runner-up; -1 if V = 1.
+      top1_logprob: [...] f32.
+      top2_logprob: [...] f32, -inf if there is no second finite logit.
+      mean_top5_logprob: [...] f32, mean over the top min(5, finite) tokens.
+      mean_top20_logprob: [...] f32, mean over the top min(20, finite) tokens.
+      uniform_kl: [...] f32, KL(uniform || p) over the finite support, >= 0.
+      logsumexp: [...] f32, log sum_v exp(logit_v).
+    """
+
+    entropy: jax.Array | None = None
+    logprob: jax.Array | None = None
+    top1_id: jax.Array | None = None
+    top2_id: jax.Array | None = None
+    top1_logprob: jax.Array | None = None
+    top2_logprob: jax.Array | None = None
+    mean_top5_logprob: jax.Array | None = None
+    mean_top20_logprob: jax.Array | None = None
+    uniform_kl: jax.Array | None = None
+    logsumexp: jax.Array | None = None
 
 
 TOKEN_FIELDS: tuple[str, ...] = tuple(f.name for f in dataclasses.fields(TokenStats))

@@ -16,14 +16,24 @@ from caspo_jax.sampling.sampler import SampleKnobs
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Knobs:
-    """The search's numbers; changing them compiles nothing."""
+    """The search's numbers; changing them compiles nothing.
 
-    threshold: Any  # scalar or [B, 1] f32, prune strictly below
-    expand: Any  # scalar int32, most children a node
-    num_answers: Any  # scalar int32
-    min_live: Any  # scalar int32
-    token_budget: Any  # scalar int32
-    max_new_tokens: Any  # scalar or [B, 1] int32
+    Attributes:
+      threshold: scalar or [B, 1] f32, prune strictly below.
+      expand: scalar int32, most children a node.
+      num_answers: scalar int32, finished paths that end a question.
+      min_live: scalar int32, pruning never leaves fewer live branches.
+      token_budget: scalar int32, of all slots of a question.
+      max_new_tokens: scalar or [B, 1] int32, of a path.
+      sample: the sampler's numbers.
+    """
+
+    threshold: Any
+    expand: Any
+    num_answers: Any
+    min_live: Any
+    token_budget: Any
+    max_new_tokens: Any
     sample: SampleKnobs
 
     def of_questions(self, keep: jax.Array) -> Knobs:

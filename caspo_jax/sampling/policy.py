@@ -22,14 +22,23 @@ from caspo_jax.sampling.sampler import Sampler
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Boundary:
-    """What a policy sees at each iteration, after steps were closed and finished slots taken out."""
+    """What a policy sees at each iteration, after steps were closed and finished slots taken out.
 
-    live: jax.Array  # [B, K] bool, branches that go on
-    boundary: jax.Array  # [B, K] bool, those that closed a step now
-    step_confidence: jax.Array  # [B, K] f32, of the newest closed step; NaN before the first
-    path_confidence: jax.Array  # [B, K] f32; NaN before the first step
-    steps: jax.Array  # [B, K] int32, steps closed
-    node: jax.Array  # [B, K] int32, the node just closed where `boundary`
+    Attributes:
+      live: [B, K] bool, branches that go on.
+      boundary: [B, K] bool, those that closed a step now.
+      step_confidence: [B, K] f32, of the newest closed step; NaN before the first.
+      path_confidence: [B, K] f32; NaN before the first step.
+      steps: [B, K] int32, steps closed.
+      node: [B, K] int32, the node just closed where `boundary`.
+    """
+
+    live: jax.Array
+    boundary: jax.Array
+    step_confidence: jax.Array
+    path_confidence: jax.Array
+    steps: jax.Array
+    node: jax.Array
 
 
 PruneScore = Callable[

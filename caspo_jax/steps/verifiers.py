@@ -16,15 +16,27 @@ from caspo_jax.types import VERDICTS, Equal, Extract, Question, Verdict
 
 @dataclasses.dataclass(frozen=True)
 class VerifyItem:
-    """One step to judge, with the state it was sampled from."""
+    """One step to judge, with the state it was sampled from.
+
+    Attributes:
+      question: that the trace answers.
+      prefix: text of the trace before the step, delimiters included.
+      step: text of the step, delimiter excluded.
+      is_last: the step ended the trace (EOS or a stop string).
+      prompt_ids: tokens of the prompt.
+      prefix_ids: tokens of the steps before, prompt not included.
+      step_ids: tokens of the step, delimiter included.
+      trace_id: of the trace.
+      step_index: of the step in its trace, from 0.
+    """
 
     question: Question
-    prefix: str  # text of the trace before the step, delimiters included
-    step: str  # text of the step, delimiter excluded
-    is_last: bool  # the step ended the trace (EOS or a stop string)
+    prefix: str
+    step: str
+    is_last: bool
     prompt_ids: tuple[int, ...] = ()
-    prefix_ids: tuple[int, ...] = ()  # tokens of the steps before, prompt not included
-    step_ids: tuple[int, ...] = ()  # tokens of the step, delimiter included
+    prefix_ids: tuple[int, ...] = ()
+    step_ids: tuple[int, ...] = ()
     trace_id: str | None = None
     step_index: int | None = None
 
