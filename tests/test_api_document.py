@@ -2,13 +2,22 @@
 
 import importlib
 import inspect
+import re
 from collections.abc import Iterable
 from pathlib import Path
 
 from tests.test_imports import ORDER, PACKAGE
 
 DOCUMENT = Path(__file__).parent.parent / "docs" / "api.md"
-ROOMS = [name for name in ORDER if (PACKAGE / name).is_dir()]
+WITHIN = {
+    "evaluation": ("benchmarks", "faithfulness", "strategies")
+}  # rooms within a room, with names to import
+ROOMS = [
+    within
+    for name in ORDER
+    if (PACKAGE / name).is_dir()
+    for within in (name, *(f"{name}.{inner}" for inner in WITHIN.get(name, ())))
+]
 HEAD = """# The library's names
 
 What `caspo_jax` and its rooms export, a line each, for finding what there is. `help(caspo_jax.metrics.auroc)` has a name's
@@ -62,6 +71,17 @@ def _cell(text: str) -> str:
 
 def test_the_page_lists_what_the_rooms_export():
     assert DOCUMENT.read_text(encoding="utf-8") == document(), "run python -m tests.test_api_document"
+
+
+def test_a_room_that_an_example_imports_from_is_on_the_page():
+    page = DOCUMENT.read_text(encoding="utf-8")
+    for example in (DOCUMENT.parent / "extending.md", DOCUMENT.parent.parent / "README.md"):
+        named = re.findall(
+            r"^from (caspo_jax\.[\w.]+) import", example.read_text(encoding="utf-8"), re.MULTILINE
+        )
+        assert named
+        for room in set(named) - {"caspo_jax.types"}:  # most of its names stand at the top
+            assert f"\n## `{room}`\n" in page, room
 
 
 if __name__ == "__main__":
