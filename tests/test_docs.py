@@ -42,6 +42,7 @@ def test_each_kind_of_extension_has_an_example_under_40_lines():
         "A verifier",
         "A confidence",
         "A CaT policy",
+        "A reading of the words, a confidence of a step",
         "A training loop of your own",
     ]
     for title, code in EXAMPLES:
