@@ -28,10 +28,10 @@ class PathState:
       last: [...] f32, the newest step confidence, NaN before the first step.
     """
 
-    log_sum: jax.Array
-    count: jax.Array
-    minimum: jax.Array
-    last: jax.Array
+    log_sum: jax.Array  # [...] f32
+    count: jax.Array  # [...] int32
+    minimum: jax.Array  # [...] f32
+    last: jax.Array  # [...] f32
 
 
 def path_init(shape: tuple[int, ...] = ()) -> PathState:

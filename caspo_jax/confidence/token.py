@@ -35,16 +35,16 @@ class TokenStats:
       logsumexp: [...] f32, log sum_v exp(logit_v).
     """
 
-    entropy: jax.Array | None = None
-    logprob: jax.Array | None = None
-    top1_id: jax.Array | None = None
-    top2_id: jax.Array | None = None
-    top1_logprob: jax.Array | None = None
-    top2_logprob: jax.Array | None = None
-    mean_top5_logprob: jax.Array | None = None
-    mean_top20_logprob: jax.Array | None = None
-    uniform_kl: jax.Array | None = None
-    logsumexp: jax.Array | None = None
+    entropy: jax.Array | None = None  # [...] f32
+    logprob: jax.Array | None = None  # [...] f32
+    top1_id: jax.Array | None = None  # [...] int32
+    top2_id: jax.Array | None = None  # [...] int32
+    top1_logprob: jax.Array | None = None  # [...] f32
+    top2_logprob: jax.Array | None = None  # [...] f32
+    mean_top5_logprob: jax.Array | None = None  # [...] f32
+    mean_top20_logprob: jax.Array | None = None  # [...] f32
+    uniform_kl: jax.Array | None = None  # [...] f32
+    logsumexp: jax.Array | None = None  # [...] f32
 
 
 TOKEN_FIELDS: tuple[str, ...] = tuple(f.name for f in dataclasses.fields(TokenStats))

@@ -28,12 +28,12 @@ class Knobs:
       sample: the sampler's numbers.
     """
 
-    threshold: Any
-    expand: Any
-    num_answers: Any
-    min_live: Any
-    token_budget: Any
-    max_new_tokens: Any
+    threshold: Any  # scalar or [B, 1] f32
+    expand: Any  # scalar int32
+    num_answers: Any  # scalar int32
+    min_live: Any  # scalar int32
+    token_budget: Any  # scalar int32
+    max_new_tokens: Any  # scalar or [B, 1] int32
     sample: SampleKnobs
 
     def of_questions(self, keep: jax.Array) -> Knobs:

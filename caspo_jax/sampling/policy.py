@@ -33,12 +33,12 @@ class Boundary:
       node: [B, K] int32, the node just closed where `boundary`.
     """
 
-    live: jax.Array
-    boundary: jax.Array
-    step_confidence: jax.Array
-    path_confidence: jax.Array
-    steps: jax.Array
-    node: jax.Array
+    live: jax.Array  # [B, K] bool
+    boundary: jax.Array  # [B, K] bool
+    step_confidence: jax.Array  # [B, K] f32
+    path_confidence: jax.Array  # [B, K] f32
+    steps: jax.Array  # [B, K] int32
+    node: jax.Array  # [B, K] int32
 
 
 PruneScore = Callable[
