@@ -1,5 +1,6 @@
 """Rotary embeddings: their angles, both dialects of their settings, and the context that they give."""
 
+import dataclasses
 import json
 
 import numpy as np
@@ -44,6 +45,30 @@ def test_a_ramp_may_end_beyond_the_last_pair():
     )
 
 
+def test_a_ramp_ends_at_the_last_dimension():
+    """Every pair of these turns more than once; 2 is the first that turns less than 32 times."""
+    rope = RopeConfig("yarn", theta=10.0, factor=4.0, original_max_position_embeddings=1000)
+    plain, _ = inverse_frequencies(RopeConfig(theta=10.0), 8)
+    slowed = np.array([0, 0, 0, 1 / 5])
+    np.testing.assert_allclose(
+        inverse_frequencies(rope, 8)[0], plain * (1 - slowed) + plain / 4 * slowed, rtol=1e-6
+    )
+
+
+def test_what_yarn_leaves_out_is_as_published():
+    """From 32 turns to one within the original context; what is no longer than that is not made any sharper."""
+    bare = RopeConfig("yarn", factor=4.0, original_max_position_embeddings=4096, truncate=False)
+    full = dataclasses.replace(bare, beta_fast=32.0, beta_slow=1.0)
+    np.testing.assert_array_equal(inverse_frequencies(bare, 64)[0], inverse_frequencies(full, 64)[0])
+    for other in ({"beta_fast": 31.0}, {"beta_slow": 1.1}):
+        changed = dataclasses.replace(full, **other)
+        assert (inverse_frequencies(changed, 64)[0] != inverse_frequencies(full, 64)[0]).any()
+    derived = hf(rope_scaling={"rope_type": "yarn", "original_max_position_embeddings": 96})
+    assert ModelConfig.from_hf(derived).rope.factor == 512 / 96
+    for factor in (0.5, 1.0):
+        assert inverse_frequencies(dataclasses.replace(full, factor=factor), 64)[1] == 1.0
+
+
 @pytest.mark.parametrize(
     "scaling",
     [
@@ -65,6 +90,18 @@ def test_hub_dialect_equals_rope_parameters(scaling):
 def test_theta_beside_rope_parameters_is_read():
     assert ModelConfig.from_hf(hf(rope_parameters={"rope_type": "default"})).rope.theta == 1e6
     assert ModelConfig.from_hf({k: v for k, v in hf().items() if k != "rope_theta"}).rope.theta == 1e4
+
+
+def test_of_two_sections_and_two_thetas_one_is_taken():
+    """`rope_scaling` before `rope_parameters`; a theta where the section has it, then beside, then in the other section."""
+    linear, other = {"rope_type": "linear", "factor": 4.0}, {"rope_type": "default", "rope_theta": 3e5}
+    bare = {k: v for k, v in hf().items() if k != "rope_theta"}
+    assert ModelConfig.from_hf(hf(rope_parameters=other)).rope == RopeConfig(theta=3e5)
+    both = {"rope_scaling": linear, "rope_parameters": other}
+    assert ModelConfig.from_hf(bare | both).rope == RopeConfig("linear", 3e5, 4.0)
+    assert ModelConfig.from_hf(hf(**both)).rope == RopeConfig("linear", 1e6, 4.0)
+    assert ModelConfig.from_hf(hf(rope_scaling=linear | {"rope_theta": 2e4})).rope.theta == 2e4
+    assert ModelConfig.from_hf(hf(rope_scaling=linear | {"type": "default"})).rope.rope_type == "linear"
 
 
 @pytest.mark.parametrize(
