@@ -85,11 +85,22 @@ def test_adapters_are_no_model(model, tmp_path):
         load_pretrained(tmp_path)
 
 
+def test_adapters_beside_a_model_are_no_obstacle(model, copy_of):
+    folder = copy_of(NAME)
+    write_adapter(folder / "adapter", hand_made())
+    for file in (folder / "adapter").iterdir():
+        file.rename(folder / file.name)
+    np.testing.assert_array_equal(load_pretrained(folder)[0].embed[...], model.embed[...])
+
+
 def test_damaged_adapters_are_refused_by_name(model, tmp_path):
     whole = hand_made(("self_attn.q_proj",))
     name = "base_model.model.model.layers.1.self_attn.q_proj.lora_B.weight"
     cases = {
         "missing": {k: v for k, v in whole.items() if k != name},
+        r"layers\.0\.self_attn\.q_proj\.lora_B\.weight' is missing": {
+            k: v for k, v in whole.items() if "_A" in k
+        },
         "not part": whole | {"base_model.model.lm_head.weight": np.zeros((4, 4), np.float32)},
         "shape": whole | {name: np.zeros((4, 4), np.float32)},
         "stored as": whole | {name: np.zeros((128, 4), np.int32)},

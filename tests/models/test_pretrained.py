@@ -15,7 +15,6 @@ from caspo_jax.models import (
     Decoder,
     ModelConfig,
     encode_prompt,
-    load_caspo_json,
     load_pretrained,
     save_pretrained,
 )
@@ -145,55 +144,6 @@ def test_trained_random_model_round_trips(tmp_path):
     again, _ = load_pretrained(tmp_path / "m")
     ids = np.arange(12, dtype=np.int32)[None]
     np.testing.assert_array_equal(again(ids), model(ids))
-
-
-def test_caspo_json_and_extra_files(golden, tmp_path):
-    model, _ = load_pretrained(golden / "llama_biases_yarn_fp32")
-    assert load_caspo_json(golden / "llama_biases_yarn_fp32") == {}
-    extra = {"notes.md": "α\n", "blob": b"\x00\xff", "more.json": {"a": 1}}
-    save_pretrained(model, None, tmp_path / "m", caspo={"step_delimiter": "\n"}, extra_files=extra)
-    assert load_caspo_json(tmp_path / "m") == {"step_delimiter": "\n"}
-    assert (tmp_path / "m" / "notes.md").read_text(encoding="utf-8") == "α\n"
-    assert (tmp_path / "m" / "blob").read_bytes() == b"\x00\xff"
-    assert json.loads((tmp_path / "m" / "more.json").read_text()) == {"a": 1}
-
-
-@pytest.mark.parametrize(
-    "key, value",
-    [
-        ("threshold", "0.8"),
-        ("threshold", None),
-        ("threshold", True),
-        ("threshold", float("nan")),
-        ("confidence", ["entropy"]),
-        ("confidence", None),
-        ("step_delimiter", 5),
-        ("step_delimiter", ""),
-        ("step_delimiter", None),
-        ("task", {"name": "graph"}),
-    ],
-)
-def test_values_of_caspo_json_are_refused_in_the_files_name(golden, tmp_path, key, value):
-    (tmp_path / "caspo.json").write_text(json.dumps({"mine": None, key: value}))
-    with pytest.raises(UserError) as error:
-        load_caspo_json(tmp_path)
-    assert str(error.value).startswith(f"{tmp_path / 'caspo.json'}: {key} must be ")
-    model, _ = load_pretrained(golden / "llama_biases_yarn_fp32")
-    with pytest.raises(UserError, match=f"caspo.json: {key} must be "):
-        save_pretrained(model, None, tmp_path / "m", caspo={key: value})
-    assert not (tmp_path / "m").exists()
-
-
-def test_what_caspo_json_may_hold_comes_back_as_it_was(tmp_path):
-    settings = {
-        "step_delimiter": "\n",
-        "confidence": "entropy",
-        "threshold": 1,
-        "task": "graph",
-        "mine": [None],
-    }
-    (tmp_path / "caspo.json").write_text(json.dumps(settings))
-    assert load_caspo_json(tmp_path) == settings
 
 
 def test_saving_replaces_a_checkpoint_whole_and_nothing_else(golden, tmp_path):

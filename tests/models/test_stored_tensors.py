@@ -42,6 +42,19 @@ def put(name, value):
             ["model.layers.0.self_attn.k_proj.weight", "[64, 32]", "[32, 64]"],
         ),
         (put("model.norm.weight", np.ones(64, np.int8)), ["model.norm.weight", "I8"]),
+        (put("model.layers.0.mlp.inv_freq", np.ones(2, np.float32)), ["inv_freq", "not part of"]),
+        (
+            lambda found: [
+                found.pop(f"model.layers.{layer}.mlp.{name}_proj.weight")
+                for layer in (0, 1)
+                for name in ("up", "down")
+            ],
+            ["'model.layers.0.mlp.up_proj.weight' is missing (and 3 more)"],
+        ),
+        (
+            lambda found: found.update({f"score.{n}": np.ones(2, np.float32) for n in "cab"}),
+            ["'score.a' is not part of this model (and 2 more)"],
+        ),
     ],
 )
 def test_wrong_tensors_are_named(copy_of, change, words):

@@ -12,6 +12,7 @@ import pytest
 import safetensors.numpy
 from processes import run
 
+from caspo_jax.models import safetensors_io
 from caspo_jax.models.checkpoint import tensor_names
 from caspo_jax.models.safetensors_io import TensorReader, aligned_empty, write_tensors
 from caspo_jax.models.weights import weights
@@ -111,6 +112,27 @@ def test_files_are_those_of_the_library(tmp_path, dtype):
     reader.copy("t0", (slice(1, 3), slice(2, 4)), part)
     np.testing.assert_array_equal(part, tensors["t0"][1:3, 2:4].astype(np.float32))
     assert reader.bytes_read == 4 * np.dtype(dtype).itemsize
+    reader.close()
+
+
+@pytest.mark.parametrize("length", range(1, 9))
+def test_arrays_begin_at_a_multiple_of_eight_bytes(tmp_path, length):
+    write_tensors(tmp_path / "file", {"t" * length: (1,)}, np.dtype(np.float64), [np.ones(1)])
+    data = (tmp_path / "file").read_bytes()
+    assert int.from_bytes(data[:8], "little") % 8 == 0
+    assert len(data) % 8 == 0
+
+
+@pytest.mark.parametrize("rows", [0, 1, 2, 7, 9])
+def test_a_tensor_is_copied_whole_in_parts_of_any_size(tmp_path, monkeypatch, rows):
+    """0: a row is more than a part."""
+    tensor = np.arange(24, dtype=np.float32).reshape(8, 3)
+    safetensors.numpy.save_file({"t": tensor}, tmp_path / "file")
+    monkeypatch.setattr(safetensors_io, "_CHUNK", max(1, rows * tensor[0].nbytes))
+    reader = TensorReader(tmp_path / "file")
+    found = np.full((7, 2), np.nan, np.float32)
+    reader.copy("t", (slice(1, 8), slice(1, 3)), found)
+    np.testing.assert_array_equal(found, tensor[1:, 1:])
     reader.close()
 
 
