@@ -14,10 +14,13 @@ _STYLE = re.compile(
 )
 _TEXT = re.compile(r"\\(?:text|mathrm|textbf|mathbf|textit|mbox|boldsymbol)\s*\{([^{}]*)\}")
 _BETWEEN = re.compile(r"(?:[\s,;&{}]|\\text|and|or)+")  # two numbers of a list
+# Commands that set what follows apart, as `=` does.
+_LEADS_TO = r"approx|implies|therefore|Rightarrow|to(?![a-zA-Z])"
+_LED_TO = re.compile(rf"\\(?:{_LEADS_TO})\s*$")
 # What stands before a number that is part of a formula: an operation, a relation, a command, a letter, a number.
 _FORMULA_BEFORE = re.compile(
     r"[+*/^×·÷<>≤≥_!]\s*$|(?<![A-Za-z])mod\s*$|(?:^|[^A-Za-z\s]|(?<![A-Za-z])[A-Za-z])\s*[-−–]\s*$|\d:$|[\])}]\s*$"
-    r"|\\(?!approx|implies|therefore|Rightarrow|to(?![a-zA-Z]))[A-Za-z]+\s*$|\\[dt]?frac\s*\{[^{}]*\}\s*\{?$"
+    rf"|\\(?!{_LEADS_TO})[A-Za-z]+\s*$"
     r"|(?<![A-Za-z\\'’])(?![aI]\s)[A-Za-z]\s*$|\d\s*$"
 )
 _FORMULA_AFTER = re.compile(
@@ -54,7 +57,8 @@ def _is_part(text: str, number: re.Match[str]) -> bool:
         if closing is None or applied:
             return True  # `(7 + x)`, `f(7)`, `\binom{10}{3}`
         before, after = before[: pair.start(2)], after[closing.end() :]
-    if number.group()[0] in "-−" and re.search(r"[\w)}\]!]\s*$", before) and not _WORD_BEFORE.search(before):
+    negated = _WORD_BEFORE.search(before) or _LED_TO.search(before)
+    if number.group()[0] in "-−" and re.search(r"[\w)}\]!]\s*$", before) and not negated:
         return True  # `n -1`
     if after.startswith("!") and not _WORD_BEFORE.search(before):
         return True

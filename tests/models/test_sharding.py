@@ -32,6 +32,7 @@ def test_sizes_and_completion():
     devices = jax.device_count()
     mesh = make_mesh("data:1,fsdp:-1")
     assert dict(mesh.shape) == {"data": 1, "fsdp": devices}
+    assert make_mesh(" data:1, fsdp:-1") == mesh
     assert dict(make_mesh(f"tensor:{devices}").shape) == {"tensor": devices}
 
 
@@ -46,6 +47,7 @@ def test_sizes_and_completion():
         ("data:²", "²"),
         ("data", "positive"),
         ("data:-1,fsdp:-1", "cannot be completed"),
+        (f"data:{jax.device_count() + 1},fsdp:-1", "cannot be completed"),
         (f"data:{jax.device_count() + 1}", "devices"),
     ],
 )

@@ -127,8 +127,9 @@ def test_flags_go_together(tmp_path):
 
     with pytest.raises(UserError, match="go together"):
         distributed.start("127.0.0.1:1", 2)
-    with pytest.raises(UserError, match="from 0 to 1"):
-        distributed.start("127.0.0.1:1", 2, 2)
+    for wrong in (2, -1):
+        with pytest.raises(UserError, match=f"--process_id={wrong}: must be from 0 to 1"):
+            distributed.start("127.0.0.1:1", 2, wrong, timeout=5)
     for count in (0, -1):
         with pytest.raises(UserError, match=f"--num_processes={count}: must be at least 1"):
             distributed.start("127.0.0.1:1", count, 0)

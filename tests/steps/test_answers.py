@@ -7,6 +7,7 @@ import pytest
 from caspo_jax.errors import UserError
 from caspo_jax.steps import equivalent, extract_answer, last_boxed
 from caspo_jax.steps.answers import is_right
+from caspo_jax.steps.marked import after_thought
 
 
 @pytest.mark.parametrize(
@@ -18,6 +19,11 @@ from caspo_jax.steps.answers import is_right
         (r"\boxed{a \} b}", r"a \} b"),
         (r"\boxed 7$", "7"),
         (r"\fbox{4} and later \framebox{5}", "5"),
+        (r"\fboxed{3}", "3"),
+        (r"\boxed 3 and \boxed 4", "4"),
+        (r"\boxed{1}; \boxed{2}", "1, 2"),
+        (r"\boxed{1} or \boxed{2}", "1, 2"),
+        (r"\boxed{1}\boxed{2}", "1, 2"),
         (r"so $x = \boxed{2}$ or $x = \boxed{-3}$.", "-3"),  # a word or a sign between: two statements
         (r"so \boxed{2} and \boxed{3}.", "2, 3"),
         ("\\[\\boxed{2} \\quad \\text{and} \\quad\n\\boxed{3}\\]", "2, 3"),
@@ -40,6 +46,12 @@ from caspo_jax.steps.answers import is_right
         ("so\n**Final Answer**\n$x = 3$", "x = 3"),
         ("so\n#### Final Answer\n42", "42"),
         ("# Answer key\n5 and so on", None),
+        ("### 5", None),  # a heading
+        ("Answer: the answer is: Answer: 6", "6"),
+        ("Answer: 5\nAnswer: **", "5"),
+        ("The answer is 1, 2, 3...", "1, 2, 3..."),
+        ("The answer is \\(", None),  # cut off
+        (r"The answer is \[5\].", "5"),
         ("Answer: 5\nFinal Answer: $x + 1$.", "x + 1"),
         ("**Answer:** 12", "12"),
         ("The answer is **no solution**.", "no solution"),
@@ -117,6 +129,30 @@ def test_math_answers(text, answer):
         ("integer", "**7**", "7"),
         ("integer", r"\boxed{10\,080}", "10080"),
         ("integer", r"\boxed{32,\!348}", "32348"),
+        ("integer", r"\boxed{10{,}080 \text{ cm}}", "10080"),
+        ("integer", r"\boxed{5 \qquad \text{m}}", "5"),
+        ("integer", r"Answer: \$1,234 in all", "1234"),
+        ("integer", "The answer is −7 dollars.", "-7"),
+        ("integer", "So it is -7 dollars.", "-7"),
+        ("integer", "Answer: version x.5", None),
+        ("integer", "Answer: x2 3", None),
+        ("integer", "Answer: 2:3", None),
+        ("integer", "Answer: a mod 7", None),
+        ("integer", "So a -1.", None),
+        ("integer", "So a −1.", None),
+        ("integer", "Answer: 1/0", None),
+        ("integer", r"\boxed{x – 3}", None),
+        ("integer", r"\boxed{\top 5}", None),
+        ("integer", r"\boxed{\frac{a} {2}}", None),
+        ("integer", "Answer: 7 - the smallest", "7"),
+        ("integer", "Answer: 7 – the smallest", "7"),
+        ("integer", "Answer: in all: 7!", "7"),
+        ("integer", "It is (7).", "7"),
+        *(
+            ("integer", rf"So x \{led} {n}", n)
+            for led in ("approx", "to", "implies", "Rightarrow")
+            for n in ("3", "-3")
+        ),
         ("integer", r"\boxed{n+1}", None),
         ("integer", r"\boxed{n - 1}", None),
         ("integer", r"\boxed{10 - 3}", None),
@@ -142,6 +178,12 @@ def test_math_answers(text, answer):
 )
 def test_other_kinds(kind, text, answer):
     assert extract_answer(text, kind) == answer
+
+
+def test_what_is_said_is_said_after_the_last_thought():
+    assert after_thought("a</think>b</think>c") == "c"
+    assert after_thought("a") == "a"
+    assert after_thought("<think>a</think> \n") == "<think>a</think> \n"  # nothing: the whole text
 
 
 def test_last_boxed_without_one():
