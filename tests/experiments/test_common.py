@@ -1,4 +1,4 @@
-"""The allocator that training programs restart with."""
+"""The allocator that training programs restart with, and whose fault it is that a program ends."""
 
 import os
 import platform
@@ -48,6 +48,21 @@ def test_what_the_user_has_set_stays(restarts):
     common.tune_malloc()
     assert not restarts
     assert os.environ["GLIBC_TUNABLES"] == "glibc.malloc.check=3"
+
+
+def test_a_failed_operation_alone_is_blamed_on_the_other_processes(monkeypatch):
+    told = []
+    monkeypatch.setattr(common, "keep_programs", lambda: None)
+    monkeypatch.setattr(common.distributed, "process_count", lambda: 2)
+    monkeypatch.setattr(common.distributed, "lost", told.append)
+    for error in (KeyError("a mistake of ours"), RuntimeError("connection closed")):
+
+        def fails(error=error):
+            raise error
+
+        with pytest.raises(type(error)):
+            common.guarded(fails, ["program"])
+    assert [str(error) for error in told] == ["connection closed"]
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another allocator")

@@ -3,7 +3,7 @@ import dataclasses
 import pytest
 
 from caspo_jax.preferences import PairConfig
-from caspo_jax.training import TrainConfig
+from caspo_jax.training import LossConfig, TrainConfig
 
 
 @pytest.fixture
@@ -32,6 +32,12 @@ def test_given_fields_replace_and_the_rest_stays(parse):
     loss = dataclasses.replace(base.loss, beta=0.3)
     assert config == dataclasses.replace(base, learning_rate=1e-4, loss=loss, max_steps=7, tensorboard=False)
     assert parse(base) == base
+
+
+def test_what_is_not_given_of_an_inner_config_stays(parse):
+    inner = LossConfig(beta=0.7, nll_alpha=0.3)
+    config = parse(TrainConfig(loss=inner), "--c.loss.label_smoothing=0.1")
+    assert config.loss == dataclasses.replace(inner, label_smoothing=0.1)
 
 
 def test_literals_and_tuples(parse):

@@ -6,6 +6,7 @@ import os
 import pytest
 from absl import flags
 
+from caspo_jax.errors import UserError
 from experiments import common
 from experiments.exhausted import exhausted
 
@@ -32,8 +33,33 @@ def test_a_full_disk_is_told_with_the_place(given):
     assert exhausted(full).startswith("--out_dir=here: no space left on the disk")
     assert exhausted(wrapped(full)) == exhausted(full)
     assert exhausted(OSError(errno.ENOSPC, "full", "/some/file")).startswith("/some/file: no space")
+    quota = OSError(errno.EDQUOT, os.strerror(errno.EDQUOT))
+    assert exhausted(quota) == exhausted(full)
     native = ValueError('Error writing "/x/y": [OS error 28: ENOSPC No space left on device]')
     assert exhausted(wrapped(native)).startswith("--out_dir=here: no space")
+
+
+def test_where_no_place_is_known_it_is_the_output(given, monkeypatch):
+    values = flags.FlagValues()
+    flags.DEFINE_string("out_dir", None, "", flag_values=values)
+    values(["program"])
+    monkeypatch.setattr("experiments.exhausted.FLAGS", values)
+    assert exhausted(OSError(errno.ENOSPC, "full")).startswith("output: no space left")
+
+
+def test_causes_count_however_they_are_chained(given):
+    def careless():
+        try:
+            raise MemoryError
+        except MemoryError:
+            raise KeyError("while handling it")  # noqa: B904 - as libraries do
+
+    with pytest.raises(KeyError) as raised:
+        careless()
+    assert exhausted(raised.value).startswith("out of memory")
+    one, other = KeyError("one"), KeyError("other")
+    one.__cause__, other.__cause__ = other, one
+    assert exhausted(one) is None
 
 
 def test_too_little_memory_names_what_to_lower(given):
@@ -62,6 +88,12 @@ def test_programs_end_with_one_line(given, capsys):
 
     assert common.guarded(forbidden, ["program"]) == 1
     assert capsys.readouterr().err == "error: /folder: Permission denied\n"
+
+    def wordy():
+        raise UserError("a line\n  and another")
+
+    assert common.guarded(wordy, ["program"]) == 1
+    assert capsys.readouterr().err == "error: a line and another\n"
 
     def broken():
         raise KeyError("a mistake of ours")

@@ -5,6 +5,7 @@ import sys
 import pytest
 
 from experiments import common
+from experiments.missing import missing
 
 
 @pytest.mark.parametrize("name", ["grain", "orbax.checkpoint", "datasets"])
@@ -30,6 +31,10 @@ def test_a_missing_module_of_ours_is_a_fault(monkeypatch):
 
     with pytest.raises(ModuleNotFoundError, match="nothing"):
         common.guarded(main, ["program"])
+
+
+def test_an_import_that_names_nothing_is_a_fault():
+    assert missing(ModuleNotFoundError("nothing is said")) is None
 
 
 def test_flags_of_a_config_without_their_library(monkeypatch, capsys):
