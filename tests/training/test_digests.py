@@ -56,6 +56,10 @@ def test_the_digest_of_the_base_is_that_of_every_dtype_and_of_no_adapter():
     models = [Arrays(a=array), Arrays(a=half), Arrays(a=half.astype(np.float32))]
     assert len({base_digest(model) for model in models}) == 1
     assert [base_digest(model, "own") == "own" for model in models] == [False, True, False]
+    mixed = Arrays(a=half, b=array)  # nothing to round in the one alone
+    assert base_digest(mixed, "own") == base_digest(mixed) == base_digest(Arrays(a=half, b=half))
+    counts = [Arrays(a=half, n=np.array([n], np.int32)) for n in (256, 257)]  # one bfloat16
+    assert base_digest(counts[0]) != base_digest(counts[1])
     model = tiny_decoder()
     adapted = add_lora(model, LoraConfig(1), jax.random.key(0))
     assert base_digest(adapted) == base_digest(adapted, "own") == base_digest(model)

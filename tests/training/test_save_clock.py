@@ -99,6 +99,38 @@ def test_several_processes_keep_what_the_first_ones_clock_says(monkeypatch, pace
     assert len(looks) == len(said) <= 12 * (len(waits) + 1)
 
 
+@pytest.fixture
+def simulated(monkeypatch):
+    """simulated(pace, writing) -> the times of looks and of checkpoints within an hour of a run of two processes."""
+
+    def simulate(pace, writing=lambda now: False):
+        now, looks, kept_at = [0.0], [], []
+        monkeypatch.setattr(save_clock.jax, "process_count", lambda: 2)
+        monkeypatch.setattr(save_clock.time, "monotonic", lambda: now[0])
+        monkeypatch.setattr(save_clock, "_of_the_first_process", lambda value: looks.append(now[0]) or value)
+        clock, update = SaveClock(UNTOLD, 0), 0
+        while now[0] < 3600:
+            update, now[0] = update + 1, now[0] + pace(now[0])
+            if clock.due(update, writing(now[0])):
+                kept_at.append(now[0])
+                clock.saved(update)
+        return looks, kept_at
+
+    return simulate
+
+
+@pytest.mark.parametrize("slower", [10.0, 100.0, 300.0, 500.0])
+def test_a_pace_that_halves_makes_no_checkpoint_late(simulated, slower):
+    _, kept_at = simulated(lambda now: 1.0 if now < slower else 2.0)
+    assert 600.0 <= kept_at[0] <= 600.0 * (1 + 1 / 20) + 2.0
+
+
+def test_a_checkpoint_that_takes_long_to_write_is_not_looked_for_after_every_update(simulated):
+    looks, kept_at = simulated(lambda now: 0.5, writing=lambda now: now < 1800)
+    assert 1800 <= kept_at[0] <= 1830
+    assert sum(600 < look < 1800 for look in looks) <= 1200 / 15 + 1
+
+
 def test_a_checkpoint_is_being_written_until_its_checksums_are(tmp_path, monkeypatch):
     go_on, hash_path = threading.Event(), checkpoints.hash_path
 
