@@ -262,6 +262,12 @@ def test_flags_of_a_run_do_not_go_with_adapters(program, tmp_path, flag, value):
     one_line(program("export", **flags), f"--{flag}", "--adapter")
 
 
+def test_an_export_is_of_a_run_or_of_adapters(program, tmp_path):
+    flags = {"model": MODEL, "output": tmp_path / "out"}
+    for given in ({}, {"run": tmp_path, "adapter": tmp_path}):
+        one_line(program("export", **flags, **given), "give one of --run and --adapter")
+
+
 @pytest.mark.parametrize("flag, value", [("confidence", "entrpy"), ("prune", "lst")])
 def test_quickstart_finds_a_wrong_name_before_the_rounds(program, tmp_path, flag, value):
     one_line(program("quickstart", out_dir=tmp_path / "run", **{flag: value}), value, "choose from")

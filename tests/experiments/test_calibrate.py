@@ -2,14 +2,19 @@
 
 import json
 import math
+import re
+import types
 
 import numpy as np
 import pytest
 from absl import flags as absl_flags
 
+from caspo_jax.evaluation.thresholds import conformal_threshold
 from caspo_jax.records import question_to_record
 from caspo_jax.tasks import get_task
+from experiments import calibrate, calibrations, generate
 from experiments.audit import seen_before
+from experiments.escapes import unescaped
 from tests.experiments.conftest import read
 from tests.experiments.test_bad_input import one_line
 
@@ -87,10 +92,42 @@ def test_calibrate_generate_and_audit(program, held_out, tmp_path):
     assert audit["guarantee"]["calibration_questions"] == 24
     assert "24 of these 24: the 97.5 % point and the promise are for new questions only" in out
     assert len(calibration["prompts"]) == 24
-    for flags, word in (({"threshold": 0.5}, "--threshold"), ({"alpha": 0}, "--alpha=0")):
+    for flags, word in (
+        ({"threshold": 0.5}, "--threshold"),
+        ({"alpha": 0}, "--alpha=0"),
+        ({"alpha": 1}, "--alpha=1"),
+    ):
         code, _, err = program("calibrate", output=tmp_path / "y.json", **shared, **flags)
         assert code == 1
         assert word in err
+
+
+@pytest.mark.parametrize("alpha", [0.5, 0.3, 0.25, 0.1, 0.07])
+def test_the_number_of_questions_that_is_asked_for_is_the_least_that_does(monkeypatch, alpha):
+    monkeypatch.setattr(calibrate, "FLAGS", types.SimpleNamespace(alpha=alpha))
+    none = types.SimpleNamespace(threshold=0.0, rank=0, questions=1, answerable=1)
+    said = calibrate.summary(none, np.array([]))["warning"]
+    least = int(re.search(r"at least (\d+) questions", said)[1])
+    ranks = [conformal_threshold(np.linspace(0.1, 0.9, n), alpha).rank for n in (least - 1, least)]
+    assert (ranks[0] == 0, ranks[1] >= 1) == (True, True)
+
+
+@pytest.mark.parametrize(
+    "given, branches",
+    [({}, 5), ({"num_branches": 5}, 5), ({"num_branches": 3}, 3), ({"root_branches": 2}, 8)],
+)
+def test_what_no_flag_says_is_the_calibration_s(program, tmp_path, monkeypatch, given, branches):
+    """The number of branches goes with that of the roots: who says one has said both."""
+    search = {"branches": 5, "temperature": 0.6, "stop": ["\\n"], "top_k": 7}
+    found = types.SimpleNamespace(search=search, instruction=None)
+    monkeypatch.setattr("caspo_jax.evaluation.thresholds.Calibration.load", lambda path: found)
+    monkeypatch.setattr(generate, "main", lambda: calibrations.load() and None)
+    places = {"model": "M", "input": "I", "output": tmp_path / "o", "calibration": "C"}
+    code, _, err = program("generate", **places, **given, temperature=0.9)
+    assert code == 0, err
+    flags = absl_flags.FLAGS
+    assert (flags.num_branches, flags.temperature, flags.top_k) == (branches, 0.9, 7)
+    assert unescaped("stop", flags.stop[0]) == "\\n"  # a backslash and a letter, as they were
 
 
 def test_help_says_which_flags_are_refused(program, held_out, tmp_path):

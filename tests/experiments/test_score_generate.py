@@ -46,6 +46,21 @@ def test_score_matches_transformers(program, write, tmp_path, name):
         np.testing.assert_allclose(score["entropy"], expected["right_entropy_nats"][i, span], atol=1e-4)
 
 
+def test_ids_that_are_numbers_and_texts_of_special_tokens_are_scored_as_they_are(program, write, tmp_path):
+    model = GOLDENS / "llama31_untied_fp32"
+    tokenizer = Policy.load(model).tokenizer
+    text = "What is 2+2?"
+    ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+    records = [{"id": 7, "token_ids": ids}, {"id": 0, "text": text}, {"text": text}]
+    given = write("in.jsonl", [{"prompt_ids": [5, 6]} | record for record in records])
+    code, _, err = program("score", model=model, input=given, output=tmp_path / "out.jsonl", batch_size=2)
+    assert code == 0, err
+    scores = read(tmp_path / "out.jsonl")
+    assert [score["id"] for score in scores] == ["7", "0", "2"]
+    for score in scores[1:]:
+        np.testing.assert_allclose(score["logprob"], scores[0]["logprob"], atol=1e-4)
+
+
 def test_scores_of_another_dtype_are_refused(program, write, tmp_path):
     """By the dtype that is computed in, whether a flag or the checkpoint gave it."""
     given = write("in.jsonl", [{"id": str(i), "prompt_ids": [5], "token_ids": [6 + i]} for i in range(2)])

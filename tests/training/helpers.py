@@ -35,6 +35,17 @@ class Toy(nnx.Module):
         return self.embed[...]
 
 
+class Scaled(Toy):
+    """Its scale is in no array."""
+
+    def __init__(self, by):
+        super().__init__()
+        self.by, self.parts, self.kind = by, (jnp.tanh, None), nnx.Param
+
+    def hidden_states(self, *args, **options):
+        return self.by * super().hidden_states(*args, **options)
+
+
 def tiny_decoder(seed=0, scale=0.3):
     return Decoder(small_shape(vocab_size=VOCAB, initializer_range=scale), rngs=nnx.Rngs(seed))
 

@@ -1,34 +1,28 @@
 """Reference log-probs on disk: computed once for all runs that share them, and again whenever they would differ."""
 
 import dataclasses
-import functools
 import os
 import signal
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from flax import nnx
 
 from caspo_jax.errors import Interrupted, UserError
-from caspo_jax.models import Decoder, LoraConfig, RopeConfig, add_lora
 from caspo_jax.preferences.packing import pack_pairs
 from caspo_jax.training import LossConfig, TrainConfig, reference_cache, train
 from caspo_jax.training.data import RowStore
-from caspo_jax.training.digests import weights_digest
 from caspo_jax.training.make_plan import make_plan
 from caspo_jax.training.reference_cache import (
-    ReferenceCache,
     ReferenceCacheWarning,
     fill_references,
 )
-from caspo_jax.training.reference_identity import _told, reference_identity
 
-from helpers import Toy, make_data, tiny_decoder  # isort: skip
+from helpers import Scaled, Toy, make_data  # isort: skip
 
 PAIRS, VERIFIED = make_data(0)
 CONFIG = TrainConfig(batch_size=4, epochs=1, min_length=16, tensorboard=False)
+SMALL = dataclasses.replace(CONFIG, batch_size=1)
 
 
 def filled(folder, model=None, pairs=PAIRS, config=CONFIG):
@@ -115,6 +109,20 @@ def test_given_log_probs_are_kept_and_not_passed_on(tmp_path):
     np.testing.assert_array_equal(found[:, 3:], some[:, 3:])
 
 
+def test_given_log_probs_whose_rows_nobody_computed_are_not_passed_on(tmp_path):
+    """Each pair in a row of its own: those of the given ones are computed when somebody asks for them."""
+    batch = pack_pairs(PAIRS, 24, 0)
+    nothing = np.full(len(PAIRS), np.nan, np.float32)
+    some = np.where(np.arange(len(PAIRS)) < 3, np.float32(-1.0), nothing)
+    given, asked = (
+        dataclasses.replace(batch, reference_chosen=x, reference_rejected=x) for x in (some, nothing)
+    )
+    assert filled(tmp_path, pairs=[given], config=SMALL)[0] == len(PAIRS) - 3
+    computed, found = filled(tmp_path, pairs=[asked], config=SMALL)
+    assert computed == 3
+    np.testing.assert_allclose(found, filled(None, pairs=[asked], config=SMALL)[1], atol=1e-5)
+
+
 def test_a_shorter_run_keeps_what_it_read(tmp_path):
     short = dataclasses.replace(CONFIG, max_steps=1)
     _, values = filled(tmp_path, config=short)
@@ -134,6 +142,21 @@ def test_log_probs_that_are_not_finite_are_not_kept(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+class Torn(Toy):
+    """Token 12 leaves nothing to predict with."""
+
+    def hidden_states(self, token_ids, *args, **options):
+        states = super().hidden_states(token_ids, *args, **options)
+        return jnp.where((token_ids == 12)[..., None], jnp.nan, states)
+
+
+@pytest.mark.parametrize("side", ["chosen_ids", "rejected_ids"])
+def test_one_side_that_is_not_finite_is_enough(tmp_path, side):
+    pairs = [*PAIRS[:4], dataclasses.replace(PAIRS[4], **{side: (12, 1)}), *PAIRS[5:]]
+    with pytest.raises(UserError, match=f"not finite for pairs .*{PAIRS[4].id}"):
+        filled(tmp_path, model=Torn(), pairs=pairs)
+
+
 def counted(monkeypatch, stop_at=None):
     """How many micro-batches are computed from now on; the one with number `stop_at` is interrupted."""
     computed = []
@@ -147,9 +170,6 @@ def counted(monkeypatch, stop_at=None):
     real = reference_cache.batch_reference
     monkeypatch.setattr(reference_cache, "batch_reference", batch_reference)
     return computed
-
-
-SMALL = dataclasses.replace(CONFIG, batch_size=1)
 
 
 def test_a_pass_that_is_cut_short_keeps_what_it_computed(tmp_path, monkeypatch):
@@ -186,6 +206,18 @@ def test_progress_ends_at_the_number_of_pairs_where_updates_cross_epochs():
     assert seen == [(4, 7), (7, 7)]
 
 
+def test_progress_counts_the_pairs_of_which_one_side_was_given():
+    batch, seen = pack_pairs(PAIRS, 24, 0), []
+    nothing = np.full(len(PAIRS), np.nan, np.float32)
+    half = np.where(np.arange(len(PAIRS)) < 3, np.float32(-1.0), nothing)
+    store = RowStore.build([dataclasses.replace(batch, reference_chosen=half, reference_rejected=nothing)])
+    fill_references(
+        store, make_plan(store, SMALL), Toy(), None, progress=lambda done, total: seen.append((done, total))
+    )
+    assert seen == [(done, len(PAIRS)) for done in range(1, len(PAIRS) + 1)]
+    np.testing.assert_array_equal(store.reference_chosen[:3], -1.0)
+
+
 @pytest.mark.parametrize("pack, number", [("trees", signal.SIGTERM), ("rows", signal.SIGINT)])
 def test_a_signal_in_the_pass_keeps_what_it_computed(tmp_path, monkeypatch, pack, number):
     config, seen = dataclasses.replace(SMALL, pack=pack), []
@@ -207,76 +239,11 @@ def test_a_signal_in_the_pass_keeps_what_it_computed(tmp_path, monkeypatch, pack
     assert summary.steps == len(PAIRS)
 
 
-def test_adapters_of_another_scale_are_another_reference(tmp_path):
-    """The arrays are the same; what they are multiplied with is in none of them."""
-    model = tiny_decoder()
-    paths = set()
-    for lora in (None, LoraConfig(1, 1.0), LoraConfig(1, 2.0), LoraConfig(1, 2.0, rslora=True)):
-        reference = model if lora is None else add_lora(model, lora, jax.random.key(0))
-        store = RowStore.build(PAIRS)
-        paths.add(ReferenceCache(tmp_path, reference, store, make_plan(store, CONFIG)).path)
-    assert len(paths) == 4
-
-
-def test_decoders_of_the_same_arrays_that_compute_otherwise_are_told_apart():
-    """In another dtype than the arrays have, or by settings that no array shows."""
-    shape = tiny_decoder().config
-    turned = dataclasses.replace(shape, rope=RopeConfig(theta=77.0))
-    models = [
-        Decoder(config, dtype=dtype, param_dtype=jnp.float32, rngs=nnx.Rngs(0))
-        for config, dtype in ((shape, jnp.float32), (shape, jnp.bfloat16), (turned, jnp.float32))
-    ]
-    assert len({weights_digest(model) for model in models}) == 1
-    assert len({str(reference_identity(model)) for model in models}) == 3
-    assert reference_identity(models[0]) == reference_identity(models[0], weights_digest(models[0]))
-
-
-class Scaled(Toy):
-    """Its scale is in no array."""
-
-    def __init__(self, by):
-        super().__init__()
-        self.by, self.parts, self.kind = by, (jnp.tanh, None), nnx.Param
-
-    def hidden_states(self, *args, **options):
-        return self.by * super().hidden_states(*args, **options)
-
-
 def test_what_is_in_no_array_of_a_model_without_a_config_counts(tmp_path):
     assert filled(tmp_path, model=Scaled(1.0))[0] > 0
     assert filled(tmp_path, model=Scaled(3.0))[0] > 0
     assert filled(tmp_path, model=Toy())[0] > 0
     assert filled(tmp_path, model=Scaled(1.0))[0] == filled(tmp_path, model=Scaled(3.0))[0] == 0
-
-
-def test_models_are_told_apart_without_addresses():
-    """Two of the same making are the same, also in another process."""
-    told = [repr(_told(model, ())) for model in (Scaled(1.0), Scaled(1.0), Scaled(2.0))]
-    assert told[0] == told[1] != told[2]
-    assert "0x" not in told[0]
-    assert "tanh" in told[0]
-
-
-@pytest.mark.parametrize(
-    ("one", "other"),
-    [
-        (np.zeros(2), np.ones(2)),
-        (np.zeros(2), np.zeros(2, np.int64)),
-        (np.zeros(2), np.zeros((2, 1))),
-        (functools.partial(jnp.sum, axis=0), functools.partial(jnp.sum, axis=1)),
-        (functools.partial(jnp.power, 2.0), functools.partial(jnp.power, 3.0)),
-        (jnp.tanh, jnp.sin),
-        ({1, 2}, {1, 3}),
-        ([1], (1,)),
-        ({"a": 1}, {"a": 2}),
-        ({"a": 1}, {"b": 1}),
-        (signal.SIGINT, signal.SIGTERM),
-        (1, 1.0),
-        ("1", 1),
-    ],
-)
-def test_attributes_are_told_apart_by_kind_and_value(one, other):
-    assert _told([one], ()) != _told([other], ())
 
 
 def test_a_run_without_a_shared_folder_keeps_its_own(tmp_path):
