@@ -117,7 +117,7 @@ def test_prompt_longer_than_the_context(program, tmp_path, write):
 
 def test_same_id_twice(program, tmp_path, write):
     given = write("in.jsonl", [{"id": "a", "prompt_ids": [5]}, {"id": "a", "prompt_ids": [6]}])
-    one_line(generate(program, tmp_path, given), "in.jsonl:2", "'a'")
+    one_line(generate(program, tmp_path, given), "in.jsonl:2: id 'a' was used before, at", "in.jsonl:1")
 
 
 def test_question_without_gold_where_one_is_needed(program, tmp_path, write):

@@ -49,11 +49,21 @@ def test_the_instruction_asks_as_the_benchmarks_do(program, write, tmp_path):
 def test_an_instruction_that_does_nothing_is_refused(program, write, tmp_path):
     flags = {"model": TASK.policy_path, "input": write("q.jsonl", TWO[1:]), "output": tmp_path / "t.jsonl"}
     one_line(program("generate", instruction="boxed", **flags), "final prompts")
+    tokens = write("ids.jsonl", [{"id": "c", "question": "1 + 1?", "prompt_ids": [5, 6]}])
+    one_line(program("generate", instruction="boxed", **(flags | {"input": tokens})), "final prompts")
     one_line(program("generate", instruction=r"\n ", **flags), "--instruction is blank")
     one_line(program("generate", instruction=r"in \boxed{}", **flags), r"\b is no escape")
     evaluate = {"model": TASK.policy_path, "benchmarks": "graph", "out_dir": tmp_path / "e"}
     one_line(program("evaluate", instruction="boxed", **evaluate), "--instruction goes with --input")
     one_line(program("evaluate", instruction="boxed", compare="a,b"), "--instruction goes with --input")
+
+
+def test_some_questions_may_have_no_gold(program, write, tmp_path):
+    given = write("q.jsonl", [{"question": "1 + 1?", "solution": "2"}, {"question": "2 + 2?"}])
+    flags = {"model": TASK.policy_path, "input": given, "strategy": "greedy", "max_new_tokens": 2}
+    code, _, err = program("generate", output=tmp_path / "t.jsonl", gold_field="solution", **flags)
+    assert code == 0, err
+    assert [trace["gold"] for trace in read(tmp_path / "t.jsonl")] == ["2", None]
 
 
 def test_a_threshold_holds_for_the_instruction_it_was_made_under(program, write, tmp_path):
