@@ -47,10 +47,26 @@ def test_score_matches_transformers(program, write, tmp_path, name):
 
 
 def test_ids_that_are_numbers_and_texts_of_special_tokens_are_scored_as_they_are(program, write, tmp_path):
-    model = GOLDENS / "llama31_untied_fp32"
+    """The tokenizer begins every text with a token of its own, as those of Llama do."""
+    model = shutil.copytree(GOLDENS / "llama31_untied_fp32", tmp_path / "model")
+    core = json.loads((model / "tokenizer.json").read_text())
+    begin = next(token for token in core["added_tokens"] if token["content"] == "<|begin_of_text|>")
+    core["post_processor"] = {
+        "type": "TemplateProcessing",
+        "single": [
+            {"SpecialToken": {"id": begin["content"], "type_id": 0}},
+            {"Sequence": {"id": "A", "type_id": 0}},
+        ],
+        "pair": [{"Sequence": {"id": "A", "type_id": 0}}, {"Sequence": {"id": "B", "type_id": 1}}],
+        "special_tokens": {
+            begin["content"]: {"id": begin["content"], "ids": [begin["id"]], "tokens": [begin["content"]]}
+        },
+    }
+    (model / "tokenizer.json").write_text(json.dumps(core))
     tokenizer = Policy.load(model).tokenizer
     text = "What is 2+2?"
     ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+    assert tokenizer(text)["input_ids"] == [begin["id"], *ids]
     records = [{"id": 7, "token_ids": ids}, {"id": 0, "text": text}, {"text": text}]
     given = write("in.jsonl", [{"prompt_ids": [5, 6]} | record for record in records])
     code, _, err = program("score", model=model, input=given, output=tmp_path / "out.jsonl", batch_size=2)
