@@ -52,6 +52,20 @@ def test_values_against_float64(chunk, dtype):
         np.testing.assert_allclose(value, want, atol=1e-5)
 
 
+@pytest.mark.parametrize("chunk", [None, 3])
+def test_states_and_head_of_two_dtypes_meet_in_the_wider(chunk):
+    hidden, weight, targets = arrays()
+    narrow = hidden.astype(jnp.bfloat16)
+
+    def total(hidden, weight):
+        return sum(jnp.sum(x) for x in chunked_stats(hidden, weight, targets, chunk))
+
+    found = jax.grad(total, (0, 1))(narrow, weight)
+    want = jax.grad(total, (0, 1))(narrow.astype(jnp.float32), weight)
+    for one, other, dtype in zip(found, want, (jnp.bfloat16, jnp.float32)):
+        np.testing.assert_array_equal(one, other.astype(dtype))
+
+
 @pytest.mark.parametrize("shape", [(0, 5), (2, 0), (0,), (3, 0, 2)])
 def test_no_token_at_all(shape):
     hidden, weight, targets = arrays(shape=shape)
