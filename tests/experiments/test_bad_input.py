@@ -156,10 +156,10 @@ def test_contradictory_flags(program, tmp_path, question, flags, word):
 
 
 def test_score_needs_tokens(program, tmp_path, write):
-    given = write("in.jsonl", [{"id": "a", "prompt_ids": [5]}])
-    one_line(
-        program("score", model=MODEL, input=given, output=tmp_path / "o.jsonl"), "in.jsonl:1", "token_ids"
-    )
+    for tokens in ({}, {"token_ids": [True]}, {"token_ids": [6, -1]}, {"token_ids": "6"}, {"token_ids": []}):
+        given = write("in.jsonl", [{"id": "a", "prompt_ids": [5], **tokens}])
+        result = program("score", model=MODEL, input=given, output=tmp_path / "o.jsonl")
+        one_line(result, "in.jsonl:1", "token" if tokens == {"token_ids": []} else "`token_ids`")
 
 
 def test_training_without_pairs(program, tmp_path, write):

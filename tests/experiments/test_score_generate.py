@@ -77,6 +77,21 @@ def test_ids_that_are_numbers_and_texts_of_special_tokens_are_scored_as_they_are
         np.testing.assert_allclose(score["logprob"], scores[0]["logprob"], atol=1e-4)
 
 
+@pytest.mark.parametrize("kept", [0, 2, 3, 4])
+def test_scores_go_on_after_the_last_whole_line(program, write, tmp_path, kept):
+    given = write("in.jsonl", [{"id": str(i), "prompt_ids": [5], "token_ids": [6 + i]} for i in range(5)])
+    out, manifest = tmp_path / "s.jsonl", tmp_path / "s.jsonl.manifest.json"
+    flags = {"model": GOLDENS / CHECKPOINTS[0], "input": given, "output": out, "batch_size": 2}
+    assert program("score", **flags)[0] == 0
+    whole = out.read_bytes()
+    lines = whole.splitlines(keepends=True)
+    out.unlink()
+    (tmp_path / "s.jsonl.partial").write_bytes(b"".join(lines[:kept]) + lines[kept][:9])
+    manifest.write_text(json.dumps(json.loads(manifest.read_text()) | {"complete": False}))
+    assert program("score", **flags)[0] == 0
+    assert out.read_bytes() == whole
+
+
 def test_scores_of_another_dtype_are_refused(program, write, tmp_path):
     """By the dtype that is computed in, whether a flag or the checkpoint gave it."""
     given = write("in.jsonl", [{"id": str(i), "prompt_ids": [5], "token_ids": [6 + i]} for i in range(2)])
