@@ -94,6 +94,31 @@ def stream(model, keys, settings, policy, rng, ring):
             state = refillable(grow_state(state, min(CAPACITY, 2 * state.capacity)), ROOM)
 
 
+@pytest.mark.parametrize("ring", [False, True])
+def test_a_state_that_has_grown_is_as_large_as_one_that_began_so(ring):
+    def state(capacity):
+        begun = init_state(
+            jnp.zeros(QUESTIONS, jnp.int32),
+            jnp.zeros((QUESTIONS, len(VOCABULARY))),
+            jnp.zeros((QUESTIONS, 2), jnp.uint32),
+            jnp.ones(QUESTIONS, jnp.int32),
+            None,
+            None,
+            num_slots=4,
+            capacity=capacity,
+            real=jnp.full(QUESTIONS, not ring),
+        )
+        return refillable(begun, ROOM) if ring else begun
+
+    grown, want = grow_state(state(3), 7), state(7)
+    for name in ("nodes", "history", "slots", "num_nodes"):
+        for a, b in zip(
+            jax.tree.leaves(getattr(grown, name)), jax.tree.leaves(getattr(want, name)), strict=True
+        ):
+            np.testing.assert_array_equal(a, b)
+    assert ring or int(grown.limit) == 7
+
+
 def compare(name, slots, rounds, seed):
     score, _, step, path = PROGRAMS[name]
     policy = dataclasses.replace(make_policy(score, fork_expand, step, path), decode=decode, load_prompt=load)
