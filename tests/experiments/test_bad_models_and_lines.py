@@ -169,6 +169,12 @@ def test_one_id_for_two_outputs(program, tmp_path, write, name):
 @pytest.mark.parametrize(
     "name, flags, word",
     [
+        ("annotate", {"rollout_threshold": 0.5}, "--rollout_threshold goes with --verifier=rollouts"),
+        (
+            "annotate",
+            {"verifier": "judge", "judge": MODEL, "judge_prompt": "nowhere.txt"},
+            "--judge_prompt=nowhere.txt: no such file",
+        ),
         ("annotate", {"verifier": "gold", "labels": "labels.jsonl"}, "--labels"),
         ("annotate", {"verifier": "exact"}, "tiny policy"),
         ("annotate", {"verifier": "labels", "labels": "nowhere.jsonl"}, "nowhere.jsonl"),
