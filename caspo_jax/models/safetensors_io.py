@@ -19,6 +19,9 @@ import numpy as np
 STORED_DTYPES = {"F32": np.float32, "BF16": ml_dtypes.bfloat16, "F16": np.float16, "F64": np.float64}
 _CODES = {np.dtype(dtype): code for code, dtype in STORED_DTYPES.items()}
 _CHUNK = 32 << 20  # bytes of a file that are in memory at once
+_TURNED_ROWS = (
+    64  # copied at once into a transposed target, so that what they share a cache line with is still there
+)
 
 
 class TensorReader:
@@ -47,8 +50,11 @@ class TensorReader:
         tensor = np.frombuffer(self._map, dtype, math.prod(shape), offset).reshape(shape)
         part = tensor[tuple(index)]
         rows = max(1, _CHUNK // max(1, tensor[:1].nbytes))
+        turned = target.ndim > 1 and abs(target.strides[0]) < abs(target.strides[-1])
+        step = min(rows, _TURNED_ROWS) if turned else rows
         for first in range(0, len(part), rows):
-            target[first : first + rows] = part[first : first + rows]
+            for row in range(first, min(first + rows, len(part)), step):
+                target[row : row + step] = part[row : row + step]
             self._release()
         self.bytes_read += part.nbytes
 
