@@ -19,9 +19,7 @@ import numpy as np
 STORED_DTYPES = {"F32": np.float32, "BF16": ml_dtypes.bfloat16, "F16": np.float16, "F64": np.float64}
 _CODES = {np.dtype(dtype): code for code, dtype in STORED_DTYPES.items()}
 _CHUNK = 32 << 20  # bytes of a file that are in memory at once
-_TURNED_ROWS = (
-    64  # copied at once into a transposed target, so that what they share a cache line with is still there
-)
+_TURNED_ROWS = 64  # copied at once into a transposed target: whole cache lines of it are written
 
 
 class TensorReader:
