@@ -14,13 +14,11 @@ from caspo_jax.sharding import batch_ways, bytes_a_device, mesh_of
 # What rows may take of an accelerator's free memory. The rest is for reading prompts, for what the program holds besides,
 # and for the allocator's gaps.
 SHARE = 0.5
-HOST_BYTES = (
-    2 << 30
-)  # what they may take of the memory of a device that does not say how much it has: CPUs do not
+HOST_BYTES = 2 << 30  # the same of a device that does not say how much memory it has: a CPU
 LOGITS_COPIES = 4  # float32 arrays of the logits' shape that an iteration may hold
 QUEUE_BATCHES = 4  # a queue holds so many times the units of the batch, and there is room for their trees
 MOST_ROWS = 2048
-BUSY = 0.6  # of the slots of one question's outputs that wait for each other
+BUSY = 0.6  # the share at work of slots that wait for the longest of their question's outputs
 
 
 def default_rows(
