@@ -208,7 +208,7 @@ def test_a_thought_that_both_sides_open_is_not_opened_by_the_template_too():
         def apply_chat_template(self, messages, add_generation_prompt, tokenize):
             return super().apply_chat_template(messages, add_generation_prompt, tokenize) + "<think>\n"
 
-        def decode(self, ids):
+        def decode(self, ids, **_):
             return "".join(map(chr, ids))
 
     def prompt_of(prompt, *sides):
