@@ -65,8 +65,8 @@ def read_ids(record: Mapping[str, Any], field: str) -> tuple[int, ...]:
 def as_ids(ids: Any, field: str) -> tuple[int, ...]:
     """Token ids: a list, tuple or array of integers, 0 or more."""
     ids = ids.tolist() if hasattr(ids, "tolist") else ids  # an array's own integers
-    if type(ids) is list and {*map(type, ids)} == {int} and min(ids) >= 0:
-        return tuple(ids)  # all that JSON has, a few times as fast
+    if type(ids) in (list, tuple) and {*map(type, ids)} == {int} and min(ids) >= 0:
+        return tuple(ids)  # what JSON and records have, a few times as fast
     if not isinstance(ids, list | tuple) or any(
         isinstance(i, bool) or not isinstance(i, numbers.Integral) or i < 0 for i in ids
     ):
