@@ -25,7 +25,9 @@ from caspo_jax.sampling.units import Unit, Usage, bucket
 from caspo_jax.sharding import batch_ways, mesh_of
 from caspo_jax.types import Progress
 
-PROMPT_BUCKET = 16  # the longest prompt is padded to a multiple of this
+PROMPT_BUCKET = (
+    16  # the longest prompt is padded to a multiple of this, from 256 tokens on of a larger number
+)
 
 Decided = Callable[[int, Tree], bool]  # (unit, its tree so far) -> may its search end now?
 
@@ -80,7 +82,7 @@ def grow_trees(
     graphdef, params = nnx.split(model)
     longest = max(pad_to[1], *(len(unit.prompt_ids) for unit in units))
     count = max(pad_to[0], len(units))
-    columns = multiple(longest, PROMPT_BUCKET)
+    columns = prompt_columns(longest)
     if batch_size is not None:
         rows, apart = batch_size, split
     else:
@@ -133,6 +135,11 @@ def grow_trees(
     if usage is not None:
         usage.live += sum(tree.tokens for its in trees for tree in its)
     return trees
+
+
+def prompt_columns(longest: int) -> int:
+    """Columns for prompts of so many tokens at most: eight numbers to a doubling, each of which is compiled anew."""
+    return multiple(longest, max(PROMPT_BUCKET, 1 << max(0, (longest - 1).bit_length() - 4)))
 
 
 def _even_size(count: int, limit: int, ways: int) -> int:

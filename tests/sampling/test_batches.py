@@ -176,7 +176,7 @@ def test_a_padded_call_of_few_shares_the_program_of_what_remains_of_many(
         segments.clear()
     assert [shapes for _, shapes in compiled] == [{(4, 6), (8, 1)}, {(8, 1)}, {(8, 1)}]
     assert len({size for size, _ in compiled}) == 1
-    columns = -(-room[1] // search.PROMPT_BUCKET) * search.PROMPT_BUCKET
+    columns = search.prompt_columns(room[1])
     assert {rows for rows, _ in widths} == {2}
     assert max(width for _, width in widths) <= -(-columns // 3)
 
