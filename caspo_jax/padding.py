@@ -12,6 +12,15 @@ def multiple(count: int, of: int) -> int:
     return -(-count // of) * of
 
 
+def width(length: int, least: int) -> int:
+    """`length`, rounded up so that long rows have few widths too: each is compiled by itself.
+
+    To a multiple of `least`, a power of two; from 16 times that on there are eight widths to a doubling, and so at most an
+    eighth of padding.
+    """
+    return multiple(length, max(least, 1 << max(0, (length - 1).bit_length() - 4)))
+
+
 def padded_rows(
     sequences: Sequence[Sequence[int]], width: int, rows: int | None = None
 ) -> tuple[np.ndarray, np.ndarray]:

@@ -3,12 +3,22 @@
 import numpy as np
 import pytest
 
-from caspo_jax.padding import multiple, padded_rows
+from caspo_jax.padding import multiple, padded_rows, width
 
 
 @pytest.mark.parametrize(("count", "of", "rounded"), [(0, 8, 0), (1, 8, 8), (8, 8, 8), (9, 8, 16), (5, 1, 5)])
 def test_multiple_rounds_up(count, of, rounded):
     assert multiple(count, of) == rounded
+
+
+def test_rows_of_any_length_get_few_widths_and_little_padding():
+    widths = {length: width(length, 16) for length in range(1, 8193)}
+    assert all(length <= padded for length, padded in widths.items())
+    assert all(padded < length + 16 or padded <= 1.125 * length for length, padded in widths.items())
+    assert [widths[n] for n in (1, 200, 4100)] == [16, 208, 4608]
+    assert len({padded for length, padded in widths.items() if length > 4096}) == 8
+    assert len(set(widths.values())) == 8 * 6 + 8
+    assert [width(n, 64) for n in (0, 64, 65, 1000, 1025)] == [0, 64, 128, 1024, 1152]
 
 
 def test_rows_are_padded_on_the_right_and_those_that_fill_up_have_one_token():

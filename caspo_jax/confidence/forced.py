@@ -16,12 +16,12 @@ from caspo_jax.confidence.chunked import hidden_token_stats
 from caspo_jax.confidence.hidden import check_rcc_settings, rcc_batch
 from caspo_jax.errors import UserError
 from caspo_jax.models.precision import product
-from caspo_jax.padding import multiple, padded_rows
+from caspo_jax.padding import multiple, padded_rows, width
 from caspo_jax.sharding import to_host
 
 FIELDS = ("entropy", "logprob", "top1_logprob", "mean_top5_logprob")
 BATCH_TOKENS = 1 << 15  # tokens of a batch, padding included
-_LENGTH_BUCKET = 64  # row lengths and numbers of steps are rounded up, so that few shapes are compiled
+_LENGTH_BUCKET = 64  # the least steps of row lengths and of numbers of steps
 _STEP_BUCKET = 8
 _ROW_BUCKET = 4
 _TILES = (16, 32, 64, 128)
@@ -67,7 +67,7 @@ class Measured:
 
 def plan_batches(rows: Sequence[StepRow], batch_tokens: int = BATCH_TOKENS) -> list[list[int]]:
     """Rows of like length together, at most `batch_tokens` (padding included) and at least one row a batch."""
-    widths = [multiple(row.length, _LENGTH_BUCKET) for row in rows]
+    widths = [width(row.length, _LENGTH_BUCKET) for row in rows]
     order = sorted(range(len(rows)), key=lambda i: (widths[i], rows[i].steps, i))
     batches: list[list[int]] = []
     for i in order:
@@ -132,8 +132,8 @@ def _check(row: StepRow, index: int, config: Any) -> None:
 
 def _pad(rows: Sequence[StepRow]) -> tuple[tuple[np.ndarray, np.ndarray, np.ndarray], int]:
     """Token ids and mask [B, T], bounds [B, S + 2], and the tile that fits the longest step."""
-    length = multiple(max(row.length for row in rows), _LENGTH_BUCKET)
-    steps = multiple(max(1, *(row.steps for row in rows)), _STEP_BUCKET)
+    length = width(max(row.length for row in rows), _LENGTH_BUCKET)
+    steps = width(max(1, *(row.steps for row in rows)), _STEP_BUCKET)
     # Full batches of one length are of one size; to the next power of two it would be half as much work again.
     batch = min(1 << (len(rows) - 1).bit_length(), multiple(len(rows), _ROW_BUCKET))
     token_ids, mask = padded_rows([(*row.prompt_ids, *row.token_ids) for row in rows], length, batch)

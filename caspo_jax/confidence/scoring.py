@@ -12,10 +12,10 @@ from flax import nnx
 
 from caspo_jax.confidence.model_stats import token_logprobs_and_entropy
 from caspo_jax.errors import UserError
-from caspo_jax.padding import multiple, padded_rows
+from caspo_jax.padding import padded_rows, width
 from caspo_jax.sharding import to_host
 
-_BUCKET = 64  # row lengths are rounded up to a multiple of this, so that few shapes are compiled
+_BUCKET = 64  # the least step of row lengths
 
 
 @functools.partial(jax.jit, static_argnames="graphdef")
@@ -41,7 +41,7 @@ def score_outputs(
       UserError: the model's logits hold a NaN.
     """
     whole = [[*prompt, *output] for prompt, output in outputs]
-    token_ids, mask = padded_rows(whole, multiple(max(map(len, whole)), _BUCKET))
+    token_ids, mask = padded_rows(whole, width(max(map(len, whole)), _BUCKET))
     graphdef, params = nnx.split(model)
     logprob, entropy = to_host(_score(graphdef, params, token_ids, mask))
     spans = [slice(len(p) - 1, len(p) + len(y) - 1) for p, y in outputs]

@@ -21,7 +21,7 @@ from flax import nnx
 from caspo_jax.confidence import model_token_stats
 from caspo_jax.errors import UserError
 from caspo_jax.models import encode_prompt, eos_ids, load_pretrained
-from caspo_jax.padding import multiple, padded_rows
+from caspo_jax.padding import padded_rows, width
 from caspo_jax.sampling import SampleConfig, generate
 from caspo_jax.types import Question
 
@@ -33,7 +33,7 @@ try:
 except ImportError as error:
     raise UserError("lm-eval is not installed: pip install 'caspo_jax[lm-eval]'") from error
 
-_BUCKET = 64  # row lengths are rounded up to a multiple of this, so that few shapes are compiled
+_BUCKET = 64  # the least step of row lengths
 _LENGTHS = ("max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens")
 _NEUTRAL = {"num_beams": 1, "repetition_penalty": 1.0, "length_penalty": 1.0, "num_return_sequences": 1}
 
@@ -144,8 +144,8 @@ class CaspoLM(TemplateLM):
         order = sorted(range(len(rows)), key=lambda i: -len(rows[i][0]))
         for start in range(0, len(order), self.batch_size):
             part = order[start : start + self.batch_size]
-            width = multiple(len(rows[part[0]][0]), _BUCKET)
-            token_ids, mask = padded_rows([rows[i][0] for i in part], width, self.batch_size)
+            columns = width(len(rows[part[0]][0]), _BUCKET)
+            token_ids, mask = padded_rows([rows[i][0] for i in part], columns, self.batch_size)
             logprob, top = (np.asarray(x) for x in _stats(graphdef, params, token_ids, mask))
             for place, i in enumerate(part):
                 ids, scored = rows[i]

@@ -12,12 +12,11 @@ import numpy as np
 from flax import nnx
 
 from caspo_jax.confidence import TokenStats, hidden_stats_and_kl, hidden_token_stats
-from caspo_jax.padding import multiple, padded_rows
+from caspo_jax.padding import padded_rows, width
 from caspo_jax.sharding import to_host
 from caspo_jax.types import Trace
 
-# Tokens of rows and of outputs are rounded up to a multiple of this, so that few shapes are compiled.
-BUCKET = 32
+BUCKET = 32  # the least step of the numbers of tokens of rows and of outputs
 ALL_FIELDS = (
     "entropy",
     "logprob",
@@ -135,15 +134,15 @@ def _batches(
     """
     order = sorted(range(len(traces)), key=lambda i: _length(traces[i]))
     parts = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
-    widths = [multiple(_length(traces[part[-1]]), BUCKET) for part in parts]
+    widths = [width(_length(traces[part[-1]]), BUCKET) for part in parts]
     room: dict[int, int] = {}
-    for part, width in zip(parts, widths, strict=True):
-        room[width] = max(room.get(width, 0), *(multiple(len(traces[i].token_ids), BUCKET) for i in part))
-    for part, width in zip(parts, widths, strict=True):
+    for part, columns in zip(parts, widths, strict=True):
+        room[columns] = max(room.get(columns, 0), *(width(len(traces[i].token_ids), BUCKET) for i in part))
+    for part, columns in zip(parts, widths, strict=True):
         rows = batch_size if len(parts) > 1 else len(part)
         whole = [(*traces[i].prompt_ids, *traces[i].token_ids) for i in part]
-        ids, mask = padded_rows(whole, width, rows)
-        places = np.ones((rows, min(room[width], width)), np.int32)
+        ids, mask = padded_rows(whole, columns, rows)
+        places = np.ones((rows, min(room[columns], columns)), np.int32)
         for row, i in enumerate(part):
             tokens = len(traces[i].token_ids)
             places[row, :tokens] = len(traces[i].prompt_ids) + np.arange(tokens)

@@ -11,14 +11,14 @@ import jax.numpy as jnp
 from flax import nnx
 
 from caspo_jax.models import eos_ids, token_bytes
-from caspo_jax.padding import multiple, padded_rows
+from caspo_jax.padding import padded_rows, width
 from caspo_jax.preferences.competitors import GreedyCompetitors
 from caspo_jax.sampling import SampleConfig, generate
 from caspo_jax.sharding import to_host
 from caspo_jax.steps import Verifier
 from caspo_jax.types import Question
 
-_BUCKET = 32  # context lengths are rounded up to a multiple of this, so that few shapes are compiled
+_BUCKET = 32  # the least step of context lengths
 
 
 @functools.partial(jax.jit, static_argnames="graphdef")
@@ -53,7 +53,7 @@ def policy_competitors(
         order = sorted(range(len(contexts)), key=lambda i: len(contexts[i]))
         for start in range(0, len(order), batch_size):
             rows = order[start : start + batch_size]
-            length = multiple(len(contexts[rows[-1]]), _BUCKET)
+            length = width(len(contexts[rows[-1]]), _BUCKET)
             token_ids, mask = padded_rows([contexts[i] for i in rows], length, batch_size)
             top = to_host(_top_two(graphdef, params, jnp.asarray(token_ids), jnp.asarray(mask)))
             for row, i in enumerate(rows):

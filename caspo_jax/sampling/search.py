@@ -12,7 +12,7 @@ from flax import nnx
 
 from caspo_jax.models.cache import prefers_lanes
 from caspo_jax.models.cache_rows import copy_rows, load_prompt
-from caspo_jax.padding import multiple
+from caspo_jax.padding import multiple, width
 from caspo_jax.sampling.automaton import Automaton
 from caspo_jax.sampling.batch import Batch, cut_rows
 from caspo_jax.sampling.knobs import Knobs
@@ -25,9 +25,7 @@ from caspo_jax.sampling.units import Unit, Usage, bucket
 from caspo_jax.sharding import batch_ways, mesh_of
 from caspo_jax.types import Progress
 
-PROMPT_BUCKET = (
-    16  # the longest prompt is padded to a multiple of this, from 256 tokens on of a larger number
-)
+PROMPT_BUCKET = 16  # the least step of the width to which the longest prompt is padded
 
 Decided = Callable[[int, Tree], bool]  # (unit, its tree so far) -> may its search end now?
 
@@ -82,7 +80,7 @@ def grow_trees(
     graphdef, params = nnx.split(model)
     longest = max(pad_to[1], *(len(unit.prompt_ids) for unit in units))
     count = max(pad_to[0], len(units))
-    columns = prompt_columns(longest)
+    columns = width(longest, PROMPT_BUCKET)
     if batch_size is not None:
         rows, apart = batch_size, split
     else:
@@ -135,11 +133,6 @@ def grow_trees(
     if usage is not None:
         usage.live += sum(tree.tokens for its in trees for tree in its)
     return trees
-
-
-def prompt_columns(longest: int) -> int:
-    """Columns for prompts of so many tokens at most: eight numbers to a doubling, each of which is compiled anew."""
-    return multiple(longest, max(PROMPT_BUCKET, 1 << max(0, (longest - 1).bit_length() - 4)))
 
 
 def _even_size(count: int, limit: int, ways: int) -> int:

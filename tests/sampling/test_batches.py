@@ -11,6 +11,7 @@ from golden_model import KEY
 import caspo_jax as cj
 from caspo_jax.errors import UserError
 from caspo_jax.models.cpu_layers import TurnedLayer
+from caspo_jax.padding import width
 from caspo_jax.sampling import batch, loop, model_decode, prefill, search
 from caspo_jax.sampling.compaction import split_branches
 from caspo_jax.sampling.model_decode import ApartParams
@@ -176,7 +177,7 @@ def test_a_padded_call_of_few_shares_the_program_of_what_remains_of_many(
         segments.clear()
     assert [shapes for _, shapes in compiled] == [{(4, 6), (8, 1)}, {(8, 1)}, {(8, 1)}]
     assert len({size for size, _ in compiled}) == 1
-    columns = search.prompt_columns(room[1])
+    columns = width(room[1], search.PROMPT_BUCKET)
     assert {rows for rows, _ in widths} == {2}
     assert max(width for _, width in widths) <= -(-columns // 3)
 

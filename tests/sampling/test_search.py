@@ -11,15 +11,6 @@ import caspo_jax as cj
 from caspo_jax.sampling import search
 
 
-def test_prompts_of_any_length_get_few_widths_and_little_padding():
-    widths = {longest: search.prompt_columns(longest) for longest in range(1, 8193)}
-    assert all(longest <= width for longest, width in widths.items())
-    assert all(width < longest + 16 or width <= 1.125 * longest for longest, width in widths.items())
-    assert [widths[n] for n in (1, 200, 4100)] == [16, 208, 4608]
-    assert len({width for longest, width in widths.items() if longest > 4096}) == 8
-    assert len(set(widths.values())) == 8 * 6 + 8
-
-
 class Chosen(Exception):
     """What would have grown the trees."""
 

@@ -16,7 +16,7 @@ from caspo_jax.confidence import path_confidence
 from caspo_jax.errors import UserError
 from caspo_jax.evaluation.strategies.base import Context
 from caspo_jax.models import encode_prompt, token_bytes
-from caspo_jax.padding import multiple, padded_rows
+from caspo_jax.padding import padded_rows, width
 from caspo_jax.sampling import SampleConfig, first_stop, generate
 from caspo_jax.sharding import to_host
 from caspo_jax.steps import segment_trace
@@ -175,18 +175,20 @@ def first_tokens(context: Context, prompts: Sequence[tuple[int, ...]], count: in
 
 @functools.partial(jax.jit, static_argnames="graphdef")
 def _last_logits(graphdef: Any, params: Any, ids: jax.Array, mask: jax.Array) -> jax.Array:
-    logits = nnx.merge(graphdef, params)(ids, mask=mask)
+    model = nnx.merge(graphdef, params)
     last = jnp.sum(mask, axis=1) - 1
-    return jnp.take_along_axis(logits, last[:, None, None], axis=1)[:, 0]
+    # Of the last states alone: logits of all would take gigabytes.
+    hidden = jnp.take_along_axis(model.hidden_states(ids, mask=mask), last[:, None, None], axis=1)
+    return model.unembed(hidden)[:, 0]
 
 
 def next_logits(model: Any, prompts: Sequence[Sequence[int]], rows: int = 32) -> np.ndarray:
     """[n, V] float64 logits of the token after each prompt; `rows` prompts on the device at once."""
     graphdef, params = nnx.split(model)
-    width = multiple(max(map(len, prompts), default=1), 64)
+    columns = width(max(map(len, prompts), default=1), 64)
     found = [np.zeros((0, model.config.vocab_size))]
     for start in range(0, len(prompts), rows):
         part = prompts[start : start + rows]
-        ids, mask = padded_rows(part, width, rows)
+        ids, mask = padded_rows(part, columns, rows)
         found.append(np.asarray(to_host(_last_logits(graphdef, params, ids, mask)), np.float64)[: len(part)])
     return np.concatenate(found)
