@@ -139,7 +139,7 @@ def test_tree_search_counts_an_output_up_to_its_length_limit_and_rewards_no_othe
 def test_the_policy_says_yes_as_it_is_sure_of_it(monkeypatch):
     logits = np.zeros((2, 5))
     logits[0, A], logits[1, B] = np.log(3), 1000.0
-    monkeypatch.setattr(mcts_module, "next_logits", lambda model, prompts: logits)
+    monkeypatch.setattr(mcts_module, "next_logits", lambda model, prompts, read: read(logits))
 
     def tokenizer(word, add_special_tokens):
         return {"input_ids": [{"Yes": A, "No": B}[word], C]}
@@ -151,7 +151,8 @@ def test_the_policy_says_yes_as_it_is_sure_of_it(monkeypatch):
 def test_the_logits_behind_each_prompt_are_those_of_its_last_token():
     model = Decoder(small_shape(), rngs=nnx.Rngs(0))
     prompts = [[1, 2, 3], [4], [5, 6, 7, 1, 2]]
-    found = prefixes_module.next_logits(model, prompts, rows=2)
+    found = prefixes_module.next_logits(model, prompts, lambda logits: logits, rows=2)
+    assert found.dtype == np.float64
     for mine, prompt in zip(found, prompts, strict=True):
         np.testing.assert_allclose(mine, model(np.array([prompt], np.int32))[0, -1], rtol=1e-4, atol=1e-5)
 

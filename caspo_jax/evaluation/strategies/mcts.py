@@ -169,5 +169,5 @@ def _rewards(
 def probability_of_yes(context: Context, prompts: Sequence[Sequence[int]]) -> list[float]:
     """P(Yes) / (P(Yes) + P(No)) as the first token after each prompt."""
     yes, no = (context.tokenizer(word, add_special_tokens=False)["input_ids"][0] for word in ("Yes", "No"))
-    logits = next_logits(context.model, prompts)
-    return (1.0 / (1.0 + np.exp(np.clip(logits[:, no] - logits[:, yes], -700, 700)))).tolist()
+    gap = next_logits(context.model, prompts, lambda logits: logits[:, no] - logits[:, yes])
+    return (1.0 / (1.0 + np.exp(np.clip(gap, -700, 700)))).tolist()

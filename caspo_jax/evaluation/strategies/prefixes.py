@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -170,7 +170,9 @@ def cut(
 
 def first_tokens(context: Context, prompts: Sequence[tuple[int, ...]], count: int) -> np.ndarray:
     """[Q, count] the most probable first tokens of each prompt, the best first."""
-    return np.argsort(-next_logits(context.model, prompts), axis=-1, kind="stable")[:, :count]
+    return next_logits(
+        context.model, prompts, lambda logits: np.argsort(-logits, axis=-1, kind="stable")[:, :count]
+    )
 
 
 @functools.partial(jax.jit, static_argnames="graphdef")
@@ -182,13 +184,26 @@ def _last_logits(graphdef: Any, params: Any, ids: jax.Array, mask: jax.Array) ->
     return model.unembed(hidden)[:, 0]
 
 
-def next_logits(model: Any, prompts: Sequence[Sequence[int]], rows: int = 32) -> np.ndarray:
-    """[n, V] float64 logits of the token after each prompt; `rows` prompts on the device at once."""
+def next_logits(
+    model: Any, prompts: Sequence[Sequence[int]], read: Callable[[np.ndarray], np.ndarray], rows: int = 32
+) -> np.ndarray:
+    """What `read` keeps of the logits of the token after each prompt.
+
+    Args:
+      model: a Decoder.
+      prompts: n of them.
+      read: logits [r, V] float64 -> [r, ...]; those of all prompts would take a megabyte each.
+      rows: prompts on the device at once.
+
+    Returns:
+      [n, ...].
+    """
     graphdef, params = nnx.split(model)
     columns = width(max(map(len, prompts), default=1), 64)
-    found = [np.zeros((0, model.config.vocab_size))]
+    found = [read(np.zeros((0, model.config.vocab_size)))]
     for start in range(0, len(prompts), rows):
         part = prompts[start : start + rows]
         ids, mask = padded_rows(part, columns, rows)
-        found.append(np.asarray(to_host(_last_logits(graphdef, params, ids, mask)), np.float64)[: len(part)])
+        logits = np.asarray(to_host(_last_logits(graphdef, params, ids, mask)), np.float64)
+        found.append(read(logits[: len(part)]))
     return np.concatenate(found)
