@@ -16,7 +16,7 @@ from caspo_jax.sharding import batch_ways, bytes_a_device, mesh_of
 SHARE = 0.5
 HOST_BYTES = 2 << 30  # the same of a device that does not say how much memory it has: a CPU
 LOGITS_COPIES = 4  # float32 arrays of the logits' shape that an iteration may hold
-QUEUE_BATCHES = 4  # a queue holds so many times the units of the batch, and there is room for their trees
+QUEUE_BATCHES = 4  # the most times the units of a batch that a queue holds
 MOST_ROWS = 2048
 BUSY = 0.6  # the share at work of slots that wait for the longest of their question's outputs
 
@@ -56,12 +56,17 @@ def _rows(model: Any, prompt: int, new_tokens: int, slots: int, held: float) -> 
     tensor = 1 if mesh is None else dict(mesh.shape).get("tensor", 1)
     heads = config.num_kv_heads // (tensor if config.num_kv_heads % tensor == 0 else 1)
     column = 2 * config.num_layers * heads * config.head_dim * jnp.dtype(model.dtype).itemsize
-    columns = prompt * (held + 2 * QUEUE_BATCHES / slots) + 1.5 * new_tokens
+    columns = prompt * (held + 2 * queue_batches(prompt, new_tokens) / slots) + 1.5 * new_tokens
     row = column * columns + 4 * LOGITS_COPIES * config.vocab_size
     rows = int(min(MOST_ROWS, room(model) * batch_ways(mesh) // row))
     # Four numbers to a doubling: what is free is not always the same, and every number of rows is compiled anew.
     step = 1 << max(0, rows.bit_length() - 3)
     return max(1, rows // step * step)
+
+
+def queue_batches(prompt: int, new_tokens: int) -> int:
+    """How many times the units of a batch wait in a queue: fewer where their prompts would take more than the batch."""
+    return max(1, min(QUEUE_BATCHES, (prompt + new_tokens) // prompt))
 
 
 def room(model: Any) -> float:

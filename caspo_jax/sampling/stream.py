@@ -8,7 +8,7 @@ from caspo_jax.padding import multiple
 from caspo_jax.sampling.batch import Batch
 from caspo_jax.sampling.loop import refill_donated
 from caspo_jax.sampling.refill import NO_UNIT, harvested, refill_of, refillable, with_queue
-from caspo_jax.sampling.room import QUEUE_BATCHES
+from caspo_jax.sampling.room import queue_batches
 from caspo_jax.sampling.tree import Tree, harvest_ended
 from caspo_jax.sampling.units import QueueRoom, Unit
 
@@ -18,10 +18,11 @@ SEGMENT = 64  # iterations between two looks from the host
 def stream(search: Batch, units: list[Unit], size: int) -> list[list[Tree]]:
     """Grows one tree a unit, `size` at a time.
 
-    Memory does not grow with the number of units: the queue and what has ended hold `QUEUE_BATCHES` batches.
+    Memory does not grow with the number of units: the queue and what has ended hold `queue_batches` batches.
     """
     trees: list[list[Tree]] = [[] for _ in units]
-    entries = multiple(min(len(units), QUEUE_BATCHES * size), size)
+    batches = queue_batches(search.prompt_columns, search.max_new_tokens)
+    entries = multiple(min(len(units), batches * size), size)
     room = QueueRoom.of(entries, size, search.shared)
     state = refillable(search.empty(size), entries)
     fed = queued = 0

@@ -30,7 +30,7 @@ def test_refilled_slots_change_nothing(model_and_tokenizer, questions, monkeypat
     whole = cj.cat_search(*model_and_tokenizer, many, cat, KEY, usage=together)
     monkeypatch.setattr(batch, "FIRST_SEGMENT", 10)
     monkeypatch.setattr(stream, "SEGMENT", 7)
-    monkeypatch.setattr(stream, "QUEUE_BATCHES", 2)
+    monkeypatch.setattr(stream, "queue_batches", lambda *_: 2)
     pieces = cj.cat_search(*model_and_tokenizer, many, cat, KEY, batch_size=6, usage=apart)
     for piece, result in zip(pieces, whole, strict=True):
         assert [(n.parent, n.token_ids, n.status, n.reason) for n in piece.tree.nodes] == [
@@ -66,7 +66,9 @@ def test_samples_are_refilled_one_by_one(model_and_tokenizer, questions, monkeyp
         reads.extend(tuple(row[real].tolist()) for row, real in zip(token_ids, mask))
         return read(graphdef, params, token_ids, mask, lanes, columns)
 
+    batches = 4
     monkeypatch.setattr(prefill, "_prefill", counting)
+    monkeypatch.setattr(stream, "queue_batches", lambda *_: batches)
     monkeypatch.setattr(stream, "SEGMENT", 7)
     pieces = cj.generate(
         *model_and_tokenizer,
@@ -96,7 +98,7 @@ def test_samples_are_refilled_one_by_one(model_and_tokenizer, questions, monkeyp
     assert done[-1] == (12, 12)
     # No prompt is read again for another sample of its question, and seldom for another fill of the queue.
     prompts = {q.prompt_ids for q in many}
-    fills = -(-12 * samples // (3 * stream.QUEUE_BATCHES))
+    fills = -(-12 * samples // (3 * batches))
     assert prompts <= set(reads)
     assert sum(prompt in prompts for prompt in reads) <= len(many) + fills
 

@@ -26,8 +26,9 @@ def taken(model, rows, prompt, new_tokens, slots, holders):
     def size(*caches):
         return sum(x.size * jnp.dtype(x.dtype).itemsize for cache in caches for x in (cache.k, cache.v))
 
+    waiting = room.queue_batches(prompt, new_tokens)
     own = [cache(rows, new_tokens), cache(rows, new_tokens // 2)]
-    prompts = [cache(rows // holders, prompt), cache(2 * room.QUEUE_BATCHES * rows // slots, prompt)]
+    prompts = [cache(rows // holders, prompt), cache(2 * waiting * rows // slots, prompt)]
     return size(*own, *prompts) + 4 * room.LOGITS_COPIES * rows * model.config.vocab_size
 
 
@@ -100,6 +101,11 @@ def test_processes_come_to_the_same_room_whatever_else_their_devices_hold(room_o
     assert room_on(mine, others, processes=2) == room_on(busy, others, processes=2) == 44 * GIB * room.SHARE
 
 
+def test_no_more_prompts_wait_than_the_batch_has_room_for():
+    asked = [(1, 1000), (256, 1024), (512, 512), (512, 511), (4096, 200)]
+    assert [room.queue_batches(*of) for of in asked] == [4, 4, 2, 1, 1]
+
+
 def test_the_rows_of_a_real_model(monkeypatch):
     monkeypatch.setattr(room, "room", lambda model: 30 * GIB)
 
@@ -111,12 +117,6 @@ def test_the_rows_of_a_real_model(monkeypatch):
     assert rows(16384) == (8, False)
     assert rows(1024, slots=10) == (112, False)  # a prompt is shared: 122
     assert rows(1024, slots=10, split=True) == (96, True)  # 108, and none waits for another
-    assert rows(256, slots=10, split=True, prompt=4096) == (
-        48,
-        False,
-    )  # 52; each with its own prompt would be 28
+    assert rows(256, slots=10, split=True, prompt=4096) == (128, False)  # 134; each with its own: 41
     assert rows(1024, AbstractMesh((8,), ("fsdp",))) == (448, False)  # 453
-    assert rows(1024, AbstractMesh((8,), ("tensor",))) == (
-        384,
-        False,
-    )  # heads are split, logits counted whole: 440
+    assert rows(1024, AbstractMesh((8,), ("tensor",))) == (384, False)  # heads are split: 440
