@@ -49,8 +49,8 @@ class RowStore:
         """Rows of pairs or of packed batches (padding rows are left out), and verified steps beside them.
 
         Raises:
-          UserError: something else than a pair or a batch, a pair without token ids or with a weight below 0, a step without tokens, or one that starts its row
-            (nothing predicts its first token).
+          UserError: something else than a pair or a batch, a pair without token ids or with a weight below 0, a step
+            without tokens, or one that starts its row (nothing predicts its first token).
         """
         pairs: list[_PairRows] = []
         steps: list[MaskedRow] = []

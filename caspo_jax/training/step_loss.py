@@ -68,7 +68,8 @@ def step_dpo_loss(
       `step_tokens` (those the loss looks at). `sft` and `rft` run only the rows they train on and have no rewards.
 
     Raises:
-      UserError: something else than a batch or a LossConfig; arrays whose shapes do not fit each other; the loss needs verified steps and the batch has none.
+      UserError: something else than a batch or a LossConfig; arrays whose shapes do not fit each other; the loss needs
+        verified steps and the batch has none.
 
     Source: DPO arXiv 2305.18290; NLL term: IRPO arXiv 2404.19733; step masks: Step-DPO arXiv 2406.18629.
 

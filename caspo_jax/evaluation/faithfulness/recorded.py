@@ -54,9 +54,7 @@ class RecordedScores:
     traces: Mapping[str, RecordedTrace]
     by_text: Mapping[str, Score]  # stripped text -> score
     name: str = "recorded"
-    of_no_trace: Mapping[str, Score] = dataclasses.field(
-        default_factory=dict
-    )  # the same, of lines without a trace
+    of_no_trace: Mapping[str, Score] = dataclasses.field(default_factory=dict)  # the same, of no trace
 
     def score(self, steps: Sequence[str]) -> list[Score]:
         """One score a step by its text (surrounding white space aside); None for a text that is not recorded.
