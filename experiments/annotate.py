@@ -37,8 +37,8 @@ def define_flags() -> None:
     common.define_confidence_flag("that the records carry")
     flags.DEFINE_integer(
         "batch_size",
-        64,
-        "rows decoded together, by verifiers that decode; solutions read together",
+        None,
+        "rows decoded together, by verifiers that decode; default: by memory. Of --labelled solutions read together; default 64",
         lower_bound=1,
     )
     flags.DEFINE_string("dataset_dir", None, "write the step dataset with confidence annotations here")
@@ -146,7 +146,7 @@ def annotate_labelled() -> str:
             confidence=confidence,
             delimiter=common.step_delimiter(policy),
             neutral=FLAGS.neutral,
-            batch_size=FLAGS.batch_size,
+            batch_size=FLAGS.batch_size or 64,
             overwrite=FLAGS.overwrite,
             progress=progress.reach,
         )

@@ -57,8 +57,6 @@ def define_flags() -> None:
     common.define_question_flags()
     common.define_answer_flags()
     common.define_cat_flags()
-    FLAGS.set_default("batch_size", None)
-    FLAGS["batch_size"].help = "rows (questions x branches) decoded together; default: by memory"
     FLAGS["max_new_tokens"].help = (
         "most tokens of an output; default: half of what the longest prompt leaves of the context, so that a prefix as long "
         "as an output can be gone on from, and 1024 at most; the first lines of a run say how many"

@@ -34,7 +34,7 @@ def define_flags() -> None:
     flags.DEFINE_integer(
         "max_step_tokens", 256, "a competitor that goes on for longer is dropped", lower_bound=1
     )
-    flags.DEFINE_integer("batch_size", 64, "rows on the device at once", lower_bound=1)
+    flags.DEFINE_integer("batch_size", None, "rows decoded together; default: by memory", lower_bound=1)
     flags.DEFINE_string("trl_output", None, "also write the pairs as TRL preference records here")
 
 

@@ -45,8 +45,8 @@ def define_decoding_flags(*, num_samples: int = 1, temperature: float = 1.0) -> 
     """Flags of every program that decodes."""
     flags.DEFINE_integer(
         "batch_size",
-        64,
-        "rows (questions x samples) decoded together; on a large GPU or TPU more are faster",
+        None,
+        "rows (questions x samples or branches) decoded together; default: by memory",
         lower_bound=1,
     )
     flags.DEFINE_integer(

@@ -28,7 +28,12 @@ def define_flags() -> None:
     flags.DEFINE_string(
         "output", None, "also write the figures, and what was found in each solution, to this JSON file"
     )
-    flags.DEFINE_integer("batch_size", 64, "rows decoded together, by verifiers that decode", lower_bound=1)
+    flags.DEFINE_integer(
+        "batch_size",
+        None,
+        "rows decoded together, by verifiers that decode; default: by memory",
+        lower_bound=1,
+    )
 
 
 def main() -> None:
@@ -53,7 +58,7 @@ def main() -> None:
     settings = {"verifier": verifier.name, "verifier_settings": verifier_settings(verifier) or None}
     save = result_files.claim("output", "verifier_f1", settings, {"input": FLAGS.input})
     with common.Progress(sum(len(s.steps) for s in solutions), "judge", unit="step") as progress:
-        found = judge_verifier(verifier, solutions, batch_size=FLAGS.batch_size, progress=progress.reach)
+        found = judge_verifier(verifier, solutions, progress=progress.reach)
     score = found.score
     rows = [
         {"id": s.id, "label": label, "found": step}

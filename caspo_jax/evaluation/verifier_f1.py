@@ -54,7 +54,7 @@ def judge_verifier(
     verifier: Verifier,
     solutions: Sequence[LabelledSteps],
     *,
-    batch_size: int = 64,
+    batch_size: int = 256,
     draws: int = 1000,
     progress: Progress | None = None,
 ) -> VerifierReport:

@@ -14,6 +14,7 @@ from caspo_jax.models import eos_ids, token_bytes
 from caspo_jax.padding import padded_rows, width
 from caspo_jax.preferences.competitors import GreedyCompetitors
 from caspo_jax.sampling import SampleConfig, generate
+from caspo_jax.sampling.room import default_rows
 from caspo_jax.sharding import to_host
 from caspo_jax.steps import Verifier
 from caspo_jax.types import Question
@@ -34,7 +35,7 @@ def policy_competitors(
     *,
     delimiter: str,
     max_new_tokens: int = 256,
-    batch_size: int = 64,
+    batch_size: int | None = None,
 ) -> GreedyCompetitors:
     """The competitor maker of `select_pairs` for a policy in memory.
 
@@ -44,17 +45,19 @@ def policy_competitors(
       verifier: judges the competitors.
       delimiter: what ends a step.
       max_new_tokens: a continuation longer than this is no competitor.
-      batch_size: rows on the device at once.
+      batch_size: rows on the device at once (default: by memory).
     """
     graphdef, params = nnx.split(model)
 
     def other_token(contexts: Sequence[tuple[int, ...]], emitted: Sequence[int]) -> list[int]:
         found: list[int] = [0] * len(contexts)
         order = sorted(range(len(contexts)), key=lambda i: len(contexts[i]))
-        for start in range(0, len(order), batch_size):
-            rows = order[start : start + batch_size]
+        size = default_rows(model, len(contexts[order[-1]]), 1, given=batch_size)[0]
+        size = min(size, width(len(order), 1))
+        for start in range(0, len(order), size):
+            rows = order[start : start + size]
             length = width(len(contexts[rows[-1]]), _BUCKET)
-            token_ids, mask = padded_rows([contexts[i] for i in rows], length, batch_size)
+            token_ids, mask = padded_rows([contexts[i] for i in rows], length, size)
             top = to_host(_top_two(graphdef, params, jnp.asarray(token_ids), jnp.asarray(mask)))
             for row, i in enumerate(rows):
                 first, second = (int(t) for t in top[row])

@@ -22,7 +22,7 @@ BUSY = 0.6  # the share at work of slots that wait for the longest of their ques
 
 
 def default_rows(
-    model: Any, prompt: int, new_tokens: int, slots: int = 1, split: bool = False
+    model: Any, prompt: int, new_tokens: int, slots: int = 1, split: bool = False, given: int | None = None
 ) -> tuple[int, bool]:
     """Rows whose keys, values and logits fit beside the parameters, and how those of one prompt go.
 
@@ -35,15 +35,16 @@ def default_rows(
       new_tokens: the most that are decoded.
       slots: rows of one prompt.
       split: whether they may be trees of their own.
+      given: rows that somebody has settled already.
 
     Returns:
       The rows, and whether those of one prompt should be trees of their own.
     """
-    together = _rows(model, prompt, new_tokens, slots, 1 / slots)
+    together = given or _rows(model, prompt, new_tokens, slots, 1 / slots)
     if not split:
         return together, False
     apart = _rows(model, prompt, new_tokens, slots, 1.0)
-    return (apart, True) if apart >= BUSY * together else (together, False)
+    return (given or apart, True) if apart >= BUSY * together else (together, False)
 
 
 def _rows(model: Any, prompt: int, new_tokens: int, slots: int, held: float) -> int:

@@ -81,10 +81,7 @@ def grow_trees(
     longest = max(pad_to[1], *(len(unit.prompt_ids) for unit in units))
     count = max(pad_to[0], len(units))
     columns = width(longest, PROMPT_BUCKET)
-    if batch_size is not None:
-        rows, apart = batch_size, split
-    else:
-        rows, apart = default_rows(model, longest, max_new_tokens, num_slots, split)
+    rows, apart = default_rows(model, longest, max_new_tokens, num_slots, split, batch_size)
     ways = batch_ways(mesh_of(model))
     size = _even_size(count, max(1, rows // num_slots), ways)
     lanes = prefers_lanes(size * num_slots)

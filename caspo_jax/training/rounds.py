@@ -35,7 +35,7 @@ class Recipe:
     sample: SampleConfig | CatConfig  # independent outputs, or an exploration whose siblings share prefixes
     pairs: PairConfig
     train: TrainConfig
-    batch_size: int = 64  # rows decoded together
+    batch_size: int | None = None  # rows decoded together; None: by memory
     confidence: str = "entropy"  # step confidence that pairs are chosen by
     max_step_tokens: int = 256  # longest competitor
     dtype: str | None = None

@@ -62,12 +62,13 @@ def test_segmentation_is_the_samplers(traces, vocabulary):
                 assert a.confidence == pytest.approx(b.confidence, rel=1e-4)
 
 
-def test_competitors_follow_the_model(policy, traces, vocabulary):
+@pytest.mark.parametrize("batch_size", [8, None])
+def test_competitors_follow_the_model(policy, traces, vocabulary, batch_size):
     model, tokenizer = policy
     annotated = annotate_traces(traces, vocabulary, delimiter=DELIMITER, verifier=VERIFIER)
     candidates, _ = build_candidates(annotated)
     maker = policy_competitors(
-        model, tokenizer, VERIFIER, delimiter=DELIMITER, max_new_tokens=16, batch_size=8
+        model, tokenizer, VERIFIER, delimiter=DELIMITER, max_new_tokens=16, batch_size=batch_size
     )
     config = PairConfig(tau_quantile=1.0, kinds=("low_confidence_correct",), competitor="token")
     pairs, _ = select_pairs(candidates, config, competitors=maker)

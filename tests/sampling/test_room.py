@@ -54,6 +54,19 @@ def test_one_row_goes_where_there_is_room_for_none(model_and_tokenizer, monkeypa
     assert room.default_rows(model_and_tokenizer[0], 5, 5) == (room.MOST_ROWS, False)
 
 
+def test_given_rows_are_trees_of_their_own_where_each_has_room_for_its_prompt(
+    model_and_tokenizer, monkeypatch
+):
+    model, _ = model_and_tokenizer
+    monkeypatch.setattr(room, "HOST_BYTES", 1 << 24)
+    short, long = (20, 300, 4), (300, 20, 4)
+    for of in (short, long):
+        rows, apart = room.default_rows(model, *of, split=True)
+        assert room.default_rows(model, *of, split=True, given=rows) == (rows, apart) == (rows, of == short)
+        assert room.default_rows(model, *of, split=True, given=4) == (4, True)
+        assert room.default_rows(model, *of, split=False, given=4) == (4, False)
+
+
 @dataclasses.dataclass(frozen=True)
 class Device:
     limit: int

@@ -76,6 +76,13 @@ def test_a_killed_stage_keeps_what_it_had_made(tmp_path):
     assert again.made == [[8, 9]]
     assert seen == [(0, 10), (4, 10), (8, 10), (8, 10), (10, 10)]
     assert list(tmp_path.iterdir()) == []
+    # Contexts of about one length go together.
+    longer = [dataclasses.replace(c, prefix_ids=(5,) * (9 - i % 4)) for i, c in enumerate(CANDIDATES)]
+    sorted_by_length = Maker()
+    assert [rival.text for rival in ask(sorted_by_length, candidates=longer) if isinstance(rival, Rival)] == [
+        f"step q/{i}" for i in range(0, 10, 2)
+    ]
+    assert sorted_by_length.made == [[3, 7, 2, 6], [1, 5, 9, 0], [4, 8]]
     # What differs in anything is another competitor.
     other = Maker()
     twice = [CANDIDATES[0], dataclasses.replace(CANDIDATES[0], prefix_ids=(5,)), CANDIDATES[0]]

@@ -7,7 +7,7 @@ import pytest
 import caspo_jax as cj
 from caspo_jax.errors import UserError
 from caspo_jax.tasks import get_task
-from caspo_jax.training.stages import Policy, sample_stage
+from caspo_jax.training.stages import Policy, sample, sample_stage
 
 
 @pytest.mark.parametrize(
@@ -50,6 +50,47 @@ def test_a_search_that_stops_early_reads_answers_as_the_vote_does(tmp_path):
     alike = tokens("alike", lambda text: text, lambda a, b: True)
     assert one == alike
     assert sum(one) < sum(whole)
+
+
+@pytest.mark.parametrize("strategy", ["sample", "cat"])
+def test_a_restart_decodes_as_many_rows_as_the_run_that_it_goes_on_with(tmp_path, monkeypatch, strategy):
+    """What is free on the device may be another number by then, and a batch of another shape differs in its last bits."""
+    task = get_task("graph")
+    policy = Policy.load(task.policy_path)
+    questions = task.questions("test", 20, seed=0)
+    decoding = cj.SampleConfig(
+        max_new_tokens=8, temperature=1.0, num_samples=2 if strategy == "sample" else 1
+    )
+    config = decoding if strategy == "sample" else cj.CatConfig(num_branches=2, sample=decoding)
+    seen = []
+
+    def decode(free, name="t.jsonl", seed=0, overwrite=False, progress=None):
+        monkeypatch.setattr(sample, "default_rows", lambda *_: (free, True))
+        sample_stage(
+            policy,
+            questions,
+            tmp_path / name,
+            config,
+            strategy=strategy,
+            seed=seed,
+            overwrite=overwrite,
+            progress=progress,
+        )
+        settings = json.loads((tmp_path / f"{name}.manifest.json").read_text())["config"]
+        return settings["batch_size"], (tmp_path / name).read_bytes()
+
+    def kill(done, of):
+        seen.append((done, of))
+        if done > 16:  # two questions are decoded together, sixteen are written together
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        decode(4, progress=kill)
+    assert (tmp_path / "t.jsonl.partial").read_bytes().count(b"\n") == 16 * 2
+    assert seen == sorted(seen)
+    assert len({done for done, _ in seen if done < 16}) > 1  # also within what is written together
+    assert decode(32) == decode(4, "whole.jsonl")
+    assert decode(32, seed=1, overwrite=True)[0] == 32  # other settings: another run
 
 
 def test_without_a_reader_no_trace_has_an_answer(tmp_path):

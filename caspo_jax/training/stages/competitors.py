@@ -15,7 +15,8 @@ from caspo_jax.preferences.identity import stable_hash
 from caspo_jax.training.stages.policy import open_output
 from caspo_jax.types import Progress
 
-_PARTS = 4  # batches between two writes: enough that a batch's slots are refilled
+_BATCHES = 4  # between two writes: enough that a batch's slots are refilled
+_PART = 1024  # competitors between two, where the batch goes by memory
 
 
 @contextmanager
@@ -24,7 +25,7 @@ def kept_competitors(
     output: Path,
     settings: Mapping[str, Any],
     *,
-    batch_size: int,
+    batch_size: int | None,
     overwrite: bool,
     progress: Progress | None = None,
 ) -> Iterator[CompetitorMaker]:
@@ -34,7 +35,7 @@ def kept_competitors(
       make: a competitor depends on its candidate alone.
       output: the pairs' own file.
       settings: what decides them, for the manifest.
-      batch_size: rows on the device at once; some batches are a part.
+      batch_size: rows on the device at once, None: by memory; some batches are a part.
       overwrite: forget what was made with other settings.
       progress: called with (competitors done, in all).
     """
@@ -49,10 +50,13 @@ def kept_competitors(
         ]
         found = {record["id"]: _read(record) for record in written.records()}
         todo = list({name: c for name, c in zip(names, candidates, strict=True) if name not in found}.items())
-        for start in range(0, len(todo), _PARTS * batch_size):
+        # Contexts of about one length together: the longest decides how many rows there is room for.
+        todo.sort(key=lambda named: _context(named[1]))
+        size = _PART if batch_size is None else _BATCHES * batch_size
+        for start in range(0, len(todo), size):
             if progress is not None:
                 progress(len(found), len(found) + len(todo) - start)
-            part = todo[start : start + _PARTS * batch_size]
+            part = todo[start : start + size]
             made = make([candidate for _, candidate in part], kind)
             written.append([_record(name, rival) for (name, _), rival in zip(part, made, strict=True)])
             found |= {name: rival for (name, _), rival in zip(part, made, strict=True)}
@@ -67,6 +71,10 @@ def kept_competitors(
 def forget_competitors(output: Path) -> None:
     """Removes what was kept: the pairs of `output` are written."""
     discard_unfinished(_path(output))
+
+
+def _context(candidate: Candidate) -> int:
+    return len(candidate.prompt_ids) + len(candidate.prefix_ids) + len(candidate.token_ids)
 
 
 def _path(output: Path) -> Path:

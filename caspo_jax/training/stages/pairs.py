@@ -39,7 +39,7 @@ def pairs_stage(
     answer_kind: str | None = None,
     delimiter: str = DEFAULT_DELIMITER,
     max_step_tokens: int = 256,
-    batch_size: int = 64,
+    batch_size: int | None = None,
     overwrite: bool = False,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
@@ -54,7 +54,7 @@ def pairs_stage(
       answer_kind: what the manifest calls the answers, for verifiers that read them.
       delimiter: what ends a step.
       max_step_tokens: a competitor that goes on for longer is dropped.
-      batch_size: rows on the device at once.
+      batch_size: rows on the device at once (default: by memory).
       overwrite: start anew if the output was made with other settings.
       progress: called with (competitors done, in all).
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +12,12 @@ import jax
 
 from caspo_jax.errors import UserError
 from caspo_jax.models import check_prompt_ids, encode_prompt
+from caspo_jax.outputs import manifest_path, read_manifest
 from caspo_jax.preferences import tree_traces
 from caspo_jax.records import search_to_record, trace_to_record
 from caspo_jax.sampling import CatConfig, SampleConfig, cat_search, explore, generate, vote
 from caspo_jax.sampling.config import Vote
+from caspo_jax.sampling.room import default_rows
 from caspo_jax.sampling.votes import last_line, same_text
 from caspo_jax.steps import with_answer
 from caspo_jax.training.stages.policy import Policy, open_output, questions_digest
@@ -32,7 +35,7 @@ def sample_stage(
     *,
     strategy: str = "sample",
     seed: int = 0,
-    batch_size: int = 64,
+    batch_size: int | None = None,
     token_stats: bool = True,
     trees: str | Path | None = None,
     answers: str | Path | None = None,
@@ -53,7 +56,7 @@ def sample_stage(
       config: a SampleConfig samples independent outputs, a CatConfig searches a tree.
       strategy: `greedy`, `sample`, `self_consistency` with a SampleConfig; `cat`, `explore` with a CatConfig.
       seed: of the sampling; a question's outputs depend on the seed and its id alone.
-      batch_size: rows decoded together.
+      batch_size: rows decoded together (default: by memory; a restart takes as many as the run that it goes on with).
       token_stats: whether the records keep per-token log-probs and entropies.
       trees: JSONL for the search trees.
       answers: JSONL for one voted answer a question.
@@ -83,16 +86,22 @@ def sample_stage(
         "sampling": dataclasses.asdict(config),
         "strategy": strategy,
         "seed": seed,
-        "batch_size": batch_size,
         "token_stats": token_stats,
         "answers": answer_kind,
     }
     if instruction is not None:
         settings["instruction"] = instruction
     # All of them before anything is written or decoded: a question that cannot be asked is not found out hours later.
+    longest = 1
     for question in questions:
         prompt = encode_prompt(policy.tokenizer, question)
         check_prompt_ids(prompt, policy.model.config, question.name, decoding.max_new_tokens)
+        longest = max(longest, len(prompt))
+    if batch_size is None:
+        split = isinstance(config, SampleConfig)
+        rows, _ = default_rows(policy.model, longest, decoding.max_new_tokens, per_question, split)
+        batch_size = _begun_with(output, settings) or rows
+    settings["batch_size"] = batch_size
     traces_out = open_output(output, "sample", settings, overwrite)
     side = {
         name: open_output(Path(path), name, settings, overwrite, kind)
@@ -105,6 +114,10 @@ def sample_stage(
     size = max(1, batch_size // per_question) * 8
     groups = [questions[i : i + size] for i in range(0, len(questions), size)]
     key = jax.random.key(seed)
+
+    def within(before: int) -> Progress | None:
+        return None if progress is None else lambda done, _: progress(before + done, len(questions))
+
     for index, group in enumerate(groups):
         # Groups are fixed: a restart decodes the same questions together, since matrix products of another shape differ
         # in their last bits. The newest group may be torn, so it is decoded again and only what is missing is added, to
@@ -116,9 +129,11 @@ def sample_stage(
         ]
         if not all(begun):
             if isinstance(config, SampleConfig):
-                decoded = _sampled(policy, group, config, key, batch_size)
+                decoded = _sampled(policy, group, config, key, batch_size, within(index * size))
             else:
-                decoded = _searched(policy, group, config, strategy, key, batch_size, extract, equal)
+                decoded = _searched(
+                    policy, group, config, strategy, key, batch_size, extract, equal, within(index * size)
+                )
             traces, voted = _named(group, decoded, per_question, extract, equal)
             stamped = (
                 dataclasses.replace(trace, policy=policy.hash[:16], seed=seed, strategy=strategy)
@@ -138,6 +153,16 @@ def sample_stage(
     return output
 
 
+def _begun_with(output: Path, settings: Mapping[str, Any]) -> int | None:
+    """The rows that a run with the same settings has begun this output with: what goes on decodes the same together."""
+    try:
+        begun = dict(read_manifest(manifest_path(output)).get("config", {}))
+    except UserError:  # told where the output is opened, unless it is overwritten
+        return None
+    rows = begun.pop("batch_size", None)
+    return rows if begun == json.loads(json.dumps(settings)) else None
+
+
 def _trace_id(question: Question, index: int, per_question: int) -> str:
     return question.id if per_question == 1 else f"{question.id}/{index}"
 
@@ -155,10 +180,17 @@ class _Decoded:
 
 
 def _sampled(
-    policy: Policy, questions: Sequence[Question], config: SampleConfig, key: jax.Array, batch_size: int
+    policy: Policy,
+    questions: Sequence[Question],
+    config: SampleConfig,
+    key: jax.Array,
+    batch_size: int,
+    progress: Progress | None,
 ) -> _Decoded:
     """Independent outputs."""
-    flat = generate(policy.model, policy.tokenizer, questions, config, key, batch_size=batch_size)
+    flat = generate(
+        policy.model, policy.tokenizer, questions, config, key, batch_size=batch_size, progress=progress
+    )
     n = config.num_samples
     paths: list[Sequence[Trace]] = [flat[i : i + n] for i in range(0, len(flat), n)]
     tokens = [sum(len(trace.token_ids) for trace in group) for group in paths]
@@ -174,6 +206,7 @@ def _searched(
     batch_size: int,
     extract: Extract | None,
     equal: Equal | None,
+    progress: Progress | None,
 ) -> _Decoded:
     """The trees of a search, or of an exploration: the steps of what that left open are training data too."""
     explores = strategy == "explore"
@@ -186,6 +219,7 @@ def _searched(
         batch_size=batch_size,
         extract=extract or last_line,
         equivalent=equal or same_text,
+        progress=progress,
     )
     left_open: list[list[Trace]] = [[] for _ in results]
     if explores:
