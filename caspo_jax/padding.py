@@ -6,6 +6,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
+MOST_TOKENS = 1 << 15  # of given rows that a device reads in one pass, padding included
+
 
 def multiple(count: int, of: int) -> int:
     """`count`, rounded up to a multiple of `of`."""
@@ -19,6 +21,28 @@ def width(length: int, least: int) -> int:
     eighth of padding.
     """
     return multiple(length, max(least, 1 << max(0, (length - 1).bit_length() - 4)))
+
+
+def groups(lengths: Sequence[int], least: int, most: int, ways: int = 1) -> list[tuple[int, int, list[int]]]:
+    """Rows of like length together, the longest first, and of long ones fewer: a layer holds much of every token.
+
+    Args:
+      lengths: tokens of each row.
+      least: step of the widths (`width`).
+      most: rows of a group, however short.
+      ways: into how many parts a mesh splits rows.
+
+    Returns:
+      (width, rows that it has room for, which rows they are) of each group. Groups of one width have room for as many.
+    """
+    order = sorted(range(len(lengths)), key=lambda i: -lengths[i])
+    found, start = [], 0
+    while start < len(order):
+        columns = width(lengths[order[start]], least)
+        rows = min(most, max(1, MOST_TOKENS // max(1, columns)) * ways)
+        found.append((columns, rows, order[start : start + rows]))
+        start += rows
+    return found
 
 
 def padded_rows(

@@ -16,11 +16,10 @@ from caspo_jax.confidence.chunked import hidden_token_stats
 from caspo_jax.confidence.hidden import check_rcc_settings, rcc_batch
 from caspo_jax.errors import UserError
 from caspo_jax.models.precision import product
-from caspo_jax.padding import multiple, padded_rows, width
+from caspo_jax.padding import MOST_TOKENS, multiple, padded_rows, width
 from caspo_jax.sharding import to_host
 
 FIELDS = ("entropy", "logprob", "top1_logprob", "mean_top5_logprob")
-BATCH_TOKENS = 1 << 15  # tokens of a batch, padding included
 _LENGTH_BUCKET = 64  # the least steps of row lengths and of numbers of steps
 _STEP_BUCKET = 8
 _ROW_BUCKET = 4
@@ -65,7 +64,7 @@ class Measured:
     features: np.ndarray  # [S, 2E] float32: mean state of the step's tokens, state of its last token
 
 
-def plan_batches(rows: Sequence[StepRow], batch_tokens: int = BATCH_TOKENS) -> list[list[int]]:
+def plan_batches(rows: Sequence[StepRow], batch_tokens: int = MOST_TOKENS) -> list[list[int]]:
     """Rows of like length together, at most `batch_tokens` (padding included) and at least one row a batch."""
     widths = [width(row.length, _LENGTH_BUCKET) for row in rows]
     order = sorted(range(len(rows)), key=lambda i: (widths[i], rows[i].steps, i))

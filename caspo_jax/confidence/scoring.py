@@ -12,8 +12,8 @@ from flax import nnx
 
 from caspo_jax.confidence.model_stats import token_logprobs_and_entropy
 from caspo_jax.errors import UserError
-from caspo_jax.padding import padded_rows, width
-from caspo_jax.sharding import to_host
+from caspo_jax.padding import groups, padded_rows
+from caspo_jax.sharding import batch_ways, mesh_of, to_host
 
 _BUCKET = 64  # the least step of row lengths
 
@@ -32,7 +32,7 @@ def score_outputs(
 
     Args:
       model: a Decoder.
-      outputs: (prompt ids, output ids) of each row; neither is empty.
+      outputs: (prompt ids, output ids) of each row; neither is empty. Long ones go through the model in parts.
 
     Returns:
       For each row its log-probs and entropies, aligned with the output ids.
@@ -41,11 +41,14 @@ def score_outputs(
       UserError: the model's logits hold a NaN.
     """
     whole = [[*prompt, *output] for prompt, output in outputs]
-    token_ids, mask = padded_rows(whole, width(max(map(len, whole)), _BUCKET))
-    graphdef, params = nnx.split(model)
-    logprob, entropy = to_host(_score(graphdef, params, token_ids, mask))
     spans = [slice(len(p) - 1, len(p) + len(y) - 1) for p, y in outputs]
-    scores = [(logprob[row, span], entropy[row, span]) for row, span in enumerate(spans)]
+    graphdef, params = nnx.split(model)
+    scores: list[Any] = [None] * len(whole)
+    for columns, most, part in groups(list(map(len, whole)), _BUCKET, len(whole), batch_ways(mesh_of(model))):
+        token_ids, mask = padded_rows([whole[i] for i in part], columns, most)
+        logprob, entropy = to_host(_score(graphdef, params, token_ids, mask))
+        for row, i in enumerate(part):
+            scores[i] = logprob[row, spans[i]], entropy[row, spans[i]]
     for row, values in enumerate(scores):
         if np.isnan(values).any():
             raise UserError(

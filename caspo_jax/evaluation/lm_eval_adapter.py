@@ -21,8 +21,9 @@ from flax import nnx
 from caspo_jax.confidence import model_token_stats
 from caspo_jax.errors import UserError
 from caspo_jax.models import encode_prompt, eos_ids, load_pretrained
-from caspo_jax.padding import padded_rows, width
+from caspo_jax.padding import groups, padded_rows
 from caspo_jax.sampling import SampleConfig, generate
+from caspo_jax.sharding import batch_ways, mesh_of
 from caspo_jax.types import Question
 
 try:
@@ -53,7 +54,7 @@ class CaspoLM(TemplateLM):
     Args:
       policy: folder or hub id of the policy; or a Decoder, with its tokenizer beside it.
       tokenizer: of a Decoder that was given.
-      batch_size: rows on the device at once.
+      batch_size: rows on the device at once; of long texts that are scored, fewer.
       max_length: tokens of context (default: the model's).
       max_gen_toks: most tokens of an output, where a task sets none.
       dtype: compute dtype of a policy that is loaded (default: the checkpoint's).
@@ -141,11 +142,9 @@ class CaspoLM(TemplateLM):
             rows.append(([*context, *continuation][-self.max_length :], len(continuation)))
         graphdef, params = nnx.split(self.model)
         found: dict[int, tuple[float, bool]] = {}
-        order = sorted(range(len(rows)), key=lambda i: -len(rows[i][0]))
-        for start in range(0, len(order), self.batch_size):
-            part = order[start : start + self.batch_size]
-            columns = width(len(rows[part[0]][0]), _BUCKET)
-            token_ids, mask = padded_rows([rows[i][0] for i in part], columns, self.batch_size)
+        ways = batch_ways(mesh_of(self.model))
+        for columns, most, part in groups([len(ids) for ids, _ in rows], _BUCKET, self.batch_size, ways):
+            token_ids, mask = padded_rows([rows[i][0] for i in part], columns, most)
             logprob, top = (np.asarray(x) for x in _stats(graphdef, params, token_ids, mask))
             for place, i in enumerate(part):
                 ids, scored = rows[i]

@@ -12,8 +12,8 @@ import numpy as np
 from flax import nnx
 
 from caspo_jax.confidence import TokenStats, hidden_stats_and_kl, hidden_token_stats
-from caspo_jax.padding import padded_rows, width
-from caspo_jax.sharding import to_host
+from caspo_jax.padding import groups, padded_rows, width
+from caspo_jax.sharding import batch_ways, mesh_of, to_host
 from caspo_jax.types import Trace
 
 BUCKET = 32  # the least step of the numbers of tokens of rows and of outputs
@@ -27,6 +27,8 @@ ALL_FIELDS = (
     "uniform_kl",
     "logsumexp",
 )
+
+_Batch = tuple[np.ndarray, np.ndarray, np.ndarray, Sequence[int]]
 
 
 @functools.partial(jax.jit, static_argnames=("graphdef", "fields"))
@@ -70,12 +72,13 @@ def token_statistics(
       model: the Decoder that wrote the traces.
       traces: with prompt_ids and token_ids, neither empty.
       fields: TokenStats fields to compute.
-      batch_size: rows on the device at once.
+      batch_size: rows on the device at once, of long ones fewer.
       progress: called with (traces done, traces in all).
     """
     graphdef, params = nnx.split(model)
+    batches = _batches(traces, batch_size, batch_ways(mesh_of(model)))
     found = _each(
-        traces, batch_size, lambda *batch: _statistics(graphdef, params, *batch, tuple(fields)), progress
+        traces, batches, lambda *batch: _statistics(graphdef, params, *batch, tuple(fields)), progress
     )
     return [stats for stats, _ in found]
 
@@ -90,19 +93,20 @@ def statistics_and_kl(
       traces: with prompt_ids and token_ids, neither empty.
       fields: TokenStats fields to compute.
       context: the token that q = p(. | context) is conditioned on, beginning-of-sequence in KAPPA.
-      batch_size: rows on the device at once.
+      batch_size: rows on the device at once, of long ones fewer.
     """
     graphdef, params = nnx.split(model)
     reference = _after(graphdef, params, np.int32(context))
+    batches = _batches(traces, batch_size, batch_ways(mesh_of(model)))
     found = _each(
-        traces, batch_size, lambda *batch: _statistics(graphdef, params, *batch, tuple(fields), reference)
+        traces, batches, lambda *batch: _statistics(graphdef, params, *batch, tuple(fields), reference)
     )
     return [stats for stats, _ in found], [np.maximum(divergence, 0.0) for _, divergence in found]
 
 
 def _each(
     traces: Sequence[Trace],
-    batch_size: int,
+    batches: Iterator[_Batch],
     read: Callable[[np.ndarray, np.ndarray, np.ndarray], Any],
     progress: Callable[[int, int], Any] | None = None,
 ) -> list[Any]:
@@ -111,7 +115,7 @@ def _each(
     Host arrays [tokens of the trace], float64.
     """
     found: dict[int, Any] = {}
-    for ids, mask, places, part in _batches(traces, batch_size):
+    for ids, mask, places, part in batches:
         arrays = to_host(read(ids, mask, places))
         for row, i in enumerate(part):
             at = row, slice(len(traces[i].token_ids))
@@ -125,21 +129,17 @@ def _length(trace: Trace) -> int:
     return len(trace.prompt_ids) + len(trace.token_ids)
 
 
-def _batches(
-    traces: Sequence[Trace], batch_size: int
-) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray, Sequence[int]]]:
+def _batches(traces: Sequence[Trace], batch_size: int, ways: int) -> Iterator[_Batch]:
     """(token ids [R, T], mask [R, T], places of the outputs' tokens [R, N], which traces).
 
-    Those of one length go together; R is the same for every batch, and N for all batches of one T.
+    Those of one length go together; R and N are the same for all batches of one T.
     """
-    order = sorted(range(len(traces)), key=lambda i: _length(traces[i]))
-    parts = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
-    widths = [width(_length(traces[part[-1]]), BUCKET) for part in parts]
+    parts = groups([_length(trace) for trace in traces], BUCKET, batch_size, ways)
     room: dict[int, int] = {}
-    for part, columns in zip(parts, widths, strict=True):
+    for columns, _, part in parts:
         room[columns] = max(room.get(columns, 0), *(width(len(traces[i].token_ids), BUCKET) for i in part))
-    for part, columns in zip(parts, widths, strict=True):
-        rows = batch_size if len(parts) > 1 else len(part)
+    for columns, most, part in parts:
+        rows = most if len(parts) > 1 else len(part)
         whole = [(*traces[i].prompt_ids, *traces[i].token_ids) for i in part]
         ids, mask = padded_rows(whole, columns, rows)
         places = np.ones((rows, min(room[columns], columns)), np.int32)

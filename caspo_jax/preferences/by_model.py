@@ -11,15 +11,15 @@ import jax.numpy as jnp
 from flax import nnx
 
 from caspo_jax.models import eos_ids, token_bytes
-from caspo_jax.padding import padded_rows, width
+from caspo_jax.padding import groups, padded_rows
 from caspo_jax.preferences.competitors import GreedyCompetitors
 from caspo_jax.sampling import SampleConfig, generate
-from caspo_jax.sampling.room import default_rows
-from caspo_jax.sharding import to_host
+from caspo_jax.sharding import batch_ways, mesh_of, to_host
 from caspo_jax.steps import Verifier
 from caspo_jax.types import Question
 
 _BUCKET = 32  # the least step of context lengths
+_ROWS = 64  # of contexts that are only read, by default
 
 
 @functools.partial(jax.jit, static_argnames="graphdef")
@@ -45,19 +45,15 @@ def policy_competitors(
       verifier: judges the competitors.
       delimiter: what ends a step.
       max_new_tokens: a continuation longer than this is no competitor.
-      batch_size: rows on the device at once (default: by memory).
+      batch_size: rows on the device at once (default: by memory); of long contexts that are only read, fewer.
     """
     graphdef, params = nnx.split(model)
+    ways = batch_ways(mesh_of(model))
 
     def other_token(contexts: Sequence[tuple[int, ...]], emitted: Sequence[int]) -> list[int]:
         found: list[int] = [0] * len(contexts)
-        order = sorted(range(len(contexts)), key=lambda i: len(contexts[i]))
-        size = default_rows(model, len(contexts[order[-1]]), 1, given=batch_size)[0]
-        size = min(size, width(len(order), 1))
-        for start in range(0, len(order), size):
-            rows = order[start : start + size]
-            length = width(len(contexts[rows[-1]]), _BUCKET)
-            token_ids, mask = padded_rows([contexts[i] for i in rows], length, size)
+        for columns, most, rows in groups(list(map(len, contexts)), _BUCKET, batch_size or _ROWS, ways):
+            token_ids, mask = padded_rows([contexts[i] for i in rows], columns, most)
             top = to_host(_top_two(graphdef, params, jnp.asarray(token_ids), jnp.asarray(mask)))
             for row, i in enumerate(rows):
                 first, second = (int(t) for t in top[row])

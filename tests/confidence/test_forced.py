@@ -6,9 +6,10 @@ import pytest
 from flax import nnx
 
 from caspo_jax.confidence import rcc
-from caspo_jax.confidence.forced import BATCH_TOKENS, StepRow, _pad, measure, plan_batches
+from caspo_jax.confidence.forced import StepRow, _pad, measure, plan_batches
 from caspo_jax.errors import UserError
 from caspo_jax.models import Decoder, RopeConfig
+from caspo_jax.padding import MOST_TOKENS
 from tests.shapes import small_shape
 
 VOCAB, WIDTH = 13, 16
@@ -118,7 +119,7 @@ def test_a_full_batch_is_hardly_padded_and_few_shapes_are_compiled():
     arrays = [_pad([rows[i] for i in batch])[0] for batch in plan_batches(rows)]
     padded = sum(ids.size for ids, _, _ in arrays)
     assert padded < 1.25 * lengths.sum()
-    assert max(ids.size for ids, _, _ in arrays) < 1.25 * BATCH_TOKENS
+    assert max(ids.size for ids, _, _ in arrays) < 1.25 * MOST_TOKENS
     assert len({ids.shape for ids, _, _ in arrays}) < 60
     assert [len(_pad(rows[:n])[0][0]) for n in (1, 2, 3, 5, 8, 9, 17)] == [1, 2, 4, 8, 8, 12, 20]
 

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from caspo_jax.confidence import model_token_stats, token_logprobs_and_entropy
+from caspo_jax import padding
+from caspo_jax.confidence import model_token_stats, scoring, token_logprobs_and_entropy
 from caspo_jax.confidence.scoring import score_outputs
 from caspo_jax.errors import UserError
 from caspo_jax.models import load_pretrained
@@ -50,6 +51,24 @@ def test_statistics_of_the_greedy_continuation(case):
     for row, (logprob, entropy) in enumerate(score_outputs(model, rows)):
         np.testing.assert_allclose(logprob, expected["greedy_token_logps"][row], atol=1e-4)
         np.testing.assert_allclose(entropy, expected["greedy_entropy_nats"][row], atol=1e-4)
+
+
+def test_long_outputs_are_scored_in_parts(monkeypatch):
+    """16 outputs of 32k tokens took 18 GiB beside a model of 1.5B parameters."""
+    model, _ = load_pretrained(GOLDEN / "qwen3_tied_fp32", dtype="float32")
+    outputs = [((1, 2), tuple(range(3, 3 + n))) for n in (7, 90, 20, 70)]
+    whole = score_outputs(model, outputs)
+    seen, pad = [], scoring.padded_rows
+
+    def spy(*rows):
+        seen.append(pad(*rows)[0].shape)
+        return pad(*rows)
+
+    monkeypatch.setattr(padding, "MOST_TOKENS", 128)
+    monkeypatch.setattr(scoring, "padded_rows", spy)
+    for mine, values in zip(score_outputs(model, outputs), whole, strict=True):
+        np.testing.assert_allclose(mine, values, atol=1e-4)
+    assert seen == [(1, 128), (1, 128), (2, 64)]
 
 
 def test_a_model_of_nans_has_no_scores():

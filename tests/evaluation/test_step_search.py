@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from caspo_jax import padding
 from caspo_jax.errors import UserError
 from caspo_jax.evaluation.strategies import beam as beam_module
 from caspo_jax.evaluation.strategies import mcts as mcts_module
@@ -148,11 +149,15 @@ def test_the_policy_says_yes_as_it_is_sure_of_it(monkeypatch):
     assert mcts_module.probability_of_yes(context, [[0], [0]]) == pytest.approx([0.75, 0.0])
 
 
-def test_the_logits_behind_each_prompt_are_those_of_its_last_token():
+def test_the_logits_behind_each_prompt_are_those_of_its_last_token(monkeypatch):
     model = Decoder(small_shape(), rngs=nnx.Rngs(0))
     prompts = [[1, 2, 3], [4], [5, 6, 7, 1, 2]]
     found = prefixes_module.next_logits(model, prompts, lambda logits: logits, rows=2)
     assert found.dtype == np.float64
+    assert prefixes_module.next_logits(model, [], lambda logits: logits[:, 0]).shape == (0,)
+    monkeypatch.setattr(padding, "MOST_TOKENS", 64)  # long prompts: fewer together
+    by_one = prefixes_module.next_logits(model, prompts, lambda logits: logits, rows=2)
+    np.testing.assert_allclose(by_one, found, rtol=1e-4, atol=1e-5)
     for mine, prompt in zip(found, prompts, strict=True):
         np.testing.assert_allclose(mine, model(np.array([prompt], np.int32))[0, -1], rtol=1e-4, atol=1e-5)
 

@@ -7,8 +7,9 @@ import jax
 import numpy as np
 import pytest
 
+from caspo_jax import padding
 from caspo_jax.models import load_pretrained, token_bytes
-from caspo_jax.preferences import PairConfig, build_candidates, select_pairs, tree_traces
+from caspo_jax.preferences import PairConfig, build_candidates, by_model, select_pairs, tree_traces
 from caspo_jax.preferences.by_model import policy_competitors
 from caspo_jax.records import trace_from_record
 from caspo_jax.sampling import CatConfig, SampleConfig, explore, generate
@@ -86,6 +87,18 @@ def test_competitors_follow_the_model(policy, traces, vocabulary, batch_size):
         logits = np.array(model(np.asarray([context], np.int32)))[0, -1]
         logits[pair.chosen_ids[at]] = -np.inf
         assert logits[pair.rejected_ids[at]] >= logits.max() - 1e-4
+
+
+def test_of_long_contexts_few_are_read_at_once(policy, monkeypatch):
+    model, tokenizer = policy
+    maker = policy_competitors(model, tokenizer, VERIFIER, delimiter=DELIMITER)
+    contexts = [tuple(5 + i % 50 for i in range(n)) for n in (60, 9, 40, 33)]
+    whole = maker.other_token(contexts, [0] * 4)
+    seen, pad = [], by_model.padded_rows
+    monkeypatch.setattr(by_model, "padded_rows", lambda *rows: seen.append(rows[1:]) or pad(*rows))
+    monkeypatch.setattr(padding, "MOST_TOKENS", 128)
+    assert maker.other_token(contexts, [0] * 4) == whole
+    assert seen == [(64, 2), (64, 2)]
 
 
 def test_a_long_context_leaves_others_their_room(policy):

@@ -16,9 +16,9 @@ from caspo_jax.confidence import path_confidence
 from caspo_jax.errors import UserError
 from caspo_jax.evaluation.strategies.base import Context
 from caspo_jax.models import encode_prompt, token_bytes
-from caspo_jax.padding import padded_rows, width
+from caspo_jax.padding import groups, padded_rows
 from caspo_jax.sampling import SampleConfig, first_stop, generate
-from caspo_jax.sharding import to_host
+from caspo_jax.sharding import batch_ways, mesh_of, to_host
 from caspo_jax.steps import segment_trace
 from caspo_jax.types import FinishReason, Question, Step, Trace
 
@@ -193,17 +193,16 @@ def next_logits(
       model: a Decoder.
       prompts: n of them.
       read: logits [r, V] float64 -> [r, ...]; those of all prompts would take a megabyte each.
-      rows: prompts on the device at once.
+      rows: prompts on the device at once, of long ones fewer.
 
     Returns:
       [n, ...].
     """
     graphdef, params = nnx.split(model)
-    columns = width(max(map(len, prompts), default=1), 64)
-    found = [read(np.zeros((0, model.config.vocab_size)))]
-    for start in range(0, len(prompts), rows):
-        part = prompts[start : start + rows]
-        ids, mask = padded_rows(part, columns, rows)
+    nothing = read(np.zeros((0, model.config.vocab_size)))
+    found = np.zeros((len(prompts), *nothing.shape[1:]), nothing.dtype)
+    for columns, most, part in groups(list(map(len, prompts)), 64, rows, batch_ways(mesh_of(model))):
+        ids, mask = padded_rows([prompts[i] for i in part], columns, most)
         logits = np.asarray(to_host(_last_logits(graphdef, params, ids, mask)), np.float64)
-        found.append(read(logits[: len(part)]))
-    return np.concatenate(found)
+        found[part] = read(logits[: len(part)])
+    return found
