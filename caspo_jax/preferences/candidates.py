@@ -10,11 +10,27 @@ import numpy as np
 
 from caspo_jax.preferences.identity import stable_hash
 from caspo_jax.steps import is_closed, prefix_verdict
+from caspo_jax.steps.beginnings import Beginning, cut_when_read
 from caspo_jax.types import Question, Trace, Verdict
 
 PrefixKey = tuple[str, tuple[int, ...], tuple[int, ...]]
 
 
+@dataclasses.dataclass(frozen=True, slots=True, eq=False)
+class Place:
+    """The key of a candidate, equal where keys are, that holds no prefix of its own: a trace has as many as steps."""
+
+    candidate: Candidate
+    number: int  # hash of the key
+
+    def __hash__(self) -> int:
+        return self.number
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Place) and self.candidate.key == other.candidate.key
+
+
+@cut_when_read("prefix", "prefix_ids")
 @dataclasses.dataclass(frozen=True)
 class Candidate:
     """One sampled step and the state it was sampled from."""
@@ -40,6 +56,11 @@ class Candidate:
     def key(self) -> PrefixKey:
         """What candidates of one prefix have in common: question, prompt ids, prefix ids."""
         return (self.question.id, self.prompt_ids, self.prefix_ids)
+
+    @property
+    def place(self) -> Place:
+        """Its key to look things up by."""
+        return Place(self, hash(self.key))
 
 
 def build_candidates(
@@ -79,8 +100,8 @@ def build_candidates(
                     question=question,
                     prompt=trace.prompt if trace.prompt is not None else trace.question or "",
                     prompt_ids=trace.prompt_ids,
-                    prefix=trace.text[: step.start],
-                    prefix_ids=trace.token_ids[: step.token_start],
+                    prefix=Beginning(trace.text, step.start),  # type: ignore[arg-type]
+                    prefix_ids=Beginning(trace.token_ids, step.token_start),  # type: ignore[arg-type]
                     text=step.text,
                     token_ids=trace.token_ids[span],
                     verdict=step.verdict,
@@ -135,9 +156,9 @@ def filter_candidates(
             0,
         )
     )
-    groups: dict[PrefixKey, list[Candidate]] = {}
+    groups: dict[Place, list[Candidate]] = {}
     for candidate in candidates:
-        groups.setdefault(candidate.key, []).append(candidate)
+        groups.setdefault(candidate.place, []).append(candidate)
     kept = []
     for group in groups.values():
         verdicts = {c.prefix_verdict for c in group}

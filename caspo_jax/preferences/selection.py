@@ -10,7 +10,7 @@ import numpy as np
 
 from caspo_jax.checks import of_kind
 from caspo_jax.errors import UserError
-from caspo_jax.preferences.candidates import Candidate, PrefixKey, filter_candidates
+from caspo_jax.preferences.candidates import Candidate, Place, filter_candidates
 from caspo_jax.preferences.competitors import CompetitorMaker, NoCompetitor, Rival
 from caspo_jax.preferences.config import PairConfig
 from caspo_jax.preferences.identity import stable_hash
@@ -76,7 +76,7 @@ def select_pairs(
     }
     tau = _tau(groups, config)
     # Also of candidates that were dropped: a step once verified as correct is never a rejected one.
-    correct = {(c.key, c.text.strip()) for c in candidates if c.verdict == "correct"}
+    correct = {(c.place, c.text.strip()) for c in candidates if c.verdict == "correct"}
     builder = _Builder(config, tau, groups, correct, collections.Counter(counts))
     for kind in config.kinds:
         builder.counts[f"attempts_{kind}"] = builder.counts[f"pairs_{kind}"] = 0
@@ -103,7 +103,7 @@ class _Builder:
         config: PairConfig,
         tau: float | None,
         groups: Sequence[Sequence[Candidate]],
-        correct: Set[tuple[PrefixKey, str]],
+        correct: Set[tuple[Place, str]],
         counts: collections.Counter[str],
     ) -> None:
         self.config, self.tau, self.groups, self.correct, self.counts = config, tau, groups, correct, counts
@@ -179,7 +179,7 @@ class _Builder:
             self.counts[f"competitor_{rival.reason}"] += 1
         elif self.config.competitor == "step" and rival.verdict != "wrong":
             self.counts[f"competitor_{rival.verdict}"] += 1
-        elif (candidate.key, rival.text.strip()) in self.correct:
+        elif (candidate.place, rival.text.strip()) in self.correct:
             same = candidate.text.strip() == rival.text.strip()
             self.counts["competitor_equal" if same else "competitor_known_correct"] += 1
         else:

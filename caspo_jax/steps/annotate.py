@@ -10,6 +10,7 @@ import numpy as np
 
 from caspo_jax.errors import UserError
 from caspo_jax.records import finite
+from caspo_jax.steps.beginnings import Beginning
 from caspo_jax.steps.segmentation import DEFAULT_DELIMITER, segment
 from caspo_jax.steps.verifiers import Verifier, VerifyItem, asked
 from caspo_jax.types import VERDICTS, Question, Step, Trace, Verdict
@@ -172,11 +173,11 @@ def step_items(trace: Trace, question: Question | None = None) -> list[tuple[int
                 index,
                 VerifyItem(
                     question=question,
-                    prefix=trace.text[: step.start],
+                    prefix=Beginning(trace.text, step.start),  # type: ignore[arg-type]
                     step=step.text,
                     is_last=last and ended,
                     prompt_ids=trace.prompt_ids,
-                    prefix_ids=trace.token_ids[: step.token_start],
+                    prefix_ids=Beginning(trace.token_ids, step.token_start),  # type: ignore[arg-type]
                     step_ids=trace.token_ids[step.token_start : step.token_end],
                     trace_id=trace.id,
                     step_index=index,

@@ -10,10 +10,12 @@ from typing import Any, Protocol, runtime_checkable
 
 from caspo_jax.errors import UserError
 from caspo_jax.steps.answers import AnswerKind, is_right
+from caspo_jax.steps.beginnings import cut_when_read
 from caspo_jax.steps.equations import check_equations
 from caspo_jax.types import VERDICTS, Equal, Extract, Question, Verdict
 
 
+@cut_when_read("prefix", "prefix_ids")
 @dataclasses.dataclass(frozen=True)
 class VerifyItem:
     """One step to judge, with the state it was sampled from.
