@@ -7,6 +7,7 @@ whose values are carried over to the frozen one.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import sys
 import types
 import typing
@@ -105,13 +106,31 @@ def _with_flags(config: Any) -> list[dataclasses.Field]:
 
 
 def _plain(hint: Any) -> Any:
-    """The type that a flag parses: a literal is a string, `X | None` is optional X, any tuple is one of strings."""
+    """The type that a flag parses: a literal is a string, any tuple is one of strings."""
     origin, args = typing.get_origin(hint), typing.get_args(hint)
     if origin is Literal:
         return str
     if origin in (typing.Union, types.UnionType):
         (inner,) = (a for a in args if a is not type(None))
-        return typing.Optional[_plain(inner)]  # noqa: UP045 - config_flags knows this spelling alone
+        return _optional(_plain(inner))
     if origin is tuple:
         return types.GenericAlias(tuple, (_plain(args[0]), ...))
     return hint
+
+
+@functools.cache
+def _optional(kind: type) -> type:
+    """A type of its own for `kind | None`, of which the library parses values of `kind` alone."""
+    parser = {int: flags.IntegerParser, float: flags.FloatParser, str: flags.ArgumentParser}[kind]()
+    marker = type(f"{kind.__name__}_or_none", (), {})
+    return _library().register_flag_parser_for_type(marker, _OrNone(parser))
+
+
+class _OrNone(flags.ArgumentParser):
+    """The parser of a type, but that `None`, as --help and errors write it, is None."""
+
+    def __init__(self, parser: flags.ArgumentParser) -> None:
+        self._parser = parser
+
+    def parse(self, argument: Any) -> Any:
+        return None if argument == "None" else self._parser.parse(argument)

@@ -1,6 +1,7 @@
 import dataclasses
 
 import pytest
+from absl import flags
 
 from caspo_jax.preferences import PairConfig
 from caspo_jax.training import LossConfig, TrainConfig
@@ -9,8 +10,6 @@ from caspo_jax.training import LossConfig, TrainConfig
 @pytest.fixture
 def parse(monkeypatch):
     """parse(base, *argv) -> the config that the flags give."""
-    from absl import flags
-
     from experiments import config_flags
 
     def run(base, *argv):
@@ -43,6 +42,15 @@ def test_what_is_not_given_of_an_inner_config_stays(parse):
 def test_literals_and_tuples(parse):
     config = parse(PairConfig(), "--c.competitor=token", "--c.kinds=wrong", "--c.tau=0.25")
     assert config == PairConfig(competitor="token", kinds=("wrong",), tau=0.25)
+
+
+def test_none_is_given_as_help_and_errors_write_it(parse):
+    base = TrainConfig(max_steps=9)
+    config = parse(base, "--c.clip_norm=None", "--c.max_steps=None", "--c.best_metric=None")
+    assert config == dataclasses.replace(base, clip_norm=None, max_steps=None)
+    assert parse(base, "--c.clip_norm=0.5", "--c.best_metric=loss").clip_norm == 0.5
+    with pytest.raises(flags.IllegalFlagValueError, match="clip_norm=much"):
+        parse(base, "--c.clip_norm=much")
 
 
 def test_an_unknown_field_is_named(parse, capsys):
