@@ -11,17 +11,23 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.custom_derivatives import SymbolicZero
+from jax.sharding import Mesh
 
 from caspo_jax.confidence.token import TokenStats, token_stats
 from caspo_jax.errors import UserError
 from caspo_jax.models.precision import LOWEST, product
+from caspo_jax.sharding import gathered, named_sharding, platform_of
 
 Array = jax.Array
 # What a forward pass gives: its results, and what is kept for the backward pass.
 _Kept = tuple[tuple[Array, Array], tuple[Array | None, ...]]
 
-# Logits held at once: 2**23 float32 are 32 MiB, about where CPU matmuls stop gaining from larger chunks.
-CHUNK_LOGITS = 2**23
+# Logits that a device holds at once. 2**23 float32 are 32 MiB, about where CPU matmuls stop gaining from larger chunks;
+# elsewhere each chunk reads the head from memory, which takes longer than the products of so few tokens.
+CHUNK_LOGITS = {"cpu": 2**23}
+CHUNK_LOGITS_ELSEWHERE = 2**25
+
+_HEAD, _GATHERED_HEAD, _LOGITS = ("vocab", "embed"), ("vocab", None), ("batch", None, "vocab")
 
 
 def chunked_stats(
@@ -29,6 +35,7 @@ def chunked_stats(
     unembedding: Array,
     targets: Array,
     chunk: int | None = None,
+    mesh: Mesh | None = None,
 ) -> tuple[Array, Array]:
     """Log-prob of each target and entropy of its distribution, straight from the hidden states.
 
@@ -41,8 +48,9 @@ def chunked_stats(
       hidden: [..., T, E] after the final norm.
       unembedding: [V, E].
       targets: [..., T] integers in [0, V).
-      chunk: tokens of the T axis at once (default: so many that a chunk holds about 2**23 logits; when
-        everything fits, one chunk, whose logits are then kept for the backward pass).
+      chunk: tokens of the T axis at once (default: so many that a device holds about 2**23 logits, on accelerators
+        2**25; when everything fits, one chunk, whose logits are then kept for the backward pass).
+      mesh: devices that the arrays are split over by the rules of `caspo_jax.sharding`: three axes then, under jit.
 
     Returns:
       (logprob, entropy), each [..., T] float32, nats; differentiable (reverse mode) in hidden and
@@ -54,8 +62,9 @@ def chunked_stats(
     _check_shapes(hidden, unembedding, targets)
     rows = hidden.reshape(math.prod(hidden.shape[:-2]), *hidden.shape[-2:])
     flat_targets = targets.reshape(rows.shape[:2])
-    per_chunk = _chunk_tokens(rows.shape, unembedding.shape[0], chunk)
+    per_chunk = _chunk_tokens(rows.shape, unembedding.shape[0], chunk, mesh)
     operand = jnp.promote_types(hidden.dtype, unembedding.dtype)
+    unembedding = _head(unembedding, mesh)
     logprob, entropy = _stats(rows.astype(operand), unembedding.astype(operand), flat_targets, per_chunk)
     return logprob.reshape(targets.shape), entropy.reshape(targets.shape)
 
@@ -66,6 +75,7 @@ def hidden_token_stats(
     targets: Array,
     fields: tuple[str, ...] | None = None,
     chunk: int | None = None,
+    mesh: Mesh | None = None,
 ) -> TokenStats:
     """TokenStats [B, T] of final states, chunk by chunk over the tokens; not for differentiation.
 
@@ -74,10 +84,10 @@ def hidden_token_stats(
       unembedding: [V, E].
       targets: [B, T] integers, what the states predict.
       fields: names of the statistics, default all.
-      chunk: see chunked_stats.
+      chunk, mesh: see chunked_stats.
     """
     return _by_chunk(
-        lambda logits, target: token_stats(logits, target, fields), hidden, unembedding, targets, chunk
+        lambda logits, target: token_stats(logits, target, fields), hidden, unembedding, targets, chunk, mesh
     )
 
 
@@ -88,11 +98,12 @@ def hidden_stats_and_kl(
     reference: Array,
     fields: tuple[str, ...] | None = None,
     chunk: int | None = None,
+    mesh: Mesh | None = None,
 ) -> tuple[TokenStats, Array]:
     """`hidden_token_stats`, and of the same logits KL(p_t || q) = sum_v p_tv (log p_tv - log q_v) [B, T], nats.
 
     Args:
-      hidden, unembedding, targets, fields, chunk: see hidden_token_stats.
+      hidden, unembedding, targets, fields, chunk, mesh: see hidden_token_stats.
       reference: [V] f32, log q.
     """
 
@@ -102,17 +113,22 @@ def hidden_stats_and_kl(
         divergence = jnp.sum(jnp.where(p > 0, p * (logp - reference), 0.0), axis=-1)
         return token_stats(logits, target, fields), divergence
 
-    return _by_chunk(read, hidden, unembedding, targets, chunk)
+    return _by_chunk(read, hidden, unembedding, targets, chunk, mesh)
 
 
 def _by_chunk(
-    read: Callable[[Array, Array], Any], hidden: Array, unembedding: Array, targets: Array, chunk: int | None
+    read: Callable[[Array, Array], Any],
+    hidden: Array,
+    unembedding: Array,
+    targets: Array,
+    chunk: int | None,
+    mesh: Mesh | None,
 ) -> Any:
     """What `read`, (logits [B, C, V], targets [B, C]) -> tree of [B, C], says of all tokens: tree of [B, T]."""
-    per_chunk = _chunk_tokens(hidden.shape, unembedding.shape[0], chunk)
+    per_chunk = _chunk_tokens(hidden.shape, unembedding.shape[0], chunk, mesh)
     operand = jnp.promote_types(hidden.dtype, unembedding.dtype)
     chunks = (_split(hidden.astype(operand), per_chunk), _split(targets, per_chunk))
-    weight = unembedding.astype(operand)
+    weight = _head(unembedding, mesh).astype(operand)
     found = lax.map(lambda piece: read(_logits(piece[0], weight), piece[1]), chunks)
     return jax.tree.map(lambda leaf: _join(leaf, hidden.shape[1]), found)
 
@@ -127,13 +143,21 @@ def _check_shapes(hidden: Array, unembedding: Array, targets: Array) -> None:
         raise UserError(f"targets of shape {targets.shape} do not match hidden of shape {hidden.shape}")
 
 
-def _chunk_tokens(shape: tuple[int, ...], vocab: int, chunk: int | None) -> int:
+def _head(unembedding: Array, mesh: Mesh | None) -> Array:
+    """The head as the loops over chunks read it: left to itself the compiler gathers it on every device in every trip."""
+    return unembedding if mesh is None else gathered(mesh, unembedding, _HEAD, _GATHERED_HEAD)
+
+
+def _chunk_tokens(shape: tuple[int, ...], vocab: int, chunk: int | None, mesh: Mesh | None) -> int:
     """Tokens of a chunk of rows of `shape` [B, T, E], about `chunk` if it is given."""
     batch, length = shape[0], max(shape[1], 1)
     if chunk is not None and chunk < 1:
         raise UserError(f"chunk = {chunk}: give the number of tokens at once, at least 1")
     if chunk is None:
-        chunk = max(CHUNK_LOGITS // max(batch * vocab, 1), 1)
+        column = (batch, 1, vocab)
+        held = column if mesh is None else named_sharding(mesh, _LOGITS, column).shard_shape(column)
+        most = CHUNK_LOGITS.get(platform_of(mesh), CHUNK_LOGITS_ELSEWHERE)
+        chunk = max(most // max(math.prod(held), 1), 1)
     count = math.ceil(length / min(chunk, length))
     return math.ceil(length / count)  # the same number of chunks, as even as they come: least padding
 

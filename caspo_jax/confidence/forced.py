@@ -17,7 +17,7 @@ from caspo_jax.confidence.hidden import check_rcc_settings, rcc_batch
 from caspo_jax.errors import UserError
 from caspo_jax.models.precision import product
 from caspo_jax.padding import MOST_TOKENS, multiple, padded_rows, width
-from caspo_jax.sharding import to_host
+from caspo_jax.sharding import mesh_of, to_host
 
 FIELDS = ("entropy", "logprob", "top1_logprob", "mean_top5_logprob")
 _LENGTH_BUCKET = 64  # the least steps of row lengths and of numbers of steps
@@ -163,7 +163,8 @@ def _measure(
     before = model.hidden_states(token_ids, mask=mask, final_norm=False)
     after = model.normed(before)
     # Column t predicts token t + 1; the last column predicts nothing and is cut off below.
-    stats = hidden_token_stats(after, model.unembedding(), jnp.roll(token_ids, -1, axis=1), FIELDS)
+    following = jnp.roll(token_ids, -1, axis=1)
+    stats = hidden_token_stats(after, model.unembedding(), following, FIELDS, mesh=mesh_of(model))
     out = {name: jnp.roll(getattr(stats, name), 1, axis=1).at[:, 0].set(jnp.nan) for name in FIELDS}
     states = (after if final_norm else before).astype(jnp.float32)
     if rcc:

@@ -12,6 +12,7 @@ from caspo_jax.confidence.token import TokenStats
 from caspo_jax.errors import UserError
 from caspo_jax.models.eager import compiled_when_eager
 from caspo_jax.models.inputs import checked_inputs
+from caspo_jax.sharding import mesh_of
 
 
 def token_logprobs(
@@ -59,7 +60,8 @@ def _logprobs_and_entropy(
     vocab = len(unembedding)
     # Clipped: gathering takes an id below 0 from the vocabulary's end.
     targets = jnp.clip(_following(token_ids), 0, vocab - 1)
-    logprob, entropy = chunked_stats(model.hidden_states(token_ids, mask=real), unembedding, targets, chunk)
+    hidden = model.hidden_states(token_ids, mask=real)
+    logprob, entropy = chunked_stats(hidden, unembedding, targets, chunk, mesh_of(model))
     known = jnp.cumsum(real & ~_inside(token_ids, vocab), axis=1) == 0  # and so are all real tokens before
     logprob = jnp.where(known[:, 1:], logprob[:, :-1], jnp.nan)
     entropy = jnp.where(known[:, :-1], entropy[:, :-1], jnp.nan)
@@ -88,7 +90,8 @@ def _token_stats(
     model: Any, token_ids: jax.Array, real: jax.Array, fields: tuple[str, ...] | None, *, chunk: int | None
 ) -> TokenStats:
     hidden = model.hidden_states(token_ids, mask=real)
-    stats = hidden_token_stats(hidden, model.unembedding(), _following(token_ids), fields, chunk)
+    targets = _following(token_ids)
+    stats = hidden_token_stats(hidden, model.unembedding(), targets, fields, chunk, mesh_of(model))
     return jax.tree.map(lambda leaf: leaf[:, :-1], stats)
 
 

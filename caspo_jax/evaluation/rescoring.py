@@ -46,8 +46,8 @@ def _statistics(
     hidden = jnp.take_along_axis(model.hidden_states(ids, mask=mask), places[..., None] - 1, axis=1)
     read = hidden, model.unembedding(), jnp.take_along_axis(ids, places, axis=1)
     if reference is None:
-        return hidden_token_stats(*read, fields), None
-    return hidden_stats_and_kl(*read, reference, fields)
+        return hidden_token_stats(*read, fields, mesh=mesh_of(model)), None
+    return hidden_stats_and_kl(*read, reference, fields, mesh=mesh_of(model))
 
 
 @functools.partial(jax.jit, static_argnames="graphdef")
