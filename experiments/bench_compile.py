@@ -70,4 +70,4 @@ def main() -> None:
 
 if __name__ == "__main__":
     define_flags()
-    common.run(main)
+    common.run(main, resumes=False)

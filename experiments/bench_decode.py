@@ -275,4 +275,4 @@ def report(
 
 if __name__ == "__main__":
     define_flags()
-    common.run(main)
+    common.run(main, resumes=False)

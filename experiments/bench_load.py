@@ -108,4 +108,4 @@ def report(measured: dict[str, list[dict[str, Any]]], largest: int) -> dict[str,
 
 if __name__ == "__main__":
     define_flags()
-    common.run(main)
+    common.run(main, resumes=False)

@@ -248,4 +248,4 @@ def report(
 
 if __name__ == "__main__":
     define_flags()
-    common.run(main)
+    common.run(main, resumes=False)

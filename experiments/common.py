@@ -37,6 +37,7 @@ from experiments.shared_flags import (  # noqa: E402, F401 - programs reach thes
     define_question_flags,
     define_seed_flag,
 )
+from experiments.stopping import tell_sigterm  # noqa: E402
 from experiments.terminal import (  # noqa: E402, F401 - and these
     Progress,
     closing,
@@ -55,10 +56,19 @@ if TYPE_CHECKING:
 
 FLAGS = flags.FLAGS
 MOST_NEW_TOKENS = 1024  # of an output whose length no flag says
+_KEPT = "what is done is kept: run the same command again to go on"
+_LOST = "nothing is kept: run the same command again to start anew"
 
 
-def run(main: Callable[[], None]) -> None:
-    """Run a program: bad input prints one line and exits with 1, Ctrl-C exits with 130, SIGTERM with 143."""
+def run(main: Callable[[], None], *, resumes: bool = True) -> None:
+    """Run a program: bad input prints one line and exits with 1, Ctrl-C exits with 130, SIGTERM with 143.
+
+    Args:
+      main: what it does once its flags are parsed.
+      resumes: whether the same command goes on after an interruption, for the line that says so.
+    """
+    after = _KEPT if resumes else _LOST
+    tell_sigterm(f"stopped by SIGTERM; {after}")
     logging.set_verbosity(logging.WARNING)
     for module, defined in FLAGS.flags_by_module_dict().items():
         if module.startswith("experiments.") or "config_flags" in module:
@@ -66,7 +76,7 @@ def run(main: Callable[[], None]) -> None:
                 FLAGS.register_key_flag_for_module(sys.argv[0], flag)
                 if any("other than None" in validator.message for validator in flag.validators):
                     flag.help = f"required: {flag.help}"
-    app.run(lambda argv: guarded(main, argv), flags_parser=_parse_flags)
+    app.run(lambda argv: guarded(main, argv, after), flags_parser=_parse_flags)
 
 
 def _parse_flags(argv: list[str]) -> list[str]:
@@ -79,8 +89,11 @@ def _parse_flags(argv: list[str]) -> list[str]:
         return app.parse_flags_with_usage(argv)  # says what is wrong, and exits with 1
 
 
-def guarded(main: Callable[[], None], argv: Sequence[str]) -> int:
-    """The exit code of a program whose flags are parsed; `argv` is what was left over."""
+def guarded(main: Callable[[], None], argv: Sequence[str], after: str = _KEPT) -> int:
+    """The exit code of a program whose flags are parsed; `argv` is what was left over.
+
+    `after` is what Ctrl-C leaves, in words.
+    """
     if len(argv) > 1:
         return _fail(f"unexpected argument {argv[1]!r}: flags are written --name=value")
     try:
@@ -111,7 +124,7 @@ def guarded(main: Callable[[], None], argv: Sequence[str]) -> int:
             distributed.lost(error)
         raise
     except KeyboardInterrupt:
-        print("interrupted; run the same command again to go on", file=sys.stderr)
+        print(f"interrupted; {after}", file=sys.stderr)
         if distributed.process_count() > 1:
             distributed.fail("interrupted")
         return 130

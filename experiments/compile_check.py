@@ -96,4 +96,4 @@ if __name__ == "__main__":
     # Chips that are here stay free: nothing is run.
     jax.config.update("jax_platforms", os.environ.get("JAX_PLATFORMS") or "cpu")
     define_flags()
-    common.run(main)
+    common.run(main, resumes=False)

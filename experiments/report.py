@@ -54,4 +54,4 @@ def main() -> None:
 
 if __name__ == "__main__":
     define_flags()
-    common.run(main)
+    common.run(main, resumes=False)

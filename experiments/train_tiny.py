@@ -265,4 +265,4 @@ def _train(task: Any, folder: Path) -> dict[str, Any]:
 if __name__ == "__main__":
     common.tune_malloc()
     define_flags()
-    common.run(main)
+    common.run(main, resumes=False)

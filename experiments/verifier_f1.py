@@ -87,4 +87,4 @@ def main() -> None:
 
 if __name__ == "__main__":
     define_flags()
-    common.run(main)
+    common.run(main, resumes=False)

@@ -27,11 +27,14 @@ class StopNotice:
         self.signal: signal.Signals | None = None  # this process's, or SIGTERM once all processes agreed
         self._asked = 0
         self._before: dict[signal.Signals, Any] = {}
+        self._wakeup = -1
 
     def __enter__(self) -> StopNotice:
         # JAX's service has its own handler of SIGTERM.
         mine = SIGNALS if jax.process_count() == 1 else (signal.SIGINT,)
         if threading.current_thread() is threading.main_thread():
+            # Whoever listens there would act on a signal that is taken here.
+            self._wakeup = signal.set_wakeup_fd(-1)
             for number in mine:
                 # What a shell starts in the background ignores Ctrl-C, and goes on doing so.
                 if number == signal.SIGTERM or signal.getsignal(number) is not signal.SIG_IGN:
@@ -57,6 +60,9 @@ class StopNotice:
             number, before = self._before.popitem()
             # None: a handler that was not installed from Python cannot be put back from here.
             signal.signal(number, signal.SIG_DFL if before is None else before)
+        if self._wakeup != -1:
+            signal.set_wakeup_fd(self._wakeup)
+            self._wakeup = -1
 
     def reached(self) -> signal.Signals | None:
         """The signal to stop by now, None to go on; of several processes every one asks, at the same moments."""

@@ -65,6 +65,23 @@ def test_a_failed_operation_alone_is_blamed_on_the_other_processes(monkeypatch):
     assert [str(error) for error in told] == ["connection closed"]
 
 
+def test_ctrl_c_says_what_the_same_command_does(monkeypatch, capsys):
+    guard = []
+    monkeypatch.setattr(common, "keep_programs", lambda: None)
+    monkeypatch.setattr(common, "tell_sigterm", guard.append)
+    monkeypatch.setattr(common.app, "run", lambda main, **_: guard.append(main([])))
+
+    def main():
+        raise KeyboardInterrupt
+
+    for resumes, words in ((True, "is kept: run the same command again to go on"), (False, "to start anew")):
+        common.run(main, resumes=resumes)
+        told, code = guard[-2:]
+        assert words in told
+        assert code == 130
+        assert capsys.readouterr().err == f"interrupted; {told.partition('; ')[2]}\n"
+
+
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another allocator")
 @pytest.mark.skipif(
     not HUGE_PAGES.exists() or "[never]" in HUGE_PAGES.read_text(), reason="no huge pages to be had"
