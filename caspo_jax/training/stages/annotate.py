@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 
 from caspo_jax.confidence import STEP_CONFIDENCES, needed_fields
@@ -56,8 +56,14 @@ def annotate_stage(
     output = Path(output)
     check_confidence(confidence)
     check_delimiter(delimiter)
-    loaded = policy.read_traces(traces, prompts=False, check=_text_check(policy))
-    _check_statistics(loaded, confidence)
+    spelled, told = _text_check(policy), _statistics_check(confidence)
+
+    def check(trace: Trace) -> None:
+        spelled(trace)
+        told(trace)
+
+    # All of them before anything is written; then they are read again, for all in memory take gigabytes.
+    total = sum(1 for _ in policy.each_trace(traces, prompts=False, check=check))
     settings = {
         "traces": hash_path(traces),
         "verifier": verifier.name,
@@ -79,7 +85,8 @@ def annotate_stage(
         extract=extract,
         equal=equal,
     )
-    write_annotated(written, loaded, annotate, batch_size, progress)
+    again = policy.each_trace(traces, prompts=False)
+    write_annotated(written, again, total, annotate, batch_size, progress)
     return output
 
 
@@ -123,13 +130,16 @@ def check_confidence(name: str, what: str = "confidence") -> None:
         )
 
 
-def _check_statistics(traces: Sequence[Trace], confidence: str) -> None:
-    """Refuses traces that hold statistics, but not those that the confidence needs."""
+def _statistics_check(confidence: str) -> Callable[[Trace], None]:
+    """What refuses traces that hold statistics, but not those that the confidence needs."""
     needed = needed_fields(confidence)
-    for trace in traces:
+
+    def check(trace: Trace) -> None:
         held = [field for field in _RECORDED if getattr(trace, field) is not None]
         if held and not set(needed) <= set(held):
             raise UserError(
                 f"trace {trace.id!r} holds {' and '.join(held)} of its tokens, but confidence={confidence} "
                 f"needs {' and '.join(needed)}: choose another confidence"
             )
+
+    return check

@@ -86,7 +86,7 @@ def labelled_stage(
             )
         ]
 
-    write_annotated(written, traces, measured, batch_size, progress)
+    write_annotated(written, traces, len(traces), measured, batch_size, progress)
     return output
 
 

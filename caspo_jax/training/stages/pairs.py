@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -66,7 +66,8 @@ def pairs_stage(
     """
     output = Path(output)
     check_delimiter(delimiter)
-    traces = policy.read_traces(annotated)
+    # Without what no pair is made of: log-probs are a third of what traces take in memory.
+    traces = [dataclasses.replace(trace, logprob=None) for trace in policy.each_trace(annotated)]
     verdicts = {step.verdict for trace in traces for step in trace.steps}
     if verdicts == {"unknown"}:
         raise UserError(
@@ -108,7 +109,7 @@ def pairs_stage(
     return counts
 
 
-def verified_traces(traces: Sequence[Trace]) -> list[Row]:
+def verified_traces(traces: Iterable[Trace]) -> list[Row]:
     """For each distinct trace its steps before the first that is not verified correct, as one row.
 
     A row holds all verified steps of a trace, so that the prefix they share is read once.

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import itertools
 import json
 import types
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ from caspo_jax.models import (
 from caspo_jax.models.tokenizer import find_tokenizer
 from caspo_jax.outputs import JsonlOutput, Manifest, manifest_path
 from caspo_jax.records import question_to_record, schema, trace_from_record, trace_to_record
-from caspo_jax.store import hash_path, load_records
+from caspo_jax.store import each_record, hash_path
 from caspo_jax.types import DEFAULT_DELIMITER, Progress, Question, Trace
 
 
@@ -57,7 +58,13 @@ class Policy:
     def read_traces(
         self, path: str | Path, *, prompts: bool = True, check: Callable[[Trace], object] | None = None
     ) -> list[Trace]:
-        """The traces of a JSONL file, their token ids checked against this policy's vocabulary and context.
+        """All that `each_trace` gives."""
+        return list(self.each_trace(path, prompts=prompts, check=check))
+
+    def each_trace(
+        self, path: str | Path, *, prompts: bool = True, check: Callable[[Trace], object] | None = None
+    ) -> Iterator[Trace]:
+        """The traces of a JSONL file, one after the other, their token ids checked against this policy's vocabulary and context.
 
         Args:
           path: JSONL of traces.
@@ -83,10 +90,9 @@ class Policy:
                 check(trace)
             return trace
 
-        traces = load_records(path, parse)
-        if not traces:
+        yield from each_record(path, parse)
+        if not seen:
             raise UserError(f"{path}: no traces in it")
-        return traces
 
     def check_ids(self, prompt_ids: Sequence[int], token_ids: Sequence[int]) -> None:
         """Refuses an empty prompt, ids outside the vocabulary, and rows longer than the context."""
@@ -127,19 +133,21 @@ def open_output(
 
 def write_annotated(
     written: JsonlOutput,
-    traces: Sequence[Trace],
+    traces: Iterable[Trace],
+    total: int,
     annotate: Callable[[Sequence[Trace]], Sequence[Trace]],
     batch_size: int,
     progress: Progress | None,
 ) -> None:
-    """Annotates traces a batch at a time, those that are written already left out, and completes the output."""
-    for start in range(0, len(traces), batch_size):
-        part = traces[start : start + batch_size]
+    """Annotates traces, `total` of them, a batch at a time, those that are written already left out, and completes the output."""
+    remaining, done = iter(traces), 0
+    while part := list(itertools.islice(remaining, batch_size)):
         if not {trace.id for trace in part} <= written.done:
             written.append([trace_to_record(trace) for trace in annotate(part)])
+        done += len(part)
         if progress is not None:
-            progress(start + len(part), len(traces))
-    written.finish(traces=len(traces))
+            progress(done, total)
+    written.finish(traces=total)
 
 
 def check_delimiter(delimiter: str) -> None:

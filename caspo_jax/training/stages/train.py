@@ -78,7 +78,7 @@ def train_stage(
         raise UserError(f"{pairs}: no pairs in it: nothing to train on{_why(pairs)}")
     rows: list[Row] = []
     if config.loss.uses_verified and annotated is not None:
-        rows = verified_traces(policy.read_traces(annotated, check=verified_row))
+        rows = verified_traces(policy.each_trace(annotated, check=verified_row))
     settings = {
         "policy": policy.hash,
         "dtype": str(policy.model.dtype),

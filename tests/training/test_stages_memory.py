@@ -1,0 +1,94 @@
+"""Stages that read a round's traces keep no more of them than they work with."""
+
+import gc
+import types
+import weakref
+
+import pytest
+
+from caspo_jax.errors import UserError
+from caspo_jax.records import trace_to_record
+from caspo_jax.steps import StatedEquations
+from caspo_jax.store import read_jsonl, write_jsonl
+from caspo_jax.tasks import get_task
+from caspo_jax.training.stages import Policy, annotate_stage
+from caspo_jax.training.stages import policy as policy_module
+from caspo_jax.training.stages.pairs import verified_row, verified_traces
+from caspo_jax.types import Trace
+
+
+@pytest.fixture
+def policy():
+    found = Policy.without_weights(get_task("chain").policy_path)
+    return Policy(found.model, found.tokenizer, found.path, "digest", found.settings)
+
+
+@pytest.fixture
+def most_alive(monkeypatch):
+    """The most traces of a file that were in memory at once."""
+    alive, seen = [], types.SimpleNamespace(most=0)
+
+    def counted(record, read=policy_module.trace_from_record):
+        trace = read(record)
+        alive.append(weakref.ref(trace))
+        gc.collect()
+        seen.most = max(seen.most, sum(ref() is not None for ref in alive))
+        return trace
+
+    monkeypatch.setattr(policy_module, "trace_from_record", counted)
+    return seen
+
+
+def write_traces(path, policy, count, **fields):
+    ids = tuple(policy.tokenizer.encode("1 + 1 = 2", add_special_tokens=False))
+    text = policy.tokenizer.decode(ids)
+    stats = {"logprob": (-0.5,) * len(ids), "entropy": (0.5,) * len(ids)} | fields
+    traces = [Trace(f"q/{i}", "1 + 1?", None, None, ids[:1], ids, text, "eos", **stats) for i in range(count)]
+    write_jsonl(path, map(trace_to_record, traces))
+    return traces
+
+
+def annotated(policy, tmp_path, **options):
+    output = tmp_path / "annotated.jsonl"
+    annotate_stage(
+        policy,
+        tmp_path / "traces.jsonl",
+        output,
+        StatedEquations(),
+        extract=lambda text: text,
+        equal=str.__eq__,
+        batch_size=3,
+        **options,
+    )
+    return [record for _, record in read_jsonl(output)]
+
+
+def test_annotate_holds_a_batch_of_the_traces(policy, tmp_path, most_alive):
+    write_traces(tmp_path / "traces.jsonl", policy, 11)
+    done = []
+    records = annotated(policy, tmp_path, progress=lambda *at: done.append(at))
+    assert [r["id"] for r in records] == [f"q/{i}" for i in range(11)]
+    assert done == [(3, 11), (6, 11), (9, 11), (11, 11)]
+    assert most_alive.most <= 2 * 3  # a batch, and the next as it is read
+
+
+def test_annotate_refuses_the_last_trace_before_it_writes_the_first(policy, tmp_path):
+    write_traces(tmp_path / "traces.jsonl", policy, 7)
+    with open(tmp_path / "traces.jsonl", "a") as file:
+        file.write('{"id": "bad", "text": "", "token_ids": [-1]}\n')
+    with pytest.raises(UserError, match=r"traces\.jsonl:8: "):
+        annotated(policy, tmp_path)
+    assert [p.name for p in tmp_path.iterdir()] == ["traces.jsonl"]
+
+
+def test_annotate_names_the_line_without_the_statistics_that_a_confidence_needs(policy, tmp_path):
+    write_traces(tmp_path / "traces.jsonl", policy, 2, entropy=None)
+    with pytest.raises(UserError, match=r"traces\.jsonl:1: trace 'q/0' holds logprob of its tokens"):
+        annotated(policy, tmp_path, confidence="entropy")
+
+
+def test_verified_steps_are_read_one_trace_at_a_time(policy, tmp_path, most_alive):
+    write_traces(tmp_path / "traces.jsonl", policy, 5)
+    rows = verified_traces(policy.each_trace(tmp_path / "traces.jsonl", check=verified_row))
+    assert rows == []
+    assert most_alive.most <= 2
