@@ -20,6 +20,7 @@ from caspo_jax.errors import UserError
 from caspo_jax.evaluation.siblings import prefix_digests
 from caspo_jax.metrics.arrays import group_index
 from caspo_jax.steps import segment
+from caspo_jax.steps.annotate import step_rows
 from caspo_jax.types import DEFAULT_DELIMITER, Trace
 
 
@@ -71,7 +72,7 @@ def confidence_items(
         if not trace.token_ids:
             continue
         fields = stats[i] if stats is not None else _recorded(trace)
-        logs, masks = _step_logs(trace, names, fields, token_bytes, delimiter)
+        logs, counted = _step_logs(trace, names, fields, token_bytes, delimiter)
         question = _question_key(trace)
         entropy = np.asarray(fields.entropy)
         prefixes = prefix_digests(trace, question)
@@ -81,7 +82,7 @@ def confidence_items(
             if step.verdict != "unknown":
                 right = step.verdict == "correct"
                 steps.append(
-                    (logs[:, j], right, question, prefixes[j], masks[j].sum(), entropy[masks[j]].mean())
+                    (logs[:, j], right, question, prefixes[j], len(counted[j]), entropy[counted[j]].mean())
                 )
         if trace.correct is not None and known.any():
             inside = _path_logs(logs[:, known]).reshape(-1)
@@ -100,19 +101,17 @@ def _recorded(trace: Trace) -> TokenStats:
 
 def _step_logs(
     trace: Trace, names: Sequence[str], fields: TokenStats, token_bytes: Sequence[bytes], delimiter: str
-) -> tuple[np.ndarray, np.ndarray]:
-    """Log confidences [names, S], NaN for a step without counted tokens, and the counted tokens [S, T]."""
+) -> tuple[np.ndarray, list[np.ndarray]]:
+    """Log confidences [names, S], NaN for a step without counted tokens, and the counted tokens (columns) of each step."""
     _, steps, counted = segment(trace.token_ids, token_bytes, delimiter)
     if [s.token_end for s in steps] != [s.token_end for s in trace.steps]:
         raise UserError(
             f"trace {trace.id!r}: its steps were not cut by {delimiter!r} with this tokenizer; annotate it again"
         )
-    position = np.arange(len(trace.token_ids))
-    masks = np.array([counted & (s.token_start <= position) & (position < s.token_end) for s in steps])
-    masks = masks.reshape(len(steps), len(position))
-    rows: dict[str, Any] = {
-        f: np.broadcast_to(v, masks.shape) for f, v in vars(fields).items() if v is not None
-    }
+    if not steps:
+        return np.empty((len(names), 0)), []
+    columns, masks = step_rows(steps, counted)
+    rows: dict[str, Any] = {f: np.asarray(v)[columns] for f, v in vars(fields).items() if v is not None}
     logs = np.empty((len(names), len(steps)))
     with np.errstate(divide="ignore", invalid="ignore"):
         for k, name in enumerate(names):
@@ -126,7 +125,7 @@ def _step_logs(
                 logs[k] = np.where(
                     np.isnan(values), np.nan, np.where(masks, rows["logprob"], 0.0).sum(axis=-1)
                 )
-    return logs, masks
+    return logs, [row[mask] for row, mask in zip(columns, masks)]
 
 
 def _path_logs(logs: np.ndarray) -> np.ndarray:

@@ -96,15 +96,17 @@ def _measured(
     vocab_size: int,
 ) -> Trace:
     """The trace with a confidence for each step, over its counted tokens [T]; as it is without statistics."""
+    from caspo_jax.confidence import TokenStats, step_confidence
+
     if fields is None or not trace.steps:
         return trace
-    masks = np.zeros((len(trace.steps), len(trace.token_ids)), bool)
-    for row, step in enumerate(trace.steps):
-        masks[row, step.token_start : step.token_end] = counted[step.token_start : step.token_end]
-    values = _step_confidences(confidence, fields, masks, vocab_size)
+    columns, masks = step_rows(trace.steps, counted)
+    rows = {name: values[columns] for name, values in fields.items()}
+    values = np.asarray(step_confidence(confidence, TokenStats(**rows), masks, vocab_size))
+    entropy = rows.get("entropy", [None] * len(masks))
     steps = tuple(
-        dataclasses.replace(step, confidence=finite(value), entropy=_mean(fields.get("entropy"), mask))
-        for step, value, mask in zip(trace.steps, values, masks)
+        dataclasses.replace(step, confidence=finite(value), entropy=_mean(row, mask))
+        for step, value, row, mask in zip(trace.steps, values, entropy, masks)
     )
     return dataclasses.replace(trace, steps=steps)
 
@@ -135,13 +137,23 @@ def _statistics(trace: Trace, confidence: str, stats: Any) -> dict[str, np.ndarr
     )
 
 
-def _step_confidences(
-    name: str, fields: Mapping[str, np.ndarray], masks: np.ndarray, vocab_size: int
-) -> np.ndarray:
-    from caspo_jax.confidence import TokenStats, step_confidence
+def step_rows(steps: Sequence[Step], counted: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The tokens of each of S steps as a row as long as the longest of them: of rows as long as the trace, most is empty.
 
-    stats = TokenStats(**{k: np.broadcast_to(v, masks.shape) for k, v in fields.items()})  # type: ignore[arg-type]
-    return np.asarray(step_confidence(name, stats, masks, vocab_size))
+    Args:
+      steps: at least one.
+      counted: [T] bool, tokens of the trace that count.
+
+    Returns:
+      Columns [S, L] of the trace, and which of these are the step's own and count, bool [S, L].
+    """
+    starts, ends = (
+        np.array([getattr(s, name) for s in steps])[:, None] for name in ("token_start", "token_end")
+    )
+    columns = starts + np.arange((ends - starts).max())
+    own = columns < ends
+    columns = np.minimum(columns, len(counted) - 1)
+    return columns, own & counted[columns]
 
 
 def _mean(values: np.ndarray | None, mask: np.ndarray) -> float | None:

@@ -233,3 +233,44 @@ def test_one_call_of_the_verifier_for_all_traces():
 
     annotate_traces([trace("a\n\nb"), trace("c")], VOCABULARY, verifier=Spy())
     assert calls == [3]
+
+
+def test_confidences_are_computed_over_rows_as_long_as_a_step(monkeypatch):
+    from caspo_jax import confidence
+    from caspo_jax.evaluation import confidence_items as items_module
+
+    text = "\n\n".join(f"step {i} " + "x" * (i % 7) for i in range(90))
+    done = annotate_trace(
+        trace(text, entropy=tuple((i % 13) / 20 for i in range(len(text) + 1))),
+        VOCABULARY,
+        verifier=ExactChecker(lambda *_: "correct"),
+    )
+    shapes = []
+
+    def recorded(name, stats, mask, vocab_size=None, compute=confidence.step_confidence):
+        shapes.append(mask.shape)
+        return compute(name, stats, mask, vocab_size)
+
+    monkeypatch.setattr(confidence, "step_confidence", recorded)
+    monkeypatch.setattr(items_module, "step_confidence", recorded)
+    longest = max(step.token_end - step.token_start for step in done.steps)
+    entropy, size = np.array(done.entropy), len(VOCABULARY)
+    told = dataclasses.replace(done, logprob=tuple(-2 * entropy), correct=True)
+    steps, _ = items_module.confidence_items([told], VOCABULARY)
+    for name in confidence.STEP_CONFIDENCES:
+        if not set(confidence.needed_fields(name)) <= {"entropy", "logprob"}:
+            continue
+        found = measure_steps(told, VOCABULARY, name)
+        # Each step by itself, over the whole trace.
+        position = np.arange(len(told.token_ids))
+        for i, step in enumerate(found.steps):
+            end = step.token_end - (2 if i + 1 < len(found.steps) else 0)
+            mask = (step.token_start <= position) & (position < end)
+            stats = confidence.TokenStats(entropy=entropy, logprob=-2 * entropy)
+            expected = float(confidence.STEP_CONFIDENCES[name](stats, mask, size))
+            assert step.confidence == pytest.approx(expected, rel=1e-12), name
+            assert step.entropy == pytest.approx(entropy[mask].mean(), rel=1e-12)
+            if name != "sum_logprob":  # which the items have where its exponential is 0
+                assert steps.scores[name][i] == pytest.approx(math.log(expected), rel=1e-9)
+            assert (steps.length[i], steps.entropy[i]) == (mask.sum(), entropy[mask].mean())
+    assert set(shapes) == {(90, longest)}
