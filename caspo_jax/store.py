@@ -166,8 +166,13 @@ def short_hash(text: str) -> str:
     return hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:16]
 
 
-def hash_path(path: str | Path) -> str:
-    """SHA-256 of a file, or of a folder's files (names and contents, hidden files and manifests left out)."""
+def hash_path(path: str | Path, only: re.Pattern[str] | None = None) -> str:
+    """SHA-256 of a file, or of a folder's files (names and contents, hidden files and manifests left out).
+
+    Args:
+      path: the file or folder.
+      only: which of the files in a folder, by their path below it; default: all.
+    """
     path = Path(path)
     digest = hashlib.sha256()
     if path.is_file():
@@ -176,6 +181,8 @@ def hash_path(path: str | Path) -> str:
         for file in sorted(p for p in path.rglob("*") if p.is_file()):
             name = file.relative_to(path).as_posix()
             if any(part.startswith(".") for part in name.split("/")) or name.endswith("manifest.json"):
+                continue
+            if only is not None and not only.fullmatch(name):
                 continue
             digest.update(name.encode() + b"\0")
             _update_from_file(digest, file)

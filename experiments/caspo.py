@@ -142,14 +142,13 @@ def main() -> None:
 def settings(policy: Policy, questions: Sequence[Question], recipe: Recipe) -> dict[str, Any]:
     """What shapes all rounds, for the folder's manifest; not how many there are, for more may follow."""
     from caspo_jax.distributed import from_writer
-    from caspo_jax.models import resolve_folder
-    from caspo_jax.store import hash_path
+    from caspo_jax.models import hash_checkpoint, resolve_folder
     from caspo_jax.training.rounds import at_round
     from caspo_jax.training.stages.policy import questions_digest
 
     rounds = range(1, max(1, len(recipe.temperatures)) + 1)  # all later ones sample as the last of these
     return common.instruction_setting() | {
-        "policy": from_writer("policy", lambda: hash_path(resolve_folder(policy.path))),
+        "policy": from_writer("policy", lambda: hash_checkpoint(resolve_folder(policy.path))),
         "dtype": recipe.dtype,
         "questions": questions_digest(questions),
         "preset": FLAGS.preset,

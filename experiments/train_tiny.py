@@ -180,6 +180,7 @@ def _muon(schedule: Any) -> Any:
 def main() -> None:
     """Train and export."""
     from caspo_jax.errors import UserError
+    from caspo_jax.models import hash_checkpoint
     from caspo_jax.outputs import manifest_path, read_manifest
     from caspo_jax.store import hash_path
     from caspo_jax.tasks import get_task
@@ -196,7 +197,8 @@ def main() -> None:
         "task": task.name,
         **{name: _setting(name) for name in ("steps", "learning_rate", "drill", "copying")},
         **{name: FLAGS[name].value for name in ("batch_size", "hidden_size", "layers", "seed")},
-        **{name: hash_path(str(FLAGS[name].value)) for name in ("init", "traces") if FLAGS[name].value},
+        **({"init": hash_checkpoint(FLAGS.init)} if FLAGS.init else {}),
+        **({"traces": hash_path(FLAGS.traces)} if FLAGS.traces else {}),
     }
     write_once(
         "train_tiny", sources, FLAGS.out_dir, settings, lambda folder: _train(task, folder), FLAGS.overwrite

@@ -5,7 +5,7 @@ from caspo_jax.models.cache import KVCache, init_cache
 from caspo_jax.models.cache_rows import branch, copy_rows, grow, split_rows, take_prompts
 from caspo_jax.models.config import ModelConfig
 from caspo_jax.models.decoder import Decoder
-from caspo_jax.models.folder import resolve_folder
+from caspo_jax.models.folder import hash_checkpoint, resolve_folder
 from caspo_jax.models.lora import LoraConfig, add_lora, base_model, merge_lora
 from caspo_jax.models.pretrained import load_caspo_json, load_pretrained, save_pretrained
 from caspo_jax.models.rope import RopeConfig
@@ -34,6 +34,7 @@ __all__ = [
     "encode_prompt",
     "eos_ids",
     "grow",
+    "hash_checkpoint",
     "init_cache",
     "load_adapter",
     "load_caspo_json",

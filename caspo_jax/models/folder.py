@@ -6,8 +6,14 @@ import re
 from pathlib import Path
 
 from caspo_jax.errors import UserError
+from caspo_jax.store import hash_path
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
+# What is read of a checkpoint: configuration, weights, tokenizer. Tokenizers without tokenizer.json have files of many names.
+_CHECKPOINT = re.compile(
+    r"(config|generation_config|caspo|(tokenizer|vocab|added_tokens|special_tokens|chat_template)\w*)\.json"
+    r"|(merges|vocab)\.txt|[^/]+\.(safetensors|safetensors\.index\.json|jinja|model|tiktoken)"
+)
 
 
 def resolve_folder(path: str | Path) -> Path:
@@ -23,6 +29,11 @@ def resolve_folder(path: str | Path) -> Path:
             f"experiments.export --model=MODEL --adapter={path} --output=DIR"
         )
     return folder
+
+
+def hash_checkpoint(folder: str | Path) -> str:
+    """SHA-256 of what is read of a checkpoint's folder; outputs that were written into it do not make it another policy."""
+    return hash_path(folder, only=_CHECKPOINT)
 
 
 def _found(path: str | Path) -> Path:

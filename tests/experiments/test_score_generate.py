@@ -6,8 +6,8 @@ import shutil
 import numpy as np
 import pytest
 
+from caspo_jax.models import hash_checkpoint
 from caspo_jax.records import question_to_record
-from caspo_jax.store import hash_path
 from caspo_jax.tasks import get_task
 from caspo_jax.training.stages import Policy
 from tests.experiments.conftest import GOLDENS, read
@@ -44,6 +44,14 @@ def test_score_matches_transformers(program, write, tmp_path, name):
         span = slice(1, len(row) - 1)
         np.testing.assert_allclose(score["logprob"], expected["right_token_logps"][i, span], atol=1e-4)
         np.testing.assert_allclose(score["entropy"], expected["right_entropy_nats"][i, span], atol=1e-4)
+
+
+def test_outputs_may_lie_in_the_policys_own_folder(program, write, tmp_path):
+    policy = shutil.copytree(get_task("graph").policy_path, tmp_path / "policy")
+    given = write("in.jsonl", [{"id": "1", "prompt_ids": [5, 6], "token_ids": [7]}])
+    for _ in range(2):  # the first output makes no other policy for the second run
+        code, _, err = program("score", model=policy, input=given, output=policy / "out.jsonl")
+        assert code == 0, err
 
 
 def test_ids_that_are_numbers_and_texts_of_special_tokens_are_scored_as_they_are(program, write, tmp_path):
@@ -265,13 +273,13 @@ def test_a_hub_id_is_known_by_its_content(program, write, tmp_path, hub):
     hub(folder, "owner/policy")
     hub(GOLDENS / CHECKPOINTS[1], "owner/other")
     given = write("in.jsonl", [{"id": "q0", "prompt_ids": [5, 6], "token_ids": [7, 8, 9]}])
-    assert Policy.load("owner/policy").hash == Policy.load(folder).hash == hash_path(folder)
+    assert Policy.load("owner/policy").hash == Policy.load(folder).hash == hash_checkpoint(folder)
     flags = {"input": given, "output": tmp_path / "scores.jsonl"}
     code, _, err = program("score", model="owner/policy", **flags)
     assert code == 0, err
     written = (tmp_path / "scores.jsonl").read_bytes()
     manifest = json.loads((tmp_path / "scores.jsonl.manifest.json").read_text())
-    assert manifest["config"]["policy"] == hash_path(folder)
+    assert manifest["config"]["policy"] == hash_checkpoint(folder)
     assert set(manifest["inputs"]) == {"policy", "input"}
     assert program("score", model=folder, **flags)[0] == 0  # the same weights: it is done already
     assert (tmp_path / "scores.jsonl").read_bytes() == written
@@ -292,7 +300,7 @@ def test_a_hub_id_can_be_hedged_with(program, write, tmp_path, hub):
         code, _, err = program("hedge", model=model, input=traces, output=hedged)
         assert code == 0, err
     manifest = json.loads((tmp_path / "h.jsonl.manifest.json").read_text())
-    assert manifest["config"]["policy"] == hash_path(task.policy_path)
+    assert manifest["config"]["policy"] == hash_checkpoint(task.policy_path)
 
 
 def test_yarn_makes_room_for_prompts_and_outputs(program, write, tmp_path):

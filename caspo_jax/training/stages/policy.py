@@ -16,6 +16,7 @@ from caspo_jax.errors import UserError
 from caspo_jax.models import (
     ModelConfig,
     check_prompt_ids,
+    hash_checkpoint,
     load_caspo_json,
     load_pretrained,
     load_tokenizer,
@@ -25,7 +26,7 @@ from caspo_jax.models import (
 from caspo_jax.models.tokenizer import find_tokenizer
 from caspo_jax.outputs import JsonlOutput, Manifest, manifest_path
 from caspo_jax.records import question_to_record, schema, trace_from_record, trace_to_record
-from caspo_jax.store import each_record, hash_path
+from caspo_jax.store import each_record
 from caspo_jax.types import DEFAULT_DELIMITER, Progress, Question, Trace
 
 
@@ -44,7 +45,7 @@ class Policy:
         """Load a policy folder (or hub id) once, for all the stages that read it."""
         folder = resolve_folder(path)
         model, tokenizer = load_pretrained(folder, dtype=dtype, mesh=mesh)
-        digest = from_writer("policy", lambda: hash_path(folder))
+        digest = from_writer("policy", lambda: hash_checkpoint(folder))
         return cls(model, tokenizer, str(path), digest, load_caspo_json(folder))
 
     @classmethod
