@@ -11,6 +11,7 @@ from absl import flags
 FLAGS = flags.FLAGS
 
 _FULL = "No space left on device"
+_TOO_LARGE = "File too large"
 _OUTPUTS = ("output", "out_dir", "trl_output", "trees", "dataset_dir")
 _SIZES = (
     "batch_size",
@@ -35,6 +36,12 @@ def exhausted(error: BaseException) -> str | None:
             where = getattr(cause, "filename", None) or _given(_OUTPUTS) or "output"
             return (
                 f"{where}: no space left on the disk: make room and run the same command again, which goes on"
+            )
+        if getattr(cause, "errno", None) == errno.EFBIG or _TOO_LARGE in text:
+            where = getattr(cause, "filename", None) or _given(_OUTPUTS) or "output"
+            return (
+                f"{where}: larger than files may be here: raise the limit (ulimit -f), or write to another file system, "
+                "and run the same command again, which goes on"
             )
         if isinstance(cause, MemoryError) or ("RESOURCE_EXHAUSTED" in text and "memory" in text):
             asked = re.search(r"allocat\w+ (\d+) bytes", text)

@@ -39,6 +39,12 @@ def test_a_full_disk_is_told_with_the_place(given):
     assert exhausted(wrapped(native)).startswith("--out_dir=here: no space")
 
 
+def test_a_limit_on_files_is_told_like_a_full_disk(given):
+    native = ValueError('Error writing "/x/y": [OS error 27: EFBIG File too large]')
+    for error in (OSError(errno.EFBIG, os.strerror(errno.EFBIG)), wrapped(native)):
+        assert exhausted(error).startswith("--out_dir=here: larger than files may be here: raise the limit")
+
+
 def test_where_no_place_is_known_it_is_the_output(given, monkeypatch):
     values = flags.FlagValues()
     flags.DEFINE_string("out_dir", None, "", flag_values=values)
