@@ -36,15 +36,21 @@ def search_results(
     The other arguments, and what is raised, are those of `cat_search`.
     """
     config = configs[0]
+    built: dict[
+        tuple[int, int], Trace
+    ] = {}  # (search, node): a finished path stays as it is, however often it is looked at
 
     def finished(
-        record: Question, prompt: tuple[int, ...], vocabulary: Sequence[bytes], tree: Tree
+        search: int, record: Question, prompt: tuple[int, ...], vocabulary: Sequence[bytes], tree: Tree
     ) -> tuple[Trace, ...]:
-        paths = [
-            build_trace(tree, node, record, prompt, vocabulary, config.sample.step_delimiter, strategy)
-            for node in tree.finished()
-        ]
-        return tuple(dataclasses.replace(path, answer=extract(path.text)) for path in paths)
+        nodes = tree.finished()
+        for node in nodes:
+            if (search, node) not in built:
+                path = build_trace(
+                    tree, node, record, prompt, vocabulary, config.sample.step_delimiter, strategy
+                )
+                built[search, node] = dataclasses.replace(path, answer=extract(path.text))
+        return tuple(built[search, node] for node in nodes)
 
     def decided(*found: Any) -> bool:
         return is_decided(found[-1], finished(*found), config, extract, equivalent)
@@ -67,8 +73,10 @@ def search_results(
     ]
     results = []
     asked = list(zip(found.records, found.prompts, found.keys, strict=True)) * len(configs)
-    for (record, prompt, seed), (tree,), threshold in zip(asked, found.trees, threshold_of, strict=True):
-        paths = finished(record, prompt, found.vocabulary, tree)
+    for search, ((record, prompt, seed), (tree,), threshold) in enumerate(
+        zip(asked, found.trees, threshold_of, strict=True)
+    ):
+        paths = finished(search, record, prompt, found.vocabulary, tree)
         answer, votes = vote(paths, config.vote, extract=extract, equivalent=equivalent, gamma=config.gamma)
         results.append(
             CatResult(

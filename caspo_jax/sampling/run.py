@@ -98,7 +98,7 @@ def run(
     batch_size: int | None = None,
     progress: Progress | None = None,
     usage: Usage | None = None,
-    decided: Callable[[Question, tuple[int, ...], Sequence[bytes], Tree], bool] | None = None,
+    decided: Callable[[int, Question, tuple[int, ...], Sequence[bytes], Tree], bool] | None = None,
     pad_to: tuple[int, int] = (0, 0),
     thresholds: Sequence[float | None] = (None,),
     limits: Sequence[int] | None = None,
@@ -154,7 +154,7 @@ def run(
         progress=None if progress is None else lambda done, of: progress(done // repeats, of // repeats),
         usage=usage,
         split=samples is not None,
-        decided=decided and (lambda i, tree: decided(*asked[i], vocabulary, tree)),
+        decided=decided and (lambda i, tree: decided(i, *asked[i], vocabulary, tree)),
         pad_to=(pad_to[0] * repeats, pad_to[1]),
     )
     grouped = [list(itertools.chain(*trees[i : i + repeats])) for i in range(0, len(trees), repeats)]

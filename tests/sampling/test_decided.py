@@ -12,7 +12,7 @@ from toy_model import BATCH, CAPACITY, EOS, VOCABULARY, config, make_policy, que
 
 import caspo_jax as cj
 from caspo_jax.confidence import PATH_CONFIDENCES
-from caspo_jax.sampling import Tree, cat_decode, tree_of, vote
+from caspo_jax.sampling import Tree, batch, cat_decode, tree_of, vote
 from caspo_jax.sampling import state as codes
 from caspo_jax.sampling.decided import is_decided
 from caspo_jax.sampling.policy import fork_expand, score_last
@@ -230,3 +230,44 @@ def test_votes_that_are_never_decided_are_refused(changes, match):
 @pytest.mark.parametrize(("method", "decided"), [("majority", 80), ("confidence", 25), ("sequence", 200)])
 def test_what_is_decided_stays_over_many_models(method, decided):
     assert early_answers(method, seed=1, rounds=60) > decided
+
+
+def test_a_finished_path_is_read_once_however_often_its_search_is_looked_at(monkeypatch):
+    from caspo_jax.sampling import results as results_module
+
+    task = get_task("graph")
+    model, tokenizer = cj.load_pretrained(task.policy_path)
+    questions = task.questions("tune", 6, seed=0)
+    sample = cj.SampleConfig(max_new_tokens=96, temperature=0.7)
+    settings = cj.CatConfig(num_branches=4, threshold=0.0, stop_decided=True, sample=sample)
+    read, looked = [], []
+
+    def built(tree, node, record, *rest, build=results_module.build_trace):
+        read.append((record.id, node))
+        return build(tree, node, record, *rest)
+
+    def asked(tree, paths, *_):
+        looked.extend(paths)
+        return False
+
+    monkeypatch.setattr(batch, "CHECK_EVERY", 2)
+    monkeypatch.setattr(results_module, "build_trace", built)
+    monkeypatch.setattr(results_module, "is_decided", asked)
+    extracted = []
+
+    def extract(text):
+        extracted.append(text)
+        return extract_answer(text)
+
+    found = cj.cat_search(model, tokenizer, questions, settings, jax.random.key(0), extract=extract)
+    paths = [path for result in found for path in result.paths]
+    assert len(read) == len(set(read)) == len(extracted) == len(paths)
+    assert len(looked) > len(set(map(id, looked)))  # some were looked at again
+    for result in found:
+        chain = [n for n, node in enumerate(result.tree.nodes) if node.status == "finished"]
+        assert len(chain) == len(result.paths)
+        for path, node in zip(result.paths, chain):
+            assert (
+                path.token_ids[-len(result.tree.nodes[node].token_ids) :] == result.tree.nodes[node].token_ids
+            )
+            assert path.answer == extract_answer(path.text)
