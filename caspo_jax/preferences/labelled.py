@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from typing import Any
 
@@ -9,6 +10,8 @@ from caspo_jax.models.tokenizer import encode_prompt
 from caspo_jax.steps import DEFAULT_DELIMITER
 from caspo_jax.steps.labels import LabelledSteps
 from caspo_jax.types import Question, Step, Trace
+
+_KEPT = 4096  # encodings of steps
 
 
 def labelled_to_trace(
@@ -31,7 +34,37 @@ def labelled_to_trace(
       eos_id: put after the last step if it ended the solution; default the tokenizer's.
       name: of the verifier on record.
     """
-    question = Question(id=solution.id, question=solution.question, gold=solution.gold)
+    return _trace(solution, _Encoder(tokenizer), tokenizer, delimiter=delimiter, eos_id=eos_id, name=name)
+
+
+class _Encoder:
+    """A tokenizer that keeps what it encoded last: PRM800K's alternatives to a step repeat the question and all steps before."""
+
+    def __init__(self, tokenizer: Any) -> None:
+        @functools.lru_cache(maxsize=_KEPT)
+        def step(text: str) -> tuple[int, ...]:
+            return tuple(tokenizer.encode(text, add_special_tokens=False))
+
+        self.step, self._tokenizer = step, tokenizer
+        self._asked = ""
+        self._prompt: tuple[int, ...] = ()
+
+    def prompt(self, solution: LabelledSteps) -> tuple[int, ...]:
+        if solution.question != self._asked or not self._prompt:
+            question = Question(id=solution.id, question=solution.question, gold=solution.gold)
+            self._asked, self._prompt = solution.question, tuple(encode_prompt(self._tokenizer, question))
+        return self._prompt
+
+
+def _trace(
+    solution: LabelledSteps,
+    encoder: _Encoder,
+    tokenizer: Any,
+    *,
+    delimiter: str = DEFAULT_DELIMITER,
+    eos_id: int | None = None,
+    name: str = "recorded",
+) -> Trace:
     eos = tokenizer.eos_token_id if eos_id is None else eos_id
     ids: list[int] = []
     steps: list[Step] = []
@@ -39,7 +72,7 @@ def labelled_to_trace(
     for nth, (body, verdict) in enumerate(zip(solution.steps, solution.verdicts, strict=True)):
         ends = solution.ended and nth == len(solution.steps) - 1
         start, token_start = len(text), len(ids)
-        ids += tokenizer.encode(body if ends else body + delimiter, add_special_tokens=False)
+        ids += encoder.step(body if ends else body + delimiter)
         if ends and eos is not None:
             ids.append(eos)
         text += body if ends else body + delimiter
@@ -59,7 +92,7 @@ def labelled_to_trace(
         question=solution.question,
         gold=solution.gold,
         prompt=None,
-        prompt_ids=tuple(encode_prompt(tokenizer, question)),
+        prompt_ids=encoder.prompt(solution),
         token_ids=tuple(ids),
         text=text,
         finish_reason="eos" if solution.ended else "length",
@@ -70,4 +103,5 @@ def labelled_to_trace(
 
 def labelled_to_traces(solutions: Sequence[LabelledSteps], tokenizer: Any, **options: Any) -> list[Trace]:
     """`labelled_to_trace` of each."""
-    return [labelled_to_trace(solution, tokenizer, **options) for solution in solutions]
+    encoder = _Encoder(tokenizer)
+    return [_trace(solution, encoder, tokenizer, **options) for solution in solutions]

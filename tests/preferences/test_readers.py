@@ -12,6 +12,7 @@ from caspo_jax.preferences import (
     NoContrastError,
     NoContrastWarning,
     build_candidates,
+    labelled_to_trace,
     labelled_to_traces,
     load_pairs,
     read_step_dpo,
@@ -25,6 +26,7 @@ from caspo_jax.preferences import (
 )
 from caspo_jax.preferences.config import PairConfig
 from caspo_jax.steps import prm800k_from_record
+from caspo_jax.steps.labels import LabelledSteps
 
 STEP_DPO = {
     "dataset": "gsm",
@@ -319,3 +321,30 @@ def test_prm800k_siblings_become_pairs():
     sure = [type(c)(**{**c.__dict__, "confidence": 0.5}) for c in candidates]
     pairs, _ = select_pairs(sure, PairConfig(kinds=("wrong",)))
     assert [(p.prefix, p.chosen, p.rejected) for p in pairs] == [("ok\n\n", "4", "5")]
+
+
+def test_what_alternatives_share_is_encoded_once():
+    asked = []
+
+    class Counting(Tokenizer):
+        def encode(self, text, **options):
+            asked.append(text)
+            return super().encode(text, **options)
+
+    steps = [f"step {i}" for i in range(9)]
+    solutions = [
+        LabelledSteps(
+            f"q/{i}/{j}", f"question {i}?", (*steps[:j], f"other {j}"), ("correct",) * j + ("wrong",)
+        )
+        for i in range(3)
+        for j in range(9)
+    ]
+    traces = labelled_to_traces(solutions, Counting())
+    # A step stands with a delimiter, or at the end of its solution.
+    assert sorted(asked) == sorted(
+        [*(s + "\n\n" for s in steps[:8]), *(f"other {j}" for j in range(9))]
+        + [f"question {i}?" for i in range(3)]
+    )
+    assert traces == [labelled_to_trace(solution, Tokenizer()) for solution in solutions]
+    with pytest.raises(UserError, match="question 'q/empty'"):
+        labelled_to_traces([*solutions, LabelledSteps("q/empty", "", ("a",), ("wrong",))], Tokenizer())
