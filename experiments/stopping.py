@@ -26,7 +26,7 @@ def tell_sigterm(line: str) -> None:
         return
     said = threading.Lock()
 
-    def end(*_: Any) -> None:
+    def end(_number: int, _frame: Any) -> None:
         if said.acquire(blocking=False):
             start = "\n" if sys.stderr.isatty() else ""  # behind a bar of progress
             # Not by sys.stderr, which may be what the signal interrupts.
@@ -39,8 +39,8 @@ def tell_sigterm(line: str) -> None:
 
     def listen() -> None:
         while number := os.read(heard, 1):
-            if number[0] == signal.SIGTERM:
-                end()
+            if number[0] == signal.SIGTERM and signal.getsignal(signal.SIGTERM) is end:  # still
+                end(signal.SIGTERM, None)
 
     def leave() -> None:
         """A forked child's signals are its own: they must not be heard of here."""

@@ -45,7 +45,7 @@ def programs():
     return [
         p
         for p in sorted((ROOT / "experiments").glob("*.py"))
-        if "common.run(main)" in p.read_text(encoding="utf-8")
+        if re.search(r"^    common\.run\(main\b", p.read_text(encoding="utf-8"), re.MULTILINE)
     ]
 
 
@@ -110,6 +110,7 @@ def test_help_is_no_error_and_marks_what_is_required(program, monkeypatch, capsy
     with pytest.raises(flags.Error):  # a flag that no program has: those of the program are defined by now
         program(path.stem, "--no_such_flag=1")
     monkeypatch.setattr("sys.argv", [f"{path.stem}.py", "--help"])
+    monkeypatch.setattr(common, "tell_sigterm", lambda line: None)  # it would stay for all tests
     with pytest.raises(SystemExit) as ended:
         common.run(lambda: None)
     shown = capsys.readouterr().out

@@ -102,6 +102,21 @@ print("ready", flush=True)
     assert process.returncode == 0
 
 
+def test_another_handler_takes_the_signal_alone(start):
+    process = start(
+        """
+taken = []
+signal.signal(signal.SIGTERM, lambda *_: taken.append(1))
+os.kill(os.getpid(), signal.SIGTERM)
+time.sleep(0.5)  # for a thread that would hear of it
+assert taken == [1]
+print("ready", flush=True)
+"""
+    )
+    assert process.communicate(timeout=10) == ("", "")
+    assert process.returncode == 0
+
+
 def test_a_signal_that_is_ignored_stays_ignored(start):
     process = start(
         """
