@@ -206,9 +206,9 @@ class _Walk:
         cost.hbm_bytes += hbm_bytes(shapes)
 
     def _name_of(self, i: Instruction) -> str:
-        """Its `op_name`, or that of something in it: the compiler drops some."""
+        """Its `op_name`, or that of something in it: the compiler drops some, and calls what it moves `conditional.1`."""
         inside = (x for name in i.called for x in self._module.computations[name].instructions.values())
-        return i.op_name or next((x.op_name for x in inside if x.op_name), "")
+        return next((x.op_name for x in (i, *inside) if "/" in x.op_name), i.op_name)
 
     def _trips_of(self, cost: Cost, within: Computation, i: Instruction) -> float:
         known = loop_length(self._module, within, i)

@@ -37,6 +37,9 @@ class Block:
     dtype: jnp.dtype  # of the computation
     mesh: Mesh | None
     lora: LoraConfig | None
+    still: bool = (
+        False  # on a mesh weights stay where they are stored, and the rows, which are few, come to them
+    )
 
     def before_attention(
         self, layer: Layer, x: jax.Array, cos: jax.Array, sin: jax.Array
@@ -84,6 +87,11 @@ class Block:
         # As one matrix of rows: XLA's CPU backward pass of a batched product goes through transposed copies.
         dot = functools.partial(jnp.dot, precision=precision(self.dtype))
         rows = x.reshape(-1, x.shape[-1])
+        into, out = self._stored_axes(name) if self.still else (None, None)
+        if self.still:
+            if into == "embed":
+                rows = self.split_rows(rows)  # else they would come before their norm, in float32
+            rows = constrain(self.mesh, rows, ("replica", into))
         if isinstance(layer, LateLayer):
             layer = layer.after(rows)
         if isinstance(layer, TurnedLayer):
@@ -92,6 +100,14 @@ class Block:
             y = dot(rows, layer[name])
         if self.lora is not None and f"{name}_lora_a" in layer:
             y = y + self.lora.scale * dot(dot(rows, layer[f"{name}_lora_a"]), layer[f"{name}_lora_b"])
+        if self.still:
+            y = constrain(self.mesh, y, ("replica", out))
         y = y.reshape(*x.shape[:-1], -1)
         bias = layer.get(f"{name}_bias")
         return y if bias is None else y + bias
+
+    def _stored_axes(self, name: str) -> tuple[str | None, ...]:
+        """The logical axes of a layer's weight on the mesh."""
+        assert self.mesh is not None
+        weight = next(weight for weight in weights(self.config) if weight.name == name)
+        return parameter_axes(weight, self.config, self.mesh)[1:]

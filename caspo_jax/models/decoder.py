@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -141,11 +142,13 @@ class Decoder(Pure):
     def unembed(self, hidden: jax.Array) -> jax.Array:
         """Logits [..., V] float32 of final states [..., E]; on a mesh the rows are split over all of its axes.
 
-        Every device multiplies with its own part of the vocabulary, and then parts of logits change places: left to
-        itself the compiler gathers the head, which is a thousand times larger, on every device.
+        Every device multiplies with its own part of the head, and then parts of logits change places: left to itself the
+        compiler gathers the head, which is a thousand times larger, on every device.
         """
+        between = (None,) * (hidden.ndim - 2)
+        if self._few(math.prod(hidden.shape[:-1])):
+            hidden = constrain(self.mesh, self._block().split_rows(hidden), ("replica", *between, "embed"))
         logits = product("...e,ve->...v", hidden.astype(self.dtype), self.unembedding())
-        between = (None,) * (logits.ndim - 2)
         logits = constrain(self.mesh, logits, ("batch", *between, "vocab"))
         return constrain(self.mesh, logits, ("rows", *between, None))
 
@@ -198,7 +201,7 @@ class Decoder(Pure):
         column = column % cache.capacity
         cache = own(cache, column)
         cos, sin = rotation(self.config.rope, self.config.head_dim, positions)
-        block = self._block()
+        block = self._block(still=self._few(len(token_ids)))
         x = self._embed(token_ids)
 
         # The whole cache is carried and updated in place: as a scanned input it would be copied every step.
@@ -286,8 +289,15 @@ class Decoder(Pure):
         names += [weight.name for weight in lora_weights(self.config, self.lora)]
         return {name: getattr(self.layers, name)[...].astype(self.dtype) for name in names}
 
-    def _block(self) -> Block:
-        return Block(self.config, self.dtype, self.mesh, self.lora)
+    def _block(self, still: bool = False) -> Block:
+        return Block(self.config, self.dtype, self.mesh, self.lora, still)
+
+    def _few(self, rows: int) -> bool:
+        """Whether, on a mesh, rows of states and of what they give take less to move than the weights that fsdp splits.
+
+        A weight [E, N] in two bytes a number against float32 [rows, N], or twice as many in two bytes.
+        """
+        return self.mesh is not None and 2 * rows <= self.config.hidden_size
 
     def _embed(self, token_ids: jax.Array) -> jax.Array:
         # On a mesh every device looks up its own columns of the table, for all rows that share them: gathering rows of

@@ -1,7 +1,7 @@
 """Runs in a process of its own with eight CPU devices: `python on_devices.py JOB FOLDER MESH ...`.
 
 JOB is `trees` or `rows` (three updates), `search` or `search_apart` (a CaT search, with layers apart, and
-a row that is measured), `compile` (an update's program) or `load` (bytes that a checkpoint's parts take); what a mesh (a
+a row that is measured), `compile` (an update's program), `decode` (that of a token in 24 rows) or `load` (bytes that a checkpoint's parts take); what a mesh (a
 flag, or `none`) gives is written to FOLDER/MESH.npz.
 """
 
@@ -16,6 +16,7 @@ import tempfile
 from pathlib import Path
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
@@ -161,6 +162,15 @@ def run_compile(mesh):
     }
 
 
+def run_decode(mesh):
+    """The optimised program of one device that reads a token in every row and says what may come next."""
+    graphdef, params = nnx.split(small_decoder(mesh, **SIZES))
+    ids = jnp.ones((24, 8), jnp.int32)
+    _, cache = nnx.merge(graphdef, params).prefill(ids, ids > 0, 8)
+    step = jax.jit(lambda params, *given: nnx.merge(graphdef, params).decode_step(*given))
+    return {"hlo": step.lower(params, cache, ids[:, 0], ids[:, 0], jnp.int32(0)).compile().as_text()}
+
+
 def run_load(mesh):
     """Bytes that a process with one device of the mesh would read, and bytes that this one with all of them reads."""
     with tempfile.TemporaryDirectory() as folder:
@@ -215,6 +225,7 @@ JOBS = {
     "search": run_search,
     "search_apart": functools.partial(run_search, apart=True),
     "compile": run_compile,
+    "decode": run_decode,
     "load": run_load,
 }
 

@@ -1,4 +1,4 @@
-"""Under FSDP no device holds more of the parameters than its share and one layer."""
+"""Under FSDP no device holds more of the parameters than its share and one layer; while decoding, than its share."""
 
 from __future__ import annotations
 
@@ -50,3 +50,16 @@ def test_temporaries_are_far_from_a_copy_of_the_parameters(program):
     assert int(program["aliased"]) > 0.95 * 3 * parameters / DEVICES
     # The gradient's share, one layer, activations.
     assert int(program["temporaries"]) < 0.6 * parameters
+
+
+def test_a_token_of_few_rows_gathers_no_weight(tmp_path):
+    """Of Qwen2.5-7B on fsdp:4 every device gathered all layers and the head for every token: 11 GB, and 1 GiB to hold it."""
+    run(Path(__file__).parent / "on_devices.py", "decode", tmp_path, f"fsdp:{DEVICES}", devices=DEVICES)
+    there = shapes(np.load(tmp_path / f"fsdp:{DEVICES}.npz"))
+    layers, hidden, wide, vocab = (
+        SIZES[name] for name in ("num_layers", "hidden_size", "intermediate_size", "vocab_size")
+    )
+    for width in (wide, SIZES["num_heads"] * 8, SIZES["num_kv_heads"] * 8, vocab):
+        assert not there & {(hidden, width), (width, hidden), (1, hidden, width), (1, width, hidden)}
+    assert (layers, hidden // DEVICES, wide) in there
+    assert (vocab, hidden // DEVICES) in there
