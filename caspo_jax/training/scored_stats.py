@@ -31,7 +31,8 @@ _CPU_KEPT_HEADS = 2
 # fewer: the last chunk is padding in part where updates differ (512: 4 % faster where none is, 4 to 15 % slower elsewhere).
 _LEAST_CHUNK = {"cpu": 384, "gpu": 2048}
 _LEAST_ELSEWHERE = 512
-_MESH_COLUMNS = 32  # at most, of each row, on a mesh; more on GPUs, for the same reason
+# At most, of each row, on a mesh, unless rows are so few that this would be no such chunk; more on GPUs, whose products are faster.
+_MESH_COLUMNS = 32
 _GPU_COLUMNS = 128
 # Equal parts are multiples of what vector units, or the tiles of matrix units, divide.
 _ALIGNED = {"cpu": 32}
@@ -112,10 +113,14 @@ def _equal_part(total: int, most: int, aligned: int) -> int:
 
 def head_chunk(rows: int, vocab: int, slots: int, chunk: int | None, mesh: Mesh) -> int:
     """On a mesh: columns of step tokens whose logits the devices hold at once, of `slots` in each of so many rows."""
-    on_gpus = platform_of(mesh) == "gpu"
     if chunk is None:
-        chunk = (_ELEMENTS["gpu"] if on_gpus else _ELSEWHERE) * mesh.size // (rows * vocab)
-    return max(1, min(chunk, _GPU_COLUMNS if on_gpus else _MESH_COLUMNS, slots))
+        platform = platform_of(mesh)
+        elements, columns = (
+            (_ELEMENTS["gpu"], _GPU_COLUMNS) if platform == "gpu" else (_ELSEWHERE, _MESH_COLUMNS)
+        )
+        least = math.ceil(_LEAST_CHUNK.get(platform, _LEAST_ELSEWHERE) / rows)
+        chunk = min(elements * mesh.size // (rows * vocab), max(columns, least))
+    return max(1, min(chunk, slots))
 
 
 def _widened(

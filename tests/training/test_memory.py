@@ -203,6 +203,9 @@ def test_as_many_logits_at_once_as_the_platform_has_room_for(platform, most):
     columns = head_chunk(64, 152_064, 2048, None, mesh)
     assert columns == (110 if platform == "gpu" else 27)
     assert head_chunk(1, 512, 20, None, mesh) == 20
+    assert head_chunk(4, 152_064, 4096, 100, mesh) == 100
+    # Of few rows as many states as on one device: each chunk reads the head, and reads and writes its gradient.
+    assert 4 * head_chunk(4, 152_064, 4096, None, mesh) == {"cpu": 384, "gpu": 2048, "tpu": 512}[platform]
 
 
 @pytest.mark.parametrize("platform, aligned", [("cpu", 32), ("gpu", 128), ("tpu", 128)])
