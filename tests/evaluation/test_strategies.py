@@ -1,6 +1,7 @@
 """Votes and truncations against counts made by hand and by loops; the step-level searches on the shipped policy."""
 
 import dataclasses
+import time
 import types
 
 import numpy as np
@@ -26,7 +27,7 @@ from caspo_jax.evaluation.strategies.pool import (
 )
 from caspo_jax.evaluation.strategies.registry import STRATEGIES, check_names, families
 from caspo_jax.evaluation.strategies.single import greedy, longest_path
-from caspo_jax.evaluation.strategies.truncating import deepconf_online, kappa, survivor
+from caspo_jax.evaluation.strategies.truncating import _all_differ, deepconf_online, kappa, survivor
 from caspo_jax.types import CatNode, CatTree, Question, Trace
 
 
@@ -283,6 +284,26 @@ def test_kappa_waits_until_all_branches_differ():
     assert survivor(traces, [parts([1] * 5), parts([0] * 5)], gate=1)[1] == 5 + 5
     early = [trace([1, 1, 1, 1, 2]), trace([2, 1, 1, 1, 3])]
     assert survivor(early, [parts([1] * 5), parts([0] * 5)], gate=1)[1] == 5 + 2
+
+
+def test_kappa_reads_a_long_output_no_further_than_it_must():
+    """Once one branch is left nothing is chosen, so that no score is read; equal long outputs are compared once."""
+    traces = [trace([i] * 12) for i in range(4)]
+    read = [parts([0.1 * i] * 8) for i in (1, 3, 2, 0)]  # as above: one is left after 7 tokens
+    assert survivor(traces, read, gate=6)[:2] == (1, 12 + 3 + 5 + 7)
+    long = [tuple(range(4000))] * 2 + [(i, *range(3999)) for i in range(62)]
+    started = time.process_time()
+    assert _all_differ(long) == 4000
+    assert time.process_time() - started < 5.0
+
+
+def test_outputs_differ_where_no_two_begin_alike():
+    rng = np.random.default_rng(0)
+    for _ in range(300):
+        outputs = [tuple(rng.integers(0, 2, rng.integers(1, 9)).tolist()) for _ in range(rng.integers(1, 5))]
+        shortest = min(map(len, outputs))
+        apart = (n for n in range(1, shortest) if len({o[:n] for o in outputs}) == len(outputs))
+        assert _all_differ(outputs) == next(apart, shortest)
 
 
 def test_tree_search_walks_the_upper_bounds():

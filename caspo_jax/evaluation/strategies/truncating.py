@@ -6,6 +6,7 @@ a run that stops for real; the time is not, and is not reported as if it were.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -120,6 +121,8 @@ def survivor(traces: Sequence[Trace], parts: Sequence[np.ndarray], gate: int) ->
     stopped = lengths.copy()
     total, seen = np.zeros(count), np.zeros(count)
     for time in range(int(lengths.max())):
+        if live.sum() == 1:
+            break  # nothing is chosen any more; one that is left emits its whole length
         running = np.flatnonzero(live & (lengths > time))
         if running.size:
             now = np.stack([parts[int(i)][:, time] for i in running])
@@ -141,8 +144,11 @@ def survivor(traces: Sequence[Trace], parts: Sequence[np.ndarray], gate: int) ->
 
 def _all_differ(outputs: Sequence[tuple[int, ...]]) -> int:
     """Tokens after which no two outputs agree; the shortest output's length where two never part."""
-    shortest = min(map(len, outputs))
-    for length in range(1, shortest + 1):
-        if len({o[:length] for o in outputs}) == len(outputs):
-            return length
-    return shortest
+    # What two outputs share at their beginning, at most, two neighbours in their order share.
+    shared = (_shared(*two) for two in itertools.pairwise(sorted(outputs)))
+    return min(1 + max(shared, default=0), *map(len, outputs))
+
+
+def _shared(one: tuple[int, ...], other: tuple[int, ...]) -> int:
+    """Tokens at the beginning that are the same."""
+    return next((i for i, (a, b) in enumerate(zip(one, other)) if a != b), min(len(one), len(other)))
