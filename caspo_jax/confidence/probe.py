@@ -19,6 +19,8 @@ WEIGHTS, SETTINGS = "probe.safetensors", "probe.json"
 _VERSION = 1
 _TENSORS = ("weight", "mean", "scale")
 _TOLERANCE = 1e-5
+# Features at a time where they are read in float64: of long thoughts they are gigabytes in float32 already.
+_ROWS, _COLUMNS = 1024, 256
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,10 +39,14 @@ class Probe:
         Raises:
           UserError: features of another width.
         """
-        x = np.asarray(features, np.float64)
+        x = np.asarray(features)
         if x.ndim != 2 or x.shape[1] != self.weight.size:
             raise UserError(f"features of shape {x.shape}: this probe reads [n, {self.weight.size}]")
-        logit = ((x - self.mean) / self.scale) @ self.weight.astype(np.float64) + self.bias
+        weight = self.weight.astype(np.float64)
+        logit = np.empty(len(x))
+        for start in range(0, len(x), _ROWS):
+            rows = slice(start, start + _ROWS)
+            logit[rows] = ((x[rows].astype(np.float64) - self.mean) / self.scale) @ weight + self.bias
         return np.exp(-np.logaddexp(0.0, -logit))
 
 
@@ -75,15 +81,21 @@ def fit_probe(
     used = np.ones(y.size, bool) if learn is None else np.asarray(learn, bool)
     if not np.isin(y[used], (0.0, 1.0)).all() or len(np.unique(y[used])) < 2:
         raise UserError("a probe needs steps of both verdicts, 0 and 1")
-    if not np.isfinite(x).all():
+    columns = [slice(start, start + _COLUMNS) for start in range(0, x.shape[1], _COLUMNS)]
+    if not all(np.isfinite(x[:, part]).all() for part in columns):
         raise UserError("features hold NaN or infinities; leave those steps out")
     if l2 < 0:
         raise UserError(f"l2={l2}: give 0 or more")
-    mean = x[used].mean(axis=0, dtype=np.float64).astype(np.float32)
-    spread = x[used].std(axis=0, dtype=np.float64).astype(np.float32)
+    mean, spread = np.empty((2, x.shape[1]), np.float32)
+    for part in columns:
+        learned = x[used, part]
+        mean[part] = learned.mean(axis=0, dtype=np.float64)
+        spread[part] = learned.std(axis=0, dtype=np.float64)
     scale = np.where(spread > 0, spread, 1.0).astype(np.float32)
+    standard = x - mean
+    standard /= scale
     target = np.where(used, y, 0.0).astype(np.float32)
-    weight, bias = _fit((x - mean) / scale, target, used.astype(np.float32), jnp.float32(l2), max_iterations)
+    weight, bias = _fit(standard, target, used.astype(np.float32), jnp.float32(l2), max_iterations)
     return Probe(np.asarray(weight), float(bias), mean, scale, dict(settings or {}))
 
 

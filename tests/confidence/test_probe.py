@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -10,6 +11,7 @@ from sklearn.linear_model import LogisticRegression
 from caspo_jax.confidence.probe import (
     SETTINGS,
     WEIGHTS,
+    Probe,
     cross_fitted_probe,
     fit_probe,
     load_probe,
@@ -44,6 +46,27 @@ def test_examples_not_learned_from_do_not_matter():
     wrong[~learn] = np.nan
     part = fit_probe(x[learn], y[learn])
     np.testing.assert_allclose(fit_probe(dirty, wrong, learn).predict(x), part.predict(x), atol=1e-4)
+
+
+def test_no_copy_of_all_features_is_made_in_float64():
+    """Steps of long thoughts have gigabytes of features in float32."""
+    x = np.random.default_rng(0).standard_normal((5000, 1024), np.float32)
+    y = (x[:, 0] > 0).astype(int)
+    fit_probe(x[:100], y[:100], max_iterations=1)  # imports
+    peaks = []
+    for run in (lambda: fit_probe(x, y, max_iterations=1), lambda: any_probe(x).predict(x)):
+        tracemalloc.start()
+        run()
+        peaks.append(tracemalloc.get_traced_memory()[1] / x.nbytes)
+        tracemalloc.stop()
+    assert peaks[0] < 1.5  # standardised, once
+    assert peaks[1] < 1.5
+
+
+def any_probe(x):
+    """A probe of features like these."""
+    ones = np.ones(x.shape[1], np.float32)
+    return Probe(ones, 0.0, ones, ones)
 
 
 def test_no_question_is_predicted_by_a_probe_that_has_seen_it():

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -73,7 +73,7 @@ def probe_stage(
     if loaded is None:
         values = _fit_values(stage, readable, features, verdicts, folds, l2, seed, final_norm)
     else:
-        values = {s.id: unit_values(loaded.predict(f)) for s, f in zip(readable, features)}
+        values = {readable[i].id: unit_values(loaded.predict(found)) for i, found in features}
     written.append(
         [{"id": s.id, "probe": values.get(s.id, [None] * len(s.trace.steps))} for s in stage.subjects]
     )
@@ -84,32 +84,38 @@ def probe_stage(
 def _fit_values(
     stage: Stage,
     readable: Sequence[Subject],
-    features: Sequence[np.ndarray],
+    features: Iterable[tuple[int, np.ndarray]],
     verdicts: Mapping[str, Sequence[bool | None]],
     folds: int,
     l2: float,
     seed: int,
     final_norm: bool,
 ) -> dict[str, Values]:
-    x = np.concatenate(features)
+    ends = list(itertools.accumulate(len(s.trace.steps) for s in readable))
+    x = np.empty((0, 0), np.float32)
+    for i, found in features:  # into their place at once: of long thoughts they are gigabytes
+        x = x if x.size else np.empty((ends[-1], found.shape[1]), np.float32)
+        x[ends[i] - len(found) : ends[i]] = found
     right = np.array([np.nan if v is None else float(v) for s in readable for v in verdicts[s.id]])
     groups = [s.group for s in readable for _ in s.trace.steps]
-    found = cross_fitted_probe(x, right, groups, folds=folds, l2=l2, seed=seed)
+    predicted = cross_fitted_probe(x, right, groups, folds=folds, l2=l2, seed=seed)
     settings = {"final_norm": final_norm, "l2": l2, "steps": int(np.sum(~np.isnan(right)))}
     whole: Probe = fit_probe(x, right, ~np.isnan(right), l2=l2, settings=settings)
     save_probe(whole, stage.folder / "probe")
-    ends = itertools.accumulate(len(f) for f in features)
-    return {s.id: unit_values(found[end - len(f) : end]) for s, f, end in zip(readable, features, ends)}
+    return {s.id: unit_values(predicted[end - len(s.trace.steps) : end]) for s, end in zip(readable, ends)}
 
 
-def _features(stage: Stage, model: Any, readable: Sequence[Subject], final_norm: bool) -> list[np.ndarray]:
+def _features(
+    stage: Stage, model: Any, readable: Sequence[Subject], final_norm: bool
+) -> Iterator[tuple[int, np.ndarray]]:
+    """The index of each trace and its features [S, 2E], a batch of like lengths after another."""
     rows = [s.row() for s in readable]
-    found: dict[int, np.ndarray] = {}
+    done = 0
     for batch in plan_batches(rows):
         measured = measure(model, [rows[i] for i in batch], rcc=False, features=True, final_norm=final_norm)
-        found |= {i: m.features for i, m in zip(batch, measured)}
-        stage.report(len(found))
-    return [found[i] for i in range(len(rows))]
+        yield from ((i, m.features) for i, m in zip(batch, measured, strict=True))
+        done += len(batch)
+        stage.report(done)
 
 
 def _digest(value: Any) -> str:
