@@ -1,5 +1,7 @@
 """Rank correlations against scipy, and as functions of weights against repeated items."""
 
+import time
+
 import numpy as np
 import pytest
 import scipy.stats
@@ -8,6 +10,7 @@ from hypothesis import strategies as st
 
 from caspo_jax import metrics
 from caspo_jax.errors import UserError
+from caspo_jax.metrics import correlation
 
 
 def scores(rng, n):
@@ -37,6 +40,31 @@ def test_weights_are_copies(seed, n):
     else:
         assert np.isnan(spearman(copies))
         assert np.isnan(kendall(copies))
+
+
+@pytest.mark.parametrize("seed", range(30))
+def test_kendall_counts_the_same_in_blocks(seed, monkeypatch):
+    """Few items are one block; of many only those of like score are compared one by one."""
+    rng = np.random.default_rng(seed)
+    n = int(rng.integers(1, 120))
+    x, y = scores(rng, n), rng.permutation(scores(rng, n))
+    groups, draws = rng.integers(0, 6, n), rng.integers(0, 4, (8, 6))
+    at_once = metrics.kendall_statistic(x, y, groups)
+    monkeypatch.setattr(correlation, "_LEAST", 3)
+    monkeypatch.setattr(correlation, "_BLOCKS", 9)
+    in_blocks = metrics.kendall_statistic(x, y, groups)
+    for copies in draws:
+        np.testing.assert_array_equal(in_blocks(copies[groups]), at_once(copies[groups]))
+
+
+def test_kendall_of_many_steps_is_no_matter_of_minutes():
+    """30,000 steps have 900 million pairs: ten seconds, one by one."""
+    rng = np.random.default_rng(0)
+    x, y, groups = rng.random(30_000), rng.integers(0, 9, 30_000) / 8, rng.integers(0, 200, 30_000)
+    started = time.process_time()
+    found = metrics.kendall_statistic(x, y, groups)(np.ones(30_000))
+    assert time.process_time() - started < 4.0
+    assert found == pytest.approx(scipy.stats.kendalltau(x, y).statistic, abs=1e-12)
 
 
 def test_undefined_and_bad():
