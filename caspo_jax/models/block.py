@@ -37,9 +37,7 @@ class Block:
     dtype: jnp.dtype  # of the computation
     mesh: Mesh | None
     lora: LoraConfig | None
-    still: bool = (
-        False  # on a mesh weights stay where they are stored, and the rows, which are few, come to them
-    )
+    still: bool = False  # on a mesh weights stay where they are stored, and rows, which are few, come to them
 
     def before_attention(
         self, layer: Layer, x: jax.Array, cos: jax.Array, sin: jax.Array
