@@ -91,7 +91,7 @@ def main() -> None:
             for start in range(0, len(ids), FLAGS.batch_size):
                 part = slice(start, start + FLAGS.batch_size)
                 if not set(ids[part]) <= written.done:
-                    scores = score_outputs(model, outputs[part])
+                    scores = score_outputs(model, outputs[part], min(FLAGS.batch_size, len(ids)))
                     written.append(
                         [{"id": i, "logprob": lp, "entropy": h} for i, (lp, h) in zip(ids[part], scores)]
                     )

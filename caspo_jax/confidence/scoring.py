@@ -24,7 +24,7 @@ def _score(graphdef: Any, params: Any, token_ids: jax.Array, mask: jax.Array) ->
 
 
 def score_outputs(
-    model: Any, outputs: Sequence[tuple[Sequence[int], Sequence[int]]]
+    model: Any, outputs: Sequence[tuple[Sequence[int], Sequence[int]]], rows: int = 1
 ) -> list[tuple[list[float], list[float]]]:
     """Log-prob and entropy of every output token.
 
@@ -33,6 +33,7 @@ def score_outputs(
     Args:
       model: a Decoder.
       outputs: (prompt ids, output ids) of each row; neither is empty. Long ones go through the model in parts.
+      rows: fill fewer outputs up to so many rows, as other calls have: one program then reads them all.
 
     Returns:
       For each row its log-probs and entropies, aligned with the output ids.
@@ -44,7 +45,9 @@ def score_outputs(
     spans = [slice(len(p) - 1, len(p) + len(y) - 1) for p, y in outputs]
     graphdef, params = nnx.split(model)
     scores: list[Any] = [None] * len(whole)
-    for columns, most, part in groups(list(map(len, whole)), _BUCKET, len(whole), batch_ways(mesh_of(model))):
+    for columns, most, part in groups(
+        list(map(len, whole)), _BUCKET, max(rows, len(whole)), batch_ways(mesh_of(model))
+    ):
         token_ids, mask = padded_rows([whole[i] for i in part], columns, most)
         logprob, entropy = to_host(_score(graphdef, params, token_ids, mask))
         for row, i in enumerate(part):

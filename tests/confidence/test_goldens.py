@@ -71,6 +71,18 @@ def test_long_outputs_are_scored_in_parts(monkeypatch):
     assert seen == [(1, 128), (1, 128), (2, 64)]
 
 
+def test_a_last_batch_of_fewer_outputs_has_the_shape_of_the_others(monkeypatch):
+    model, _ = load_pretrained(GOLDEN / "qwen3_tied_fp32", dtype="float32")
+    outputs = [((1, 2), (3, 4, 5)), ((1, 2, 3), (4, 5))]
+    seen, pad = [], scoring.padded_rows
+    monkeypatch.setattr(scoring, "padded_rows", lambda *given: seen.append(given[1:]) or pad(*given))
+    for mine, values in zip(
+        score_outputs(model, outputs, rows=4), score_outputs(model, outputs), strict=True
+    ):
+        np.testing.assert_allclose(mine, values, atol=1e-4)
+    assert seen == [(64, 4), (64, 2)]
+
+
 def test_a_model_of_nans_has_no_scores():
     model, _ = load_pretrained(GOLDEN / "qwen3_tied_fp32", dtype="float32")
     model.final_norm[...] = model.final_norm[...] * np.nan
