@@ -177,10 +177,10 @@ def judge_prefixes(
       config: the settings that they were sampled with.
     """
     items = [
-        _item(subject, i, text)
+        item
         for subject, steps, states in zip(subjects, plan.steps, plan.prefixes, strict=True)
         for i, state in zip(steps, states)
-        for text in said[state]
+        for item in _items(subject, i, said[state])
     ]
     verdicts = iter(_judged(judge, items))
     found = []
@@ -264,8 +264,10 @@ def _begin(subject: Subject, index: int, line: bool) -> int:
     return next((t for t in inside if t not in subject.uncounted), step.token_start)
 
 
-def _item(subject: Subject, index: int, continuation: str) -> ContradictionItem:
+def _items(subject: Subject, index: int, continuations: Sequence[str]) -> list[ContradictionItem]:
+    """A step beside each of its continuations."""
     trace = subject.trace
     step = trace.steps[index]
     question = trace.question or trace.prompt or ""
-    return ContradictionItem(question, trace.text[: step.start], step.text, continuation)
+    prefix = trace.text[: step.start]  # of a long thought, long: one for all
+    return [ContradictionItem(question, prefix, step.text, text) for text in continuations]

@@ -171,6 +171,35 @@ def test_continuations_of_giant_traces_by_an_earlier_version_are_refused(policy,
             prefix_stage(*run)
 
 
+def test_continuations_are_judged_a_few_traces_at_a_time(tmp_path, tokenizer, config, monkeypatch):
+    """Beside each stands all the text before its step: of many long thoughts gigabytes. What was judged before a kill stays."""
+
+    def generate(model, tokenizer, questions, sample, *rest, **options):
+        said = [f"value {k % 2}" for k in range(sample.num_samples)]
+        return [Trace(q.id, None, None, None, q.prompt_ids, (), t, "stop") for q in questions for t in said]
+
+    class Killed(Recorder):
+        def judge(self, items):
+            assert len(items) <= 2048
+            assert len({id(item.prefix) for item in items}) <= 5 * 100  # one text for all beside a step
+            if self.asked:
+                raise KeyboardInterrupt
+            return super().judge(items)
+
+    monkeypatch.setattr("caspo_jax.sampling.generate", generate)
+    subjects = [subject(f"t{k}", 5, prompt=(1, k)) for k in range(30)]
+    settings = PrefixConfig(samples=20, max_steps=5)
+    model = SimpleNamespace(config=config)
+    stage = Stage(subjects, tmp_path, {})
+    killed, rest, whole = Killed(), Recorder(), Recorder()
+    with pytest.raises(KeyboardInterrupt):
+        prefix_stage(stage, model, tokenizer, killed, settings)
+    prefix_stage(stage, model, tokenizer, rest, settings)
+    prefix_stage(Stage(subjects, tmp_path / "whole", {}), model, tokenizer, whole, settings)
+    assert killed.asked + rest.asked == whole.asked
+    assert (tmp_path / "prefix.jsonl").read_text() == (tmp_path / "whole" / "prefix.jsonl").read_text()
+
+
 def test_filters_reach_the_sampler_and_are_named_where_they_are_on(tmp_path, tokenizer, config, monkeypatch):
     """Files of versions that had neither top_k nor min_p are taken up where both are off."""
     samples = []

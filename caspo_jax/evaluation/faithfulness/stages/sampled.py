@@ -10,6 +10,7 @@ import jax
 
 from caspo_jax.evaluation.faithfulness.contradiction import ContradictionJudge
 from caspo_jax.evaluation.faithfulness.prefix import (
+    Plan,
     PrefixConfig,
     State,
     continue_prefixes,
@@ -19,7 +20,8 @@ from caspo_jax.evaluation.faithfulness.prefix import (
 )
 from caspo_jax.evaluation.faithfulness.stages.stage import Stage, finish, read_stage
 
-_ROWS = 2048  # continuations between two writes: fixed, so that a restart decodes the same ones together
+# Continuations between two writes, and judged together, at most: fixed, so that a restart decodes the same ones together.
+_ROWS = 2048
 
 
 def prefix_stage(
@@ -56,13 +58,21 @@ def prefix_stage(
     written = stage.open("prefix", judge=judge.name, **sampling, **settings)
     if written.complete:
         return
-    found = judge_prefixes(stage.subjects, plan, {s: said[state_id(s)] for s in states}, judge, config)
-    written.append(
-        [
-            {"id": subject.id, **_lists(dataclasses.asdict(f)), "prefixes": [state_id(s) for s in prefixes]}
-            for subject, f, prefixes in zip(stage.subjects, found, plan.prefixes, strict=True)
-        ]
-    )
+    size = max(1, _ROWS // (config.samples * config.max_steps))
+    for start in range(0, len(stage.subjects), size):
+        group = slice(start, start + size)
+        subjects, part = stage.subjects[group], Plan(plan.steps[group], plan.prefixes[group])
+        if {s.id for s in subjects} <= written.done:
+            continue
+        names = {state: state_id(state) for prefixes in part.prefixes for state in prefixes}
+        texts = {state: said[name] for state, name in names.items()}
+        found = judge_prefixes(subjects, part, texts, judge, config)
+        written.append(
+            [
+                {"id": subject.id, **_lists(dataclasses.asdict(f)), "prefixes": [names[s] for s in prefixes]}
+                for subject, f, prefixes in zip(subjects, found, part.prefixes, strict=True)
+            ]
+        )
     finish(written, len(stage.subjects))
 
 
