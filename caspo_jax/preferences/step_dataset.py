@@ -19,7 +19,8 @@ from caspo_jax.types import Trace
 
 _CARD = Path(__file__).with_name("dataset_card.md")
 _TAG = "step-confidence"  # which its cards have
-_PART = 10_000  # rows written at once, a row group of the file
+# Rows written at once, a row group of the file; fewer where the prefixes of long thoughts have that many ids.
+_PART, _PART_IDS = 10_000, 1 << 21
 
 # name -> (type, what it is); a list is one of int32
 COLUMNS: dict[str, tuple[str, str]] = {
@@ -121,6 +122,7 @@ def write_step_dataset(
     if first is None:
         raise UserError(f"{directory}: no step to write: annotate the traces first")
     parts = itertools.chain([first], parts)
+    del first  # with its prefixes
     if is_writer():
         file = _write_parts(parts, folder)
         write_text(Path(directory) / "README.md", _card(seen, confidence, title, f"data/{file.name}"))
@@ -160,13 +162,15 @@ class _Seen:
 def _parts(traces: Iterable[Trace], seen: _Seen) -> Iterator[list[dict[str, Any]]]:
     """The rows of all steps, `_PART` or a trace's more at a time: those of a whole run take gigabytes."""
     rows: list[dict[str, Any]] = []
+    ids = 0
     for trace in traces:
         found = step_rows([trace])
         seen.add(found)
         rows += found
-        if len(rows) >= _PART:
+        ids += sum(len(row["prefix_ids"]) for row in found)
+        if len(rows) >= _PART or ids >= _PART_IDS:
             yield rows
-            rows = []
+            rows, ids = [], 0
     if rows:
         yield rows
 

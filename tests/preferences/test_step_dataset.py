@@ -50,12 +50,14 @@ def test_written_anew_is_loaded_anew(tmp_path):
             assert len(list((folder / "data").iterdir())) == 1
 
 
-def test_written_in_parts_of_an_iterator(tmp_path, monkeypatch):
+@pytest.mark.parametrize("limit", [{"_PART": 3}, {"_PART_IDS": 1}])
+def test_written_in_parts_of_an_iterator(tmp_path, monkeypatch, limit):
     """The traces of a whole run are never in memory together; what is loaded and what the card says is the same."""
     parquet = pytest.importorskip("pyarrow.parquet")
     found = [*traces(), *traces(), dataclasses.replace(traces()[0], steps=())]
     whole = write_step_dataset(found, tmp_path / "whole")
-    monkeypatch.setattr(step_dataset, "_PART", 3)
+    for name, most in limit.items():
+        monkeypatch.setattr(step_dataset, name, most)
     held = []
 
     def one_at_a_time():
