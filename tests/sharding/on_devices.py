@@ -138,11 +138,11 @@ SIZES = dict(
 )
 
 
-def run_compile(mesh):
+def run_compile(mesh, remat="full"):
     """The optimised program of one device, and what memory it takes."""
     model = small_decoder(mesh, **SIZES)
     pairs, verified = preferences(8)
-    config = TrainConfig(pack="rows", batch_size=8, remat="full", **SETTINGS)
+    config = TrainConfig(pack="rows", batch_size=8, remat=remat, **SETTINGS)
     store = RowStore.build(pairs, verified)
     plan = make_plan(store, config, batch_ways(mesh))
     (micro,) = plan.micro(*plan.rows_of(0))
@@ -225,6 +225,8 @@ JOBS = {
     "search": run_search,
     "search_apart": functools.partial(run_search, apart=True),
     "compile": run_compile,
+    "compile_none": functools.partial(run_compile, remat="none"),
+    "compile_dots": functools.partial(run_compile, remat="dots"),
     "decode": run_decode,
     "load": run_load,
 }

@@ -14,10 +14,11 @@ from processes import run
 DEVICES = 8
 
 
-@pytest.fixture(scope="module")
-def program(tmp_path_factory):
+@pytest.fixture(scope="module", params=["compile", "compile_none", "compile_dots"])
+def program(request, tmp_path_factory):
+    """An update's, with each `remat`."""
     folder = tmp_path_factory.mktemp("compile")
-    run(Path(__file__).parent / "on_devices.py", "compile", folder, f"fsdp:{DEVICES}", devices=DEVICES)
+    run(Path(__file__).parent / "on_devices.py", request.param, folder, f"fsdp:{DEVICES}", devices=DEVICES)
     return dict(np.load(folder / f"fsdp:{DEVICES}.npz"))
 
 
@@ -43,6 +44,7 @@ def test_no_array_has_the_shape_of_a_whole_parameter(program):
     assert (layers, hidden // DEVICES, wide) in there
 
 
+@pytest.mark.parametrize("program", ["compile"], indirect=True)
 def test_temporaries_are_far_from_a_copy_of_the_parameters(program):
     parameters = int(program["parameters"])
     # Parameters and two moments, split eight ways, updated in place.
