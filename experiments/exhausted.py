@@ -32,13 +32,12 @@ def exhausted(error: BaseException) -> str | None:
     """
     for cause in _causes(error):
         text = str(cause)
+        where = getattr(cause, "filename", None) or _given(_OUTPUTS) or "output"
         if getattr(cause, "errno", None) in (errno.ENOSPC, errno.EDQUOT) or _FULL in text:
-            where = getattr(cause, "filename", None) or _given(_OUTPUTS) or "output"
             return (
                 f"{where}: no space left on the disk: make room and run the same command again, which goes on"
             )
         if getattr(cause, "errno", None) == errno.EFBIG or _TOO_LARGE in text:
-            where = getattr(cause, "filename", None) or _given(_OUTPUTS) or "output"
             return (
                 f"{where}: larger than files may be here: raise the limit (ulimit -f), or write to another file system, "
                 "and run the same command again, which goes on"

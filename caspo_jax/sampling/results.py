@@ -36,9 +36,8 @@ def search_results(
     The other arguments, and what is raised, are those of `cat_search`.
     """
     config = configs[0]
-    built: dict[
-        tuple[int, int], Trace
-    ] = {}  # (search, node): a finished path stays as it is, however often it is looked at
+    # (search, node) -> path: a finished one stays as it is, however often it is looked at.
+    built: dict[tuple[int, int], Trace] = {}
 
     def finished(
         search: int, record: Question, prompt: tuple[int, ...], vocabulary: Sequence[bytes], tree: Tree
