@@ -77,9 +77,10 @@ def define_flags() -> None:
     flags.DEFINE_integer("limit", 200, "questions a benchmark; 0 takes all", lower_bound=0)
     flags.DEFINE_integer(
         "group",
-        256,
-        "most questions decoded together; a killed run loses one group. 100 questions or more are cut into two groups at "
-        "least: the first one's time is mostly compilation",
+        None,
+        "most questions decoded together; a killed run loses one group. Default: 256, fewer where their samples may have more "
+        "than 8 million tokens. 100 questions or more are cut into two groups at least: the first one's time is mostly "
+        "compilation",
         lower_bound=1,
     )
     flags.DEFINE_integer(

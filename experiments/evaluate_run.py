@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from absl import flags
 
 from experiments import common, evaluate_samples
-from experiments.evaluate_settings import restored
+from experiments.evaluate_settings import group_size, restored
 
 if TYPE_CHECKING:
     from caspo_jax.evaluation.strategies import Context, Found, Settings
@@ -58,6 +58,7 @@ class Runner:
         questions: Sequence[Question],
         repeat: int = 0,
         keep: Callable[..., None] | None = None,
+        progress: Callable[[int, int], None] | None = None,
     ) -> Context:
         """What the strategies are given; each repeat draws by a key of its own."""
         import jax
@@ -75,6 +76,7 @@ class Runner:
             same=benchmark.equal,
             batch_size=FLAGS.batch_size,
             keep=keep,
+            progress=progress,
             judges=min(MOST_JUDGES, len(os.sched_getaffinity(0))) if benchmark.runs_code else 1,
         )
 
@@ -94,9 +96,8 @@ class Runner:
         path = self.out / f"settings.{name}.json"
         if benchmark is not None and not (path.exists() and name in self._done("tuning")):
             with common.Progress(1, f"{name}: settings", unit="trial") as progress:
-                settings, trials = tune(
-                    self.context(benchmark, asked), settings, self.strategies, progress.reach
-                )
+                context = self.context(benchmark, asked, progress=within(progress, {}))
+                settings, trials = tune(context, settings, self.strategies, progress.reach)
             write_json(
                 path,
                 plain({"questions": len(asked), "settings": dataclasses.asdict(settings), "trials": trials}),
@@ -128,18 +129,21 @@ class Runner:
             )
         plan = families(self.strategies)
         done = self._done("groups")
-        parts, of = cut(name, questions, FLAGS.group, done)
+        parts, of = cut(name, questions, group_size(settings), done)
+        shown: dict[str, Any] = {}
         with common.Progress(len(parts) * FLAGS.repeats * len(plan), name, unit="part") as progress:
             for repeat, (index, part) in itertools.product(range(FLAGS.repeats), enumerate(parts)):
-                keep = evaluate_samples.keeper(self.out, name, benchmark, part)
-                context = self.context(benchmark, part, repeat, None if repeat or index else keep)
+                kept = not repeat and not index
+                keep = evaluate_samples.keeper(self.out, name, benchmark, part) if kept else None
+                context = self.context(benchmark, part, repeat, keep, within(progress, shown))
                 for family, strategies in plan.items():
+                    shown["part"] = family
                     mark = f"{name}/{repeat}/{index}{of}/{family}"
                     # What is drawn at random once is enough for greedy choices; votes are matched on the first pool.
                     if mark not in done and not (repeat and family in ("greedy", "cot_decoding")):
                         found = run_family(family, strategies, context, settings)
                         self.write(name, mark, found, repeat, settings, part)
-                    progress.update(1, part=family)
+                    progress.update(1, **shown)
 
     def write(
         self,
@@ -208,6 +212,11 @@ class Runner:
                 written.append(results.matched_votes(mine, drawn, settings, self.sames[name]))
             written.finish()
         return read_answers(written.path)
+
+
+def within(progress: common.Progress, shown: Mapping[str, Any]) -> Callable[[int, int], None]:
+    """A function (done, in all) that shows how far the decoding of a part is, beside `shown`."""
+    return lambda done, of: progress.update(0, **shown, decoded=f"{done:,} of {of:,}")
 
 
 def cut(

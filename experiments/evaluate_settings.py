@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from caspo_jax.types import Question
 
 FLAGS = flags.FLAGS
+MOST_TOKENS = 1 << 23  # of the samples of a group: about a gigabyte on the host
+FEWEST, MOST = 16, 256  # questions of a group, by default
 
 
 def base_settings(policy: Policy, questions: Sequence[Question]) -> Settings:
@@ -39,6 +41,7 @@ def base_settings(policy: Policy, questions: Sequence[Question]) -> Settings:
         sample=sample,
         samples=FLAGS.num_samples,
         time_votes=FLAGS.time_votes,
+        window=max(Settings.window, sample.max_new_tokens // 16),
         warm_up=min(16, max(1, FLAGS.num_samples // 2)),
         cat=common.cat_config(policy, sample),
         cat_sizes=cat_sizes(),
@@ -61,6 +64,16 @@ def default_max_new_tokens(policy: Policy, questions: Sequence[Question]) -> dic
         "context, 1,024 at most"
     )
     return {"max_new_tokens": most}
+
+
+def group_size(settings: Settings) -> int:
+    """Questions decoded together: --group, or as many as hold MOST_TOKENS of samples.
+
+    A group is what a killed run loses, and its traces are held at once.
+    """
+    if FLAGS.group is not None:
+        return FLAGS.group
+    return min(MOST, max(FEWEST, MOST_TOKENS // (settings.samples * settings.sample.max_new_tokens)))
 
 
 def say_untuned(benchmarks: Collection[str], settings: Settings, strategies: Collection[str]) -> None:
@@ -102,7 +115,7 @@ def run_settings(
         "settings": dataclasses.asdict(settings),
         "questions": {name: questions_digest(group) for name, group in questions.items()},
         "seed": FLAGS.seed,
-        "group": FLAGS.group,
+        "group": group_size(settings),
         "repeats": FLAGS.repeats,
         "tune": FLAGS.tune,
         "tune_input": hash_path(FLAGS.tune_input) if FLAGS.tune_input else None,

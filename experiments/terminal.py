@@ -90,6 +90,8 @@ class Progress:
             if shown:
                 self._bar.set_postfix(shown, refresh=False)
             self._bar.update(step)
+            if not step:
+                self._bar.refresh()  # what stands behind the bar is new
             if done >= total:
                 self._bar.close()
         elif self._quiet:

@@ -145,6 +145,21 @@ def test_table_is_recomputed_from_the_answers_by_the_documented_script(program, 
             assert r["calls"] == 1 + max(spent[r["question"]])
 
 
+def test_progress_is_shown_while_a_part_is_decoded(program, folder):
+    """A part of long outputs takes hours."""
+    code, out, err = run(
+        program, folder / "shown", strategies="greedy", batch_size=2, limit=8, log_json="true"
+    )
+    assert code == 0, err
+    events = [json.loads(line) for line in out.splitlines() if line.startswith("{")]
+    parts = [e for e in events if e.get("stage") == "graph"]
+    decoding = [e for e in parts if "decoded" in e]
+    assert {(e["done"], e["total"], e["part"]) for e in decoding} == {(0, 1, "greedy")}
+    assert [e["decoded"] for e in decoding][-1] == "8 of 8"
+    assert len({e["decoded"] for e in decoding}) > 2
+    assert [e["done"] for e in parts if "decoded" not in e] == [1]
+
+
 @pytest.mark.parametrize("torn", [0.3, 0.75])
 def test_killed_and_resumed_gives_the_same_table(program, folder, torn):
     whole, killed = folder / "whole", folder / f"killed_{torn}"

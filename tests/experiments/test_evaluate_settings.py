@@ -13,7 +13,7 @@ from caspo_jax.evaluation.benchmarks import get_benchmark
 from caspo_jax.evaluation.strategies import Settings
 from caspo_jax.models import RopeConfig
 from caspo_jax.records import question_to_record
-from caspo_jax.sampling import CatConfig
+from caspo_jax.sampling import CatConfig, SampleConfig
 from caspo_jax.tasks import get_task
 from caspo_jax.types import Question
 from experiments import benchmark_source, evaluate_settings
@@ -205,10 +205,37 @@ def test_a_run_that_was_begun_with_one_group_goes_on_with_it():
     assert ([len(part) for part in parts], of) == ([200], "")
 
 
-def test_settings_come_back_from_their_file():
-    from caspo_jax.evaluation.strategies import Settings
-    from caspo_jax.sampling import CatConfig, SampleConfig
+@pytest.mark.parametrize(
+    ("samples", "new_tokens", "group"), [(16, 160, 256), (16, 1024, 256), (16, 8192, 64), (64, 32768, 16)]
+)
+def test_few_questions_of_many_long_samples_are_one_group(monkeypatch, samples, new_tokens, group):
+    """A killed run loses a group: 256 questions with 64 samples of 15,000 tokens are days, and 25 GB on the host."""
+    flags = types.SimpleNamespace(group=None)
+    monkeypatch.setattr(evaluate_settings, "FLAGS", flags)
+    settings = Settings(samples=samples, sample=SampleConfig(max_new_tokens=new_tokens))
+    assert evaluate_settings.group_size(settings) == group
+    flags.group = 100
+    assert evaluate_settings.group_size(settings) == 100
 
+
+@pytest.mark.parametrize(("new_tokens", "window"), [(64, 16), (256, 16), (1024, 64), (32768, 2048)])
+def test_deepconf_looks_at_a_window_of_the_length_that_outputs_may_have(monkeypatch, new_tokens, window):
+    """Of sixteen tokens it would be noise on thoughts of thousands; the paper has 2,048 for outputs of some 32,000."""
+    flags = types.SimpleNamespace(
+        temperature=0.7, self_evaluation="confidence", num_samples=4, time_votes=False, cat_sizes=["2"]
+    )
+    monkeypatch.setattr(evaluate_settings, "FLAGS", flags)
+    monkeypatch.setattr(evaluate_settings, "default_max_new_tokens", lambda policy, questions: {})
+    monkeypatch.setattr(
+        evaluate_settings.common, "sample_config", lambda *a, **k: SampleConfig(max_new_tokens=new_tokens)
+    )
+    monkeypatch.setattr(
+        evaluate_settings.common, "cat_config", lambda policy, sample: CatConfig(sample=sample)
+    )
+    assert evaluate_settings.base_settings(None, []).window == window
+
+
+def test_settings_come_back_from_their_file():
     made = Settings(
         samples=3, beams=((1, 2),), cat=CatConfig(threshold=0.3, sample=SampleConfig(stop=("x",)))
     )

@@ -103,6 +103,16 @@ def test_a_terminal_gets_a_bar_with_rate_and_numbers(given, monkeypatch):
     assert "updates/s" in shown
 
 
+def test_a_bar_shows_what_is_new_although_nothing_more_is_done(given, monkeypatch):
+    given()
+    screen = Screen()
+    monkeypatch.setattr(sys, "stderr", screen)
+    with terminal.Progress(3, "graph", unit="part") as progress:
+        for done in (1, 2):
+            progress.update(0, decoded=f"{done} of 9")
+            assert f"decoded={done} of 9" in screen.getvalue().split("\r")[-1]
+
+
 def test_numbers_that_json_lacks_become_null(given, capsys):
     given(log_json=True)
     terminal.emit("progress", loss=float("nan"), last={"x": [float("inf"), 1]})

@@ -28,6 +28,7 @@ class Context:
     same: Callable[[str, str], bool]  # are two answers one? for votes
     batch_size: int | None = None  # rows on the device at once
     keep: Callable[..., None] | None = None  # (name, traces or searches, how these vote): for the report
+    progress: Callable[[int, int], None] | None = None  # (done, in all) of what is being decoded
     judges: int = 1  # answers scored at once, in threads: what runs programs waits for them
     _known: dict[tuple[str, str], bool] = dataclasses.field(default_factory=dict, init=False, repr=False)
 
@@ -115,7 +116,7 @@ class Settings:
     time_votes: bool = False  # draw the smaller pools again, to know what votes over them take
     gamma: float = 25.0  # exponent of the confidence vote
     borda_power: float = 0.7  # Borda votes (n - rank + 1)^p of self-certainty
-    window: int = 16  # tokens of DeepConf's sliding window (2,048 in the paper, for traces of that order)
+    window: int = 16  # tokens of DeepConf's sliding window (2,048 in the paper, for outputs of some 32,000)
     keep: float = 0.9  # DeepConf: share of the traces kept (0.1 or 0.9 in the paper)
     warm_up: int = 8  # DeepConf online: traces that set the bar (16 in the paper, of 512)
     consensus: float = 0.95  # DeepConf online: no more traces once an answer holds this share
@@ -127,7 +128,7 @@ class Settings:
     cat_sizes: tuple[int, ...] = (2, 4, 8)  # branches K
     paper_threshold: float = 0.8  # of CaT as published: entropy, path confidence
     beams: tuple[tuple[int, int], ...] = ((2, 2), (4, 4))  # (beams kept, steps sampled a beam)
-    most_steps: int = 32  # step-level strategies give up beyond this
+    most_steps: int = 1024  # beam search gives up beyond this; outputs mostly run out of tokens before
     iterations: int = 4  # MCTS rounds
     width: int = 4  # MCTS rollouts a round
     exploration: float = 1.0  # MCTS: c of the upper confidence bound

@@ -39,7 +39,13 @@ def cot_decoding(context: Context, settings: Settings) -> list[Answer]:
         for i, token in enumerate(tokens)
     ]
     found = generate(
-        context.model, context.tokenizer, starts, config, context.key, batch_size=context.batch_size
+        context.model,
+        context.tokenizer,
+        starts,
+        config,
+        context.key,
+        batch_size=context.batch_size,
+        progress=context.progress,
     )
     seconds = (time.monotonic() - started) / len(context.questions)
     outputs = []

@@ -60,6 +60,7 @@ def sample_pool(context: Context, settings: Settings) -> Pool:
         context.key,
         batch_size=context.batch_size,
         step_confidence="mean_logprob",
+        progress=context.progress,
     )
     traces = [flat[i : i + count] for i in range(0, len(flat), count)]
     return Pool(traces, [], [], [])

@@ -84,6 +84,7 @@ class Prefixes:
             step_confidence="mean_logprob",
             pad_to=(self.places, self.columns),
             limits=limits if tight else None,
+            progress=context.progress,
         )
         found: list[list[Trace]] = [[] for _ in wanted]
         for place, i in enumerate(kept):

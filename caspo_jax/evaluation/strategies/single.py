@@ -25,6 +25,7 @@ def _greedy(context: Context, settings: Settings) -> list[Answer]:
         context.key,
         batch_size=context.batch_size,
         step_confidence="mean_logprob",
+        progress=context.progress,
     )
     context.show("greedy", traces)
     answers = []
@@ -107,6 +108,7 @@ def swept(context: Context, config: CatConfig, thresholds: Sequence[float]) -> l
         extract=lambda text: context.extract(text),
         equivalent=context.same,
         batch_size=context.batch_size,
+        progress=context.progress,
     )
 
 
