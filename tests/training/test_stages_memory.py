@@ -36,7 +36,9 @@ def most_alive(monkeypatch):
         return trace
 
     monkeypatch.setattr(policy_module, "trace_from_record", counted)
-    return seen
+    gc.freeze()  # what other tests left behind would make each collection take seconds
+    yield seen
+    gc.unfreeze()
 
 
 def write_traces(path, policy, count, **fields):
