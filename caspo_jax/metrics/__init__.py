@@ -32,6 +32,7 @@ from caspo_jax.metrics.controlled import (
 from caspo_jax.metrics.correlation import kendall, kendall_statistic, spearman, spearman_statistic
 from caspo_jax.metrics.decomposition import BrierParts, brier_decomposition
 from caspo_jax.metrics.faithfulness import (
+    Linear,
     Mass,
     Weighted,
     average_ties,
@@ -93,6 +94,7 @@ __all__ = [
     "FirstErrorScore",
     "GroupedAuroc",
     "Interval",
+    "Linear",
     "Mass",
     "PairedTest",
     "Permuted",

@@ -91,10 +91,11 @@ def spearman_statistic(x: Any, y: Any) -> Statistic:
         for index, count in runs:
             tied = np.bincount(index, weights, count)
             rank = (np.cumsum(tied) - tied + 0.5 * (tied + 1.0))[index]
-            centred.append(rank - weights @ rank / total)
+            centred.append(rank - (weights * rank).sum() / total)
         a, b = centred
-        scale = math.sqrt(float(weights @ (a * a)) * float(weights @ (b * b)))
-        return float(np.clip(weights @ (a * b) / scale, -1.0, 1.0)) if scale > 0.0 else float("nan")
+        weighted = weights * a
+        scale = math.sqrt(float((weighted * a).sum()) * float((weights * b * b).sum()))
+        return float(np.clip((weighted * b).sum() / scale, -1.0, 1.0)) if scale > 0.0 else float("nan")
 
     return statistic
 

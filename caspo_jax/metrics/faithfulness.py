@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -11,7 +12,20 @@ import numpy as np
 from caspo_jax.errors import UserError
 from caspo_jax.metrics.arrays import Statistic, bin_of, per_item, unit
 
-Weighted = Callable[[np.ndarray, np.ndarray], float]  # (F [n], weights [n]) -> value
+
+@dataclasses.dataclass(frozen=True)
+class Linear:
+    """A metric that is linear in F, with all else fixed: slope F + intercept."""
+
+    slope: np.ndarray  # [n]
+    intercept: float
+
+    def __call__(self, f: np.ndarray) -> float:
+        """The value for F [n]."""
+        return float((self.slope * f).sum() + self.intercept)
+
+
+Weighted = Callable[[np.ndarray], Linear]  # weights [n] -> the metric as a function of F
 
 
 class Mass(NamedTuple):
@@ -67,7 +81,7 @@ def cmfg(f: Any, c: Any, bins: int = 10, empty: float | None = 0.5) -> float:
     0.56
     """
     values, confidence = _present(f=f, c=c)
-    return weighted_cmfg(confidence, bins, empty)(values.astype(np.float64), np.ones(values.size))
+    return weighted_cmfg(confidence, bins, empty)(np.ones(values.size))(values.astype(np.float64))
 
 
 def cmfg_star(f: Any, c: Any, bins: int = 10) -> float:
@@ -124,24 +138,27 @@ def cmfg_statistic(f: Any, c: Any, bins: int = 10, empty: float | None = 0.5) ->
     """`cmfg` as a function of the item weights; nothing may be missing. A bin of weight 0 is empty."""
     values, confidence = _complete(f, c)
     metric = weighted_cmfg(confidence, bins, empty)
-    return per_item(values.size)(lambda weights: metric(values, weights))
+    return per_item(values.size)(lambda weights: metric(weights)(values))
 
 
 def weighted_cmfg(c: Any, bins: int = 10, empty: float | None = 0.5) -> Weighted:
-    """`cmfg` of changing F and weights with C fixed: linear in F."""
+    """`cmfg` of changing weights and F with C fixed: weights [n] -> a `Linear` function of F.
+
+    With m_b the weight of bin b and b(i) that of item i: the slope is w_i / (bins m_b(i)), the intercept empty times the
+    share of the bins that are empty; without `empty` the occupied bins are all.
+    """
     (confidence,) = _complete(c)
     _check_empty(empty)
     index = bin_of(confidence, bins, right_closed=False)
 
-    def metric(f: np.ndarray, weights: np.ndarray) -> float:
+    def metric(weights: np.ndarray) -> Linear:
         mass = np.bincount(index, weights, bins)
-        occupied = mass > 0.0
-        if not occupied.any():
-            return float("nan")
-        means = np.bincount(index, weights * f, bins)[occupied] / mass[occupied]
-        if empty is None:
-            return float(means.mean())
-        return float((means.sum() + empty * (bins - occupied.sum())) / bins)
+        occupied = int((mass > 0.0).sum())
+        if not occupied:
+            return Linear(np.zeros(index.size), float("nan"))
+        counted = occupied if empty is None else bins
+        share = np.divide(1.0 / counted, mass, out=np.zeros(bins), where=mass > 0.0)
+        return Linear(weights * share[index], 0.0 if empty is None else empty * (bins - occupied) / bins)
 
     return metric
 
@@ -150,34 +167,42 @@ def cmfg_star_statistic(f: Any, c: Any, bins: int = 10) -> Statistic:
     """`cmfg_star` of `average_ties` as a function of the item weights, which are multiplicities (whole numbers)."""
     values, confidence = _complete(f, c)
     metric = weighted_cmfg_star(confidence, bins)
-    return per_item(values.size)(lambda weights: metric(values, weights))
+    return per_item(values.size)(lambda weights: metric(weights)(values))
 
 
 def weighted_cmfg_star(c: Any, bins: int = 10) -> Weighted:
-    """`cmfg_star` of `average_ties`, of changing F and weights (whole numbers) with C fixed: linear in F."""
-    (confidence,) = _complete(c)
-    order = np.argsort(confidence, kind="stable")
-    ascending = confidence[order].astype(np.float64)
-    _, tie = np.unique(ascending, return_inverse=True)
+    """`cmfg_star` of `average_ties`, of changing weights (whole numbers) and F with C fixed: weights [n] -> a `Linear`
+    function of F.
 
-    def metric(f: np.ndarray, weights: np.ndarray) -> float:
-        copies = np.rint(weights[order]).astype(np.int64)
-        total = int(copies.sum())
+    All copies of the items in a row, by C: a bin of s copies and width v counts each of them v / (s sum of widths), and
+    what the copies of one C count together is shared alike among them.
+    """
+    (confidence,) = _complete(c)
+    levels, index = np.unique(confidence.astype(np.float64), return_inverse=True)
+
+    def metric(weights: np.ndarray) -> Linear:
+        copies = np.bincount(index, np.rint(weights), levels.size)
+        last = np.cumsum(copies)  # of each level, places in the row
+        total = int(last[-1]) if last.size else 0
         if total == 0:
-            return float("nan")
-        mass = np.bincount(tie, copies)
-        averaged = (np.bincount(tie, copies * f[order]) / np.maximum(mass, 1))[tie]
-        f_all, c_all = np.repeat(averaged, copies), np.repeat(ascending, copies)
+            return Linear(np.zeros(index.size), float("nan"))
         used = min(bins, total)
         sizes = np.full(used, total // used)
         sizes[: total % used] += 1
         ends = np.cumsum(sizes)
-        starts = ends - sizes
-        inner = 0.5 * (c_all[ends[:-1] - 1] + c_all[starts[1:]])
-        widths = np.diff(np.concatenate([c_all[:1], inner, c_all[-1:]]))
+        first, *starts = levels[np.searchsorted(last, ends - sizes, side="right")]  # lowest C of each bin
+        *stops, final = levels[np.searchsorted(last, ends - 1, side="right")]  # and highest
+        widths = np.diff([first, *(0.5 * np.add(stops, starts)), final])
         if widths.sum() <= 0.0:
-            return float(f_all.mean())
-        return float(widths @ (np.add.reduceat(f_all, starts) / sizes) / widths.sum())
+            return Linear(weights / total, 0.0)
+        # What one copy counts is that of the bin, but for the levels in which a bin ends.
+        ended = np.searchsorted(last, ends)
+        share = np.zeros(levels.size)
+        share[: ended[-1] + 1] = np.repeat(widths / sizes, np.diff(ended, prepend=-1))
+        behind = last[ended]
+        reached = np.interp([behind - copies[ended], behind], [0, *ends], [0.0, *np.cumsum(widths)])
+        share[ended] = np.diff(reached, axis=0)[0] / copies[ended]
+        return Linear(weights * (share / widths.sum())[index], 0.0)
 
     return metric
 

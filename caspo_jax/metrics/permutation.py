@@ -90,11 +90,12 @@ def permutation_baseline(
     if not d.size or draws < 1:
         raise UserError(f"permutation of {d.size} items, {draws} draws: give at least one of each")
     rng = np.random.default_rng(seed)
+    place = np.unique(place, return_inverse=True)[1]
     home = np.argsort(place, kind="stable")
     found = {name: np.empty(draws) for name in metrics}
     shuffled = np.empty_like(d)
     for k in range(draws):
-        shuffled[home] = d[np.lexsort((rng.random(d.size), place))]
+        shuffled[home] = d[np.argsort(place + rng.random(d.size))]
         f = 1.0 - np.abs(shuffled - c)
         for name, metric in metrics.items():
             found[name][k] = metric(f)
@@ -131,7 +132,6 @@ def permuted_faithfulness(
     ordered = d[order]
     ends = np.cumsum(np.bincount(place))
     starts = ends - np.bincount(place)
-    first, last = starts[place], ends[place]
     # Where C_i would stand among the D of its position: those before it are below it.
     below = np.empty(d.size, np.int64)
     for begin, end in zip(starts, ends):
@@ -142,11 +142,12 @@ def permuted_faithfulness(
         moved = weights[order]
         mass = np.concatenate([[0.0], np.cumsum(moved)])
         moment = np.concatenate([[0.0], np.cumsum(moved * ordered)])
-        total = mass[last] - mass[first]
-        under = c * (mass[below] - mass[first]) - (moment[below] - moment[first])
-        above = (moment[last] - moment[below]) - c * (mass[last] - mass[below])
-        held = total > 0.0
-        return np.where(held, 1.0 - (under + above) / np.where(held, total, 1.0), 0.0)
+        total = mass[ends] - mass[starts]
+        # Sum of w |D - C|: c (mass below - mass above) - (moment below - moment above).
+        apart = c * (2.0 * mass[below] - (mass[starts] + mass[ends])[place])
+        apart -= 2.0 * moment[below] - (moment[starts] + moment[ends])[place]
+        share = np.divide(1.0, total, out=np.zeros_like(total), where=total > 0.0)[place]
+        return (share > 0.0) - apart * share
 
     return expected
 

@@ -28,7 +28,7 @@ def test_weights_are_copies(seed, n, ties):
     published = metrics.cmfg(a, b)  # an empty bin counts .5
     assert (
         metrics.cmfg_statistic(f, c)(copies)
-        == metrics.weighted_cmfg(c)(f, copies)
+        == metrics.weighted_cmfg(c)(copies)(f)
         == pytest.approx(published)
     )
     star = metrics.cmfg_star_statistic(f, c)
@@ -95,7 +95,7 @@ def test_the_mean_over_all_permutations(seed, n):
     np.testing.assert_allclose(expected[copies], np.mean(drawn, axis=0), atol=1e-12)
     for metric in (metrics.cmfg, lambda f, c: metrics.cmfg_star(metrics.average_ties(f, c), c)):
         weighted = metrics.weighted_cmfg if metric is metrics.cmfg else metrics.weighted_cmfg_star
-        assert weighted(c)(expected, weights) == pytest.approx(
+        assert weighted(c)(weights)(expected) == pytest.approx(
             np.mean([metric(np.clip(f, 0, 1), c[copies]) for f in drawn])
         )
     assert metrics.permuted_faithfulness([], [], [])(np.zeros(0)).size == 0

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -31,8 +30,13 @@ def statistics(p: Pairing) -> dict[str, Side]:
     words' (the published `token`, often `hidden`), cMFG and cMFG*, which weigh rare confidences as much as common ones,
     can rank words that follow the confidence below random ones; read them beside Spearman and Kendall.
     """
+    f = p.f
+
+    def of(metric: metrics.Weighted) -> metrics.Statistic:
+        return lambda weights: metric(weights)(f)
+
     found: dict[str, Side] = {
-        name: (functools.partial(metric, p.f), p.trace_group) for name, metric in weighted_metrics(p).items()
+        name: (of(metric), p.trace_group) for name, metric in weighted_metrics(p).items()
     }
     for prefix, d, c, group in (("", p.d, p.c, p.group), ("trace_", p.trace_d, p.trace_c, p.trace_group)):
         found[f"{prefix}spearman"] = (metrics.spearman_statistic(d, c), group)
@@ -49,14 +53,10 @@ def intervals(named: Mapping[str, Side], draws: int = 1000, seed: int = 0) -> di
     }
 
 
-def of_steps(p: Pairing) -> dict[str, Callable[[np.ndarray], float]]:
+def of_steps(p: Pairing) -> dict[str, metrics.Linear]:
     """METRICS as functions of F [n] with C fixed: what baselines and permutations need."""
     alike = np.ones(p.trace_group.size)
-
-    def of(metric: metrics.Weighted) -> Callable[[np.ndarray], float]:
-        return lambda f: metric(f, alike)
-
-    return {name: of(metric) for name, metric in weighted_metrics(p).items()}
+    return {name: metric(alike) for name, metric in weighted_metrics(p).items()}
 
 
 def faithfulness_record(

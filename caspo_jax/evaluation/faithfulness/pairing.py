@@ -66,15 +66,20 @@ def pair_up(table: Table, scorer: str, estimator: str) -> Pairing:
 
 
 def weighted_metrics(p: Pairing) -> dict[str, metrics.Weighted]:
-    """METRICS as functions of F [n] and the weights of the traces [m], with C fixed: linear in F."""
+    """METRICS with C fixed, as functions of the weights of the traces [m] and then of F [n]."""
+    steps = np.bincount(p.trace)
 
     def of_steps(metric: metrics.Weighted) -> metrics.Weighted:
-        return lambda f, weights: metric(f, weights[p.trace])
+        return lambda weights: metric(weights[p.trace])
 
     def of_traces(metric: metrics.Weighted) -> metrics.Weighted:
-        return lambda f, weights: metric(p.trace_mean(f), weights)
+        def of_their_mean(weights: np.ndarray) -> metrics.Linear:
+            of_means = metric(weights)
+            return metrics.Linear((of_means.slope / steps)[p.trace], of_means.intercept)
 
-    found = {"mfg": of_traces(lambda f, weights: float(weights @ f / weights.sum()))}
+        return of_their_mean
+
+    found = {"mfg": of_traces(lambda weights: metrics.Linear(weights / weights.sum(), 0.0))}
     for prefix, c, of in (("", p.c, of_steps), ("trace_", p.trace_c, of_traces)):
         found[f"{prefix}cmfg"] = of(metrics.weighted_cmfg(c, BINS))
         found[f"{prefix}cmfg_occupied"] = of(metrics.weighted_cmfg(c, BINS, None))

@@ -48,9 +48,8 @@ def _of_draw(p: Pairing) -> Callable[[np.ndarray], dict[str, tuple[float, float]
         digest = hashlib.sha256(weights.tobytes()).digest()
         if digest not in seen:
             permuted = expected(weights[p.trace])
-            seen[digest] = {
-                name: (metric(f, weights), metric(permuted, weights)) for name, metric in named.items()
-            }
+            metrics_of_draw = {name: metric(weights) for name, metric in named.items()}
+            seen[digest] = {name: (metric(f), metric(permuted)) for name, metric in metrics_of_draw.items()}
         return seen[digest]
 
     return of_draw
