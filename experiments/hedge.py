@@ -72,6 +72,7 @@ def main() -> None:
             write_hedged(policy, traces, Path(FLAGS.input), Path(FLAGS.output), FLAGS.how),
         )
         return
+    common.sample_config(policy, ())  # which no manifest may hold before it is known to be good
     out = Path(FLAGS.out_dir)
     begun = manifest_path(out / "plain.jsonl")
     with result_files.claimed_folder(out, "hedge", settings(policy), begun) as finish:

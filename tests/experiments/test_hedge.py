@@ -65,6 +65,15 @@ def test_a_confidence_that_traces_do_not_tell_is_refused_before_anything_is_samp
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize(("name", "value"), [("min_p", "inf"), ("top_p", "nan"), ("temperature", -1)])
+def test_sampling_that_is_none_is_refused_before_the_folder_is_claimed(program, tmp_path, name, value):
+    """JSON, which manifests are, has no infinity: this ended in a traceback."""
+    code, _, err = program("hedge", model=TASK.policy_path, out_dir=tmp_path / "out", **{name: value})
+    assert (code, err.count("\n")) == (1, 1)
+    assert f"{name}=" in err
+    assert not (tmp_path / "out").exists()
+
+
 def test_places_that_are_taken_are_refused_before_the_policy_is_loaded(program, write, tmp_path, monkeypatch):
     from experiments import common
 
