@@ -1,5 +1,6 @@
 """Questions to traces: what the searches are given."""
 
+import contextlib
 import json
 
 import pytest
@@ -91,6 +92,32 @@ def test_a_restart_decodes_as_many_rows_as_the_run_that_it_goes_on_with(tmp_path
     assert len({done for done, _ in seen if done < 16}) > 1  # also within what is written together
     assert decode(32) == decode(4, "whole.jsonl")
     assert decode(32, seed=1, overwrite=True)[0] == 32  # other settings: another run
+
+
+@pytest.mark.parametrize("free, together", [(16, 32), (15, 15), (4, 4)])
+def test_a_restart_on_a_smaller_device_decodes_what_that_has_room_for(tmp_path, monkeypatch, free, together):
+    """The rows of a run take half of what is free, so half as much is enough for them."""
+    task = get_task("graph")
+    policy = Policy.load(task.policy_path)
+    questions = task.questions("test", 3, seed=0)
+    config = cj.SampleConfig(max_new_tokens=4, temperature=1.0)
+    decoded = []
+
+    def generate(*args, batch_size, progress, decode=sample.generate, **rest):
+        decoded.append(batch_size)
+        if len(decoded) == 1:
+            raise KeyboardInterrupt
+        return decode(*args, batch_size=batch_size, progress=progress, **rest)
+
+    monkeypatch.setattr(sample, "generate", generate)
+    for rows in (32, free):
+        monkeypatch.setattr(sample, "default_rows", lambda *_, rows=rows: (rows, True))
+        with contextlib.suppress(KeyboardInterrupt):
+            sample_stage(policy, questions, tmp_path / "t.jsonl", config)
+    assert decoded == [32, together]
+    settings = json.loads((tmp_path / "t.jsonl.manifest.json").read_text())["config"]
+    assert settings["batch_size"] == 32
+    assert (tmp_path / "t.jsonl").read_bytes().count(b"\n") == 3
 
 
 def test_without_a_reader_no_trace_has_an_answer(tmp_path):

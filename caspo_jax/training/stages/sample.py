@@ -17,7 +17,7 @@ from caspo_jax.preferences import tree_traces
 from caspo_jax.records import search_to_record, trace_to_record
 from caspo_jax.sampling import CatConfig, SampleConfig, cat_search, explore, generate, vote
 from caspo_jax.sampling.config import Vote
-from caspo_jax.sampling.room import default_rows
+from caspo_jax.sampling.room import SHARE, default_rows
 from caspo_jax.sampling.votes import last_line, same_text
 from caspo_jax.steps import with_answer
 from caspo_jax.training.stages.policy import Policy, open_output, questions_digest
@@ -56,7 +56,8 @@ def sample_stage(
       config: a SampleConfig samples independent outputs, a CatConfig searches a tree.
       strategy: `greedy`, `sample`, `self_consistency` with a SampleConfig; `cat`, `explore` with a CatConfig.
       seed: of the sampling; a question's outputs depend on the seed and its id alone.
-      batch_size: rows decoded together (default: by memory; a restart takes as many as the run that it goes on with).
+      batch_size: rows decoded together (default: by memory; a restart takes as many as the run that it goes on with, or
+        what a smaller device has room for).
       token_stats: whether the records keep per-token log-probs and entropies.
       trees: JSONL for the search trees.
       answers: JSONL for one voted answer a question.
@@ -101,6 +102,10 @@ def sample_stage(
         split = isinstance(config, SampleConfig)
         rows, _ = default_rows(policy.model, longest, decoding.max_new_tokens, per_question, split)
         batch_size = _begun_with(output, settings) or rows
+        # More than the memory holds: the run was begun on a larger device.
+        together = batch_size if batch_size * SHARE <= rows else rows
+    else:
+        together = batch_size
     settings["batch_size"] = batch_size
     traces_out = open_output(output, "sample", settings, overwrite)
     side = {
@@ -129,10 +134,10 @@ def sample_stage(
         ]
         if not all(begun):
             if isinstance(config, SampleConfig):
-                decoded = _sampled(policy, group, config, key, batch_size, within(index * size))
+                decoded = _sampled(policy, group, config, key, together, within(index * size))
             else:
                 decoded = _searched(
-                    policy, group, config, strategy, key, batch_size, extract, equal, within(index * size)
+                    policy, group, config, strategy, key, together, extract, equal, within(index * size)
                 )
             traces, voted = _named(group, decoded, per_question, extract, equal)
             stamped = (
