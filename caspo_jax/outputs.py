@@ -8,7 +8,7 @@ import json
 import os
 import re
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,8 @@ from caspo_jax.errors import UserError
 from caspo_jax.locks import hold, release
 from caspo_jax.store import hash_path, read_json, read_jsonl, to_line, write_json
 
+# Settings that say how many rows go together: another number changes the last bits of what is computed, and no more.
+ROWS = ("batch_size", "verifier_settings.decoding.batch_size")
 _VERSIONED = ("caspo_jax", "jax", "flax", "optax", "transformers", "numpy")
 
 
@@ -37,6 +39,7 @@ class Manifest:
         program: str,
         config: Mapping[str, Any],
         inputs: Mapping[str, str | Path | None] | None = None,
+        free: Collection[str] = (),
         overwrite: bool = False,
     ) -> Manifest:
         """Start a manifest, or take up the one that is there; no other process may until it is finished.
@@ -46,6 +49,7 @@ class Manifest:
           program: the program's name.
           config: every setting that shapes the output, as plain JSON values. Hashes among them stand with the inputs too.
           inputs: name -> file or folder whose contents shape the output; hashed.
+          free: dotted names of settings in which a restart may differ; the manifest keeps what the run was begun with.
           overwrite: forget an earlier run with other settings; one with the same settings is taken up all the same.
 
         Raises:
@@ -60,13 +64,13 @@ class Manifest:
             wanted = {"program": program, "config": settings, "inputs": hashes}
             if hold(path):
                 unless_begun.callback(release, path)
-            manifest = cls._open(path, wanted, overwrite)
+            manifest = cls._open(path, wanted, free, overwrite)
             if not manifest.complete:
                 unless_begun.pop_all()
             return manifest
 
     @classmethod
-    def _open(cls, path: Path, wanted: dict[str, Any], overwrite: bool) -> Manifest:
+    def _open(cls, path: Path, wanted: dict[str, Any], free: Collection[str], overwrite: bool) -> Manifest:
         if path.exists():
             try:
                 found = read_manifest(path)
@@ -79,7 +83,7 @@ class Manifest:
                 raise UserError(
                     f"{path} is of {other!r}, and {wanted['program']!r} would write here: use another output or --overwrite"
                 )
-            differing = _differences(_compared(wanted), _compared(found))
+            differing = _differences(_compared(wanted), _compared(found), free)
             if differing and not overwrite:
                 raise UserError(
                     f"{path} was written with other settings ({'; '.join(differing)}): "
@@ -144,16 +148,16 @@ def _compared(manifest: Mapping[str, Any]) -> dict[str, Any]:
     return {"program": manifest.get("program"), "config": config, "inputs": own}
 
 
-def _differences(wanted: Any, found: Any, prefix: str = "") -> list[str]:
+def _differences(wanted: Any, found: Any, free: Collection[str], prefix: str = "") -> list[str]:
     if isinstance(wanted, dict) and isinstance(found, dict):
         return [
             line
             for key in sorted(wanted.keys() | found.keys())
-            for line in _differences(wanted.get(key), found.get(key), f"{prefix}{key}.")
+            for line in _differences(wanted.get(key), found.get(key), free, f"{prefix}{key}.")
         ]
-    if wanted == found:
-        return []
     name = prefix.rstrip(".").removeprefix("config.")
+    if wanted == found or name in free:
+        return []
     if name.startswith("inputs."):
         return [f"{name}: the contents changed"]
     return [f"{name}: {found!r} then, {wanted!r} now"]

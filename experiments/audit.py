@@ -74,6 +74,7 @@ def main() -> None:
     from caspo_jax.errors import UserError
     from caspo_jax.evaluation.replay import unpruned
     from caspo_jax.evaluation.thresholds import held_fixed
+    from caspo_jax.outputs import ROWS
 
     if FLAGS["num_samples"].present:
         raise UserError("--num_samples does not go with audit: use --num_branches")
@@ -89,6 +90,7 @@ def main() -> None:
         settings(policy, questions, config),
         {"calibration": FLAGS.calibration},
         result_files.folder_manifest(out, out / FILES[0]),
+        ROWS,
     )
     asked = calibrate.sample_unpruned(policy, questions, unpruned(config), out / "unpruned")
     found = replayed(policy, asked, config)

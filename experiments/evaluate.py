@@ -31,7 +31,7 @@ from typing import Any
 
 from absl import flags
 
-from caspo_jax.outputs import Manifest
+from caspo_jax.outputs import ROWS, Manifest
 from experiments import benchmark_source, common, result_files
 from experiments.evaluate_run import Runner
 from experiments.evaluate_settings import base_settings, cat_sizes, run_settings, say_untuned
@@ -187,7 +187,7 @@ def evaluate(model: str, out: Path, names: Sequence[str]) -> list[dict[str, Any]
     say_untuned([name for name in names if name not in tuning], settings, strategies)
     asked = run_settings(policy, strategies, settings, questions)
     manifest = Manifest.open(
-        out / "manifest.json", program="evaluate", config=asked, overwrite=FLAGS.overwrite
+        out / "manifest.json", program="evaluate", config=asked, free=ROWS, overwrite=FLAGS.overwrite
     )
     runner = Runner(policy, out, asked, strategies, FLAGS.overwrite)
     for name, test in tests.items():

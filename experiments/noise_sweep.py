@@ -66,7 +66,7 @@ def main() -> None:
     from caspo_jax.errors import UserError
     from caspo_jax.evaluation import plots
     from caspo_jax.evaluation.formats import markdown, write_table
-    from caspo_jax.outputs import Manifest
+    from caspo_jax.outputs import ROWS, Manifest
     from caspo_jax.tasks import get_task
 
     try:
@@ -83,6 +83,7 @@ def main() -> None:
         out / "manifest.json",
         program="noise_sweep",
         config={name: getattr(FLAGS, name) for name in names} | {"noise": levels},
+        free=ROWS,
         overwrite=FLAGS.overwrite,
     )
     folders = {level: out / f"noise_{level:g}" for level in levels}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ from absl import flags
 from caspo_jax.distributed import from_writer, is_writer, writer_first
 from caspo_jax.errors import UserError
 from caspo_jax.locks import release
-from caspo_jax.outputs import Manifest, check_own, manifest_path
+from caspo_jax.outputs import ROWS, Manifest, check_own, manifest_path
 from caspo_jax.records import schema
 from caspo_jax.store import write_json, write_text
 
@@ -81,6 +81,7 @@ def claim_files(
     config: Mapping[str, Any],
     inputs: Mapping[str, str | Path | None] | None = None,
     manifest: Path | None = None,
+    free: Collection[str] = (),
 ) -> Manifest:
     """The manifest of these files, which stands for all of them.
 
@@ -90,6 +91,7 @@ def claim_files(
       config: every setting that shapes the contents, as plain JSON values.
       inputs: name -> file or folder whose contents shape them; hashed.
       manifest: its path; default: beside the first of the files.
+      free: of the settings, see `Manifest.open`.
 
     Raises:
       UserError: one of them is there that this program did not write, or wrote with other settings, and --overwrite
@@ -102,6 +104,7 @@ def claim_files(
         program=program,
         config=config,
         inputs=inputs,
+        free=free,
         # A manifest without its files is of a run that ended before it had anything to write.
         overwrite=FLAGS.overwrite or not any(Path(file).exists() for file in files),
     )
@@ -135,7 +138,7 @@ def claimed_folder(
 
     def claimed() -> Manifest:
         overwrite = FLAGS.overwrite or found == "new"
-        return Manifest.open(where, program=program, config=config, overwrite=overwrite)
+        return Manifest.open(where, program=program, config=config, free=ROWS, overwrite=overwrite)
 
     manifest = None if found == "earlier" else claimed()
     try:

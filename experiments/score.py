@@ -60,7 +60,7 @@ def main() -> None:
     """Score a file."""
     from caspo_jax.confidence.scoring import score_outputs
     from caspo_jax.errors import UserError
-    from caspo_jax.outputs import JsonlOutput, Manifest, manifest_path
+    from caspo_jax.outputs import ROWS, JsonlOutput, Manifest, manifest_path
     from caspo_jax.records import schema
     from caspo_jax.store import parse_at, read_jsonl
 
@@ -83,6 +83,7 @@ def main() -> None:
         program="score",
         config={"policy": policy.hash, "dtype": str(model.dtype), "batch_size": FLAGS.batch_size},
         inputs={"input": FLAGS.input},
+        free=ROWS,
         overwrite=FLAGS.overwrite,
     )
     written = JsonlOutput(FLAGS.output, manifest, schema=schema("score"))

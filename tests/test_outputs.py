@@ -8,6 +8,7 @@ import pytest
 
 from caspo_jax.errors import UserError
 from caspo_jax.outputs import (
+    ROWS,
     JsonlOutput,
     Manifest,
     check_own,
@@ -178,6 +179,22 @@ def test_other_settings_are_refused_by_name(tmp_path):
         open_output(path, seed=2, nested={"rate": 0.7})
     manifest = Manifest.open(manifest_path(path), program="p", config={"seed": 2}, overwrite=True)
     assert manifest.contents["config"] == {"seed": 2}
+
+
+def test_settings_that_are_free_stay_those_of_the_beginning(tmp_path):
+    def opened(rows, judge_rows, seed=0):
+        verifier = {"decoding": {"batch_size": judge_rows, "seed": seed}}
+        config = {"batch_size": rows, "train": {"batch_size": 4}, "verifier_settings": verifier}
+        path = tmp_path / "manifest.json"
+        return Manifest.open(path, program="p", config=config, free=ROWS).contents["config"]
+
+    begun = opened(64, 32)
+    assert opened(8, 4) == begun == read_manifest(tmp_path / "manifest.json")["config"]
+    with pytest.raises(UserError) as error:
+        opened(8, 4, seed=1)
+    assert str(error.value).count(" then, ") == 1
+    with pytest.raises(UserError, match=r"\(train\.batch_size: 4 then, None now\)"):
+        Manifest.open(tmp_path / "manifest.json", program="p", config={**begun, "train": {}}, free=ROWS)
 
 
 def test_overwrite_starts_anew(tmp_path):

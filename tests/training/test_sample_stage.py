@@ -94,9 +94,12 @@ def test_a_restart_decodes_as_many_rows_as_the_run_that_it_goes_on_with(tmp_path
     assert decode(32, seed=1, overwrite=True)[0] == 32  # other settings: another run
 
 
-@pytest.mark.parametrize("free, together", [(16, 32), (15, 15), (4, 4)])
-def test_a_restart_on_a_smaller_device_decodes_what_that_has_room_for(tmp_path, monkeypatch, free, together):
-    """The rows of a run take half of what is free, so half as much is enough for them."""
+@pytest.mark.parametrize("free, given, rows", [(16, None, 32), (15, None, 15), (4, None, 4), (16, 6, 6)])
+def test_a_restart_decodes_what_the_device_has_room_for_or_what_it_is_told(
+    tmp_path, monkeypatch, free, given, rows
+):
+    """The rows of a run take half of what is free, so half as much is enough for them. Who ran out of memory lowers
+    --batch_size, and must not lose what is there."""
     task = get_task("graph")
     policy = Policy.load(task.policy_path)
     questions = task.questions("test", 3, seed=0)
@@ -110,11 +113,11 @@ def test_a_restart_on_a_smaller_device_decodes_what_that_has_room_for(tmp_path, 
         return decode(*args, batch_size=batch_size, progress=progress, **rest)
 
     monkeypatch.setattr(sample, "generate", generate)
-    for rows in (32, free):
-        monkeypatch.setattr(sample, "default_rows", lambda *_, rows=rows: (rows, True))
+    for room, batch_size in ((32, None), (free, given)):
+        monkeypatch.setattr(sample, "default_rows", lambda *_, room=room: (room, True))
         with contextlib.suppress(KeyboardInterrupt):
-            sample_stage(policy, questions, tmp_path / "t.jsonl", config)
-    assert decoded == [32, together]
+            sample_stage(policy, questions, tmp_path / "t.jsonl", config, batch_size=batch_size)
+    assert decoded == [32, rows]
     settings = json.loads((tmp_path / "t.jsonl.manifest.json").read_text())["config"]
     assert settings["batch_size"] == 32
     assert (tmp_path / "t.jsonl").read_bytes().count(b"\n") == 3

@@ -24,7 +24,7 @@ from caspo_jax.models import (
     token_bytes,
 )
 from caspo_jax.models.tokenizer import find_tokenizer
-from caspo_jax.outputs import JsonlOutput, Manifest, manifest_path
+from caspo_jax.outputs import ROWS, JsonlOutput, Manifest, manifest_path
 from caspo_jax.records import question_to_record, schema, trace_from_record, trace_to_record
 from caspo_jax.store import each_record
 from caspo_jax.types import DEFAULT_DELIMITER, Progress, Question, Trace
@@ -128,7 +128,9 @@ def open_output(
     kind: str | None = None,
 ) -> JsonlOutput:
     """The JSONL of a stage, with its manifest beside it; `kind` names the schema of records without one."""
-    manifest = Manifest.open(manifest_path(output), program=program, config=config, overwrite=overwrite)
+    manifest = Manifest.open(
+        manifest_path(output), program=program, config=config, free=ROWS, overwrite=overwrite
+    )
     return JsonlOutput(output, manifest, schema=None if kind is None else schema(kind))
 
 

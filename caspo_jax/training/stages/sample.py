@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,6 @@ import jax
 
 from caspo_jax.errors import UserError
 from caspo_jax.models import check_prompt_ids, encode_prompt
-from caspo_jax.outputs import manifest_path, read_manifest
 from caspo_jax.preferences import tree_traces
 from caspo_jax.records import search_to_record, trace_to_record
 from caspo_jax.sampling import CatConfig, SampleConfig, cat_search, explore, generate, vote
@@ -98,15 +96,11 @@ def sample_stage(
         prompt = encode_prompt(policy.tokenizer, question)
         check_prompt_ids(prompt, policy.model.config, question.name, decoding.max_new_tokens)
         longest = max(longest, len(prompt))
-    if batch_size is None:
+    room = batch_size
+    if room is None:
         split = isinstance(config, SampleConfig)
-        rows, _ = default_rows(policy.model, longest, decoding.max_new_tokens, per_question, split)
-        batch_size = _begun_with(output, settings) or rows
-        # More than the memory holds: the run was begun on a larger device.
-        together = batch_size if batch_size * SHARE <= rows else rows
-    else:
-        together = batch_size
-    settings["batch_size"] = batch_size
+        room, _ = default_rows(policy.model, longest, decoding.max_new_tokens, per_question, split)
+    settings["batch_size"] = room
     traces_out = open_output(output, "sample", settings, overwrite)
     side = {
         name: open_output(Path(path), name, settings, overwrite, kind)
@@ -116,7 +110,10 @@ def sample_stage(
     unfinished = {name: out for name, out in {**side, "traces": traces_out}.items() if not out.complete}
     if not unfinished:
         return output
-    size = max(1, batch_size // per_question) * 8
+    begun_with = traces_out.manifest.contents["config"]["batch_size"]
+    # As many as before, unless told otherwise, or by another device's memory.
+    rows = begun_with if batch_size is None and begun_with * SHARE <= room else room
+    size = max(1, begun_with // per_question) * 8
     groups = [questions[i : i + size] for i in range(0, len(questions), size)]
     key = jax.random.key(seed)
 
@@ -134,10 +131,10 @@ def sample_stage(
         ]
         if not all(begun):
             if isinstance(config, SampleConfig):
-                decoded = _sampled(policy, group, config, key, together, within(index * size))
+                decoded = _sampled(policy, group, config, key, rows, within(index * size))
             else:
                 decoded = _searched(
-                    policy, group, config, strategy, key, together, extract, equal, within(index * size)
+                    policy, group, config, strategy, key, rows, extract, equal, within(index * size)
                 )
             traces, voted = _named(group, decoded, per_question, extract, equal)
             stamped = (
@@ -156,16 +153,6 @@ def sample_stage(
     for out in unfinished.values():
         out.finish(questions=len(questions), records=len(out.done))
     return output
-
-
-def _begun_with(output: Path, settings: Mapping[str, Any]) -> int | None:
-    """The rows that a run with the same settings has begun this output with: what goes on decodes the same together."""
-    try:
-        begun = dict(read_manifest(manifest_path(output)).get("config", {}))
-    except UserError:  # told where the output is opened, unless it is overwritten
-        return None
-    rows = begun.pop("batch_size", None)
-    return rows if begun == json.loads(json.dumps(settings)) else None
 
 
 def _trace_id(question: Question, index: int, per_question: int) -> str:

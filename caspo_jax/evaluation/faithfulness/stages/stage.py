@@ -9,7 +9,7 @@ from typing import Any
 
 from caspo_jax.errors import UserError
 from caspo_jax.evaluation.faithfulness.subjects import Subject
-from caspo_jax.outputs import JsonlOutput, Manifest, manifest_path, read_manifest
+from caspo_jax.outputs import ROWS, JsonlOutput, Manifest, manifest_path, read_manifest
 from caspo_jax.records import schema
 from caspo_jax.store import parse_at, read_jsonl
 from caspo_jax.types import Progress
@@ -32,6 +32,7 @@ class Stage:
             manifest_path(path),
             program=f"faithfulness/{name}",
             config={**self.settings, **settings},
+            free=ROWS,
             overwrite=self.overwrite,
         )
         return JsonlOutput(path, manifest, schema=schema(f"faithfulness_{name}"))
