@@ -165,6 +165,15 @@ def load_policy(path: str | None = None) -> Policy:
     return Policy.load(FLAGS.model if path is None else path, FLAGS.dtype, mesh())
 
 
+def check_policy(path: str) -> None:
+    """Refuses a folder without a config.json, before hours of work that end in loading it."""
+    from caspo_jax.errors import UserError
+    from caspo_jax.models.pretrained import resolve_folder
+
+    if not (resolve_folder(path) / "config.json").is_file():
+        raise UserError(f"{path}: no config.json in it, so it is no policy")
+
+
 def task_of(policy: Policy, flag: str) -> Task:
     """The embedded task of a tiny policy. Raises UserError for any other policy; `flag` says what needs the task."""
     from caspo_jax.tasks import get_task

@@ -126,7 +126,6 @@ def main() -> None:
     """Evaluate, compare, or tabulate confidences."""
     from caspo_jax.errors import UserError
     from caspo_jax.evaluation.strategies import check_names
-    from caspo_jax.models.pretrained import resolve_folder
 
     if FLAGS.instruction is not None and not FLAGS.input:
         raise UserError("--instruction goes with --input: benchmarks are asked in their own words")
@@ -159,8 +158,7 @@ def main() -> None:
         evaluate(FLAGS.model, out, names)
         return
     for path in (FLAGS.base, FLAGS.model):
-        if not (resolve_folder(path) / "config.json").is_file():
-            raise UserError(f"{path}: no config.json in it, so it is no policy")
+        common.check_policy(path)
     comparison = claimed_comparison(out / "base", out / "model")
     # One process: what one policy compiles serves the other, whose shapes are the same.
     both = {

@@ -31,7 +31,7 @@ from absl import flags
 from experiments import common, faithfulness_compare, faithfulness_judges, faithfulness_report, result_files
 
 if TYPE_CHECKING:
-    from caspo_jax.evaluation.faithfulness import Stage, Subject
+    from caspo_jax.evaluation.faithfulness import PrefixConfig, Stage, Subject
     from caspo_jax.training.stages import Policy
 
 FLAGS = flags.FLAGS
@@ -110,7 +110,10 @@ def measure(out: Path) -> None:
 
     check_places(out)
     policy = common.load_policy()
+    config = prefix_config(policy)
+    check_later_stages(policy)
     subjects, settings = prepared(policy, out)
+    verdicts = faithfulness_judges.verdicts_of(policy, subjects)
     stage_flags = set(FLAGS.stages)
     settings_of_report = settings | {
         "seed": FLAGS.seed,
@@ -132,16 +135,6 @@ def measure(out: Path) -> None:
         options = {"final_norm": FLAGS.final_norm, "mu": FLAGS.mu, "delta": FLAGS.delta}
         f.forced_stage(stage(" + ".join(forced)), policy.model, forced, **options)
     if "prefix" in stage_flags:
-        config = f.PrefixConfig(
-            samples=FLAGS.num_samples,
-            temperature=FLAGS.temperature,
-            top_p=FLAGS.top_p,
-            top_k=FLAGS.top_k,
-            min_p=FLAGS.min_p,
-            max_new_tokens=FLAGS.max_new_tokens,
-            max_steps=FLAGS.max_steps,
-            delimiter=settings["delimiter"],
-        )
         judge, files = faithfulness_judges.build_contradiction_judge(policy)
         f.prefix_stage(
             stage("prefix"),
@@ -153,7 +146,6 @@ def measure(out: Path) -> None:
             batch_size=FLAGS.batch_size,
             files=files,
         )
-    verdicts = faithfulness_judges.verdicts_of(policy, subjects)
     if "probe" in stage_flags:
         why = f.probe_stage(
             stage("probe"),
@@ -176,6 +168,37 @@ def measure(out: Path) -> None:
             f"measured, not yet reported, in {out}",
             {"traces": len(subjects), "stages": ", ".join(FLAGS.stages)},
         )
+
+
+def prefix_config(policy: Policy) -> PrefixConfig:
+    """The flags of the continuations."""
+    from caspo_jax.evaluation.faithfulness import PrefixConfig
+
+    return PrefixConfig(
+        samples=FLAGS.num_samples,
+        temperature=FLAGS.temperature,
+        top_p=FLAGS.top_p,
+        top_k=FLAGS.top_k,
+        min_p=FLAGS.min_p,
+        max_new_tokens=FLAGS.max_new_tokens,
+        max_steps=FLAGS.max_steps,
+        delimiter=common.step_delimiter(policy),
+    )
+
+
+def check_later_stages(policy: Policy) -> None:
+    """Refuses at once what a stage would refuse whose turn comes hours later."""
+    from caspo_jax.confidence.probe import load_probe
+    from caspo_jax.errors import UserError
+
+    if "prefix" in FLAGS.stages:
+        faithfulness_judges.consistency(policy)
+    if "probe" in FLAGS.stages and FLAGS.probe is not None:
+        reads, has = load_probe(FLAGS.probe).weight.size, 2 * policy.model.config.hidden_size
+        if reads != has:
+            raise UserError(
+                f"--probe={FLAGS.probe} is of another model: it reads {reads} features of a step, not {has}"
+            )
 
 
 def check_places(out: Path) -> None:

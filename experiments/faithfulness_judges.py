@@ -72,11 +72,9 @@ def build_scorers() -> tuple[list[DecisivenessScorer], dict[str, str]]:
     return scorers, files
 
 
-def build_contradiction_judge(policy: Policy) -> tuple[ContradictionJudge, dict[str, str]]:
-    """The judge of --consistency, and hashes of the files behind it."""
+def consistency(policy: Policy) -> str:
+    """The value of --consistency, with `auto` resolved; refuses what cannot be built."""
     from caspo_jax.errors import UserError
-    from caspo_jax.evaluation import faithfulness as f
-    from experiments.verifiers import generate_with
 
     name, task = FLAGS.consistency, policy.settings.get("task")
     if name == "auto":
@@ -84,11 +82,24 @@ def build_contradiction_judge(policy: Policy) -> tuple[ContradictionJudge, dict[
     if FLAGS.contradiction_judge and name != "judge":
         raise UserError(f"--contradiction_judge goes with --consistency=judge, not {name}")
     if name == "exact":
+        common.task_of(policy, "--consistency=exact")
+    elif name == "judge":
+        if not FLAGS.contradiction_judge:
+            raise UserError("--consistency=judge needs --contradiction_judge=CHECKPOINT")
+        common.check_policy(FLAGS.contradiction_judge)
+    return name
+
+
+def build_contradiction_judge(policy: Policy) -> tuple[ContradictionJudge, dict[str, str]]:
+    """The judge of --consistency, and hashes of the files behind it."""
+    from caspo_jax.evaluation import faithfulness as f
+    from experiments.verifiers import generate_with
+
+    name = consistency(policy)
+    if name == "exact":
         return common.task_of(policy, "--consistency=exact").contradiction(), {}
     if name == "answers":
         return f.AnswerEquivalence(), {}
-    if not FLAGS.contradiction_judge:
-        raise UserError("--consistency=judge needs --contradiction_judge=CHECKPOINT")
     judge = common.load_policy(FLAGS.contradiction_judge)
     return f.LocalContradictionJudge(generate_with(judge, temperature=0.0)), {"judge": judge.hash}
 

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from absl import flags
 
+from caspo_jax.confidence.probe import Probe, save_probe
 from caspo_jax.outputs import JsonlOutput
 from caspo_jax.tasks import get_task
 from tests.experiments.conftest import contents, faithfulness_flags, read
@@ -273,6 +274,28 @@ def test_bad_input_is_one_line(program, hedged, tmp_path, changes, message):
     assert code == 1
     assert message in err
     assert len(err.strip().splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"consistency": "judge"}, "needs --contradiction_judge"),
+        ({"contradiction_judge": "."}, "no config.json in it"),
+        ({"probe": "nowhere"}, "no probe here"),
+        ({"probe": "narrow"}, "reads 7 features of a step, not 192"),
+        ({"temperature": 0}, "continuations must differ"),
+    ],
+)
+def test_what_a_late_stage_refuses_is_refused_before_the_first(program, hedged, tmp_path, changes, message):
+    """Prefix sampling may take a day, and the probe comes after it."""
+    if changes.get("probe") == "narrow":
+        changes = {"probe": tmp_path / "narrow"}
+        ones = np.ones(7, np.float32)
+        save_probe(Probe(ones, 0.0, ones, ones), tmp_path / "narrow")
+    code, _, err = program("faithfulness", **(faithfulness_flags(hedged, tmp_path / "o") | changes))
+    assert (code, err.count("\n")) == (1, 1), err
+    assert message in err
+    assert not (tmp_path / "o").exists()
 
 
 @pytest.mark.parametrize("name", ["traces", "steps", "prefix"])
