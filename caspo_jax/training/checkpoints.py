@@ -106,6 +106,8 @@ class Checkpoints:
     def restore(self, like: TrainState, step: int | None = None) -> tuple[TrainState, dict[str, Any]] | None:
         """The newest whole state (or that of a given update), placed as `like` is, and the iterator's state.
 
+        The arrays of `like` are given up where there is a checkpoint: two states may not fit into memory.
+
         Returns:
           None if there is no whole checkpoint. Warns (`DamagedCheckpointWarning`) of each that is passed over.
 
@@ -120,6 +122,8 @@ class Checkpoints:
             name: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding)
             for name, leaf in _named_leaves(like).items()
         }
+        for leaf in jax.tree.leaves(like):
+            leaf.delete()
         try:
             restored = self._checkpointer.restore(
                 self.folder / str(step),

@@ -6,6 +6,7 @@ import json
 import os
 import shutil
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -125,6 +126,16 @@ def test_what_a_kill_left_is_removed(uninterrupted, tmp_path):
         shutil.copytree(folder / "checkpoints" / "4", folder / "checkpoints" / name)
     run(folder)
     assert sorted(p.name for p in (folder / "checkpoints").iterdir()) == ["4", "5"]
+
+
+def test_no_second_state_is_held_while_one_is_read(uninterrupted):
+    """Two states may not fit into memory, where a run of one went well until it was interrupted."""
+    state = make_train_step(Toy(), CONFIG, 1)[1]
+    checkpoints = Checkpoints(uninterrupted[0] / "checkpoints")
+    restored, _ = checkpoints.restore(state)
+    checkpoints.close()
+    assert all(leaf.is_deleted() for leaf in jax.tree.leaves(state))
+    assert int(restored.step) == 5
 
 
 def test_the_best_checkpoint_is_kept_and_exported(tmp_path):
