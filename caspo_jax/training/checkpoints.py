@@ -103,10 +103,16 @@ class Checkpoints:
             if jax.process_index() == 0:
                 self._remove_old(step)
 
-    def restore(self, like: TrainState, step: int | None = None) -> tuple[TrainState, dict[str, Any]] | None:
+    def restore(
+        self, like: TrainState, step: int | None = None, *, partial: bool = False
+    ) -> tuple[TrainState, dict[str, Any]] | None:
         """The newest whole state (or that of a given update), placed as `like` is, and the iterator's state.
 
-        The arrays of `like` are given up where there is a checkpoint: two states may not fit into memory.
+        Args:
+          like: arrays, or their shapes, dtypes and shardings. Arrays are given up where there is a checkpoint: two states
+            may not fit into memory.
+          step: which update's; default the newest whole one's.
+          partial: what `like` lacks is not read.
 
         Returns:
           None if there is no whole checkpoint. Warns (`DamagedCheckpointWarning`) of each that is passed over.
@@ -123,11 +129,15 @@ class Checkpoints:
             for name, leaf in _named_leaves(like).items()
         }
         for leaf in jax.tree.leaves(like):
-            leaf.delete()
+            if isinstance(leaf, jax.Array):
+                leaf.delete()
+        state = args.StandardRestore(target)
+        if partial:
+            places = self._ocp.checkpoint_utils.construct_restore_args(target)
+            state = args.PyTreeRestore(target, places, partial_restore=True)
         try:
             restored = self._checkpointer.restore(
-                self.folder / str(step),
-                args=args.Composite(state=args.StandardRestore(target), iterator=args.JsonRestore()),
+                self.folder / str(step), args=args.Composite(state=state, iterator=args.JsonRestore())
             )
         except (ValueError, KeyError, TypeError, OSError) as error:
             raise UserError(

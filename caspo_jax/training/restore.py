@@ -11,7 +11,7 @@ from caspo_jax.store import hash_path
 from caspo_jax.training.config import TrainConfig
 from caspo_jax.training.digests import base_digest
 from caspo_jax.training.run_folder import read_description
-from caspo_jax.training.train_step import make_train_step, trainable_model, trained_model
+from caspo_jax.training.train_step import parameters_alone, trainable_model, trained_model
 
 
 def restore_trained(model: Any, folder: str | Path, checkpoint: str = "last") -> tuple[Any, int]:
@@ -40,10 +40,10 @@ def restore_trained(model: Any, folder: str | Path, checkpoint: str = "last") ->
     except UserError as error:
         raise UserError(f"{folder / 'run.json'}: {error}") from error
     model = trainable_model(model, config)
-    _, state = make_train_step(model, config, 1)
     checkpoints = Checkpoints(folder / "checkpoints")
     try:
-        found = checkpoints.restore(state, _wanted(checkpoints, folder, checkpoint))
+        like = parameters_alone(model, config)
+        found = checkpoints.restore(like, _wanted(checkpoints, folder, checkpoint), partial=True)
     finally:
         checkpoints.close()
     if found is None:

@@ -14,7 +14,7 @@ from jax.sharding import Mesh
 
 from caspo_jax.errors import UserError
 from caspo_jax.models.lora import add_lora
-from caspo_jax.sharding import mesh_of, place, whole
+from caspo_jax.sharding import mesh_of, place, replicated, whole
 from caspo_jax.training.config import TrainConfig
 from caspo_jax.training.optimizer import learning_rates
 from caspo_jax.training.rounding import stored_like
@@ -205,6 +205,21 @@ def make_train_step(
     spec = StepSpec.of(graphdef, params, config, mesh or mesh_of(model))
     step = TrainStep(spec, frozen, learning_rates(config, total_steps), accumulate)
     return step, step.init(params)
+
+
+def parameters_alone(model: Any, config: TrainConfig) -> TrainState:
+    """Shapes, dtypes and places of a state's parameters, with no optimiser state: what an export reads of a checkpoint."""
+    graphdef, params, _ = nnx.split(model, nnx.Param, ...)  # type: ignore[misc]
+    spec = StepSpec.of(graphdef, params, config, mesh_of(model))
+    leaves, structure = jax.tree.flatten(params)
+    shardings = spec.shardings or [leaf.sharding for leaf in leaves]
+    places = [
+        jax.ShapeDtypeStruct(leaf.shape, spec.stored_dtype or leaf.dtype, sharding=sharding)
+        for leaf, sharding in zip(leaves, shardings, strict=True)
+    ]
+    everywhere = shardings[0] if spec.mesh is None else replicated(spec.mesh)
+    step = jax.ShapeDtypeStruct((), jnp.int32, sharding=everywhere)
+    return TrainState(step, jax.tree.unflatten(structure, places), None)  # type: ignore[arg-type]
 
 
 def trained_model(model: Any, state: TrainState) -> Any:

@@ -22,6 +22,7 @@ from caspo_jax.training.checkpoints import (
 )
 from caspo_jax.training.restore import resolve_checkpoint, restore_trained
 from caspo_jax.training.step_state import TrainState
+from caspo_jax.training.train_step import TrainStep, parameters_alone
 
 from helpers import Toy  # isort: skip
 from small_run import CONFIG, PAIRS, VERIFIED, Stopped, assert_same, leaves, lines, run, stop_at  # isort: skip
@@ -136,6 +137,20 @@ def test_no_second_state_is_held_while_one_is_read(uninterrupted):
     checkpoints.close()
     assert all(leaf.is_deleted() for leaf in jax.tree.leaves(state))
     assert int(restored.step) == 5
+
+
+def test_an_export_reads_the_parameters_alone(uninterrupted, monkeypatch):
+    def no_state(step, params):
+        raise AssertionError("an optimiser state is no part of what is exported")
+
+    monkeypatch.setattr(TrainStep, "init", no_state)
+    exported, updates = restore_trained(Toy(), uninterrupted[0])
+    assert updates == 5
+    assert_same(uninterrupted[1], exported)
+    checkpoints = Checkpoints(uninterrupted[0] / "checkpoints")
+    found, _ = checkpoints.restore(parameters_alone(Toy(), CONFIG), 5, partial=True)
+    checkpoints.close()
+    assert found.opt_state is None
 
 
 def test_the_best_checkpoint_is_kept_and_exported(tmp_path):
