@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -182,23 +183,45 @@ def merge_lora(model: Any) -> Any:
 
 def merged_weight(model: Any, weight: Weight) -> jax.Array:
     """One stored weight of a Decoder with its adapter, if it has one, added in."""
+    parts = _parts(model, weight)
+    return parts[0] if len(parts) == 1 else _merged(parts, model.lora.scale)
+
+
+def checkpoint_tensor(model: Any, weight: Weight, layer: int) -> jax.Array:
+    """One tensor as checkpoints store it: of a stacked weight the given layer's, with its adapter added in."""
+    parts = _parts(model, weight)
+    scale = model.lora.scale if len(parts) > 1 else 0.0
+    return _tensor(parts, np.int32(layer), scale, weight.stacked, weight.transposed)
+
+
+def _parts(model: Any, weight: Weight) -> tuple[jax.Array, ...]:
+    """A stored weight, and the two matrices of its adapter if it has one."""
     stored = _stored(model, weight)
     if model.lora is None or f"{weight.name}_proj" not in model.lora.targets:
-        return stored
-    a, b = (getattr(model.layers, f"{weight.name}_lora_{side}")[...] for side in "ab")
-    return _merged(stored, a, b, model.lora.scale)
+        return (stored,)
+    return stored, *(getattr(model.layers, f"{weight.name}_lora_{side}")[...] for side in "ab")
 
 
 @jax.jit
-def _merged(stored: jax.Array, a: jax.Array, b: jax.Array, scale: float) -> jax.Array:
+def _merged(parts: tuple[jax.Array, ...], scale: float) -> jax.Array:
     """A layer at a time: in float32 all layers of a weight would be as large as several models."""
+    return jax.lax.map(lambda layer: _sum(layer, scale), parts)
 
-    def layer(parts: tuple[jax.Array, jax.Array, jax.Array]) -> jax.Array:
-        weight, a, b = parts
-        product = jnp.dot(a, b, precision=jax.lax.Precision.HIGHEST)
-        return (weight.astype(jnp.float32) + scale * product).astype(weight.dtype)
 
-    return jax.lax.map(layer, (stored, a, b))
+@functools.partial(jax.jit, static_argnames=("stacked", "transposed"))
+def _tensor(
+    parts: tuple[jax.Array, ...], layer: jax.Array, scale: float, stacked: bool, transposed: bool
+) -> jax.Array:
+    if stacked:
+        parts = tuple(jax.lax.dynamic_index_in_dim(part, layer, keepdims=False) for part in parts)
+    tensor = parts[0] if len(parts) == 1 else _sum(parts, scale)
+    return tensor.T if transposed else tensor
+
+
+def _sum(parts: tuple[jax.Array, ...], scale: float) -> jax.Array:
+    weight, a, b = parts
+    product = jnp.dot(a, b, precision=jax.lax.Precision.HIGHEST)
+    return (weight.astype(jnp.float32) + scale * product).astype(weight.dtype)
 
 
 def _without_adapters(model: Any, value: Callable[[Any, Weight], jax.Array]) -> Any:

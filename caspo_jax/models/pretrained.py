@@ -33,7 +33,7 @@ from caspo_jax.models.checkpoint import (
 from caspo_jax.models.config import DTYPES, ModelConfig, merge_eos
 from caspo_jax.models.decoder import Decoder
 from caspo_jax.models.folder import resolve_folder
-from caspo_jax.models.lora import merged_weight
+from caspo_jax.models.lora import checkpoint_tensor
 from caspo_jax.models.safetensors_io import write_tensors
 from caspo_jax.models.tokenizer import Tokenizer, eos_ids, find_tokenizer, load_tokenizer, save_tokenizer
 from caspo_jax.models.weights import Weight, owner, parameter_shape, parameter_sharding, weights
@@ -219,15 +219,8 @@ def _tensor_shapes(config: ModelConfig) -> dict[str, tuple[int, ...]]:
 def _tensors(model: Decoder) -> Iterator[np.ndarray]:
     """The checkpoint's tensors, one at a time on the host."""
     for weight in weights(model.config):
-        array = merged_weight(model, weight)
         for layer in range(model.config.num_layers if weight.stacked else 1):
-            tensor = to_host(_layer(array, np.int32(layer)) if weight.stacked else array)
-            yield tensor.T if weight.transposed else tensor
-
-
-@jax.jit
-def _layer(array: jax.Array, layer: jax.Array) -> jax.Array:
-    return jax.lax.dynamic_index_in_dim(array, layer, keepdims=False)
+            yield to_host(checkpoint_tensor(model, weight, layer))
 
 
 def _write_tensors(

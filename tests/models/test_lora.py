@@ -19,6 +19,7 @@ from caspo_jax.models import (
     load_adapter,
     load_pretrained,
     merge_lora,
+    pretrained,
     save_pretrained,
 )
 from caspo_jax.models.lora import LINEAR, Frozen, attach, lora_weights
@@ -200,6 +201,14 @@ def test_export_merges(adapted, merged_by_hand, tmp_path):
         jax.tree.leaves(nnx.state(loaded)), jax.tree.leaves(nnx.state(merged_by_hand)), strict=True
     ):
         np.testing.assert_allclose(a, b, atol=1e-6)
+
+
+def test_export_merges_a_layer_at_a_time(adapted):
+    """Of all layers at once, a weight is a fifth of a model, beside the model on its device."""
+    before = {id(array) for array in jax.live_arrays()}
+    for tensor in pretrained._tensors(adapted):
+        new = [array for array in jax.live_arrays() if id(array) not in before]
+        assert max((array.nbytes for array in new), default=0) <= tensor.nbytes
 
 
 def test_bfloat16_base_keeps_its_dtype(golden, adapter):
