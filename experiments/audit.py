@@ -92,7 +92,7 @@ def main() -> None:
         result_files.folder_manifest(out, out / FILES[0]),
         ROWS,
     )
-    asked = calibrate.sample_unpruned(policy, questions, unpruned(config), out / "unpruned")
+    asked = calibrate.sample_unpruned(policy, questions, unpruned(config), out / "unpruned", votes=True)
     found = replayed(policy, asked, config)
     lost = lost_questions(asked, found["chosen"])
     if calibration is not None:

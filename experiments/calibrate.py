@@ -13,6 +13,7 @@ budget that end a question early, and questions of another kind than these.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
     from caspo_jax.evaluation.thresholds import Calibration
     from caspo_jax.sampling import CatConfig
     from caspo_jax.training.stages import Policy
-    from caspo_jax.types import Question
+    from caspo_jax.types import Question, Trace
 
 FLAGS = flags.FLAGS
 
@@ -132,13 +133,18 @@ def summary(made: Calibration, rates: np.ndarray) -> dict[str, Any]:
 
 
 def sample_unpruned(
-    policy: Policy, questions: Sequence[Question], config: CatConfig, base: Path
+    policy: Policy, questions: Sequence[Question], config: CatConfig, base: Path, *, votes: bool = False
 ) -> list[AuditedQuestion]:
-    """K unpruned paths a question, from files beside `base` where they are there already."""
+    """K unpruned paths a question, from files beside `base` where they are there already.
+
+    Their traces have no more than an answer and its verdict, and with `votes` what a vote weighs.
+    """
     from caspo_jax.evaluation.audit import audited_questions
     from caspo_jax.records import trace_from_record, tree_from_record
-    from caspo_jax.store import load_records
+    from caspo_jax.store import each_record, load_records
     from caspo_jax.training.stages import sample_stage
+
+    weighed = votes and config.vote == "sequence"
 
     traces, trees = (base.with_name(f"{base.name}.{kind}.jsonl") for kind in ("traces", "trees"))
     extract, equal = common.answer_functions(policy)
@@ -160,8 +166,16 @@ def sample_unpruned(
             progress=progress.reach,
         )
     return audited_questions(
-        load_records(traces, trace_from_record), load_records(trees, tree_from_record), config.prune
+        load_records(traces, lambda record: lean(trace_from_record(record), weighed)),
+        each_record(trees, tree_from_record),
+        config.prune,
     )
+
+
+def lean(trace: Trace, weighed: bool) -> Trace:
+    """What is read of a path: its answer and verdict, and, `weighed` by a vote, its tokens' log-probs. All would be gigabytes."""
+    trace = dataclasses.replace(trace, prompt_ids=(), text="", entropy=None)
+    return trace if weighed else dataclasses.replace(trace, token_ids=(), logprob=None)
 
 
 if __name__ == "__main__":

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import jax
@@ -11,7 +11,7 @@ import numpy as np
 
 from caspo_jax import metrics
 from caspo_jax.errors import UserError
-from caspo_jax.evaluation.replay import RecordedPath, Replay, recorded_paths, replay
+from caspo_jax.evaluation.replay import RecordedPath, Replay, judged_paths, replay, unjudged_paths
 from caspo_jax.models import token_bytes
 from caspo_jax.sampling import SampleConfig, first_stop, generate, token_text, vote
 from caspo_jax.sampling.config import Vote
@@ -28,28 +28,25 @@ class AuditedQuestion:
     paths: Sequence[RecordedPath]  # in the same order
 
 
-def audited_questions(traces: Sequence[Trace], trees: Sequence[CatTree], rule: str) -> list[AuditedQuestion]:
+def audited_questions(traces: Sequence[Trace], trees: Iterable[CatTree], rule: str) -> list[AuditedQuestion]:
     """Recorded traces and trees of an unpruned, unforked search, a question at a time in the order of the trees.
 
     Args:
       traces: all paths; those of a tree share its question id, followed by `/index` where there are several.
-      trees: one a question.
+      trees: one a question; an iterator's are let go one after the other.
       rule: `path` or `last`, what is compared with the threshold.
     """
+    recorded = [(tree.question_id, unjudged_paths(tree, rule)) for tree in trees]
     paths: dict[str, list[Trace]] = {}
-    several = len(traces) > len(trees)  # one path a question carries the question's own id
+    several = len(traces) > len(recorded)  # one path a question carries the question's own id
     for trace in traces:
         if trace.correct is None:
             raise UserError(f"trace {trace.id!r}: its question has no gold answer, which the audit needs")
         paths.setdefault(trace.id.rpartition("/")[0] if several else trace.id, []).append(trace)
     found = []
-    for tree in trees:
-        mine = paths.get(tree.question_id, [])
-        found.append(
-            AuditedQuestion(
-                tree.question_id, mine, recorded_paths(tree, [bool(t.correct) for t in mine], rule)
-            )
-        )
+    for id, unjudged in recorded:
+        mine = paths.get(id, [])
+        found.append(AuditedQuestion(id, mine, judged_paths(id, unjudged, [bool(t.correct) for t in mine])))
     return found
 
 

@@ -55,6 +55,11 @@ def recorded_paths(tree: CatTree, correct: Sequence[bool], rule: str) -> list[Re
     Raises:
       UserError: a tree with forks or pruned branches, another rule, a `correct` of another length.
     """
+    return judged_paths(tree.question_id, unjudged_paths(tree, rule), correct)
+
+
+def unjudged_paths(tree: CatTree, rule: str) -> list[RecordedPath]:
+    """`recorded_paths` before it is known which are right: none is. They hold no tokens."""
     if rule not in ("path", "last"):
         raise UserError(f"rule {rule!r} cannot be replayed: choose from path, last")
     children = np.bincount([n.parent for n in tree.nodes if n.parent >= 0], minlength=len(tree.nodes))
@@ -62,15 +67,19 @@ def recorded_paths(tree: CatTree, correct: Sequence[bool], rule: str) -> list[Re
         raise UserError(
             f"the tree of {tree.question_id!r} was pruned, forked or cut: sample it with threshold 0 and expand 1"
         )
-    leaves = [i for i, node in enumerate(tree.nodes) if node.status == "finished"]
-    if len(leaves) != len(correct):
-        raise UserError(
-            f"the tree of {tree.question_id!r} has {len(leaves)} paths, {len(correct)} verdicts given"
-        )
-    return [_path(tree, leaf, bool(right), rule) for leaf, right in zip(leaves, correct)]
+    return [_path(tree, leaf, rule) for leaf, node in enumerate(tree.nodes) if node.status == "finished"]
 
 
-def _path(tree: CatTree, leaf: int, correct: bool, rule: str) -> RecordedPath:
+def judged_paths(
+    question_id: str, paths: Sequence[RecordedPath], correct: Sequence[bool]
+) -> list[RecordedPath]:
+    """The paths of a question's tree with their verdicts. Raises UserError if these are more or fewer."""
+    if len(paths) != len(correct):
+        raise UserError(f"the tree of {question_id!r} has {len(paths)} paths, {len(correct)} verdicts given")
+    return [dataclasses.replace(path, correct=bool(right)) for path, right in zip(paths, correct)]
+
+
+def _path(tree: CatTree, leaf: int, rule: str) -> RecordedPath:
     chain = [leaf]
     while (parent := tree.nodes[chain[0]].parent) >= 0:
         chain.insert(0, parent)
@@ -84,7 +93,7 @@ def _path(tree: CatTree, leaf: int, correct: bool, rule: str) -> RecordedPath:
         newest = newest if value is None else value
         boundaries.append(emitted)
         confidences.append(newest)
-    return RecordedPath(tuple(boundaries[:-1]), tuple(confidences[:-1]), tuple(chain[:-1]), emitted, correct)
+    return RecordedPath(tuple(boundaries[:-1]), tuple(confidences[:-1]), tuple(chain[:-1]), emitted, False)
 
 
 def replay(paths: Sequence[RecordedPath], threshold: float, min_live: int = 1) -> Replay:

@@ -2,6 +2,7 @@
 
 import itertools
 import types
+import weakref
 
 import numpy as np
 import pytest
@@ -125,6 +126,23 @@ def test_traces_meet_their_trees():
     assert [len(q.traces) for q in found] == [1, 1]
     with pytest.raises(UserError, match="no gold answer"):
         audited_questions([trace("x/1", "1", None)], alone[:1], "last")
+
+
+def test_trees_of_a_file_are_let_go_one_after_the_other():
+    """They hold every token of every path: gigabytes, of long outputs."""
+    refs = []
+
+    def read():
+        for name in map(str, range(9)):
+            nodes = (CatNode(-1, (1,), (-0.1,), (0.1,), 0.5, 0.5, "finished", "eos"),)
+            tree = CatTree(name, (0,), nodes, (0, 0), None)
+            refs.append(weakref.ref(tree))
+            yield tree
+            del tree, nodes
+            assert sum(ref() is not None for ref in refs) <= 1
+
+    found = audited_questions([trace(str(i), "1", True) for i in range(9)], read(), "last")
+    assert len(found) == len(refs) == 9
 
 
 SPELLED = [b"a", b"b", b"\n\n", b"Q", b""]

@@ -1,5 +1,6 @@
 """`calibrate`, what goes by its threshold, and `audit`, on the shipped tiny policy."""
 
+import dataclasses
 import json
 import math
 import re
@@ -9,9 +10,11 @@ import numpy as np
 import pytest
 from absl import flags as absl_flags
 
+from caspo_jax.evaluation import audit
 from caspo_jax.evaluation.thresholds import conformal_threshold
 from caspo_jax.records import question_to_record
 from caspo_jax.tasks import get_task
+from caspo_jax.types import Trace
 from experiments import calibrate, calibrations, generate
 from experiments.audit import seen_before
 from experiments.escapes import unescaped
@@ -19,6 +22,18 @@ from tests.experiments.conftest import read
 from tests.experiments.test_bad_input import one_line
 
 TASK = get_task("graph")
+
+
+@pytest.mark.parametrize("weighed", [True, False])
+def test_of_a_sampled_path_only_what_is_read_is_kept(weighed):
+    path = Trace("q/0", "q", "7", None, (1, 2), (3, 4), "7", "eos", "7", True, logprob=(-0.1, -0.2))
+    path = dataclasses.replace(path, entropy=(0.1, 0.2), path_confidence=0.5)
+    kept = calibrate.lean(path, weighed)
+    assert (kept.id, kept.answer, kept.correct, kept.path_confidence) == ("q/0", "7", True, 0.5)
+    assert (kept.text, kept.entropy, kept.prompt_ids) == ("", None, ())
+    assert (kept.token_ids, kept.logprob) == ((path.token_ids, path.logprob) if weighed else ((), None))
+    assert audit.voted_right([kept], "sequence", 1.0) == weighed
+    assert audit.voted_right([kept], "confidence", 1.0)
 
 
 @pytest.fixture
