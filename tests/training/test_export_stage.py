@@ -219,6 +219,21 @@ def test_adapters_are_written_by_themselves(policy, tmp_path):
         export_stage(policy, run, out)
 
 
+def test_a_place_where_nothing_can_be_written_is_found_out_before_the_work(
+    policy, adapter, tmp_path, monkeypatch
+):
+    def refused(path, *args, **kwargs):
+        raise PermissionError(13, "Permission denied", str(path))
+
+    def work(*args):
+        raise AssertionError("it would be lost")
+
+    monkeypatch.setattr("caspo_jax.training.stages.export.load_adapter", work)
+    monkeypatch.setattr(Path, "mkdir", refused)
+    with pytest.raises(PermissionError):
+        merge_stage(policy, adapter, tmp_path / "out")
+
+
 def test_two_exports_at_once_do_not_meet(policy, adapter, tmp_path):
     """The second would remove what the first has half written."""
     fcntl = pytest.importorskip("fcntl")

@@ -62,6 +62,9 @@ def write_once(
             manifest = Manifest.open(path, program=program, config=settings, overwrite=overwrite)
             if manifest.complete:
                 return output
+        if is_writer():  # where no folder can be made is found out now, not after the work
+            new.mkdir(parents=True)
+            new.rmdir()
         counts = write(new)
         manifest = Manifest.open(manifest_path(new, folder=True), program=program, config=settings)
         manifest.finish(**counts)
