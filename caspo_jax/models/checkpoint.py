@@ -145,8 +145,11 @@ class Checkpoint:
 
     def _open(self, path: Path) -> None:
         try:
+            path.open("rb").close()  # `safe_open` says of every file that it may not read that there is none
             handle = self._files.enter_context(safe_open(str(path), framework="numpy"))
-        except (SafetensorError, OSError) as error:
+        except OSError as error:
+            raise UserError(f"cannot read {path}: {error.strerror or error}") from error
+        except SafetensorError as error:
             raise UserError(f"{path}: not a readable safetensors file ({error})") from error
         for name in handle.keys():  # noqa: SIM118 (a safe_open handle is no dict)
             if name in self._handle_of:

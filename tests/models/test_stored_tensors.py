@@ -3,6 +3,7 @@
 import json
 import re
 import time
+from pathlib import Path
 
 import ml_dtypes
 import numpy as np
@@ -246,3 +247,15 @@ def test_broken_folders_are_named(copy_of, tmp_path, monkeypatch):
     refused(folder, "model.safetensors")
     (folder / "pytorch_model.bin").write_bytes(b"\x80\x04")
     refused(folder, "pytorch_model.bin", "pickle")
+
+
+def test_weights_that_may_not_be_read_are_not_called_missing(tmp_path, monkeypatch):
+    """safetensors says "No such file or directory" of them."""
+    (tmp_path / "model.safetensors").touch()
+
+    def refused(path, *args):
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(Path, "open", refused)
+    with pytest.raises(UserError, match=r"cannot read .*/model.safetensors: Permission denied"):
+        Checkpoint(tmp_path)
