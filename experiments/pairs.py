@@ -69,16 +69,16 @@ def main() -> None:
             progress=progress.reach,
         )
     if FLAGS.trl_output:
-        write_trl(policy.tokenizer)
+        write_trl(policy.tokenizer, counts["pairs"])
     common.closing(f"pairs in {FLAGS.output}", {k: v for k, v in counts.items() if v or k == "pairs"})
 
 
-def write_trl(tokenizer: Any) -> None:
-    """The pairs as TRL preference records, with a manifest of their own."""
+def write_trl(tokenizer: Any, count: int) -> None:
+    """The pairs, so many, as TRL preference records, with a manifest of their own."""
     from caspo_jax.outputs import Manifest, manifest_path
     from caspo_jax.preferences import to_trl_record
     from caspo_jax.records import pair_from_record
-    from caspo_jax.store import load_records, write_jsonl
+    from caspo_jax.store import each_record, write_jsonl
 
     manifest = Manifest.open(
         manifest_path(FLAGS.trl_output),
@@ -87,10 +87,9 @@ def write_trl(tokenizer: Any) -> None:
         inputs={"pairs": FLAGS.output},
         overwrite=FLAGS.overwrite,
     )
-    pairs = load_records(FLAGS.output, pair_from_record)
-    records = [to_trl_record(pair, tokenizer=tokenizer) for pair in pairs]
-    write_jsonl(FLAGS.trl_output, records)
-    manifest.finish(pairs=len(records))
+    pairs = each_record(FLAGS.output, pair_from_record)
+    write_jsonl(FLAGS.trl_output, (to_trl_record(pair, tokenizer=tokenizer) for pair in pairs))
+    manifest.finish(pairs=count)
 
 
 if __name__ == "__main__":

@@ -7,14 +7,17 @@ import weakref
 import pytest
 
 from caspo_jax.errors import UserError
+from caspo_jax.outputs import JsonlOutput
+from caspo_jax.preferences import PairConfig
 from caspo_jax.records import trace_to_record
 from caspo_jax.steps import StatedEquations
 from caspo_jax.store import read_jsonl, write_jsonl
 from caspo_jax.tasks import get_task
-from caspo_jax.training.stages import Policy, annotate_stage
+from caspo_jax.training.stages import Policy, annotate_stage, pairs_stage
+from caspo_jax.training.stages import pairs as pairs_module
 from caspo_jax.training.stages import policy as policy_module
 from caspo_jax.training.stages.pairs import verified_row, verified_traces
-from caspo_jax.types import Trace
+from caspo_jax.types import Step, Trace
 
 
 @pytest.fixture
@@ -94,3 +97,25 @@ def test_verified_steps_are_read_one_trace_at_a_time(policy, tmp_path, most_aliv
     rows = verified_traces(policy.each_trace(tmp_path / "traces.jsonl", check=verified_row))
     assert rows == []
     assert most_alive.most <= 2
+
+
+def test_pairs_are_records_a_part_at_a_time(tmp_path, monkeypatch):
+    """As records, 100,000 pairs take more memory than they do as pairs."""
+    whole = Policy.load(get_task("chain").policy_path)
+    texts = [(f"1 + 1 = {answer}", verdict) for answer, verdict in ((2, "correct"), (3, "wrong"))]
+    traces = []
+    for question in range(5):
+        for text, verdict in texts:
+            ids = tuple(whole.tokenizer.encode(text, add_special_tokens=False))
+            step = Step(0, len(text), 0, len(ids), text, confidence=0.5, verdict=verdict)
+            name = f"{question}/{verdict}"
+            asked = (question + 1,)
+            traces.append(Trace(name, f"{question}?", None, None, asked, ids, text, "eos", steps=(step,)))
+    write_jsonl(tmp_path / "a.jsonl", map(trace_to_record, traces))
+    sizes, append = [], JsonlOutput.append
+    monkeypatch.setattr(JsonlOutput, "append", lambda out, rows: (sizes.append(len(rows)), append(out, rows)))
+    monkeypatch.setattr(pairs_module, "_WRITTEN", 2)
+    config = PairConfig(kinds=("wrong",))
+    pairs_stage(whole, tmp_path / "a.jsonl", tmp_path / "p.jsonl", config, StatedEquations())
+    assert sizes == [2, 2, 1]
+    assert len({record["id"] for _, record in read_jsonl(tmp_path / "p.jsonl")}) == 5

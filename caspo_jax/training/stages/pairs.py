@@ -28,6 +28,10 @@ from caspo_jax.training.stages.competitors import forget_competitors, kept_compe
 from caspo_jax.training.stages.policy import Policy, check_delimiter, open_output
 from caspo_jax.types import CLOSE_THOUGHT, DEFAULT_DELIMITER, OPEN_THOUGHT, Pair, Progress, Trace
 
+_WRITTEN = (
+    1024  # pairs written at once: as records, those of a large run take more memory than they do as pairs
+)
+
 
 def pairs_stage(
     policy: Policy,
@@ -103,7 +107,8 @@ def pairs_stage(
         make, output, settings, batch_size=batch_size, overwrite=overwrite, progress=progress
     ) as competitors:
         pairs, selected = select_pairs(candidates, config, competitors=competitors)
-        written.append([pair_to_record(pair) for pair in pairs])
+        for start in range(0, len(pairs), _WRITTEN):
+            written.append([pair_to_record(pair) for pair in pairs[start : start + _WRITTEN]])
         counts = {"traces": len(traces), **counts, **selected, "pairs": len(pairs)}
         written.finish(**counts)
     return counts
