@@ -28,9 +28,7 @@ from caspo_jax.training.stages.competitors import forget_competitors, kept_compe
 from caspo_jax.training.stages.policy import Policy, check_delimiter, open_output
 from caspo_jax.types import CLOSE_THOUGHT, DEFAULT_DELIMITER, OPEN_THOUGHT, Pair, Progress, Trace
 
-_WRITTEN = (
-    1024  # pairs written at once: as records, those of a large run take more memory than they do as pairs
-)
+_WRITTEN = 1024  # pairs at once: as records, those of a large run take more memory than as pairs
 
 
 def pairs_stage(
