@@ -8,7 +8,7 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import jax.numpy as jnp
+import jax
 import numpy as np
 
 from caspo_jax.errors import UserError
@@ -20,6 +20,9 @@ from caspo_jax.store import parse_at
 from caspo_jax.types import Question
 
 _prompt_ids = functools.partial(read_ids, field="prompt_ids")
+
+LEAST_KEYS = 64  # that are made together: few numbers of them, as each is compiled
+_folded = jax.jit(fold_in)
 
 Questions = Sequence[str | Question | Mapping[str, Any]]
 
@@ -81,5 +84,6 @@ def question_hash(question_id: str) -> int:
 
 def question_keys(key: Any, ids: Sequence[str]) -> np.ndarray:
     """[B, 2] uint32: fold_in(key, hash of the id), whatever stands beside it."""
-    hashes = np.array([question_hash(i) for i in ids], np.uint32)
-    return np.asarray(fold_in(jnp.tile(key_data(key), (len(ids), 1)), hashes))
+    hashes = np.zeros(max(LEAST_KEYS, 1 << (len(ids) - 1).bit_length()), np.uint32)
+    hashes[: len(ids)] = [question_hash(i) for i in ids]
+    return np.asarray(_folded(np.tile(key_data(key), (len(hashes), 1)), hashes))[: len(ids)]

@@ -61,6 +61,19 @@ def test_ids_and_keys_are_those_of_every_version():
     np.testing.assert_array_equal(key, jax.random.key_data(jax.random.fold_in(KEY, np.uint32(number))))
 
 
+def test_keys_of_any_number_of_questions_come_of_few_programs(caplog):
+    """Strategies ask about other numbers of prefixes at every step: each number was three programs to compile."""
+    names = [f"q{i}" for i in range(130)]
+    many = question_keys(KEY, names)
+    assert many.shape == (130, 2)
+    caplog.clear()
+    with jax.log_compiles():
+        for count in (0, 1, 7, 64, 65, 100, 128):
+            np.testing.assert_array_equal(question_keys(KEY, names[:count]), many[:count])
+    compiled = [m for m in caplog.messages if m.startswith("Compiling")]
+    assert len(compiled) <= 2, compiled  # of 64 keys and of 128; 130 were made before
+
+
 def test_numbers_beyond_integers_of_32_bits_are_no_limit():
     most, huge = np.iinfo(np.int32).max, 10**12
     config = CatConfig(
