@@ -160,17 +160,28 @@ def generate_with(policy: Policy, temperature: float) -> Generate:
     from caspo_jax.sampling import SampleConfig, generate
     from caspo_jax.types import Trace
 
+    made: dict[tuple[int, int], list[tuple[int, int]]] = {}
+
     def call(questions: Sequence[Question], n: int) -> list[Trace]:
+        left = [common.room(policy, [question]) for question in questions]
         rooms: dict[int, list[int]] = {}
-        for i, question in enumerate(questions):
-            rooms.setdefault(new_tokens(common.room(policy, [question])), []).append(i)
+        for i, tokens in enumerate(left):
+            rooms.setdefault(new_tokens(tokens), []).append(i)
         found: list[Sequence[Trace]] = [()] * len(questions)
         for room, rows in rooms.items():
             asked = [questions[i] for i in rows]
             if room:
                 config = SampleConfig(max_new_tokens=room, temperature=temperature, num_samples=n)
-                key, batch = jax.random.key(FLAGS.seed), FLAGS.batch_size
-                traces = generate(policy.model, policy.tokenizer, asked, config, key, batch_size=batch)
+                longest = policy.model.config.context - min(left[i] for i in rows)
+                traces = generate(
+                    policy.model,
+                    policy.tokenizer,
+                    asked,
+                    config,
+                    jax.random.key(FLAGS.seed),
+                    batch_size=FLAGS.batch_size,
+                    pad_to=shared_shape(made.setdefault((room, n), []), len(asked), longest),
+                )
             else:
                 traces = [
                     Trace(
@@ -191,6 +202,18 @@ def generate_with(policy: Policy, temperature: float) -> Generate:
         return [trace for group in found for trace in group]
 
     return call
+
+
+def shared_shape(made: list[tuple[int, int]], count: int, longest: int) -> tuple[int, int]:
+    """Questions and prompt tokens that a call is made for: those of one before that is up to twice as large, else its own.
+
+    Every batch of traces has other numbers, and each would be compiled. `made` has those of the calls before.
+    """
+    near = [(n, t) for n, t in made if count <= n <= 2 * count and longest <= t <= 2 * longest]
+    if not near:
+        near = [(count, longest)]
+        made += near
+    return min(near)
 
 
 def new_tokens(left: int) -> int:

@@ -4,6 +4,7 @@ import types
 
 import pytest
 
+from caspo_jax.sampling import loop
 from caspo_jax.tasks import get_task
 from caspo_jax.training.stages import Policy
 from caspo_jax.types import Question
@@ -32,6 +33,27 @@ def test_outputs_do_not_depend_on_the_questions_beside(policy, monkeypatch):
     assert all(t.finish_reason in ("eos", "stop") for t in alone)
     assert [(t.token_ids, t.finish_reason) for t in together[:2]] == [((), "length")] * 2
     assert all(len(t.token_ids) <= 4 for t in together[4:])
+
+
+def test_batches_of_other_sizes_share_their_programs(policy, monkeypatch):
+    monkeypatch.setattr(verifiers, "FLAGS", types.SimpleNamespace(seed=0, batch_size=None))
+    questions = TASK.questions("test", 9, 0)
+    ids = [tuple(policy.tokenizer(q.question)["input_ids"]) for q in questions]
+    asked = [Question(q.id, prompt_ids=i + ids[0][: 3 * n]) for n, (q, i) in enumerate(zip(questions, ids))]
+    generate, compiled = verifiers.generate_with(policy, temperature=1.0), []
+    for some in (asked, asked[:7], asked[2:8]):
+        traces = generate(some, 2)
+        compiled.append(loop._donated._cache_size())
+    assert len(set(compiled)) == 1
+    fresh = verifiers.generate_with(policy, temperature=1.0)(asked[2:8], 2)
+    assert [t.token_ids for t in traces] == [t.token_ids for t in fresh]
+
+
+def test_a_shape_is_shared_where_it_has_room_and_is_not_much_too_large():
+    made: list[tuple[int, int]] = []
+    asked = [(8, 100), (7, 90), (9, 100), (8, 120), (4, 60), (3, 60), (8, 40)]
+    wanted = [(8, 100), (8, 100), (9, 100), (8, 120), (8, 100), (3, 60), (8, 40)]
+    assert [verifiers.shared_shape(made, *shape) for shape in asked] == wanted
 
 
 @pytest.mark.parametrize(("left", "most"), [(-3, 0), (0, 0), (1, 1), (9, 8), (1024, 1024), (30_000, 1024)])
