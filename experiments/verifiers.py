@@ -160,8 +160,6 @@ def generate_with(policy: Policy, temperature: float) -> Generate:
     from caspo_jax.sampling import SampleConfig, generate
     from caspo_jax.types import Trace
 
-    made: dict[tuple[int, int], list[tuple[int, int]]] = {}
-
     def call(questions: Sequence[Question], n: int) -> list[Trace]:
         left = [common.room(policy, [question]) for question in questions]
         rooms: dict[int, list[int]] = {}
@@ -172,7 +170,8 @@ def generate_with(policy: Policy, temperature: float) -> Generate:
             asked = [questions[i] for i in rows]
             if room:
                 config = SampleConfig(max_new_tokens=room, temperature=temperature, num_samples=n)
-                longest = policy.model.config.context - min(left[i] for i in rows)
+                context = policy.model.config.context
+                longest = context - min(left[i] for i in rows)
                 traces = generate(
                     policy.model,
                     policy.tokenizer,
@@ -180,7 +179,8 @@ def generate_with(policy: Policy, temperature: float) -> Generate:
                     config,
                     jax.random.key(FLAGS.seed),
                     batch_size=FLAGS.batch_size,
-                    pad_to=shared_shape(made.setdefault((room, n), []), len(asked), longest),
+                    # Every batch of traces has other numbers, and each would be compiled.
+                    pad_to=(power_of_two(len(asked)), min(power_of_two(longest), context - room)),
                 )
             else:
                 traces = [
@@ -204,16 +204,9 @@ def generate_with(policy: Policy, temperature: float) -> Generate:
     return call
 
 
-def shared_shape(made: list[tuple[int, int]], count: int, longest: int) -> tuple[int, int]:
-    """Questions and prompt tokens that a call is made for: those of one before that is up to twice as large, else its own.
-
-    Every batch of traces has other numbers, and each would be compiled. `made` has those of the calls before.
-    """
-    near = [(n, t) for n, t in made if count <= n <= 2 * count and longest <= t <= 2 * longest]
-    if not near:
-        near = [(count, longest)]
-        made += near
-    return min(near)
+def power_of_two(least: int) -> int:
+    """The next one from `least` on."""
+    return 1 << (least - 1).bit_length()
 
 
 def new_tokens(left: int) -> int:

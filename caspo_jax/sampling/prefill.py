@@ -73,8 +73,11 @@ def read_prompts(
     parts += [parts[0]] * (math.ceil(count / rows) - len(parts))  # in the place of those that are missing
     if len(parts) == 1:
         return parts[0]
-    logits, caches = zip(*parts)
-    return jnp.concatenate(logits), concatenate(caches)
+    return _joined(*zip(*parts))
+
+
+# Jitted whole: each array's concatenation would be compiled by itself.
+_joined = jax.jit(lambda logits, caches: (jnp.concatenate(logits), concatenate(caches)))
 
 
 @functools.partial(jax.jit, static_argnames=("graphdef", "lanes", "columns"))

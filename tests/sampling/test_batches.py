@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 
+import jax
 import numpy as np
 import pytest
+from flax import nnx
 from golden_model import KEY
 
 import caspo_jax as cj
@@ -131,6 +133,18 @@ def test_layers_apart_change_no_output(model_and_tokenizer, questions, monkeypat
         layers = [layer for params, _ in segments if apart for layer in params.layers]
         assert all(isinstance(layer, TurnedLayer) is turned for layer in layers)
     assert all(one == found[0] for one in found)
+
+
+def test_parts_of_prompts_are_joined_by_one_program(model_and_tokenizer, caplog):
+    graphdef, params = nnx.split(model_and_tokenizer[0])
+    prompts = [(1, 2, 3), (4, 5), (6,), (7, 8, 9)]
+    whole = prefill.read_prompts(graphdef, params, prompts, 4, 16, lanes=False)
+    prefill.read_prompts(graphdef, params, prompts[:2], 2, 16, lanes=False)  # a part's program
+    caplog.clear()
+    with jax.log_compiles():
+        parts = prefill.read_prompts(graphdef, params, prompts, 4, 16, lanes=False, rows=2)
+    assert len([m for m in caplog.messages if m.startswith("Compiling")]) == 1
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), parts, whole)
 
 
 def test_padded_calls_share_their_programs_and_give_the_same(model_and_tokenizer, questions, sampled):
