@@ -161,27 +161,16 @@ def generate_with(policy: Policy, temperature: float) -> Generate:
     from caspo_jax.types import Trace
 
     def call(questions: Sequence[Question], n: int) -> list[Trace]:
-        left = [common.room(policy, [question]) for question in questions]
         rooms: dict[int, list[int]] = {}
-        for i, tokens in enumerate(left):
-            rooms.setdefault(new_tokens(tokens), []).append(i)
+        for i, question in enumerate(questions):
+            rooms.setdefault(new_tokens(common.room(policy, [question])), []).append(i)
         found: list[Sequence[Trace]] = [()] * len(questions)
         for room, rows in rooms.items():
             asked = [questions[i] for i in rows]
             if room:
                 config = SampleConfig(max_new_tokens=room, temperature=temperature, num_samples=n)
-                context = policy.model.config.context
-                longest = context - min(left[i] for i in rows)
-                traces = generate(
-                    policy.model,
-                    policy.tokenizer,
-                    asked,
-                    config,
-                    jax.random.key(FLAGS.seed),
-                    batch_size=FLAGS.batch_size,
-                    # Every batch of traces has other numbers, and each would be compiled.
-                    pad_to=(power_of_two(len(asked)), min(power_of_two(longest), context - room)),
-                )
+                key, batch = jax.random.key(FLAGS.seed), FLAGS.batch_size
+                traces = generate(policy.model, policy.tokenizer, asked, config, key, batch_size=batch)
             else:
                 traces = [
                     Trace(
@@ -202,11 +191,6 @@ def generate_with(policy: Policy, temperature: float) -> Generate:
         return [trace for group in found for trace in group]
 
     return call
-
-
-def power_of_two(least: int) -> int:
-    """The next one from `least` on."""
-    return 1 << (least - 1).bit_length()
 
 
 def new_tokens(left: int) -> int:

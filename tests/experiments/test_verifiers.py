@@ -4,7 +4,6 @@ import types
 
 import pytest
 
-from caspo_jax.sampling import loop
 from caspo_jax.tasks import get_task
 from caspo_jax.training.stages import Policy
 from caspo_jax.types import Question
@@ -33,22 +32,6 @@ def test_outputs_do_not_depend_on_the_questions_beside(policy, monkeypatch):
     assert all(t.finish_reason in ("eos", "stop") for t in alone)
     assert [(t.token_ids, t.finish_reason) for t in together[:2]] == [((), "length")] * 2
     assert all(len(t.token_ids) <= 4 for t in together[4:])
-
-
-def test_batches_of_other_sizes_share_their_programs(policy, monkeypatch):
-    monkeypatch.setattr(verifiers, "FLAGS", types.SimpleNamespace(seed=0, batch_size=None))
-    questions = TASK.questions("test", 9, 0)
-    ids = [tuple(policy.tokenizer(q.question)["input_ids"]) for q in questions]
-    asked = [
-        Question(q.id, prompt_ids=(i + ids[0])[: 33 + n]) for n, (q, i) in enumerate(zip(questions, ids))
-    ]
-    generate, compiled = verifiers.generate_with(policy, temperature=1.0), []
-    for some in (asked[:8], asked[1:8], asked[2:7]):
-        traces = generate(some, 2)
-        compiled.append(loop._donated._cache_size())
-    assert len(set(compiled)) == 1
-    alone = [trace for question in asked[2:7] for trace in generate([question], 2)]
-    assert [t.token_ids for t in traces] == [t.token_ids for t in alone]
 
 
 @pytest.mark.parametrize(("left", "most"), [(-3, 0), (0, 0), (1, 1), (9, 8), (1024, 1024), (30_000, 1024)])
