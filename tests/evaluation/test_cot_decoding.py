@@ -23,7 +23,7 @@ from tests.evaluation.test_strategies import trace
 def test_cot_decoding_ends_at_stop_strings_that_begin_in_the_first_token(monkeypatch, stop, limit, want):
     spelled, outputs = [b"a", b"b", b"\n\n", b""], []
 
-    def generate(model, tokenizer, starts, config, key, batch_size):
+    def generate(model, tokenizer, starts, config, key, **options):
         assert config.max_new_tokens == max(1, limit - 1)  # the first token is there
         rest = (2, 1, 3)[: config.max_new_tokens]
         return [dataclasses.replace(trace(rest), id=q.id) for q in starts]
@@ -59,7 +59,7 @@ def test_fewer_first_tokens_cost_what_their_outputs_do(monkeypatch):
     """Of four outputs of 2, 4, 7 and 1 tokens the first two are those of two first tokens."""
     spelled = [b"a", b"b", b"c", b"", b"d"]
 
-    def generate(model, tokenizer, starts, config, key, batch_size):
+    def generate(model, tokenizer, starts, config, key, **options):
         counts = {0: 1, 1: 3, 2: 6}
         return [dataclasses.replace(trace((4,) * counts.get(q.prompt_ids[-1], 6)), id=q.id) for q in starts]
 
