@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import importlib.metadata
 import json
+import math
 import os
 import re
 import time
@@ -53,12 +54,13 @@ class Manifest:
           overwrite: forget an earlier run with other settings; one with the same settings is taken up all the same.
 
         Raises:
-          UserError: an earlier run had other settings and `overwrite` is off (names the keys that differ), or another
-            process is writing the output.
+          UserError: an earlier run had other settings and `overwrite` is off (names the keys that differ), another process
+            is writing the output, or a setting is infinite or no number.
         """
         path = Path(path)
         with writer_first(f"manifest {path.name}"), contextlib.ExitStack() as unless_begun:
             settings = json.loads(json.dumps(dict(config)))
+            _check_finite(settings)
             hashes = {k: v for k, v in settings.items() if re.fullmatch("[0-9a-f]{64}", str(v))}
             hashes |= {name: hash_path(p) for name, p in (inputs or {}).items() if p is not None}
             wanted = {"program": program, "config": settings, "inputs": hashes}
@@ -146,6 +148,18 @@ def _compared(manifest: Mapping[str, Any]) -> dict[str, Any]:
     config, inputs = (manifest.get(name) or {} for name in ("config", "inputs"))
     own = {name: value for name, value in inputs.items() if config.get(name) != value}
     return {"program": manifest.get("program"), "config": config, "inputs": own}
+
+
+def _check_finite(value: Any, name: str = "") -> None:
+    """Refuses numbers that JSON does not hold."""
+    if isinstance(value, dict):
+        for key, inner in value.items():
+            _check_finite(inner, f"{name}.{key}" if name else key)
+    elif isinstance(value, list):
+        for inner in value:
+            _check_finite(inner, name)
+    elif isinstance(value, float) and not math.isfinite(value):
+        raise UserError(f"{name}={value}: give a finite number")
 
 
 def _differences(wanted: Any, found: Any, free: Collection[str], prefix: str = "") -> list[str]:

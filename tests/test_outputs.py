@@ -197,6 +197,14 @@ def test_settings_that_are_free_stay_those_of_the_beginning(tmp_path):
         Manifest.open(tmp_path / "manifest.json", program="p", config={**begun, "train": {}}, free=ROWS)
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_setting_that_json_does_not_hold_is_named(tmp_path, value):
+    path = tmp_path / "out" / "manifest.json"
+    with pytest.raises(UserError, match=rf"probe\.l2={value}: give a finite number"):
+        Manifest.open(path, program="p", config={"seed": 0, "probe": {"l2": value}})
+    assert not path.exists()
+
+
 def test_overwrite_starts_anew(tmp_path):
     path = tmp_path / "out.jsonl"
     out = open_output(path, seed=1)
