@@ -110,7 +110,6 @@ def measure(out: Path) -> None:
 
     check_places(out)
     policy = common.load_policy()
-    config = prefix_config(policy)
     check_later_stages(policy)
     subjects, settings = prepared(policy, out)
     verdicts = faithfulness_judges.verdicts_of(policy, subjects)
@@ -141,7 +140,7 @@ def measure(out: Path) -> None:
             policy.model,
             policy.tokenizer,
             judge,
-            config,
+            prefix_config(policy),
             seed=FLAGS.seed,
             batch_size=FLAGS.batch_size,
             files=files,
@@ -192,6 +191,7 @@ def check_later_stages(policy: Policy) -> None:
     from caspo_jax.errors import UserError
 
     if "prefix" in FLAGS.stages:
+        prefix_config(policy)
         faithfulness_judges.consistency(policy)
     if "probe" in FLAGS.stages and FLAGS.probe is not None:
         reads, has = load_probe(FLAGS.probe).weight.size, 2 * policy.model.config.hidden_size

@@ -29,6 +29,7 @@ from absl import flags
 from experiments import common, result_files, verifiers
 
 if TYPE_CHECKING:
+    from caspo_jax.sampling import SampleConfig
     from caspo_jax.tasks.hedging import How
     from caspo_jax.training.stages import Policy
     from caspo_jax.types import Trace
@@ -72,11 +73,11 @@ def main() -> None:
             write_hedged(policy, traces, Path(FLAGS.input), Path(FLAGS.output), FLAGS.how),
         )
         return
-    common.sample_config(policy, ())  # which no manifest may hold before it is known to be good
+    sampling = common.sample_config(policy, ())  # before the folder is claimed: it may be refused
     out = Path(FLAGS.out_dir)
     begun = manifest_path(out / "plain.jsonl")
     with result_files.claimed_folder(out, "hedge", settings(policy), begun) as finish:
-        plain = sample_plain(policy, out)
+        plain = sample_plain(policy, out, sampling)
         traces = segmented(policy, plain)
         for how in HOWS:
             rows = write_hedged(policy, traces, plain, out / f"{how}.jsonl", how)
@@ -114,7 +115,7 @@ def check_places() -> None:
         check_own(out / f"{name}.jsonl", FLAGS.overwrite)
 
 
-def sample_plain(policy: Policy, out: Path) -> Path:
+def sample_plain(policy: Policy, out: Path, sampling: SampleConfig) -> Path:
     """questions.jsonl, test.jsonl and plain.jsonl: --num_samples outputs of the policy a training question."""
     from caspo_jax.records import question_to_record
     from caspo_jax.store import write_jsonl
@@ -128,7 +129,7 @@ def sample_plain(policy: Policy, out: Path) -> Path:
             policy,
             questions,
             out / "plain.jsonl",
-            common.sample_config(policy, questions),
+            sampling,
             seed=FLAGS.seed,
             batch_size=FLAGS.batch_size,
             overwrite=FLAGS.overwrite,

@@ -90,7 +90,6 @@ def permutation_baseline(
     if not d.size or draws < 1:
         raise UserError(f"permutation of {d.size} items, {draws} draws: give at least one of each")
     rng = np.random.default_rng(seed)
-    place = np.unique(place, return_inverse=True)[1]
     home = np.argsort(place, kind="stable")
     found = {name: np.empty(draws) for name in metrics}
     shuffled = np.empty_like(d)
@@ -127,7 +126,6 @@ def permuted_faithfulness(
     array([0.5, 0.5])
     """
     d, c, place = _checked(decisiveness, confidence, position)
-    _, place = np.unique(place, return_inverse=True)
     order = np.lexsort((d, place))
     ordered = d[order]
     ends = np.cumsum(np.bincount(place))
@@ -157,7 +155,7 @@ def _checked(decisiveness: Any, confidence: Any, position: Any) -> tuple[np.ndar
     place = np.asarray(position, np.int64)
     if not d.size == c.size == place.size:
         raise UserError(f"lengths differ: decisiveness {d.size}, confidence {c.size}, position {place.size}")
-    return d, c, place
+    return d, c, np.unique(place, return_inverse=True)[1]
 
 
 def _permuted(value: float, drawn: np.ndarray) -> Permuted:

@@ -42,10 +42,6 @@ class Pairing:
         """F = 1 - |D - C|, [n]."""
         return 1.0 - np.abs(self.d - self.c)
 
-    def trace_mean(self, values: np.ndarray) -> np.ndarray:
-        """Mean over each trace's steps of values [n], [m]."""
-        return np.bincount(self.trace, values) / np.bincount(self.trace)
-
 
 def pair_up(table: Table, scorer: str, estimator: str) -> Pairing:
     """The valid steps of a scorer and an estimator, and their traces."""
