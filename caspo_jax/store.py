@@ -16,6 +16,7 @@ import numpy as np
 from caspo_jax.distributed import is_writer
 from caspo_jax.errors import UserError
 
+S = TypeVar("S")
 T = TypeVar("T")
 
 LONE_SURROGATE = re.compile("[\ud800-\udfff]")  # JSON can spell them, UTF-8 cannot
@@ -151,7 +152,7 @@ def each_record(path: str | Path, parse: Callable[[dict[str, Any]], T]) -> Itera
     return (parse_at(where, parse, record) for where, record in read_jsonl(path))
 
 
-def parse_at(where: str, parse: Callable[[dict[str, Any]], T], record: dict[str, Any]) -> T:
+def parse_at(where: str, parse: Callable[[S], T], record: S) -> T:
     """`parse(record)`, with `where` in front of what it complains about."""
     try:
         return parse(record)

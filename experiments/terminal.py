@@ -58,7 +58,7 @@ class Progress:
     file stays readable; with --log_json a record on stdout each time; with --quiet nothing.
     """
 
-    def __init__(self, total: int, what: str, unit: str = "question", initial: int = 0):
+    def __init__(self, total: int | None, what: str, unit: str = "question", initial: int = 0):
         self.total, self.what, self.unit, self.done = total, what, unit, initial
         self._initial, self._started = initial, time.monotonic()
         self._spoken = self._started
@@ -78,8 +78,8 @@ class Progress:
         if self._bar is not None:
             self._bar.close()
 
-    def reach(self, done: int, total: int, **shown: Any) -> None:
-        """Advance to `done` of `total`; `shown` stands behind the bar, and None in it is left out."""
+    def reach(self, done: int, total: int | None, **shown: Any) -> None:
+        """Advance to `done` of `total` (None: not known yet); `shown` stands behind the bar, and None in it is left out."""
         self.total = total
         step, self.done = done - self.done, done
         if self._from is None and done > self._initial:
@@ -92,7 +92,7 @@ class Progress:
             self._bar.update(step)
             if not step:
                 self._bar.refresh()  # what stands behind the bar is new
-            if done >= total:
+            if total is not None and done >= total:
                 self._bar.close()
         elif self._quiet:
             return
@@ -110,12 +110,13 @@ class Progress:
         self.reach(self.done + count, self.total, **shown)
 
     def _line(self, shown: Mapping[str, Any]) -> str:
-        parts = [f"{self.what}: {self.done:,} of {self.total:,} {self.unit}s"]
+        of = "" if self.total is None else f" of {self.total:,}"
+        parts = [f"{self.what}: {self.done:,}{of} {self.unit}s"]
         first, since = self._from or (self.done, self._started)
         if self.done > first:
             rate = (self.done - first) / max(time.monotonic() - since, 1e-9)
             parts.append(f"{rate:.3g} a second")
-            if self.done < self.total:
+            if self.total is not None and self.done < self.total:
                 parts.append(f"about {(self.total - self.done) / rate:,.0f} s left")
         parts += [f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in shown.items()]
         return ", ".join(parts)

@@ -17,6 +17,7 @@ from caspo_jax.preferences.packing import (
     pack_rows,
     verified_rows,
 )
+from caspo_jax.preferences.pair_tokens import tokenize_pairs
 from caspo_jax.preferences.readers import (
     UnclosedThoughtWarning,
     load_pairs,
@@ -25,7 +26,6 @@ from caspo_jax.preferences.readers import (
     step_dpo_from_record,
     to_step_dpo_record,
     to_trl_record,
-    tokenize_pairs,
     trl_from_record,
 )
 from caspo_jax.preferences.selection import make_pair, select_pairs

@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
-import dataclasses
+import itertools
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from caspo_jax.errors import UserError
-from caspo_jax.models import encode_prompt, render_chat
-from caspo_jax.models.tokenizer import opened_once, thought_opening
+from caspo_jax.models import render_chat
+from caspo_jax.models.tokenizer import whole_text
 from caspo_jax.preferences.identity import stable_hash
 from caspo_jax.preferences.left_out import LEFT_OUT, NoContrastError, say_left_out
+from caspo_jax.preferences.pair_tokens import is_rendered
 from caspo_jax.records import schema
 from caspo_jax.store import parse_at, read_jsonl
-from caspo_jax.types import CLOSE_THOUGHT, Pair, Question, Verdict
+from caspo_jax.types import Pair, Verdict
 
 Messages = Sequence[Mapping[str, Any]]
+_AT_ONCE = 512  # pairs whose texts the tokenizer reads together, on all cores
 
 
 class UnclosedThoughtWarning(UserWarning):
@@ -36,6 +38,8 @@ def _text_pair(
         raise NoContrastError("`chosen` and `rejected` are the same text")
     if not chosen.strip() or not rejected.strip():
         raise NoContrastError(f"`{'rejected' if chosen.strip() else 'chosen'}` is empty")
+    for name, text in (("the prefix", prefix), ("`chosen`", chosen), ("`rejected`", rejected)):
+        whole_text(text, name)
     return Pair(
         id=id or stable_hash("wrong", prompt, prefix, chosen, rejected),
         kind="wrong",
@@ -165,14 +169,22 @@ def read_trl(path: str | Path, tokenizer: Any = None) -> list[Pair]:
 
 
 def load_pairs(
-    path: str | Path, parse: Callable[[dict[str, Any]], Pair], *, required: bool = True
+    path: str | Path,
+    parse: Callable[[dict[str, Any]], Pair],
+    *,
+    complete: Callable[[Sequence[Pair]], Callable[[Pair], Pair]] | None = None,
+    required: bool = True,
+    progress: Callable[[int], None] | None = None,
 ) -> tuple[list[Pair], int]:
     """The pairs of a JSONL file; those that cannot be used are left out, each kind with a warning that names the first.
 
     Args:
       path: the file.
       parse: record -> pair; raises `NoContrastError` or `TooLongError` for one to leave out.
+      complete: some hundred parsed pairs -> what makes one of them whole, which may raise the same: for work that is
+        faster done for many at once (`pair_tokens.pair_tokenizer`).
       required: whether a file none of whose pairs can be used is an error.
+      progress: called with how many pairs were read.
 
     Returns:
       The pairs, and how many were left out.
@@ -182,13 +194,32 @@ def load_pairs(
     """
     pairs: list[Pair] = []
     left_out: list[UserError] = []
-    for where, record in read_jsonl(path):
-        try:
-            pairs.append(parse_at(where, parse, record))
-        except tuple(LEFT_OUT) as error:
-            left_out.append(error)
+    lines = read_jsonl(path)
+    while some := list(itertools.islice(lines, _AT_ONCE)):
+        parsed = [(where, _unless_left_out(where, parse, record)) for where, record in some]
+        if complete is not None:
+            finish = complete([pair for _, pair in parsed if isinstance(pair, Pair)])
+            parsed = [
+                (where, _unless_left_out(where, finish, pair) if isinstance(pair, Pair) else pair)
+                for where, pair in parsed
+            ]
+        for _, found in parsed:
+            if isinstance(found, Pair):
+                pairs.append(found)
+            else:
+                left_out.append(found)
+        if progress is not None:
+            progress(len(pairs) + len(left_out))
     say_left_out(path, "pairs", left_out, len(pairs) + len(left_out), required=required)
     return pairs, len(left_out)
+
+
+def _unless_left_out(where: str, make: Callable[[Any], Pair], source: Any) -> Pair | UserError:
+    """What is made of it, or why that is left out."""
+    try:
+        return parse_at(where, make, source)
+    except tuple(LEFT_OUT) as error:
+        return error
 
 
 def to_trl_record(pair: Pair, *, conversational: bool = False, tokenizer: Any = None) -> dict[str, Any]:
@@ -227,7 +258,7 @@ def _asked(pair: Pair, tokenizer: Any) -> str:
     if not pair.prompt_ids or not getattr(tokenizer, "chat_template", None):
         return pair.prompt
     rendered = tokenizer.decode(list(pair.prompt_ids), clean_up_tokenization_spaces=False)
-    return rendered if _is_rendered(rendered, tokenizer) else pair.prompt
+    return rendered if is_rendered(rendered, tokenizer) else pair.prompt
 
 
 def to_step_dpo_record(pair: Pair) -> dict[str, Any]:
@@ -238,61 +269,3 @@ def to_step_dpo_record(pair: Pair) -> dict[str, Any]:
         "chosen": pair.chosen,
         "rejected": pair.rejected,
     }
-
-
-def tokenize_pairs(
-    pairs: Sequence[Pair], tokenizer: Any, *, eos_id: int | None = None, delimiter: str = ""
-) -> list[Pair]:
-    """Token ids for pairs that have texts only; pairs with ids stay as they are.
-
-    Prompt (a question, through the chat template if there is one), prefix and steps are encoded apart, so both
-    sides share the context exactly; a `<think>` that both bring is not opened by the template too. EOS is put after a
-    side that ends its trace, `delimiter` after the others that lack it.
-
-    Raises:
-      UserError: a side that ends its trace, and no EOS id; a side without tokens.
-    """
-    end = tokenizer.eos_token_id if eos_id is None else eos_id
-    return [pair if pair.chosen_ids else _tokenized(pair, tokenizer, end, delimiter) for pair in pairs]
-
-
-def _tokenized(pair: Pair, tokenizer: Any, eos_id: int | None, delimiter: str) -> Pair:
-    def encode(text: str) -> tuple[int, ...]:
-        return tuple(tokenizer.encode(text, add_special_tokens=False)) if text else ()
-
-    def side(text: str, ends: bool) -> tuple[int, ...]:
-        ids = encode(text if ends or text.endswith(delimiter) else text + delimiter)
-        if not ids:
-            raise UserError(f"pair {pair.id!r}: a side encodes to no token")
-        if ends and eos_id is None:
-            raise UserError(f"pair {pair.id!r} ends its trace and the tokenizer has no EOS: give eos_id=")
-        if ends and eos_id is not None and ids[-1] != eos_id:  # some files spell it
-            ids = (*ids, eos_id)
-        return ids
-
-    prompt_ids = encode_prompt(tokenizer, _prompt_question(pair, tokenizer))
-    begun = [pair.prefix] if pair.prefix else [pair.chosen, pair.rejected]
-    return dataclasses.replace(
-        pair,
-        prompt_ids=tuple(opened_once(tokenizer, prompt_ids, *begun)),
-        prefix_ids=encode(pair.prefix),
-        chosen_ids=side(pair.chosen, pair.ends_trace[0]),
-        rejected_ids=side(pair.rejected, pair.ends_trace[1]),
-    )
-
-
-def thinks_on(pair: Pair, tokenizer: Any) -> bool:
-    """Whether a pair with token ids prefers an answer that ends inside the thought which its prompt opens."""
-    closed = CLOSE_THOUGHT in pair.prefix + pair.chosen
-    return pair.ends_trace[0] and not closed and thought_opening(tokenizer, list(pair.prompt_ids)) is not None
-
-
-def _prompt_question(pair: Pair, tokenizer: Any) -> Question:
-    """A prompt that holds special tokens was rendered already; any other is a question."""
-    if _is_rendered(pair.prompt, tokenizer):
-        return Question(id=pair.id, prompt=pair.prompt)
-    return Question(id=pair.id, question=pair.prompt)
-
-
-def _is_rendered(prompt: str, tokenizer: Any) -> bool:
-    return any(token and token in prompt for token in tokenizer.all_special_tokens)

@@ -49,7 +49,9 @@ class Tokenizer:
     def encode(self, text, add_special_tokens=True):
         return [ord(c) for c in text]
 
-    def __call__(self, text, **_):
+    def __call__(self, text, add_special_tokens=True, **_):
+        if isinstance(text, list):
+            return {"input_ids": [self.encode(one, add_special_tokens) for one in text]}
         ids = self.encode(text)
         return {"input_ids": ids, "special_tokens_mask": [0] * len(ids)}
 
@@ -226,6 +228,13 @@ def test_a_thought_that_both_sides_open_is_not_opened_by_the_template_too():
     step = {**STEP_DPO, "initial_reason_steps": "<think>\nStep 1: 1 + 1 = 2.\n"}
     (pair,) = tokenize_pairs([step_dpo_from_record(step)], Thinker())
     assert Thinker().decode(pair.prompt_ids).endswith("1 + 1 + 1?<|im_start|>")
+
+
+@pytest.mark.parametrize("side", ["chosen", "rejected"])
+def test_half_a_character_is_named(tmp_path, side):
+    path = write(tmp_path, {"prompt": "Sky? ", "chosen": "B", "rejected": "G"} | {side: "b \ud800"})
+    with pytest.raises(UserError, match=rf"pairs\.jsonl:1: `{side}`: character 2 is a lone surrogate"):
+        read_trl(path)
 
 
 def test_pairs_of_other_prefixes_are_other_pairs(tmp_path):

@@ -9,7 +9,7 @@ import warnings
 import pytest
 
 from caspo_jax.errors import UserError
-from caspo_jax.preferences import NoContrastWarning, TooLongWarning, UnclosedThoughtWarning
+from caspo_jax.preferences import NoContrastWarning, TooLongWarning, UnclosedThoughtWarning, readers
 from caspo_jax.records import pair_to_record, trace_to_record
 from caspo_jax.tasks import get_task
 from caspo_jax.training import LossConfig, TrainConfig, TrainSummary
@@ -47,6 +47,31 @@ def test_a_pair_longer_than_the_context_is_left_out_and_named(tmp_path, long):
     assert left_out == 2
     assert [pair.chosen for pair in pairs] == ["a", "put m", "put m"]
     assert len(pairs[0].rejected_ids) == CONTEXT - 3  # all that fits, and nothing cut
+
+
+def test_pairs_read_together_are_those_read_one_by_one_in_the_order_of_the_file(tmp_path, monkeypatch):
+    records = []
+    for i in range(4):
+        chat = {"prompt": [{"role": "user", "content": f"q = {i}"}]}
+        chat |= {
+            side: [{"role": "assistant", "content": side[:1] * (i + 1)}] for side in ("chosen", "rejected")
+        }
+        long = ANSWER | {"rejected": LONG}
+        same = ANSWER | {"chosen": "get m"}
+        records += [own(i + 1), STEP_DPO | {"prompt": f"q = {i}"}, long, same, ANSWER | {"id": f"a{i}"}, chat]
+    given, counts, read = write(tmp_path, *records), [], {}
+    for together in (1, 5, 512):
+        monkeypatch.setattr(readers, "_AT_ONCE", together)
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            pairs, left_out = read_pairs(given, POLICY, progress=counts.append)
+        read[together] = pairs, left_out, [str(warning.message) for warning in caught]
+    assert read[1] == read[5] == read[512]
+    pairs, left_out, said = read[1]
+    assert left_out == 8
+    assert len(pairs) == 16
+    assert ["pairs.jsonl:3: " in said[1], "pairs.jsonl:4: " in said[0]] == [True, True]
+    assert counts == [*range(1, 25), 5, 10, 15, 20, 24, 24]
 
 
 def test_each_reason_has_its_warning(tmp_path):

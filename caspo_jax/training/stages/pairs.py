@@ -5,20 +5,20 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import warnings
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 from caspo_jax.errors import UserError
-from caspo_jax.preferences import PairConfig, build_candidates, select_pairs, tokenize_pairs
+from caspo_jax.preferences import PairConfig, build_candidates, select_pairs
 from caspo_jax.preferences.by_model import policy_competitors
 from caspo_jax.preferences.left_out import NoContrastError, check_fits
 from caspo_jax.preferences.packing import Row, pair_rows
+from caspo_jax.preferences.pair_tokens import pair_tokenizer, thinks_on
 from caspo_jax.preferences.readers import (
     UnclosedThoughtWarning,
     load_pairs,
     step_dpo_from_record,
-    thinks_on,
     trl_from_record,
 )
 from caspo_jax.records import pair_from_record, pair_to_record
@@ -138,7 +138,12 @@ def verified_row(trace: Trace) -> Row | None:
 
 
 def read_pairs(
-    path: str | Path, policy: Policy, delimiter: str | None = None, *, required: bool = True
+    path: str | Path,
+    policy: Policy,
+    delimiter: str | None = None,
+    *,
+    required: bool = True,
+    progress: Callable[[int], None] | None = None,
 ) -> tuple[list[Pair], int]:
     """Pairs of a JSONL file, in our format or, by their fields, in those of Step-DPO-10K and TRL.
 
@@ -151,6 +156,7 @@ def read_pairs(
       policy: whose tokenizer reads the texts of the latter two.
       delimiter: what ends their steps; default the policy's own, else two newlines.
       required: whether a file whose pairs would all be left out is an error.
+      progress: called with how many pairs were read.
 
     Returns:
       The pairs, and how many were left out.
@@ -169,20 +175,30 @@ def read_pairs(
             pair = pair_from_record(record)
             if pair.chosen_ids == pair.rejected_ids:
                 raise NoContrastError("`chosen_ids` and `rejected_ids` are the same")
-        else:
-            step_dpo = "initial_reason_steps" in record
-            pair = step_dpo_from_record(record) if step_dpo else trl_from_record(record, tokenizer)
-            if tokenizer is None:
-                raise UserError(f"{policy.path} has no tokenizer, which pairs without token ids need")
-            (pair,) = tokenize_pairs([pair], tokenizer, delimiter=delimiter)
-        check_fits(max(len(context) + len(step) for context, step in pair_rows(pair)), policy.model.config)
-        for ids in (pair.chosen_ids, pair.rejected_ids):
-            policy.check_ids(pair.prompt_ids, [*pair.prefix_ids, *ids])
-        if "chosen_ids" not in record and thinks_on(pair, tokenizer):
-            unclosed.append(pair.id)
+            return pair
+        step_dpo = "initial_reason_steps" in record
+        pair = step_dpo_from_record(record) if step_dpo else trl_from_record(record, tokenizer)
+        if tokenizer is None:
+            raise UserError(f"{policy.path} has no tokenizer, which pairs without token ids need")
         return pair
 
-    pairs, left_out = load_pairs(path, parse, required=required)
+    def complete(some: Sequence[Pair]) -> Callable[[Pair], Pair]:
+        tokenized = pair_tokenizer(some, tokenizer, delimiter=delimiter)
+
+        def completed(pair: Pair) -> Pair:
+            given, pair = pair, tokenized(pair)
+            check_fits(
+                max(len(context) + len(step) for context, step in pair_rows(pair)), policy.model.config
+            )
+            for ids in (pair.chosen_ids, pair.rejected_ids):
+                policy.check_ids(pair.prompt_ids, [*pair.prefix_ids, *ids])
+            if not given.chosen_ids and thinks_on(pair, tokenizer):
+                unclosed.append(pair.id)
+            return pair
+
+        return completed
+
+    pairs, left_out = load_pairs(path, parse, complete=complete, required=required, progress=progress)
     if unclosed:
         warnings.warn(
             f"{path}: the chat template opens a thought ({OPEN_THOUGHT}) that {len(unclosed)} of {len(pairs)} chosen "

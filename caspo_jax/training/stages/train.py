@@ -59,7 +59,8 @@ def train_stage(
       reference_cache: folder of reference log-probs that runs share; default the run's own.
       overwrite: start anew if the run was begun with other settings; nothing but that run is removed.
       progress: called with (updates done, updates in all, **metrics), and before the first update with `reference`, how
-        many of the pairs have their reference log-probs.
+        many of the pairs have their reference log-probs; before the number of updates is known (None) with `reading`, how
+        many pairs were read.
 
     Returns:
       What the manifest counts: updates, pairs, verified rows, tokens, last metrics.
@@ -73,7 +74,8 @@ def train_stage(
         check_rank(policy.model.config, config.lora)  # before the run has a manifest that says so
     # rft goes on without: a round in which no step was wrong has no pairs. sft trains on what DPO would, to be its control.
     needed = config.loss.uses_pairs
-    loaded, left_out = read_pairs(pairs, policy, delimiter, required=needed)
+    on_read = None if progress is None else lambda count: progress(0, None, reading=f"{count:,} pairs")
+    loaded, left_out = read_pairs(pairs, policy, delimiter, required=needed, progress=on_read)
     if needed and not loaded:
         raise UserError(f"{pairs}: no pairs in it: nothing to train on{_why(pairs)}")
     rows: list[Row] = []
