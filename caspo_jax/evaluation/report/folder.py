@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Mapping, Sequence
+import os
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -84,7 +85,7 @@ def load_run(path: str | Path, name: str | None = None, most_traces: int | None 
         rounds take more memory than everything else. Default: all keep them.
 
     Raises:
-      UserError: no such folder, a malformed record (names file:line), or nothing to report in it.
+      UserError: no such folder, one that cannot be read, a malformed record (names file:line), or nothing to report in it.
     """
     path = Path(path)
     if not path.is_dir():
@@ -132,12 +133,15 @@ def load_run(path: str | Path, name: str | None = None, most_traces: int | None 
     return run
 
 
-def _files(folder: Path, suffix: str) -> Iterator[Path]:
-    for file in sorted(folder.rglob(f"*{suffix}")):
-        inside = file.relative_to(folder).parts[:-1]
-        hidden = any(part.startswith(".") for part in (*inside, file.name))
-        if file.is_file() and not hidden and not set(inside) & set(_SKIPPED):
-            yield file
+def _files(folder: Path, suffix: str) -> list[Path]:
+    def refuse(error: OSError) -> None:
+        raise UserError(f"cannot read {error.filename}: {error.strerror}") from error
+
+    found = []
+    for inside, folders, names in os.walk(folder, onerror=refuse):  # `rglob` passes over what it cannot read
+        folders[:] = [name for name in folders if not name.startswith(".") and name not in _SKIPPED]
+        found += [Path(inside, name) for name in names if name.endswith(suffix) and not name.startswith(".")]
+    return sorted(file for file in found if file.is_file())
 
 
 def _manifest(file: Path) -> dict[str, Any]:

@@ -1,11 +1,14 @@
 """The file: one, self-contained, deterministic, and deaf to whatever its data says."""
 
 import base64
+import errno
 import hashlib
 import json
+import os
 import re
 import shutil
 from html.parser import HTMLParser
+from pathlib import Path
 
 import hypothesis.strategies as st
 import pytest
@@ -267,6 +270,21 @@ def test_an_empty_or_missing_folder_is_refused(tmp_path):
         write_report(str(tmp_path), tmp_path / "x.html")
     with pytest.raises(UserError, match="no such folder"):
         write_report([tmp_path / "nowhere"], tmp_path / "report.html")
+
+
+@pytest.mark.parametrize("closed", ["run", "run/inner"])
+def test_a_folder_that_cannot_be_read_is_named(tmp_path, monkeypatch, closed):
+    (small_run(tmp_path / "run") / "inner").mkdir()
+    listed = os.scandir
+
+    def scandir(folder):  # root, who may run this, reads every folder
+        if Path(folder) == tmp_path / closed:
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(folder))
+        return listed(folder)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    with pytest.raises(UserError, match=rf"cannot read .*{closed}: Permission denied"):
+        write_report([tmp_path / "run"], tmp_path / "r.html")
 
 
 def test_hostile_names_are_data_in_every_kind_of_run(tmp_path):
