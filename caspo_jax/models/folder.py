@@ -23,7 +23,7 @@ def resolve_folder(path: str | Path) -> Path:
       UserError: neither a folder nor a hub id that can be fetched; or adapters alone.
     """
     folder = _found(path)
-    if (folder / "adapter_config.json").is_file() and not (folder / "config.json").is_file():
+    if (folder / "adapter_config.json").is_file() and not _holds_model(folder):
         raise UserError(
             f"{path}: holds LoRA adapters and no model: merge them into the model that they are of, by "
             f"experiments.export --model=MODEL --adapter={path} --output=DIR"
@@ -34,6 +34,12 @@ def resolve_folder(path: str | Path) -> Path:
 def hash_checkpoint(folder: str | Path) -> str:
     """SHA-256 of what is read of a checkpoint's folder; outputs that were written into it do not make it another policy."""
     return hash_path(folder, only=_CHECKPOINT)
+
+
+def _holds_model(folder: Path) -> bool:
+    """Whether a folder holds a model's weights, pickled ones too; some trainers put its config.json beside adapters alone."""
+    patterns = ("model.safetensors*", "pytorch_model*")  # one file, or the index of several
+    return (folder / "config.json").is_file() and any(any(folder.glob(pattern)) for pattern in patterns)
 
 
 def _found(path: str | Path) -> Path:

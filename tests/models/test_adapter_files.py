@@ -85,6 +85,21 @@ def test_adapters_are_no_model(model, tmp_path):
         load_pretrained(tmp_path)
 
 
+def test_adapters_beside_a_configuration_are_no_model(copy_of):
+    """As trainers leave them: the base's config.json and the tokenizer lie there, and arguments in a pickle."""
+    folder = copy_of(NAME)
+    write_adapter(folder / "adapter", hand_made())
+    for file in (folder / "adapter").iterdir():
+        file.rename(folder / file.name)
+    (folder / "training_args.bin").touch()
+    (folder / "model.safetensors").unlink()
+    with pytest.raises(UserError, match="holds LoRA adapters and no model"):
+        load_pretrained(folder)
+    (folder / "pytorch_model.bin").touch()
+    with pytest.raises(UserError, match=r"pytorch_model\.bin: pickle"):
+        load_pretrained(folder)
+
+
 def test_adapters_beside_a_model_are_no_obstacle(model, copy_of):
     folder = copy_of(NAME)
     write_adapter(folder / "adapter", hand_made())
