@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -77,6 +77,15 @@ def plan_batches(rows: Sequence[StepRow], batch_tokens: int = MOST_TOKENS) -> li
     return batches
 
 
+def steps_by_width(rows: Sequence[StepRow]) -> dict[int, int]:
+    """The most steps of a row of each width: batches of one width that all have room for them share a program."""
+    most: dict[int, int] = {}
+    for row in rows:
+        columns = width(row.length, _LENGTH_BUCKET)
+        most[columns] = max(most.get(columns, 0), row.steps)
+    return most
+
+
 def measure(
     model: Any,
     rows: Sequence[StepRow],
@@ -86,6 +95,7 @@ def measure(
     final_norm: bool = False,
     mu: float = 0.5,
     delta: float = 0.4,
+    room: Mapping[int, int] | None = None,
 ) -> list[Measured]:
     """One batch of traces through the model.
 
@@ -97,6 +107,8 @@ def measure(
       final_norm: take the states of RCC and of the features after the final norm; as published, before.
       mu: RCC's threshold on the attention weights, in [0, 1].
       delta: RCC's weight of the newest step, in [0, 1].
+      room: `steps_by_width` of all rows that are to be measured. Without it every batch whose rows have another number of
+        steps is compiled anew, model and all.
 
     Returns:
       One Measured a row, in order. Statistics are of the temperature-1, full-vocabulary distribution, in nats.
@@ -108,7 +120,7 @@ def measure(
     check_rcc_settings(mu, delta)
     for i, row in enumerate(rows):
         _check(row, i, model.config)
-    arrays, block = _pad(rows)
+    arrays, block = _pad(rows, room)
     graphdef, params = nnx.split(model)
     options = (rcc, features, final_norm, block)
     found = to_host(_measure(graphdef, params, *arrays, mu, delta, options))
@@ -129,10 +141,12 @@ def _check(row: StepRow, index: int, config: Any) -> None:
         )
 
 
-def _pad(rows: Sequence[StepRow]) -> tuple[tuple[np.ndarray, np.ndarray, np.ndarray], int]:
+def _pad(
+    rows: Sequence[StepRow], room: Mapping[int, int] | None = None
+) -> tuple[tuple[np.ndarray, np.ndarray, np.ndarray], int]:
     """Token ids and mask [B, T], bounds [B, S + 2], and the tile that fits the longest step."""
     length = width(max(row.length for row in rows), _LENGTH_BUCKET)
-    steps = width(max(1, *(row.steps for row in rows)), _STEP_BUCKET)
+    steps = width(max(1, (room or {}).get(length, 0), *(row.steps for row in rows)), _STEP_BUCKET)
     # Full batches of one length are of one size; to the next power of two it would be half as much work again.
     batch = min(1 << (len(rows) - 1).bit_length(), multiple(len(rows), _ROW_BUCKET))
     token_ids, mask = padded_rows([(*row.prompt_ids, *row.token_ids) for row in rows], length, batch)

@@ -6,7 +6,7 @@ import pytest
 from flax import nnx
 
 from caspo_jax.confidence import rcc
-from caspo_jax.confidence.forced import StepRow, _pad, measure, plan_batches
+from caspo_jax.confidence.forced import StepRow, _measure, _pad, measure, plan_batches, steps_by_width
 from caspo_jax.errors import UserError
 from caspo_jax.models import Decoder, RopeConfig
 from caspo_jax.padding import MOST_TOKENS
@@ -122,6 +122,21 @@ def test_a_full_batch_is_hardly_padded_and_few_shapes_are_compiled():
     assert max(ids.size for ids, _, _ in arrays) < 1.25 * MOST_TOKENS
     assert len({ids.shape for ids, _, _ in arrays}) < 60
     assert [len(_pad(rows[:n])[0][0]) for n in (1, 2, 3, 5, 8, 9, 17)] == [1, 2, 4, 8, 8, 12, 20]
+
+
+def test_batches_of_one_width_share_a_program_however_many_steps_they_have(model):
+    rows = [StepRow((1, 2), (3, 4, 5) * 20, (*range(n), 60)) for n in (1, 9, 20, 27)]
+    room = steps_by_width([*rows, StepRow((1,), (2,) * 100, (*range(70), 100))])
+    assert room == {64: 27, 128: 70}
+    before = _measure._cache_size()
+    found = [measure(model, [row], features=True, room=room)[0] for row in rows]
+    assert _measure._cache_size() == before + 1
+    for row, one in zip(rows, found):
+        (alone,) = measure(model, [row], features=True)
+        for name in ("q", "p", "features"):
+            assert len(getattr(one, name)) == row.steps
+            np.testing.assert_allclose(getattr(one, name), getattr(alone, name), atol=1e-5)
+    assert _measure._cache_size() > before + 2  # of numbers of their own
 
 
 def test_a_batch_has_room_for_the_steps_of_every_row():

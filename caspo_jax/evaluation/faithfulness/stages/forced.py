@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from caspo_jax.confidence.forced import Measured, measure, plan_batches
+from caspo_jax.confidence.forced import Measured, measure, plan_batches, steps_by_width
 from caspo_jax.confidence.hidden import check_rcc_settings
 from caspo_jax.evaluation.faithfulness.estimators import Values, token_values, unit_values
 from caspo_jax.evaluation.faithfulness.stages.stage import Stage, finish
@@ -46,13 +46,14 @@ def forced_stage(
         out.append([_forced_record(name, s, None) for s in unread])
     readable = [s for s in stage.subjects if s.readable]
     rows = [s.row() for s in readable]
+    room = steps_by_width(rows)
     done = len(unread)
     for batch in plan_batches(rows):
         part = [readable[i] for i in batch]
         if any(not {s.id for s in part} <= out.done for out in todo.values()):
             batch_rows = [rows[i] for i in batch]
             found = measure(
-                model, batch_rows, rcc="hidden" in todo, final_norm=final_norm, mu=mu, delta=delta
+                model, batch_rows, rcc="hidden" in todo, final_norm=final_norm, mu=mu, delta=delta, room=room
             )
             for name, out in todo.items():
                 out.append([_forced_record(name, s, m) for s, m in zip(part, found)])

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from caspo_jax.confidence.forced import measure, plan_batches
+from caspo_jax.confidence.forced import measure, plan_batches, steps_by_width
 from caspo_jax.confidence.probe import Probe, cross_fitted_probe, fit_probe, load_probe, save_probe
 from caspo_jax.evaluation.faithfulness.estimators import Values, unit_values
 from caspo_jax.evaluation.faithfulness.stages.stage import Stage, finish
@@ -110,9 +110,12 @@ def _features(
 ) -> Iterator[tuple[int, np.ndarray]]:
     """The index of each trace and its features [S, 2E], a batch of like lengths after another."""
     rows = [s.row() for s in readable]
+    room = steps_by_width(rows)
     done = 0
     for batch in plan_batches(rows):
-        measured = measure(model, [rows[i] for i in batch], rcc=False, features=True, final_norm=final_norm)
+        measured = measure(
+            model, [rows[i] for i in batch], rcc=False, features=True, final_norm=final_norm, room=room
+        )
         yield from ((i, m.features) for i, m in zip(batch, measured, strict=True))
         done += len(batch)
         stage.report(done)
