@@ -131,6 +131,7 @@ def cat_search(
     equivalent: Equal = same_text,
     progress: Progress | None = None,
     usage: Usage | None = None,
+    pad_to: tuple[int, int] = (0, 0),
     strategy: str = "cat",
 ) -> list[CatResult]:
     """Confidence-aware Thought: a tree of branches that are pruned and forked at step boundaries.
@@ -148,6 +149,7 @@ def cat_search(
       equivalent: (answer, answer) -> bool, for the vote.
       progress: called with (questions done, questions in all).
       usage: counters of how well the slots were used, to which this call adds.
+      pad_to: as in `generate`.
       strategy: cat | self_consistency | explore, the policy of the loop.
 
     Returns:
@@ -181,6 +183,7 @@ def cat_search(
         equivalent=equivalent,
         progress=progress,
         usage=usage,
+        pad_to=pad_to,
     )
 
 

@@ -30,6 +30,7 @@ def search_results(
     equivalent: Equal,
     progress: Progress | None,
     usage: Usage | None,
+    pad_to: tuple[int, int] = (0, 0),
 ) -> list[CatResult]:
     """Results of all questions with the first config, then with the next, which differs in the threshold alone.
 
@@ -65,6 +66,7 @@ def search_results(
         progress=progress,
         usage=usage,
         decided=decided if config.stop_decided else None,
+        pad_to=pad_to,
         thresholds=[config.threshold for config in configs],
     )
     threshold_of = [

@@ -85,13 +85,14 @@ def grow_trees(
     ways = batch_ways(mesh_of(model))
     size = _even_size(count, max(1, rows // num_slots), ways)
     lanes = prefers_lanes(size * num_slots)
+    cut = cut_rows(size * num_slots) if split and any(pad_to) and not refill else 0
+    few = len(units) * roots <= cut
     if refill is None:
         limited = any(unit.max_new_tokens is not None for unit in units)
         alike = len({unit.threshold for unit in units}) == 1 and not limited  # what a queue takes
-        refill = len(units) > size and mesh_of(model) is None and not lanes and decided is None and alike
+        many = count > size and not few
+        refill = many and mesh_of(model) is None and not lanes and decided is None and alike
     wanted, shared = list(units), 1
-    cut = cut_rows(size * num_slots) if split and any(pad_to) and not refill else 0
-    few = len(units) * roots <= cut
     if split and num_slots > 1 and (few or (refill and apart)):
         wanted = [
             dataclasses.replace(unit, first_rank=unit.first_rank + i) for unit in units for i in range(roots)
@@ -123,7 +124,8 @@ def grow_trees(
         decided=None if decided is None else lambda unit, tree: decided(order[unit], tree),
         padded=any(pad_to),
     )
-    found = (stream if refill else _in_batches)(search, [wanted[i] for i in order], size)
+    ordered = [wanted[i] for i in order]
+    found = stream(search, ordered, size, count * shared) if refill else _in_batches(search, ordered, size)
     trees: list[list[Tree]] = [[] for _ in units]
     for index, its in sorted(zip(order, found, strict=True)):
         trees[index // shared].extend(its)

@@ -15,14 +15,14 @@ from caspo_jax.sampling.units import QueueRoom, Unit
 SEGMENT = 64  # iterations between two looks from the host
 
 
-def stream(search: Batch, units: list[Unit], size: int) -> list[list[Tree]]:
-    """Grows one tree a unit, `size` at a time.
+def stream(search: Batch, units: list[Unit], size: int, count: int) -> list[list[Tree]]:
+    """Grows one tree a unit, `size` at a time, with a queue as for `count` units, at least as many as there are.
 
     Memory does not grow with the number of units: the queue and what has ended hold `queue_batches` batches.
     """
     trees: list[list[Tree]] = [[] for _ in units]
     batches = queue_batches(search.prompt_columns, search.max_new_tokens)
-    entries = multiple(min(len(units), batches * size), size)
+    entries = multiple(min(count, batches * size), size)
     room = QueueRoom.of(entries, size, search.shared)
     state = refillable(search.empty(size), entries)
     fed = queued = 0

@@ -3,12 +3,15 @@
 import contextlib
 import json
 
+import numpy as np
 import pytest
 
 import caspo_jax as cj
 from caspo_jax.errors import UserError
+from caspo_jax.sampling import loop
 from caspo_jax.tasks import get_task
 from caspo_jax.training.stages import Policy, sample, sample_stage
+from caspo_jax.types import Question
 
 
 @pytest.mark.parametrize(
@@ -133,3 +136,43 @@ def test_without_a_reader_no_trace_has_an_answer(tmp_path):
         traces = sample_stage(policy, questions, tmp_path / f"{strategy}.jsonl", config, strategy=strategy)
         found = [json.loads(line) for line in traces.read_text().splitlines()]
         assert [trace["answer"] for trace in found] == [None] * len(found) != []
+
+
+@pytest.mark.parametrize("strategy", ["sample", "cat"])
+def test_groups_share_their_programs_whatever_their_prompts_and_however_few_the_last_has(
+    tmp_path, monkeypatch, strategy
+):
+    policy = Policy.load(get_task("graph").policy_path)
+    prompt = tuple(policy.tokenizer(get_task("graph").questions("test", 1, seed=0)[0].question)["input_ids"])
+    lengths = [30] * 15 + [36] + [49] * 16 + [40] * 3  # groups of sixteen, two questions at once
+    questions = [Question(f"q{i}", prompt_ids=(prompt * 4)[-n:]) for i, n in enumerate(lengths)]
+    decoding = cj.SampleConfig(
+        max_new_tokens=64, stop=(";",), temperature=1.0, num_samples=2 if strategy == "sample" else 1
+    )
+    config = decoding if strategy == "sample" else cj.CatConfig(num_branches=2, expand=1, sample=decoding)
+
+    def decoded(count, name):
+        before = loop._donated._cache_size()
+        path = sample_stage(
+            policy, questions[:count], tmp_path / name, config, strategy=strategy, batch_size=4
+        )
+        found = [json.loads(line) for line in path.read_text().splitlines()]
+        return found, loop._donated._cache_size() - before
+
+    together, programs = decoded(35, "shared.jsonl")
+    assert programs == 1
+    some, more = decoded(33, "fewer.jsonl")
+    assert more == 0
+    monkeypatch.setattr(sample, "prompt_rooms", lambda longest, _: [0] * len(longest))
+    alone, more = decoded(35, "own.jsonl")
+    assert more == 1  # of the shorter prompts
+    for one, other in zip(together, alone, strict=True):
+        assert (one["id"], one["text"]) == (other["id"], other["text"])
+        np.testing.assert_allclose(one["logprob"], other["logprob"], atol=1e-4)
+    assert [trace["text"] for trace in some] == [trace["text"] for trace in together[: len(some)]]
+
+
+def test_a_group_has_the_room_of_longer_prompts_where_a_row_grows_little_by_them():
+    assert sample.prompt_rooms([200, 340, 30, 300, 160], 1000) == [340, 340, 160, 340, 160]
+    assert sample.prompt_rooms([200, 200], 10) == [200, 200]
+    assert sample.prompt_rooms([], 10) == []

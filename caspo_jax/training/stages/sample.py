@@ -23,6 +23,7 @@ from caspo_jax.types import Equal, Extract, Progress, Question, Trace
 
 SAMPLED: Sequence[str] = ("greedy", "sample", "self_consistency")  # strategies of a SampleConfig
 SEARCHED: Sequence[str] = ("cat", "explore")  # and of a CatConfig
+PADDING = 0.15  # of the longest row, prompt and output, that a group may be given so that it shares another's programs
 
 
 def sample_stage(
@@ -91,15 +92,17 @@ def sample_stage(
     if instruction is not None:
         settings["instruction"] = instruction
     # All of them before anything is written or decoded: a question that cannot be asked is not found out hours later.
-    longest = 1
+    lengths = []
     for question in questions:
         prompt = encode_prompt(policy.tokenizer, question)
         check_prompt_ids(prompt, policy.model.config, question.name, decoding.max_new_tokens)
-        longest = max(longest, len(prompt))
+        lengths.append(len(prompt))
     room = batch_size
     if room is None:
         split = isinstance(config, SampleConfig)
-        room, _ = default_rows(policy.model, longest, decoding.max_new_tokens, per_question, split)
+        room, _ = default_rows(
+            policy.model, max(lengths, default=1), decoding.max_new_tokens, per_question, split
+        )
     settings["batch_size"] = room
     traces_out = open_output(output, "sample", settings, overwrite)
     side = {
@@ -115,6 +118,8 @@ def sample_stage(
     rows = begun_with if batch_size is None and begun_with * SHARE <= room else room
     size = max(1, begun_with // per_question) * 8
     groups = [questions[i : i + size] for i in range(0, len(questions), size)]
+    longest = [max(lengths[i : i + size]) for i in range(0, len(questions), size)]
+    rooms = prompt_rooms(longest, decoding.max_new_tokens)
     key = jax.random.key(seed)
 
     def within(before: int) -> Progress | None:
@@ -130,11 +135,12 @@ def sample_stage(
             for name, out in unfinished.items()
         ]
         if not all(begun):
+            pad_to = (size, rooms[index]) if len(groups) > 1 else (0, 0)
             if isinstance(config, SampleConfig):
-                decoded = _sampled(policy, group, config, key, rows, within(index * size))
+                decoded = _sampled(policy, group, config, key, rows, within(index * size), pad_to)
             else:
                 decoded = _searched(
-                    policy, group, config, strategy, key, rows, extract, equal, within(index * size)
+                    policy, group, config, strategy, key, rows, extract, equal, within(index * size), pad_to
                 )
             traces, voted = _named(group, decoded, per_question, extract, equal)
             stamped = (
@@ -153,6 +159,24 @@ def sample_stage(
     for out in unfinished.values():
         out.finish(questions=len(questions), records=len(out.done))
     return output
+
+
+def prompt_rooms(longest: Sequence[int], new_tokens: int) -> list[int]:
+    """The prompt tokens that each group is decoded with: those of a group with longer prompts, if a row grows little by them.
+
+    Every number is compiled anew, and each group has another longest prompt.
+
+    Args:
+      longest: tokens of each group's longest prompt.
+      new_tokens: of the longest output.
+    """
+    rooms: dict[int, int] = {}
+    room = 0
+    for tokens in sorted(longest, reverse=True):
+        if not room or room + new_tokens > (1 + PADDING) * (tokens + new_tokens):
+            room = tokens
+        rooms[tokens] = room
+    return [rooms[tokens] for tokens in longest]
 
 
 def _trace_id(question: Question, index: int, per_question: int) -> str:
@@ -178,10 +202,18 @@ def _sampled(
     key: jax.Array,
     batch_size: int,
     progress: Progress | None,
+    pad_to: tuple[int, int],
 ) -> _Decoded:
     """Independent outputs."""
     flat = generate(
-        policy.model, policy.tokenizer, questions, config, key, batch_size=batch_size, progress=progress
+        policy.model,
+        policy.tokenizer,
+        questions,
+        config,
+        key,
+        batch_size=batch_size,
+        progress=progress,
+        pad_to=pad_to,
     )
     n = config.num_samples
     paths: list[Sequence[Trace]] = [flat[i : i + n] for i in range(0, len(flat), n)]
@@ -199,6 +231,7 @@ def _searched(
     extract: Extract | None,
     equal: Equal | None,
     progress: Progress | None,
+    pad_to: tuple[int, int],
 ) -> _Decoded:
     """The trees of a search, or of an exploration: the steps of what that left open are training data too."""
     explores = strategy == "explore"
@@ -212,6 +245,7 @@ def _searched(
         extract=extract or last_line,
         equivalent=equal or same_text,
         progress=progress,
+        pad_to=pad_to,
     )
     left_open: list[list[Trace]] = [[] for _ in results]
     if explores:
