@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bisect
 import functools
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -38,23 +39,29 @@ def segment_bytes(
     """
     machine = _machine(delimiter.encode() if isinstance(delimiter, str) else bytes(delimiter))
     n = len(machine.delimiter)
-    starts: list[int] = []  # byte at which each token starts
+    pieces = [token_bytes[token] for token in token_ids]
+    data = b"".join(pieces)
+    sizes = np.array([len(piece) for piece in pieces], int)
+    ends = np.cumsum(sizes)
+    starts = ends - sizes  # byte at which each token starts
+    relevant = np.flatnonzero(np.isin(np.frombuffer(data, np.uint8), list(machine.delimiter)))
+    # Most tokens hold none of the delimiter's bytes; only the others can do something to an open step.
+    touching = np.unique(np.searchsorted(ends, relevant, side="right")).tolist()
     segments: list[
         tuple[int, int, int, int, np.ndarray]
     ] = []  # first own token, token_end, bytes, counted from first
-    state = position = content = 0
+    state = content = column = 0
     first = -1
-    for column, token in enumerate(token_ids):
-        data = token_bytes[token]
-        scan = machine.scan(state, data)
-        starts.append(position)
+    while column < len(pieces):
+        piece, position = pieces[column], int(starts[column])
+        scan = machine.scan(state, piece)
         if scan.extends:
             first = -1
-        elif first < 0 and data:
+        elif first < 0 and piece:
             first, content_start = column, content
         delimiter_byte = position + scan.close_end - n
         if scan.close_end and first >= 0 and starts[first] < delimiter_byte:
-            counted = np.array(starts[first:]) < delimiter_byte
+            counted = starts[first : column + 1] < delimiter_byte
             counted[-1] |= not scan.pure
             segments.append((first, column + 1, content_start, delimiter_byte, counted))
             first = -1
@@ -63,11 +70,14 @@ def segment_bytes(
         if scan.run_end:
             content = position + scan.run_end
         state = scan.state
-        position += len(data)
+        column += 1
+        if first >= 0 and state == 0:
+            after = bisect.bisect_left(touching, column)
+            column = touching[after] if after < len(touching) else len(pieces)
     if first >= 0:
-        counted = np.ones(len(token_ids) - first, bool)
-        segments.append((first, len(token_ids), content_start, position, counted))
-    return _attach(segments, len(token_ids))
+        counted = np.ones(len(pieces) - first, bool)
+        segments.append((first, len(pieces), content_start, len(data), counted))
+    return _attach(segments, len(pieces))
 
 
 def _attach(segments: list[tuple[int, int, int, int, np.ndarray]], length: int) -> list[Segment]:

@@ -35,13 +35,13 @@ def join_bytes(token_ids: Sequence[int], token_bytes: Sequence[bytes]) -> bytes:
             f"token_bytes is a {type(token_bytes).__name__}: give the bytes of every id, "
             "as caspo_jax.models.token_bytes(tokenizer, vocab_size) lists them"
         )
-    for index, token in enumerate(token_ids):
-        if not 0 <= token < len(token_bytes):
-            raise UserError(
-                f"token_ids[{index}] = {token} is outside the vocabulary of {len(token_bytes)} tokens: "
-                "give the tokenizer that wrote these ids"
-            )
-    return b"".join(token_bytes[token] for token in token_ids)
+    if len(token_ids) and not 0 <= min(token_ids) <= max(token_ids) < len(token_bytes):
+        index = next(i for i, token in enumerate(token_ids) if not 0 <= token < len(token_bytes))
+        raise UserError(
+            f"token_ids[{index}] = {token_ids[index]} is outside the vocabulary of {len(token_bytes)} tokens: "
+            "give the tokenizer that wrote these ids"
+        )
+    return b"".join([token_bytes[token] for token in token_ids])
 
 
 def segment(

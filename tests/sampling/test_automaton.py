@@ -71,6 +71,41 @@ def test_segments_against_regular_expressions(delimiter):
             assert got[-1].token_end == len(ids)
 
 
+@pytest.mark.parametrize("delimiter", ["\n\n", "\n", "€\n", "é", "aba", "\r\n\r\n"])
+def test_tokens_far_from_delimiters_are_passed_over(delimiter):
+    """Most tokens hold none of the delimiter's bytes; it, and characters, may be cut over tokens."""
+    rng = np.random.default_rng(4)
+    data = delimiter.encode()
+    plain = [b"x", b"yz", "日".encode()[:2], "日".encode()[2:], b""]
+    others = [
+        data,
+        data[:1],
+        data[1:],
+        data[:-1],
+        b"x" + data + b"x",
+        b"x" + data[:1],
+        data[-1:] + b"x",
+        b".",
+    ]
+    vocabulary = [*plain, *others, "…".encode()]  # which begins as the euro sign does
+    chances = [0.7 / len(plain)] * len(plain) + [0.3 / 9] * 9
+    steps = 0
+    for _ in range(60):
+        pieces = [vocabulary[i] for i in rng.choice(len(vocabulary), 40, p=chances)]
+        expected = []  # counted tokens of each step, read token by token
+        for end in range(1, len(pieces) + 1):
+            closes, counted = newest_step(pieces[:end], data)
+            if closes or (end == len(pieces) and counted):
+                expected.append(counted)
+        got = segment_bytes(pieces, range(len(pieces)), delimiter)
+        assert [(np.flatnonzero(s.counted) + s.token_start).tolist() for s in got] == expected
+        text, found = b"".join(pieces), delimiters(b"".join(pieces), data)
+        edges = [*zip([0, *(f[2] for f in found)], [*(f[0] for f in found), len(text)])]
+        assert {(s.byte_start, s.byte_end) for s in got} <= set(edges)
+        steps += len(got)
+    assert steps > 100
+
+
 @functools.partial(jax.jit, static_argnums=2)
 def _closings(automaton, token, columns):
     """What the loop would see on rows of tokens [R, T]: closed [T, R], counted [T, R, T], stop and EOS [T, R]."""
