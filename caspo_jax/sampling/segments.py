@@ -92,6 +92,19 @@ def _attach(segments: list[tuple[int, int, int, int, np.ndarray]], length: int) 
     return out
 
 
+def resume(token_bytes: Sequence[bytes], token_ids: Sequence[int], delimiter: str) -> int:
+    """The token from which steps that begin behind `token_ids` can be cut without those before it.
+
+    It is the last one that begins a character and holds none of the delimiter's bytes: it lies in a step, and no delimiter
+    reaches over it, so that all steps after its own, and the counted tokens from it on, are those of the whole. 0: none.
+    """
+    for column in reversed(range(len(token_ids))):
+        piece = token_bytes[token_ids[column]]
+        if piece and set(piece).isdisjoint(delimiter.encode()) and piece[0] & 0xC0 != 0x80:
+            return column
+    return 0
+
+
 def segment_tokens(
     token_bytes: Sequence[bytes], token_ids: Sequence[int], delimiter: str | bytes
 ) -> list[tuple[int, int, np.ndarray]]:

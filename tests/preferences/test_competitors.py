@@ -1,12 +1,21 @@
 """Nearest competitors over a vocabulary of bytes and a scripted model."""
 
 import dataclasses
+import random
 
 import pytest
 
 from caspo_jax.errors import UserError
-from caspo_jax.preferences import Candidate, GreedyCompetitors, NoCompetitor, PairConfig, select_pairs
-from caspo_jax.steps import StatedEquations
+from caspo_jax.preferences import (
+    Candidate,
+    GreedyCompetitors,
+    NoCompetitor,
+    PairConfig,
+    Rival,
+    competitors,
+    select_pairs,
+)
+from caspo_jax.steps import StatedEquations, segment
 from caspo_jax.types import Question
 
 EOS = 256
@@ -168,6 +177,45 @@ def test_what_never_becomes_a_step_is_unfinished(other, rest):
     model = Model(other=other, rest=rest or ())
     assert model.maker()([candidate(hot=0)]) == [NoCompetitor("unfinished")]
     assert len(model.contexts) == (2 if rest else 1)  # nothing follows an EOS
+
+
+@pytest.mark.parametrize("delimiter", ["\n\n", "\n", "€\n", "é", "aba", "\r\n\r\n"])
+def test_steps_behind_a_prefix_are_cut_as_those_of_the_whole(delimiter, monkeypatch):
+    """Delimiters and characters are cut over tokens, also where the prefix ends; some prefixes are not the text of their tokens."""
+    rng = random.Random(0)
+    data, euro = delimiter.encode(), "€".encode()
+    cut = [data[:1], data[1:], data[:-1], data[-1:], b"x" + data + b"y", b"x" + data[:1], data[-1:] + b"x"]
+    vocabulary = [b"x", b"x ", b"yz", euro[:1], euro[1:], euro, b"\xa9", data, *cut, b"", b""]
+    eos = len(vocabulary) - 1
+    chances = [4] * 3 + [1] * (eos - 3) + [0.3]
+
+    def some(most):
+        return tuple(rng.choices(range(eos + 1), chances, k=rng.randint(1, most)))
+
+    asked = []
+    for _ in range(50):
+        ids = some(40)
+        text, steps, _ = segment(ids, vocabulary, delimiter)
+        for before, step in zip((None, *steps), steps):
+            own = ids[step.token_start : step.token_end]
+            for end in (step.start, rng.randint(before.start + 1 if before else 0, len(text))):
+                fields = {"prefix": text[:end], "prefix_ids": ids[: step.token_start], "token_ids": own}
+                hot = tuple(rng.random() for _ in own)
+                asked.append(candidate(step.text, **fields, entropy=hot, other_ids=some(1) * len(own)))
+    said = [(some(8), rng.random() < 0.5) for _ in asked]
+    maker = GreedyCompetitors(
+        token_bytes=vocabulary,
+        eos_ids=frozenset({eos}),
+        complete=lambda contexts: said[: len(contexts)],
+        verifier=StatedEquations(),
+        delimiter=delimiter,
+    )
+    found = maker(asked), maker(asked, "token")
+    assert sum(isinstance(rival, Rival) for rival in found[0]) > len(asked) / 3
+    assert sum(len(maker._tail(c).ids) < len(c.prefix_ids) for c in asked) > len(asked) / 4
+    monkeypatch.setattr(competitors, "resume", lambda *_: 0)
+    assert all(maker._tail(c).ids == c.prefix_ids for c in asked)
+    assert (maker(asked), maker(asked, "token")) == found
 
 
 def test_the_swapped_token_alone():

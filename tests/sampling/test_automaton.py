@@ -14,7 +14,7 @@ from tree_reference import delimiters, newest_step
 from caspo_jax.errors import UserError
 from caspo_jax.sampling import build_automaton, segment_tokens
 from caspo_jax.sampling.cursor import advance, counted_mask, cursor_init, next_step
-from caspo_jax.sampling.segments import character_spans, first_stop, segment_bytes, token_text
+from caspo_jax.sampling.segments import character_spans, first_stop, resume, segment_bytes, token_text
 
 CASES = [
     # tokens, delimiter, [(token_start, token_end, counted)]
@@ -89,7 +89,7 @@ def test_tokens_far_from_delimiters_are_passed_over(delimiter):
     ]
     vocabulary = [*plain, *others, "…".encode()]  # which begins as the euro sign does
     chances = [0.7 / len(plain)] * len(plain) + [0.3 / 9] * 9
-    steps = 0
+    steps = resumed = 0
     for _ in range(60):
         pieces = [vocabulary[i] for i in rng.choice(len(vocabulary), 40, p=chances)]
         expected = []  # counted tokens of each step, read token by token
@@ -102,8 +102,24 @@ def test_tokens_far_from_delimiters_are_passed_over(delimiter):
         text, found = b"".join(pieces), delimiters(b"".join(pieces), data)
         edges = [*zip([0, *(f[2] for f in found)], [*(f[0] for f in found), len(text)])]
         assert {(s.byte_start, s.byte_end) for s in got} <= set(edges)
+        known = int(rng.integers(0, len(pieces) + 1))
+        start = resume(pieces, range(known), delimiter)
+        if start:  # all but the first of these are steps of the whole
+            byte = sum(map(len, pieces[:start]))
+            halves = [part.decode("utf-8", "replace") for part in (text[:byte], text[byte:])]
+            assert "".join(halves) == text.decode("utf-8", "replace")
+            rest = segment_bytes(pieces, range(start, len(pieces)), delimiter)
+            behind = got[len(got) - len(rest) + 1 :]
+            assert [(s.token_start - start, s.byte_start - byte) for s in behind] == [
+                (s.token_start, s.byte_start) for s in rest[1:]
+            ]
+            assert all(s.token_start <= start for s in got[: len(got) - len(rest) + 1])
+            counted = [np.concatenate([s.counted for s in found]) for found in (got, rest)]
+            assert (counted[0][start:] == counted[1]).all()
+            resumed += 1
         steps += len(got)
     assert steps > 100
+    assert resumed > 30
 
 
 @functools.partial(jax.jit, static_argnums=2)
