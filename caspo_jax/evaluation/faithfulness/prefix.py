@@ -5,13 +5,14 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
 from caspo_jax.checks import at_least, own_numbers, within
 from caspo_jax.evaluation.faithfulness.contradiction import ContradictionItem, ContradictionJudge, Contradicts
 from caspo_jax.evaluation.faithfulness.subjects import Subject
+from caspo_jax.steps.beginnings import Beginning, cut_when_read
 from caspo_jax.steps.segmentation import segment_text
 from caspo_jax.types import CLOSE_THOUGHT, DEFAULT_DELIMITER, Question
 
@@ -19,7 +20,9 @@ _ROOM = 8  # fewer new tokens than this are no paragraph
 _LINE = "\n"  # what ends a step of a giant trace (`thinking.split_giant`)
 
 
-class State(NamedTuple):
+@cut_when_read("ids")
+@dataclasses.dataclass(frozen=True, order=True)
+class State:
     """Where continuations start, and where they end: the same prefix may stand before a paragraph and before a line."""
 
     ids: tuple[int, ...]  # prompt included
@@ -102,9 +105,9 @@ def plan_prefixes(subjects: Sequence[Subject], config: PrefixConfig, context: in
         picked = choose_steps(subject, config.max_steps, seed) if subject.readable else []
         # One step of a giant trace is a paragraph like any other: nothing was cut.
         lines = subject.giant and len(trace.steps) > 1 and config.delimiter != _LINE
-        states = [
-            State(trace.prompt_ids + trace.token_ids[: _begin(subject, i, lines)], lines) for i in picked
-        ]
+        whole, asked = trace.prompt_ids + trace.token_ids, len(trace.prompt_ids)
+        ends = [asked + _begin(subject, i, lines) for i in picked]
+        states = [State(Beginning(whole, end), lines) for end in ends]  # type: ignore[arg-type]
         fits = [bool(state.ids) and context - len(state.ids) >= _ROOM for state in states]
         steps.append(tuple(i for i, fit in zip(picked, fits) if fit))
         prefixes.append(tuple(state for state, fit in zip(states, fits) if fit))
