@@ -128,15 +128,15 @@ def first_stop(
       stops: strings that end a path.
       begin: stop strings that the first `begin` tokens complete are not looked for.
     """
-    ends = np.cumsum([len(token_bytes[token]) for token in token_ids])
-    data = b"".join(token_bytes[token] for token in token_ids)
-    before = int(ends[begin - 1]) if begin else 0
+    pieces = [token_bytes[token] for token in token_ids]
+    data = b"".join(pieces)
+    before = sum(map(len, pieces[:begin]))
     completed = []
     for stop in map(str.encode, stops):
         at = data.find(stop, max(0, before - len(stop) + 1))
         if at >= 0:
             completed.append(at + len(stop))
-    return int(np.searchsorted(ends, min(completed))) + 1 if completed else None
+    return int(np.searchsorted(np.cumsum(list(map(len, pieces))), min(completed))) + 1 if completed else None
 
 
 def token_text(token_bytes: Sequence[bytes], token_ids: Sequence[int]) -> str:
