@@ -109,7 +109,8 @@ def test_stages_one_by_one(program, questions, tmp_path):
     for name, flags in steps:
         code, said[name], err = program(name, model=model, **flags)
         assert code == 0, (name, err)
-    *progress, summary = map(json.loads, said["train"].splitlines())
+    read_pairs, *progress, summary = map(json.loads, said["train"].splitlines())
+    assert (read_pairs["total"], read_pairs["reading"]) == (None, f"{summary['pairs']} pairs")
     passed = [u for u in progress if "reference" in u]  # before the first update
     updates = progress[len(passed) :]
     assert progress[: len(passed)] == passed
