@@ -31,8 +31,10 @@ def pair_tokenizer(
     pairs: Sequence[Pair], tokenizer: Any, *, eos_id: int | None = None, delimiter: str = ""
 ) -> Callable[[Pair], Pair]:
     """What does to any of these pairs what `tokenize_pairs` does to all; their texts are encoded now, on all cores."""
-    end = tokenizer.eos_token_id if eos_id is None else eos_id
     bare = [pair for pair in pairs if not pair.chosen_ids]
+    if not bare:  # of a policy that may have no tokenizer
+        return lambda pair: pair
+    end = tokenizer.eos_token_id if eos_id is None else eos_id
     texts = {text: None for pair in bare for text in (pair.prefix, *_sides(pair, delimiter)) if text}
     known = dict(zip(texts, tokenizer(list(texts), add_special_tokens=False)["input_ids"])) if texts else {}
     encoded = {"": ()} | {text: tuple(ids) for text, ids in known.items()}

@@ -89,6 +89,14 @@ def test_own_pairs_of_two_equal_steps_say_nothing_either(tmp_path):
         assert read_pairs(write(tmp_path, own(1), same), POLICY)[1] == 1
 
 
+def test_own_pairs_need_no_tokenizer(tmp_path):
+    bare = dataclasses.replace(POLICY, tokenizer=None)
+    (pair,), _ = read_pairs(write(tmp_path, pair_to_record(OWN)), bare)
+    assert (pair.chosen_ids, pair.rejected_ids) == (OWN.chosen_ids, OWN.rejected_ids)
+    with pytest.raises(UserError, match=r"pairs\.jsonl:2: .* has no tokenizer"):
+        read_pairs(write(tmp_path, pair_to_record(OWN), ANSWER), bare)
+
+
 def test_a_file_of_which_nothing_is_left_is_one_error(tmp_path):
     given = write(tmp_path, own(CONTEXT), STEP_DPO | {"chosen": LONG})
     message = rf"none of its 2 pairs can be used; the first: .*pairs\.jsonl:1: {CONTEXT + 3} tokens exceed"
