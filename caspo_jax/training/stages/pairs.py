@@ -185,8 +185,8 @@ def read_pairs(
     def complete(some: Sequence[Pair]) -> Callable[[Pair], Pair]:
         tokenized = pair_tokenizer(some, tokenizer, delimiter=delimiter)
 
-        def completed(pair: Pair) -> Pair:
-            given, pair = pair, tokenized(pair)
+        def completed(given: Pair) -> Pair:
+            pair = tokenized(given)
             check_fits(
                 max(len(context) + len(step) for context, step in pair_rows(pair)), policy.model.config
             )

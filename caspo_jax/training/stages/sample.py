@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ from caspo_jax.types import Equal, Extract, Progress, Question, Trace
 
 SAMPLED: Sequence[str] = ("greedy", "sample", "self_consistency")  # strategies of a SampleConfig
 SEARCHED: Sequence[str] = ("cat", "explore")  # and of a CatConfig
-PADDING = 0.15  # of the longest row, prompt and output, that a group may be given so that it shares another's programs
+_MOST_PADDING = 0.15  # of the longest row, prompt and output, that a group may be given so that it shares another's programs
 
 
 def sample_stage(
@@ -135,13 +135,13 @@ def sample_stage(
             for name, out in unfinished.items()
         ]
         if not all(begun):
-            pad_to = (size, rooms[index]) if len(groups) > 1 else (0, 0)
+            options: dict[str, Any] = {"batch_size": rows, "progress": within(index * size)}
+            if len(groups) > 1:
+                options["pad_to"] = (size, rooms[index])
             if isinstance(config, SampleConfig):
-                decoded = _sampled(policy, group, config, key, rows, within(index * size), pad_to)
+                decoded = _sampled(policy, group, config, key, options)
             else:
-                decoded = _searched(
-                    policy, group, config, strategy, key, rows, extract, equal, within(index * size), pad_to
-                )
+                decoded = _searched(policy, group, config, strategy, key, extract, equal, options)
             traces, voted = _named(group, decoded, per_question, extract, equal)
             stamped = (
                 dataclasses.replace(trace, policy=policy.hash[:16], seed=seed, strategy=strategy)
@@ -173,7 +173,7 @@ def prompt_rooms(longest: Sequence[int], new_tokens: int) -> list[int]:
     rooms: dict[int, int] = {}
     room = 0
     for tokens in sorted(longest, reverse=True):
-        if not room or room + new_tokens > (1 + PADDING) * (tokens + new_tokens):
+        if not room or room + new_tokens > (1 + _MOST_PADDING) * (tokens + new_tokens):
             room = tokens
         rooms[tokens] = room
     return [rooms[tokens] for tokens in longest]
@@ -200,21 +200,10 @@ def _sampled(
     questions: Sequence[Question],
     config: SampleConfig,
     key: jax.Array,
-    batch_size: int,
-    progress: Progress | None,
-    pad_to: tuple[int, int],
+    options: Mapping[str, Any],
 ) -> _Decoded:
     """Independent outputs."""
-    flat = generate(
-        policy.model,
-        policy.tokenizer,
-        questions,
-        config,
-        key,
-        batch_size=batch_size,
-        progress=progress,
-        pad_to=pad_to,
-    )
+    flat = generate(policy.model, policy.tokenizer, questions, config, key, **options)
     n = config.num_samples
     paths: list[Sequence[Trace]] = [flat[i : i + n] for i in range(0, len(flat), n)]
     tokens = [sum(len(trace.token_ids) for trace in group) for group in paths]
@@ -227,11 +216,9 @@ def _searched(
     config: CatConfig,
     strategy: str,
     key: jax.Array,
-    batch_size: int,
     extract: Extract | None,
     equal: Equal | None,
-    progress: Progress | None,
-    pad_to: tuple[int, int],
+    options: Mapping[str, Any],
 ) -> _Decoded:
     """The trees of a search, or of an exploration: the steps of what that left open are training data too."""
     explores = strategy == "explore"
@@ -241,11 +228,9 @@ def _searched(
         questions,
         config,
         key,
-        batch_size=batch_size,
         extract=extract or last_line,
         equivalent=equal or same_text,
-        progress=progress,
-        pad_to=pad_to,
+        **options,
     )
     left_open: list[list[Trace]] = [[] for _ in results]
     if explores:
