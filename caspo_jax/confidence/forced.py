@@ -53,6 +53,11 @@ class StepRow:
         """Tokens that the model reads."""
         return len(self.prompt_ids) + len(self.token_ids)
 
+    @property
+    def columns(self) -> int:
+        """The width of the batch that it goes into."""
+        return width(self.length, _LENGTH_BUCKET)
+
 
 @dataclasses.dataclass(frozen=True)
 class Measured:
@@ -66,7 +71,7 @@ class Measured:
 
 def plan_batches(rows: Sequence[StepRow], batch_tokens: int = MOST_TOKENS) -> list[list[int]]:
     """Rows of like length together, at most `batch_tokens` (padding included) and at least one row a batch."""
-    widths = [width(row.length, _LENGTH_BUCKET) for row in rows]
+    widths = [row.columns for row in rows]
     order = sorted(range(len(rows)), key=lambda i: (widths[i], rows[i].steps, i))
     batches: list[list[int]] = []
     for i in order:
@@ -81,8 +86,7 @@ def steps_by_width(rows: Sequence[StepRow]) -> dict[int, int]:
     """The most steps of a row of each width: batches of one width that all have room for them share a program."""
     most: dict[int, int] = {}
     for row in rows:
-        columns = width(row.length, _LENGTH_BUCKET)
-        most[columns] = max(most.get(columns, 0), row.steps)
+        most[row.columns] = max(most.get(row.columns, 0), row.steps)
     return most
 
 
@@ -145,7 +149,7 @@ def _pad(
     rows: Sequence[StepRow], room: Mapping[int, int] | None = None
 ) -> tuple[tuple[np.ndarray, np.ndarray, np.ndarray], int]:
     """Token ids and mask [B, T], bounds [B, S + 2], and the tile that fits the longest step."""
-    length = width(max(row.length for row in rows), _LENGTH_BUCKET)
+    length = max(row.columns for row in rows)
     steps = width(max(1, (room or {}).get(length, 0), *(row.steps for row in rows)), _STEP_BUCKET)
     # Full batches of one length are of one size; to the next power of two it would be half as much work again.
     batch = min(1 << (len(rows) - 1).bit_length(), multiple(len(rows), _ROW_BUCKET))
