@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -157,13 +158,19 @@ def generate_with(policy: Policy, temperature: float) -> Generate:
     """
     import jax
 
+    from caspo_jax.models import encode_prompt
     from caspo_jax.sampling import SampleConfig, generate
     from caspo_jax.types import Trace
 
     def call(questions: Sequence[Question], n: int) -> list[Trace]:
+        # Encoded once: thousands of prompts that hold whole prefixes take minutes.
+        questions = [
+            dataclasses.replace(q, prompt_ids=tuple(encode_prompt(policy.tokenizer, q))) for q in questions
+        ]
         rooms: dict[int, list[int]] = {}
         for i, question in enumerate(questions):
-            rooms.setdefault(new_tokens(common.room(policy, [question])), []).append(i)
+            left = policy.model.config.context - len(question.prompt_ids or ())
+            rooms.setdefault(new_tokens(left), []).append(i)
         found: list[Sequence[Trace]] = [()] * len(questions)
         for room, rows in rooms.items():
             asked = [questions[i] for i in rows]

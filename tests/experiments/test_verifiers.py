@@ -4,6 +4,7 @@ import types
 
 import pytest
 
+from caspo_jax.models import tokenizer
 from caspo_jax.tasks import get_task
 from caspo_jax.training.stages import Policy
 from caspo_jax.types import Question
@@ -32,6 +33,19 @@ def test_outputs_do_not_depend_on_the_questions_beside(policy, monkeypatch):
     assert all(t.finish_reason in ("eos", "stop") for t in alone)
     assert [(t.token_ids, t.finish_reason) for t in together[:2]] == [((), "length")] * 2
     assert all(len(t.token_ids) <= 4 for t in together[4:])
+
+
+def test_a_prompt_is_encoded_once(policy, monkeypatch):
+    """A judge's prompts hold whole prefixes: those of 256 long traces take minutes to encode."""
+    monkeypatch.setattr(verifiers, "FLAGS", types.SimpleNamespace(seed=0, batch_size=4))
+    encoded, encode = [], tokenizer._encode_question
+    monkeypatch.setattr(
+        tokenizer, "_encode_question", lambda *asked: (encoded.append(asked[1]), encode(*asked))[1]
+    )
+    question = Question("q", question=next(iter(TASK.questions("test", 1, 0))).question)
+    (trace,) = verifiers.generate_with(policy, temperature=0.0)([question], 1)
+    assert encoded == [question.question]
+    assert trace.question == question.question
 
 
 @pytest.mark.parametrize(("left", "most"), [(-3, 0), (0, 0), (1, 1), (9, 8), (1024, 1024), (30_000, 1024)])
