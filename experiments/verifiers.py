@@ -26,6 +26,7 @@ _OWNERS = {
     "rollouts": "rollouts",
     "rollout_threshold": "rollouts",
 }
+ONE_CLASS = 2048  # prompt tokens up to which questions are decoded together, however different: each class is compiled
 NAMES = ("auto", "exact", "gold", "equations", "labels", "rollouts", "judge")
 
 
@@ -167,12 +168,13 @@ def generate_with(policy: Policy, temperature: float) -> Generate:
         questions = [
             dataclasses.replace(q, prompt_ids=tuple(encode_prompt(policy.tokenizer, q))) for q in questions
         ]
-        rooms: dict[int, list[int]] = {}
+        alike: dict[tuple[int, int], list[int]] = {}
         for i, question in enumerate(questions):
-            left = policy.model.config.context - len(question.prompt_ids or ())
-            rooms.setdefault(new_tokens(left), []).append(i)
+            length = len(question.prompt_ids or ())
+            room = new_tokens(policy.model.config.context - length)
+            alike.setdefault((room, prompt_class(length)), []).append(i)
         found: list[Sequence[Trace]] = [()] * len(questions)
-        for room, rows in rooms.items():
+        for (room, _), rows in alike.items():
             asked = [questions[i] for i in rows]
             if room:
                 config = SampleConfig(max_new_tokens=room, temperature=temperature, num_samples=n)
@@ -198,6 +200,15 @@ def generate_with(policy: Policy, temperature: float) -> Generate:
         return [trace for group in found for trace in group]
 
     return call
+
+
+def prompt_class(length: int) -> int:
+    """The class of a prompt's length: one for the short, then one to a doubling.
+
+    What is decoded together has room for its longest prompt in every row. The prefixes of a trace have all lengths up to its
+    own: as wide as the longest of them, they are three times the work.
+    """
+    return max(ONE_CLASS, 1 << max(0, length - 1).bit_length())
 
 
 def new_tokens(left: int) -> int:

@@ -5,10 +5,11 @@ import types
 import pytest
 
 from caspo_jax.models import tokenizer
+from caspo_jax.sampling import batch
 from caspo_jax.tasks import get_task
 from caspo_jax.training.stages import Policy
 from caspo_jax.types import Question
-from experiments import verifiers
+from experiments import common, verifiers
 
 TASK = get_task("graph")
 
@@ -46,6 +47,33 @@ def test_a_prompt_is_encoded_once(policy, monkeypatch):
     (trace,) = verifiers.generate_with(policy, temperature=0.0)([question], 1)
     assert encoded == [question.question]
     assert trace.question == question.question
+
+
+def test_short_prompts_are_not_as_wide_as_the_longest(policy, monkeypatch):
+    monkeypatch.setattr(verifiers, "FLAGS", types.SimpleNamespace(seed=0, batch_size=4))
+    monkeypatch.setattr(common, "MOST_NEW_TOKENS", 8)
+    ids = tuple(policy.tokenizer(TASK.questions("test", 1, 0)[0].question)["input_ids"])
+    asked = [Question(str(n), prompt_ids=(ids * 20)[:n]) for n in (9, 300, 20, 40, 299, 64, 65)]
+    generate = verifiers.generate_with(policy, temperature=1.0)
+    together, widths, read = generate(asked, 2), [], batch.read_prompts
+
+    def reading(graphdef, params, prompts, count, columns, **options):
+        widths.append((sorted(map(len, prompts)), columns))
+        return read(graphdef, params, prompts, count, columns, **options)
+
+    monkeypatch.setattr(batch, "read_prompts", reading)
+    monkeypatch.setattr(verifiers, "ONE_CLASS", 64)
+    apart = generate(asked, 2)
+    assert [(t.id, t.token_ids) for t in apart] == [(t.id, t.token_ids) for t in together]
+    assert all(lengths[0] > max(64, columns // 2) or columns <= 64 for lengths, columns in widths)
+    assert sorted(n for lengths, _ in widths for n in lengths) == sorted(len(q.prompt_ids) for q in asked)
+
+
+@pytest.mark.parametrize(
+    ("length", "most"), [(1, 2048), (2048, 2048), (2049, 4096), (4096, 4096), (4097, 8192)]
+)
+def test_prompt_class(length, most):
+    assert verifiers.prompt_class(length) == most
 
 
 @pytest.mark.parametrize(("left", "most"), [(-3, 0), (0, 0), (1, 1), (9, 8), (1024, 1024), (30_000, 1024)])
