@@ -1,5 +1,6 @@
 """Stages that read a round's traces keep no more of them than they work with."""
 
+import dataclasses
 import gc
 import types
 import weakref
@@ -75,6 +76,21 @@ def test_annotate_holds_a_batch_of_the_traces(policy, tmp_path, most_alive):
     assert [r["id"] for r in records] == [f"q/{i}" for i in range(11)]
     assert done == [(3, 11), (6, 11), (9, 11), (11, 11)]
     assert most_alive.most <= 2 * 3  # a batch, and the next as it is read
+
+
+def test_long_traces_are_annotated_fewer_together(policy, tmp_path, monkeypatch):
+    """A judge reads every prefix of them: a batch of 256 long traces was hours of work that a kill lost."""
+    traces = write_traces(tmp_path / "traces.jsonl", policy, 4)
+    long = dataclasses.replace(traces[0], id="long", text="", token_ids=traces[0].token_ids * 9)
+    long = dataclasses.replace(long, logprob=None, entropy=None)
+    write_jsonl(tmp_path / "traces.jsonl", map(trace_to_record, [*traces[:2], long, *traces[2:]]))
+    whole = annotated(policy, tmp_path)
+    for path in tmp_path.glob("annotated*"):
+        path.unlink()
+    monkeypatch.setattr(policy_module, "_BATCH_TOKENS", 2 * len(traces[0].token_ids))
+    done = []
+    assert annotated(policy, tmp_path, progress=lambda *at: done.append(at)) == whole
+    assert done == [(2, 5), (3, 5), (5, 5)]
 
 
 def test_annotate_refuses_the_last_trace_before_it_writes_the_first(policy, tmp_path):

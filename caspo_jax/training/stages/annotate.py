@@ -45,7 +45,7 @@ def annotate_stage(
       answer_kind: what the manifest calls the two.
       confidence: name of the step confidence; it must need no more than the traces' log-probs and entropies.
       delimiter: what ends a step.
-      batch_size: traces a call of the verifier.
+      batch_size: traces a call of the verifier, at most; of long ones fewer.
       overwrite: start anew if the output was begun with other settings.
       progress: called with (traces done, traces in all).
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import itertools
 import json
 import types
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -28,6 +27,10 @@ from caspo_jax.outputs import ROWS, JsonlOutput, Manifest, manifest_path
 from caspo_jax.records import question_to_record, schema, trace_from_record, trace_to_record
 from caspo_jax.store import each_record
 from caspo_jax.types import DEFAULT_DELIMITER, Progress, Question, Trace
+
+# Of the traces that are annotated together: a verifier that decodes reads each of their prefixes, which takes host memory as
+# the square of a trace's length, and a kill loses what it has not said of all of them.
+_BATCH_TOKENS = 1 << 18
 
 
 @dataclasses.dataclass(frozen=True)
@@ -142,15 +145,34 @@ def write_annotated(
     batch_size: int,
     progress: Progress | None,
 ) -> None:
-    """Annotates traces, `total` of them, a batch at a time, those that are written already left out, and completes the output."""
-    remaining, done = iter(traces), 0
-    while part := list(itertools.islice(remaining, batch_size)):
+    """Annotates traces, `total` of them, a batch at a time, those that are written already left out, and completes the output.
+
+    A batch has at most `batch_size` traces, and of long ones fewer.
+    """
+    done = 0
+    for part in _batches(traces, batch_size):
         if not {trace.id for trace in part} <= written.done:
             written.append([trace_to_record(trace) for trace in annotate(part)])
         done += len(part)
         if progress is not None:
             progress(done, total)
     written.finish(traces=total)
+
+
+def _batches(traces: Iterable[Trace], most: int) -> Iterator[list[Trace]]:
+    batch: list[Trace] = []
+    tokens = 0
+    for trace in traces:
+        if batch and tokens + len(trace.token_ids) > _BATCH_TOKENS:
+            yield batch
+            batch, tokens = [], 0
+        batch.append(trace)
+        tokens += len(trace.token_ids)
+        if len(batch) == most:
+            yield batch
+            batch, tokens = [], 0
+    if batch:
+        yield batch
 
 
 def check_delimiter(delimiter: str) -> None:
