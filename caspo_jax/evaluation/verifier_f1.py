@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from caspo_jax.metrics import (
     processbench_f1_statistic,
 )
 from caspo_jax.steps import DEFAULT_DELIMITER, LabelledSteps, Verifier, VerifyItem
+from caspo_jax.steps.beginnings import Beginning
 from caspo_jax.steps.labels import processbench_from_record
 from caspo_jax.store import load_records
 from caspo_jax.types import Progress, Question, Verdict
@@ -54,7 +56,7 @@ def judge_verifier(
     verifier: Verifier,
     solutions: Sequence[LabelledSteps],
     *,
-    batch_size: int = 256,
+    batch_size: int = 4096,
     draws: int = 1000,
     progress: Progress | None = None,
 ) -> VerifierReport:
@@ -65,7 +67,7 @@ def judge_verifier(
     Args:
       verifier: judges steps.
       solutions: as `load_processbench` gives them.
-      batch_size: steps at once.
+      batch_size: steps at once. Of few, a judge compiles its programs anew each time: their longest prompts differ.
       draws: of the bootstrap.
       progress: called with (steps done, steps in all).
     """
@@ -88,14 +90,17 @@ def judge_verifier(
 
 def _items(solution: LabelledSteps) -> list[VerifyItem]:
     question = Question(id=solution.id, question=solution.question, gold=solution.gold)
+    whole = "".join(f"{step}{DEFAULT_DELIMITER}" for step in solution.steps)
+    sizes = [len(step) + len(DEFAULT_DELIMITER) for step in solution.steps]
+    starts = itertools.accumulate(sizes, initial=0)
     return [
         VerifyItem(
             question=question,
-            prefix="".join(f"{step}{DEFAULT_DELIMITER}" for step in solution.steps[:index]),
+            prefix=Beginning(whole, start),  # type: ignore[arg-type]
             step=step,
             is_last=solution.ended and index == len(solution.steps) - 1,
             trace_id=solution.id,
             step_index=index,
         )
-        for index, step in enumerate(solution.steps)
+        for index, (step, start) in enumerate(zip(solution.steps, starts))
     ]

@@ -90,6 +90,17 @@ def test_a_perfect_verifier_and_what_it_is_asked(solutions):
     assert [item.is_last for item in asked] == [False, True, False, False, True, False, True, False, True]
 
 
+def test_prefixes_are_no_copies(solutions):
+    """Those of 2,000 solutions of 80 steps take 1.4 GB of text."""
+    asked = []
+    judge_verifier(Recorder(asked, frozenset()), solutions)
+    wholes = {item.trace_id: vars(item)["prefix"].whole for item in asked}
+    assert all(vars(item)["prefix"].whole is wholes[item.trace_id] for item in asked)
+    for solution in solutions:
+        prefixes = [item.prefix for item in asked if item.trace_id == solution.id]
+        assert prefixes == ["".join(f"{s}\n\n" for s in solution.steps[:i]) for i in range(len(prefixes))]
+
+
 def test_unknown_steps_count_as_right():
     assert first_error(["unknown", "correct", "wrong", "wrong"]) == 2
     assert first_error(["unknown", "correct"]) == -1
