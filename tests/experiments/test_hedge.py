@@ -30,6 +30,26 @@ def test_a_file_gets_the_hedges_that_were_asked_for(program, write, tmp_path):
     assert "inverted hedges" in printed
 
 
+def test_the_vocabulary_is_spelled_once_for_all_traces(tmp_path, monkeypatch):
+    from caspo_jax.records import trace_to_record
+    from caspo_jax.store import write_jsonl
+    from caspo_jax.training.stages import Policy, policy
+    from caspo_jax.types import Trace
+    from experiments import hedge
+
+    found = Policy.without_weights(TASK.policy_path)
+    ids = tuple(found.tokenizer.encode("c = 41", add_special_tokens=False))
+    stats = {"logprob": (-0.5,) * len(ids), "entropy": (0.5,) * len(ids)}
+    traces = [Trace(str(i), "c?", None, None, ids, ids, "c = 41", "eos", **stats) for i in range(3)]
+    write_jsonl(tmp_path / "t.jsonl", map(trace_to_record, traces))
+    spelled, spell = [], policy.token_bytes
+    monkeypatch.setattr(policy, "token_bytes", lambda *a: (spelled.append(a), spell(*a))[1])
+    monkeypatch.setattr(hedge.common, "step_delimiter", lambda _: "\n\n")
+    monkeypatch.setattr(hedge.verifiers, "trace_confidence", lambda _: "entropy")
+    assert len(hedge.segmented(found, tmp_path / "t.jsonl")) == 3
+    assert len(spelled) == 1
+
+
 def test_a_hedged_output_ends_as_it_ended():
     """Llama 3 ends a turn by another token than a document, and the tokenizer names one of them."""
     from caspo_jax.models import load_tokenizer
