@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from absl import flags
 
-from experiments import calibrate, calibrations, common, result_files, verifiers
+from experiments import calibrate, calibrations, common, result_files, sampling, verifiers
 
 if TYPE_CHECKING:
     from caspo_jax.evaluation.audit import AuditedQuestion
@@ -220,31 +220,23 @@ def with_forks(policy: Policy, questions: Sequence[Question], config: CatConfig,
     from caspo_jax.evaluation.audit import finish_pruned
     from caspo_jax.records import tree_from_record
     from caspo_jax.store import load_records
-    from caspo_jax.training.stages import sample_stage
 
     extract, equal = common.answer_functions(policy)
-    with common.Progress(len(questions), "search with forks") as progress:
-        sample_stage(
-            policy,
-            questions,
-            out / "searched.traces.jsonl",
-            config,
-            strategy="cat",
-            seed=FLAGS.seed,
-            batch_size=FLAGS.batch_size,
-            trees=out / "searched.trees.jsonl",
-            extract=extract,
-            equal=equal,
-            answer_kind=verifiers.answer_kind(policy),
-            instruction=common.instruction(),
-            overwrite=FLAGS.overwrite,
-            progress=progress.reach,
-        )
+    trees = out / "searched.trees.jsonl"
+    sampling.sample(
+        policy,
+        questions,
+        out / "searched.traces.jsonl",
+        config,
+        label="search with forks",
+        strategy="cat",
+        trees=trees,
+    )
     fallen = finish_pruned(
         policy.model,
         policy.tokenizer,
         questions,
-        load_records(out / "searched.trees.jsonl", tree_from_record),
+        load_records(trees, tree_from_record),
         dataclasses.replace(config.sample, num_samples=1),
         jax.random.key(FLAGS.seed + 1),
         extract=extract,

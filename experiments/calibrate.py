@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from absl import flags
 
-from experiments import calibrations, common, verifiers
+from experiments import calibrations, common, sampling
 
 if TYPE_CHECKING:
     import numpy as np
@@ -142,29 +142,10 @@ def sample_unpruned(
     from caspo_jax.evaluation.audit import audited_questions
     from caspo_jax.records import trace_from_record, tree_from_record
     from caspo_jax.store import each_record, load_records
-    from caspo_jax.training.stages import sample_stage
 
     weighed = votes and config.vote == "sequence"
-
     traces, trees = (base.with_name(f"{base.name}.{kind}.jsonl") for kind in ("traces", "trees"))
-    extract, equal = common.answer_functions(policy)
-    with common.Progress(len(questions), "sample") as progress:
-        sample_stage(
-            policy,
-            questions,
-            traces,
-            config,
-            strategy="cat",
-            seed=FLAGS.seed,
-            batch_size=FLAGS.batch_size,
-            trees=trees,
-            extract=extract,
-            equal=equal,
-            answer_kind=verifiers.answer_kind(policy),
-            instruction=common.instruction(),
-            overwrite=FLAGS.overwrite,
-            progress=progress.reach,
-        )
+    sampling.sample(policy, questions, traces, config, label="sample", strategy="cat", trees=trees)
     return audited_questions(
         load_records(traces, lambda record: lean(trace_from_record(record), weighed)),
         each_record(trees, tree_from_record),

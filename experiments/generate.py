@@ -21,7 +21,7 @@ from typing import Any
 from absl import flags
 
 from caspo_jax.errors import UserError
-from experiments import calibrations, common, verifiers
+from experiments import calibrations, common, sampling
 
 FLAGS = flags.FLAGS
 STRATEGIES = ("greedy", "sample", "self_consistency", "cat", "explore")
@@ -56,8 +56,6 @@ def define_flags() -> None:
 
 def main() -> None:
     """Generate a file."""
-    from caspo_jax.training.stages import sample_stage
-
     strategy, searching = FLAGS.strategy, FLAGS.strategy in ("cat", "explore")
     answers = Path(f"{FLAGS.output}.answers.jsonl") if strategy in ("self_consistency", "cat") else None
     common.check_outputs(("output", "trees"), derived={"the answers": answers})
@@ -75,26 +73,17 @@ def main() -> None:
         common.say_recommended(policy, sample)
     config: Any = common.cat_config(policy, sample) if searching else sample
     config = calibrations.applied(calibration, config, policy)
-    extract, equal = common.answer_functions(policy)
-    with common.Progress(len(questions), strategy) as progress:
-        sample_stage(
-            policy,
-            questions,
-            FLAGS.output,
-            config,
-            seed=FLAGS.seed,
-            batch_size=FLAGS.batch_size,
-            strategy=strategy,
-            token_stats=FLAGS.token_stats,
-            trees=FLAGS.trees,
-            answers=answers,
-            extract=extract,
-            equal=equal,
-            answer_kind=verifiers.answer_kind(policy),
-            instruction=common.instruction(),
-            overwrite=FLAGS.overwrite,
-            progress=progress.reach,
-        )
+    sampling.sample(
+        policy,
+        questions,
+        FLAGS.output,
+        config,
+        label=strategy,
+        strategy=strategy,
+        token_stats=FLAGS.token_stats,
+        trees=FLAGS.trees,
+        answers=answers,
+    )
     rows = summary(Path(FLAGS.output), answers, questions, strategy)
     if strategy == "cat":
         rows["threshold"] = f"{config.threshold:.6g}" if config.threshold else "0: never prune"
