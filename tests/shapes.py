@@ -1,10 +1,12 @@
-"""The small decoder that tests change to their needs."""
+"""The small decoder that tests change to their needs, and how large a decoder is."""
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from caspo_jax.models import ModelConfig
+from caspo_jax.models.weights import parameter_shape, weights
 
 
 def small_shape(**changes: Any) -> ModelConfig:
@@ -22,3 +24,8 @@ def small_shape(**changes: Any) -> ModelConfig:
         "tie_word_embeddings": True,
     }
     return ModelConfig(**(fields | changes))
+
+
+def parameter_count(config: ModelConfig) -> int:
+    """All parameters of a decoder of this shape."""
+    return sum(math.prod(parameter_shape(weight, config)) for weight in weights(config))

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
 from typing import Any
 
 from caspo_jax.errors import UserError
 from caspo_jax.models.config import ModelConfig
 from caspo_jax.models.rope import RopeConfig
-from caspo_jax.models.weights import parameter_shape, weights
 
 _QWEN2 = {
     "model_type": "qwen2",
@@ -76,8 +74,3 @@ def model_shape(name: str, flag: str = "--model_config") -> ModelConfig:
             f"{flag}={name}: no such file, and no shape of that name ({', '.join(sorted(SHAPES))})"
         )
     return ModelConfig.from_hf(name)
-
-
-def parameter_count(config: ModelConfig) -> int:
-    """All parameters of a decoder of this shape."""
-    return sum(math.prod(parameter_shape(weight, config)) for weight in weights(config))

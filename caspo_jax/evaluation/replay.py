@@ -44,22 +44,18 @@ class Replay:
     iterations: int  # of the longest branch
 
 
-def recorded_paths(tree: CatTree, correct: Sequence[bool], rule: str) -> list[RecordedPath]:
+def unjudged_paths(tree: CatTree, rule: str) -> list[RecordedPath]:
     """The paths of a tree that was grown without pruning and without forks, in the order of its finished nodes.
+
+    None is right until `judged_paths` says so, and they hold no tokens.
 
     Args:
       tree: of `cat_search` with threshold 0 and expand 1, or with strategy `self_consistency`.
-      correct: whether each finished path's answer is right, in that order.
       rule: `path` or `last`.
 
     Raises:
-      UserError: a tree with forks or pruned branches, another rule, a `correct` of another length.
+      UserError: a tree with forks or pruned branches, another rule.
     """
-    return judged_paths(tree.question_id, unjudged_paths(tree, rule), correct)
-
-
-def unjudged_paths(tree: CatTree, rule: str) -> list[RecordedPath]:
-    """`recorded_paths` before it is known which are right: none is. They hold no tokens."""
     if rule not in ("path", "last"):
         raise UserError(f"rule {rule!r} cannot be replayed: choose from path, last")
     children = np.bincount([n.parent for n in tree.nodes if n.parent >= 0], minlength=len(tree.nodes))

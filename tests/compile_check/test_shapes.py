@@ -6,8 +6,8 @@ import pytest
 
 from caspo_jax.compile_check import CHIPS, SHAPES, model_shape, topology_devices
 from caspo_jax.compile_check.gpus import GPUS
-from caspo_jax.compile_check.shapes import parameter_count
 from caspo_jax.errors import UserError
+from tests.shapes import parameter_count
 
 # Model cards: "total parameters" of the safetensors index.
 PUBLISHED = {

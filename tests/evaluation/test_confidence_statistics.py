@@ -67,7 +67,6 @@ def test_of_faithfulness():
         table = Table(
             trace_ids=tuple("abcdefgh"),
             trace_group=QUESTION,
-            trace_right=nothing,
             trace=np.arange(8),
             group=QUESTION,
             prefix=PREFIX.astype(object),

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from caspo_jax.errors import UserError
-from caspo_jax.evaluation.replay import RecordedPath, recorded_paths, replay, unpruned
+from caspo_jax.evaluation.replay import RecordedPath, judged_paths, replay, unjudged_paths, unpruned
 from caspo_jax.evaluation.thresholds import question_score
 from caspo_jax.models import load_pretrained
 from caspo_jax.sampling import CatConfig, SampleConfig, cat_decode, cat_search, generate, tree_of
@@ -52,7 +52,7 @@ def test_replay_is_the_search_without_forks(rule):
             searched = grow(RULES[rule], fork_never, model, keys, changed)
             for before, after in zip(plain, searched):
                 leaves = before.finished()
-                paths = recorded_paths(record(before), [True] * len(leaves), rule)
+                paths = judged_paths("q", unjudged_paths(record(before), rule), [True] * len(leaves))
                 found = replay(paths, threshold, least)
                 want = sorted(sequence(after, n) for n in after.finished())
                 assert sorted(sequence(before, leaves[i]) for i in found.finished) == want
@@ -159,12 +159,12 @@ def test_trees_that_cannot_be_replayed_are_refused():
     good = CatTree("q", (0,), (node(-1, "closed"), node(0, "finished")), (0, 0), None)
     for tree in (forked, pruned):
         with pytest.raises(UserError, match="threshold 0 and expand 1"):
-            recorded_paths(tree, [True], "last")
+            unjudged_paths(tree, "last")
     with pytest.raises(UserError, match="1 paths, 2 verdicts"):
-        recorded_paths(good, [True, True], "last")
+        judged_paths("q", unjudged_paths(good, "last"), [True, True])
     with pytest.raises(UserError, match="cannot be replayed"):
-        recorded_paths(good, [True], "relative")
-    assert recorded_paths(good, [False], "last")[0].lowest == 0.5
+        unjudged_paths(good, "relative")
+    assert unjudged_paths(good, "last")[0].lowest == 0.5
 
 
 def test_a_boundary_without_a_step_looks_at_the_newest_one():
@@ -174,7 +174,7 @@ def test_a_boundary_without_a_step_looks_at_the_newest_one():
         for i, c in enumerate(sure)
     )
     for rule in RULES:
-        (path,) = recorded_paths(CatTree("q", (0,), nodes, (0, 0), None), [True], rule)
+        (path,) = unjudged_paths(CatTree("q", (0,), nodes, (0, 0), None), rule)
         assert path.boundaries == (2, 4, 6, 8)
         np.testing.assert_array_equal(path.confidences, (np.nan, 0.5, 0.5, 0.9))
         assert (path.nodes, path.tokens, path.lowest) == ((0, 1, 2, 3), 10, 0.5)

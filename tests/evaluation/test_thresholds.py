@@ -10,7 +10,7 @@ import pytest
 from scipy import stats
 
 from caspo_jax.errors import UserError
-from caspo_jax.evaluation.replay import RecordedPath, recorded_paths, unpruned
+from caspo_jax.evaluation.replay import RecordedPath, judged_paths, unjudged_paths, unpruned
 from caspo_jax.evaluation.thresholds import (
     Calibration,
     beta_binomial_quantile,
@@ -103,7 +103,9 @@ def sampled():
 @pytest.mark.parametrize("rule", ["last", "path"])
 def test_promise_on_the_shipped_policy(sampled, rule, alpha):
     tuned, fresh = (
-        np.array([question_score(recorded_paths(tree, right, rule)) for tree, right in split])
+        np.array(
+            [question_score(judged_paths("", unjudged_paths(tree, rule), right)) for tree, right in split]
+        )
         for split in sampled
     )
     rates = split_rates(np.concatenate([tuned, fresh]), alpha, splits=1000)

@@ -6,7 +6,6 @@ import sys
 import pytest
 
 from caspo_jax.compile_check import model_shape
-from caspo_jax.compile_check.shapes import parameter_count
 from caspo_jax.errors import UserError
 from experiments import (
     bench_compile,
@@ -19,6 +18,7 @@ from experiments import (
 )
 from experiments.bench_model import Shape, Workload
 from tests.experiments.test_bad_input import one_line
+from tests.shapes import parameter_count
 
 
 def test_turns_go_a_b_b_a():

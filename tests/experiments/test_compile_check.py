@@ -148,7 +148,7 @@ def test_a_training_update_fits(program, tmp_path):
     assert memory["peak"] < found["hbm_capacity"]
     # The state is updated in place: parameters and both moments, float32, a quarter on each chip.
     from caspo_jax.compile_check import model_shape
-    from caspo_jax.compile_check.shapes import parameter_count
+    from tests.shapes import parameter_count
 
     state = 3 * 4 * parameter_count(model_shape("tiny")) / 4
     assert memory["aliased"] == pytest.approx(state, rel=0.05)

@@ -16,7 +16,6 @@ from caspo_jax.metrics.arrays import bin_of
 from caspo_jax.records import finite
 
 POSITIONS = 10
-RANKS = ("spearman", "kendall", "trace_spearman", "trace_kendall")
 
 
 def statistics(p: Pairing) -> dict[str, Side]:

@@ -28,7 +28,6 @@ class Table:
 
     trace_ids: tuple[str, ...]  # N
     trace_group: np.ndarray  # [N] object, question
-    trace_right: np.ndarray  # [N] 1 where the answer is right, 0 wrong, NaN unknown
     trace: np.ndarray  # [S] int64, which trace
     group: np.ndarray  # [S] object, question
     # [S] object, digest of question, prompt and the tokens before the step: the same for siblings.
@@ -81,7 +80,6 @@ def build_table(
     return Table(
         trace_ids=tuple(s.id for s in subjects),
         trace_group=groups,
-        trace_right=np.array([_number(s.trace.correct) for s in subjects]),
         trace=trace,
         group=groups[trace],
         prefix=np.array(

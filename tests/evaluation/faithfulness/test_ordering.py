@@ -80,7 +80,6 @@ def test_words_that_never_change_put_no_policies_in_order():
         t = Table(
             trace_ids=tuple(map(str, n[:20])),
             trace_group=n[:20].astype(object),
-            trace_right=np.full(20, np.nan),
             trace=n // 2,
             group=(n // 2).astype(object),
             prefix=n.astype(object),

@@ -21,10 +21,12 @@ from caspo_jax.evaluation.faithfulness import (
     report_record,
     step_records,
 )
-from caspo_jax.evaluation.faithfulness.faithful import RANKS, best_constant, of_steps, statistics
+from caspo_jax.evaluation.faithfulness.faithful import best_constant, of_steps, statistics
 from caspo_jax.evaluation.faithfulness.pairing import METRICS, Pairing
 from caspo_jax.evaluation.faithfulness.skill import skill_statistics
 from caspo_jax.tasks.hedging import HEDGES, HOWS, levels
+
+RANKS = ("spearman", "kendall", "trace_spearman", "trace_kendall")
 
 
 def table(decisiveness, confidence, steps=4, questions=None, right=None, groups=None):
@@ -41,7 +43,6 @@ def table(decisiveness, confidence, steps=4, questions=None, right=None, groups=
     return Table(
         trace_ids=tuple(f"t{i}" for i in range(traces)),
         trace_group=names,
-        trace_right=np.full(traces, np.nan),
         trace=trace,
         group=names[trace],
         prefix=np.array([names[t] if i % steps == 0 else f"{i}" for i, t in enumerate(trace)], dtype=object),

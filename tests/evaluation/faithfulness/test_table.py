@@ -77,14 +77,12 @@ def test_files_of_other_traces_are_refused(tmp_path):
 def test_a_table_by_hand(tmp_path):
     """Traces of three steps and of one: places, verdicts of another number of steps, and means of equal steps."""
 
-    def with_steps(name, count, correct):
+    def with_steps(name, count):
         one = subject()
         steps = tuple(Step(k, k + 1, k, k + 1, "a") for k in range(count))
-        return dataclasses.replace(
-            one, trace=dataclasses.replace(one.trace, id=name, steps=steps, correct=correct)
-        )
+        return dataclasses.replace(one, trace=dataclasses.replace(one.trace, id=name, steps=steps))
 
-    subjects = [with_steps("t", 3, True), with_steps("u", 1, None), with_steps("v", 1, False)]
+    subjects = [with_steps("t", 3), with_steps("u", 1), with_steps("v", 1)]
     files = {
         "decisiveness": {"t": {"scores": {"s": [0.5, None, 0.7]}}, "u": {"scores": {"s": [0.2]}}},
         "token": {
@@ -103,7 +101,6 @@ def test_a_table_by_hand(tmp_path):
         "index": [0, 1, 2, 0, 0],
         "position": [0, 0.5, 1, 0, 0],
         "right": [1, 0, nan, nan, nan],  # `u` has one step, not two
-        "trace_right": [1, nan, 0],
     }
     for name, values in expected.items():
         np.testing.assert_array_equal(getattr(found, name), values, err_msg=name)
