@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from caspo_jax.evaluation.formats import spoken
 from caspo_jax.evaluation.plots import COLOURS, axes_of, save_figure
 
 Rows = Sequence[Mapping[str, Any]]
@@ -52,10 +53,6 @@ def _line(axis: Any, rows: Rows, x: str, *, band: bool, **style: Any) -> None:
         axis.vlines(at, low, high, color=style["color"], linewidth=1.2)
 
 
-def _spoken(name: str) -> str:
-    return {"cat": "CaT", "cat_paper": "CaT as published"}.get(name, name.replace("_", " "))
-
-
 def _logarithmic(axis: Any, values: Sequence[float]) -> None:
     """A logarithmic axis with ticks that read as plain numbers."""
     from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
@@ -85,7 +82,7 @@ def plot_curves(rows: Rows, path: str | Path) -> Path:
                 first = name in ("cat", "greedy")
                 width, alpha = (2.4, 1.0) if name == "cat" else (1.0, 0.85)
                 band = first or len(_of(here, name)) == 1
-                _line(axis, mine, x, band=band, label=_spoken(name), linewidth=width, alpha=alpha,
+                _line(axis, mine, x, band=band, label=spoken(name), linewidth=width, alpha=alpha,
                       zorder=3 if first else 2, **style)  # fmt: skip
             if seen:
                 _logarithmic(axis, seen)
@@ -106,12 +103,12 @@ def plot_curves(rows: Rows, path: str | Path) -> Path:
     return save_figure(figure, path)
 
 
-def plot_against(rows: Rows, benchmark: str, path: str | Path, reference: str = "cat") -> Path:
-    """One panel a strategy: its accuracy against tokens beside the reference's, both with 95 % bands; greedy as a line, all
+def plot_against(rows: Rows, benchmark: str, path: str | Path) -> Path:
+    """One panel a strategy: its accuracy against tokens beside CaT's, both with 95 % bands; greedy as a line, all
     others in grey."""
     here = [row for row in rows if row["benchmark"] == benchmark]
     names = [n for n in _styles(list(dict.fromkeys(row["strategy"] for row in here))) if _of(here, n)]
-    others = [n for n in names if n != reference]
+    others = [n for n in names if n != "cat"]
     lines = -(-len(others) // _COLUMNS)
     columns = min(_COLUMNS, len(others))
     figure, axes = axes_of(columns, width=2.5, height=2.5, rows=lines, share=True)
@@ -119,13 +116,13 @@ def plot_against(rows: Rows, benchmark: str, path: str | Path, reference: str = 
     greedy = _of(here, "greedy")
     for axis, name in zip(panels, others):
         for rest in names:
-            if rest not in (name, reference):
+            if rest not in (name, "cat"):
                 _line(axis, _of(here, rest), "tokens", band=False, color="0.86", linewidth=1, marker="")
         if greedy and name != "greedy":
             axis.axhline(greedy[0]["accuracy"], color="0.35", linestyle=":", linewidth=1)
         _line(axis, _of(here, name), "tokens", band=True, color=OTHER, marker="s", linewidth=1.4)
-        _line(axis, _of(here, reference), "tokens", band=True, color=CAT, marker="o", linewidth=1.8)
-        axis.set_title(_spoken(name), fontsize=10, color=OTHER, loc="left")
+        _line(axis, _of(here, "cat"), "tokens", band=True, color=CAT, marker="o", linewidth=1.8)
+        axis.set_title(spoken(name), fontsize=10, color=OTHER, loc="left")
         _logarithmic(axis, [row["tokens"] for row in here])
     for axis in panels[len(others) :]:
         axis.set_visible(False)
@@ -135,7 +132,7 @@ def plot_against(rows: Rows, benchmark: str, path: str | Path, reference: str = 
         axis.set_xlabel("decoded tokens a question")
         axis.tick_params(labelbottom=True)
     figure.suptitle(
-        f"{benchmark}: {_spoken(reference)} (blue) against each of the others (orange); dotted: greedy",
+        f"{benchmark}: CaT (blue) against each of the others (orange); dotted: greedy",
         fontsize=11,
     )
     return save_figure(figure, path)

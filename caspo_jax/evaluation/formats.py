@@ -24,6 +24,12 @@ def said(field: str, value: Any) -> Any:
     return _SAID.get((field, value), value) if isinstance(value, str) else value
 
 
+def spoken(name: Any) -> str:
+    """A strategy's name as words: `cat` is CaT."""
+    words = str(name).replace("_", " ")
+    return {"cat": "CaT", "cat paper": "CaT as published"}.get(words, words)
+
+
 def cell(value: Any, digits: int = 3) -> str:
     """One figure as text: three decimals, `-` for what is undefined, no sign before a zero."""
     if value is None or (isinstance(value, float) and not np.isfinite(value)):

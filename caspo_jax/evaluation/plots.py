@@ -20,16 +20,22 @@ MARKERS = "osD^vP*X"
 
 
 def axes_of(
-    columns: int, width: float = 4.6, height: float = 3.8, rows: int | None = None, share: bool = False
+    columns: int,
+    width: float = 4.6,
+    height: float = 3.8,
+    rows: int | None = None,
+    share: bool = False,
+    heights: Sequence[float] | None = None,
 ) -> tuple[Any, Any]:
     """A figure without a display, and its panels: a row of them [columns], or with `rows` a grid [rows, columns].
 
     Args:
       columns: panels beside each other.
       width: of a panel, inches.
-      height: of a panel, inches.
+      height: of a panel, inches; with `heights` the mean of a column.
       rows: panels below each other.
       share: one scale on both axes for all panels.
+      heights: of the rows, in proportion; default: all alike.
     """
     import matplotlib
 
@@ -44,6 +50,7 @@ def axes_of(
         layout="constrained",
         sharex=share,
         sharey=share,
+        height_ratios=heights,
     )
     for axis in axes.ravel():
         axis.spines[["top", "right"]].set_visible(False)

@@ -22,7 +22,7 @@ def plot_decisiveness(table: Table, scorer: str, path: str | Path) -> Path:
     A bar through a mean spans the middle 80 % of the bin's steps.
     """
     names = _estimators(table, scorer)
-    figure, axes = _stacked_panels(len(names))
+    figure, axes = axes_of(len(names), width=2.9, height=2.1, rows=2, heights=(4, 1))
     for column, name in enumerate(names):
         p = pair_up(table, scorer, name)
         index = bin_of(p.c, BINS, right_closed=False)
@@ -46,21 +46,6 @@ def plot_decisiveness(table: Table, scorer: str, path: str | Path) -> Path:
     axes[1, 0].set_ylabel("steps")
     axes[0, 0].legend(frameon=False, fontsize=8, loc="lower left")
     return save_figure(figure, path)
-
-
-def _stacked_panels(columns: int) -> tuple[Any, Any]:
-    """A figure and its axes [2, columns]: a panel and a flat one under it."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    figure, axes = plt.subplots(
-        2, columns, figsize=(2.9 * columns, 4.2), squeeze=False, layout="constrained", height_ratios=(4, 1)
-    )
-    for axis in axes.flat:
-        axis.spines[["top", "right"]].set_visible(False)
-    return figure, axes
 
 
 def plot_traces(table: Table, scorer: str, estimator: str, path: str | Path, count: int = 4) -> Path:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 # What stands under tables of figures.
@@ -31,12 +31,6 @@ class Table:
     rows: Sequence[Sequence[Cell]]
     note: str = ""
     aside: bool = False  # folded away under the others
-
-
-def spoken(name: Any) -> str:
-    """A strategy's name as words: `cat` is CaT."""
-    words = str(name).replace("_", " ")
-    return {"cat": "CaT", "cat paper": "CaT as published"}.get(words, words)
 
 
 def number_text(value: Any) -> str:
@@ -79,6 +73,15 @@ def number_cell(value: Any, under: str = "", best: bool = False, *, whole: bool 
     number = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
     text = f"{value:,.0f}" if number and whole else number_text(value)
     return Cell(text, float(value) if number else None, under, best)
+
+
+def difference_cell(row: Mapping[str, Any]) -> Cell:
+    """The `difference` of a record with its sign, its interval in small print."""
+    value = row.get("difference")
+    if value is None:
+        return Cell("–")
+    text = f"{value:+.3f}".replace("-", "−")
+    return Cell(text, float(value), interval_text(row.get("low"), row.get("high")))
 
 
 def within_cell(value: Any, groups: int | None, unit: str, interval: str = "", best: bool = False) -> Cell:

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from caspo_jax.evaluation.formats import spoken
 from caspo_jax.evaluation.report.cells import (
     BOLD,
     Cell,
     Table,
     interval_text,
     number_cell,
-    spoken,
     within_cell,
 )
 

@@ -6,7 +6,8 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from caspo_jax.evaluation.report.cells import interval_text, spoken
+from caspo_jax.evaluation.formats import spoken
+from caspo_jax.evaluation.report.cells import interval_text
 from caspo_jax.evaluation.report.evaluate_tables import rows_of
 from caspo_jax.evaluation.report.svg import HEIGHT, SERIES, Figure, Panel, hover, number, tag
 

@@ -5,15 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from caspo_jax.evaluation.formats import said
+from caspo_jax.evaluation.formats import said, spoken
 from caspo_jax.evaluation.report.cells import (
     BOLD,
     Cell,
     Table,
+    difference_cell,
     interval_text,
     number_cell,
     p_text,
-    spoken,
 )
 from caspo_jax.evaluation.report.confidence_tables import answer_confidences, named_confidences
 
@@ -112,7 +112,7 @@ def _paired(rows: Rows, title: str) -> Table:
         [
             Cell(f"{spoken(r['strategy'])}, {r.get('size', '')}"),
             Cell(f"{spoken(r['baseline'])}, {r.get('baseline_size', '')}"),
-            _signed(r),
+            difference_cell(r),
             Cell(p_text(r.get("p_value")), r.get("p_value")),
             number_cell(r.get("tokens"), whole=True),
             number_cell(r.get("baseline_tokens"), whole=True),
@@ -142,7 +142,7 @@ def _compared(rows: Rows, title: str) -> Table:
             Cell(f"{spoken(r['strategy'])}, {r.get('size', '')}"),
             number_cell(r.get("a")),
             number_cell(r.get("b")),
-            _signed(r),
+            difference_cell(r),
             Cell(p_text(r.get("p_value")), r.get("p_value")),
             number_cell(r.get("baseline_tokens"), whole=True),
             number_cell(r.get("tokens"), whole=True),
@@ -165,12 +165,3 @@ def _compared(rows: Rows, title: str) -> Table:
         ),
     ]
     return Table(title, columns, body, _PAIRED_NOTE)
-
-
-def _signed(row: Mapping[str, Any]) -> Cell:
-    value = row.get("difference")
-    if value is None:
-        return Cell("–")
-    return Cell(
-        f"{value:+.3f}".replace("-", "−"), float(value), interval_text(row.get("low"), row.get("high"))
-    )

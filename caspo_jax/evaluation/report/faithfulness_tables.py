@@ -6,7 +6,15 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from caspo_jax.evaluation.report.cells import INTERVALS, Cell, Table, interval_text, number_cell, within_cell
+from caspo_jax.evaluation.report.cells import (
+    INTERVALS,
+    Cell,
+    Table,
+    difference_cell,
+    interval_text,
+    number_cell,
+    within_cell,
+)
 from caspo_jax.evaluation.untold import untold
 
 _METRICS = (
@@ -210,24 +218,15 @@ def _compared(record: Mapping[str, Any], prefix: str) -> list[Table]:
                 for field, head, _ in _METRICS
                 if field in block
             ]
-    body = []
-    for name, entry in rows:
-        value = entry.get("difference")
-        change = (
-            Cell("–")
-            if value is None
-            else Cell(
-                f"{value:+.3f}".replace("-", "−"), value, interval_text(entry.get("low"), entry.get("high"))
-            )
-        )
-        body.append(
-            [
-                Cell(name.replace("_", " ")),
-                number_cell(entry.get("first")),
-                number_cell(entry.get("second")),
-                change,
-            ]
-        )
+    body = [
+        [
+            Cell(name.replace("_", " ")),
+            number_cell(entry.get("first")),
+            number_cell(entry.get("second")),
+            difference_cell(entry),
+        ]
+        for name, entry in rows
+    ]
     columns = [
         ("figure", "", False),
         ("first", str(record.get("first", "")), True),

@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
+from caspo_jax.evaluation.formats import spoken
 from caspo_jax.evaluation.report import evaluate_figures, faithfulness_figures
-from caspo_jax.evaluation.report.cells import spoken
 from caspo_jax.evaluation.report.folder import SAMPLES, Run, TraceFile
 from caspo_jax.evaluation.report.svg import SERIES, WIDTH, Figure, Panel, hover, number, tag
 from caspo_jax.evaluation.report.tables import strategies_of

@@ -6,7 +6,8 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from caspo_jax.evaluation.report.cells import interval_text, spoken
+from caspo_jax.evaluation.formats import spoken
+from caspo_jax.evaluation.report.cells import interval_text
 from caspo_jax.evaluation.report.evaluate_tables import Rows, rows_of
 from caspo_jax.evaluation.report.faithfulness_tables import is_faithfulness
 from caspo_jax.evaluation.report.folder import Run

@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from caspo_jax.evaluation.formats import spoken
 from caspo_jax.evaluation.report.cells import (
     BOLD,
     Cell,
@@ -13,7 +14,6 @@ from caspo_jax.evaluation.report.cells import (
     interval_text,
     number_cell,
     number_text,
-    spoken,
 )
 from caspo_jax.evaluation.report.confidence_tables import step_confidences
 from caspo_jax.evaluation.report.evaluate_tables import evaluate_tables
