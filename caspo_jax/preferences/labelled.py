@@ -14,27 +14,34 @@ from caspo_jax.types import Question, Step, Trace
 _KEPT = 4096  # encodings of steps
 
 
-def labelled_to_trace(
-    solution: LabelledSteps,
+def labelled_to_trace(solution: LabelledSteps, tokenizer: Any, **options: Any) -> Trace:
+    """One of `labelled_to_traces`, with its arguments."""
+    return labelled_to_traces([solution], tokenizer, **options)[0]
+
+
+def labelled_to_traces(
+    solutions: Sequence[LabelledSteps],
     tokenizer: Any,
     *,
     delimiter: str = DEFAULT_DELIMITER,
     eos_id: int | None = None,
     name: str = "recorded",
-) -> Trace:
-    """A labelled solution as an annotated trace; each step is encoded apart, with its delimiter.
+) -> list[Trace]:
+    """Labelled solutions as annotated traces; each step is encoded apart, with its delimiter.
 
-    So equal prefixes have equal token ids, whatever follows. Steps carry no confidence: `score` the trace to
+    So equal prefixes have equal token ids, whatever follows. Steps carry no confidence: `score` a trace to
     get its token statistics, then `segment_trace` keeps the spans if no step contains the delimiter.
 
     Args:
-      solution: steps and verdicts.
-      tokenizer: encodes prompt and steps.
+      solutions: steps and verdicts.
+      tokenizer: encodes prompts and steps.
       delimiter: put between steps; the last one gets it unless it ended the solution.
       eos_id: put after the last step if it ended the solution; default the tokenizer's.
       name: of the verifier on record.
     """
-    return _trace(solution, _Encoder(tokenizer), tokenizer, delimiter=delimiter, eos_id=eos_id, name=name)
+    encoder = _Encoder(tokenizer)
+    eos = tokenizer.eos_token_id if eos_id is None else eos_id
+    return [_trace(solution, encoder, delimiter, eos, name) for solution in solutions]
 
 
 class _Encoder:
@@ -56,16 +63,7 @@ class _Encoder:
         return self._prompt
 
 
-def _trace(
-    solution: LabelledSteps,
-    encoder: _Encoder,
-    tokenizer: Any,
-    *,
-    delimiter: str = DEFAULT_DELIMITER,
-    eos_id: int | None = None,
-    name: str = "recorded",
-) -> Trace:
-    eos = tokenizer.eos_token_id if eos_id is None else eos_id
+def _trace(solution: LabelledSteps, encoder: _Encoder, delimiter: str, eos: int | None, name: str) -> Trace:
     ids: list[int] = []
     steps: list[Step] = []
     text = ""
@@ -99,9 +97,3 @@ def _trace(
         strategy="recorded",
         steps=tuple(steps),
     )
-
-
-def labelled_to_traces(solutions: Sequence[LabelledSteps], tokenizer: Any, **options: Any) -> list[Trace]:
-    """`labelled_to_trace` of each."""
-    encoder = _Encoder(tokenizer)
-    return [_trace(solution, encoder, tokenizer, **options) for solution in solutions]
