@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from absl import flags
 
+from caspo_jax.errors import UserError
 from experiments import calibrate, calibrations, common, result_files, sampling, verifiers
 
 if TYPE_CHECKING:
@@ -71,7 +72,6 @@ def define_flags() -> None:
 
 def main() -> None:
     """Audit a search."""
-    from caspo_jax.errors import UserError
     from caspo_jax.evaluation.replay import unpruned
     from caspo_jax.evaluation.thresholds import held_fixed
     from caspo_jax.outputs import ROWS

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from absl import flags
 
+from caspo_jax.errors import UserError
 from experiments import calibrations, common, sampling
 
 if TYPE_CHECKING:
@@ -55,8 +56,6 @@ def define_flags() -> None:
 
 def check_flags() -> None:
     """Refuses flags that do not go with a calibration: before hours of sampling."""
-    from caspo_jax.errors import UserError
-
     if not 0.0 < FLAGS.alpha < 1.0:
         raise UserError(f"--alpha={FLAGS.alpha}: give a share between 0 and 1, both excluded")
     if FLAGS["threshold"].present:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from absl import flags
 
+from caspo_jax.errors import UserError
 from experiments import common, result_files, verifiers
 from experiments.config_flags import define_config, given_config
 
@@ -73,7 +74,6 @@ def define_flags() -> None:
 
 def main() -> None:
     """Run the rounds."""
-    from caspo_jax.errors import UserError
     from caspo_jax.models.lora import check_rank
     from caspo_jax.preferences import PairConfig
     from caspo_jax.sampling import CatConfig

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from caspo_jax.errors import UserError
 from experiments import common, result_files
 
 if TYPE_CHECKING:
@@ -39,7 +40,6 @@ def _manifest(out: Path) -> Path:
 
 def report(policy: Policy, path: str, out: Path) -> None:
     """Write and print confidences.steps.* and confidences.paths.*."""
-    from caspo_jax.errors import UserError
     from caspo_jax.evaluation.confidence_items import confidence_items
     from caspo_jax.evaluation.rescoring import token_statistics
     from caspo_jax.outputs import Manifest
@@ -74,7 +74,6 @@ def report(policy: Policy, path: str, out: Path) -> None:
 
 def _read(policy: Policy, path: str) -> tuple[list[Trace], int]:
     """The traces that the model can read, and how many it cannot; refuses what gives no table."""
-    from caspo_jax.errors import UserError
     from caspo_jax.records import trace_from_record
     from caspo_jax.store import load_records
 

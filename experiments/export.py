@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from absl import flags
 
+from caspo_jax.errors import UserError
 from experiments import common
 
 FLAGS = flags.FLAGS
@@ -40,7 +41,6 @@ def define_flags() -> None:
 
 def main() -> None:
     """Export."""
-    from caspo_jax.errors import UserError
     from caspo_jax.training.stages import export_adapter, export_stage, merge_stage
 
     if (FLAGS.run is None) == (FLAGS.adapter is None):

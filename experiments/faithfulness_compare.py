@@ -8,6 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 from absl import flags
 
+from caspo_jax.errors import UserError
+from caspo_jax.records import schema, schema_name
+from caspo_jax.store import load_records, read_json, write_json, write_text
 from experiments import common, result_files
 
 if TYPE_CHECKING:
@@ -20,10 +23,7 @@ READ = ("traces", "steps", "decisiveness", "token", "hidden", "prefix", "probe")
 
 def compare(folders: Sequence[Path], out: Path) -> None:
     """Two finished folders compared."""
-    from caspo_jax.errors import UserError
     from caspo_jax.evaluation import faithfulness as f
-    from caspo_jax.records import schema
-    from caspo_jax.store import write_json, write_text
 
     if len(folders) != 2:
         raise UserError(f"--compare takes two folders, A,B, found {len(folders)}")
@@ -59,8 +59,6 @@ def compare(folders: Sequence[Path], out: Path) -> None:
 def order(folders: Sequence[Path], out: Path) -> None:
     """Folders whose order is known: order.json, order.txt."""
     from caspo_jax.evaluation import faithfulness as f
-    from caspo_jax.records import schema
-    from caspo_jax.store import write_json, write_text
 
     record = f.ordering_record([read_report(folder) for folder in folders])
     names = [str(folder) for folder in folders]
@@ -82,9 +80,6 @@ def order(folders: Sequence[Path], out: Path) -> None:
 
 def read_report(folder: Path) -> dict[str, Any]:
     """The report.json of a folder."""
-    from caspo_jax.errors import UserError
-    from caspo_jax.records import schema_name
-    from caspo_jax.store import read_json
 
     path = folder / "report.json"
     if not path.exists():
@@ -97,9 +92,7 @@ def read_report(folder: Path) -> dict[str, Any]:
 
 def read_table(folder: Path) -> Table:
     """The table of a folder; verdicts come from its steps.jsonl."""
-    from caspo_jax.errors import UserError
     from caspo_jax.evaluation import faithfulness as f
-    from caspo_jax.store import load_records
 
     for name in ("traces.jsonl", "steps.jsonl"):
         if not (folder / name).exists():
@@ -111,8 +104,6 @@ def read_table(folder: Path) -> Table:
 
 
 def _verdict(step: dict[str, Any]) -> tuple[str, bool | None]:
-    from caspo_jax.errors import UserError
-
     if step["right"] not in (True, False, None):
         raise UserError(f"`right` must be true, false or null, found {step['right']!r:.40}")
     return str(step["trace_id"]), step["right"]

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from absl import flags
 
+from caspo_jax.errors import UserError
 from experiments import common
 
 if TYPE_CHECKING:
@@ -47,7 +48,6 @@ def _recorded(index: int) -> str:
 
 def build_scorers() -> tuple[list[DecisivenessScorer], dict[str, str]]:
     """The decisiveness scorers of the flags, and hashes of the files behind them."""
-    from caspo_jax.errors import UserError
     from caspo_jax.evaluation import faithfulness as f
     from caspo_jax.store import hash_path
     from experiments.verifiers import generate_with
@@ -74,8 +74,6 @@ def build_scorers() -> tuple[list[DecisivenessScorer], dict[str, str]]:
 
 def consistency(policy: Policy) -> str:
     """The value of --consistency, with `auto` resolved; refuses what cannot be built."""
-    from caspo_jax.errors import UserError
-
     name, task = FLAGS.consistency, policy.settings.get("task")
     if name == "auto":
         name = "judge" if FLAGS.contradiction_judge else "exact" if task else "answers"

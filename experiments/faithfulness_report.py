@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from absl import flags
 
+from caspo_jax.errors import UserError
+from caspo_jax.outputs import Manifest, manifest_path, read_manifest
 from experiments import common
 
 if TYPE_CHECKING:
@@ -27,8 +29,6 @@ def check_version(out: Path) -> None:
     Raises:
       UserError: such a report is there, and --overwrite was not given.
     """
-    from caspo_jax.errors import UserError
-    from caspo_jax.outputs import manifest_path
 
     finished = out / "report.json"
     if finished.exists() and not FLAGS.overwrite and not manifest_path(out, folder=True).exists():
@@ -50,8 +50,6 @@ def claim(out: Path, settings: Mapping[str, Any]) -> Manifest:
     Raises:
       UserError: a report is there that was made with other settings, and --overwrite was not given.
     """
-    from caspo_jax.outputs import Manifest, manifest_path, read_manifest
-
     path = manifest_path(out, folder=True)
 
     def unfinished() -> bool:
@@ -108,7 +106,6 @@ def recorded_logprobs(out: Path) -> dict[str, Any]:
 def judged_continuations(out: Path) -> dict[str, int]:
     """How many continuations were held against their steps, and of how many the judge could not tell."""
     from caspo_jax.evaluation.faithfulness import read_stage
-    from caspo_jax.outputs import manifest_path, read_manifest
 
     file = out / "prefix.jsonl"
     samples = read_manifest(manifest_path(file)).get("config", {}).get("samples", 0)

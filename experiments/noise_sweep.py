@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from absl import flags
 
+from caspo_jax.errors import UserError
 from experiments import common, result_files
 
 if TYPE_CHECKING:
@@ -63,7 +64,6 @@ def define_flags() -> None:
 
 def main() -> None:
     """Run the sweep."""
-    from caspo_jax.errors import UserError
     from caspo_jax.evaluation import plots
     from caspo_jax.evaluation.formats import markdown, write_table
     from caspo_jax.outputs import ROWS, Manifest

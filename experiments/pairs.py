@@ -11,6 +11,7 @@ from typing import Any
 
 from absl import flags
 
+from caspo_jax.store import each_record, write_jsonl
 from experiments import common, verifiers
 from experiments.config_flags import define_config, given_config
 
@@ -43,7 +44,6 @@ def main() -> None:
     from caspo_jax.outputs import check_own
     from caspo_jax.preferences import PairConfig
     from caspo_jax.records import trace_from_record
-    from caspo_jax.store import each_record
     from caspo_jax.training.stages import pairs_stage
 
     common.check_outputs(("output", "trl_output"), ("input", "labels"))
@@ -78,7 +78,6 @@ def write_trl(tokenizer: Any, count: int) -> None:
     from caspo_jax.outputs import Manifest, manifest_path
     from caspo_jax.preferences import to_trl_record
     from caspo_jax.records import pair_from_record
-    from caspo_jax.store import each_record, write_jsonl
 
     manifest = Manifest.open(
         manifest_path(FLAGS.trl_output),

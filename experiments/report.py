@@ -14,6 +14,7 @@ from pathlib import Path
 
 from absl import flags
 
+from caspo_jax.errors import UserError
 from experiments import common, result_files
 
 FLAGS = flags.FLAGS
@@ -32,7 +33,6 @@ def define_flags() -> None:
 
 def main() -> None:
     """Write the report."""
-    from caspo_jax.errors import UserError
     from caspo_jax.evaluation.report import write_report
 
     if Path(FLAGS.output).is_dir():

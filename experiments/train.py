@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from absl import flags
 
+from caspo_jax.errors import UserError
 from experiments import common
 from experiments.config_flags import define_config, given_config
 
@@ -72,7 +73,6 @@ def define_training_flags() -> None:
 
 def train_config(**fields: Any) -> TrainConfig:
     """The preset with these fields, then with the --train and --lora flags that were given."""
-    from caspo_jax.errors import UserError
     from caspo_jax.models import LoraConfig
     from caspo_jax.training import TrainConfig
 
@@ -114,8 +114,6 @@ def main() -> None:
 
 def _check_one_value(name: str, value: Any, taken: Any) -> None:
     """Refuses a setting that two flags give two values; `taken` is that of --train.NAME, if that was given."""
-    from caspo_jax.errors import UserError
-
     if FLAGS[name].present and value is not None and value != taken:
         raise UserError(
             f"--{name}={value} and --train.{name}={taken} are two values of one setting: give one of them"
@@ -124,7 +122,6 @@ def _check_one_value(name: str, value: Any, taken: Any) -> None:
 
 def _check_verified(config: TrainConfig) -> None:
     """Refuses a loss that reads verified steps where none are given, before the policy is loaded."""
-    from caspo_jax.errors import UserError
     from caspo_jax.training import TrainConfig
 
     if FLAGS.annotated is not None or not config.loss.uses_verified:
