@@ -63,7 +63,7 @@ def define_flags() -> None:
     flags.DEFINE_bool("peer_compile", False, "transformers may also try torch.compile over a static cache")
     flags.DEFINE_bool("peer_only", False, "leave out what concerns caspo_jax alone")
     flags.DEFINE_integer("seed", 0, "seed of weights and prompts", lower_bound=0)
-    bench_flags.define_shape_flags(vocab_size=32_768, width=256, layers=4)
+    bench_flags.define_shape_flags(width=256, layers=4)
     bench_flags.define_run_flags()
 
 

@@ -28,9 +28,9 @@ NEEDS = {
 }
 
 
-def define_shape_flags(vocab_size: int, width: int, layers: int) -> None:
+def define_shape_flags(width: int, layers: int) -> None:
     """The shape of a model of random weights."""
-    flags.DEFINE_integer("vocab_size", vocab_size, "vocabulary of the random checkpoint", lower_bound=32)
+    flags.DEFINE_integer("vocab_size", 32_768, "vocabulary of the random checkpoint", lower_bound=32)
     flags.DEFINE_integer("width", width, "its hidden size, a multiple of 32", lower_bound=32)
     flags.DEFINE_integer("layers", layers, "its layers", lower_bound=1)
     flags.DEFINE_string(

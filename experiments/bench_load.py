@@ -33,7 +33,7 @@ def define_flags() -> None:
     flags.DEFINE_string("model", None, "folder of a checkpoint; default: random weights made on the spot")
     flags.DEFINE_enum("dtype", "float32", ["float32", "bfloat16"], "dtype to load in (and to write it in)")
     bench_flags.define_peer_flags(PEERS)
-    bench_flags.define_shape_flags(vocab_size=32_768, width=1024, layers=12)
+    bench_flags.define_shape_flags(width=1024, layers=12)
     bench_flags.define_run_flags()
 
 

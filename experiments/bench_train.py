@@ -57,7 +57,7 @@ def define_flags() -> None:
     flags.DEFINE_enum("dtype", "float32", ["float32", "bfloat16"], "of weights and products, on both sides")
     flags.DEFINE_integer("lora_rank", 0, "train adapters of this rank alone; 0: all weights", lower_bound=0)
     flags.DEFINE_bool("remat", False, "recompute each layer in the backward pass, on both sides")
-    bench_flags.define_shape_flags(vocab_size=32_768, width=256, layers=4)
+    bench_flags.define_shape_flags(width=256, layers=4)
     bench_flags.define_run_flags()
 
 

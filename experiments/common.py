@@ -167,7 +167,6 @@ def load_policy(path: str | None = None) -> Policy:
 
 def check_policy(path: str) -> None:
     """Refuses a folder without a config.json, before hours of work that end in loading it."""
-    from caspo_jax.errors import UserError
     from caspo_jax.models.pretrained import resolve_folder
 
     if not (resolve_folder(path) / "config.json").is_file():
@@ -316,9 +315,9 @@ def require_folder(path: str | None, flag: str) -> Path:
     return Path(path)
 
 
-def check_folder(flag: str) -> None:
-    """Refuses a folder of outputs, by flag, that is a file or lies below one: before the work."""
-    path = Path(getattr(FLAGS, flag))
+def check_out_dir() -> None:
+    """Refuses an --out_dir that is a file or lies below one: before the work."""
+    path = Path(FLAGS.out_dir)
     file = next((p for p in (path, *path.parents) if p.is_file()), None)
     if file is not None:
-        raise UserError(f"--{flag}={path}: {file} is a file, where a folder should be")
+        raise UserError(f"--out_dir={path}: {file} is a file, where a folder should be")

@@ -31,6 +31,7 @@ from typing import Any
 
 from absl import flags
 
+from caspo_jax.errors import UserError
 from caspo_jax.outputs import ROWS, Manifest
 from experiments import benchmark_source, common, result_files
 from experiments.evaluate_run import Runner
@@ -124,7 +125,6 @@ def define_flags() -> None:
 
 def main() -> None:
     """Evaluate, compare, or tabulate confidences."""
-    from caspo_jax.errors import UserError
     from caspo_jax.evaluation.strategies import check_names
 
     if FLAGS.instruction is not None and not FLAGS.input:
@@ -187,7 +187,7 @@ def evaluate(model: str, out: Path, names: Sequence[str]) -> list[dict[str, Any]
     manifest = Manifest.open(
         out / "manifest.json", program="evaluate", config=asked, free=ROWS, overwrite=FLAGS.overwrite
     )
-    runner = Runner(policy, out, asked, strategies, FLAGS.overwrite)
+    runner = Runner(policy, out, asked, strategies)
     for name, test in tests.items():
         chosen = runner.tuned(name, settings, *tuning.get(name, ()))
         runner.run(name, test, questions[name], chosen)

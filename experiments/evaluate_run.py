@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from absl import flags
 
+from caspo_jax.store import read_json, read_jsonl, write_json
 from experiments import common, evaluate_samples
 from experiments.evaluate_settings import group_size, restored
 
@@ -33,19 +34,12 @@ class Runner:
       count: answers, once all are there.
     """
 
-    def __init__(
-        self,
-        policy: Policy,
-        out: Path,
-        config: Mapping[str, Any],
-        strategies: Sequence[str],
-        overwrite: bool,
-    ):
+    def __init__(self, policy: Policy, out: Path, config: Mapping[str, Any], strategies: Sequence[str]):
         from caspo_jax.training.stages.policy import open_output
 
         self.policy, self.out, self.strategies = policy, out, strategies
         self.outputs = {
-            name: open_output(out / f"{name}.jsonl", "evaluate", config, overwrite, f"evaluate_{name}")
+            name: open_output(out / f"{name}.jsonl", "evaluate", config, FLAGS.overwrite, f"evaluate_{name}")
             for name in ("groups", "samples", "answers", "tuning")
         }
         self.sames: dict[str, Equal] = {}
@@ -91,7 +85,6 @@ class Runner:
         questions as they are."""
         from caspo_jax.evaluation.formats import plain
         from caspo_jax.evaluation.tuning import tune
-        from caspo_jax.store import read_json, write_json
 
         path = self.out / f"settings.{name}.json"
         if benchmark is not None and not (path.exists() and name in self._done("tuning")):
@@ -110,8 +103,6 @@ class Runner:
 
     def _done(self, output: str) -> set[str]:
         """Ids of what an output holds already."""
-        from caspo_jax.store import read_jsonl
-
         written = self.outputs[output]
         if not written.complete:
             return written.done
@@ -197,7 +188,6 @@ class Runner:
         """Ends the files, after the votes at CaT's cost were added to the answers; the records of all answers."""
         from caspo_jax.evaluation import results
         from caspo_jax.evaluation.answer_records import read_answers
-        from caspo_jax.store import read_jsonl
 
         written = self.outputs["answers"]
         for output in ("groups", "samples", "tuning"):

@@ -16,9 +16,7 @@ QUESTIONS = 50
 SAMPLES = 8  # of a question
 
 
-def keeper(
-    out: Path, name: str, benchmark: Benchmark, questions: Sequence[Question], most: int = QUESTIONS
-) -> Callable[..., None]:
+def keeper(out: Path, name: str, benchmark: Benchmark, questions: Sequence[Question]) -> Callable[..., None]:
     """A function (strategy, its traces or search results) that writes OUT/samples/NAME/STRATEGY.jsonl, and for searches
     STRATEGY.trees.jsonl beside it.
 
@@ -26,8 +24,7 @@ def keeper(
       out: the run's folder.
       name: of the benchmark.
       benchmark: who reads and scores answers.
-      questions: what was asked, in order.
-      most: questions kept.
+      questions: what was asked, in order; the first `QUESTIONS` of them are kept.
     """
     from caspo_jax.records import search_to_record, trace_to_record
     from caspo_jax.steps import verify_traces
@@ -35,7 +32,7 @@ def keeper(
     from caspo_jax.tasks import get_task
     from caspo_jax.tasks.registry import TASKS
 
-    asked = {q.id: q for q in questions[:most]}
+    asked = {q.id: q for q in questions[:QUESTIONS]}
     runs_code = getattr(benchmark, "runs_code", False)  # its answers take seconds each to judge
     verifier = get_task(name).verifier() if name in TASKS else None
 

@@ -28,6 +28,8 @@ from typing import TYPE_CHECKING, Any
 
 from absl import flags
 
+from caspo_jax.errors import UserError
+from caspo_jax.outputs import Manifest, manifest_path
 from experiments import common, faithfulness_compare, faithfulness_judges, faithfulness_report, result_files
 
 if TYPE_CHECKING:
@@ -85,9 +87,7 @@ def define_flags() -> None:
 
 def main() -> None:
     """Measure or compare."""
-    from caspo_jax.errors import UserError
-
-    common.check_folder("out_dir")
+    common.check_out_dir()
     for flag, hold in (("compare", faithfulness_compare.compare), ("order", faithfulness_compare.order)):
         folders = FLAGS[flag].value
         if folders:
@@ -188,7 +188,6 @@ def prefix_config(policy: Policy) -> PrefixConfig:
 def check_later_stages(policy: Policy) -> None:
     """Refuses at once what a stage would refuse whose turn comes hours later."""
     from caspo_jax.confidence.probe import load_probe
-    from caspo_jax.errors import UserError
 
     if "prefix" in FLAGS.stages:
         prefix_config(policy)
@@ -203,9 +202,7 @@ def check_later_stages(policy: Policy) -> None:
 
 def check_places(out: Path) -> None:
     """Refuses traces in the place of an output, and files at our output paths that another run, or another program, wrote."""
-    from caspo_jax.errors import UserError
     from caspo_jax.evaluation.faithfulness import ESTIMATORS
-    from caspo_jax.outputs import manifest_path
 
     given = Path(FLAGS.traces).resolve()
     if given.parent == out.resolve() and given.stem in WRITTEN:
@@ -225,7 +222,6 @@ def check_places(out: Path) -> None:
 def prepared(policy: Policy, out: Path) -> tuple[list[Subject], dict[str, Any]]:
     """The traces with their steps, written to traces.jsonl; and the settings that every stage depends on."""
     from caspo_jax.evaluation import faithfulness as f
-    from caspo_jax.outputs import Manifest, manifest_path
     from caspo_jax.store import hash_path, write_jsonl
 
     delimiter = common.step_delimiter(policy)

@@ -26,6 +26,9 @@ from typing import TYPE_CHECKING, Any
 
 from absl import flags
 
+from caspo_jax.errors import UserError
+from caspo_jax.outputs import Manifest, check_own, manifest_path
+from caspo_jax.store import load_records, write_jsonl
 from experiments import common, result_files, verifiers
 
 if TYPE_CHECKING:
@@ -57,8 +60,6 @@ def define_flags() -> None:
 
 def main() -> None:
     """Hedge a file, or make all three from new traces."""
-    from caspo_jax.errors import UserError
-    from caspo_jax.outputs import manifest_path
     from caspo_jax.tasks.hedging import HOWS
 
     if bool(FLAGS.input) != bool(FLAGS.output) or bool(FLAGS.out_dir) == bool(FLAGS.input):
@@ -99,14 +100,13 @@ def settings(policy: Policy) -> dict[str, Any]:
 
 def check_places() -> None:
     """Refuses outputs that cannot be written, or that another program wrote: before anything is loaded or sampled."""
-    from caspo_jax.outputs import check_own, manifest_path
     from caspo_jax.tasks.hedging import HOWS
 
     if FLAGS.output:
         common.check_outputs(("output",))
         check_own(FLAGS.output, FLAGS.overwrite)
         return
-    common.check_folder("out_dir")
+    common.check_out_dir()
     out = Path(FLAGS.out_dir)
     names = ["plain", *HOWS]
     if not manifest_path(out / "plain.jsonl").exists():  # the questions have none of their own
@@ -118,7 +118,6 @@ def check_places() -> None:
 def sample_plain(policy: Policy, out: Path, sampling: SampleConfig) -> Path:
     """questions.jsonl, test.jsonl and plain.jsonl: --num_samples outputs of the policy a training question."""
     from caspo_jax.records import question_to_record
-    from caspo_jax.store import write_jsonl
     from caspo_jax.training.stages import sample_stage
 
     task = common.task_of(policy, "--out_dir without --input")
@@ -143,10 +142,8 @@ def sample_plain(policy: Policy, out: Path, sampling: SampleConfig) -> Path:
 
 def segmented(policy: Policy, path: Path) -> list[Trace]:
     """The traces of a file with their steps and the confidence of each."""
-    from caspo_jax.errors import UserError
     from caspo_jax.records import trace_from_record
     from caspo_jax.steps import segment_trace
-    from caspo_jax.store import load_records
 
     delimiter = common.step_delimiter(policy)
     confidence = verifiers.trace_confidence(policy)
@@ -165,9 +162,7 @@ def write_hedged(
     policy: Policy, traces: Sequence[Trace], source: Path, output: Path, how: How
 ) -> dict[str, int]:
     """The traces hedged, with a manifest; returns how often each phrase was used."""
-    from caspo_jax.outputs import Manifest, manifest_path
     from caspo_jax.records import trace_to_record
-    from caspo_jax.store import write_jsonl
     from caspo_jax.tasks.hedging import HEDGES, levels
 
     confidence = [step.confidence for trace in traces for step in trace.steps]

@@ -28,6 +28,7 @@ from typing import Any
 
 from absl import flags
 
+from caspo_jax.errors import UserError
 from experiments import common
 from experiments.train_tiny_text import Text
 
@@ -130,10 +131,10 @@ def _start(text: Text) -> tuple[Any, Any]:
 
 
 def _traces(model: Any, tokenizer: Any) -> tuple[Any, ...]:
-    """Those of --traces, checked against the vocabulary and the context. Raises UserError as `Policy.read_traces` does."""
+    """Those of --traces, checked against the vocabulary and the context. Raises UserError as `Policy.each_trace` does."""
     from caspo_jax.training.stages import Policy
 
-    return tuple(Policy(model, tokenizer, FLAGS.init, "", {}).read_traces(FLAGS.traces))
+    return tuple(Policy(model, tokenizer, FLAGS.init, "", {}).each_trace(FLAGS.traces))
 
 
 def with_tokenizer(model: Any, old: Any, new: Any, seed: int) -> Any:
@@ -179,7 +180,6 @@ def _muon(schedule: Any) -> Any:
 
 def main() -> None:
     """Train and export."""
-    from caspo_jax.errors import UserError
     from caspo_jax.models import hash_checkpoint
     from caspo_jax.outputs import manifest_path, read_manifest
     from caspo_jax.store import hash_path
@@ -187,7 +187,7 @@ def main() -> None:
     from caspo_jax.training.stages.whole_folder import write_once
 
     task = get_task(FLAGS.task)
-    common.check_folder("out_dir")  # found out now, not after hours of training
+    common.check_out_dir()  # found out now, not after hours of training
     if FLAGS.traces and not FLAGS.init:
         raise UserError("--traces goes with --init: traces alone teach no skills")
     sources = [common.require_folder(FLAGS.init, "init")] if FLAGS.init else []

@@ -62,19 +62,19 @@ class Program:
 class TrainShape:
     """A batch of packed trees."""
 
-    rows: int = 16
-    length: int = 2048  # tokens a row
-    step_share: float = 1.0  # of a row's tokens that are scored: the head runs over these alone
+    rows: int
+    length: int  # tokens a row
+    step_share: float  # of a row's tokens that are scored: the head runs over these alone
 
 
 @dataclasses.dataclass(frozen=True)
 class CatShape:
     """A search at the full size of its buffers."""
 
-    questions: int = 8
-    branches: int = 10
-    prompt: int = 256  # tokens
-    max_new_tokens: int = 4096
+    questions: int
+    branches: int
+    prompt: int  # tokens
+    max_new_tokens: int
 
 
 def train_program(

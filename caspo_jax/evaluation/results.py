@@ -143,12 +143,11 @@ def matched_votes(
     samples: Sequence[Mapping[str, Any]],
     settings: Settings,
     same: Callable[[str, str], bool],
-    reference: str = "cat",
 ) -> list[dict[str, Any]]:
-    """Answers of every recorded vote at the tokens of each size of `reference`: as many samples as its tokens buy.
+    """Answers of every recorded vote at the tokens of each size of CaT: as many samples as its tokens buy.
 
     The number of samples is the same for all questions, up to one, so that no vote is told which questions are hard;
-    where the reference spends more than the whole pool there is no match.
+    where CaT spends more than the whole pool there is no match.
     """
     found: list[dict[str, Any]] = []
     keyed = by_key(records)
@@ -160,7 +159,7 @@ def matched_votes(
         lengths = np.array([[s.tokens for s in group] for group in pool.values()])
         names = [n for n in VOTES if any(k[:2] == (benchmark, n) for k in keyed)]
         for key, mine in keyed.items():
-            if key[:2] != (benchmark, reference):
+            if key[:2] != (benchmark, "cat"):
                 continue
             budget = float(np.mean([r["tokens"] for r in mine]))
             golds = {r["question"]: r.get("gold_hash") for r in mine}
@@ -168,26 +167,24 @@ def matched_votes(
                 continue
             counts = dict(zip(pool, matched_counts(lengths, budget).tolist()))
             for name in names:
-                answers = at_counts(name, f"= {reference} {key[2]}", pool, counts, settings, same)
+                answers = at_counts(name, f"= cat {key[2]}", pool, counts, settings, same)
                 found += [answer_record(a, benchmark, golds) for a in answers]
     return found
 
 
-def paired_table(
-    records: Sequence[Mapping[str, Any]], reference: str = "cat", draws: int = 1000
-) -> list[dict[str, Any]]:
-    """Each size of the reference against every other strategy: at its tokens where a match was made, else at the size
+def paired_table(records: Sequence[Mapping[str, Any]], draws: int = 1000) -> list[dict[str, Any]]:
+    """Each size of CaT against every other strategy: at its tokens where a match was made, else at the size
     whose tokens are nearest; both costs stand in the row."""
     keyed = by_key(records)
     rows = []
     for (benchmark, strategy, size), mine in keyed.items():
-        if strategy != reference:
+        if strategy != "cat":
             continue
         cost = np.mean([r["tokens"] for r in mine])
-        others = dict.fromkeys(k[1] for k in keyed if k[0] == benchmark and k[1] != reference)
+        others = dict.fromkeys(k[1] for k in keyed if k[0] == benchmark and k[1] != "cat")
         for other in others:
             choices = {k[2]: v for k, v in keyed.items() if k[:2] == (benchmark, other)}
-            matched = f"= {reference} {size}"
+            matched = f"= cat {size}"
             if matched not in choices:
                 choices = {s: v for s, v in choices.items() if not s.startswith("=")}
                 matched = min(choices, key=lambda s: abs(np.mean([r["tokens"] for r in choices[s]]) - cost))

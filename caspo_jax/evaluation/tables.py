@@ -184,15 +184,14 @@ def paired(
     baseline: Tables,
     draws: int = 1000,
     seed: int = 0,
-    ratios: Sequence[str] = ("flawed_correct_rate",),
 ) -> dict[str, Interval]:
-    """Differences to a baseline on the same questions, and `NAME_ratio` for the metrics in `ratios`."""
+    """Differences to a baseline on the same questions, and `flawed_correct_rate_ratio`."""
     result: dict[str, Interval] = {}
     for (ours, groups), (theirs, base_groups) in zip(statistics(tables), statistics(baseline), strict=True):
         resamples = metrics.Resamples.of(groups, base_groups, draws=draws, seed=seed)
         for name, f in ours.items():
             result[name] = resamples.difference(f, theirs[name])
-            if name in ratios:
+            if name == "flawed_correct_rate":
                 result[f"{name}_ratio"] = resamples.ratio(f, theirs[name])
     return result
 

@@ -84,7 +84,7 @@ class GreedyCompetitors:
         partial = self._swapped([(i, candidates[i], positions[i]) for i in positions])
         if kind == "token":
             for i, ids in partial.items():
-                result[i] = self._rival(tails[i], ids, verdict="unknown")
+                result[i] = self._rival(tails[i], ids)
             return result
         whole = self._completed({i: (candidates[i], tails[i], ids) for i, ids in partial.items()})
         rivals: dict[int, Rival] = {}
@@ -93,7 +93,7 @@ class GreedyCompetitors:
             if step_ids is None:
                 result[i] = NoCompetitor("unfinished")
                 continue
-            rival = self._rival(tails[i], step_ids, verdict="unknown")
+            rival = self._rival(tails[i], step_ids)
             if rival.text.strip() == candidates[i].text.strip():
                 result[i] = NoCompetitor("equal")
             else:
@@ -176,13 +176,13 @@ class GreedyCompetitors:
         text, steps, _ = segment(tail.ids + ids, self.token_bytes, self.delimiter)
         return text, next((step for step in steps if step.start >= tail.characters), None)
 
-    def _rival(self, tail: _Tail, ids: tuple[int, ...], verdict: Verdict) -> Rival:
+    def _rival(self, tail: _Tail, ids: tuple[int, ...]) -> Rival:
         _, step = self._own_step(tail, ids)
         return Rival(
             token_ids=ids,
             text="" if step is None else step.text,
             ends_trace=ids[-1] in self.eos_ids,
-            verdict=verdict,
+            verdict="unknown",
         )
 
     def _verify(self, rivals: Sequence[tuple[Candidate, Rival]]) -> list[Verdict]:

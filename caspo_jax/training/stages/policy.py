@@ -59,12 +59,6 @@ class Policy:
         tokenizer = load_tokenizer(folder) if find_tokenizer(folder) else None
         return cls(model, tokenizer, str(path), "", load_caspo_json(folder))
 
-    def read_traces(
-        self, path: str | Path, *, prompts: bool = True, check: Callable[[Trace], object] | None = None
-    ) -> list[Trace]:
-        """All that `each_trace` gives."""
-        return list(self.each_trace(path, prompts=prompts, check=check))
-
     def each_trace(
         self, path: str | Path, *, prompts: bool = True, check: Callable[[Trace], object] | None = None
     ) -> Iterator[Trace]:
