@@ -8,7 +8,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import jax
+
 from caspo_jax.evaluation.faithfulness.decisiveness import Score
+from caspo_jax.sampling import SampleConfig, generate
 from caspo_jax.steps.asking import ask, fill_template, last_line, load_template
 from caspo_jax.steps.rollouts import Generate
 from caspo_jax.types import Question, Trace
@@ -79,10 +82,6 @@ def judge_from_model(
     Raises:
       UserError: a rubric that cannot be used.
     """
-    import jax
-
-    from caspo_jax.sampling import SampleConfig, generate
-
     config = SampleConfig(max_new_tokens=max_new_tokens, temperature=0.0)
 
     def ask(questions: Sequence[Question], n: int) -> Sequence[Trace]:

@@ -12,6 +12,7 @@ import numpy as np
 from caspo_jax.checks import at_least, own_numbers, within
 from caspo_jax.evaluation.faithfulness.contradiction import ContradictionItem, ContradictionJudge, Contradicts
 from caspo_jax.evaluation.faithfulness.subjects import Subject
+from caspo_jax.sampling import SampleConfig, generate
 from caspo_jax.steps.beginnings import Beginning, cut_when_read
 from caspo_jax.steps.segmentation import segment_text
 from caspo_jax.types import CLOSE_THOUGHT, DEFAULT_DELIMITER, Question
@@ -135,8 +136,6 @@ def continue_prefixes(
       key: a threefry key.
       batch_size: continuations on the device at once (default: by memory).
     """
-    from caspo_jax.sampling import SampleConfig, generate
-
     alike: dict[tuple[int, str], list[int]] = {}
     for i, state in enumerate(states):
         room = min(config.max_new_tokens, model.config.context - len(state.ids))

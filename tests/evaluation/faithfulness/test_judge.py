@@ -95,7 +95,7 @@ def test_a_judge_of_a_loaded_model_decodes_greedily_in_one_call(monkeypatch):
         seen.append(bound)
         return [reply(q, "Decisiveness: 0.5") for q in bound["questions"]]
 
-    monkeypatch.setattr(caspo_jax.sampling, "generate", generate)
+    monkeypatch.setattr("caspo_jax.evaluation.faithfulness.judge.generate", generate)
     judge = judge_from_model("model", "tokenizer", max_new_tokens=64, batch_size=8, name="small")
     assert judge.score(["a", "b"]) == [0.5, 0.5]
     (call,) = seen

@@ -137,7 +137,8 @@ def test_a_certain_model_is_certain_of_every_line(tokenizer, config, monkeypatch
     lines = [f"k{i}: we add {i} to the total and write it down in words, so k = {100 + i}" for i in range(40)]
     shown, model = {}, SimpleNamespace(config=config)
     monkeypatch.setattr(
-        "caspo_jax.sampling.generate", lambda m, t, questions, sample, *_, **__: replayed(questions, sample)
+        "caspo_jax.evaluation.faithfulness.prefix.generate",
+        lambda m, t, questions, sample, *_, **__: replayed(questions, sample),
     )
     spelled = token_bytes(tokenizer, config.vocab_size)
 
@@ -197,7 +198,7 @@ def test_continuations_are_judged_a_few_traces_at_a_time(tmp_path, tokenizer, co
                 raise KeyboardInterrupt
             return super().judge(items)
 
-    monkeypatch.setattr("caspo_jax.sampling.generate", generate)
+    monkeypatch.setattr("caspo_jax.evaluation.faithfulness.prefix.generate", generate)
     subjects = [subject(f"t{k}", 5, prompt=(1, k)) for k in range(30)]
     settings = PrefixConfig(samples=20, max_steps=5)
     model = SimpleNamespace(config=config)
@@ -219,7 +220,7 @@ def test_filters_reach_the_sampler_and_are_named_where_they_are_on(tmp_path, tok
         samples.append(sample)
         return [Trace(q.id, None, None, None, q.prompt_ids, (), "value 0", "stop") for q in questions]
 
-    monkeypatch.setattr("caspo_jax.sampling.generate", generate)
+    monkeypatch.setattr("caspo_jax.evaluation.faithfulness.prefix.generate", generate)
     for name, filters in (("off", {}), ("on", {"top_k": 7, "min_p": 0.25})):
         stage = Stage([subject("a", 1)], tmp_path / name, {})
         settings = PrefixConfig(samples=1, **filters)
@@ -245,7 +246,7 @@ def test_continuations_end_with_the_context_at_the_latest(monkeypatch):
             for _ in range(2)
         ]
 
-    monkeypatch.setattr("caspo_jax.sampling.generate", generate)
+    monkeypatch.setattr("caspo_jax.evaluation.faithfulness.prefix.generate", generate)
     model, config = (
         SimpleNamespace(config=SimpleNamespace(context=100)),
         PrefixConfig(samples=2, max_new_tokens=20),

@@ -52,11 +52,7 @@ def probe_stage(
     questions = {s.group for s in readable}
     if pretrained is None and (len(set(known)) < 2 or len(questions) < 2):
         return "a probe needs right and wrong steps that the checkpoint can read, and two questions at least"
-    labels = (
-        {"labels": [[s.id, list(verdicts.get(s.id, ()))] for s in stage.subjects]}
-        if pretrained is None
-        else {}
-    )
+    labels = [[s.id, list(verdicts.get(s.id, ()))] for s in stage.subjects]
     loaded = None if pretrained is None else load_probe(pretrained)
     written = stage.open(
         "probe",
@@ -65,7 +61,7 @@ def probe_stage(
         folds=folds,
         l2=l2,
         seed=seed,
-        **{name: _digest(value) for name, value in labels.items()},
+        **({"labels": _digest(labels)} if pretrained is None else {}),
     )
     if written.complete:
         return None

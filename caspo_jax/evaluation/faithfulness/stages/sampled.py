@@ -42,10 +42,8 @@ def prefix_stage(
     ids of the `prefixes`.
     """
     sampling = dataclasses.asdict(config) | {"seed": seed, "batch_size": batch_size}
-    for name in (
-        "top_k",
-        "min_p",
-    ):  # which earlier versions had not: where they are off, their files stay good
+    # Earlier versions had neither: where they are off, their files stay good.
+    for name in ("top_k", "min_p"):
         if not sampling[name]:
             del sampling[name]
     plan = plan_prefixes(stage.subjects, config, model.config.context, seed)
