@@ -51,7 +51,7 @@ def main() -> None:
         runs = in_turns(
             {depth: functools.partial(compiled, depth) for depth in depths},
             FLAGS.cycles,
-            lambda _: progress.update(),
+            progress.update,
         )
     rows = [
         [

@@ -197,7 +197,7 @@ def beside_peer(case: str, workers: dict[str, Worker]) -> Runs:
 def turns(sides: dict[str, Any], label: str) -> Runs:
     """All sides in turns, with a progress bar."""
     with common.Progress(2 * FLAGS.cycles * len(sides), label, unit="run") as progress:
-        return in_turns(sides, FLAGS.cycles, lambda _: progress.update())
+        return in_turns(sides, FLAGS.cycles, progress.update)
 
 
 def own_figures(ours: Worker, cases: list[str]) -> dict[str, Any]:

@@ -75,7 +75,7 @@ def measure(folder: Path, starts: Mapping[str, Callable[..., Worker]]) -> dict[s
     for name in reversed(sides):
         sides[name]()
     with common.Progress(2 * FLAGS.cycles * len(sides), "bench_load", unit="load") as progress:
-        return in_turns(sides, FLAGS.cycles, lambda _: progress.update())
+        return in_turns(sides, FLAGS.cycles, progress.update)
 
 
 def report(measured: dict[str, list[dict[str, Any]]], largest: int) -> dict[str, Any]:

@@ -107,21 +107,20 @@ class Worker:
 def in_turns(
     sides: Mapping[str, Callable[[], dict[str, Any]]],
     cycles: int,
-    progress: Callable[[str], None] | None = None,
+    progress: Callable[[], object] = lambda: None,
 ) -> dict[str, list[dict[str, Any]]]:
     """Run every side 2 x `cycles` times in the order A B B A, so that a drift of the machine meets both alike.
 
     Args:
       sides: name -> what runs it once.
       cycles: how many times A B B A.
-      progress: called with the name of each run that ended.
+      progress: called after each run.
     """
     results: dict[str, list[dict[str, Any]]] = {name: [] for name in sides}
     for _ in range(cycles):
         for name in (*sides, *reversed(list(sides))):
             results[name].append(sides[name]())
-            if progress is not None:
-                progress(name)
+            progress()
     return results
 
 

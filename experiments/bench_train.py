@@ -181,7 +181,7 @@ def measure(workload: bench_model.Workload, start: Mapping[str, Callable[[], Wor
             for side in (*sides.values(), *sides.values()):  # the first of each compiles
                 side()
                 progress.update()
-            runs = in_turns(sides, FLAGS.cycles, lambda _: progress.update())
+            runs = in_turns(sides, FLAGS.cycles, progress.update)
         return {
             "settings": chosen,
             "runs": runs,

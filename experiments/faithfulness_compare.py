@@ -80,7 +80,6 @@ def order(folders: Sequence[Path], out: Path) -> None:
 
 def read_report(folder: Path) -> dict[str, Any]:
     """The report.json of a folder."""
-
     path = folder / "report.json"
     if not path.exists():
         raise UserError(f"{folder}: no report.json in it; run the report there first")

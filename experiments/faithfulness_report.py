@@ -29,7 +29,6 @@ def check_version(out: Path) -> None:
     Raises:
       UserError: such a report is there, and --overwrite was not given.
     """
-
     finished = out / "report.json"
     if finished.exists() and not FLAGS.overwrite and not manifest_path(out, folder=True).exists():
         raise UserError(

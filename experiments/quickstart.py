@@ -75,7 +75,7 @@ def main() -> None:
     begun = out / "round_1" / "traces.jsonl.manifest.json"
     with result_files.claimed_folder(out, "quickstart", asked(task), begun) as finish:
         final = trained(task, out, settings)
-        quickstart_report.compare(task, final, FLAGS.preset, out, settings, strategies, started)
+        quickstart_report.compare(task, final, out, settings, strategies, started)
         finish(rounds=FLAGS.rounds, controls=FLAGS.controls)
     report = write_quickstart_report(out, task.policy_path, final[FLAGS.preset], FLAGS.dtype)
     common.say(f"report in {report}")

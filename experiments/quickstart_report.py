@@ -42,12 +42,8 @@ TABLE = {
     "ece": "ECE",
     "brier_scaled": "Brier scaled",
 }
-COMPARED = (
-    "step_accuracy",
-    "answer_accuracy",
-    "entropy_auroc",
-    "brier_scaled",
-)  # with the base, below the table
+# With the base, below the table.
+COMPARED = ("step_accuracy", "answer_accuracy", "entropy_auroc", "brier_scaled")
 STRATEGY_ORDER = (
     "greedy",
     "majority",
@@ -129,7 +125,6 @@ def _is_summary(path: Path) -> bool:
 def compare(
     task: Task,
     final: Mapping[str, Sequence[Path]],
-    preset: str,
     out: Path,
     settings: Any,
     strategies: StrategyConfig,
@@ -145,7 +140,7 @@ def compare(
         batch_size=FLAGS.batch_size,
         recorder=Recorder(out / "samples", strategies.cat.vote, strategies.cat.gamma),
     )
-    rounds = final[preset]
+    rounds = final[FLAGS.preset]
     # Base and final policy; the rounds between them, and CaT as published, come with the controls.
     plan: list[tuple[str, Path, bool]] = [("base", task.policy_path, True)]
     plan += [
@@ -153,7 +148,7 @@ def compare(
         for k, path in enumerate(rounds, start=1)
         if FLAGS.controls or k == len(rounds)
     ]
-    plan += [(name, paths[-1], False) for name, paths in final.items() if name != preset]
+    plan += [(name, paths[-1], False) for name, paths in final.items() if name != FLAGS.preset]
     found: list[Evaluation] = []
     with common.Progress(len(plan) + ("rft" in final), "compare", unit="evaluation") as progress:
         for name, path, with_strategies in plan:

@@ -24,7 +24,6 @@ class Recorder:
     folder: Path
     vote: str  # of the searches, and
     gamma: float  # its exponent
-    questions: int = QUESTIONS
 
     def keep(self, name: str) -> dict[str, Any]:
         """The callbacks that `evaluate` takes, for the policy of that name."""
@@ -33,7 +32,7 @@ class Recorder:
             write_jsonl(self.folder / name / "annotated.jsonl", self._traces(name, traces))
 
         def keep_results(results: Sequence[CatResult]) -> None:
-            kept = results[: self.questions]
+            kept = results[:QUESTIONS]
             trees = (search_to_record(r, self.vote, self.gamma) for r in kept)
             write_jsonl(self.folder / name / "trees.jsonl", trees)
             paths = [path for result in kept for path in result.paths]
@@ -47,7 +46,7 @@ class Recorder:
         records = []
         for trace in traces:
             number = counts.get(trace.id, 0)
-            if trace.id not in counts and len(counts) == self.questions:
+            if trace.id not in counts and len(counts) == QUESTIONS:
                 break
             counts[trace.id] = number + 1
             judged = trace.correct

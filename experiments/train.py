@@ -26,7 +26,6 @@ FLAGS = flags.FLAGS
 
 def define_flags() -> None:
     """The program's flags."""
-
     common.define_model_flags()
     flags.DEFINE_string(
         "pairs_file", None, "JSONL of pairs (ours, Step-DPO-10K or TRL preference records)", required=True

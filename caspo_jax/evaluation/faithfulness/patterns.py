@@ -20,9 +20,8 @@ FILE = "lexicon.tsv"
 
 _REPEATS = 3  # words that `*` may take
 _NUMERALS = vocabulary("one two three four five six seven eight nine ten eleven twelve")
-_STARTERS = vocabulary(
-    "but and so oh ok okay no yes hmm well or then however yet ah though although because"
-)  # words after which a clause begins
+# Words after which a clause begins.
+_STARTERS = vocabulary("but and so oh ok okay no yes hmm well or then however yet ah though although because")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -84,6 +84,16 @@ def difference_cell(row: Mapping[str, Any]) -> Cell:
     return Cell(text, float(value), interval_text(row.get("low"), row.get("high")))
 
 
+def best_values(rows: Sequence[Mapping[str, Any]], more: Mapping[str, bool | None]) -> dict[str, float]:
+    """Field -> the best of the rows' values, if there are several; `more`: field -> is more better? None: neither."""
+    best = {}
+    for field, larger in more.items():
+        values = [row[field] for row in rows if isinstance(row.get(field), (int, float))]
+        if larger is not None and len(values) > 1:
+            best[field] = max(values) if larger else min(values)
+    return best
+
+
 def within_cell(value: Any, groups: int | None, unit: str, interval: str = "", best: bool = False) -> Cell:
     """An AUROC averaged over groups, and how many of them have both verdicts; n/a where none has.
 

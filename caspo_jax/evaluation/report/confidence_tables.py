@@ -10,6 +10,7 @@ from caspo_jax.evaluation.report.cells import (
     BOLD,
     Cell,
     Table,
+    best_values,
     interval_text,
     number_cell,
     within_cell,
@@ -136,12 +137,7 @@ def _table(
         for f in _FIGURES
         if any(isinstance(r.get(f), (int, float)) or r.get(f"{f}_groups") == 0 for r in rows)
     ]
-    best = {}
-    for field in shown:
-        more = _FIGURES[field][2]
-        values = [r[field] for r in rows if isinstance(r.get(field), (int, float))]
-        if more is not None and len(values) > 1:
-            best[field] = max(values) if more else min(values)
+    best = best_values(rows, {f: _FIGURES[f][2] for f in shown})
     body = [
         [*cells, *(_cell(r, f, r.get(f) is not None and r.get(f) == best.get(f)) for f in shown)]
         for cells, r in zip(lead, rows, strict=True)

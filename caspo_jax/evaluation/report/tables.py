@@ -11,6 +11,7 @@ from caspo_jax.evaluation.report.cells import (
     BOLD,
     Cell,
     Table,
+    best_values,
     interval_text,
     number_cell,
     number_text,
@@ -99,11 +100,7 @@ def _policies(runs: Sequence[Run]) -> Table | None:
     columns = [c for c in POLICY_COLUMNS if any(isinstance(p.get(c[0]), (int, float)) for _, p in rows)]
     if not columns:
         return None
-    best = {}
-    for field, _, _, more in columns:
-        values = [p[field] for _, p in rows if isinstance(p.get(field), (int, float))]
-        if more is not None and len(values) > 1:
-            best[field] = max(values) if more else min(values)
+    best = best_values([p for _, p in rows], {field: more for field, _, _, more in columns})
     body = []
     for name, policy in rows:
         cells = [Cell(name)] if len(runs) > 1 else []
