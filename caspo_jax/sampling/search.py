@@ -44,7 +44,6 @@ def grow_trees(
     batch_size: int | None = None,
     progress: Progress | None = None,
     usage: Usage | None = None,
-    refill: bool | None = None,
     split: bool = False,
     decided: Decided | None = None,
     pad_to: tuple[int, int] = (0, 0),
@@ -72,9 +71,8 @@ def grow_trees(
       batch_size: slots on the device at once (default: `default_rows`).
       progress: called with (units done, units in all).
       usage: counters to add to.
-      refill: whether slots are refilled (default: where that is possible and pays).
       split: whether branches may leave their tree; for a policy that never forks.
-      decided: asked between two segments about each question with a finished path; goes without `split` and `refill`.
+      decided: asked between two segments about each question with a finished path; goes without `split`.
       pad_to: (units, prompt tokens) that the batch is made for if there are fewer, so that calls share their programs.
     """
     graphdef, params = nnx.split(model)
@@ -85,13 +83,12 @@ def grow_trees(
     ways = batch_ways(mesh_of(model))
     size = _even_size(count, max(1, rows // num_slots), ways)
     lanes = prefers_lanes(size * num_slots)
-    cut = cut_rows(size * num_slots) if split and any(pad_to) and not refill else 0
+    cut = cut_rows(size * num_slots) if split and any(pad_to) else 0
     few = len(units) * roots <= cut
-    if refill is None:
-        limited = any(unit.max_new_tokens is not None for unit in units)
-        alike = len({unit.threshold for unit in units}) == 1 and not limited  # what a queue takes
-        many = count > size and not few
-        refill = many and mesh_of(model) is None and not lanes and decided is None and alike
+    limited = any(unit.max_new_tokens is not None for unit in units)
+    alike = len({unit.threshold for unit in units}) == 1 and not limited  # what a queue takes
+    many = count > size and not few
+    refill = many and mesh_of(model) is None and not lanes and decided is None and alike
     wanted, shared = list(units), 1
     if split and num_slots > 1 and (few or (refill and apart)):
         wanted = [
