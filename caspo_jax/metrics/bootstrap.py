@@ -24,9 +24,8 @@ class Interval(NamedTuple):
     low: float
     high: float
     error: float  # standard deviation over the defined draws
-    undefined: (
-        int  # draws on which the statistic was NaN (one verdict only, say); left out; all, of one question
-    )
+    # Draws on which the statistic was NaN (one verdict only, say); left out; all, of one question.
+    undefined: int
 
 
 @dataclasses.dataclass(frozen=True)

@@ -27,9 +27,7 @@ class Weight:
     shape: tuple[int, ...]  # without the stacked axis
     axes: tuple[str, ...]  # logical axis of each dimension, see caspo_jax.sharding
     init: Init = "normal"
-    transposed: bool = (
-        False  # checkpoints store matrices [out, in]; the decoder multiplies x [in] @ w [in, out]
-    )
+    transposed: bool = False  # checkpoints store matrices [out, in]; the decoder's are [in, out]
 
     @property
     def stacked(self) -> bool:

@@ -36,9 +36,8 @@ from caspo_jax.sampling.units import PADDING, QueueRoom, Unit, Usage, bucket
 FIRST_SEGMENT = 64  # tokens that the buffers hold at first; they double (lanes: all from the start, since unused ones are not read)
 CHECK_EVERY = 16  # iterations between two looks at which questions have ended
 UNCHECKED = 64  # the same for batches too small to be cut
-SHRINK = (
-    4  # batches are cut to about a quarter, a power of two, and not to more sizes: every shape is compiled
-)
+# Batches are cut to about a quarter, a power of two, and not to more sizes: every shape is compiled.
+SHRINK = 4
 LEAST_ROWS = 128  # nor below this: the compilation would cost more than it saves
 
 

@@ -130,14 +130,11 @@ class TrainConfig:
     min_length: int = 32  # smallest padded row length; lengths are rounded up to few sizes above it
     save_every: int | None = None  # updates between checkpoints; None: one every ten minutes, and at the end
     keep_checkpoints: int = 2  # the last so many
-    best_metric: str | None = (
-        None  # also keep the best checkpoint: by its mean over the last `save_every` updates
-    )
+    # Also keep the best checkpoint: by its mean over the last `save_every` updates.
+    best_metric: str | None = None
     best_mode: Literal["max", "min"] = "max"  # which values of it are good
     async_checkpoints: bool = True  # write them while training goes on
-    skip_nonfinite: bool = (
-        False  # leave out updates whose loss or gradient is not finite, instead of stopping
-    )
+    skip_nonfinite: bool = False  # leave out updates whose loss or gradient is not finite; else stop
     displacement_margin: float = 0.5  # nats a step that chosen log-probs may fall below the reference's
     displacement_window: int = 8  # updates over which that fall is averaged
     tensorboard: bool = True  # write events under the run's folder, if there is one

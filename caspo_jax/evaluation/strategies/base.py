@@ -68,9 +68,8 @@ class Answer:
     scored: int = 0  # tokens that were read again to be judged
     index: int = 0  # of several answers of equal standing
     seconds: float | None = None  # of decoding, a question; None where it was not decoded by itself
-    path_confidence: float | None = (
-        None  # of the output, or a search's surest path, with this answer; None of votes
-    )
+    # Of the output, or a search's surest path, with this answer; None of votes.
+    path_confidence: float | None = None
 
 
 def elected_index(
