@@ -117,12 +117,9 @@ def judged_continuations(out: Path) -> dict[str, int]:
 
 def draw(table: Table, out: Path) -> None:
     """The plots of one report."""
-    from caspo_jax.evaluation.faithfulness import ESTIMATORS, figures, pair_up
+    from caspo_jax.evaluation.faithfulness import figures
 
-    usable = {
-        scorer: [n for n in ESTIMATORS if n in table.confidence and pair_up(table, scorer, n).d.size]
-        for scorer in table.decisiveness
-    }
+    usable = {scorer: figures.estimators_of(table, scorer) for scorer in table.decisiveness}
     total = sum(len(names) + 1 for names in usable.values() if names) + 1
     with common.Progress(total, "plots", unit="plot") as progress:
         for scorer, names in usable.items():

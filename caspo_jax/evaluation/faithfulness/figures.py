@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +15,17 @@ from caspo_jax.metrics import spearman
 from caspo_jax.metrics.arrays import bin_of
 
 
+def estimators_of(table: Table, scorer: str) -> list[str]:
+    """Those that have a step in common with the scorer."""
+    return [n for n in ESTIMATORS if n in table.confidence and pair_up(table, scorer, n).d.size]
+
+
 def plot_decisiveness(table: Table, scorer: str, path: str | Path) -> Path:
     """Mean decisiveness in each tenth of confidence, and under it how many steps lie there; one panel an estimator.
 
     A bar through a mean spans the middle 80 % of the bin's steps.
     """
-    names = _estimators(table, scorer)
+    names = estimators_of(table, scorer)
     figure, axes = axes_of(len(names), width=2.9, height=2.1, rows=2, heights=(4, 1))
     for column, name in enumerate(names):
         p = pair_up(table, scorer, name)
@@ -108,8 +112,3 @@ def plot_agreement(table: Table, path: str | Path) -> Path:
     axis.spines[:].set_visible(False)
     figure.colorbar(image, ax=axis, label="Spearman, steps", shrink=0.8)
     return save_figure(figure, path)
-
-
-def _estimators(table: Table, scorer: str) -> Sequence[str]:
-    """Those that have a step in common with the scorer."""
-    return [n for n in ESTIMATORS if n in table.confidence and pair_up(table, scorer, n).d.size]

@@ -11,11 +11,9 @@ from caspo_jax.evaluation.report.align import token_lengths
 from caspo_jax.evaluation.report.encode import short, thousandths
 from caspo_jax.evaluation.report.folder import Run
 from caspo_jax.evaluation.report.spelling import Spelling, Spellings
-from caspo_jax.evaluation.report.trace_view import name_silent
+from caspo_jax.evaluation.report.trace_view import VERDICTS, name_silent
 from caspo_jax.preferences.token_tree import common_prefix
 from caspo_jax.types import Pair
-
-_VERDICTS = {"correct": 1, "wrong": 0, "unknown": None}
 
 
 def view_pairs(
@@ -51,13 +49,13 @@ def _pair(
             _side(pair.chosen, pair.chosen_ids, spelling, names)
             | {
                 "confidence": short(pair.chosen_confidence),
-                "verdict": _VERDICTS[pair.chosen_verdict],
+                "verdict": VERDICTS[pair.chosen_verdict],
                 "scores": [_scored(name, chosen, pair.chosen_ids) for name, chosen, _ in scores],
             },
             _side(pair.rejected, pair.rejected_ids, spelling, names)
             | {
                 "confidence": short(pair.rejected_confidence),
-                "verdict": _VERDICTS[pair.rejected_verdict],
+                "verdict": VERDICTS[pair.rejected_verdict],
                 "scores": [_scored(name, rejected, pair.rejected_ids) for name, _, rejected in scores],
             },
         ],

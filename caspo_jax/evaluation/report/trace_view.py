@@ -18,7 +18,7 @@ from caspo_jax.types import Step, Trace
 
 CHUNK_TOKENS = 20_000  # a chunk is closed once it holds this many
 PROBED = 20  # traces that a tokenizer must spell to be taken for a file's own
-_VERDICTS = {"correct": 1, "wrong": 0, "unknown": None}
+VERDICTS = {"correct": 1, "wrong": 0, "unknown": None}  # as the page has them
 
 
 @dataclasses.dataclass(frozen=True)
@@ -183,7 +183,7 @@ def _trace(trace: Trace, beside: Beside, spelling: Spelling | None, names: dict[
 
 
 def _judgement(step: Step, decisiveness: float | None) -> list[float | None]:
-    return [short(step.confidence), short(step.entropy), _VERDICTS[step.verdict], short(decisiveness)]
+    return [short(step.confidence), short(step.entropy), VERDICTS[step.verdict], short(decisiveness)]
 
 
 def name_silent(
