@@ -15,19 +15,27 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import jax
+import numpy as np
 from absl import flags
 
 from caspo_jax.errors import UserError
+from caspo_jax.evaluation import audit, plots
+from caspo_jax.evaluation.audit import AuditedQuestion, finish_pruned
+from caspo_jax.evaluation.formats import markdown, plain, write_table
+from caspo_jax.evaluation.overlap import used_before
+from caspo_jax.evaluation.replay import unpruned
+from caspo_jax.evaluation.thresholds import Calibration, beta_binomial_quantile, held_fixed
+from caspo_jax.outputs import ROWS
+from caspo_jax.records import schema, tree_from_record
+from caspo_jax.sampling import CatConfig
+from caspo_jax.store import load_records, write_json, write_text
+from caspo_jax.training.stages import Policy
+from caspo_jax.training.stages.policy import questions_digest
+from caspo_jax.types import Question
 from experiments import calibrate, calibrations, common, result_files, sampling, verifiers
-
-if TYPE_CHECKING:
-    from caspo_jax.evaluation.audit import AuditedQuestion
-    from caspo_jax.evaluation.thresholds import Calibration
-    from caspo_jax.sampling import CatConfig
-    from caspo_jax.training.stages import Policy
-    from caspo_jax.types import Question
 
 FLAGS = flags.FLAGS
 FILES = ("audit.json", "sweep.md", "sweep.csv", "sweep.json", "depths.md", "audit.png")
@@ -72,10 +80,6 @@ def define_flags() -> None:
 
 def main() -> None:
     """Audit a search."""
-    from caspo_jax.evaluation.replay import unpruned
-    from caspo_jax.evaluation.thresholds import held_fixed
-    from caspo_jax.outputs import ROWS
-
     if FLAGS["num_samples"].present:
         raise UserError("--num_samples does not go with audit: use --num_branches")
     calibration = calibrations.load()
@@ -106,8 +110,6 @@ def main() -> None:
 
 def replayed(policy: Policy, asked: Sequence[AuditedQuestion], config: CatConfig) -> dict[str, Any]:
     """What pruning does to the sampled paths, at every threshold and at the search's own, as JSON."""
-    from caspo_jax.evaluation import audit
-
     _, equal = common.answer_functions(policy)
     rows = audit.threshold_sweep(
         asked,
@@ -135,9 +137,6 @@ def lost_questions(asked: Sequence[AuditedQuestion], chosen: Mapping[str, float]
 
 def guarantee(calibration: Calibration, answerable: int, questions: Sequence[Question]) -> dict[str, Any]:
     """What the calibration promises of so many answerable questions, and how many of the questions it was made on."""
-    from caspo_jax.evaluation.overlap import used_before
-    from caspo_jax.evaluation.thresholds import beta_binomial_quantile
-
     prompts = calibration.prompts
     return {
         "most_expected": beta_binomial_quantile(0.975, answerable, calibration.rank, calibration.answerable),
@@ -148,11 +147,6 @@ def guarantee(calibration: Calibration, answerable: int, questions: Sequence[Que
 
 def write(found: Mapping[str, Any], out: Path) -> None:
     """All of FILES; the tables are printed too."""
-    from caspo_jax.evaluation import plots
-    from caspo_jax.evaluation.formats import markdown, plain, write_table
-    from caspo_jax.records import schema
-    from caspo_jax.store import write_json, write_text
-
     sweep, depths = markdown(found["sweep"], SWEEP), markdown(found["depths"], DEPTHS)
     write_table(out / "sweep", found["sweep"], SWEEP)
     write_text(out / "depths.md", depths + "\n")
@@ -199,8 +193,6 @@ def seen_before(shared: int | None, questions: int) -> dict[str, str]:
 
 def settings(policy: Policy, questions: Sequence[Question], config: CatConfig) -> dict[str, Any]:
     """What decides the figures beside the calibration, for the manifest."""
-    from caspo_jax.training.stages.policy import questions_digest
-
     return common.instruction_setting() | {
         "policy": policy.hash,
         "dtype": str(policy.model.dtype),
@@ -214,13 +206,6 @@ def settings(policy: Policy, questions: Sequence[Question], config: CatConfig) -
 
 def with_forks(policy: Policy, questions: Sequence[Question], config: CatConfig, out: Path) -> dict[str, Any]:
     """The search as it runs, and what its pruned branches would have become, by depth."""
-    import jax
-    import numpy as np
-
-    from caspo_jax.evaluation.audit import finish_pruned
-    from caspo_jax.records import tree_from_record
-    from caspo_jax.store import load_records
-
     extract, equal = common.answer_functions(policy)
     trees = out / "searched.trees.jsonl"
     sampling.sample(

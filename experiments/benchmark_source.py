@@ -10,6 +10,11 @@ from typing import Any, Protocol
 from absl import flags
 
 from caspo_jax.errors import UserError
+from caspo_jax.evaluation.benchmarks import benchmark_names, embedded_benchmark, get_benchmark
+from caspo_jax.evaluation.overlap import prompt_digest, used_before
+from caspo_jax.models import check_prompt_ids, encode_prompt
+from caspo_jax.tasks import extract_answer, get_task
+from caspo_jax.tasks.registry import TASKS
 from caspo_jax.types import Question
 from experiments import common
 
@@ -128,9 +133,6 @@ def open_benchmark(name: str, policy: Any) -> Any:
     Raises:
       UserError: there is none, or its answers would have to be run and --allow_code_execution is off.
     """
-    from caspo_jax.evaluation.benchmarks import benchmark_names, get_benchmark
-    from caspo_jax.tasks.registry import TASKS
-
     if name == "input":
         return FileBenchmark(FLAGS.input, common.answer_functions(policy))
     if name in TASKS:
@@ -145,23 +147,16 @@ def open_benchmark(name: str, policy: Any) -> Any:
 
 def _task_benchmark(name: str, split: str) -> Any:
     """An embedded task's questions of one split."""
-    from caspo_jax.evaluation.benchmarks import embedded_benchmark
-    from caspo_jax.tasks import extract_answer, get_task
-
     return embedded_benchmark(get_task(name), extract_answer, split=split, seed=FLAGS.seed, size=200)
 
 
 def has_tuning_questions(name: str) -> bool:
     """Are there questions to choose settings on that are none of those the strategies are reported on?"""
-    from caspo_jax.tasks.registry import TASKS
-
     return name in TASKS or FLAGS.tune_input is not None
 
 
 def tuning_benchmark(name: str, policy: Any) -> Any:
     """Those questions: the tune split of an embedded task; the file of --tune_input, asked and scored as `name` is."""
-    from caspo_jax.tasks.registry import TASKS
-
     if name in TASKS:
         return _task_benchmark(name, "tune")
     return TuneBenchmark(open_benchmark(name, policy), FLAGS.tune_input)
@@ -179,8 +174,6 @@ def tuning_questions(
     Raises:
       UserError: a question is among both.
     """
-    from caspo_jax.evaluation.overlap import prompt_digest, used_before
-
     found = {}
     for name, reported in questions.items():
         if FLAGS.tune == 0 or not has_tuning_questions(name):
@@ -214,8 +207,6 @@ def check_lengths(policy: Any, questions: Sequence[Question], new_tokens: int) -
     Raises:
       UserError: names the first of them.
     """
-    from caspo_jax.models import check_prompt_ids, encode_prompt
-
     for question in questions:
         prompt = encode_prompt(policy.tokenizer, question)
         check_prompt_ids(prompt, policy.model.config, question.name, new_tokens)

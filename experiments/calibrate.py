@@ -16,21 +16,28 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import numpy as np
 from absl import flags
 
 from caspo_jax.errors import UserError
+from caspo_jax.evaluation.audit import AuditedQuestion, audited_questions
+from caspo_jax.evaluation.overlap import prompt_digest
+from caspo_jax.evaluation.replay import unpruned
+from caspo_jax.evaluation.thresholds import (
+    Calibration,
+    conformal_threshold,
+    held_fixed,
+    question_score,
+    split_rates,
+)
+from caspo_jax.records import trace_from_record, tree_from_record
+from caspo_jax.sampling import CatConfig
+from caspo_jax.store import each_record, load_records
+from caspo_jax.training.stages import Policy
+from caspo_jax.types import Question, Trace
 from experiments import calibrations, common, sampling
-
-if TYPE_CHECKING:
-    import numpy as np
-
-    from caspo_jax.evaluation.audit import AuditedQuestion
-    from caspo_jax.evaluation.thresholds import Calibration
-    from caspo_jax.sampling import CatConfig
-    from caspo_jax.training.stages import Policy
-    from caspo_jax.types import Question, Trace
 
 FLAGS = flags.FLAGS
 
@@ -68,18 +75,6 @@ def check_flags() -> None:
 
 def main() -> None:
     """Calibrate."""
-    import numpy as np
-
-    from caspo_jax.evaluation.overlap import prompt_digest
-    from caspo_jax.evaluation.replay import unpruned
-    from caspo_jax.evaluation.thresholds import (
-        Calibration,
-        conformal_threshold,
-        held_fixed,
-        question_score,
-        split_rates,
-    )
-
     check_flags()
     questions = common.load_questions(FLAGS.input, need_gold=True)
     policy = common.load_policy()
@@ -111,8 +106,6 @@ def main() -> None:
 
 def summary(made: Calibration, rates: np.ndarray) -> dict[str, Any]:
     """The closing lines; `rates` [splits] are the losses on random halves."""
-    import numpy as np
-
     rows: dict[str, Any] = {
         "threshold": f"{made.threshold:.6g}" if made.rank else "0: never prune",
         "questions": made.questions,
@@ -138,10 +131,6 @@ def sample_unpruned(
 
     Their traces have no more than an answer and its verdict, and with `votes` what a vote weighs.
     """
-    from caspo_jax.evaluation.audit import audited_questions
-    from caspo_jax.records import trace_from_record, tree_from_record
-    from caspo_jax.store import each_record, load_records
-
     weighed = votes and config.vote == "sequence"
     traces, trees = (base.with_name(f"{base.name}.{kind}.jsonl") for kind in ("traces", "trees"))
     sampling.sample(policy, questions, traces, config, label="sample", strategy="cat", trees=trees)

@@ -8,6 +8,7 @@ from typing import Any
 from absl import flags
 
 from caspo_jax.errors import UserError
+from caspo_jax.evaluation.thresholds import Calibration, outside
 from experiments.escapes import escaped
 from experiments.questions import instruction
 
@@ -41,8 +42,6 @@ def define_flag() -> None:
 
 def load() -> Any:
     """The calibration of --calibration, its settings put into the flags that were not given; None without one."""
-    from caspo_jax.evaluation.thresholds import Calibration
-
     if FLAGS.calibration is None:
         return None
     if FLAGS["threshold"].present:
@@ -87,8 +86,6 @@ def _as_given(value: Any) -> Any:
 
 def check_place(output: str) -> None:
     """Refuses a file that is there and is no calibration, unless it may be overwritten."""
-    from caspo_jax.evaluation.thresholds import Calibration
-
     if not Path(output).exists() or FLAGS.overwrite:
         return
     try:
@@ -108,8 +105,6 @@ def applied(found: Any, config: Any, policy: Any) -> Any:
 
 def caveat(found: Any, config: Any) -> dict[str, str]:
     """A line of the closing summary where the search goes beyond what the guarantee covers."""
-    from caspo_jax.evaluation.thresholds import outside
-
     notes = [] if found is None else outside(config)
     if not notes:
         return {}

@@ -11,29 +11,30 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from absl import flags
 
+from caspo_jax.distributed import from_writer
 from caspo_jax.errors import UserError
+from caspo_jax.models import hash_checkpoint, resolve_folder
+from caspo_jax.models.lora import check_rank
+from caspo_jax.preferences import PairConfig
+from caspo_jax.sampling import CatConfig, SampleConfig
+from caspo_jax.steps import NoisyVerifier, Verifier
+from caspo_jax.training.rounds import Recipe, at_round, run_rounds
+from caspo_jax.training.stages import Policy
+from caspo_jax.training.stages.policy import questions_digest
+from caspo_jax.types import Equal, Extract, Question
 from experiments import common, result_files, verifiers
 from experiments.config_flags import define_config, given_config
-
-if TYPE_CHECKING:
-    from caspo_jax.sampling import SampleConfig
-    from caspo_jax.steps import Verifier
-    from caspo_jax.training.rounds import Recipe
-    from caspo_jax.training.stages import Policy
-    from caspo_jax.types import Equal, Extract, Question
+from experiments.train import define_training_flags, train_config
 
 FLAGS = flags.FLAGS
 
 
 def define_flags() -> None:
     """The program's flags."""
-    from caspo_jax.preferences import PairConfig
-    from experiments.train import define_training_flags
-
     common.define_model_flags()
     common.define_decoding_flags(num_samples=8)
     common.define_question_flags()
@@ -74,13 +75,6 @@ def define_flags() -> None:
 
 def main() -> None:
     """Run the rounds."""
-    from caspo_jax.models.lora import check_rank
-    from caspo_jax.preferences import PairConfig
-    from caspo_jax.sampling import CatConfig
-    from caspo_jax.training.rounds import Recipe, run_rounds
-    from caspo_jax.training.stages import Policy
-    from experiments.train import train_config
-
     if FLAGS.root_branches and not FLAGS.explore:
         raise UserError("--root_branches goes with --explore")
     verifiers.check_confidence()
@@ -141,11 +135,6 @@ def main() -> None:
 
 def settings(policy: Policy, questions: Sequence[Question], recipe: Recipe) -> dict[str, Any]:
     """What shapes all rounds, for the folder's manifest; not how many there are, for more may follow."""
-    from caspo_jax.distributed import from_writer
-    from caspo_jax.models import hash_checkpoint, resolve_folder
-    from caspo_jax.training.rounds import at_round
-    from caspo_jax.training.stages.policy import questions_digest
-
     rounds = range(1, max(1, len(recipe.temperatures)) + 1)  # all later ones sample as the last of these
     return common.instruction_setting() | {
         "policy": from_writer("policy", lambda: hash_checkpoint(resolve_folder(policy.path))),
@@ -167,8 +156,6 @@ def settings(policy: Policy, questions: Sequence[Question], recipe: Recipe) -> d
 
 def judge(policy: Policy, extract: Extract, equal: Equal) -> Verifier:
     """The verifier of the flags, with the noise of --label_noise."""
-    from caspo_jax.steps import NoisyVerifier
-
     exact = verifiers.build(policy, extract, equal)
     return NoisyVerifier(exact, FLAGS.label_noise, FLAGS.seed) if FLAGS.label_noise else exact
 

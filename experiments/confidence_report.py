@@ -4,17 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from caspo_jax.errors import UserError
+from caspo_jax.evaluation.confidence_items import Items, confidence_items
+from caspo_jax.evaluation.confidences import COLUMNS, confidence_table, overview
+from caspo_jax.evaluation.formats import write_table
+from caspo_jax.evaluation.rescoring import token_statistics
+from caspo_jax.outputs import Manifest, manifest_path
+from caspo_jax.records import trace_from_record
+from caspo_jax.store import load_records
+from caspo_jax.training.stages import Policy
+from caspo_jax.types import Trace
 from experiments import common, result_files
-
-if TYPE_CHECKING:
-    from caspo_jax.evaluation.confidence_items import Items
-    from caspo_jax.training.stages import Policy
-    from caspo_jax.types import Trace
 
 _NO_VERDICT = "no step and no answer in it has a verdict: annotate the traces first"
 
@@ -33,17 +37,11 @@ def check_places(out: Path) -> None:
 
 
 def _manifest(out: Path) -> Path:
-    from caspo_jax.outputs import manifest_path
-
     return manifest_path(out / "confidences")
 
 
 def report(policy: Policy, path: str, out: Path) -> None:
     """Write and print confidences.steps.* and confidences.paths.*."""
-    from caspo_jax.evaluation.confidence_items import confidence_items
-    from caspo_jax.evaluation.rescoring import token_statistics
-    from caspo_jax.outputs import Manifest
-
     traces, left_out = _read(policy, path)
     delimiter, seed = common.step_delimiter(policy), common.FLAGS.seed
     manifest = Manifest.open(
@@ -74,9 +72,6 @@ def report(policy: Policy, path: str, out: Path) -> None:
 
 def _read(policy: Policy, path: str) -> tuple[list[Trace], int]:
     """The traces that the model can read, and how many it cannot; refuses what gives no table."""
-    from caspo_jax.records import trace_from_record
-    from caspo_jax.store import load_records
-
     traces = load_records(path, trace_from_record)
     if not traces:
         raise UserError(f"{path}: no traces in it")
@@ -101,8 +96,6 @@ def _has_verdict(trace: Trace) -> bool:
 
 def _tables(kinds: Mapping[str, Items], seed: int) -> dict[str, list[dict[str, Any]]]:
     """The rows of each kind that has verdicts."""
-    from caspo_jax.evaluation.confidences import confidence_table
-
     judged = {kind: items for kind, items in kinds.items() if items.right.size}
     total = sum(len(items.scores) + 1 for items in judged.values())  # and the length
     # One count for both tables: printed in between they would cut the bar in two.
@@ -115,8 +108,7 @@ def _tables(kinds: Mapping[str, Items], seed: int) -> dict[str, list[dict[str, A
 
 def _write(out: Path, kind: str, rows: Sequence[dict[str, Any]], items: Items, seed: int) -> str:
     """Writes and prints a table; what the closing summary says of it."""
-    from caspo_jax.evaluation.confidences import COLUMNS, overview
-    from caspo_jax.evaluation.formats import tables, write_table
+    from caspo_jax.evaluation.formats import tables
 
     head = overview(items, seed=seed)
     write_table(out / f"confidences.{kind}", rows, COLUMNS, overview=head)

@@ -32,7 +32,13 @@ from typing import Any
 from absl import flags
 
 from caspo_jax.errors import UserError
+from caspo_jax.evaluation import curve_plots, results
+from caspo_jax.evaluation.answer_records import read_answers
+from caspo_jax.evaluation.benchmarks import benchmark_names
+from caspo_jax.evaluation.formats import markdown, write_table
+from caspo_jax.evaluation.strategies import check_names
 from caspo_jax.outputs import ROWS, Manifest
+from caspo_jax.training.stages import Policy
 from experiments import benchmark_source, common, result_files
 from experiments.evaluate_run import Runner
 from experiments.evaluate_settings import base_settings, cat_sizes, run_settings, say_untuned
@@ -51,8 +57,6 @@ VERDICTS = {"above": "above", "equal": "not_told_apart", "below": "below"}
 
 def define_flags() -> None:
     """The program's flags."""
-    from caspo_jax.evaluation.benchmarks import benchmark_names
-
     common.define_model_flags(required=False)
     common.define_decoding_flags(num_samples=16, temperature=0.7)
     common.define_question_flags()
@@ -125,8 +129,6 @@ def define_flags() -> None:
 
 def main() -> None:
     """Evaluate, compare, or tabulate confidences."""
-    from caspo_jax.evaluation.strategies import check_names
-
     if FLAGS.instruction is not None and not FLAGS.input:
         raise UserError("--instruction goes with --input: benchmarks are asked in their own words")
     if FLAGS.compare:
@@ -171,9 +173,6 @@ def main() -> None:
 
 def evaluate(model: str, out: Path, names: Sequence[str]) -> list[dict[str, Any]]:
     """Every benchmark with every strategy; the rows of the table."""
-    from caspo_jax.evaluation.strategies import check_names
-    from caspo_jax.training.stages import Policy
-
     strategies = check_names(FLAGS.strategies)
     policy = Policy.load(model, FLAGS.dtype, common.mesh())
     tests = {name: benchmark_source.open_benchmark(name, policy) for name in names}
@@ -204,8 +203,6 @@ def evaluate(model: str, out: Path, names: Sequence[str]) -> list[dict[str, Any]
 
 def plot_both(rows: dict[str, list[dict[str, Any]]], path: Path) -> None:
     """The curves of both policies side by side."""
-    from caspo_jax.evaluation import curve_plots
-
     curve_plots.plot_curves(
         [row | {"benchmark": f"{row['benchmark']}, {name}"} for name, mine in rows.items() for row in mine],
         path,
@@ -224,10 +221,6 @@ def claimed_comparison(a: str | Path, b: str | Path) -> Manifest | None:
 
 def compare(a: str | Path, b: str | Path, manifest: Manifest | None = None) -> None:
     """B minus A on stored answers; `manifest` if the comparison's files are claimed already."""
-    from caspo_jax.evaluation import results
-    from caspo_jax.evaluation.answer_records import read_answers
-    from caspo_jax.evaluation.formats import markdown, write_table
-
     rows = results.compare(read_answers(a), read_answers(b))
     manifest = manifest or claimed_comparison(a, b)
     common.say(markdown(rows, results.COMPARED_COLUMNS))

@@ -9,16 +9,22 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import jax
 from absl import flags
 
+from caspo_jax.evaluation import answer_calibration, curve_plots, results
+from caspo_jax.evaluation.answer_records import answer_record, gold_hash, read_answers, sample_record
+from caspo_jax.evaluation.formats import markdown, plain, tables, write_table
+from caspo_jax.evaluation.strategies import Context, Found, Settings, families, run_family
+from caspo_jax.evaluation.tuning import tune
 from caspo_jax.store import read_json, read_jsonl, write_json
+from caspo_jax.training.stages import Policy
+from caspo_jax.training.stages.policy import open_output
+from caspo_jax.types import Equal, Question
 from experiments import common, evaluate_samples
 from experiments.evaluate_settings import group_size, restored
 
 if TYPE_CHECKING:
-    from caspo_jax.evaluation.strategies import Context, Found, Settings
-    from caspo_jax.training.stages import Policy
-    from caspo_jax.types import Equal, Question
     from experiments.benchmark_source import Benchmark
 
 FLAGS = flags.FLAGS
@@ -35,8 +41,6 @@ class Runner:
     """
 
     def __init__(self, policy: Policy, out: Path, config: Mapping[str, Any], strategies: Sequence[str]):
-        from caspo_jax.training.stages.policy import open_output
-
         self.policy, self.out, self.strategies = policy, out, strategies
         self.outputs = {
             name: open_output(out / f"{name}.jsonl", "evaluate", config, FLAGS.overwrite, f"evaluate_{name}")
@@ -55,10 +59,6 @@ class Runner:
         progress: Callable[[int, int], None] | None = None,
     ) -> Context:
         """What the strategies are given; each repeat draws by a key of its own."""
-        import jax
-
-        from caspo_jax.evaluation.strategies import Context
-
         key = jax.random.key(FLAGS.seed)
         return Context(
             model=self.policy.model,
@@ -83,9 +83,6 @@ class Runner:
     ) -> Settings:
         """The settings chosen on separate questions, taken from the file where they were chosen before; without such
         questions as they are."""
-        from caspo_jax.evaluation.formats import plain
-        from caspo_jax.evaluation.tuning import tune
-
         path = self.out / f"settings.{name}.json"
         if benchmark is not None and not (path.exists() and name in self._done("tuning")):
             with common.Progress(1, f"{name}: settings", unit="trial") as progress:
@@ -110,8 +107,6 @@ class Runner:
 
     def run(self, name: str, benchmark: Benchmark, questions: Sequence[Question], settings: Settings) -> None:
         """All strategies on one benchmark."""
-        from caspo_jax.evaluation.strategies import families, run_family
-
         self.sames[name] = benchmark.equal
         wanted = getattr(benchmark, "repeats", 1)
         if FLAGS.repeats < wanted:
@@ -146,8 +141,6 @@ class Runner:
         part: Sequence[Question],
     ) -> None:
         """Append what a family found on a group of questions; the mark comes last."""
-        from caspo_jax.evaluation.answer_records import answer_record, gold_hash, sample_record
-
         if repeat == 0:
             self.outputs["samples"].append([sample_record(s, name) for group in found.samples for s in group])
         moved = [
@@ -162,9 +155,6 @@ class Runner:
 
     def finish(self) -> list[dict[str, Any]]:
         """Ends the files; writes and prints the tables, plots the curves. Returns the rows of the table of strategies."""
-        from caspo_jax.evaluation import answer_calibration, curve_plots, results
-        from caspo_jax.evaluation.formats import markdown, tables, write_table
-
         records = self._all_answers()
         self.count = len(records)
         rows, paired = results.table(records), results.paired_table(records)
@@ -186,9 +176,6 @@ class Runner:
 
     def _all_answers(self) -> list[dict[str, Any]]:
         """Ends the files, after the votes at CaT's cost were added to the answers; the records of all answers."""
-        from caspo_jax.evaluation import results
-        from caspo_jax.evaluation.answer_records import read_answers
-
         written = self.outputs["answers"]
         for output in ("groups", "samples", "tuning"):
             if not self.outputs[output].complete:

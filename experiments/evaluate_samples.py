@@ -7,6 +7,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from caspo_jax.records import search_to_record, trace_to_record
+from caspo_jax.steps import verify_traces
+from caspo_jax.store import write_jsonl
+from caspo_jax.tasks import get_task
+from caspo_jax.tasks.registry import TASKS
 from caspo_jax.types import CatResult, Question, Trace
 
 if TYPE_CHECKING:
@@ -26,12 +31,6 @@ def keeper(out: Path, name: str, benchmark: Benchmark, questions: Sequence[Quest
       benchmark: who reads and scores answers.
       questions: what was asked, in order; the first `QUESTIONS` of them are kept.
     """
-    from caspo_jax.records import search_to_record, trace_to_record
-    from caspo_jax.steps import verify_traces
-    from caspo_jax.store import write_jsonl
-    from caspo_jax.tasks import get_task
-    from caspo_jax.tasks.registry import TASKS
-
     asked = {q.id: q for q in questions[:QUESTIONS]}
     runs_code = getattr(benchmark, "runs_code", False)  # its answers take seconds each to judge
     verifier = get_task(name).verifier() if name in TASKS else None

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Collection, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from absl import flags
 
 from caspo_jax.errors import UserError
+from caspo_jax.evaluation.strategies import Settings
+from caspo_jax.store import hash_path
+from caspo_jax.training.stages import Policy
+from caspo_jax.training.stages.policy import questions_digest
+from caspo_jax.types import Question
 from experiments import common, verifiers
-
-if TYPE_CHECKING:
-    from caspo_jax.evaluation.strategies import Settings
-    from caspo_jax.training.stages import Policy
-    from caspo_jax.types import Question
 
 FLAGS = flags.FLAGS
 MOST_TOKENS = 1 << 23  # of the samples of a group: about a gigabyte on the host
@@ -23,8 +23,6 @@ FEWEST, MOST = 16, 256  # questions of a group, by default
 
 def base_settings(policy: Policy, questions: Sequence[Question]) -> Settings:
     """The flags as settings of all strategies."""
-    from caspo_jax.evaluation.strategies import Settings
-
     if FLAGS.temperature == 0:
         raise UserError(
             "--temperature=0: this is what the other strategies draw with, and greedy needs none: leave the flag out"
@@ -105,9 +103,6 @@ def run_settings(
     questions: Mapping[str, Sequence[Question]],
 ) -> dict[str, Any]:
     """What decides the answers, for the manifest; `questions` by benchmark."""
-    from caspo_jax.store import hash_path
-    from caspo_jax.training.stages.policy import questions_digest
-
     return common.instruction_setting() | {
         "policy": policy.hash,
         "dtype": str(policy.model.dtype),

@@ -14,6 +14,7 @@ from __future__ import annotations
 from absl import flags
 
 from caspo_jax.errors import UserError
+from caspo_jax.training.stages import export_adapter, export_stage, merge_stage
 from experiments import common
 
 FLAGS = flags.FLAGS
@@ -41,8 +42,6 @@ def define_flags() -> None:
 
 def main() -> None:
     """Export."""
-    from caspo_jax.training.stages import export_adapter, export_stage, merge_stage
-
     if (FLAGS.run is None) == (FLAGS.adapter is None):
         raise UserError("give one of --run and --adapter")
     for flag in ("format", "checkpoint"):

@@ -24,17 +24,18 @@ the most faithful to the least, known by construction (`experiments.hedge`), and
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from absl import flags
 
+from caspo_jax.confidence.probe import load_probe
 from caspo_jax.errors import UserError
+from caspo_jax.evaluation import faithfulness as f
+from caspo_jax.evaluation.faithfulness import ESTIMATORS, PrefixConfig, Stage, Subject
 from caspo_jax.outputs import Manifest, manifest_path
+from caspo_jax.store import hash_path, write_jsonl
+from caspo_jax.training.stages import Policy
 from experiments import common, faithfulness_compare, faithfulness_judges, faithfulness_report, result_files
-
-if TYPE_CHECKING:
-    from caspo_jax.evaluation.faithfulness import PrefixConfig, Stage, Subject
-    from caspo_jax.training.stages import Policy
 
 FLAGS = flags.FLAGS
 STAGES = ("decisiveness", "token", "hidden", "prefix", "probe", "report")
@@ -106,8 +107,6 @@ def main() -> None:
 
 def measure(out: Path) -> None:
     """All stages on one file of traces."""
-    from caspo_jax.evaluation import faithfulness as f
-
     check_places(out)
     policy = common.load_policy()
     check_later_stages(policy)
@@ -171,8 +170,6 @@ def measure(out: Path) -> None:
 
 def prefix_config(policy: Policy) -> PrefixConfig:
     """The flags of the continuations."""
-    from caspo_jax.evaluation.faithfulness import PrefixConfig
-
     return PrefixConfig(
         samples=FLAGS.num_samples,
         temperature=FLAGS.temperature,
@@ -187,8 +184,6 @@ def prefix_config(policy: Policy) -> PrefixConfig:
 
 def check_later_stages(policy: Policy) -> None:
     """Refuses at once what a stage would refuse whose turn comes hours later."""
-    from caspo_jax.confidence.probe import load_probe
-
     if "prefix" in FLAGS.stages:
         prefix_config(policy)
         faithfulness_judges.consistency(policy)
@@ -202,8 +197,6 @@ def check_later_stages(policy: Policy) -> None:
 
 def check_places(out: Path) -> None:
     """Refuses traces in the place of an output, and files at our output paths that another run, or another program, wrote."""
-    from caspo_jax.evaluation.faithfulness import ESTIMATORS
-
     given = Path(FLAGS.traces).resolve()
     if given.parent == out.resolve() and given.stem in WRITTEN:
         raise UserError(
@@ -221,9 +214,6 @@ def check_places(out: Path) -> None:
 
 def prepared(policy: Policy, out: Path) -> tuple[list[Subject], dict[str, Any]]:
     """The traces with their steps, written to traces.jsonl; and the settings that every stage depends on."""
-    from caspo_jax.evaluation import faithfulness as f
-    from caspo_jax.store import hash_path, write_jsonl
-
     delimiter = common.step_delimiter(policy)
     settings = {
         "traces": hash_path(FLAGS.traces),

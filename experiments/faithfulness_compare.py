@@ -4,17 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from absl import flags
 
 from caspo_jax.errors import UserError
+from caspo_jax.evaluation import faithfulness as f
+from caspo_jax.evaluation.faithfulness import Table
 from caspo_jax.records import schema, schema_name
 from caspo_jax.store import load_records, read_json, write_json, write_text
 from experiments import common, result_files
-
-if TYPE_CHECKING:
-    from caspo_jax.evaluation.faithfulness import Table
 
 FLAGS = flags.FLAGS
 # Of a finished folder, what a comparison is made of; some stages may have been left out.
@@ -23,8 +22,6 @@ READ = ("traces", "steps", "decisiveness", "token", "hidden", "prefix", "probe")
 
 def compare(folders: Sequence[Path], out: Path) -> None:
     """Two finished folders compared."""
-    from caspo_jax.evaluation import faithfulness as f
-
     if len(folders) != 2:
         raise UserError(f"--compare takes two folders, A,B, found {len(folders)}")
     first, second = (read_table(folder) for folder in folders)
@@ -58,8 +55,6 @@ def compare(folders: Sequence[Path], out: Path) -> None:
 
 def order(folders: Sequence[Path], out: Path) -> None:
     """Folders whose order is known: order.json, order.txt."""
-    from caspo_jax.evaluation import faithfulness as f
-
     record = f.ordering_record([read_report(folder) for folder in folders])
     names = [str(folder) for folder in folders]
     manifest = result_files.claim_files(
@@ -91,8 +86,6 @@ def read_report(folder: Path) -> dict[str, Any]:
 
 def read_table(folder: Path) -> Table:
     """The table of a folder; verdicts come from its steps.jsonl."""
-    from caspo_jax.evaluation import faithfulness as f
-
     for name in ("traces.jsonl", "steps.jsonl"):
         if not (folder / name).exists():
             raise UserError(f"{folder}: no {name} in it; run the report there first")

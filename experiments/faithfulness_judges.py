@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 from absl import flags
 
 from caspo_jax.errors import UserError
+from caspo_jax.evaluation import faithfulness as f
+from caspo_jax.evaluation.faithfulness import ContradictionJudge, DecisivenessScorer, Subject
+from caspo_jax.steps import StatedEquations, Verifier, verify_traces
+from caspo_jax.store import hash_path
+from caspo_jax.training.stages import Policy
 from experiments import common
-
-if TYPE_CHECKING:
-    from caspo_jax.evaluation.faithfulness import ContradictionJudge, DecisivenessScorer, Subject
-    from caspo_jax.training.stages import Policy
+from experiments.verifiers import generate_with
 
 FLAGS = flags.FLAGS
 
@@ -48,10 +49,6 @@ def _recorded(index: int) -> str:
 
 def build_scorers() -> tuple[list[DecisivenessScorer], dict[str, str]]:
     """The decisiveness scorers of the flags, and hashes of the files behind them."""
-    from caspo_jax.evaluation import faithfulness as f
-    from caspo_jax.store import hash_path
-    from experiments.verifiers import generate_with
-
     scorers: list[DecisivenessScorer] = [f.LexiconScorer()] if FLAGS.lexicon else []
     files: dict[str, str] = {}
     if FLAGS.decisiveness_judge:
@@ -90,9 +87,6 @@ def consistency(policy: Policy) -> str:
 
 def build_contradiction_judge(policy: Policy) -> tuple[ContradictionJudge, dict[str, str]]:
     """The judge of --consistency, and hashes of the files behind it."""
-    from caspo_jax.evaluation import faithfulness as f
-    from experiments.verifiers import generate_with
-
     name = consistency(policy)
     if name == "exact":
         return common.task_of(policy, "--consistency=exact").contradiction(), {}
@@ -113,8 +107,6 @@ def verifier_name(policy: Policy, subjects: Sequence[Subject]) -> str:
 
 def verdicts_of(policy: Policy, subjects: Sequence[Subject]) -> dict[str, list[bool | None]]:
     """Trace id -> for each step whether it is right, None where that is not known."""
-    from caspo_jax.steps import StatedEquations, Verifier, verify_traces
-
     name = verifier_name(policy, subjects)
     traces = [s.trace for s in subjects]
     if name in ("exact", "equations"):

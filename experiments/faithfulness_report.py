@@ -5,17 +5,16 @@ from __future__ import annotations
 import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from absl import flags
 
 from caspo_jax.errors import UserError
+from caspo_jax.evaluation import faithfulness as f
+from caspo_jax.evaluation.faithfulness import Subject, Table, figures, read_stage
 from caspo_jax.outputs import Manifest, manifest_path, read_manifest
+from caspo_jax.store import write_json, write_jsonl, write_text
 from experiments import common
-
-if TYPE_CHECKING:
-    from caspo_jax.evaluation.faithfulness import Subject, Table
-    from caspo_jax.outputs import Manifest
 
 FLAGS = flags.FLAGS
 
@@ -67,9 +66,6 @@ def write(
     left_out: Mapping[str, str],
 ) -> dict[str, int]:
     """Tables, JSON, per-step lines, plots; how much there was of what."""
-    from caspo_jax.evaluation import faithfulness as f
-    from caspo_jax.store import write_json, write_jsonl, write_text
-
     table = f.build_table(subjects, out, verdicts)
     facts = {
         "settings": dict(settings),
@@ -93,8 +89,6 @@ def write(
 
 def recorded_logprobs(out: Path) -> dict[str, Any]:
     """How far recorded log-probs are from this checkpoint's: a large gap means that another model wrote the traces."""
-    from caspo_jax.evaluation.faithfulness import read_stage
-
     found = (record["logprob_gap"] for record in read_stage(out / "token.jsonl").values())
     gaps = [gap for gap in found if gap is not None]
     if not gaps:
@@ -104,8 +98,6 @@ def recorded_logprobs(out: Path) -> dict[str, Any]:
 
 def judged_continuations(out: Path) -> dict[str, int]:
     """How many continuations were held against their steps, and of how many the judge could not tell."""
-    from caspo_jax.evaluation.faithfulness import read_stage
-
     file = out / "prefix.jsonl"
     samples = read_manifest(manifest_path(file)).get("config", {}).get("samples", 0)
     records = read_stage(file).values()
@@ -117,8 +109,6 @@ def judged_continuations(out: Path) -> dict[str, int]:
 
 def draw(table: Table, out: Path) -> None:
     """The plots of one report."""
-    from caspo_jax.evaluation.faithfulness import figures
-
     usable = {scorer: figures.estimators_of(table, scorer) for scorer in table.decisiveness}
     total = sum(len(names) + 1 for names in usable.values() if names) + 1
     with common.Progress(total, "plots", unit="plot") as progress:

@@ -21,6 +21,9 @@ from typing import Any
 from absl import flags
 
 from caspo_jax.errors import UserError
+from caspo_jax.evaluation.faithfulness import with_intervention
+from caspo_jax.records import trace_from_record
+from caspo_jax.store import each_record, read_jsonl
 from experiments import calibrations, common, sampling
 
 FLAGS = flags.FLAGS
@@ -64,8 +67,6 @@ def main() -> None:
     questions = common.load_questions(FLAGS.input)
     policy = common.load_policy()
     if FLAGS.intervention is not None:
-        from caspo_jax.evaluation.faithfulness import with_intervention
-
         questions = [with_intervention(q, FLAGS.intervention, policy.tokenizer) for q in questions]
     changes = {"temperature": 0.0} if strategy == "greedy" else {"num_samples": 1} if searching else {}
     sample = common.sample_config(policy, questions, **changes)
@@ -114,9 +115,6 @@ def summary(output: Path, answers: Path | None, questions: list[Any], strategy: 
     The tokens are those that were decoded, as the answers say; paths of a tree share their beginnings, and no path holds
     those of pruned branches. Of an exploration, which has no answers, they are called those in the traces.
     """
-    from caspo_jax.records import trace_from_record
-    from caspo_jax.store import each_record, read_jsonl
-
     traces = tokens = cut = 0
     judged: list[bool] = []
     for trace in each_record(output, trace_from_record):

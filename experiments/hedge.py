@@ -22,20 +22,20 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from absl import flags
 
 from caspo_jax.errors import UserError
 from caspo_jax.outputs import Manifest, check_own, manifest_path
+from caspo_jax.records import question_to_record, trace_from_record, trace_to_record
+from caspo_jax.sampling import SampleConfig
+from caspo_jax.steps import segment_trace
 from caspo_jax.store import load_records, write_jsonl
+from caspo_jax.tasks.hedging import HEDGES, HOWS, How, hedge, levels
+from caspo_jax.training.stages import Policy, sample_stage
+from caspo_jax.types import Trace
 from experiments import common, result_files, verifiers
-
-if TYPE_CHECKING:
-    from caspo_jax.sampling import SampleConfig
-    from caspo_jax.tasks.hedging import How
-    from caspo_jax.training.stages import Policy
-    from caspo_jax.types import Trace
 
 FLAGS = flags.FLAGS
 
@@ -60,8 +60,6 @@ def define_flags() -> None:
 
 def main() -> None:
     """Hedge a file, or make all three from new traces."""
-    from caspo_jax.tasks.hedging import HOWS
-
     if bool(FLAGS.input) != bool(FLAGS.output) or bool(FLAGS.out_dir) == bool(FLAGS.input):
         raise UserError("give --out_dir, or --input and --output")
     verifiers.check_confidence()
@@ -100,8 +98,6 @@ def settings(policy: Policy) -> dict[str, Any]:
 
 def check_places() -> None:
     """Refuses outputs that cannot be written, or that another program wrote: before anything is loaded or sampled."""
-    from caspo_jax.tasks.hedging import HOWS
-
     if FLAGS.output:
         common.check_outputs(("output",))
         check_own(FLAGS.output, FLAGS.overwrite)
@@ -117,9 +113,6 @@ def check_places() -> None:
 
 def sample_plain(policy: Policy, out: Path, sampling: SampleConfig) -> Path:
     """questions.jsonl, test.jsonl and plain.jsonl: --num_samples outputs of the policy a training question."""
-    from caspo_jax.records import question_to_record
-    from caspo_jax.training.stages import sample_stage
-
     task = common.task_of(policy, "--out_dir without --input")
     questions = task.questions("train", FLAGS.questions, seed=FLAGS.seed)
     test = task.questions("test", FLAGS.test_questions, seed=FLAGS.seed)
@@ -142,9 +135,6 @@ def sample_plain(policy: Policy, out: Path, sampling: SampleConfig) -> Path:
 
 def segmented(policy: Policy, path: Path) -> list[Trace]:
     """The traces of a file with their steps and the confidence of each."""
-    from caspo_jax.records import trace_from_record
-    from caspo_jax.steps import segment_trace
-
     delimiter = common.step_delimiter(policy)
     confidence = verifiers.trace_confidence(policy)
     spelled = policy.token_bytes  # of the whole vocabulary: made once, not for each trace
@@ -162,9 +152,6 @@ def write_hedged(
     policy: Policy, traces: Sequence[Trace], source: Path, output: Path, how: How
 ) -> dict[str, int]:
     """The traces hedged, with a manifest; returns how often each phrase was used."""
-    from caspo_jax.records import trace_to_record
-    from caspo_jax.tasks.hedging import HEDGES, levels
-
     confidence = [step.confidence for trace in traces for step in trace.steps]
     chosen = iter(levels(confidence, how, FLAGS.seed))  # type: ignore[arg-type]  # `segmented` refuses None
     manifest = Manifest.open(
@@ -195,8 +182,6 @@ def write_hedged(
 
 def hedge_trace(trace: Trace, chosen: Sequence[int], tokenizer: Any) -> Trace:
     """The trace with a hedge behind each step, tokenised anew; statistics and verdicts are left behind."""
-    from caspo_jax.tasks.hedging import hedge
-
     parts, position = [], 0
     for step, level in zip(trace.steps, chosen, strict=True):
         parts += [trace.text[position : step.start], hedge(step.text, level)]

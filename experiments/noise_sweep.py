@@ -13,16 +13,26 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import jax
 from absl import flags
 
 from caspo_jax.errors import UserError
+from caspo_jax.evaluation import plots, sample_tables
+from caspo_jax.evaluation.formats import markdown, write_table
+from caspo_jax.evaluation.tables import ON_ONE_SCALE, Tables, intervals, paired, values
+from caspo_jax.evaluation.verifier_f1 import first_error
+from caspo_jax.metrics import processbench_f1
+from caspo_jax.outputs import ROWS, Manifest, check_own, manifest_path
+from caspo_jax.records import trace_from_record
+from caspo_jax.steps import NoisyVerifier, verify_traces
+from caspo_jax.store import load_records, replacing
+from caspo_jax.tasks import get_task
+from caspo_jax.tasks.registry import Task
+from caspo_jax.training.rounds import Recipe, run_rounds
+from caspo_jax.training.stages import Policy
 from experiments import common, result_files
-
-if TYPE_CHECKING:
-    from caspo_jax.evaluation.tables import Tables
-    from caspo_jax.tasks.registry import Task
 
 FLAGS = flags.FLAGS
 COLUMNS = {
@@ -64,11 +74,6 @@ def define_flags() -> None:
 
 def main() -> None:
     """Run the sweep."""
-    from caspo_jax.evaluation import plots
-    from caspo_jax.evaluation.formats import markdown, write_table
-    from caspo_jax.outputs import ROWS, Manifest
-    from caspo_jax.tasks import get_task
-
     try:
         levels = sorted({float(level) for level in FLAGS.noise})
     except ValueError as error:
@@ -105,8 +110,6 @@ def main() -> None:
 
 def train(task: Task, level: float, folder: Path, first: Path) -> Path:
     """The last policy of rounds whose verifier flips this share of its verdicts; `first` holds those of another level."""
-    from caspo_jax.steps import NoisyVerifier
-    from caspo_jax.training.rounds import Recipe, run_rounds
     from experiments.configs import quickstart as settings
 
     share_traces(first / "round_1", folder / "round_1", FLAGS.overwrite)
@@ -146,9 +149,6 @@ def share_traces(source: Path, target: Path, overwrite: bool) -> None:
     Raises:
       UserError: such traces are there, and `overwrite` is off.
     """
-    from caspo_jax.outputs import check_own, manifest_path
-    from caspo_jax.store import replacing
-
     drawn, traces = source / "traces.jsonl", target / "traces.jsonl"
     if source == target or not drawn.exists() or manifest_path(traces).exists():
         return
@@ -161,12 +161,6 @@ def share_traces(source: Path, target: Path, overwrite: bool) -> None:
 
 def judge_f1(task: Task, folder: Path) -> float:
     """ProcessBench's F1 of the verdicts that the first round was trained on, against exact ones."""
-    from caspo_jax.evaluation.verifier_f1 import first_error
-    from caspo_jax.metrics import processbench_f1
-    from caspo_jax.records import trace_from_record
-    from caspo_jax.steps import verify_traces
-    from caspo_jax.store import load_records
-
     judged = load_records(folder / "round_1" / "annotated.jsonl", trace_from_record)
     exact = verify_traces(judged, task.verifier())
     found, labels = ([first_error([s.verdict for s in t.steps]) for t in side] for side in (judged, exact))
@@ -175,10 +169,6 @@ def judge_f1(task: Task, folder: Path) -> float:
 
 def measure(task: Task, path: Path) -> Tables:
     """Sampled steps and answers of a policy with exact verdicts: the same questions and keys for all."""
-    import jax
-
-    from caspo_jax.evaluation import sample_tables
-    from caspo_jax.training.stages import Policy
     from experiments.configs import quickstart as settings
 
     policy = Policy.load(path)
@@ -197,15 +187,11 @@ def measure(task: Task, path: Path) -> Tables:
 
 def base_values(base: Tables) -> dict[str, float]:
     """The metrics of the base."""
-    from caspo_jax.evaluation.tables import ON_ONE_SCALE, values
-
     return {name: value for name, value in values(base).items() if name in ON_ONE_SCALE}
 
 
 def compared(tables: Tables, base: Tables, level: float, f1: float) -> list[dict[str, Any]]:
     """A row a metric: value and difference to the base, 95 % intervals by question."""
-    from caspo_jax.evaluation.tables import ON_ONE_SCALE, intervals, paired
-
     own, against = intervals(tables), paired(tables, base)
     return [
         {

@@ -11,7 +11,11 @@ from typing import Any
 
 from absl import flags
 
+from caspo_jax.outputs import Manifest, check_own, manifest_path
+from caspo_jax.preferences import PairConfig, to_trl_record
+from caspo_jax.records import pair_from_record, trace_from_record
 from caspo_jax.store import each_record, write_jsonl
+from caspo_jax.training.stages import pairs_stage
 from experiments import common, verifiers
 from experiments.config_flags import define_config, given_config
 
@@ -20,8 +24,6 @@ FLAGS = flags.FLAGS
 
 def define_flags() -> None:
     """The program's flags."""
-    from caspo_jax.preferences import PairConfig
-
     common.define_model_flags()
     common.define_answer_flags()
     verifiers.define_flags()
@@ -41,11 +43,6 @@ def define_flags() -> None:
 
 def main() -> None:
     """Make the pairs of a file."""
-    from caspo_jax.outputs import check_own
-    from caspo_jax.preferences import PairConfig
-    from caspo_jax.records import trace_from_record
-    from caspo_jax.training.stages import pairs_stage
-
     common.check_outputs(("output", "trl_output"), ("input", "labels"))
     if FLAGS.trl_output:
         check_own(FLAGS.trl_output, FLAGS.overwrite)
@@ -75,10 +72,6 @@ def main() -> None:
 
 def write_trl(tokenizer: Any, count: int) -> None:
     """The pairs, so many, as TRL preference records, with a manifest of their own."""
-    from caspo_jax.outputs import Manifest, manifest_path
-    from caspo_jax.preferences import to_trl_record
-    from caspo_jax.records import pair_from_record
-
     manifest = Manifest.open(
         manifest_path(FLAGS.trl_output),
         program="pairs/trl",

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from typing import TYPE_CHECKING
 
 from absl import flags
 
 from caspo_jax.errors import UserError
+from caspo_jax.evaluation.benchmarks.base import BOXED, instructed
+from caspo_jax.records import question_from_record
+from caspo_jax.store import parse_at, read_jsonl
+from caspo_jax.types import Question
 from experiments.escapes import unescaped
-
-if TYPE_CHECKING:
-    from caspo_jax.types import Question
 
 FLAGS = flags.FLAGS
 
@@ -29,9 +29,6 @@ def load_questions(path: str, *, need_gold: bool = False, instruct: bool = True)
       UserError: a malformed question, an id that was used before or a missing gold answer (file:line), no questions, none
         that an instruction could follow.
     """
-    from caspo_jax.records import question_from_record
-    from caspo_jax.store import parse_at, read_jsonl
-
     questions: list[Question] = []
     seen: dict[str, str] = {}
     for number, (where, record) in enumerate(read_jsonl(path)):
@@ -59,8 +56,6 @@ def load_questions(path: str, *, need_gold: bool = False, instruct: bool = True)
 
 def _instructed(questions: list[Question], text: str, path: str) -> list[Question]:
     """The questions, each that is no final prompt followed by the text."""
-    from caspo_jax.evaluation.benchmarks.base import instructed
-
     asked = [q.question if q.prompt is None and q.prompt_ids is None else None for q in questions]
     if not any(question is not None for question in asked):
         raise UserError(
@@ -80,8 +75,6 @@ def instruction() -> str | None:
     """
     if FLAGS.instruction is None:
         return None
-    from caspo_jax.evaluation.benchmarks.base import BOXED
-
     text = BOXED if FLAGS.instruction == "boxed" else unescaped("instruction", FLAGS.instruction)
     if not text.strip():
         raise UserError("--instruction is blank: give a text, boxed, or leave it out")

@@ -13,14 +13,15 @@ from __future__ import annotations
 
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from absl import flags
 
+from caspo_jax.distributed import from_writer
+from caspo_jax.store import hash_path
+from caspo_jax.tasks import Task, get_task
+from caspo_jax.training.rounds import Recipe, run_rounds
 from experiments import common, result_files
-
-if TYPE_CHECKING:
-    from caspo_jax.tasks import Task
 
 FLAGS = flags.FLAGS
 
@@ -63,7 +64,6 @@ def define_flags() -> None:
 def main() -> None:
     """Run the quickstart."""
     started = time.monotonic()
-    from caspo_jax.tasks import get_task
     from experiments import quickstart_report
     from experiments.configs import quickstart as settings
     from experiments.quickstart_samples import write_quickstart_report
@@ -83,8 +83,6 @@ def main() -> None:
 
 def trained(task: Task, out: Path, settings: Any) -> dict[str, list[Path]]:
     """The policies of round 1, 2, ... by --preset and, with --controls, by `sft` and `rft`."""
-    from caspo_jax.training.rounds import Recipe, run_rounds
-
     runs = [FLAGS.preset, *(("sft", "rft") if FLAGS.controls else ())]
     final: dict[str, list[Path]] = {}
     for name in runs:
@@ -114,9 +112,6 @@ def trained(task: Task, out: Path, settings: Any) -> dict[str, list[Path]]:
 
 def asked(task: Task) -> dict[str, Any]:
     """What shapes rounds and comparison, for the folder's manifest; more rounds, and controls, may come to them."""
-    from caspo_jax.distributed import from_writer
-    from caspo_jax.store import hash_path
-
     names = ["task", "preset", "seed", "train_questions", "eval_questions", "split"]
     names += ["batch_size", "dtype", "confidence", "prune"]
     values = {name: FLAGS[name].value for name in names}

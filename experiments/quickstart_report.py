@@ -20,6 +20,7 @@ from caspo_jax.evaluation import (
     evaluate,
     matched_temperature,
     paired_record,
+    plots,
     policy_record,
 )
 from caspo_jax.outputs import manifest_path
@@ -182,8 +183,6 @@ def _temperature_control(comparison: Comparison, base: Evaluation, last: Evaluat
 
 
 def _write(found: Sequence[Evaluation], final: str, samples: int, out: Path, started: float) -> None:
-    from caspo_jax.evaluation import plots
-
     base, last = found[0], next(e for e in found if e.name == final)
     others = [e for e in found if e is not base and e is not last]
     records: list[dict[str, Any]] = []

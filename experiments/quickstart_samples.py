@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from caspo_jax.confidence.scoring import score_outputs
 from caspo_jax.records import pair_from_record, schema, search_to_record, trace_to_record
 from caspo_jax.store import load_records, write_jsonl
 from caspo_jax.training.stages import Policy
@@ -83,8 +84,6 @@ def pair_scores(name: str, policy: Policy, pairs: Sequence[Pair], rows: int = 64
       pairs: what is scored.
       rows: outputs scored together.
     """
-    from caspo_jax.confidence.scoring import score_outputs
-
     outputs = [
         ((*pair.prompt_ids, *pair.prefix_ids), ids)
         for pair in pairs

@@ -15,6 +15,7 @@ from pathlib import Path
 from absl import flags
 
 from caspo_jax.errors import UserError
+from caspo_jax.evaluation.report import write_report
 from experiments import common, result_files
 
 FLAGS = flags.FLAGS
@@ -33,8 +34,6 @@ def define_flags() -> None:
 
 def main() -> None:
     """Write the report."""
-    from caspo_jax.evaluation.report import write_report
-
     if Path(FLAGS.output).is_dir():
         raise UserError(f"--output={FLAGS.output} is a folder: name the HTML file")
     result_files.check_report(FLAGS.output)

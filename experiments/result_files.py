@@ -12,6 +12,7 @@ from absl import flags
 
 from caspo_jax.distributed import from_writer, is_writer, writer_first
 from caspo_jax.errors import UserError
+from caspo_jax.evaluation.report import is_report
 from caspo_jax.locks import release
 from caspo_jax.outputs import ROWS, Manifest, check_own, manifest_path
 from caspo_jax.records import schema
@@ -184,8 +185,6 @@ def check_report(path: str | Path) -> None:
     Raises:
       UserError: it is no report, or one from before they had a mark, and --overwrite was not given.
     """
-    from caspo_jax.evaluation.report import is_report
-
     if Path(path).is_file() and not FLAGS.overwrite and not is_report(path):
         raise UserError(
             f"{path} is there and is no report of caspo_jax, or one from before they had a mark: "

@@ -4,16 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from absl import flags
 
+from caspo_jax.sampling import CatConfig, SampleConfig
+from caspo_jax.training.stages import Policy, sample_stage
+from caspo_jax.types import Question
 from experiments import common, verifiers
-
-if TYPE_CHECKING:
-    from caspo_jax.sampling import CatConfig, SampleConfig
-    from caspo_jax.training.stages import Policy
-    from caspo_jax.types import Question
 
 FLAGS = flags.FLAGS
 
@@ -31,8 +29,6 @@ def sample(
 
     `options` are what the flags do not decide: strategy, trees, answers, token_stats.
     """
-    from caspo_jax.training.stages import sample_stage
-
     extract, equal = common.answer_functions(policy)
     with common.Progress(len(questions), label) as progress:
         sample_stage(

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from absl import flags
 
+from caspo_jax.confidence import STEP_CONFIDENCES
+from caspo_jax.training.stages.annotate import TRACE_CONFIDENCES
 from experiments import escapes
 from experiments.terminal import define_terminal_flags
 
@@ -103,8 +105,6 @@ def define_answer_flags() -> None:
 
 def define_confidence_flag(what: str) -> None:
     """--confidence of programs that compute it from traces; `what` says what it is for."""
-    from caspo_jax.training.stages.annotate import TRACE_CONFIDENCES
-
     flags.DEFINE_string(
         "confidence",
         None,
@@ -131,8 +131,6 @@ CAT_FLAGS = (
 
 def define_cat_flags() -> None:
     """Flags of every program that searches a tree; `CAT_FLAGS` names them."""
-    from caspo_jax.confidence import STEP_CONFIDENCES
-
     flags.DEFINE_integer(
         "num_branches", 8, "search: branches K of a question that are decoded at once", lower_bound=1
     )

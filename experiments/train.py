@@ -10,16 +10,16 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from absl import flags
 
 from caspo_jax.errors import UserError
+from caspo_jax.models import LoraConfig
+from caspo_jax.training import TrainConfig
+from caspo_jax.training.stages import train_stage
 from experiments import common
 from experiments.config_flags import define_config, given_config
-
-if TYPE_CHECKING:
-    from caspo_jax.training import TrainConfig
 
 FLAGS = flags.FLAGS
 
@@ -51,8 +51,6 @@ def define_flags() -> None:
 
 def define_training_flags() -> None:
     """The flags of every program that trains with a --preset."""
-    from caspo_jax.training import TrainConfig
-
     flags.DEFINE_integer(
         "lora_rank", None, "train LoRA adapters of this rank; default: train the weights", lower_bound=1
     )
@@ -72,9 +70,6 @@ def define_training_flags() -> None:
 
 def train_config(**fields: Any) -> TrainConfig:
     """The preset with these fields, then with the --train and --lora flags that were given."""
-    from caspo_jax.models import LoraConfig
-    from caspo_jax.training import TrainConfig
-
     lora = None
     if FLAGS.lora_rank is not None:
         lora = LoraConfig(FLAGS.lora_rank, FLAGS.lora_alpha, tuple(FLAGS.lora_targets))
@@ -86,8 +81,6 @@ def train_config(**fields: Any) -> TrainConfig:
 
 def main() -> None:
     """Train."""
-    from caspo_jax.training.stages import train_stage
-
     fields = {"seed": FLAGS.seed, "batch_size": FLAGS.batch_size}
     config = train_config(**{name: value for name, value in fields.items() if value is not None})
     for name, value in fields.items():
@@ -121,8 +114,6 @@ def _check_one_value(name: str, value: Any, taken: Any) -> None:
 
 def _check_verified(config: TrainConfig) -> None:
     """Refuses a loss that reads verified steps where none are given, before the policy is loaded."""
-    from caspo_jax.training import TrainConfig
-
     if FLAGS.annotated is not None or not config.loss.uses_verified:
         return
     way_out = "give annotated traces by --annotated=A.jsonl"

@@ -26,9 +26,28 @@ import time
 from pathlib import Path
 from typing import Any
 
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
 from absl import flags
+from flax import nnx
 
 from caspo_jax.errors import UserError
+from caspo_jax.models import (
+    Decoder,
+    ModelConfig,
+    hash_checkpoint,
+    load_caspo_json,
+    load_pretrained,
+    save_pretrained,
+)
+from caspo_jax.outputs import manifest_path, read_manifest
+from caspo_jax.padding import multiple
+from caspo_jax.store import hash_path
+from caspo_jax.tasks import get_task
+from caspo_jax.training.stages import Policy
+from caspo_jax.training.stages.whole_folder import write_once
 from experiments import common
 from experiments.train_tiny_text import Text
 
@@ -86,8 +105,6 @@ def _setting(name: str) -> Any:
 
 
 def _config(tokenizer: Any) -> dict[str, Any]:
-    from caspo_jax.padding import multiple
-
     hidden = FLAGS.hidden_size
     return {
         "architectures": ["Qwen3ForCausalLM"],
@@ -116,10 +133,6 @@ def _config(tokenizer: Any) -> dict[str, Any]:
 
 def _start(text: Text) -> tuple[Any, Any]:
     """Model and tokenizer before the first update: new ones, or those of --init, with a tokenizer of the task."""
-    from flax import nnx
-
-    from caspo_jax.models import Decoder, ModelConfig, load_caspo_json, load_pretrained
-
     if not FLAGS.init:
         tokenizer = text.tokenizer()
         return Decoder(ModelConfig.from_hf(_config(tokenizer)), rngs=nnx.Rngs(FLAGS.seed)), tokenizer
@@ -132,20 +145,11 @@ def _start(text: Text) -> tuple[Any, Any]:
 
 def _traces(model: Any, tokenizer: Any) -> tuple[Any, ...]:
     """Those of --traces, checked against the vocabulary and the context. Raises UserError as `Policy.each_trace` does."""
-    from caspo_jax.training.stages import Policy
-
     return tuple(Policy(model, tokenizer, FLAGS.init, "", {}).each_trace(FLAGS.traces))
 
 
 def with_tokenizer(model: Any, old: Any, new: Any, seed: int) -> Any:
     """The model with a row of its embedding for each token of another tokenizer: the old row where both have it."""
-    import jax
-    import numpy as np
-    from flax import nnx
-
-    from caspo_jax.models import Decoder
-    from caspo_jax.padding import multiple
-
     before = np.asarray(model.embed[...])
     config = dataclasses.replace(model.config, vocab_size=multiple(len(new), 16))
     adopted = Decoder(config, rngs=nnx.Rngs(seed))
@@ -162,7 +166,6 @@ def with_tokenizer(model: Any, old: Any, new: Any, seed: int) -> Any:
 
 def _muon(schedule: Any) -> Any:
     """Muon for the layers' matrices, AdamW for the rest: a sixth of the updates that AdamW alone needs here."""
-    import jax
     from optax.contrib import MuonDimensionNumbers, muon
 
     def matrices(params: Any) -> Any:
@@ -180,12 +183,6 @@ def _muon(schedule: Any) -> Any:
 
 def main() -> None:
     """Train and export."""
-    from caspo_jax.models import hash_checkpoint
-    from caspo_jax.outputs import manifest_path, read_manifest
-    from caspo_jax.store import hash_path
-    from caspo_jax.tasks import get_task
-    from caspo_jax.training.stages.whole_folder import write_once
-
     task = get_task(FLAGS.task)
     common.check_out_dir()  # found out now, not after hours of training
     if FLAGS.traces and not FLAGS.init:
@@ -209,13 +206,6 @@ def main() -> None:
 
 def _train(task: Any, folder: Path) -> dict[str, Any]:
     """Trains and writes the policy to a folder, now and then before the end too; returns what the manifest counts."""
-    import jax
-    import jax.numpy as jnp
-    import optax
-    from flax import nnx
-
-    from caspo_jax.models import save_pretrained
-
     text = Text(
         task=task,
         second=bool(FLAGS.init),

@@ -8,6 +8,13 @@ import random
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+import numpy as np
+
+from caspo_jax.models.tokenizer import encode_prompt
+from caspo_jax.padding import multiple
+from caspo_jax.tasks.tokenizer import build_tokenizer
+from caspo_jax.types import Question
+
 Row = tuple[list[int], list[bool]]  # token ids, and which of them are learned
 
 
@@ -30,8 +37,6 @@ class Text:
 
     def tokenizer(self) -> Any:
         """A tokenizer made from solutions in this stage's phrasings."""
-        from caspo_jax.tasks.tokenizer import build_tokenizer
-
         rng = random.Random(f"{self.task.name}/tokenizer")
         corpus: list[str] = []
         for problem, _ in zip(self.task.problems("pretrain", seed=0), range(4000), strict=False):
@@ -58,8 +63,6 @@ class Text:
 
         Attention that finds what followed the same token before forms in minutes here, in hours from solutions alone.
         """
-        import numpy as np
-
         ids = np.zeros((self.batch_size, 64), np.int32)
         mask = np.ones(ids.shape, bool)
         for i in range(len(ids)):
@@ -89,9 +92,6 @@ class Text:
 
 def _row(tokenizer: Any, question: str | None, lines: list[tuple[str, ...]]) -> Row:
     """A prompt, if any, and lines whose parts are by turns given and learned: nobody could foretell a prompt or operand."""
-    from caspo_jax.models.tokenizer import encode_prompt
-    from caspo_jax.types import Question
-
     ids = [tokenizer.pad_token_id]
     if question:
         ids = encode_prompt(tokenizer, Question(id="", question=question))
@@ -106,10 +106,6 @@ def _row(tokenizer: Any, question: str | None, lines: list[tuple[str, ...]]) -> 
 
 def _padded(rows: list[Row]) -> tuple[Any, Any]:
     """Token ids [B, T] and the mask [B, T] of the learned tokens; T is a multiple of 24, so that few shapes are compiled."""
-    import numpy as np
-
-    from caspo_jax.padding import multiple
-
     length = multiple(max(len(ids) for ids, _ in rows), 24)
     ids = np.zeros((len(rows), length), np.int32)
     mask = np.zeros((len(rows), length), bool)

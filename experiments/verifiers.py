@@ -5,18 +5,21 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import jax
 from absl import flags
 
+from caspo_jax import steps
 from caspo_jax.errors import UserError
+from caspo_jax.models import encode_prompt
+from caspo_jax.sampling import SampleConfig, generate
+from caspo_jax.steps import Verifier
+from caspo_jax.steps.rollouts import Generate
+from caspo_jax.training.stages import Policy
+from caspo_jax.training.stages.annotate import check_confidence as check_name
+from caspo_jax.types import Equal, Extract, Question, Trace
 from experiments import common
-
-if TYPE_CHECKING:
-    from caspo_jax.steps import Verifier
-    from caspo_jax.steps.rollouts import Generate
-    from caspo_jax.training.stages import Policy
-    from caspo_jax.types import Equal, Extract, Question, Trace
 
 FLAGS = flags.FLAGS
 _OWNERS = {
@@ -56,8 +59,6 @@ def needs_gold(policy: Policy | None) -> bool:
 
 def check_confidence() -> None:
     """Refuses a --confidence that cannot be computed from traces: before a policy is loaded."""
-    from caspo_jax.training.stages.annotate import check_confidence as check_name
-
     if FLAGS.confidence is not None:
         check_name(FLAGS.confidence, "--confidence")
 
@@ -68,8 +69,6 @@ def trace_confidence(policy: Any) -> str:
     Raises:
       UserError: traces do not hold what it is computed from.
     """
-    from caspo_jax.training.stages.annotate import check_confidence as check_name
-
     name = FLAGS.confidence or policy.settings.get("confidence", "entropy")
     check_name(name, "--confidence" if FLAGS.confidence else f"{policy.path}/caspo.json: confidence")
     return name
@@ -119,8 +118,6 @@ def check(policy: Policy) -> str:
 
 def build(policy: Policy, extract: Extract, equal: Equal) -> Verifier:
     """The verifier of the flags; raises as `check` does."""
-    from caspo_jax import steps
-
     name = check(policy)
     if name == "exact":
         return common.task_of(policy, "--verifier=exact").verifier()
@@ -157,11 +154,6 @@ def generate_with(policy: Policy, temperature: float) -> Generate:
 
     A question's outputs do not depend on the questions beside it; one that fills the context gets empty ones, cut off.
     """
-    import jax
-
-    from caspo_jax.models import encode_prompt
-    from caspo_jax.sampling import SampleConfig, generate
-    from caspo_jax.types import Trace
 
     def call(questions: Sequence[Question], n: int) -> list[Trace]:
         # Encoded once: thousands of prompts that hold whole prefixes take minutes.

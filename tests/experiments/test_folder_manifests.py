@@ -31,7 +31,8 @@ def stages(monkeypatch):
         ends["then"]()
         return [out_dir / f"round_{k}" / "policy" for k in range(1, rounds + 1)]
 
-    monkeypatch.setattr("caspo_jax.training.rounds.run_rounds", run_rounds)
+    for program in ("caspo", "quickstart"):
+        monkeypatch.setattr(f"experiments.{program}.run_rounds", run_rounds)
     monkeypatch.setattr("experiments.quickstart_report.compare", lambda *given: None)
     monkeypatch.setattr("experiments.quickstart_samples.write_quickstart_report", lambda *given: "here")
     return ends

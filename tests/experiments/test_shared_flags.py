@@ -108,7 +108,7 @@ def test_caspo_json_names_the_confidence_of_caspo(program, questions, other, tmp
         recipes.append(recipe)
         return []
 
-    monkeypatch.setattr("caspo_jax.training.rounds.run_rounds", run_rounds)
+    monkeypatch.setattr("experiments.caspo.run_rounds", run_rounds)
     flags_ = {"model": other("mean_logprob"), "input": questions}
     assert program("caspo", **flags_, out_dir=tmp_path / "a")[0] == 0
     assert program("caspo", **flags_, out_dir=tmp_path / "b", confidence="first_token")[0] == 0
@@ -140,7 +140,7 @@ def test_the_quickstart_computes_in_the_type_that_it_is_told(program, tmp_path, 
         recipes.append(recipe)
         return [policy]
 
-    monkeypatch.setattr("caspo_jax.training.rounds.run_rounds", run_rounds)
+    monkeypatch.setattr("experiments.quickstart.run_rounds", run_rounds)
     monkeypatch.setattr("experiments.quickstart_report.compare", lambda *given: compared.append(given))
     monkeypatch.setattr("experiments.quickstart_samples.write_quickstart_report", lambda *given: given[3])
     code, printed, err = program("quickstart", out_dir=tmp_path / "q", dtype="bfloat16")
