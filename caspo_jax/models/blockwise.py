@@ -17,6 +17,7 @@ from jax import lax
 from jax.sharding import Mesh
 
 from caspo_jax.models.precision import LOWEST, product
+from caspo_jax.models.remat import attended
 from caspo_jax.models.short_rows import attend_short
 from caspo_jax.sharding import platform_of
 
@@ -111,7 +112,8 @@ def _forward(q: Array, k: Array, v: Array, until: Array) -> tuple[Array, tuple[A
         mixed = jnp.where(some[..., None], mixed / total[..., None], 0.0)
         return jnp.moveaxis(mixed, 3, 1).astype(q.dtype), top + jnp.log(total)
 
-    mixed, logsumexp = lax.map(queries, jnp.arange(count))  # [N, B, C, G, J, D], [N, B, G, J, C]
+    outputs = lax.map(queries, jnp.arange(count))
+    mixed, logsumexp = (attended(x) for x in outputs)  # [N, B, C, G, J, D], [N, B, G, J, C]
     return mixed, (q, k, v, until, mixed, logsumexp)
 
 

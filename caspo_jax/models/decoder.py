@@ -116,9 +116,9 @@ class Decoder(Pure):
           positions: [B, T] int32 or None.
           mask: [B, T] bool or None.
           final_norm: whether to apply the last RMS norm (what the head sees).
-          remat: what the backward pass recomputes of each layer: `none` (on a mesh it gathers weights again); `full`,
-            all but its input (least memory, a third more time); `dots`, all but the results of matrix products with
-            weights.
+          remat: what the backward pass recomputes of each layer: `none`, at most norms and activations (on a mesh it
+            gathers weights again); `full`, all but its input (least memory, a third more time); `dots`, all but the
+            results of matrix products with weights.
           subtree_end: [B, T] int32: rows hold token trees in preorder (`preferences.token_tree`), and column q sees
             the columns k with k <= q < subtree_end[k]; give `positions` too. None: rows are plain sequences.
 
@@ -267,7 +267,7 @@ class Decoder(Pure):
         # without a backward pass a loop is as fast, and sooner compiled.
         few = self.mesh is None and subtree_end is not None and self.config.num_layers <= _UNROLLED
         few &= self.dtype == jnp.float32
-        step = rematted(layer_step, remat, on_mesh=self.mesh is not None)
+        step = rematted(layer_step, remat, in_loop=not few, on_mesh=self.mesh is not None)
         return lax.scan(step, self._embed(token_ids), self._stacked(), unroll=few)
 
     def layers_apart(self, turned: bool = False) -> tuple[Layer, ...]:

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any, Literal
 
 import jax
+from jax.ad_checkpoint import checkpoint_name
 
 from caspo_jax.errors import UserError
 
@@ -13,24 +14,45 @@ Remat = Literal["none", "full", "dots"]
 REMATS = ("none", "full", "dots")
 
 
-def rematted(layer_step: Callable[..., Any], remat: Remat, on_mesh: bool = False) -> Callable[..., Any]:
+def rematted(
+    layer_step: Callable[..., Any], remat: Remat, *, in_loop: bool, on_mesh: bool
+) -> Callable[..., Any]:
     """The step of a layer whose backward pass computes again what `remat` says (see `Decoder.hidden_states`).
 
-    On a mesh the backward pass gathers a layer's weights again in any case: kept, they would be all of the model on every
-    device.
+    In a loop norms, activations and the like are computed again with `none` too: they take next to no time, and kept they would
+    be two thirds of the memory. On a mesh the backward pass gathers a layer's weights again in any case: kept, they would be
+    all of the model on every device.
+
+    Args:
+      layer_step: (states, layer) -> (states, what is collected).
+      remat: one of `REMATS`.
+      in_loop: whether the layers are a loop; where they are written out the compiler itself weighs what to keep.
+      on_mesh: whether weights are gathered.
 
     Raises:
       UserError: an unknown `remat`.
     """
     if remat not in REMATS:
         raise UserError(f"remat={remat!r} is unknown: choose one of {', '.join(REMATS)}")
-    if remat == "none":
-        return jax.checkpoint(layer_step, policy=_all_but_placements) if on_mesh else layer_step
-    # Attention's products have a batch axis: its scores are always recomputed.
-    kept = jax.checkpoint_policies.dots_with_no_batch_dims_saveable if remat == "dots" else None
-    return jax.checkpoint(layer_step, policy=kept)
+    if remat == "none" and not in_loop:
+        return layer_step
+    # In a loop the compiler has no forward pass beside it to take the values from, and needs no barrier against that. On a
+    # mesh the barrier stays: it also keeps apart what is gathered for one layer and for the next.
+    return jax.checkpoint(layer_step, policy=_POLICIES[remat], prevent_cse=on_mesh or not in_loop)
 
 
-def _all_but_placements(primitive: Any, *_: Any, **__: Any) -> bool:
-    """What may be kept: not arrays in another placement. Gathered weights are; where activations are, it costs nothing."""
-    return primitive.name != "sharding_constraint"
+def attended(x: jax.Array) -> jax.Array:
+    """Marks what attention keeps for its backward pass."""
+    return checkpoint_name(x, _ATTENDED)
+
+
+_ATTENDED = "attended"
+# Attention's products have a batch axis: its scores are never kept.
+_PRODUCTS = jax.checkpoint_policies.dots_with_no_batch_dims_saveable
+_POLICIES = {
+    "none": jax.checkpoint_policies.save_from_both_policies(
+        _PRODUCTS, jax.checkpoint_policies.save_only_these_names(_ATTENDED)
+    ),
+    "full": None,
+    "dots": _PRODUCTS,
+}

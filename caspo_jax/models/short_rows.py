@@ -22,6 +22,7 @@ from jax import lax
 from jax.sharding import Mesh
 
 from caspo_jax.models.precision import LOWEST, product
+from caspo_jax.models.remat import attended
 from caspo_jax.sharding import platform_of
 
 _QUERIES = 128  # a block; on a GPU of an eighth of the row, if that is more
@@ -70,7 +71,8 @@ def _attend(q: Array, k: Array, v: Array, until: Array, together: int, count: in
 def _forward(
     q: Array, k: Array, v: Array, until: Array, together: int, count: int
 ) -> tuple[Array, tuple[Array, ...]]:
-    mixed, logsumexp = _some_at_once(functools.partial(_forward_rows, count), together, q, k, v, until)
+    outputs = _some_at_once(functools.partial(_forward_rows, count), together, q, k, v, until)
+    mixed, logsumexp = (attended(x) for x in outputs)
     return mixed, (q, k, v, until, mixed, logsumexp)
 
 
