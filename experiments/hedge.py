@@ -137,9 +137,8 @@ def segmented(policy: Policy, path: Path) -> list[Trace]:
     """The traces of a file with their steps and the confidence of each."""
     delimiter = common.step_delimiter(policy)
     confidence = verifiers.trace_confidence(policy)
-    spelled = policy.token_bytes  # of the whole vocabulary: made once, not for each trace
     traces = [
-        segment_trace(trace, spelled, delimiter=delimiter, confidence=confidence)
+        segment_trace(trace, policy.token_bytes, delimiter=delimiter, confidence=confidence)
         for trace in load_records(path, trace_from_record)
     ]
     values = [step.confidence for trace in traces for step in trace.steps]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import json
 import types
@@ -103,7 +104,7 @@ class Policy:
         """What ends a step of this policy's outputs: as its caspo.json has it, else two newlines."""
         return self.settings.get("step_delimiter", DEFAULT_DELIMITER)
 
-    @property
+    @functools.cached_property
     def token_bytes(self) -> list[bytes]:
         """The bytes of every token of the vocabulary."""
         return token_bytes(self.tokenizer, self.model.config.vocab_size)
