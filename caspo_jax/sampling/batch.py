@@ -36,6 +36,8 @@ from caspo_jax.sampling.units import PADDING, QueueRoom, Unit, Usage, bucket
 FIRST_SEGMENT = 64  # tokens that the buffers hold at first; they double (lanes: all from the start, since unused ones are not read)
 CHECK_EVERY = 16  # iterations between two looks at which questions have ended
 UNCHECKED = 64  # the same for batches too small to be cut
+# And of searches that may end once they are decided, a look at which reads all their tokens: so much of their age at least.
+DECIDED_SHARE = 1 / 64
 # Batches are cut to about a quarter, a power of two, and not to more sizes: every shape is compiled.
 SHRINK = 4
 LEAST_ROWS = 128  # nor below this: the compilation would cost more than it saves
@@ -127,8 +129,7 @@ class Batch:
         while True:
             if self.full(state):
                 state = self.grown(state)
-            often = self.smaller(state) or self.decided is not None
-            state = self.run(state, CHECK_EVERY if often else UNCHECKED)
+            state = self.run(state, self.segment(state))
             if self.decided is not None:
                 state = self._without_decided(state, where)
             done = np.asarray(state.done)
@@ -137,6 +138,12 @@ class Batch:
                 harvest(state, where, trees, where >= 0)
                 return
             state, where = self.shrunk(state, where, trees)
+
+    def segment(self, state: CatState) -> int:
+        """Iterations until the next look."""
+        if self.decided is not None:
+            return max(CHECK_EVERY, int(DECIDED_SHARE * int(state.iteration)))
+        return CHECK_EVERY if self.smaller(state) else UNCHECKED
 
     def smaller(self, state: CatState) -> int:
         """The rows that the batch may be cut to; 0: none."""

@@ -271,3 +271,23 @@ def test_a_finished_path_is_read_once_however_often_its_search_is_looked_at(monk
                 path.token_ids[-len(result.tree.nodes[node].token_ids) :] == result.tree.nodes[node].token_ids
             )
             assert path.answer == extract_answer(path.text)
+
+
+def test_long_searches_are_looked_at_at_longer_intervals(monkeypatch):
+    """A look reads all their tokens: at even intervals those of 32,000 would be read two thousand times."""
+    task = get_task("graph")
+    model, tokenizer = cj.load_pretrained(task.policy_path)
+    sample = cj.SampleConfig(max_new_tokens=300, temperature=0.7, ignore_eos=True)
+    settings = cj.CatConfig(num_branches=2, stop_decided=True, sample=sample)
+    segments, run = [], batch.Batch.run
+
+    def spied(self, state, iterations):
+        segments.append((int(state.iteration), iterations))
+        return run(self, state, iterations)
+
+    monkeypatch.setattr(batch, "CHECK_EVERY", 1)
+    monkeypatch.setattr(batch.Batch, "run", spied)
+    cj.cat_search(model, tokenizer, task.questions("tune", 1, seed=0), settings, jax.random.key(0))
+    assert segments[0] == (0, 1)
+    assert segments[-1][0] > 256
+    assert all(iterations == max(1, age // 64) for age, iterations in segments)
