@@ -69,12 +69,21 @@ def _window(question: int, start: int, x: np.ndarray) -> np.ndarray:
 
 def harvest_ended(ended: Ended, count: int, trees: list[list[Tree]]) -> None:
     """Copies the first `count` trees that ended to the host, each to `trees[its unit]`."""
-    ended = jax.device_get(ended)
+    if not count:
+        return
+    # The room is for four batches of the longest outputs, hundreds of megabytes, and mostly empty at any one time.
+    ended = jax.device_get(_first(ended, min(1 << (count - 1).bit_length(), len(ended.unit))))
     for i in range(count):
         nodes, history = (jax.tree.map(lambda x, i=i: x[i], part) for part in (ended.nodes, ended.history))
         # A question that has ended has no open node whose end the age would tell.
         tree = _tree(nodes, history, int(ended.num_nodes[i]), int(ended.tokens[i]), 0)
         trees[int(ended.unit[i])].append(tree)
+
+
+@functools.partial(jax.jit, static_argnums=1)
+def _first(ended: Ended, count: int) -> Ended:
+    """The first `count` entries: a power of two, or all, so that few programs are compiled."""
+    return jax.tree.map(lambda x: x[:count], ended)
 
 
 def _tree(nodes: Nodes, history: History, count: int, tokens: int, age: int) -> Tree:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 
+import jax
 import numpy as np
 import pytest
 from golden_model import KEY, assert_teacher_forced
 
 import caspo_jax as cj
 from caspo_jax.sampling import batch, prefill, run, search, stream
+from caspo_jax.sampling.refill import Ended
 
 
 def test_refilled_slots_change_nothing(model_and_tokenizer, questions, monkeypatch):
@@ -70,6 +72,14 @@ def test_samples_are_refilled_one_by_one(model_and_tokenizer, questions, monkeyp
     monkeypatch.setattr(prefill, "_prefill", counting)
     monkeypatch.setattr(stream, "queue_batches", lambda *_: batches)
     monkeypatch.setattr(stream, "SEGMENT", 7)
+    copied, get = [], jax.device_get
+
+    def counted(tree):
+        if isinstance(tree, Ended):
+            copied.append(len(tree.unit))
+        return get(tree)
+
+    monkeypatch.setattr(jax, "device_get", counted)
     pieces = cj.generate(
         *model_and_tokenizer,
         many,
@@ -96,6 +106,8 @@ def test_samples_are_refilled_one_by_one(model_and_tokenizer, questions, monkeyp
     # Three places are busy until the queue is empty; then at most the longest output is waited for.
     assert apart.slots <= apart.live + 2 * config.max_new_tokens + 3 * stream.SEGMENT
     assert done[-1] == (12, 12)
+    # The host takes what has ended, not the room that there is for it.
+    assert 12 * samples <= sum(copied) <= 2 * 12 * samples
     # No prompt is read again for another sample of its question, and seldom for another fill of the queue.
     prompts = {q.prompt_ids for q in many}
     fills = -(-12 * samples // (3 * batches))
