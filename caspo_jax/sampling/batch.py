@@ -34,6 +34,7 @@ from caspo_jax.sampling.tree import Tree, harvest
 from caspo_jax.sampling.units import PADDING, QueueRoom, Unit, Usage, bucket
 
 FIRST_SEGMENT = 64  # tokens that the buffers hold at first; they double (lanes: all from the start, since unused ones are not read)
+FIRST_SHARE = 64  # or so much of a long limit, a 64th: every doubling is compiled, which takes up to a minute with a large model
 CHECK_EVERY = 16  # iterations between two looks at which questions have ended
 UNCHECKED = 64  # the same for batches too small to be cut
 # And of searches that may end once they are decided, a look at which reads all their tokens: so much of their age at least.
@@ -98,7 +99,11 @@ class Batch:
     @property
     def first_capacity(self) -> int:
         """Columns that the buffers have at first."""
-        return self.max_new_tokens if self.lanes else min(FIRST_SEGMENT, self.max_new_tokens)
+        if self.lanes:
+            return self.max_new_tokens
+        # A power of two, so that limits have their programs in common.
+        share = 1 << max(0, (self.max_new_tokens // FIRST_SHARE).bit_length() - 1)
+        return min(max(FIRST_SEGMENT, share), self.max_new_tokens)
 
     def prompt_lanes(self, slots: int) -> bool:
         """The layout of prompts with so many slots each."""

@@ -258,3 +258,15 @@ def test_a_sweep_is_a_search_at_each_threshold(model_and_tokenizer, questions, m
         cj.sampling.cat_sweep(*model_and_tokenizer, many, cat, (), KEY)
     with pytest.raises(UserError, match="threshold=nan is not a number"):
         cj.sampling.cat_sweep(*model_and_tokenizer, many, cat, (0.5, float("nan")), KEY)
+
+
+@pytest.mark.parametrize(
+    ("limit", "first"), [(10, 10), (1024, 64), (8191, 64), (8192, 128), (32_768, 512), (40_000, 512)]
+)
+def test_buffers_of_long_limits_begin_larger_and_double_seven_times_at_most(limit, first):
+    """Each doubling is compiled anew."""
+    fields = dict.fromkeys(field.name for field in dataclasses.fields(batch.Batch))
+    made = batch.Batch(**fields | {"max_new_tokens": limit, "lanes": False})
+    assert made.first_capacity == first
+    assert limit <= first << 7
+    assert dataclasses.replace(made, lanes=True).first_capacity == limit
