@@ -21,6 +21,8 @@ _CARD = Path(__file__).with_name("dataset_card.md")
 _TAG = "step-confidence"  # which its cards have
 # Rows written at once, a row group of the file; fewer where the prefixes of long thoughts have that many ids.
 _PART, _PART_IDS = 10_000, 1 << 21
+# Each prefix begins as the one before it: zstd finds that, if they are written as they are and not by a dictionary's numbers.
+_REPEATING = ("prefix", "prefix_ids")
 
 # name -> (type, what it is); a list is one of int32
 COLUMNS: dict[str, tuple[str, str]] = {
@@ -189,7 +191,14 @@ def _write_parts(parts: Iterable[list[dict[str, Any]]], folder: Path) -> Path:
     }
     schema = pyarrow.schema([(name, types[kind]) for name, (kind, _) in COLUMNS.items()])
     new = folder / "train.parquet"
-    with replacing(new) as temporary, pyarrow.parquet.ParquetWriter(temporary, schema) as writer:
+    options: dict[str, Any] = {
+        "compression": "zstd",
+        "use_dictionary": [name for name in COLUMNS if name not in _REPEATING],
+    }
+    with (
+        replacing(new) as temporary,
+        pyarrow.parquet.ParquetWriter(temporary, schema, **options) as writer,
+    ):
         for rows in parts:
             writer.write_table(pyarrow.Table.from_pylist(rows, schema))
     # `datasets` caches by the folder's name and what the card says, not by content: the file's name tells them apart.

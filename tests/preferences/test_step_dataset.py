@@ -4,6 +4,7 @@ import dataclasses
 import gc
 import weakref
 
+import numpy as np
 import pytest
 
 from caspo_jax.errors import UserError
@@ -75,6 +76,18 @@ def test_written_in_parts_of_an_iterator(tmp_path, monkeypatch, limit):
     assert parquet.read_table(parts).to_pylist() == parquet.read_table(one).to_pylist() == step_rows(found)
     cards = [(tmp_path / name / "README.md").read_text() for name in ("whole", "parts")]
     assert cards[0].replace(one.name, parts.name) == cards[1]
+
+
+def test_a_long_thought_takes_room_by_its_length_not_by_its_square(tmp_path):
+    """Each of 300 steps is written with all those before it: six million characters and ids of a text of 40,000."""
+    pytest.importorskip("pyarrow.parquet")
+    random = np.random.default_rng(0)
+    text = "\n\n".join("".join(map(chr, random.integers(97, 123, 130))) for _ in range(300))
+    ids = tuple(text.encode())
+    found = annotate_traces([Trace("long", "q", None, None, (1, 2), ids, text, "eos")], VOCABULARY)
+    assert write_step_dataset(found, tmp_path)["steps"] == 300
+    (file,) = (tmp_path / "data").iterdir()
+    assert file.stat().st_size < 40 * len(text)  # 212 by a dictionary
 
 
 def test_a_row_is_a_step_after_what_stood_before_it():
