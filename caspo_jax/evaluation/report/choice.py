@@ -1,4 +1,4 @@
-"""Which traces of a file a page shows."""
+"""Which records of a file a page shows."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import numpy as np
 from caspo_jax.types import Trace
 
 MOST_TOKENS = 3_000_000  # of one file: about 40 MB of page
+TOKEN_BYTES = 13  # of page, about: its text, id, entropy and surprise
 
 
 def choose(traces: Sequence[Trace], most: int, most_tokens: int = MOST_TOKENS) -> list[int]:
@@ -29,6 +30,15 @@ def choose(traces: Sequence[Trace], most: int, most_tokens: int = MOST_TOKENS) -
     wanted = max(1, int(len(groups) * most / len(traces)))
     chosen = np.unique(np.linspace(0, len(groups) - 1, wanted).round().astype(int))
     return [i for g in chosen for i in groups[g]][:most]
+
+
+def leading(tokens: Sequence[int], most: int, most_tokens: int = MOST_TOKENS) -> int:
+    """How many records to show where the first ones are: those of about `most_tokens` tokens, one at least, `most` at most.
+
+    Args:
+      tokens: of each record.
+    """
+    return min(most, max(1, int(np.searchsorted(np.cumsum(tokens), most_tokens, side="right"))))
 
 
 def question_of(trace: Trace) -> str:

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from caspo_jax.evaluation.report.align import token_lengths
+from caspo_jax.evaluation.report.choice import TOKEN_BYTES, leading
 from caspo_jax.evaluation.report.encode import short, thousandths
 from caspo_jax.evaluation.report.folder import Run
 from caspo_jax.evaluation.report.spelling import Spelling, Spellings
@@ -19,19 +20,30 @@ from caspo_jax.types import Pair
 def view_pairs(
     runs: Sequence[Run], spellings: Mapping[str, Spellings], names: dict[str, dict[str, str]], most: int
 ) -> dict[str, Any]:
-    """{sets, pairs}: of every file the pairs with scores first, then the others in order, `most` at most."""
+    """{sets, pairs}: of every file the pairs with scores first, then the others in order.
+
+    `most` at most, and fewer where they are long (`leading`).
+    """
     sets: list[dict[str, Any]] = []
     pairs: list[dict[str, Any]] = []
     for run in runs:
         for file in run.pairs:
             spelling = spellings[run.name].first()
-            shown = sorted(file.pairs, key=lambda p: p.id not in run.scores)[:most]
+            ordered = sorted(file.pairs, key=lambda p: p.id not in run.scores)
+            shown = ordered[: leading(list(map(_tokens, ordered)), most)]
             sets.append({"run": run.name, "name": file.name, "shown": len(shown), "total": len(file.pairs)})
             for pair in shown:
                 scores = run.scores.get(pair.id, ())
                 silent = names.setdefault(run.name, {})
                 pairs.append(_pair(pair, spelling, silent, scores) | {"set": len(sets) - 1})
     return {"sets": sets, "pairs": pairs}
+
+
+def _tokens(pair: Pair) -> int:
+    """Of both steps, and what the text before them takes of the page in their place."""
+    return (
+        len(pair.chosen_ids) + len(pair.rejected_ids) + (len(pair.prompt) + len(pair.prefix)) // TOKEN_BYTES
+    )
 
 
 def _pair(

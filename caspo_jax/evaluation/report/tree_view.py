@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from caspo_jax.evaluation.report.align import token_lengths
+from caspo_jax.evaluation.report.choice import leading
 from caspo_jax.evaluation.report.encode import short, thousandths
 from caspo_jax.evaluation.report.folder import Run, TreeFile
 from caspo_jax.evaluation.report.spelling import Spelling, Spellings
@@ -22,7 +23,7 @@ from caspo_jax.types import Trace
 def view_trees(
     runs: Sequence[Run], spellings: Mapping[str, Spellings], names: dict[str, dict[str, str]], most: int
 ) -> dict[str, Any]:
-    """{sets, trees}: the first `most` trees of every file."""
+    """{sets, trees}: the first trees of every file, `most` at most, and fewer where they are long (`leading`)."""
     sets: list[dict[str, Any]] = []
     trees: list[dict[str, Any]] = []
     for run in runs:
@@ -31,8 +32,17 @@ def view_trees(
         spelling = spellings[run.name].find(texts) or spellings[run.name].first()
         for file in run.trees:
             method = file.vote + (f", gamma {file.gamma:g}" if file.vote == "confidence" else "")
-            sets.append({"run": run.name, "name": file.name, "vote": method, "total": len(file.trees)})
-            for record in file.trees[:most]:
+            shown = file.trees[: leading([sum(map(len, tree["token_ids"])) for tree in file.trees], most)]
+            sets.append(
+                {
+                    "run": run.name,
+                    "name": file.name,
+                    "vote": method,
+                    "shown": len(shown),
+                    "total": len(file.trees),
+                }
+            )
+            for record in shown:
                 silent = names.setdefault(run.name, {})
                 trees.append(_tree(record, file, paths, spelling, silent) | {"set": len(sets) - 1})
     return {"sets": sets, "trees": trees}

@@ -2,6 +2,7 @@
 
 import base64
 import errno
+import functools
 import hashlib
 import json
 import os
@@ -15,9 +16,10 @@ import pytest
 from hypothesis import given, settings
 
 from caspo_jax.errors import UserError
-from caspo_jax.evaluation.report import write_report
+from caspo_jax.evaluation.report import pair_view, tree_view, write_report
+from caspo_jax.evaluation.report.choice import leading
 from caspo_jax.evaluation.report.encode import script_json
-from tests.evaluation.report.records import HOSTILE, ODD, write_lines
+from tests.evaluation.report.records import HOSTILE, ODD, pair, tokenizer, tree, write_lines
 from tests.evaluation.report.runs import evaluate_run, faithfulness_run, large_run, small_run
 
 
@@ -211,6 +213,28 @@ def test_of_too_many_traces_whole_questions_are_shown(tmp_path):
     assert {"q0", "q49"} <= set(shown)  # from the beginning to the end
 
 
+def test_of_long_trees_and_pairs_fewer_are_shown(tmp_path, monkeypatch):
+    """200 trees of eight branches of 10,000 tokens would be 180 MB of page, 1,000 pairs after thoughts 60 MB."""
+    tok = tokenizer()
+    trees = [tree(tok, f"q{i}") for i in range(6)]
+    write_lines(tmp_path / "long" / "trees.jsonl", trees)
+    write_lines(
+        tmp_path / "long" / "pairs.jsonl", [pair(tok, f"p{i}") | {"prefix": "x" * 13_000} for i in range(6)]
+    )
+    each = sum(map(len, trees[0]["token_ids"]))
+    assert each < 1000
+    for view, most in ((tree_view, 3 * each), (pair_view, 3200)):
+        monkeypatch.setattr(view, "leading", functools.partial(leading, most_tokens=most))
+    page = Page(write_report([tmp_path / "long"], tmp_path / "r.html").read_text(encoding="utf-8"))
+    for kind in ("trees", "pairs"):
+        data = page.data(f"data-{kind}")
+        assert len(data[kind]) == 3
+        assert (data["sets"][0]["shown"], data["sets"][0]["total"]) == (3, 6)
+    assert leading([5, 5, 5], 9, 9) == leading([50], 9, 9) == 1
+    assert leading([5, 5, 5], 2, 100) == 2
+    assert leading([5, 5, 5], 9, 15) == 3
+
+
 @pytest.mark.parametrize(
     ("change", "word"),
     [
@@ -225,7 +249,6 @@ def test_of_too_many_traces_whole_questions_are_shown(tmp_path):
 )
 def test_a_malformed_tree_is_named_by_file_and_line(tmp_path, change, word):
     from caspo_jax.errors import UserError
-    from tests.evaluation.report.records import tokenizer, tree
 
     good = tree(tokenizer())
     write_lines(tmp_path / "trees.jsonl", [good, good | change])
