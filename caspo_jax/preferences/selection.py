@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import hashlib
 from collections.abc import Iterator, Sequence, Set
 from typing import Any
 
@@ -31,6 +32,10 @@ REASONS = (  # why candidates that could be used came into no pair, as they are 
 )
 
 
+# What a pair is made of (`make_pair`). It holds no prefix of its own: a long thought has hundreds of pairs.
+Contrast = tuple[PairKind, Candidate, Rival]
+
+
 def select_pairs(
     candidates: Sequence[Candidate],
     config: PairConfig | None = None,
@@ -57,6 +62,17 @@ def select_pairs(
     Raises:
       UserError: something else than candidates; `low_confidence_correct` is asked for without `competitors`.
     """
+    contrasts, counts = select_contrasts(candidates, config, competitors=competitors)
+    return [make_pair(*contrast) for contrast in contrasts], counts
+
+
+def select_contrasts(
+    candidates: Sequence[Candidate],
+    config: PairConfig | None = None,
+    *,
+    competitors: CompetitorMaker | None = None,
+) -> tuple[list[Contrast], dict[str, Any]]:
+    """`select_pairs`, of which the caller makes the pairs: all at once, they hold all their prefixes."""
     config = config or PairConfig()
     for candidate in candidates:
         hint = "candidates, counts = build_candidates(traces)"
@@ -107,7 +123,7 @@ class _Builder:
         counts: collections.Counter[str],
     ) -> None:
         self.config, self.tau, self.groups, self.correct, self.counts = config, tau, groups, correct, counts
-        self.pairs: list[list[Pair]] = [[] for _ in groups]
+        self.pairs: list[list[Contrast]] = [[] for _ in groups]
         self.seen: set[tuple] = set()
 
     def add_wrong(self) -> None:
@@ -188,7 +204,7 @@ class _Builder:
     def _add(self, row: int, kind: PairKind, chosen: Candidate, rejected: Rival) -> None:
         texts = (
             chosen.prompt_ids or chosen.prompt,
-            chosen.prefix_ids,
+            hashlib.blake2b(np.array(chosen.prefix_ids, np.int64).tobytes(), digest_size=16).digest(),
             chosen.text.strip(),
             rejected.text.strip(),
         )
@@ -199,7 +215,7 @@ class _Builder:
         else:
             self.seen.add(texts)
             self.counts[f"pairs_{kind}"] += 1
-            self.pairs[row].append(make_pair(kind, chosen, rejected))
+            self.pairs[row].append((kind, chosen, rejected))
 
 
 def _confidence(candidate: Candidate) -> float:

@@ -1,12 +1,14 @@
 """Pair selection by hand-made cases."""
 
 import dataclasses
+import tracemalloc
 
 import pytest
 
 from caspo_jax.errors import UserError
-from caspo_jax.preferences import Candidate, PairConfig, Rival, select_pairs
-from caspo_jax.types import Question
+from caspo_jax.preferences import Candidate, PairConfig, Rival, build_candidates, select_pairs
+from caspo_jax.preferences.selection import select_contrasts
+from caspo_jax.types import Question, Step, Trace
 
 
 def make(text, verdict, confidence, *, question="q", prefix=(), prefix_verdict="correct", ids=None):
@@ -242,3 +244,30 @@ def test_nearest_sibling_is_the_one_that_begins_like_the_wrong_step():
 def test_settings_that_cannot_work_are_refused_by_name(field, value):
     with pytest.raises(UserError, match=f"{field}={value!r}"):
         PairConfig(**{field: value})
+
+
+def test_what_pairs_are_made_of_holds_no_prefix():
+    """A thought of 32,000 tokens has a hundred pairs, whose prefixes took 27 MB and more."""
+    steps, text, ids = [], "", ()
+    for i in range(200):
+        own = tuple(range(1000 * i, 1000 * i + 50))
+        steps.append(
+            Step(len(text), len(text) + 1, len(ids), len(ids) + 50, "a", confidence=0.5, verdict="correct")
+        )
+        text, ids = text + "a\n\n", ids + own
+    candidates, _ = build_candidates([Trace("t", "q", None, "q", (1,), ids, text, "eos", steps=tuple(steps))])
+    config = PairConfig(kinds=("low_confidence_correct",), tau=1.0)
+    competitors = rivals({"a": "x"})
+    tracemalloc.start()
+    try:
+        contrasts, counts = select_contrasts(candidates, config, competitors=competitors)
+        held = tracemalloc.get_traced_memory()[0]
+    finally:
+        tracemalloc.stop()
+    assert len(contrasts) == counts["pairs_low_confidence_correct"] == 200
+    assert held < 1 << 19
+    pairs, again = select_pairs(candidates, config, competitors=competitors)
+    assert again == counts
+    assert [(p.chosen_ids, p.prefix_ids) for p in pairs] == [
+        (c.token_ids, c.prefix_ids) for _, c, _ in contrasts
+    ]

@@ -115,8 +115,9 @@ def test_verified_steps_are_read_one_trace_at_a_time(policy, tmp_path, most_aliv
     assert most_alive.most <= 2
 
 
-def test_pairs_are_records_a_part_at_a_time(tmp_path, monkeypatch):
-    """As records, 100,000 pairs take more memory than they do as pairs."""
+@pytest.mark.parametrize("limit", ["_WRITTEN", "_WRITTEN_TOKENS"])
+def test_pairs_are_records_a_part_at_a_time(tmp_path, monkeypatch, limit):
+    """As records, 100,000 pairs take more memory than they do as pairs; those of long thoughts do so much earlier."""
     whole = Policy.load(get_task("chain").policy_path)
     texts = [(f"1 + 1 = {answer}", verdict) for answer, verdict in ((2, "correct"), (3, "wrong"))]
     traces = []
@@ -130,7 +131,7 @@ def test_pairs_are_records_a_part_at_a_time(tmp_path, monkeypatch):
     write_jsonl(tmp_path / "a.jsonl", map(trace_to_record, traces))
     sizes, append = [], JsonlOutput.append
     monkeypatch.setattr(JsonlOutput, "append", lambda out, rows: (sizes.append(len(rows)), append(out, rows)))
-    monkeypatch.setattr(pairs_module, "_WRITTEN", 2)
+    monkeypatch.setattr(pairs_module, limit, 2)  # pairs, or tokens before them: one each
     config = PairConfig(kinds=("wrong",))
     pairs_stage(whole, tmp_path / "a.jsonl", tmp_path / "p.jsonl", config, StatedEquations())
     assert sizes == [2, 2, 1]

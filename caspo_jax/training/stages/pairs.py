@@ -5,12 +5,12 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from caspo_jax.errors import UserError
-from caspo_jax.preferences import PairConfig, build_candidates, select_pairs
+from caspo_jax.preferences import PairConfig, build_candidates
 from caspo_jax.preferences.by_model import policy_competitors
 from caspo_jax.preferences.left_out import NoContrastError, check_fits
 from caspo_jax.preferences.packing import Row, pair_rows
@@ -21,6 +21,7 @@ from caspo_jax.preferences.readers import (
     step_dpo_from_record,
     trl_from_record,
 )
+from caspo_jax.preferences.selection import Contrast, make_pair, select_contrasts
 from caspo_jax.records import pair_from_record, pair_to_record
 from caspo_jax.steps import Verifier, verifier_settings
 from caspo_jax.store import hash_path
@@ -28,7 +29,8 @@ from caspo_jax.training.stages.competitors import forget_competitors, kept_compe
 from caspo_jax.training.stages.policy import Policy, check_delimiter, open_output
 from caspo_jax.types import CLOSE_THOUGHT, DEFAULT_DELIMITER, OPEN_THOUGHT, Pair, Progress, Trace
 
-_WRITTEN = 1024  # pairs at once: as records, those of a large run take more memory than as pairs
+# Pairs at once, fewer where their prefixes have that many tokens: those of a large run, prefixes and all, take gigabytes.
+_WRITTEN, _WRITTEN_TOKENS = 1024, 1 << 20
 
 
 def pairs_stage(
@@ -104,12 +106,26 @@ def pairs_stage(
     with kept_competitors(
         make, output, settings, batch_size=batch_size, overwrite=overwrite, progress=progress
     ) as competitors:
-        pairs, selected = select_pairs(candidates, config, competitors=competitors)
-        for start in range(0, len(pairs), _WRITTEN):
-            written.append([pair_to_record(pair) for pair in pairs[start : start + _WRITTEN]])
-        counts = {"traces": len(traces), **counts, **selected, "pairs": len(pairs)}
+        contrasts, selected = select_contrasts(candidates, config, competitors=competitors)
+        for part in _parts(contrasts):
+            written.append([pair_to_record(make_pair(*contrast)) for contrast in part])
+        counts = {"traces": len(traces), **counts, **selected, "pairs": len(contrasts)}
         written.finish(**counts)
     return counts
+
+
+def _parts(contrasts: Sequence[Contrast]) -> Iterator[list[Contrast]]:
+    """So many as are written together."""
+    part: list[Contrast] = []
+    tokens = 0
+    for contrast in contrasts:
+        part.append(contrast)
+        tokens += len(contrast[1].prompt_ids) + len(contrast[1].prefix_ids)
+        if len(part) >= _WRITTEN or tokens >= _WRITTEN_TOKENS:
+            yield part
+            part, tokens = [], 0
+    if part:
+        yield part
 
 
 def verified_traces(traces: Iterable[Trace]) -> list[Row]:
