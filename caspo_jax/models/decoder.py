@@ -23,7 +23,7 @@ from caspo_jax.models.eager import Pure, compiled_when_eager
 from caspo_jax.models.initial import initial_params
 from caspo_jax.models.inputs import checked_inputs
 from caspo_jax.models.lora import LoraConfig, lora_weights
-from caspo_jax.models.precision import precision, product
+from caspo_jax.models.precision import looked_up, precision, product
 from caspo_jax.models.remat import Remat, rematted
 from caspo_jax.models.rope import rotation
 from caspo_jax.models.weights import owner, weights
@@ -307,5 +307,5 @@ class Decoder(Pure):
         between = (None,) * (token_ids.ndim - 1)
         ids = constrain(self.mesh, token_ids, ("replica", *between))
         # Clipped: an id out of range may stand in padding, and a NaN there would reach real tokens through 0 * NaN.
-        x = jnp.take(self.embed[...], ids, axis=0, mode="clip").astype(self.dtype)
+        x = looked_up(self.embed[...], ids).astype(self.dtype)
         return self._block().split_rows(constrain(self.mesh, x, ("replica", *between, "embed")))

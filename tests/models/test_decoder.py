@@ -284,3 +284,23 @@ def test_bfloat16_is_near_float32_whatever_the_parameters_are_stored_in(forward)
         assert (hidden.dtype, logits.dtype) == (jnp.bfloat16, jnp.float32)
         error = np.abs(logits - exact).max()
         assert 1e-4 * np.abs(exact).max() < error < 0.05 * np.abs(exact).max()
+
+
+def test_what_a_frequent_token_gets_adds_up_in_bfloat16():
+    """Summed in bfloat16, most of 2,000 equal gradients is lost: each is soon less than half of the sum's last bit."""
+    ids = np.full((2, 1000), 3, np.int32)
+    upstream = np.random.default_rng(0).normal(size=16).astype(np.float32)
+    _, params = nnx.split(Decoder(tiny(), dtype=jnp.bfloat16, rngs=nnx.Rngs(1)))
+
+    def gradient(dtype):
+        graphdef, _ = nnx.split(Decoder(tiny(), dtype=dtype, rngs=nnx.Rngs(1)))
+
+        def loss(params):
+            return jnp.sum(nnx.merge(graphdef, params).hidden_states(ids) * upstream)
+
+        own = jax.tree.map(lambda p: p.astype(dtype), params)
+        return np.asarray(jax.jit(jax.grad(loss))(own)["embed"][...], np.float32)
+
+    half, exact = gradient(jnp.bfloat16), gradient(jnp.float32)
+    np.testing.assert_allclose(half[3], exact[3], atol=0.05 * np.abs(exact[3]).max())
+    assert not np.delete(half, 3, axis=0).any()
