@@ -97,6 +97,7 @@ def train_program(
     whole = NamedSharding(mesh, PartitionSpec())
     scalar: Any = Shaped((), jnp.float32, sharding=whole)
     count: Any = Shaped((), jnp.int32, sharding=whole)
+    seed: Any = Shaped((), jnp.uint32, sharding=whole)
     moments = optax.tree_map_params(
         spec.optimizer,
         lambda _, param: param,
@@ -106,7 +107,7 @@ def train_program(
     )
     state = TrainState(count, kept, moments)
     batch = _abstract_trees(mesh, shape, settings)
-    lowered = fused_update.lower(spec, state, frozen, batch, Denominators(scalar, scalar), scalar)
+    lowered = fused_update.lower(spec, state, frozen, batch, Denominators(scalar, scalar), scalar, seed)
     blocks = math.ceil(shape.length / BLOCK)
     chunk = head_chunk(shape.rows, config.vocab_size, shape.length, settings.head_chunk, mesh)
     return Program(

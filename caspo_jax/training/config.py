@@ -118,7 +118,7 @@ class TrainConfig:
     eps: float = 1e-8
     weight_decay: float = 0.0
     clip_norm: float | None = 1.0  # global gradient norm
-    seed: int = 0  # of the data order
+    seed: int = 0  # of the data order, of fresh adapters, and of the rounding with masters=none
     head_chunk: int | None = None  # step tokens a row whose logits are held at once; None: by the vocabulary
     # What the backward pass recomputes: none; full: all but each layer's input; dots: all but the results of products with
     # weights. With none one CPU keeps the logits too, up to 256 MiB or twice what the head takes, unless head_chunk is given.

@@ -40,10 +40,21 @@ class TrainStep:
     `accumulate`, for runs where most updates have several: theirs is then the only large program to compile.
     """
 
-    def __init__(self, spec: StepSpec, frozen: Any, learning_rates: np.ndarray, accumulate: bool = False):
+    def __init__(
+        self,
+        spec: StepSpec,
+        frozen: Any,
+        learning_rates: np.ndarray,
+        accumulate: bool = False,
+        *,
+        seed: int = 0,
+    ):
         self.spec = spec
         self.frozen, self._learning_rates = frozen, learning_rates
         self._accumulate = accumulate
+        self._seed = np.uint32(
+            seed % 2**32
+        )  # of the rounding; no part of the spec, for each round has another
 
     def init(self, params: Any) -> TrainState:
         """The state of update 0; copies the parameters, so that donation leaves the caller's model alone."""
@@ -64,7 +75,7 @@ class TrainStep:
         )
         if len(micro_batches) == 1 and not self._accumulate:
             batch = place(self.spec.mesh, micro_batches[0])
-            return fused_update(self.spec, state, self.frozen, batch, totals, learning_rate)
+            return fused_update(self.spec, state, self.frozen, batch, totals, learning_rate, self._seed)
         so_far = (_zeros(self.spec, state.params), jnp.zeros((), jnp.float32))
         sums = []
         for batch in micro_batches:
@@ -72,7 +83,7 @@ class TrainStep:
                 self.spec, state.params, so_far, self.frozen, place(self.spec.mesh, batch), totals
             )
             sums.append(part_sums)
-        state, grad_norm, skipped = _update(self.spec, state, *so_far, learning_rate)
+        state, grad_norm, skipped = _update(self.spec, state, *so_far, learning_rate, self._seed)
         return state, StepOutput(tuple(sums), grad_norm, learning_rate, skipped)
 
 
@@ -84,10 +95,11 @@ def fused_update(
     batch: Batch,
     totals: Denominators,
     learning_rate: jax.Array,
+    seed: jax.Array,
 ) -> tuple[TrainState, StepOutput]:
     """Gradient and update of a batch of one micro-batch, in one program."""
     gradients, loss, sums = _gradients(spec, state.params, frozen, batch, totals)
-    state, grad_norm, skipped = _apply(spec, state, gradients, loss, learning_rate)
+    state, grad_norm, skipped = _apply(spec, state, gradients, loss, learning_rate, seed)
     return state, StepOutput((sums,), grad_norm, jnp.asarray(learning_rate), skipped)
 
 
@@ -108,12 +120,17 @@ def _gradients(
 
 
 def _apply(
-    spec: StepSpec, state: TrainState, gradients: Any, loss: jax.Array, learning_rate: jax.Array
+    spec: StepSpec,
+    state: TrainState,
+    gradients: Any,
+    loss: jax.Array,
+    learning_rate: jax.Array,
+    seed: jax.Array,
 ) -> tuple[TrainState, jax.Array, jax.Array]:
     wide = jax.tree.map(_as_float32, state.params)
     updates, opt_state = spec.optimizer.update(gradients, state.opt_state, wide)
     params = jax.tree.map(lambda p, u: p + learning_rate * u, wide, updates)
-    params = stored_like(state.params, params, jax.random.fold_in(jax.random.key(0), state.step))
+    params = stored_like(state.params, params, jax.random.fold_in(jax.random.key(seed), state.step))
     grad_norm = jnp.sqrt(sum(jnp.sum(jnp.square(leaf)) for leaf in jax.tree.leaves(gradients)))
     skipped = jnp.zeros((), bool)
     if spec.skip_nonfinite:
@@ -149,9 +166,14 @@ def _zeros(spec: StepSpec, params: Any) -> Any:
 
 @functools.partial(jax.jit, static_argnums=0, donate_argnums=1)
 def _update(
-    spec: StepSpec, state: TrainState, gradients: Any, loss: jax.Array, learning_rate: jax.Array
+    spec: StepSpec,
+    state: TrainState,
+    gradients: Any,
+    loss: jax.Array,
+    learning_rate: jax.Array,
+    seed: jax.Array,
 ) -> tuple[TrainState, jax.Array, jax.Array]:
-    return _apply(spec, state, gradients, loss, learning_rate)
+    return _apply(spec, state, gradients, loss, learning_rate, seed)
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -203,7 +225,7 @@ def make_train_step(
     """
     graphdef, params, frozen = nnx.split(model, nnx.Param, ...)  # type: ignore[misc]
     spec = StepSpec.of(graphdef, params, config, mesh or mesh_of(model))
-    step = TrainStep(spec, frozen, learning_rates(config, total_steps), accumulate)
+    step = TrainStep(spec, frozen, learning_rates(config, total_steps), accumulate, seed=config.seed)
     return step, step.init(params)
 
 

@@ -149,7 +149,7 @@ def run_compile(mesh, remat="full"):
     step, state = make_train_step(model, config, 3)
     totals = loss_denominators(micro.batch, config.loss)
     program = fused_update.lower(
-        step.spec, state, step.frozen, place(mesh, micro.batch), totals, np.float32(1)
+        step.spec, state, step.frozen, place(mesh, micro.batch), totals, np.float32(1), np.uint32(0)
     )
     compiled = program.compile()
     memory = compiled.memory_analysis()

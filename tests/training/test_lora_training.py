@@ -230,7 +230,8 @@ def test_no_gradient_of_the_frozen_head_is_computed():
             model = trainable_model(Decoder(shape, rngs=nnx.Rngs(0)), config)
             step, state = make_train_step(model, config, 1)
             whole = loss_denominators(batch, config.loss)
-            lowered = fused_update.lower(step.spec, state, step.frozen, batch, whole, np.float32(0))
+            given = (batch, whole, np.float32(0), np.uint32(0))
+            lowered = fused_update.lower(step.spec, state, step.frozen, *given)
             temporaries.append(lowered.compile().memory_analysis().temp_size_in_bytes)
         grown.append(temporaries[1] - temporaries[0])
     head = (vocabularies[1] - vocabularies[0]) * width * 4

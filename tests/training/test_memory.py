@@ -32,7 +32,8 @@ CONFIG = TrainConfig(
 def compiled_update(model, config, batch):
     step, state = make_train_step(model, config, 10)
     whole = loss_denominators(batch, config.loss)
-    return fused_update.lower(step.spec, state, step.frozen, batch, whole, np.float32(0)).compile(), state
+    lowered = fused_update.lower(step.spec, state, step.frozen, batch, whole, np.float32(0), np.uint32(0))
+    return lowered.compile(), state
 
 
 def after_two_updates(model, config):
@@ -131,6 +132,26 @@ def test_equal_weights_of_two_parameters_are_rounded_apart():
     new = {name: jnp.full(200, 1 + 2.0**-9, jnp.float32) for name in "ab"}
     stored = stored_like(jax.tree.map(lambda x: x.astype(jnp.bfloat16), new), new, jax.random.key(0))
     assert 0.2 < np.mean(np.asarray(stored["a"] != stored["b"])) < 0.6
+
+
+@pytest.mark.parametrize("parts", [1, 2])
+def test_runs_of_other_seeds_round_apart_by_one_program(parts):
+    """The rounds of a recipe have a seed each: rounded alike, the same weights would be moved in all of them."""
+    after = {}
+    for seed in (0, 1, 2**31 + 5, 0):
+        model = Toy(width=32, dtype=jnp.bfloat16)
+        config = dataclasses.replace(CONFIG, masters="none", learning_rate=1e-4, seed=seed)
+        step, state = make_train_step(model, config, 10)
+        if after:
+            programs = fused_update._cache_size()
+        state, _ = step(state, [random_batch(seed=6)] * parts, 0)
+        mix = np.asarray(nnx.to_pure_dict(state.params)["mix"], np.float64)
+        if seed in after:
+            np.testing.assert_array_equal(mix, after[seed])
+        after[seed] = mix
+    assert fused_update._cache_size() == programs
+    assert not np.array_equal(after[0], after[1])
+    assert not np.array_equal(after[0], after[2**31 + 5])
 
 
 def test_updates_below_the_last_bit_add_up():
