@@ -20,7 +20,16 @@ from caspo_jax.types import FinishReason, Trace
 
 Record = Mapping[str, Any]
 
-_TEXT_FIELDS = ("text", "output", "response", "completion", "generation", "trace", "reasoning")
+_TEXT_FIELDS = (
+    "text",
+    "generated_text",
+    "output",
+    "response",
+    "completion",
+    "generation",
+    "trace",
+    "reasoning",
+)
 # Of a batch, `id` is the server's own number.
 _ID_FIELDS = ("custom_id", "id", "request_id", "unique_id", "idx")
 

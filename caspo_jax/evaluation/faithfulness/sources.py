@@ -21,7 +21,7 @@ def read_sources(path: str | Path) -> list[Source]:
 
     Told by the record's fields, line by line: our traces; vLLM `RequestOutput` (`outputs`); completions and chat
     completions, batch results too (`choices`); lm-eval samples (`resps`); inspect-ai samples (`output.choices`), whole
-    logs as .json or .eval; any object with a text field (`text`, `output`, `response`, `completion`, `generation`).
+    logs as .json or .eval; any object with a text field (`text`, `generated_text`, `output`, `response`, `completion`, `generation`).
     A .txt file is one output without prompt. Reasoning that a server split off is put back between <think> tags.
 
     Args:
@@ -41,7 +41,10 @@ def read_sources(path: str | Path) -> list[Source]:
             if source.id in seen:
                 if source.format == "lm-eval" and seen[source.id][1] == source.text:
                     continue  # lm-eval writes a line a filter
-                raise UserError(f"{where}: id {source.id!r} was used before, at {seen[source.id][0]}")
+                raise UserError(
+                    f"{where}: id {source.id!r} was used before, at {seen[source.id][0]}: give every output an `id` of its "
+                    "own, and samples of one question the same `question_id`"
+                )
             seen[source.id] = (where, source.text)
             found.append(source)
     if not found:

@@ -159,9 +159,14 @@ def test_bad_records_name_their_line(file, record, message):
         read_sources(file(record))
 
 
+def test_vllm_texts_without_the_rest(file):
+    (source,) = read_sources(file({"prompt": "1 + 1?", "generated_text": "2"}))
+    assert (source.prompt, source.text) == ("1 + 1?", "2")
+
+
 def test_bad_files(tmp_path, file):
-    with pytest.raises(UserError, match="was used before, at"):
-        read_sources(file({"id": "a", "text": "x"}, {"id": "a", "text": "y"}))
+    with pytest.raises(UserError, match=r"was used before, at .*give every output an `id` of its own"):
+        read_sources(file({"unique_id": "a", "text": "x"}, {"unique_id": "a", "text": "y"}))
     with pytest.raises(UserError, match="no traces in it"):
         read_sources(file())
     with pytest.raises(UserError, match=r"no \.txt files"):
