@@ -63,17 +63,20 @@ def main() -> None:
         check_step_dataset(FLAGS.dataset_dir, FLAGS.overwrite)
     confidence = annotate_traces() if FLAGS.labelled is None else annotate_labelled()
     counts: collections.Counter[str] = collections.Counter()
+    for trace in each_record(FLAGS.output, trace_from_record):
+        counts.update(["traces", *(step.verdict for step in trace.steps)])
+        # Of traces without log-probs no step has one, and `pairs` would use none of them.
+        counts["no confidence"] += sum(step.confidence is None for step in trace.steps)
     if FLAGS.dataset_dir:
-        counts.update(write_dataset(confidence))
-    else:
-        for trace in each_record(FLAGS.output, trace_from_record):
-            counts.update(["traces", *(step.verdict for step in trace.steps)])
-    shown: dict[str, int] = {verdict: counts[verdict] for verdict in sorted(VERDICTS) if counts[verdict]}
+        write_dataset(confidence)
+    shown: dict[str, int] = {
+        name: counts[name] for name in (*sorted(VERDICTS), "no confidence") if counts[name]
+    }
     common.closing(f"annotated traces in {FLAGS.output}", {"traces": counts["traces"], **shown})
 
 
-def write_dataset(confidence: str) -> dict[str, int]:
-    """The step dataset of --output, with a manifest in its folder; what was counted."""
+def write_dataset(confidence: str) -> None:
+    """The step dataset of --output, with a manifest in its folder."""
     from caspo_jax.outputs import Manifest, manifest_path
     from caspo_jax.preferences import write_step_dataset
     from caspo_jax.records import trace_from_record
@@ -93,7 +96,6 @@ def write_dataset(confidence: str) -> dict[str, int]:
         annotated, FLAGS.dataset_dir, confidence=confidence, overwrite=FLAGS.overwrite
     )
     manifest.finish(**counts)
-    return counts
 
 
 def annotate_traces() -> str:

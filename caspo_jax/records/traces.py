@@ -88,7 +88,9 @@ def trace_from_record(record: Mapping[str, Any]) -> Trace:
     check_schema(record, "trace")
     for field in ("id", "token_ids", "text"):
         if field not in record:
-            raise UserError(f"a trace needs `{field}`")
+            raise UserError(
+                f"a trace needs `{field}`: outputs of other tools become traces by experiments.faithfulness (docs/formats.md)"
+            )
     known = {f.name for f in dataclasses.fields(Trace)}
     values = {k: v for k, v in record.items() if k in known}
     values["id"] = read_identity(record)

@@ -344,3 +344,19 @@ def test_the_median_of_gaps_is_their_middle(tmp_path, gaps, median):
     known = [gap for gap in gaps if gap is not None]
     want = {"traces": len(known), "median_gap": median, "largest_gap": max(known)} if known else {"traces": 0}
     assert recorded_logprobs(tmp_path) == pytest.approx(want)
+
+
+def test_outputs_of_other_tools_go_on_as_traces(program, write, tmp_path):
+    """The way of docs/formats.md; `annotate` named an id alone, and wrote steps without confidence without a word."""
+    flags = {"model": TASK.policy_path}
+    vllm = {"prompt": "a = 2; b: a + 3. b?\n", "gold": "5", "outputs": [{"text": "so b = 5\n\nanswer: 5"}]}
+    given, annotated = write("vllm.jsonl", [vllm]), tmp_path / "annotated.jsonl"
+    code, _, said = program("annotate", **flags, input=given, output=annotated)
+    assert code == 1
+    assert "experiments.faithfulness" in said
+    read_in = {"traces": given, "out_dir": tmp_path / "f", "stages": "decisiveness"}
+    assert program("faithfulness", **flags, **read_in)[0] == 0
+    code, said, _ = program("annotate", **flags, input=tmp_path / "f/traces.jsonl", output=annotated)
+    assert code == 0
+    assert said.split("no confidence")[1].split() == ["2"]
+    assert read(annotated)[0]["correct"] is True
