@@ -196,7 +196,13 @@ def evaluate(model: str, out: Path, names: Sequence[str]) -> list[dict[str, Any]
     common.write_html_report(out, model)
     common.closing(
         f"answers, table.md, calibration.md, paired.md, curve.png and report.html in {out}",
-        {"questions": count, "strategies": len(strategies), "answers": runner.count},
+        {
+            "questions": count,
+            "strategies": len(strategies),
+            "answers": runner.count,
+            # What never came to its answer counts as wrong, which the accuracy does not tell.
+            **({"cut at the limit": runner.cut} if runner.cut else {}),
+        },
     )
     return rows
 

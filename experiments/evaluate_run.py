@@ -38,6 +38,7 @@ class Runner:
       sames: benchmark -> are two of its answers one?
       settings: benchmark -> what its strategies ran with.
       count: answers, once all are there.
+      cut: of the single outputs (greedy, sample), those as long as --max_new_tokens, once all are there.
     """
 
     def __init__(self, policy: Policy, out: Path, config: Mapping[str, Any], strategies: Sequence[str]):
@@ -48,7 +49,7 @@ class Runner:
         }
         self.sames: dict[str, Equal] = {}
         self.settings: dict[str, Settings] = {}
-        self.count = 0
+        self.count = self.cut = 0
 
     def context(
         self,
@@ -157,6 +158,11 @@ class Runner:
         """Ends the files; writes and prints the tables, plots the curves. Returns the rows of the table of strategies."""
         records = self._all_answers()
         self.count = len(records)
+        self.cut = sum(
+            record["strategy"] in ("greedy", "sample")
+            and record["tokens"] >= self.settings[record["benchmark"]].sample.max_new_tokens
+            for record in records
+        )
         rows, paired = results.table(records), results.paired_table(records)
         write_table(self.out / "table", rows, results.COLUMNS)
         curve_plots.plot_curves(rows, self.out / "curve.png")

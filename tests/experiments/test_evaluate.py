@@ -290,3 +290,11 @@ def test_killed_for_real_and_resumed(tmp_path):
     assert kills == 3
     one, other = (sorted(map(tuple, figures(tmp_path / name))) for name in ("whole", "killed"))
     assert one == other
+
+
+def test_outputs_without_room_for_their_answer_are_counted(program, tmp_path):
+    """They count as wrong, and the accuracy alone does not tell why."""
+    short = {"strategies": "greedy", "limit": 3, "max_new_tokens": 4}
+    code, said, _ = run(program, tmp_path / "short", **short)
+    assert code == 0
+    assert said.split("cut at the limit")[1].split() == ["3"]
