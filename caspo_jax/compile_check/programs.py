@@ -56,6 +56,7 @@ class Program:
     # Bytes a chip beside the arguments while buffers are made larger, before the program runs.
     growing: int = 0
     unread: int = 0  # bytes a chip of `arguments` that the program does not read: they are there all the same
+    whole_cache: str = ""  # why the mesh's tensor axis leaves the KV cache whole on its chips, if it does
 
 
 @dataclasses.dataclass(frozen=True)
@@ -170,7 +171,14 @@ def cat_program(config: ModelConfig, mesh: Mesh, shape: CatShape, dtype: str, ch
         per="iteration",
         growing=cache // 2,  # buffers double: the old ones are there until they are copied
         unread=copied,  # as many bytes as the stacks that the copy was made of
+        whole_cache=_whole_cache(config, mesh),
     )
+
+
+def _whole_cache(config: ModelConfig, mesh: Mesh) -> str:
+    """Why every chip of the tensor axis holds all KV heads; empty if each holds a part of them."""
+    ways, heads = mesh.shape.get("tensor", 1), config.num_kv_heads
+    return f"tensor:{ways} does not divide the {heads} KV heads" if heads % ways else ""
 
 
 def _abstract_trees(mesh: Mesh, shape: TrainShape, settings: TrainConfig) -> TreeBatch:

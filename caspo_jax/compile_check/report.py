@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import re
 import time
 from typing import Any
@@ -18,6 +19,11 @@ from caspo_jax.errors import UserError
 
 GIB = 2**30
 _SCHEMA = {"name": "compile_check", "version": 1}
+_BY_ROWS = (
+    "KV cache",
+    "logits",
+    "tree",
+)  # arguments of a search that fewer questions or branches make smaller
 
 
 @dataclasses.dataclass(frozen=True)
@@ -177,18 +183,27 @@ def _too_large(program: Program, chip: Chip, chips: int, needed: float, limit: f
 
 def _suggestion(program: Program, chip: Chip, chips: int, needed: float) -> str:
     """A sentence that says what to change so that the program fits."""
-    arguments = sum(program.arguments.values())
-    factor = 2
-    while needed / factor > 0.9 * chip.hbm_bytes:
-        factor *= 2
-    if program.what == "train":
-        if arguments > 0.8 * chip.hbm_bytes or not program.divisible:
-            return f"Split the parameters over more chips: about {factor * chips} with fsdp would hold them"
+    train = program.what == "train"
+    held = sum(size for name, size in program.arguments.items() if train or name not in _BY_ROWS)
+    if held > 0.8 * chip.hbm_bytes or (train and not program.divisible):
+        if train:
+            return f"Split the parameters over more chips: about {_power(needed / (0.9 * chip.hbm_bytes)) * chips} with fsdp would hold them"
+        return "Split the parameters further: a larger fsdp axis, or tensor as far as it divides the KV heads"
+    if program.whole_cache:
+        return (
+            f"{program.whole_cache}, so each chip of this axis holds the whole KV cache: choose a tensor axis that does, and "
+            "a larger fsdp axis beside it"
+        )
+    # What is held stays, whatever is done at once.
+    factor = _power((needed - held) / (0.9 * chip.hbm_bytes - held))
+    if train:
         return f"Take fewer rows a batch (--rows, 1/{factor} of them in each of more micro-batches), or more chips"
-    cache = program.arguments["KV cache"]
-    if cache > arguments / 2:
-        return f"Take fewer questions or branches at once (1/{factor} of them), a lower --max_new_tokens, or more chips"
-    return "Split the parameters further: a larger tensor axis"
+    return f"Take fewer questions or branches at once (1/{factor} of them), a lower --max_new_tokens, or more chips"
+
+
+def _power(ratio: float) -> int:
+    """The least power of two, 2 or more, that is no smaller than the ratio."""
+    return max(2, 2 ** math.ceil(math.log2(ratio)))
 
 
 def table(result: Check) -> str:
