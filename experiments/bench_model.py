@@ -117,6 +117,33 @@ def step_pairs(
     return Workload("steps", pairs, steps)
 
 
+def question_pairs(
+    questions: int,
+    vocab_size: int,
+    prompt: int = 64,
+    steps: int = 16,
+    step: int = 20,
+    seed: int = 0,
+    *,
+    samples: int = 8,
+    pairs: int = 2,
+) -> Workload:
+    """What a round of CASPO makes: traces of some steps that share a question's prompt, a pair at a few steps of each.
+
+    An update has the pairs of two questions.
+    """
+    draw, rng = _drawer(vocab_size, seed), np.random.default_rng([seed, questions])
+    made = []
+    for _ in range(questions):
+        start = draw(prompt)
+        for _ in range(samples):
+            trunk = [draw(step) for _ in range(int(rng.integers(max(1, steps // 4), steps + 1)))]
+            for i in sorted(rng.choice(len(trunk), min(pairs, len(trunk)), replace=False).tolist()):
+                prefix = [token for part in trunk[:i] for token in part]
+                made.append({"prompt": start, "prefix": prefix, "chosen": trunk[i], "rejected": draw(step)})
+    return Workload("questions", made, 2 * samples * pairs)
+
+
 def as_pairs(pairs: list[dict[str, list[int]]]) -> list[Any]:
     """A workload's pairs as caspo_jax has them."""
     from caspo_jax.types import Pair

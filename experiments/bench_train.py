@@ -10,8 +10,9 @@ A run is one epoch of DPO from the same random checkpoint, reference log-probs i
 in processes of their own and run in turns (A B B A), after a warm-up in which each tries its micro-batch sizes, the
 best ones several times, and keeps the fastest. The warm-up has processes of its own: a peak of memory is that of the
 settings that were chosen. Workloads: `pairs`, whole responses that share each its own prompt; `uneven`, the same with responses of a
-sixth of that length and more; `steps`, a pair at every step of a trace. Tokens are those of the rows without sharing, so
-that both sides are measured by the same work.
+sixth of that length and more; `steps`, a pair at every step of a trace; `questions`, pairs at two steps of each of eight
+traces a question, whose lengths differ. Tokens are those of the rows without sharing, so that both sides are measured
+by the same work.
 """
 
 from __future__ import annotations
@@ -40,14 +41,15 @@ MODULES = dict.fromkeys(bench_flags.OURS, "experiments.bench_train_ours") | PEER
 
 def define_flags() -> None:
     """The program's flags."""
-    flags.DEFINE_list("workloads", ["pairs", "steps"], "some of pairs,uneven,steps")
+    flags.DEFINE_list("workloads", ["pairs", "steps"], "some of pairs,uneven,steps,questions")
     flags.DEFINE_integer("pairs", 32, "unrelated pairs a run of `pairs` or `uneven`", lower_bound=1)
     flags.DEFINE_integer("prompt_length", 64, "tokens of a prompt", lower_bound=1)
     flags.DEFINE_integer(
         "response_length", 192, "tokens of a response of `pairs`, of the longest of `uneven`", lower_bound=1
     )
     flags.DEFINE_integer("traces", 2, "traces a run of `steps`", lower_bound=1)
-    flags.DEFINE_integer("steps", 16, "steps a trace, each with a pair", lower_bound=1)
+    flags.DEFINE_integer("questions", 8, "questions a run of `questions`, two an update", lower_bound=1)
+    flags.DEFINE_integer("steps", 16, "steps a trace, of `questions` the longest", lower_bound=1)
     flags.DEFINE_integer("step_length", 20, "tokens a step", lower_bound=1)
     flags.DEFINE_integer(
         "batch_size", 8, "pairs an update of `pairs` and `uneven` (`steps`: a trace an update)", lower_bound=1
@@ -72,18 +74,12 @@ def workloads() -> list[bench_model.Workload]:
         FLAGS.batch_size,
         FLAGS.seed,
     )
+    of_steps = (FLAGS.vocab_size, FLAGS.prompt_length, FLAGS.steps, FLAGS.step_length, FLAGS.seed)
     made = {
         "pairs": whole,
         "uneven": functools.partial(whole, uneven=True),
-        "steps": functools.partial(
-            bench_model.step_pairs,
-            FLAGS.traces,
-            FLAGS.vocab_size,
-            FLAGS.prompt_length,
-            FLAGS.steps,
-            FLAGS.step_length,
-            FLAGS.seed,
-        ),
+        "steps": functools.partial(bench_model.step_pairs, FLAGS.traces, *of_steps),
+        "questions": functools.partial(bench_model.question_pairs, FLAGS.questions, *of_steps),
     }
     unknown = [name for name in FLAGS.workloads if name not in made]
     if unknown or not FLAGS.workloads:

@@ -22,7 +22,7 @@ from caspo_jax.models.block import Layer
 from caspo_jax.models.blockwise import BLOCK
 from caspo_jax.models.cache import KVCache, init_cache, with_layers_apart
 from caspo_jax.models.cache_rows import copy_rows
-from caspo_jax.preferences.tree_packing import RowShape
+from caspo_jax.preferences.tree_pieces import RowShape
 from caspo_jax.sampling import CatConfig, SampleConfig
 from caspo_jax.sampling.automaton import build_automaton
 from caspo_jax.sampling.knobs import Knobs

@@ -3,77 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
-from caspo_jax.preferences.packing import MaskedRow
-from caspo_jax.preferences.token_tree import TokenTree, build_tree
+from caspo_jax.preferences.token_tree import TokenTree
+from caspo_jax.preferences.tree_pieces import Piece, RowShape, Unit, cut_tree, group_trees
 from caspo_jax.types import TreeBatch
-
-
-@dataclasses.dataclass(frozen=True)
-class Unit:
-    """What must share a row: the chosen and the rejected sequence of a pair, or one verified sequence."""
-
-    rows: tuple[MaskedRow, ...]  # of a pair: chosen, rejected, or chosen alone
-    index: int  # of the pair or the verified step, in the caller's order
-    group: int  # units of one group (of one question) go into one tree
-    is_pair: bool
-
-
-@dataclasses.dataclass(frozen=True)
-class RowShape:
-    """What fits into a row. Equal lengths and slots share their compiled programs: all else follows from the length."""
-
-    length: int  # T tokens
-    slots: int  # S of them scored
-    pairs: int  # P
-    verified: int  # V
-    members: int  # M
-
-    @classmethod
-    def of(cls, length: int, slots: int | None = None, *, pairs: bool, verified: bool) -> RowShape:
-        """The shape of rows of `length` tokens, `slots` of them scored (default: all), with pairs, verified steps or both."""
-        count = max(8, length // 16)
-        slots = length if slots is None else slots
-        return cls(length, slots, count if pairs else 0, count if verified else 0, 4 * length)
-
-    def holds(self, tokens: int, scored: int, pairs: int, verified: int, members: int) -> bool:
-        """Whether so much fits."""
-        return (
-            tokens <= self.length
-            and scored <= self.slots
-            and pairs <= self.pairs
-            and verified <= self.verified
-            and members <= self.members
-        )
-
-
-@dataclasses.dataclass(frozen=True)
-class Piece:
-    """Units in one tree."""
-
-    units: tuple[Unit, ...]
-    tree: TokenTree
-
-    @classmethod
-    def of(cls, units: Sequence[Unit]) -> Piece:
-        """The tree of the units' sequences."""
-        return cls(tuple(units), build_tree([row.token_ids for unit in units for row in unit.rows]))
-
-    @functools.cached_property
-    def size(self) -> tuple[int, int, int, int, int]:
-        """Tokens, how many of them are scored, pairs, verified sequences and members."""
-        pairs = sum(unit.is_pair for unit in self.units)
-        masks = [row.step_mask for unit in self.units for row in unit.rows]
-        scored = np.zeros(len(self.tree), bool)
-        for mask, path in zip(masks, self.tree.columns, strict=True):
-            scored[path[mask]] = True
-        members = sum(int(mask.sum()) for mask in masks)
-        return len(self.tree), int(scored.sum()), pairs, len(self.units) - pairs, members
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,15 +23,17 @@ class PackedTrees:
 
 
 def plan_rows(units: Sequence[Unit], shape: RowShape) -> list[list[Piece]]:
-    """Which trees share a row: groups too large for one are halved, then the largest trees are placed first.
+    """`plan_trees` of the units' groups."""
+    return plan_trees(group_trees(units), shape)
+
+
+def plan_trees(trees: Sequence[Piece], shape: RowShape) -> list[list[Piece]]:
+    """Which trees share a row: those too large for one are cut, then the largest pieces are placed first.
 
     Raises:
       ValueError: a unit that does not fit into a row alone.
     """
-    groups: dict[int, list[Unit]] = {}
-    for unit in units:
-        groups.setdefault(unit.group, []).append(unit)
-    pieces = [piece for group in groups.values() for piece in _split(group, shape)]
+    pieces = [piece for tree in trees for piece in cut_tree(tree, shape)]
     rows: list[list[Piece]] = []
     used: list[np.ndarray] = []
     for i in sorted(range(len(pieces)), key=lambda i: -pieces[i].size[0]):
@@ -107,23 +46,6 @@ def plan_rows(units: Sequence[Unit], shape: RowShape) -> list[list[Piece]]:
         rows[row].append(pieces[i])
         used[row] += size
     return rows
-
-
-def _split(units: Sequence[Unit], shape: RowShape) -> list[Piece]:
-    piece = Piece.of(units)
-    if shape.holds(*piece.size):
-        return [piece]
-    if len(units) == 1:
-        tokens, scored, *_ = piece.size
-        raise ValueError(
-            f"{tokens} tokens, {scored} of them scored, do not fit into a row of {shape.length} with {shape.slots} scored"
-        )
-    # In the tree's order, so that each half keeps what its own sequences share.
-    paths = iter(piece.tree.columns)
-    ends = [[int(next(paths)[-1]) for _ in unit.rows] for unit in units]  # of all: a pair has two paths
-    ordered = [units[i] for i in sorted(range(len(units)), key=lambda i: ends[i][0])]
-    middle = len(ordered) // 2
-    return _split(ordered[:middle], shape) + _split(ordered[middle:], shape)
 
 
 def pack_trees(
@@ -190,16 +112,15 @@ class _RowBuilder:
 
     def add(self, piece: Piece, shape: RowShape) -> None:
         """Append a tree and its items."""
-        paths = iter(piece.tree.columns)
-        for unit in piece.units:
+        for unit, paths in zip(piece.units, piece.paths, strict=True):
             if unit.is_pair:
                 items = [len(self.pairs), shape.pairs + len(self.pairs)]
                 self.pairs.append(unit.index)
             else:
                 items = [2 * shape.pairs + len(self.verified)]
                 self.verified.append(unit.index)
-            for row, item in zip(unit.rows, items):
-                path = next(paths) + self.size
+            for row, path, item in zip(unit.rows, paths, items):
+                path = path + self.size
                 scored = np.flatnonzero(row.step_mask)
                 self.predictor_of[path[scored]] = path[scored - 1]
                 self.members.append((path[scored], item))

@@ -4,21 +4,32 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from caspo_jax.padding import multiple
 from caspo_jax.preferences.packing import length_buckets
 from caspo_jax.preferences.token_tree import common_prefix
-from caspo_jax.preferences.tree_packing import Piece, RowShape, Unit, pack_trees, plan_rows
+from caspo_jax.preferences.tree_packing import pack_trees, plan_rows, plan_trees
+from caspo_jax.preferences.tree_pieces import Piece, RowShape, Unit, group_trees
 from caspo_jax.training.base_plan import Micro, Plan
 from caspo_jax.training.config import TrainConfig
 from caspo_jax.training.data import RowStore
 
 _SAMPLED = 16  # updates that the shape of rows is chosen by
-_GRAIN = 64  # tokens between the lengths that are tried
-_WORTH = 0.93  # of the positions: what a shorter row must save
+_GRAIN = 64  # tokens: all lengths are multiples of it
+_WORTH = 0.95  # of the cost: what a shorter row, or a smaller pass, must save
+_PASS = 256  # tokens whose products take as long as adding up a pass's gradients: 2 x FLOP/s over bytes/s
+
+
+class _Layout(NamedTuple):
+    """One choice of rows, and what it makes of the updates that were looked at."""
+
+    cost: int  # of all of them, in tokens
+    length: int
+    rows: int  # a pass
+    plan: list[list[list[Piece]]]  # of each update, its rows' pieces
 
 
 class TreePlan(Plan):
@@ -27,39 +38,54 @@ class TreePlan(Plan):
     def __init__(self, store: RowStore, config: TrainConfig, ways: int = 1):
         super().__init__(store, config, ways)
         self._updates = self._schedule(config.seed, config.epochs, self.steps)
-        self.shape, rows = self._shape_of_rows()
-        self.rows = multiple(min(config.pack_rows, rows), ways)
-        self.accumulates = rows > self.rows
+        self.shape, self.rows, needed = self._shape_of_rows()
+        self.accumulates = needed > self.rows
 
-    def _shape_of_rows(self) -> tuple[RowShape, int]:
-        """The shape of all rows, and how many an update needs: whatever the seed, so that references stay known."""
+    def _shape_of_rows(self) -> tuple[RowShape, int, int]:
+        """The shape of all rows, how many a pass has and how many an update needs, whatever the seed.
+
+        References stay known to a run with another seed only if both have the same shapes.
+        """
         config, loss = self.config, self.config.loss
         kinds = {"pairs": loss.uses_pairs, "verified": loss.uses_verified}
         everything = self._units(*self._everything())
         longest = max(_unit_tokens(unit) for unit in everything)
         epoch = self._schedule(0, 1, math.ceil(self.items / self.batch_size))
         few = np.unique(np.linspace(0, len(epoch) - 1, _SAMPLED).astype(int))
-        updates = [self._units(*epoch[step]) for step in few]
-        most = max(_shared_tokens(units) for units in updates)
+        updates = [group_trees(self._units(*epoch[step])) for step in few]
+        most = max(sum(tree.size[0] for tree in trees) for trees in updates)
         limit = length_buckets(max(longest, min(config.pack_length, most)), config.min_length)[-1]
+        lengths = {*range(limit, max(longest, limit // 2) - 1, -multiple(limit // 16, _GRAIN))}
+        if limit // 2 < (shortest := multiple(longest, _GRAIN)) < limit:
+            lengths.add(shortest)
 
-        def planned(length: int) -> list[list[list[Piece]]]:
+        found: _Layout | None = None
+        for length in sorted(lengths, reverse=True):
             shape = RowShape.of(length, **kinds)
-            return [plan_rows(units, shape) for units in updates]
-
-        def tokens(length: int, plan: list[list[list[Piece]]]) -> int:
-            return length * sum(map(len, plan))
-
-        length, plan = limit, planned(limit)
-        # Rows of 512 hold one tree of 448: a shorter row is worth another compiled shape where it saves enough.
-        for shorter in range(limit - _GRAIN, max(longest, limit // 2) - 1, -_GRAIN):
-            found = planned(shorter)
-            if tokens(shorter, found) < _WORTH * tokens(length, plan):
-                length, plan = shorter, found
+            plan = [plan_trees(trees, shape) for trees in updates]
+            for rows in self._rows_a_pass(length, max(map(len, plan))):
+                passes = sum(math.ceil(len(rows_needed) / rows) for rows_needed in plan)
+                cost = passes * (rows * length + _PASS)
+                # Rows of 512 hold one tree of 448, and passes of 4 rows make 8 of 5: only what saves enough is worth
+                # shorter rows or smaller passes.
+                if found is None or cost < _WORTH * found.cost:
+                    found = _Layout(cost, length, rows, plan)
+        assert found is not None
         # The head takes the slots in equal chunks: where rows never fill theirs, the last chunk is padding.
-        scored = max(sum(piece.size[1] for piece in row) for rows in plan for row in rows)
+        scored = max(sum(piece.size[1] for piece in row) for rows in found.plan for row in rows)
         slots = multiple(max(scored, max(map(_unit_scored, everything))), _GRAIN)
-        return RowShape.of(length, min(length, slots), **kinds), max(map(len, plan))
+        shape = RowShape.of(found.length, min(found.length, slots), **kinds)
+        return shape, found.rows, max(map(len, found.plan))
+
+    def _rows_a_pass(self, length: int, needed: int) -> list[int]:
+        """Numbers of rows that a pass may have, where updates need up to so many of this length: most first.
+
+        Where the longest pair makes rows longer than was asked for there are fewer, and a pass has as many tokens.
+        """
+        config, ways = self.config, self.ways
+        asked = config.pack_rows * config.pack_length // max(length, config.pack_length)
+        most = min(max(ways, asked // ways * ways), multiple(needed, ways))
+        return list(range(most, multiple((most + 1) // 2, ways) - 1, -ways))
 
     @property
     def packing(self) -> dict[str, Any]:
@@ -171,11 +197,3 @@ def _unit_tokens(unit: Unit) -> int:
 def _unit_scored(unit: Unit) -> int:
     """Scored tokens of a unit's rows; its own tree has no more."""
     return sum(int(row.step_mask.sum()) for row in unit.rows)
-
-
-def _shared_tokens(units: Sequence[Unit]) -> int:
-    """Tokens of the trees of all groups."""
-    groups: dict[int, list[Unit]] = {}
-    for unit in units:
-        groups.setdefault(unit.group, []).append(unit)
-    return sum(Piece.of(group).size[0] for group in groups.values())

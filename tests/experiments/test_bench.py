@@ -214,6 +214,12 @@ def test_the_workloads_are_what_they_are_called():
     assert steps.pairs[2]["prefix"] == steps.pairs[0]["chosen"] + steps.pairs[1]["chosen"]
     trunk, branches = below(1, 17), sum(below(6 + 3 * i, 8 + 3 * i) for i in range(4))
     assert bench_model.useful_flops(SHAPE, steps) == flops(2 * (17 + 12), 2 * 24, 2 * (trunk + branches))
+    questions = bench_model.question_pairs(3, 10_000, prompt=5, steps=8, step=3)
+    assert (len(questions.pairs), questions.batch_size) == (3 * 8 * 2, 2 * 8 * 2)
+    assert [len({tuple(p["prompt"]) for p in questions.pairs[i : i + 16]}) for i in (0, 16, 32)] == [1] * 3
+    first, second = questions.pairs[:2]  # of one trace
+    assert second["prefix"][: len(first["prefix"]) + 3] == first["prefix"] + first["chosen"]
+    assert {len(p["prefix"]) // 3 for p in questions.pairs} <= set(range(8))
 
 
 @pytest.mark.slow

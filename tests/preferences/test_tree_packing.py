@@ -3,7 +3,8 @@
 import numpy as np
 
 from caspo_jax.preferences.packing import MaskedRow
-from caspo_jax.preferences.tree_packing import RowShape, Unit, pack_trees, plan_rows
+from caspo_jax.preferences.tree_packing import pack_trees, plan_rows
+from caspo_jax.preferences.tree_pieces import Piece, RowShape, Unit, cut_tree, group_trees
 
 
 def sequence(context, step):
@@ -11,22 +12,66 @@ def sequence(context, step):
     return MaskedRow(ids, np.arange(len(ids)) >= len(context))
 
 
-def test_a_tree_that_exceeds_a_row_is_halved_where_it_branches():
-    """Eight samples, a long prefix each with four pairs below it: a half computes a prefix that the other has not."""
-    rng = np.random.default_rng(0)
-    prompt, samples = rng.integers(0, 400, 10), rng.integers(0, 400, (8, 40))
-    units = []
-    for sample in samples:
-        for _ in range(4):
-            sides = rng.integers(0, 400, (2, 5))
-            rows = tuple(sequence([*prompt, *sample], side) for side in sides)
+def question(rng, samples, prefix, pairs, prompt=10, step=5):
+    """Pairs below each sample's prefix, in any order."""
+    start, units = rng.integers(0, 400, prompt), []
+    for sample in rng.integers(0, 400, (samples, prefix)):
+        for _ in range(pairs):
+            rows = tuple(sequence([*start, *sample], side) for side in rng.integers(0, 400, (2, step)))
             units.append(Unit(rows, len(units), 0, True))
-    shuffled = [units[i] for i in rng.permutation(len(units))]
-    rows = plan_rows(shuffled, RowShape.of(256, pairs=True, verified=False))
+    return [units[i] for i in rng.permutation(len(units))]
+
+
+def pieces_of(units, length):
+    rows = plan_rows(units, RowShape.of(length, pairs=True, verified=False))
     pieces = [piece for row in rows for piece in row]
+    assert sorted(unit.index for piece in pieces for unit in piece.units) == list(range(len(units)))
+    for piece in pieces:
+        assert piece.size == Piece(piece.units).size  # counted within the whole tree, and in its own
+    return rows, pieces
+
+
+def test_a_tree_that_exceeds_a_row_is_cut_where_it_branches():
+    """Eight samples, a long prefix each with four pairs below it: a piece computes a prefix that no other has."""
+    prompt, samples = range(10), range(8)
+    units = question(np.random.default_rng(0), len(samples), 40, 4)
+    _, pieces = pieces_of(units, 256)
     assert sum(len(piece.units) for piece in pieces) == len(units)
     prefixes = len(samples) * (40 + 4 * 2 * 5)  # every sample's, once
     assert sum(len(piece.tree) for piece in pieces) == len(pieces) * len(prompt) + prefixes
+
+
+def test_a_piece_fills_its_row_and_leaves_a_remainder():
+    """Twelve samples of 60 tokens: four a row. Halves of halves would be three, in four rows."""
+    rows, pieces = pieces_of(question(np.random.default_rng(1), 12, 50, 1), 256)
+    assert [len(piece.tree) for piece in pieces] == [10 + 4 * 60] * 3
+    assert len(rows) == 3
+
+
+def test_a_row_is_left_unfilled_where_the_next_piece_would_compute_more_again():
+    """Three of the second sample's four pairs would fit beside the first's, and the fourth need its prefix once more."""
+    _, pieces = pieces_of(question(np.random.default_rng(2), 2, 100, 4), 280)
+    assert [len(piece.tree) for piece in pieces] == [10 + 100 + 4 * 10] * 2
+    # With little of a prefix to compute again the row is filled.
+    _, pieces = pieces_of(question(np.random.default_rng(2), 2, 20, 6, step=10), 280)
+    assert sorted(len(piece.tree) for piece in pieces) == [10 + 20 + 20, 10 + 2 * 20 + 11 * 20]
+
+
+def test_pieces_compute_little_twice():
+    """Of eight traces with pairs at all depths, a tenth at most of a row of 512."""
+    rng = np.random.default_rng(3)
+    units, start = [], rng.integers(0, 400, 20)
+    for trunk in rng.integers(0, 400, (8, 150)):
+        for depth in rng.integers(0, 140, 6):
+            rows = [
+                sequence([*start, *trunk[:depth]], step)
+                for step in (trunk[depth:][:10], rng.integers(0, 400, 10))
+            ]
+            units.append(Unit(tuple(rows), len(units), 0, True))
+    (whole,) = group_trees(units)
+    pieces = cut_tree(whole, RowShape.of(512, pairs=True, verified=False))
+    assert len(whole.tree) > 2 * 512
+    assert sum(len(piece.tree) for piece in pieces) - len(whole.tree) < 51 * (len(pieces) - 1)
 
 
 def test_a_row_holds_no_more_members_than_it_has_room_for():

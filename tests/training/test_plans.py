@@ -174,6 +174,22 @@ def test_rows_take_the_length_and_the_slots_that_fit_whatever_the_seed():
         assert [len(plan.micro(*plan.rows_of(step))) for step in range(plan.steps)] == [1, 1, 1]
 
 
+@pytest.mark.parametrize("ways", [1, 2])
+def test_where_the_longest_pair_makes_rows_longer_a_pass_has_fewer_of_them(ways):
+    """The memory of a pass is what `pack_rows` and `pack_length` ask for, not `pack_rows` times the longest pair."""
+    pairs = make_data(0, pairs=60)[0]
+    pairs[7] = dataclasses.replace(pairs[7], prefix_ids=tuple(range(1, 300)))
+    data = RowStore.build(pairs)
+    config = TrainConfig(batch_size=60, min_length=16, pack_length=128, pack_rows=8)
+    plan = make_plan(data, config, ways)
+    (length,) = plan.packing["lengths"]
+    assert length > 300
+    assert plan.rows == ways or plan.rows * length <= 8 * 128
+    found = np.concatenate([micro.pairs for micro in plan.micro(*plan.rows_of(0))])
+    assert sorted(found[found >= 0]) == list(range(60))
+    assert plan.accumulates  # without the long pair all of it were one pass of 8 rows of 128
+
+
 def test_rows_have_one_shape_whatever_the_seed_where_updates_differ():
     """The references that another seed's run computed are then of the same program."""
     rng = np.random.default_rng(0)

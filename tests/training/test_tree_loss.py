@@ -14,7 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from caspo_jax.preferences.packing import MaskedRow, pack_pairs, pack_rows
-from caspo_jax.preferences.tree_packing import RowShape, Unit, pack_trees, plan_rows
+from caspo_jax.preferences.tree_packing import pack_trees, plan_rows
+from caspo_jax.preferences.tree_pieces import RowShape, Unit
 from caspo_jax.training import LossConfig
 from caspo_jax.training.step_logprobs import batch_reference
 from caspo_jax.training.step_loss import loss_denominators, step_dpo_loss, step_loss_sums
