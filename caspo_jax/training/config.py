@@ -106,7 +106,7 @@ class TrainConfig:
     batch_size: int = 64  # pairs an update (verified steps, for loss=rft)
     pack: str = "trees"  # trees: what pairs and steps of a question share is read once; rows: each by itself
     pack_length: int = 1024  # trees: tokens a row, if the longest pair needs no more
-    pack_rows: int = 4  # trees: rows a forward pass; fewer of them where they are longer
+    pack_rows: int = 4  # trees: most rows a forward pass; fewer where they are longer or would be empty
     micro_batch_size: int | None = None  # rows: pairs a forward pass; None: the whole batch at once
     epochs: int = 1  # over the pairs (over the verified steps, for loss=rft)
     max_steps: int | None = None  # stop after this many updates; the schedule ends there too
