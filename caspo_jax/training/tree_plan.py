@@ -55,7 +55,8 @@ class TreePlan(Plan):
         updates = [group_trees(self._units(*epoch[step])) for step in few]
         most = max(sum(tree.size[0] for tree in trees) for trees in updates)
         limit = length_buckets(max(longest, min(config.pack_length, most)), config.min_length)[-1]
-        lengths = {*range(limit, max(longest, limit // 2) - 1, -multiple(limit // 16, _GRAIN))}
+        grain = max(_GRAIN, multiple(limit // 16, _GRAIN))
+        lengths = {*range(limit, max(longest, limit // 2) - 1, -grain)}
         if limit // 2 < (shortest := multiple(longest, _GRAIN)) < limit:
             lengths.add(shortest)
 

@@ -190,6 +190,16 @@ def test_where_the_longest_pair_makes_rows_longer_a_pass_has_fewer_of_them(ways)
     assert plan.accumulates  # without the long pair all of it were one pass of 8 rows of 128
 
 
+def test_rows_may_be_as_short_as_the_only_pair():
+    pairs, _ = make_data(0, pairs=1, verified=0)
+    short = dataclasses.replace(
+        pairs[0], prompt_ids=(1,), prefix_ids=(), chosen_ids=(2, 3), rejected_ids=(2, 4)
+    )
+    plan = make_plan(RowStore.build([short]), TrainConfig(min_length=4))
+    assert plan.packing["lengths"] == [4]
+    assert plan.rows == 1
+
+
 def test_rows_have_one_shape_whatever_the_seed_where_updates_differ():
     """The references that another seed's run computed are then of the same program."""
     rng = np.random.default_rng(0)
