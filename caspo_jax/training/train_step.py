@@ -52,9 +52,8 @@ class TrainStep:
         self.spec = spec
         self.frozen, self._learning_rates = frozen, learning_rates
         self._accumulate = accumulate
-        self._seed = np.uint32(
-            seed % 2**32
-        )  # of the rounding; no part of the spec, for each round has another
+        # Of the rounding; no part of the spec, for each round has another.
+        self._seed = np.uint32(seed % 2**32)
 
     def init(self, params: Any) -> TrainState:
         """The state of update 0; copies the parameters, so that donation leaves the caller's model alone."""
@@ -164,16 +163,7 @@ def _zeros(spec: StepSpec, params: Any) -> Any:
     return spec.like_params(jax.tree.map(lambda p: jnp.zeros_like(p, jnp.float32), params))
 
 
-@functools.partial(jax.jit, static_argnums=0, donate_argnums=1)
-def _update(
-    spec: StepSpec,
-    state: TrainState,
-    gradients: Any,
-    loss: jax.Array,
-    learning_rate: jax.Array,
-    seed: jax.Array,
-) -> tuple[TrainState, jax.Array, jax.Array]:
-    return _apply(spec, state, gradients, loss, learning_rate, seed)
+_update = jax.jit(_apply, static_argnums=0, donate_argnums=1)
 
 
 @functools.partial(jax.jit, static_argnums=0)
