@@ -11,10 +11,12 @@ own confidences. `pairs` goes on from there as from sampled traces.
 from __future__ import annotations
 
 import collections
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from absl import flags
 
+from caspo_jax.types import VERDICTS, Trace
 from experiments import common, verifiers
 
 FLAGS = flags.FLAGS
@@ -49,7 +51,6 @@ def main() -> None:
     from caspo_jax.errors import UserError
     from caspo_jax.records import trace_from_record
     from caspo_jax.store import each_record
-    from caspo_jax.types import VERDICTS
 
     if (FLAGS.input is None) == (FLAGS.labelled is None):
         raise UserError("give one of --input and --labelled")
@@ -63,24 +64,29 @@ def main() -> None:
         check_step_dataset(FLAGS.dataset_dir, FLAGS.overwrite)
     confidence = annotate_traces() if FLAGS.labelled is None else annotate_labelled()
     counts: collections.Counter[str] = collections.Counter()
-    for trace in each_record(FLAGS.output, trace_from_record):
-        counts.update(["traces", *(step.verdict for step in trace.steps)])
-        # Of traces without log-probs no step has one, and `pairs` would use none of them.
-        counts["no confidence"] += sum(step.confidence is None for step in trace.steps)
+    annotated = counted(each_record(FLAGS.output, trace_from_record), counts)
     if FLAGS.dataset_dir:
-        write_dataset(confidence)
+        write_dataset(annotated, confidence)
+    collections.deque(annotated, maxlen=0)  # where nothing else reads them: to count
     shown: dict[str, int] = {
         name: counts[name] for name in (*sorted(VERDICTS), "no confidence") if counts[name]
     }
     common.closing(f"annotated traces in {FLAGS.output}", {"traces": counts["traces"], **shown})
 
 
-def write_dataset(confidence: str) -> None:
+def counted(traces: Iterable[Trace], counts: collections.Counter[str]) -> Iterator[Trace]:
+    """The same traces, added to the counts."""
+    for trace in traces:
+        counts.update(["traces", *(step.verdict for step in trace.steps)])
+        # Of traces without log-probs no step has one, and `pairs` would use none of them.
+        counts["no confidence"] += sum(step.confidence is None for step in trace.steps)
+        yield trace
+
+
+def write_dataset(annotated: Iterable[Trace], confidence: str) -> None:
     """The step dataset of --output, with a manifest in its folder."""
     from caspo_jax.outputs import Manifest, manifest_path
     from caspo_jax.preferences import write_step_dataset
-    from caspo_jax.records import trace_from_record
-    from caspo_jax.store import each_record
 
     # A manifest without a card is of a run that had no step to write.
     written = (Path(FLAGS.dataset_dir) / "README.md").exists()
@@ -91,7 +97,6 @@ def write_dataset(confidence: str) -> None:
         inputs={"annotated": FLAGS.output},
         overwrite=FLAGS.overwrite or not written,
     )
-    annotated = each_record(FLAGS.output, trace_from_record)
     counts = write_step_dataset(
         annotated, FLAGS.dataset_dir, confidence=confidence, overwrite=FLAGS.overwrite
     )
