@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import collections
-import hashlib
 from collections.abc import Iterator, Sequence, Set
 from typing import Any
 
@@ -204,7 +203,7 @@ class _Builder:
     def _add(self, row: int, kind: PairKind, chosen: Candidate, rejected: Rival) -> None:
         texts = (
             chosen.prompt_ids or chosen.prompt,
-            hashlib.blake2b(np.array(chosen.prefix_ids, np.int64).tobytes(), digest_size=16).digest(),
+            stable_hash(chosen.prefix_ids),
             chosen.text.strip(),
             rejected.text.strip(),
         )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,7 @@ from caspo_jax.records import pair_from_record, pair_to_record
 from caspo_jax.steps import Verifier, verifier_settings
 from caspo_jax.store import hash_path
 from caspo_jax.training.stages.competitors import forget_competitors, kept_competitors
-from caspo_jax.training.stages.policy import Policy, check_delimiter, open_output
+from caspo_jax.training.stages.policy import Policy, batches, check_delimiter, open_output
 from caspo_jax.types import CLOSE_THOUGHT, DEFAULT_DELIMITER, OPEN_THOUGHT, Pair, Progress, Trace
 
 # Pairs at once, fewer where their prefixes have that many tokens: those of a large run, prefixes and all, take gigabytes.
@@ -107,25 +107,16 @@ def pairs_stage(
         make, output, settings, batch_size=batch_size, overwrite=overwrite, progress=progress
     ) as competitors:
         contrasts, selected = select_contrasts(candidates, config, competitors=competitors)
-        for part in _parts(contrasts):
+        for part in batches(contrasts, _WRITTEN, _WRITTEN_TOKENS, _context_tokens):
             written.append([pair_to_record(make_pair(*contrast)) for contrast in part])
         counts = {"traces": len(traces), **counts, **selected, "pairs": len(contrasts)}
         written.finish(**counts)
     return counts
 
 
-def _parts(contrasts: Sequence[Contrast]) -> Iterator[list[Contrast]]:
-    """So many as are written together."""
-    part: list[Contrast] = []
-    tokens = 0
-    for contrast in contrasts:
-        part.append(contrast)
-        tokens += len(contrast[1].prompt_ids) + len(contrast[1].prefix_ids)
-        if len(part) >= _WRITTEN or tokens >= _WRITTEN_TOKENS:
-            yield part
-            part, tokens = [], 0
-    if part:
-        yield part
+def _context_tokens(contrast: Contrast) -> int:
+    _, chosen, _ = contrast
+    return len(chosen.prompt_ids) + len(chosen.prefix_ids)
 
 
 def verified_traces(traces: Iterable[Trace]) -> list[Row]:

@@ -9,7 +9,7 @@ import json
 import types
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from caspo_jax.distributed import from_writer
 from caspo_jax.errors import UserError
@@ -32,6 +32,7 @@ from caspo_jax.types import DEFAULT_DELIMITER, Progress, Question, Trace
 # Of the traces that are annotated together: a verifier that decodes reads each of their prefixes, which takes host memory as
 # the square of a trace's length, and a kill loses what it has not said of all of them.
 _BATCH_TOKENS = 1 << 18
+_Item = TypeVar("_Item")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -145,7 +146,7 @@ def write_annotated(
     A batch has at most `batch_size` traces, and of long ones fewer.
     """
     done = 0
-    for part in _batches(traces, batch_size):
+    for part in batches(traces, batch_size, _BATCH_TOKENS, lambda trace: len(trace.token_ids)):
         if not {trace.id for trace in part} <= written.done:
             written.append([trace_to_record(trace) for trace in annotate(part)])
         done += len(part)
@@ -154,15 +155,19 @@ def write_annotated(
     written.finish(traces=total)
 
 
-def _batches(traces: Iterable[Trace], most: int) -> Iterator[list[Trace]]:
-    batch: list[Trace] = []
+def batches(
+    items: Iterable[_Item], most: int, most_tokens: int, tokens_of: Callable[[_Item], int]
+) -> Iterator[list[_Item]]:
+    """The items in order, `most` at once, and fewer where they have more than `most_tokens` tokens together."""
+    batch: list[_Item] = []
     tokens = 0
-    for trace in traces:
-        if batch and tokens + len(trace.token_ids) > _BATCH_TOKENS:
+    for item in items:
+        own = tokens_of(item)
+        if batch and tokens + own > most_tokens:
             yield batch
             batch, tokens = [], 0
-        batch.append(trace)
-        tokens += len(trace.token_ids)
+        batch.append(item)
+        tokens += own
         if len(batch) == most:
             yield batch
             batch, tokens = [], 0
