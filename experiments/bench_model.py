@@ -111,9 +111,7 @@ def step_pairs(
     pairs = []
     for _ in range(traces):
         start, trunk = draw(prompt), [draw(step) for _ in range(steps)]
-        for i in range(steps):
-            prefix = [token for part in trunk[:i] for token in part]
-            pairs.append({"prompt": start, "prefix": prefix, "chosen": trunk[i], "rejected": draw(step)})
+        pairs += [_step_pair(start, trunk, i, draw(step)) for i in range(steps)]
     return Workload("steps", pairs, steps)
 
 
@@ -139,9 +137,14 @@ def question_pairs(
         for _ in range(samples):
             trunk = [draw(step) for _ in range(int(rng.integers(max(1, steps // 4), steps + 1)))]
             for i in sorted(rng.choice(len(trunk), min(pairs, len(trunk)), replace=False).tolist()):
-                prefix = [token for part in trunk[:i] for token in part]
-                made.append({"prompt": start, "prefix": prefix, "chosen": trunk[i], "rejected": draw(step)})
+                made.append(_step_pair(start, trunk, i, draw(step)))
     return Workload("questions", made, 2 * samples * pairs)
+
+
+def _step_pair(prompt: list[int], trunk: list[list[int]], at: int, other: list[int]) -> dict[str, list[int]]:
+    """A trace's own step against another; the prefix is the trace so far."""
+    prefix = [token for part in trunk[:at] for token in part]
+    return {"prompt": prompt, "prefix": prefix, "chosen": trunk[at], "rejected": other}
 
 
 def as_pairs(pairs: list[dict[str, list[int]]]) -> list[Any]:

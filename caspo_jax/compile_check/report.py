@@ -19,11 +19,8 @@ from caspo_jax.errors import UserError
 
 GIB = 2**30
 _SCHEMA = {"name": "compile_check", "version": 1}
-_BY_ROWS = (
-    "KV cache",
-    "logits",
-    "tree",
-)  # arguments of a search that fewer questions or branches make smaller
+# Arguments of a search that fewer questions or branches make smaller.
+_BY_ROWS = ("KV cache", "logits", "tree")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -52,9 +52,8 @@ class RowShape:
         )
 
 
-Size = tuple[
-    int, int, int, int, int
-]  # tokens, how many of them are scored, pairs, verified sequences and members
+# Tokens, how many of them are scored, pairs, verified sequences and members.
+Size = tuple[int, int, int, int, int]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,7 +61,7 @@ class Piece:
     """Units in one tree."""
 
     units: tuple[Unit, ...]
-    known_size: Size | None = None
+    known_size: Size | None = None  # where it was counted within a larger tree
 
     @functools.cached_property
     def tree(self) -> TokenTree:

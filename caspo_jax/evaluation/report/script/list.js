@@ -88,3 +88,5 @@ function bringUp(article, by) {
 }
 
 const setTitle = (set, several) => (several ? `${set.run} · ${set.name}` : set.name);
+const setChoice = (set, several) =>
+  `${setTitle(set, several)} (${set.shown < set.total ? `${thousands(set.shown)} of ` : ""}${thousands(set.total)})`;

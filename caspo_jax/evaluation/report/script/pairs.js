@@ -144,7 +144,7 @@ const pairView = (() => {
       list = new List($("pair-list"), 46, row, open);
       const several = new Set(sets.map((set) => set.run)).size > 1;
       fill($("pair-set"), sets.map((set, k) => [k,
-        `${setTitle(set, several)} (${set.shown < set.total ? `${thousands(set.shown)} of ` : ""}${thousands(set.total)})`]));
+        setChoice(set, several)]));
       fill($("pair-sort"), Object.entries(sorts).map(([name, [text]]) => [name, text]));
       $("pair-set").addEventListener("change", (e) => ((state.set = e.target.value), refresh()));
       $("pair-sort").addEventListener("change", (e) => ((state.sort = e.target.value), refresh()));

@@ -197,7 +197,7 @@ const traceView = (() => {
     const several = new Set(sets.map((set) => set.run)).size > 1;
     list = new List($("trace-list"), 46, row, open);
     fill($("trace-set"), sets.map((set, k) => [k,
-      `${setTitle(set, several)} (${set.shown < set.total ? `${thousands(set.shown)} of ` : ""}${thousands(set.total)})`]));
+      setChoice(set, several)]));
     const known = { boast: index.boast, modest: index.boast, sure: index.gap, unsure: index.gap, gap: index.gap };
     const offered = Object.entries(sorts).filter(([name]) => !known[name] || known[name].some((value) => value !== null));
     fill($("trace-sort"), offered.map(([name, [text]]) => [name, text]));

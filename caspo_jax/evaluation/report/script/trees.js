@@ -246,7 +246,7 @@ const treeView = (() => {
       list = new List($("tree-list"), 46, row, open);
       const several = new Set(sets.map((set) => set.run)).size > 1;
       fill($("tree-set"), sets.map((set, k) => [k,
-        `${setTitle(set, several)} (${set.shown < set.total ? `${thousands(set.shown)} of ` : ""}${thousands(set.total)})`]));
+        setChoice(set, several)]));
       $("tree-set").addEventListener("change", (e) => ((state.set = e.target.value), refresh()));
       const n = rest.length > 1 ? trees.findIndex((t) => String(t.set) === rest[0] && t.question === rest[1]) : -1;
       if (n >= 0) state.set = $("tree-set").value = rest[0];
