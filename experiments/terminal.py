@@ -88,7 +88,7 @@ class Progress:
         if self._bar is not None:
             self._bar.total = total
             if shown:
-                self._bar.set_postfix(shown, refresh=False)
+                self._bar.set_postfix({_words(k): _written(v) for k, v in shown.items()}, refresh=False)
             self._bar.update(step)
             if not step:
                 self._bar.refresh()  # what stands behind the bar is new
@@ -118,7 +118,7 @@ class Progress:
             parts.append(f"{rate:.3g} a second")
             if self.total is not None and self.done < self.total:
                 parts.append(f"about {(self.total - self.done) / rate:,.0f} s left")
-        parts += [f"{k} {v:.4g}" if isinstance(v, float) else f"{k} {v}" for k, v in shown.items()]
+        parts += [f"{_words(k)} {_written(v)}" for k, v in shown.items()]
         return ", ".join(parts)
 
 
@@ -140,13 +140,17 @@ def closing(title: str, rows: dict[str, Any]) -> None:
     if not is_writer():
         return
     print(title)
-    shown = {name.replace("_", " "): _written(value) for name, value in rows.items()}
+    shown = {_words(name): _written(value) for name, value in rows.items()}
     width = max(map(len, shown), default=0)
     for name, text in shown.items():
         first, *others = text.split("\n")
         print(f"  {name:<{width}}  {first}")
         for line in others:
             print(f"  {'':<{width}}  {line}")
+
+
+def _words(name: str) -> str:
+    return name.replace("_", " ")
 
 
 def _written(value: Any) -> str:

@@ -28,7 +28,7 @@ from caspo_jax.sampling.loop import cat_decode_donated
 from caspo_jax.sampling.model_decode import ApartParams
 from caspo_jax.sampling.policy import Policy
 from caspo_jax.sampling.prefill import fitting_columns, read_prompts
-from caspo_jax.sampling.refill import Queue
+from caspo_jax.sampling.refill import NO_UNIT, Queue
 from caspo_jax.sampling.state import CatState, end_decided, grow_state, init_state
 from caspo_jax.sampling.tree import Tree, harvest
 from caspo_jax.sampling.units import PADDING, QueueRoom, Unit, Usage, bucket
@@ -111,10 +111,11 @@ class Batch:
 
     def run(self, state: CatState, iterations: int) -> CatState:
         """So many iterations, or fewer where the buffers are full or all have ended. `state` is used up."""
-        before = int(state.iteration)
+        before, drawn = int(state.iteration), _drawn(state)
         limit = jnp.asarray(before + iterations, jnp.int32)
         state = cat_decode_donated(self.decode_params, dataclasses.replace(state, limit=limit), self.policy)
         self.usage.slots += (int(state.iteration) - before) * state.slots.live.size
+        self.usage.live += _drawn(state) - drawn
         return state
 
     def full(self, state: CatState) -> bool:
@@ -290,6 +291,15 @@ class Batch:
             rows=rows,
             padded=self.padded,
         )
+
+
+def _drawn(state: CatState) -> int:
+    """Tokens of the questions in a state, and of those whose places went to others."""
+    tokens, used = np.asarray(state.tokens), state.refill
+    if used is None:
+        return int(tokens.sum())
+    ended = np.asarray(used.ended.tokens)[: int(used.stored)]
+    return int(tokens[np.asarray(used.unit) != NO_UNIT].sum() + ended.sum())
 
 
 def _alone(state: CatState) -> CatState:

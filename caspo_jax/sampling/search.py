@@ -126,8 +126,6 @@ def grow_trees(
     trees: list[list[Tree]] = [[] for _ in units]
     for index, its in sorted(zip(order, found, strict=True)):
         trees[index // shared].extend(its)
-    if usage is not None:
-        usage.live += sum(tree.tokens for its in trees for tree in its)
     return trees
 
 

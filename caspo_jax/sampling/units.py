@@ -11,7 +11,7 @@ from caspo_jax.padding import multiple
 
 @dataclasses.dataclass
 class Usage:
-    """How well the slots were used: a caller's counters, to which every batch adds."""
+    """How well the slots were used: a caller's counters, which grow while a call decodes."""
 
     live: int = 0  # steps of slots that held a live branch: tokens decoded
     slots: int = 0  # steps of all slots

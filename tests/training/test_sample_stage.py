@@ -1,16 +1,20 @@
 """Questions to traces: what the searches are given."""
 
 import contextlib
+import itertools
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
 import caspo_jax as cj
 from caspo_jax.errors import UserError
+from caspo_jax.records import trace_from_record
 from caspo_jax.sampling import loop
+from caspo_jax.store import each_record
 from caspo_jax.tasks import get_task
-from caspo_jax.training.stages import Policy, sample, sample_stage
+from caspo_jax.training.stages import Policy, decoding_progress, sample, sample_stage
 from caspo_jax.types import Question
 
 
@@ -83,8 +87,8 @@ def test_a_restart_decodes_as_many_rows_as_the_run_that_it_goes_on_with(tmp_path
         settings = json.loads((tmp_path / f"{name}.manifest.json").read_text())["config"]
         return settings["batch_size"], (tmp_path / name).read_bytes()
 
-    def kill(done, of):
-        seen.append((done, of))
+    def kill(done, of, tokens=0, tokens_per_second=None):
+        seen.append((done, of, tokens))
         if done > 16:  # two questions are decoded together, sixteen are written together
             raise KeyboardInterrupt
 
@@ -92,9 +96,33 @@ def test_a_restart_decodes_as_many_rows_as_the_run_that_it_goes_on_with(tmp_path
         decode(4, progress=kill)
     assert (tmp_path / "t.jsonl.partial").read_bytes().count(b"\n") == 16 * 2
     assert seen == sorted(seen)
-    assert len({done for done, _ in seen if done < 16}) > 1  # also within what is written together
+    assert len({done for done, *_ in seen if done < 16}) > 1  # also within what is written together
     assert decode(32) == decode(4, "whole.jsonl")
     assert decode(32, seed=1, overwrite=True)[0] == 32  # other settings: another run
+
+
+@pytest.mark.parametrize("batch_size", [4, 40])  # slots that are refilled, and one batch
+def test_progress_tells_the_tokens_so_far_and_their_rate(tmp_path, monkeypatch, batch_size):
+    task = get_task("graph")
+    policy = Policy.load(task.policy_path)
+    clock = itertools.count()
+    monkeypatch.setattr(decoding_progress, "time", SimpleNamespace(monotonic=lambda: next(clock)))
+    config = cj.SampleConfig(max_new_tokens=96, temperature=1.0, num_samples=2)
+    seen = []
+
+    def progress(done, of, **shown):
+        seen.append(shown)
+
+    questions = task.questions("test", 18, seed=0)
+    out = sample_stage(
+        policy, questions, tmp_path / "t.jsonl", config, batch_size=batch_size, progress=progress
+    )
+    decoded = sum(len(trace.token_ids) for trace in each_record(out, trace_from_record))
+    tokens = [shown["tokens"] for shown in seen]
+    assert tokens == sorted(tokens)
+    assert 0 < tokens[0] < tokens[-2] <= tokens[-1] == decoded
+    assert "tokens_per_second" not in seen[0]
+    assert seen[-1]["tokens_per_second"] == round((decoded - tokens[0]) / (len(seen) - 1))
 
 
 @pytest.mark.parametrize("free, given, rows", [(16, None, 32), (15, None, 15), (4, None, 4), (16, 6, 6)])

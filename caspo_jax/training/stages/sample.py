@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +18,9 @@ from caspo_jax.sampling.config import Vote
 from caspo_jax.sampling.room import SHARE, default_rows
 from caspo_jax.sampling.votes import last_line, same_text
 from caspo_jax.steps import with_answer
+from caspo_jax.training.stages.decoding_progress import DecodingProgress
 from caspo_jax.training.stages.policy import Policy, open_output, questions_digest
-from caspo_jax.types import Equal, Extract, Progress, Question, Trace
+from caspo_jax.types import Equal, Extract, Question, Trace
 
 SAMPLED: Sequence[str] = ("greedy", "sample", "self_consistency")  # strategies of a SampleConfig
 SEARCHED: Sequence[str] = ("cat", "explore")  # and of a CatConfig
@@ -43,7 +44,7 @@ def sample_stage(
     answer_kind: str | None = None,
     instruction: str | None = None,
     overwrite: bool = False,
-    progress: Progress | None = None,
+    progress: Callable[..., None] | None = None,
 ) -> Path:
     """Questions to traces, written to `output` a group of questions at a time.
 
@@ -65,7 +66,8 @@ def sample_stage(
       answer_kind: what the manifest calls the two.
       instruction: what the questions end with, for the reader of the manifest.
       overwrite: start anew if the output was begun with other settings.
-      progress: called with (questions done, questions in all).
+      progress: called with (questions done, questions in all) and by name `tokens`, those that this call has decoded, and
+        `tokens_per_second`, from its second look on: until the first one it mostly compiles.
 
     Raises:
       UserError: a strategy that does not go with the config; a question that the policy cannot be asked.
@@ -122,8 +124,7 @@ def sample_stage(
     rooms = prompt_rooms(longest, decoding.max_new_tokens)
     key = jax.random.key(seed)
 
-    def within(before: int) -> Progress | None:
-        return None if progress is None else lambda done, _: progress(before + done, len(questions))
+    look = DecodingProgress(progress, len(questions))
 
     for index, group in enumerate(groups):
         # Groups are fixed: a restart decodes the same questions together, since matrix products of another shape differ
@@ -135,7 +136,11 @@ def sample_stage(
             for name, out in unfinished.items()
         ]
         if not all(begun):
-            options: dict[str, Any] = {"batch_size": rows, "progress": within(index * size)}
+            options: dict[str, Any] = {
+                "batch_size": rows,
+                "progress": look.within(index * size),
+                "usage": look.usage,
+            }
             if len(groups) > 1:
                 options["pad_to"] = (size, rooms[index])
             if isinstance(config, SampleConfig):
@@ -154,8 +159,7 @@ def sample_stage(
             }
             for name, out in unfinished.items():
                 out.append(records[name])
-        if progress is not None:
-            progress(min((index + 1) * size, len(questions)), len(questions))
+        look(min((index + 1) * size, len(questions)))
     for out in unfinished.values():
         out.finish(questions=len(questions), records=len(out.done))
     return output
