@@ -182,3 +182,21 @@ def test_ten_thousand_traces_stay_usable(look):
     driver.execute_script("arguments[0].scrollTop = arguments[0].scrollHeight", list_)
     time.sleep(0.2)
     assert "q1249" in every(driver, "#trace-list .main b")[-1].text
+
+
+def test_a_page_inside_another_works_without_an_address(look, pages):
+    """A notebook shows it by `srcdoc` of an iframe."""
+    driver = look("small")
+    driver.get("about:blank")
+    page = pages["small"].read_text(encoding="utf-8")
+    driver.execute_script(
+        "const f = document.body.appendChild(document.createElement('iframe')); f.srcdoc = arguments[0]", page
+    )
+    time.sleep(1)
+    driver.switch_to.frame(0)
+    try:
+        click(driver, "#tab-traces")
+        press(driver, "j")
+        assert "q1/1" in text(driver, "#trace h2")
+    finally:
+        driver.switch_to.default_content()

@@ -65,7 +65,12 @@ function show(name, rest) {
 /** Note in the address what is looked at, so that a reload or a copied link comes back to it. */
 function remember(...parts) {
   const hash = `#${parts.map(encodeURIComponent).join("/")}`;
-  if (location.hash !== hash) history.replaceState(null, "", hash);
+  if (location.hash === hash) return;
+  try {
+    history.replaceState(null, "", hash);
+  } catch {
+    // A page inside another one (an iframe's srcdoc, as notebooks have it) has no address of its own.
+  }
 }
 
 function fromAddress() {
