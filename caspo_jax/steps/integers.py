@@ -8,7 +8,8 @@ from caspo_jax.steps.numerals import DEGREES, plain_number
 
 _THOUSANDS = re.compile(r"(?<=\d)(?:\{,\}|,?\\[,!])\s*(?=\d{3}(?!\d))")
 _DEGREES_OR_POWER = re.compile(rf"{DEGREES}|(?<=[A-Za-z}}])\s*\^\s*\{{?\d\}}?")  # `90^\circ`, `cm^2`
-_NUMBER = re.compile(r"(?<![\w.])[-−]?\d+(?:,\d+)*(?:\.\d+)?(?!\w|[.,]\d)")
+# What begins as a number; it is none without its group. Then none of its digits begins one, and they are not read again.
+_NUMBER = re.compile(r"(?<![\w.])[-−]?\d++(?:,\d++)*+(?:\.\d++)?+((?!\w|[.,]\d))?+")
 _STYLE = re.compile(
     r"\*\*|__|`|\$|\\[()\[\],;:! ]|~|\\q?quad(?![a-zA-Z])|\\(?:left|right|displaystyle)(?![a-zA-Z])"
 )
@@ -42,7 +43,7 @@ def read_integer(text: str) -> str | None:
     value = plain_number(text)
     if value is None:
         text = _TEXT.sub(r" \1 ", _STYLE.sub(" ", text))
-        found = list(_NUMBER.finditer(text))
+        found = [number for number in _NUMBER.finditer(text) if number[1] is not None]
         if not found or _is_part(text, found[-1]) or _ends_list(text, found):
             return None
         value = plain_number(found[-1].group())

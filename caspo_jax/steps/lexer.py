@@ -33,7 +33,8 @@ SCALES = {
 _STYLES = "mathrm|textbf|textit|text|mathbf|mathit|boxed|fbox|operatorname|mbox|displaystyle"
 
 _REPLACED: tuple[tuple[str, str], ...] = (
-    (r"\\\\\s*+(?:&\s*+)?=|\n\s*+(?:&\s*+)?=(?![=>])", " = "),  # a chain over several lines
+    # A chain over several lines; blanks are read from their first on, not once more from each of many newlines.
+    (r"\\\\\s*+(?:&\s*+)?=|(?<!\s)[^\S\n]*+\n\s*+(?:&\s*+)?=(?![=>])", " = "),
     (r"\\\\|\\(?:begin|end)\s*\{[a-zA-Z*]+\}", " \n "),
     (r"\\(?:left|right|big|Big|bigg|Bigg)(?![a-zA-Z])\.?", " "),
     (r"\{,\}|,\\!", ","),

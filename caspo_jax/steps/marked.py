@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import itertools
 import re
+from collections.abc import Iterator
 
 from caspo_jax.types import CLOSE_THOUGHT
 
 _MARKER = re.compile(  # nothing is given back: a run of blanks or hashes is read once
     r"(?:^[ \t]*+(?:#++|\*\*)[ \t]*+(?:final[ \t]++)?answer[ \t]*+(?:\*\*[ \t]*+)?\n|#{4,}+"
-    r"|(?:final\s++)?answer(?:\s+is)?\s*+(?:\*\*\s*+)?:|(?:final\s++)?answer\s++is)\s*+(?:\*\*\s*+)?"
-    r"((?s:\\\[.*?\\\]|\$\$.*?\$\$)?[^\n]*)",  # a display block may run over several lines
+    r"|(?:final\s++)?answer(?:\s+is)?\s*+(?:\*\*\s*+)?:|(?:final\s++)?answer\s++is)\s*+(?:\*\*\s*+)?",
     re.IGNORECASE | re.MULTILINE,
 )
+_DISPLAYS = ((r"\[", r"\]"), ("$$", "$$"))
 _BOX = re.compile(r"\\(?:f?boxed|fbox|framebox)\s*\{")
 _SEPARATOR = r",|;|\band\b|\bor\b"
 _BRACE = re.compile(r"(?<!\\)[{}]")
@@ -83,21 +84,40 @@ def _between(text: str, cuts: list[tuple[int, int]]) -> str:
 
 def marked_answer(text: str) -> str | None:
     """What follows the last `Answer:`, `the answer is`, `####` or heading that says so, a line or a display block, or None."""
-    found = [cleaned for match in _MARKER.finditer(text) if (cleaned := _trim(_innermost(match.group(1))))]
+    found = [cleaned for said in _after_markers(text) if (cleaned := _trim(_innermost(said)))]
     return found[-1] if found else None
+
+
+def _after_markers(text: str) -> Iterator[str]:
+    """What follows each marker: the rest of its line, after a display block if one opens there, which may run over several.
+
+    Markers in there are not looked for.
+    """
+    last = {closing: text.rfind(closing) for _, closing in _DISPLAYS}
+    end = 0
+    while marker := _MARKER.search(text, end):
+        start = end = marker.end()
+        for opening, closing in _DISPLAYS:
+            if text.startswith(opening, start) and last[closing] >= start + len(opening):
+                end = text.index(closing, start + len(opening)) + len(closing)
+        line = text.find("\n", end)
+        end = len(text) if line < 0 else line
+        yield text[start:end]
 
 
 def _innermost(text: str) -> str:
     """After the last marker of a line, without a closing phrase: `The final answer is 5. I hope it is correct.`"""
-    while inner := _MARKER.search(text):
-        text = inner.group(1)
+    while "\n" in text and (inner := next(_after_markers(text), None)) is not None:
+        text = inner
+    if "\n" not in text:  # at one go: a line may hold nothing but markers
+        text = text[max((marker.end() for marker in _MARKER.finditer(text)), default=0) :]
     return text.split("I hope it is correct")[0]
 
 
 def _trim(text: str) -> str:
-    text = re.sub(r"^\*+|\*+\.?$", "", text.strip()).strip()
+    text = re.sub(r"^\*+|(?<!\*)\*+\.?$", "", text.strip()).strip()
     text = re.sub(r"(?s)^\\\((.*)\\\)[.\s]*$|^\\\[(.*)\\\][.\s]*$", lambda m: m.group(1) or m.group(2), text)
-    text = re.sub(r"^\$+([^$]*)\$+[.\s]*$", r"\1", text).strip()
+    text = re.sub(r"^(?:\$++([^$]++)\$++|\$\$++)[.\s]*$", r"\1", text).strip()
     if text in (r"\(", r"\[", r"\boxed{}"):
         return ""  # cut off after its opening, or nothing boxed
     return text[:-1].rstrip() if text.endswith(".") and not text.endswith("..") else text

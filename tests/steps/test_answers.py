@@ -209,6 +209,42 @@ def test_degenerate_text_is_read_in_no_time(text):
     assert time.monotonic() - start < 1.0
 
 
+@pytest.mark.parametrize("kind", ["math", "integer"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "Answer: " + "$" * 100_000 + "x",
+        "Answer: 5" + "*" * 100_000 + " x",
+        "1,234" + ",111" * 25_000 + "x",
+        "#### " * 40_000,
+        "answer is " * 40_000,
+        "answer: \\[\n" * 10_000,
+    ],
+    ids=["dollars", "stars", "groups", "markers", "phrases", "open displays"],
+)
+def test_the_time_of_reading_grows_with_the_length_alone(kind, text):
+    start = time.monotonic()
+    extract_answer(text, kind)
+    assert time.monotonic() - start < 2.0
+
+
+@pytest.mark.parametrize(
+    "text, answer",
+    [
+        ("Answer: $$", None),
+        ("Answer: $$ .", None),
+        ("Answer: $5$.", "5"),
+        ("Answer: **5**", "5"),
+        ("The answer is 4, no, the answer is 5", "5"),
+        ("Answer: \\[\nx = 1\n\\] or so\nmore", "\\[\nx = 1\n\\] or so"),
+        ("Answer: $$\n7\n$$\nmore", "7"),
+        ("Answer: \\[ 5", "\\[ 5"),  # never closed: the line alone
+    ],
+)
+def test_what_follows_a_marker(text, answer):
+    assert extract_answer(text) == answer
+
+
 @pytest.mark.parametrize("run", ["-", "$$", "(", " ", "option ", "A ", "} ", "..."])
 def test_degenerate_letters_are_read_in_no_time(run):
     start = time.monotonic()
