@@ -227,11 +227,21 @@ def claimed_comparison(a: str | Path, b: str | Path) -> Manifest | None:
 
 def compare(a: str | Path, b: str | Path, manifest: Manifest | None = None) -> None:
     """B minus A on stored answers; `manifest` if the comparison's files are claimed already."""
-    rows = results.compare(read_answers(a), read_answers(b))
+    before, after = read_answers(a), read_answers(b)
+    rows, left_out = results.compare(before, after), results.left_out(before, after)
     manifest = manifest or claimed_comparison(a, b)
+    for line in left_out:
+        print(line, file=sys.stderr)
     common.say(markdown(rows, results.COMPARED_COLUMNS))
     if manifest is not None:
-        write_table(Path(FLAGS.out_dir) / "compare", rows, results.COMPARED_COLUMNS, a=str(a), b=str(b))
+        write_table(
+            Path(FLAGS.out_dir) / "compare",
+            rows,
+            results.COMPARED_COLUMNS,
+            a=str(a),
+            b=str(b),
+            left_out=left_out,
+        )
         common.write_html_report(FLAGS.out_dir, FLAGS.model)
         manifest.finish(rows=len(rows))
     counts = {verdict: sum(row["verdict"] == verdict for row in rows) for verdict in VERDICTS}

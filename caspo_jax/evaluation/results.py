@@ -9,7 +9,7 @@ import numpy as np
 
 from caspo_jax import metrics
 from caspo_jax.errors import UserError
-from caspo_jax.evaluation.answer_records import answer_record, by_key, sample_from_record
+from caspo_jax.evaluation.answer_records import Key, answer_record, by_key, sample_from_record
 from caspo_jax.evaluation.strategies.at_budget import matched_counts
 from caspo_jax.evaluation.strategies.base import Settings
 from caspo_jax.evaluation.strategies.pool import VOTES, Sample, at_counts
@@ -46,6 +46,8 @@ COMPARED_COLUMNS = {
     "strategy": "strategy",
     "size": "size",
     "questions": "questions",
+    "only_a": "only A",
+    "only_b": "only B",
     "a": "A",
     "b": "B",
     "difference": "B - A",
@@ -66,10 +68,11 @@ def table(records: Sequence[Mapping[str, Any]], draws: int = 1000) -> list[dict[
     """
     rows = []
     for (benchmark, strategy, size), mine in by_key(records).items():
-        right = np.array([r["correct"] for r in mine], np.float64)
-        questions = np.array([r["question"] for r in mine], dtype=object)
-        interval = metrics.bootstrap_interval(metrics.mean_statistic(right), questions, draws)
-        count = len(set(questions.tolist()))
+        shares = per_question(mine)  # a question with more answers than the others weighs no more
+        interval = metrics.bootstrap_interval(
+            metrics.mean_statistic(list(shares.values())), list(shares), draws
+        )
+        count = len(shares)
         rows.append(
             {
                 "benchmark": benchmark,
@@ -206,6 +209,9 @@ def compare(
 ) -> list[dict[str, Any]]:
     """B minus A for every (benchmark, strategy, size) that both runs have, on the questions that both answered.
 
+    `only_a` and `only_b` count the questions that the other run does not have, which are left out; so is a strategy and
+    size without a question in common (see `left_out`).
+
     Raises:
       UserError: the runs have nothing in common, or one question with different gold answers.
     """
@@ -218,18 +224,61 @@ def compare(
     rows = []
     for key in shared:
         _check_golds(key[0], first[key], second[key])
-        row = paired_row(second[key], first[key], draws)
         before, after = per_question(first[key]), per_question(second[key])
         common = [q for q in after if q in before]
+        if not common:
+            continue
+        row = paired_row(second[key], first[key], draws)
         rows.append(
             dict(zip(("benchmark", "strategy", "size"), key))
             | {
+                "only_a": len(before) - len(common),
+                "only_b": len(after) - len(common),
                 "a": float(np.mean([before[q] for q in common])),
                 "b": float(np.mean([after[q] for q in common])),
             }
             | row
         )
+    if not rows:
+        raise UserError("the two runs have no question in common: evaluate both on the same questions")
     return rows
+
+
+def left_out(a: Sequence[Mapping[str, Any]], b: Sequence[Mapping[str, Any]]) -> list[str]:
+    """What `compare` leaves out because the other run does not have those questions, in a sentence each; [] for nothing.
+
+    Of a benchmark that one run lacks, all; of a strategy and size that one run lacks, nothing is said.
+    """
+    first, second = by_key(a), by_key(b)
+    runs = {name: _questions_of(keyed) for name, keyed in (("A", first), ("B", second))}
+    said = [
+        f"{benchmark}: all {len(questions)} questions of {name} are left out, the other run does not have this benchmark"
+        for (name, mine), other in zip(runs.items(), reversed(runs.values()))
+        for benchmark, questions in mine.items()
+        if benchmark not in other
+    ]
+    alike: dict[tuple[str, int, int, int, int], list[str]] = {}  # counts -> the strategies that have them
+    for key in second:
+        if key in first:
+            before, after = ({r["question"] for r in run[key]} for run in (first, second))
+            counts = (len(before - after), len(before), len(after - before), len(after))
+            alike.setdefault((key[0], *counts), []).append(f"{key[1]} {key[2]}")
+    for (benchmark, only_a, all_a, only_b, all_b), strategies in alike.items():
+        if only_a or only_b:
+            among = [names for found, names in alike.items() if found[0] == benchmark]
+            where = benchmark if len(among) == 1 else f"{benchmark} ({', '.join(strategies)})"
+            said.append(
+                f"{where}: {only_a} of the {all_a} questions of A and {only_b} of the {all_b} of B are left out, "
+                "the other run does not have them"
+            )
+    return said
+
+
+def _questions_of(keyed: Mapping[Key, Sequence[Mapping[str, Any]]]) -> dict[str, set[str]]:
+    found: dict[str, set[str]] = {}
+    for (benchmark, _, _), records in keyed.items():
+        found.setdefault(benchmark, set()).update(r["question"] for r in records)
+    return found
 
 
 def _check_golds(

@@ -79,7 +79,8 @@ def debiased_calibration_error(
 
     With gap g_b = mean confidence - accuracy a_b and s_b^2 = a_b (1 - a_b) / n_b, a new draw's gap is taken as
     N(g_b, s_b^2), whose mean absolute value is s sqrt(2 / pi) exp(-g^2 / 2 s^2) + g erf(g / (s sqrt 2)).
-    The plug-in ECE of n items in B bins is about sqrt(2 B / (pi n)) too high where the confidence is calibrated.
+    The plug-in ECE of n items in B bins is about sqrt(2 B / (pi n)) times the mean of sqrt(p (1 - p)) too high where the
+    confidence p is calibrated.
 
     Args:
       confidence: [n] in [0, 1].

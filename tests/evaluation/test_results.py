@@ -151,6 +151,36 @@ def test_compare_is_paired_by_question():
         results.paired_row(a[:1], [a[1]])
 
 
+def test_questions_that_one_run_lacks_are_counted():
+    a = answers("greedy", "1", [1, 0, 1], [5] * 3) + answers("cat", "4", [1, 0, 1], [5] * 3)
+    b = answers("greedy", "1", [0, 0, 1, 1], [5] * 4)[1:] + answers("cat", "4", [0, 0, 1, 1], [5] * 4)[1:]
+    for row in results.compare(a, b, draws=20):
+        assert (row["questions"], row["only_a"], row["only_b"], row["a"]) == (2, 1, 1, 0.5)
+    (line,) = results.left_out(a, b)
+    assert line.startswith("x: 1 of the 3 questions of A and 1 of the 3 of B")
+    assert results.left_out(a, a) == []
+    assert len(results.left_out(a, b[:3] + b[4:])) == 2  # one strategy lost another question than the other
+    other = answers("greedy", "1", [1, 1], [5] * 2, benchmark="y")
+    assert [line[:27] for line in results.left_out(a + other, a)] == ["y: all 2 questions of A are"]
+    assert [line[:27] for line in results.left_out(a, a + other)] == ["y: all 2 questions of B are"]
+
+
+def test_a_strategy_without_a_common_question_does_not_end_the_comparison_of_others():
+    a = answers("greedy", "1", [1, 0], [5] * 2) + answers("cat", "4", [1], [5])
+    b = answers("greedy", "1", [1, 0], [5] * 2) + answers("cat", "4", [1, 0], [5] * 2)[1:]
+    assert [row["strategy"] for row in results.compare(a, b, draws=20)] == ["greedy"]
+    (line,) = results.left_out(a, b)
+    assert line.startswith("x (cat 4): 1 of the 1 questions of A and 1 of the 1 of B")
+    with pytest.raises(UserError, match="no question in common"):
+        results.compare(a[2:], b[2:])
+
+
+def test_a_question_with_more_answers_weighs_no_more():
+    records = [*answers("sample", "1", [1], [5]) * 3, *answers("sample", "1", [1, 0], [5] * 2)[1:]]
+    (row,) = results.table(records, draws=20)
+    assert (row["accuracy"], row["questions"]) == (0.5, 2)
+
+
 def test_costs_of_a_pair_are_those_of_the_questions_that_it_compares():
     a, b = answers("cat", "4", [1, 0, 1], [10, 20, 900]), answers("greedy", "1", [1, 1], [4, 6])
     row = results.paired_row(a, b, draws=20)

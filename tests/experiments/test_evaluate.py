@@ -217,6 +217,20 @@ def test_other_settings_are_refused_and_runs_compared_without_a_model(program, w
     assert not re.search(r">\s*equal\s*<", page)
     rows = json.loads((folder / "compared" / "compare.json").read_text())["rows"]
     assert all(row["difference"] == 0 and row["verdict"] == "equal" for row in rows)
+    lines = (whole / "answers.jsonl").read_text(encoding="utf-8").splitlines(keepends=True)
+    name = json.loads(lines[0])["question"]
+    fewer = folder / "fewer.jsonl"
+    fewer.write_text("".join(x for x in lines if json.loads(x)["question"] != name), encoding="utf-8")
+    code, _, err = program("evaluate", compare=f"{whole},{fewer}", out_dir=folder / "partly")
+    assert (code, "1 of the" in err) == (0, True)
+    found = json.loads((folder / "partly" / "compare.json").read_text())
+    assert {(row["only_a"], row["only_b"]) for row in found["rows"]} == {(1, 0)}
+    assert found["left_out"][0] in err
+    fewer.write_text("".join(x for x in lines if json.loads(x)["question"] == name), encoding="utf-8")
+    rest = folder / "rest.jsonl"
+    rest.write_text("".join(x for x in lines if json.loads(x)["question"] != name), encoding="utf-8")
+    code, _, err = program("evaluate", compare=f"{fewer},{rest}", out_dir=folder / "apart")
+    assert (code, err.count("\n"), "no question in common" in err) == (1, 1, True)
     assert program("evaluate", compare=str(whole))[0] == 1
     code, _, err = program("evaluate", compare=f"{whole},{whole}", out_dir=folder / "compared")
     assert (code, "answers.jsonl' then" in err) == (1, True)

@@ -164,4 +164,10 @@ def _compared(rows: Rows, title: str) -> Table:
             False,
         ),
     ]
-    return Table(title, columns, body, _PAIRED_NOTE)
+    missing = [max((r.get(side) or 0 for r in rows), default=0) for side in ("only_a", "only_b")]
+    note = (
+        f"Left out: up to {missing[0]:,} questions of A and {missing[1]:,} of B alone. "
+        if any(missing)
+        else ""
+    )
+    return Table(title, columns, body, note + _PAIRED_NOTE)
