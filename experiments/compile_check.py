@@ -1,14 +1,16 @@
 """Does the training step, or the tree search, compile for a TPU pod or GPUs, and does it fit? Needs neither.
 
-    python -m experiments.compile_check --model_config=qwen3-8b --topology=v5e:4x4 --mesh=fsdp:16 --what=train --rows=16 --length=2048
+    python -m experiments.compile_check --model_config=qwen3-8b --topology=v5e:4x4 --mesh=fsdp:16 --rows=16 --train.remat=full
+    python -m experiments.compile_check --model_config=qwen2.5-7b --topology=v5e:2x4 --mesh=fsdp:8 --rows=8 --lora_rank=16
     python -m experiments.compile_check --model_config=qwen3-8b --topology=v5e:2x4 --mesh=tensor:8 --what=cat --num_branches=10
     python -m experiments.compile_check --model_config=qwen2.5-1.5b --topology=h200:1 --mesh=data:1 --what=cat --questions=16 --num_branches=1
 
 The programs are the library's own, lowered from shapes alone and compiled ahead of time on a CPU machine, by libtpu
 (in the clone: pip install ".[tpu]") or for a100, h100 and h200 by JAX's CUDA plugin (pip install ".[gpu]"; kernels are
 then chosen without trying them). Printed: HBM a chip and whether it fits, products, HBM traffic, collectives, on GPUs
-kernels and waits for the host, and the least time a run that the chip's published rates allow. --model_config takes a
-Hugging Face config.json (or its folder) or a shape: tiny, qwen2.5-0.5b, qwen2.5-1.5b, qwen2.5-7b, qwen3-8b, llama-3.1-8b.
+kernels and waits for the host, and the least time a run that the chip's published rates allow. --preset, --train.NAME and
+--lora_rank are those of `experiments.train`, with its defaults. --model_config takes a Hugging Face config.json (or its
+folder) or a shape: tiny, qwen2.5-0.5b, qwen2.5-1.5b, qwen2.5-7b, qwen3-8b, llama-3.1-8b.
 """
 
 from __future__ import annotations
@@ -26,8 +28,7 @@ FLAGS = flags.FLAGS
 
 def define_flags() -> None:
     """The program's flags."""
-    from caspo_jax.training import TrainConfig
-    from experiments.config_flags import define_config
+    from experiments.train import define_recipe_flags
 
     flags.DEFINE_string(
         "model_config", None, "a config.json, its folder, or the name of a shape", required=True
@@ -49,21 +50,24 @@ def define_flags() -> None:
     flags.DEFINE_integer("max_new_tokens", 4096, "cat: tokens a path", lower_bound=1)
     result_files.define_output_flags("also write the figures to this JSON file")
     flags.DEFINE_string("hlo", None, "also write the compiled program's text to this file")
-    flags.DEFINE_enum("preset", "caspo", ["caspo", "paper"], "train: recipe whose loss is compiled")
+    flags.DEFINE_enum("preset", "caspo", ["caspo", "paper"], "train: recipe that is compiled")
     common.define_terminal_flags()
-    define_config("train", TrainConfig.preset("caspo", remat="full"), "train: loss and optimiser")
+    define_recipe_flags()
 
 
 def main() -> None:
     """Check."""
     from caspo_jax import compile_check
     from caspo_jax.sharding import make_mesh
-    from caspo_jax.training import TrainConfig
-    from experiments.config_flags import given_config
+    from experiments.train import train_config
 
     common.check_outputs(("output", "hlo"), ("model_config",))
     config = compile_check.model_shape(FLAGS.model_config)
-    recipe = given_config("train", TrainConfig.preset(FLAGS.preset, remat="full"))
+    recipe = train_config()
+    if FLAGS.what == "cat" and recipe.lora is not None:
+        raise UserError(
+            "--lora_rank goes with --what=train: the check of the search is of a model without adapters"
+        )
     chip, devices = compile_check.topology_devices(FLAGS.topology)
     mesh = make_mesh(FLAGS.mesh, devices)
     if mesh is None:
@@ -73,7 +77,8 @@ def main() -> None:
     if FLAGS.what == "train":
         shape = compile_check.TrainShape(FLAGS.rows, FLAGS.length, FLAGS.step_share)
         program = compile_check.train_program(config, mesh, shape, recipe, FLAGS.dtype)
-        title = f"one update of {FLAGS.rows} rows of {FLAGS.length:,} tokens"
+        trained = "all weights" if recipe.lora is None else f"adapters of rank {recipe.lora.rank}"
+        title = f"one update of {FLAGS.rows} rows of {FLAGS.length:,} tokens, {trained}, remat={recipe.remat}"
     else:
         search = compile_check.CatShape(
             FLAGS.questions, FLAGS.num_branches, FLAGS.prompt, FLAGS.max_new_tokens

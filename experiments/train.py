@@ -51,6 +51,16 @@ def define_flags() -> None:
 
 def define_training_flags() -> None:
     """The flags of every program that trains with a --preset."""
+    define_recipe_flags()
+    flags.DEFINE_string(
+        "reference_cache",
+        None,
+        "folder of reference log-probs that runs share: another beta computes none; default: the run's own",
+    )
+
+
+def define_recipe_flags() -> None:
+    """The flags that `train_config` reads beside --preset."""
     flags.DEFINE_integer(
         "lora_rank", None, "train LoRA adapters of this rank; default: train the weights", lower_bound=1
     )
@@ -59,11 +69,6 @@ def define_training_flags() -> None:
         "lora_targets",
         ["all-linear"],
         "which maps get an adapter: some of q_proj,k_proj,v_proj,o_proj,gate_proj,up_proj,down_proj, or all-linear",
-    )
-    flags.DEFINE_string(
-        "reference_cache",
-        None,
-        "folder of reference log-probs that runs share: another beta computes none; default: the run's own",
     )
     define_config("train", TrainConfig.preset("caspo"), "training; what is not given comes from --preset")
 

@@ -22,6 +22,7 @@ from caspo_jax.models.block import Layer
 from caspo_jax.models.blockwise import BLOCK
 from caspo_jax.models.cache import KVCache, init_cache, with_layers_apart
 from caspo_jax.models.cache_rows import copy_rows
+from caspo_jax.models.lora import abstract_lora
 from caspo_jax.preferences.tree_pieces import RowShape
 from caspo_jax.sampling import CatConfig, SampleConfig
 from caspo_jax.sampling.automaton import build_automaton
@@ -56,6 +57,8 @@ class Program:
     # Bytes a chip beside the arguments while buffers are made larger, before the program runs.
     growing: int = 0
     unread: int = 0  # bytes a chip of `arguments` that the program does not read: they are there all the same
+    whole_weights: bool = False  # whether all weights are trained: adapters would leave most of the state out
+    recomputable: bool = False  # whether the backward pass could keep less and compute it again
     whole_cache: str = ""  # why the mesh's tensor axis leaves the KV cache whole on its chips, if it does
 
 
@@ -81,24 +84,27 @@ class CatShape:
 def train_program(
     config: ModelConfig, mesh: Mesh, shape: TrainShape, settings: TrainConfig, dtype: str
 ) -> Program:
-    """`fused_update` of one batch of trees, all weights trained: float32 Adam state, computing in `dtype`.
+    """`fused_update` of one batch of trees: float32 Adam state, computing in `dtype`.
+
+    All weights are trained, or with `settings.lora` adapters beside weights that stay frozen in `dtype`.
 
     Raises:
-      UserError: rows that the mesh does not divide, or adapters asked for.
+      UserError: rows that the mesh does not divide, or a rank above a map's smaller side.
     """
-    if settings.lora is not None:
-        raise UserError("train.lora: the check is of full fine-tuning; leave the adapters out")
     ways = batch_ways(mesh)
     if shape.rows % ways:
         raise UserError(f"--rows={shape.rows}: the mesh splits rows {ways} ways; give a multiple of {ways}")
-    graphdef, params, frozen = nnx.split(abstract_decoder(config, dtype, mesh), nnx.Param, ...)  # type: ignore[misc]
+    model = abstract_decoder(config, dtype, mesh)
+    if settings.lora is not None:
+        model = abstract_lora(model, settings.lora)
+    graphdef, params, frozen = nnx.split(model, nnx.Param, ...)  # type: ignore[misc]
     spec = StepSpec.of(graphdef, params, settings, mesh)
     wide = jax.tree.map(lambda p: Shaped(p.shape, jnp.float32, sharding=p.sharding), params)
     kept = params if settings.masters == "none" else wide
     whole = NamedSharding(mesh, PartitionSpec())
-    scalar: Any = Shaped((), jnp.float32, sharding=whole)
     count: Any = Shaped((), jnp.int32, sharding=whole)
-    seed: Any = Shaped((), jnp.uint32, sharding=whole)
+    scalar: Any = Shaped((), jnp.float32)  # from the host
+    seed: Any = Shaped((), jnp.uint32)
     moments = optax.tree_map_params(
         spec.optimizer,
         lambda _, param: param,
@@ -115,7 +121,7 @@ def train_program(
         what="train",
         lowered=lowered,
         arguments={
-            f"parameters ({dtype if settings.masters == 'none' else 'float32'})": bytes_a_device(kept),
+            **_weights_held(kept, frozen, dtype, settings),
             "Adam state (float32)": bytes_a_device(moments),
             "batch": bytes_a_device(batch),
         },
@@ -127,7 +133,19 @@ def train_program(
         tokens=shape.rows * shape.length,
         per="update",
         divisible=shape.rows > ways,
+        whole_weights=settings.lora is None,
+        recomputable=settings.remat != "full",
     )
+
+
+def _weights_held(kept: Any, frozen: Any, dtype: str, settings: TrainConfig) -> dict[str, int]:
+    """Bytes a chip of what is trained and, beside adapters, of what is not; by what a table calls them."""
+    if settings.lora is not None:  # adapters are float32 with masters or without
+        return {
+            f"base weights ({dtype})": bytes_a_device(frozen),
+            "adapters (float32)": bytes_a_device(kept),
+        }
+    return {f"parameters ({dtype if settings.masters == 'none' else 'float32'})": bytes_a_device(kept)}
 
 
 def cat_program(config: ModelConfig, mesh: Mesh, shape: CatShape, dtype: str, chip: Chip) -> Program:

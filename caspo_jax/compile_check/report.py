@@ -182,9 +182,18 @@ def _suggestion(program: Program, chip: Chip, chips: int, needed: float) -> str:
     """A sentence that says what to change so that the program fits."""
     train = program.what == "train"
     held = sum(size for name, size in program.arguments.items() if train or name not in _BY_ROWS)
-    if held > 0.8 * chip.hbm_bytes or (train and not program.divisible):
-        if train:
-            return f"Split the parameters over more chips: about {_power(needed / (0.9 * chip.hbm_bytes)) * chips} with fsdp would hold them"
+    recompute = (
+        "let the backward pass compute layers again (--train.remat=full)" if program.recomputable else ""
+    )
+    if train and (held > 0.8 * chip.hbm_bytes or not program.divisible):
+        # What is done at once is not the matter where the arguments alone are too large.
+        first = recompute if held <= 0.8 * chip.hbm_bytes else ""
+        more = _power(needed / (0.9 * chip.hbm_bytes)) * chips
+        ways = [first, f"split the parameters over more chips: about {more} with fsdp would hold them"]
+        if program.whole_weights:
+            ways.append("train adapters alone (--lora_rank=16)")
+        return _sentence(ways)
+    if held > 0.8 * chip.hbm_bytes:
         return "Split the parameters further: a larger fsdp axis, or tensor as far as it divides the KV heads"
     if program.whole_cache:
         return (
@@ -194,8 +203,16 @@ def _suggestion(program: Program, chip: Chip, chips: int, needed: float) -> str:
     # What is held stays, whatever is done at once.
     factor = _power((needed - held) / (0.9 * chip.hbm_bytes - held))
     if train:
-        return f"Take fewer rows a batch (--rows, 1/{factor} of them in each of more micro-batches), or more chips"
+        rows = f"take fewer rows a batch (--rows, 1/{factor} of them in each of more micro-batches)"
+        return _sentence([recompute, rows, "take more chips"])
     return f"Take fewer questions or branches at once (1/{factor} of them), a lower --max_new_tokens, or more chips"
+
+
+def _sentence(ways: list[str]) -> str:
+    """The ways that there are, joined by commas and a last `or`."""
+    *others, last = filter(None, ways)
+    said = f"{', '.join(others)}, or {last}" if others else last
+    return said[0].upper() + said[1:]
 
 
 def _power(ratio: float) -> int:

@@ -134,7 +134,7 @@ def add_lora(model: Any, lora: LoraConfig, key: jax.Array) -> Any:
         check_rank(model.config, lora)
 
     def initial(weight: Weight, number: int) -> np.ndarray | jax.Array:
-        shape = (model.config.num_layers, *weight.shape)
+        shape = _shape(model, weight)
         if weight.name.endswith("_b"):
             return jnp.zeros(shape, jnp.float32)
         bound = 1 / math.sqrt(weight.shape[0])
@@ -145,6 +145,31 @@ def add_lora(model: Any, lora: LoraConfig, key: jax.Array) -> Any:
 
 def attach(model: Any, lora: LoraConfig, value: Callable[[Weight, int], Any]) -> Any:
     """The model with adapters of given values: `value(weight, its number)` gives `[L, ...]` float32."""
+
+    def placed(weight: Weight, number: int) -> jax.Array:
+        array = value(weight, number)
+        place = _place(model, weight)
+        return jnp.asarray(array if place is None else jax.device_put(array, place), jnp.float32)
+
+    return _attached(model, lora, placed)
+
+
+def abstract_lora(model: Any, lora: LoraConfig) -> Any:
+    """`add_lora` of a decoder of shapes (`models.abstract`): its adapters are shapes too, where fresh ones would lie.
+
+    Raises:
+      UserError: as `add_lora` does.
+    """
+    check_rank(model.config, lora)
+
+    def shaped(weight: Weight, _: int) -> jax.ShapeDtypeStruct:
+        return jax.ShapeDtypeStruct(_shape(model, weight), jnp.float32, sharding=_place(model, weight))
+
+    return _attached(model, lora, shaped)
+
+
+def _attached(model: Any, lora: LoraConfig, leaf: Callable[[Weight, int], Any]) -> Any:
+    """The model with its weights frozen and `leaf(weight, its number)` as the value of each adapter's matrix."""
     if not hasattr(model, "lora"):
         raise UserError(f"lora: {type(model).__name__} takes no adapters; caspo_jax.models.Decoder does")
     if model.lora is not None:
@@ -152,15 +177,22 @@ def attach(model: Any, lora: LoraConfig, value: Callable[[Weight, int], Any]) ->
     new = shallow_copy(model)
     for weight in weights(model.config):
         setattr(owner(new, weight), weight.name, Frozen(_stored(new, weight)))
-    sharding = getattr(new.embed[...], "sharding", None)  # none while shapes alone are traced
     for number, weight in enumerate(lora_weights(model.config, lora)):
-        array = value(weight, number)
-        if isinstance(sharding, NamedSharding):
-            axes = ("layers", *weight.axes)
-            array = jax.device_put(array, named_sharding(sharding.mesh, axes, array.shape))  # type: ignore[arg-type]
-        setattr(new.layers, weight.name, nnx.LoRAParam(jnp.asarray(array, jnp.float32)))
+        setattr(new.layers, weight.name, nnx.LoRAParam(leaf(weight, number)))
     new.lora = lora
     return new
+
+
+def _shape(model: Any, weight: Weight) -> tuple[int, ...]:
+    return (model.config.num_layers, *weight.shape)
+
+
+def _place(model: Any, weight: Weight) -> NamedSharding | None:
+    """Where an adapter's matrix lies: split over the mesh that holds the weights, if one does."""
+    sharding = getattr(model.embed.get_value(), "sharding", None)  # none while shapes alone are traced
+    if not isinstance(sharding, NamedSharding):
+        return None
+    return named_sharding(sharding.mesh, ("layers", *weight.axes), _shape(model, weight))  # type: ignore[arg-type]
 
 
 def has_adapters(model: Any) -> bool:
@@ -235,4 +267,4 @@ def _without_adapters(model: Any, value: Callable[[Any, Weight], jax.Array]) -> 
 
 
 def _stored(model: Any, weight: Weight) -> jax.Array:
-    return getattr(owner(model, weight), weight.name)[...]
+    return getattr(owner(model, weight), weight.name).get_value()  # an array, or its shape

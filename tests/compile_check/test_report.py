@@ -69,6 +69,28 @@ def test_advice_for_what_does_not_fit_would_make_it_fit(what, arguments, whole_c
     assert advice in _too_large(program, V5E, 16, needed * GIB, V5E.hbm_bytes)
 
 
+SMALL, LARGE = {"parameters": 3, "Adam state": 6}, {"parameters": 6, "Adam state": 12}
+REMAT, ADAPTERS, SPLIT = "--train.remat=full", "--lora_rank=16", "with fsdp"
+
+
+@pytest.mark.parametrize(
+    "held, options, needed, ways",
+    [
+        (SMALL, {"recomputable": True, "whole_weights": True}, 24, [REMAT, "1/4 of them"]),
+        (SMALL, {"whole_weights": True}, 24, ["1/4 of them"]),
+        (SMALL, {"recomputable": True, "divisible": False}, 24, [REMAT, SPLIT]),
+        # The arguments alone are too much: nothing that is computed again makes them smaller.
+        (LARGE, {"recomputable": True, "whole_weights": True}, 24, [SPLIT, ADAPTERS]),
+        (LARGE, {"recomputable": True}, 24, [SPLIT]),
+    ],
+)
+def test_advice_names_what_would_help_and_is_not_done_yet(held, options, needed, ways):
+    sizes = {name: int(size * GIB) for name, size in held.items()}
+    program = Program("train", None, sizes, {}, (), tokens=1, per="run", **options)
+    said = _too_large(program, V5E, 16, needed * GIB, V5E.hbm_bytes)
+    assert [way for way in (REMAT, SPLIT, ADAPTERS, "1/4 of them") if way in said] == ways
+
+
 @pytest.mark.parametrize("mesh, whole", [((2, 8), ""), ((1, 16), WHOLE), ((16, 1), "")])
 def test_a_tensor_axis_that_leaves_the_cache_whole_is_named(mesh, whole):
     assert _whole_cache(model_shape("qwen3-8b"), jax.sharding.AbstractMesh(mesh, ("fsdp", "tensor"))) == whole

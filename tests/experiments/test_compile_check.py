@@ -9,6 +9,9 @@ import sys
 import pytest
 
 from caspo_jax.compile_check import chips
+from caspo_jax.errors import UserError
+from caspo_jax.models import LoraConfig
+from caspo_jax.training import TrainConfig
 
 needs_compiler = pytest.mark.skipif(
     importlib.util.find_spec("libtpu") is None, reason="libtpu is not installed (the tpu extra)"
@@ -57,6 +60,52 @@ def test_figures_leave_a_file_of_somebody_else_s(program, tmp_path, monkeypatch,
     assert code == 1
     assert "--output and --hlo are the same file" in err
     assert mine.read_text() == "mine"
+
+
+@pytest.fixture
+def planned(program, monkeypatch):
+    """Runs the program up to the lowering, on this machine's devices: (code, errors, the recipes that it would lower)."""
+    import jax
+
+    from caspo_jax import compile_check
+
+    def run(**flags):
+        recipes = []
+
+        def lowered(config, mesh, shape, settings, dtype):
+            recipes.append(settings)
+            raise UserError("stopped here")
+
+        with monkeypatch.context() as patch:
+            patch.setattr(compile_check, "topology_devices", lambda _: (None, jax.devices()[:1]))
+            patch.setattr(compile_check, "train_program", lowered)
+            code, _, err = program("compile_check", **(TINY | {"mesh": "data:1"} | flags))
+        return code, err, recipes
+
+    return run
+
+
+def test_what_is_planned_is_what_training_does_with_the_same_flags(planned):
+    """Also where no flag says so: whoever plans with the defaults trains with them."""
+    assert planned()[2] == [TrainConfig.preset("caspo")]
+    flags = {"lora_rank": 4, "lora_alpha": 2, "lora_targets": "q_proj,down", "train.remat": "dots"}
+    lora = LoraConfig(4, 2.0, ("q_proj", "down_proj"))
+    assert planned(preset="paper", **flags)[2] == [TrainConfig.preset("paper", lora=lora, remat="dots")]
+
+
+@pytest.mark.parametrize(
+    "flags, words",
+    [
+        ({"lora_alpha": 3}, ("--lora_rank",)),
+        ({"lora_rank": 4, "lora_targets": "nothing"}, ("'nothing'", "q_proj")),
+        ({"lora_rank": 4, "what": "cat"}, ("--lora_rank", "--what=train")),
+    ],
+)
+def test_adapters_that_cannot_be_planned_are_refused(planned, flags, words):
+    code, err, recipes = planned(**flags)
+    assert (code, recipes) == (1, [])
+    for word in words:
+        assert word in err
 
 
 @needs_compiler
@@ -127,6 +176,7 @@ def test_on_gpus_an_update_of_long_rows_hardly_asks_the_host(program, tmp_path):
         "mesh": "fsdp:4",
         "rows": 16,
         "length": 2048,
+        "train.remat": "full",
     }
     code, _, err = program("compile_check", **flags, output=path)
     assert code == 0, err
@@ -153,9 +203,23 @@ def test_a_training_update_fits(program, tmp_path):
     state = 3 * 4 * parameter_count(model_shape("tiny")) / 4
     assert memory["aliased"] == pytest.approx(state, rel=0.05)
     assert found["collectives"]["all-gather"]["count"] > 0
-    # 6 products a parameter and token, 8 with recomputed layers; attention and the head come on top.
+    # 6 products a parameter and token; attention and what is recomputed of the head come on top.
     products = 6 * parameter_count(model_shape("tiny")) * 4 * 256 / 4
     assert products < found["flops_a_chip_update"] < 2.5 * products
+
+
+@pytest.mark.slow
+@needs_compiler
+def test_an_update_of_adapters_writes_nothing_else(program, tmp_path):
+    path = tmp_path / "check.json"
+    code, out, err = program("compile_check", **TINY, lora_rank=8, output=path)
+    assert code == 0, err
+    assert "adapters of rank 8, remat=none" in out
+    found = json.loads(path.read_text())
+    held, memory = found["arguments"], found["hbm_bytes_a_chip"]
+    trained = held["adapters (float32)"] + held["Adam state (float32)"]
+    assert memory["aliased"] == pytest.approx(trained, rel=0.05)
+    assert memory["arguments"] > held["base weights (bfloat16)"] + trained
 
 
 @pytest.mark.slow
