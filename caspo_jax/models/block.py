@@ -15,6 +15,7 @@ from caspo_jax.models.config import ModelConfig
 from caspo_jax.models.cpu_layers import LateLayer, TurnedLayer
 from caspo_jax.models.lora import LoraConfig
 from caspo_jax.models.precision import precision
+from caspo_jax.models.remat import multiplied
 from caspo_jax.models.rope import rotate
 from caspo_jax.models.weights import parameter_axes, weights
 from caspo_jax.sharding import constrain, gathered
@@ -98,6 +99,7 @@ class Block:
             y = dot(rows, layer[name])
         if self.lora is not None and f"{name}_lora_a" in layer:
             y = y + self.lora.scale * dot(dot(rows, layer[f"{name}_lora_a"]), layer[f"{name}_lora_b"])
+        y = multiplied(y)
         if self.still:
             y = constrain(self.mesh, y, ("replica", out))
         y = y.reshape(*x.shape[:-1], -1)

@@ -46,13 +46,14 @@ def attended(x: jax.Array) -> jax.Array:
     return checkpoint_name(x, _ATTENDED)
 
 
-_ATTENDED = "attended"
-# Attention's products have a batch axis: its scores are never kept.
-_PRODUCTS = jax.checkpoint_policies.dots_with_no_batch_dims_saveable
+def multiplied(x: jax.Array) -> jax.Array:
+    """Marks the result of a linear map, its adapter's share added: kept apart the two would take twice the memory."""
+    return checkpoint_name(x, _MULTIPLIED)
+
+
+_ATTENDED, _MULTIPLIED = "attended", "multiplied"
 _POLICIES = {
-    "none": jax.checkpoint_policies.save_from_both_policies(
-        _PRODUCTS, jax.checkpoint_policies.save_only_these_names(_ATTENDED)
-    ),
+    "none": jax.checkpoint_policies.save_only_these_names(_ATTENDED, _MULTIPLIED),
     "full": None,
-    "dots": _PRODUCTS,
+    "dots": jax.checkpoint_policies.save_only_these_names(_MULTIPLIED),
 }

@@ -13,6 +13,7 @@ from safetensors.numpy import load_file, save_file
 
 from caspo_jax.errors import UserError
 from caspo_jax.models import (
+    Decoder,
     LoraConfig,
     add_lora,
     base_model,
@@ -24,6 +25,7 @@ from caspo_jax.models import (
 )
 from caspo_jax.models.lora import LINEAR, Frozen, attach, lora_weights
 from caspo_jax.sharding import make_mesh, named_sharding
+from tests.shapes import small_shape
 
 NAME = "qwen3_tied_fp32"
 LAYERS = 3
@@ -251,3 +253,23 @@ def test_logits_and_settings_are_those_of_peft(model, golden):
         want = expected["logits"]
     np.testing.assert_allclose(logits_of(adapted), want, atol=1e-4)
     np.testing.assert_allclose(logits_of(merge_lora(adapted)), want, atol=1e-4)
+
+
+@pytest.mark.parametrize("remat", ["none", "dots"])
+def test_the_backward_pass_keeps_no_product_twice(remat):
+    """A map's result and its adapter's share were both kept: of Qwen2.5-1.5B twice the memory that full training takes."""
+    plain = Decoder(small_shape(intermediate_size=40), dtype="bfloat16", rngs=nnx.Rngs(0))
+    ids = jnp.asarray(IDS % 64)
+    kept = []
+    for model in (plain, add_lora(plain, LoraConfig(rank=2), jax.random.key(0))):
+        graphdef, params, frozen = nnx.split(model, nnx.Param, ...)
+
+        def states(params, graphdef=graphdef, frozen=frozen):
+            return nnx.merge(graphdef, params, frozen).hidden_states(ids, remat=remat)
+
+        _, backward = jax.vjp(states, params)
+        leaves = [leaf for leaf in jax.tree.leaves(backward) if leaf.shape[:1] == (2,)]
+        # Results of gate and up: one row a token, stacked by layer.
+        kept.append([leaf.shape for leaf in leaves if leaf.shape[1:] == (ids.size, 40)])
+    assert len(kept[0]) == 2
+    assert kept[1] == kept[0]
