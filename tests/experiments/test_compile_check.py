@@ -218,7 +218,8 @@ def test_an_update_of_adapters_writes_nothing_else(program, tmp_path):
     found = json.loads(path.read_text())
     held, memory = found["arguments"], found["hbm_bytes_a_chip"]
     trained = held["adapters (float32)"] + held["Adam state (float32)"]
-    assert memory["aliased"] == pytest.approx(trained, rel=0.05)
+    # Small arrays fill whole tiles of the chip; the base weights would more than double it.
+    assert trained <= memory["aliased"] < 1.25 * trained < held["base weights (bfloat16)"] + trained
     assert memory["arguments"] > held["base weights (bfloat16)"] + trained
 
 
