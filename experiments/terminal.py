@@ -154,7 +154,7 @@ def _words(name: str) -> str:
 
 
 def _written(value: Any) -> str:
-    """A value of the closing summary; the entries of a mapping stand below each other."""
+    """A value for people; the entries of a mapping stand below each other."""
     if isinstance(value, Mapping):
         width = max((len(str(k)) for k in value), default=0)
         return "\n".join(f"{k:<{width}}  {_written(v)}" for k, v in value.items())

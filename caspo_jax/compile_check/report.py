@@ -185,15 +185,15 @@ def _suggestion(program: Program, chip: Chip, chips: int, needed: float) -> str:
     recompute = (
         "let the backward pass compute layers again (--train.remat=full)" if program.recomputable else ""
     )
-    if train and (held > 0.8 * chip.hbm_bytes or not program.divisible):
-        # What is done at once is not the matter where the arguments alone are too large.
-        first = recompute if held <= 0.8 * chip.hbm_bytes else ""
+    crowded = held > 0.8 * chip.hbm_bytes
+    if train and (crowded or not program.divisible):
+        first = "" if crowded else recompute  # no less is held by it
         more = _power(needed / (0.9 * chip.hbm_bytes)) * chips
         ways = [first, f"split the parameters over more chips: about {more} with fsdp would hold them"]
         if program.whole_weights:
             ways.append("train adapters alone (--lora_rank=16)")
         return _sentence(ways)
-    if held > 0.8 * chip.hbm_bytes:
+    if crowded:
         return "Split the parameters further: a larger fsdp axis, or tensor as far as it divides the KV heads"
     if program.whole_cache:
         return (

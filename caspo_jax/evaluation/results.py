@@ -9,7 +9,7 @@ import numpy as np
 
 from caspo_jax import metrics
 from caspo_jax.errors import UserError
-from caspo_jax.evaluation.answer_records import Key, answer_record, by_key, sample_from_record
+from caspo_jax.evaluation.answer_records import answer_record, by_key, sample_from_record
 from caspo_jax.evaluation.strategies.at_budget import matched_counts
 from caspo_jax.evaluation.strategies.base import Settings
 from caspo_jax.evaluation.strategies.pool import VOTES, Sample, at_counts
@@ -249,14 +249,14 @@ def left_out(a: Sequence[Mapping[str, Any]], b: Sequence[Mapping[str, Any]]) -> 
 
     Of a benchmark that one run lacks, all; of a strategy and size that one run lacks, nothing is said.
     """
-    first, second = by_key(a), by_key(b)
-    runs = {name: _questions_of(keyed) for name, keyed in (("A", first), ("B", second))}
+    in_a, in_b = _questions_of(a), _questions_of(b)
     said = [
         f"{benchmark}: all {len(questions)} questions of {name} are left out, the other run does not have this benchmark"
-        for (name, mine), other in zip(runs.items(), reversed(runs.values()))
+        for name, mine, other in (("A", in_a, in_b), ("B", in_b, in_a))
         for benchmark, questions in mine.items()
         if benchmark not in other
     ]
+    first, second = by_key(a), by_key(b)
     alike: dict[tuple[str, int, int, int, int], list[str]] = {}  # counts -> the strategies that have them
     for key in second:
         if key in first:
@@ -274,10 +274,11 @@ def left_out(a: Sequence[Mapping[str, Any]], b: Sequence[Mapping[str, Any]]) -> 
     return said
 
 
-def _questions_of(keyed: Mapping[Key, Sequence[Mapping[str, Any]]]) -> dict[str, set[str]]:
+def _questions_of(records: Sequence[Mapping[str, Any]]) -> dict[str, set[str]]:
+    """Benchmark -> its questions."""
     found: dict[str, set[str]] = {}
-    for (benchmark, _, _), records in keyed.items():
-        found.setdefault(benchmark, set()).update(r["question"] for r in records)
+    for record in records:
+        found.setdefault(record["benchmark"], set()).add(record["question"])
     return found
 
 
