@@ -141,6 +141,9 @@ def named_sharding(
             axes = axes[:-1]
         taken |= set(axes)
         parts.append(axes or None)
+    # As jit names its results: else what an update gives would not look like what it was given.
+    while parts and parts[-1] is None:
+        parts.pop()
     return NamedSharding(mesh, PartitionSpec(*parts))
 
 

@@ -44,6 +44,11 @@ def define_flags() -> None:
     flags.DEFINE_integer("rows", 16, "train: packed rows a batch", lower_bound=1)
     flags.DEFINE_integer("length", 2048, "train: tokens a row", lower_bound=16)
     flags.DEFINE_float("step_share", 1.0, "train: share of the tokens that the loss looks at", 0.0, 1.0)
+    flags.DEFINE_bool(
+        "accumulate",
+        False,
+        "train: an update has several micro-batches of --rows: compile the program that adds up the gradient of one",
+    )
     flags.DEFINE_integer("questions", 8, "cat: questions together", lower_bound=1)
     flags.DEFINE_integer("num_branches", 10, "cat: slots K a question", lower_bound=1)
     flags.DEFINE_integer("prompt", 256, "cat: tokens of the longest prompt", lower_bound=1)
@@ -75,10 +80,10 @@ def main() -> None:
     settings = result_files.flag_values() | {"train": dataclasses.asdict(recipe)}
     save, save_hlo = (result_files.claim(flag, "compile_check", settings) for flag in ("output", "hlo"))
     if FLAGS.what == "train":
-        shape = compile_check.TrainShape(FLAGS.rows, FLAGS.length, FLAGS.step_share)
+        shape = compile_check.TrainShape(FLAGS.rows, FLAGS.length, FLAGS.step_share, FLAGS.accumulate)
         program = compile_check.train_program(config, mesh, shape, recipe, FLAGS.dtype)
         trained = "all weights" if recipe.lora is None else f"adapters of rank {recipe.lora.rank}"
-        title = f"one update of {FLAGS.rows} rows of {FLAGS.length:,} tokens, {trained}, remat={recipe.remat}"
+        title = f"one {program.per} of {FLAGS.rows} rows of {FLAGS.length:,} tokens, {trained}, remat={recipe.remat}"
     else:
         search = compile_check.CatShape(
             FLAGS.questions, FLAGS.num_branches, FLAGS.prompt, FLAGS.max_new_tokens

@@ -102,6 +102,7 @@ def main() -> None:
             delimiter=None if FLAGS.step_delimiter is None else common.step_delimiter(policy),
             reference_cache=FLAGS.reference_cache,
             overwrite=FLAGS.overwrite,
+            donate=True,
             progress=progress.reach,
         )
     if "last" in summary:

@@ -36,7 +36,7 @@ from caspo_jax.training.config import TrainConfig
 from caspo_jax.training.scored_stats import head_chunk
 from caspo_jax.training.step_loss import Denominators
 from caspo_jax.training.step_state import StepSpec, TrainState
-from caspo_jax.training.train_step import fused_update
+from caspo_jax.training.train_step import add_gradients, fused_update
 from caspo_jax.types import TreeBatch
 
 Shaped = jax.ShapeDtypeStruct
@@ -69,6 +69,7 @@ class TrainShape:
     rows: int
     length: int  # tokens a row
     step_share: float  # of a row's tokens that are scored: the head runs over these alone
+    accumulate: bool = False  # whether it is one of an update's several micro-batches
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,7 +87,8 @@ def train_program(
 ) -> Program:
     """`fused_update` of one batch of trees: float32 Adam state, computing in `dtype`.
 
-    All weights are trained, or with `settings.lora` adapters beside weights that stay frozen in `dtype`.
+    All weights are trained, or with `settings.lora` adapters beside weights that stay frozen in `dtype`. With
+    `shape.accumulate` it is `add_gradients` of one micro-batch, while Adam's moments wait.
 
     Raises:
       UserError: rows that the mesh does not divide, or a rank above a map's smaller side.
@@ -100,29 +102,25 @@ def train_program(
     graphdef, params, frozen = nnx.split(model, nnx.Param, ...)  # type: ignore[misc]
     spec = StepSpec.of(graphdef, params, settings, mesh)
     wide = jax.tree.map(lambda p: Shaped(p.shape, jnp.float32, sharding=p.sharding), params)
-    kept = params if settings.masters == "none" else wide
-    whole = NamedSharding(mesh, PartitionSpec())
-    count: Any = Shaped((), jnp.int32, sharding=whole)
-    scalar: Any = Shaped((), jnp.float32)  # from the host
-    seed: Any = Shaped((), jnp.uint32)
-    moments = optax.tree_map_params(
-        spec.optimizer,
-        lambda _, param: param,
-        jax.eval_shape(spec.optimizer.init, wide),
-        wide,
-        transform_non_params=lambda count: Shaped(count.shape, count.dtype, sharding=whole),
-    )
-    state = TrainState(count, kept, moments)
+    state = _abstract_state(spec, params if settings.masters == "none" else wide, wide, mesh)
     batch = _abstract_trees(mesh, shape, settings)
-    lowered = fused_update.lower(spec, state, frozen, batch, Denominators(scalar, scalar), scalar, seed)
+    scalar: Any = Shaped((), jnp.float32)  # from the host
+    totals = Denominators(scalar, scalar)
+    moments = bytes_a_device(state.opt_state)
+    if shape.accumulate:
+        so_far = (wide, Shaped((), jnp.float32, sharding=NamedSharding(mesh, PartitionSpec())))
+        lowered = add_gradients.lower(spec, state.params, so_far, frozen, batch, totals)
+    else:
+        lowered = fused_update.lower(spec, state, frozen, batch, totals, scalar, Shaped((), jnp.uint32))
     blocks = math.ceil(shape.length / BLOCK)
     chunk = head_chunk(shape.rows, config.vocab_size, shape.length, settings.head_chunk, mesh)
     return Program(
         what="train",
         lowered=lowered,
         arguments={
-            **_weights_held(kept, frozen, dtype, settings),
-            "Adam state (float32)": bytes_a_device(moments),
+            **_weights_held(state.params, frozen, dtype, settings),
+            "Adam state (float32)": moments,
+            **({"gradient so far (float32)": bytes_a_device(wide)} if shape.accumulate else {}),
             "batch": bytes_a_device(batch),
         },
         trips={
@@ -131,11 +129,26 @@ def train_program(
         },
         taken=("attention_blocks",),  # the blocks that nobody sees are left out by the trips
         tokens=shape.rows * shape.length,
-        per="update",
+        per="micro-batch" if shape.accumulate else "update",
         divisible=shape.rows > ways,
+        unread=moments if shape.accumulate else 0,
         whole_weights=settings.lora is None,
         recomputable=settings.remat != "full",
     )
+
+
+def _abstract_state(spec: StepSpec, params: Any, wide: Any, mesh: Mesh) -> TrainState:
+    """Of these parameters; `wide` are the same in float32, as Adam's moments are."""
+    whole = NamedSharding(mesh, PartitionSpec())
+    moments = optax.tree_map_params(
+        spec.optimizer,
+        lambda _, param: param,
+        jax.eval_shape(spec.optimizer.init, wide),
+        wide,
+        transform_non_params=lambda count: Shaped(count.shape, count.dtype, sharding=whole),
+    )
+    step: Any = Shaped((), jnp.int32, sharding=whole)
+    return TrainState(step, params, moments)
 
 
 def _weights_held(kept: Any, frozen: Any, dtype: str, settings: TrainConfig) -> dict[str, int]:

@@ -88,6 +88,7 @@ class Check:
     def to_json(self) -> dict[str, Any]:
         """Everything, as plain values."""
         roofline = {name: getattr(self.roofline, name) for name in ("compute", "hbm", "ici")}
+        per = self.program.per.replace("-", "_")
         return {
             "schema": _SCHEMA,
             "what": self.program.what,
@@ -97,8 +98,8 @@ class Check:
             "hbm_capacity": self.chip.hbm_bytes,
             "arguments": dict(self.program.arguments),
             "while_growing": self.memory.arguments + self.program.growing,
-            f"flops_a_chip_{self.program.per}": self.cost.flops,
-            f"hbm_traffic_a_chip_{self.program.per}": self.cost.hbm_bytes,
+            f"flops_a_chip_{per}": self.cost.flops,
+            f"hbm_traffic_a_chip_{per}": self.cost.hbm_bytes,
             "collectives": {k: dataclasses.asdict(v) for k, v in sorted(self.cost.collectives.items())},
             **(
                 {"kernels": self.cost.kernels, "host_waits": self.cost.host_waits}
@@ -223,7 +224,7 @@ def _power(ratio: float) -> int:
 def table(result: Check) -> str:
     """The check as text for people, a line a figure."""
     memory, cost, roofline = result.memory, result.cost, result.roofline
-    per = result.program.per
+    per = f"{'an' if result.program.per[0] in 'aiu' else 'a'} {result.program.per}"
     rows: list[tuple[str, str]] = [
         ("compiled in", f"{result.compile_seconds:.0f} s for {result.chips} {result.chip.name} chips"),
         *((f"argument: {name}", _gib(size)) for name, size in result.program.arguments.items()),
@@ -240,19 +241,17 @@ def table(result: Check) -> str:
             if result.program.growing
             else []
         ),
-        (f"products an {per}", f"{cost.flops / 1e12:.3g} TFLOP a chip"),
-        (f"HBM traffic an {per}", f"{cost.hbm_bytes / 1e9:.4g} GB a chip"),
+        (f"products {per}", f"{cost.flops / 1e12:.3g} TFLOP a chip"),
+        (f"HBM traffic {per}", f"{cost.hbm_bytes / 1e9:.4g} GB a chip"),
     ]
     for name, kind in sorted(cost.collectives.items()):
         rows.append((name, f"{kind.count:,.0f} times, {kind.bytes / 1e9:.4g} GB into a chip"))
     if result.chip.platform == "gpu":
-        rows.append(
-            (f"kernels an {per}", f"{cost.kernels:,.0f}, and {cost.host_waits:,.0f} waits for the host")
-        )
+        rows.append((f"kernels {per}", f"{cost.kernels:,.0f}, and {cost.host_waits:,.0f} waits for the host"))
     rows += [
         ("largest array made in a loop", _gib(cost.largest_loop_array)),
         (
-            f"least time an {per}",
+            f"least time {per}",
             f"{_ms(roofline.overlapped)} ({roofline.bound} bound; products {_ms(roofline.compute)}, HBM "
             f"{_ms(roofline.hbm)}, links {_ms(roofline.ici)}; one after another {_ms(roofline.serial)})",
         ),

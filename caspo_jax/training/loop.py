@@ -31,7 +31,7 @@ from caspo_jax.training.reporter import Callback, OnReference, ReferenceBar, Rep
 from caspo_jax.training.run_folder import claim_folder
 from caspo_jax.training.save_clock import SaveClock
 from caspo_jax.training.step_state import TrainState
-from caspo_jax.training.train_step import make_train_step, trainable_model, trained_model
+from caspo_jax.training.train_step import delete_parameters, make_train_step, trainable_model, trained_model
 from caspo_jax.types import Pair, PairBatch, StepRows
 
 
@@ -65,6 +65,7 @@ def train(
     reference_cache: str | Path | None = None,
     out_dir: str | Path | None = None,
     mesh: Mesh | str | None = None,
+    donate: bool = False,
     callback: Callback | None = None,
     on_reference: OnReference | None = None,
     progress: bool = False,
@@ -77,7 +78,7 @@ def train(
     again with the same arguments ends with the parameters of an uninterrupted one, bit for bit.
 
     Args:
-      model: the policy at the round's start, also after an interruption; it is left as it is.
+      model: the policy at the round's start, also after an interruption; it is left as it is, save with `donate`.
       data: pairs, or packed batches (padding rows are dropped; reference log-probs of NaN are computed).
       config: see `TrainConfig`.
       verified: verified-correct steps for the NLL term or `rft` (`preferences.verified_rows`, or `StepRows`).
@@ -86,6 +87,8 @@ def train(
         `out_dir`'s own.
       out_dir: folder for checkpoints, `metrics.jsonl` and TensorBoard events; None keeps nothing.
       mesh: devices to split batches over, itself or as `make_mesh` takes it; default the model's own.
+      donate: give up the parameters of `model` that are trained, once the updates have their own: 2 bytes a parameter less
+        in bfloat16. `model` and what shares its arrays (a `reference` too) cannot be used afterwards.
       callback: called with each update's metrics and `steps`, the updates in all, one update late.
       on_reference: called, while reference log-probs are computed, with (pairs done, pairs in all, updates in all).
       progress: show a progress bar on stderr.
@@ -132,7 +135,9 @@ def train(
                 fill_references(
                     store, plan, reference, cache, config.head_chunk, digest=digest, stop=stop, progress=bar
                 )
-        state, reporter, resumed = _updates(model, plan, config, mesh, folder, notice, callback, progress)
+        state, reporter, resumed = _updates(
+            model, plan, config, mesh, folder, notice, callback, progress, donate
+        )
         if notice is not None and notice.signal is not None:
             # Whatever the caller would do next, it was asked to stop.
             raise Interrupted(
@@ -163,9 +168,12 @@ def _updates(
     notice: StopNotice | None,
     callback: Callback | None,
     progress: bool,
+    donate: bool,
 ) -> tuple[TrainState, Reporter, int]:
     """All updates that are not done yet: the state after them, the reports, and how many updates had been done before."""
     step_fn, state = make_train_step(model, config, plan.steps, mesh, accumulate=plan.accumulates)
+    if donate:
+        delete_parameters(model)
     iterator, resumed = plan.iterator(), 0
     with contextlib.ExitStack() as resources:
         checkpoints, log = None, None

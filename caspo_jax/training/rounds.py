@@ -180,6 +180,7 @@ def _round(
         overwrite=overwrite,
         progress=look("pairs"),
     )
+    del judge  # it may be a model of its own, and the updates need the memory, as they do that of the policy
     train_stage(
         current,
         pairs,
@@ -188,8 +189,11 @@ def _round(
         dataclasses.replace(recipe.train, seed=recipe.train.seed + seed),
         reference_cache=recipe.reference_cache,
         overwrite=overwrite,
+        donate=True,
         progress=look("train"),
     )
+    if current.given_up:
+        current = Policy.load(policy, recipe.dtype, recipe.mesh)
     return export_stage(current, folder / "train", folder / "policy", overwrite=overwrite)
 
 

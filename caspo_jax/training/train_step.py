@@ -75,10 +75,10 @@ class TrainStep:
         if len(micro_batches) == 1 and not self._accumulate:
             batch = place(self.spec.mesh, micro_batches[0])
             return fused_update(self.spec, state, self.frozen, batch, totals, learning_rate, self._seed)
-        so_far = (_zeros(self.spec, state.params), jnp.zeros((), jnp.float32))
+        so_far = _nothing_yet(self.spec, state.params)
         sums = []
         for batch in micro_batches:
-            so_far, part_sums = _add_gradients(
+            so_far, part_sums = add_gradients(
                 self.spec, state.params, so_far, self.frozen, place(self.spec.mesh, batch), totals
             )
             sums.append(part_sums)
@@ -144,7 +144,7 @@ def _apply(
 
 
 @functools.partial(jax.jit, static_argnums=0, donate_argnums=2)
-def _add_gradients(
+def add_gradients(
     spec: StepSpec,
     params: Any,
     so_far: tuple[Any, jax.Array],
@@ -158,9 +158,14 @@ def _add_gradients(
     return (spec.like_params(gradients), loss), sums
 
 
-@functools.partial(jax.jit, static_argnums=0)
-def _zeros(spec: StepSpec, params: Any) -> Any:
-    return spec.like_params(jax.tree.map(lambda p: jnp.zeros_like(p, jnp.float32), params))
+@functools.partial(jax.jit, static_argnums=0, keep_unused=True)
+def _nothing_yet(spec: StepSpec, params: Any) -> tuple[Any, jax.Array]:
+    """Gradients and loss of no micro-batch, placed as a sum is: else the first one would compile a program of its own.
+
+    So the unused parameters are kept, too: a result lies where it must only if an argument does (a restored state's).
+    """
+    zeros = jax.tree.map(lambda p: jnp.zeros_like(p, jnp.float32), params)
+    return spec.like_params(zeros), whole(spec.mesh, jnp.zeros((), jnp.float32))
 
 
 _update = jax.jit(_apply, static_argnums=0, donate_argnums=1)
@@ -217,6 +222,12 @@ def make_train_step(
     spec = StepSpec.of(graphdef, params, config, mesh or mesh_of(model))
     step = TrainStep(spec, frozen, learning_rates(config, total_steps), accumulate, seed=config.seed)
     return step, step.init(params)
+
+
+def delete_parameters(model: Any) -> None:
+    """Free the memory of the parameters that `make_train_step` trains; shapes and dtypes can still be read."""
+    for leaf in jax.tree.leaves(nnx.split(model, nnx.Param, ...)[1]):  # type: ignore[misc]
+        leaf.delete()
 
 
 def parameters_alone(model: Any, config: TrainConfig) -> TrainState:

@@ -1,7 +1,8 @@
 """Runs in a process of its own with four CPU devices: is the update that a check plans the one that training compiles?
 
-`python planned_and_run.py MESH FOLDER` begins runs of a saved model, each up to its first update, and prints JSON: of each
-run whether the two lowered programs are one text, and the bytes that its arguments take on a device, planned and there.
+`python planned_and_run.py MESH FOLDER` begins runs of a saved model, each up to its first program, and prints JSON: of each
+run which one that is, whether the two lowered programs are one text, and the bytes that its arguments take on a device,
+planned and there.
 """
 
 from __future__ import annotations
@@ -28,29 +29,40 @@ RUNS = {
     "weights without masters": TrainConfig.preset("paper", masters="none"),
     "adapters": TrainConfig.preset("caspo", lora=LoraConfig(4)),
     "some adapters without masters": TrainConfig.preset("paper", lora=SOME, masters="none", remat="full"),
+    "weights in micro-batches": TrainConfig.preset("caspo", pack_length=32, pack_rows=1),
+    "adapters in micro-batches": TrainConfig.preset("caspo", lora=SOME, pack_length=32, pack_rows=1),
 }
+
+
+ADAM = "Adam state (float32)"
 
 
 class Stopped(Exception):
     """The first update is due."""
 
 
-def first_update(model: Any, config: TrainConfig) -> tuple[Any, ...]:
-    """The arguments with which a run calls its first update."""
-    update, calls = train_step.fused_update, []
+def first_program(model: Any, config: TrainConfig) -> tuple[str, tuple[Any, ...]]:
+    """The program that a run calls first in its first update, by name, and what it is given."""
+    programs = {name: getattr(train_step, name) for name in ("fused_update", "add_gradients")}
+    calls: list[tuple[str, tuple[Any, ...]]] = []
 
-    def called(*arguments: Any) -> None:
-        calls.append(arguments)
-        raise Stopped
+    def noting(name: str) -> Any:
+        def called(*arguments: Any) -> None:
+            calls.append((name, arguments))
+            raise Stopped
+
+        return called
 
     pairs, verified = make_data(1)
-    train_step.fused_update = called
+    for name in programs:
+        setattr(train_step, name, noting(name))
     try:
         train(model, pairs, config, verified=verified)
     except Stopped:
         return calls[0]
     finally:
-        train_step.fused_update = update
+        for name, program in programs.items():
+            setattr(train_step, name, program)
     raise AssertionError("the run had no update")
 
 
@@ -66,15 +78,25 @@ def main(spec: str, folder: str) -> None:
     model, _ = load_pretrained(folder, dtype="bfloat16", mesh=mesh)
     found = {}
     for name, config in RUNS.items():
-        arguments = first_update(model, config)
-        _, state, frozen, batch, *_ = arguments
-        rows, length = batch.token_ids.shape
-        program = train_program(SHAPE, mesh, TrainShape(rows, length, 1.0), config, "bfloat16")
+        called, arguments = first_program(model, config)
+        accumulates = called == "add_gradients"
+        if accumulates:  # Adam's moments lie beside
+            _, params, (beside, _), frozen, batch, _ = arguments
+        else:
+            _, state, frozen, batch, *_ = arguments
+            params, beside = state.params, state.opt_state
+        shape = TrainShape(*batch.token_ids.shape, step_share=1.0, accumulate=accumulates)
+        program = train_program(SHAPE, mesh, shape, config, "bfloat16")
+        planned = dict(program.arguments)
+        waiting = planned.pop(ADAM) if accumulates else 0
         base = [there(frozen)] if config.lora else []
+        lowered = getattr(train_step, called).lower(*arguments)
         found[name] = {
-            "same": train_step.fused_update.lower(*arguments).as_text() == program.lowered.as_text(),
-            "planned": dict(program.arguments),
-            "there": [*base, there(state.params), there(state.opt_state), there(batch)],
+            "program": called,
+            "same": lowered.as_text() == program.lowered.as_text(),
+            "planned": planned,
+            "there": [*base, there(params), there(beside), there(batch)],
+            "unread": program.unread == waiting,
         }
     print(json.dumps(found))
 

@@ -24,9 +24,11 @@ def test_the_planned_update_is_the_one_that_training_compiles(mesh, tmp_path):
     """To the letter, so that no dtype, place or option of a run differs; with weights and with adapters alone trained."""
     script = Path(__file__).parent / "planned_and_run.py"
     runs = json.loads(run(script, mesh, tmp_path / "model", devices=4).splitlines()[-1])
-    assert len(runs) == 4
+    assert len(runs) == 6
     for name, found in runs.items():
+        assert found["program"] == ("add_gradients" if "micro-batches" in name else "fused_update"), name
         assert found["same"], name
+        assert found["unread"], name
         assert list(found["planned"].values()) == found["there"], name
         assert ("adapters (float32)" in found["planned"]) == ("adapters" in name)
 

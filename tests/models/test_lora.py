@@ -231,9 +231,9 @@ def test_adapters_are_split_by_the_rules_of_their_weights(golden, model):
     table = {w.name: w for w in lora_weights(model.config, LoraConfig())}
     mesh = AbstractMesh((2, 4), ("fsdp", "tensor"))
     specs = {
-        "q_lora_a": PartitionSpec(None, ("fsdp",), None),
+        "q_lora_a": PartitionSpec(None, ("fsdp",)),
         "q_lora_b": PartitionSpec(None, None, ("tensor",)),
-        "down_lora_a": PartitionSpec(None, ("tensor",), None),
+        "down_lora_a": PartitionSpec(None, ("tensor",)),
         "down_lora_b": PartitionSpec(None, None, ("fsdp",)),
     }
     for name, spec in specs.items():

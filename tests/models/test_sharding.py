@@ -83,15 +83,16 @@ def test_rules_give_partitions(mesh):
     assert named_sharding(mesh, ("layers", "embed", "heads")).spec == PartitionSpec(
         None, ("fsdp",), ("tensor",)
     )
-    assert named_sharding(mesh, ("batch", None)).spec == PartitionSpec(("fsdp",), None)
+    assert named_sharding(mesh, ("batch", None)).spec == PartitionSpec(("fsdp",))
     # 6 columns do not divide over 4 devices: that dimension stays whole, the other is still split
-    assert named_sharding(mesh, ("embed", "mlp"), (8, 6)).spec == PartitionSpec(("fsdp",), None)
+    assert named_sharding(mesh, ("embed", "mlp"), (8, 6)).spec == PartitionSpec(("fsdp",))
     # of several mesh axes, the leading ones that divide the dimension together
     three = AbstractMesh((2, 2, 2), ("data", "fsdp", "tensor"))
-    for rows, axes in ((8, ("data", "fsdp", "tensor")), (4, ("data", "fsdp")), (6, ("data",)), (3, None)):
-        assert named_sharding(three, ("rows", None), (rows, 5)).spec == PartitionSpec(axes, None)
+    for rows, axes in ((8, ("data", "fsdp", "tensor")), (4, ("data", "fsdp")), (6, ("data",))):
+        assert named_sharding(three, ("rows", None), (rows, 5)).spec == PartitionSpec(axes)
+    assert named_sharding(three, ("rows", None), (3, 5)).spec == PartitionSpec()
     # a mesh axis splits one dimension of an array, the first that asks for it
-    assert named_sharding(mesh, ("batch", "embed")).spec == PartitionSpec(("fsdp",), None)
+    assert named_sharding(mesh, ("batch", "embed")).spec == PartitionSpec(("fsdp",))
     assert batch_ways(mesh) == 2
     assert batch_ways(None) == 1
     with pytest.raises(KeyError):
@@ -104,7 +105,7 @@ def test_heads_are_split_between_devices_and_never_inside(mesh):
     assert specs["q"] == PartitionSpec(None, ("fsdp",), ("tensor",))
     assert specs["o"] == PartitionSpec(None, ("tensor",), ("fsdp",))
     # 2 KV heads on 4 devices: their 16 columns would divide, but each head would be cut in two
-    assert specs["k"] == specs["v"] == PartitionSpec(None, ("fsdp",), None)
+    assert specs["k"] == specs["v"] == PartitionSpec(None, ("fsdp",))
     assert specs["embed"] == PartitionSpec(("tensor",), ("fsdp",))
 
 

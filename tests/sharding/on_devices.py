@@ -31,7 +31,7 @@ from caspo_jax.training import LossConfig, TrainConfig, train
 from caspo_jax.training.data import RowStore
 from caspo_jax.training.make_plan import make_plan
 from caspo_jax.training.step_loss import loss_denominators
-from caspo_jax.training.train_step import fused_update, make_train_step
+from caspo_jax.training.train_step import add_gradients, fused_update, make_train_step
 from caspo_jax.types import Pair, Question
 from tests.shapes import small_shape
 
@@ -89,11 +89,15 @@ PACKING = {"trees": dict(pack_rows=8), "rows": dict(micro_batch_size=4)}  # one 
 def run_training(pack, mesh):
     pairs, verified = preferences()
     config = TrainConfig(pack=pack, batch_size=7, **PACKING[pack], **SETTINGS)
+    programs = (fused_update, add_gradients)
+    for program in programs:
+        program.clear_cache()
     model, summary = train(small_decoder(mesh), pairs, config, verified=verified)
     arrays = {
         name: np.array([record[name] for record in summary.history])
         for name in ("loss", "grad_norm", "displacement", "step_tokens")
     }
+    arrays["programs"] = np.array([program._cache_size() for program in programs])
     for path, leaf in nnx.to_flat_state(nnx.state(model)):
         arrays[".".join(map(str, path))] = np.asarray(leaf[...])
     return arrays

@@ -35,6 +35,9 @@ def assert_same_updates(want, found):
     assert want.keys() == found.keys()
     assert len(want["loss"]) == 3
     assert np.abs(np.diff(want["loss"])).min() > 1e-3
+    assert (
+        want["programs"].sum() == 1
+    )  # the large ones of training: what an update gives is what the next one takes
     for name in want:
         np.testing.assert_allclose(found[name], want[name], rtol=2e-4, atol=2e-5, err_msg=name)
 

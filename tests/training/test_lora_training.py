@@ -164,6 +164,13 @@ def test_what_is_checkpointed_is_adapters_and_their_moments(run):
     assert sum(leaf.size for leaf in jax.tree.leaves(state) if leaf.ndim) == 3 * adapters
 
 
+def test_a_donated_base_is_left_to_the_caller_for_its_weights_are_not_trained():
+    base = tiny_decoder()
+    train(base, PAIRS, dataclasses.replace(CONFIG, max_steps=1), verified=VERIFIED, donate=True)
+    for before, now in zip(leaves(tiny_decoder()), leaves(base), strict=True):
+        np.testing.assert_array_equal(before, now)
+
+
 def test_a_restored_run_merges_into_a_policy(run):
     folder, model, summary = run
     restored, updates = restore_trained(tiny_decoder(), folder)

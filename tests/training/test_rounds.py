@@ -1,6 +1,9 @@
 """What a round hands on to its stages; whole rounds run in tests/experiments/test_rounds.py."""
 
 import dataclasses
+import gc
+import types
+import weakref
 
 import pytest
 
@@ -16,7 +19,7 @@ RECIPE = Recipe(SampleConfig(), PairConfig.preset("caspo"), TrainConfig.preset("
 def seeds(monkeypatch):
     """stage -> the seeds that it was given, a round each; no stage does anything."""
     given = {"sample": [], "pairs": [], "train": []}
-    monkeypatch.setattr(rounds.Policy, "load", lambda *_: None)
+    monkeypatch.setattr(rounds.Policy, "load", lambda *_: types.SimpleNamespace(given_up=False))
     monkeypatch.setattr(rounds, "sample_stage", lambda *_, seed, **__: given["sample"].append(seed))
     monkeypatch.setattr(rounds, "annotate_stage", lambda *_, **__: None)
     monkeypatch.setattr(rounds, "pairs_stage", lambda *a, **__: given["pairs"].append(a[3].seed))
@@ -37,3 +40,31 @@ def test_the_choice_of_pairs_follows_the_seed_of_the_run(seeds, tmp_path):
     run(tmp_path, dataclasses.replace(RECIPE, pairs=PairConfig(pick="random", seed=10)), 3)
     assert seeds["pairs"] == [0, 0, 3, 3, 13, 13]
     assert seeds["sample"] == seeds["train"] == [1, 2, 3001, 3002, 3001, 3002]
+
+
+def test_updates_get_the_memory_of_policy_and_judge_and_the_export_a_policy_that_can_be_read(
+    seeds, monkeypatch, tmp_path
+):
+    class Judge:
+        pass
+
+    judges, exported = [], []
+
+    def verifier(policy):
+        judge = Judge()
+        judges.append(weakref.ref(judge))
+        return judge
+
+    def trained(policy, *_, donate, **__):
+        gc.collect()
+        assert judges[-1]() is None
+        policy.given_up = donate
+
+    def export(policy, run, folder, **_):
+        exported.append(policy.given_up)
+        return folder
+
+    monkeypatch.setattr(rounds, "train_stage", trained)
+    monkeypatch.setattr(rounds, "export_stage", export)
+    run_rounds("base", [], tmp_path, RECIPE, verifier=verifier, extract=None, equal=None, rounds=2)
+    assert exported == [False, False]

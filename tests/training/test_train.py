@@ -21,7 +21,7 @@ from caspo_jax.training.train_step import fused_update
 from caspo_jax.types import Step, Trace
 
 from helpers import Toy, on_device, random_batch, random_rows, tiny_decoder  # isort: skip
-from small_run import CONFIG, PAIRS, VERIFIED, Stopped, leaves, lines, stop_at  # isort: skip
+from small_run import CONFIG, PAIRS, VERIFIED, Stopped, assert_same, leaves, lines, stop_at  # isort: skip
 
 
 def test_first_update_is_log_two_and_training_helps(uninterrupted):
@@ -58,6 +58,40 @@ def test_the_callers_model_stays_as_it_was(uninterrupted):
     for before, now, after in zip(leaves(Toy()), leaves(start), leaves(model)):
         np.testing.assert_array_equal(before, now)
         assert np.any(now != after)
+
+
+def test_a_donated_model_is_free_before_the_first_update_and_the_run_is_the_same(uninterrupted, tmp_path):
+    _, model, _ = uninterrupted
+    kept = []
+
+    def note(start, stop=None):
+        def callback(record):
+            kept.extend(leaf.is_deleted() for leaf in jax.tree.leaves(nnx.state(start)))
+            if record["step"] == stop:
+                raise Stopped
+
+        return callback
+
+    start = Toy()
+    with pytest.raises(Stopped):
+        train(start, PAIRS, CONFIG, verified=VERIFIED, out_dir=tmp_path, donate=True, callback=note(start, 4))
+    start = Toy()
+    again, _ = train(
+        start, PAIRS, CONFIG, verified=VERIFIED, out_dir=tmp_path, donate=True, callback=note(start)
+    )
+    assert kept
+    assert all(kept)
+    assert_same(model, again)
+
+
+@pytest.mark.parametrize("masters", ["float32", "none"])
+def test_a_donated_bfloat16_model_gives_what_a_kept_one_gives(masters):
+    config = dataclasses.replace(CONFIG, max_steps=2, save_every=None, masters=masters)
+    runs = []
+    for donate in (False, True):
+        start = Decoder(tiny_decoder().config, dtype=jnp.bfloat16, rngs=nnx.Rngs(0))
+        runs.append(train(start, PAIRS, config, verified=VERIFIED, donate=donate)[0])
+    assert_same(*runs)
 
 
 @pytest.mark.parametrize("step", [1, 4])

@@ -11,6 +11,9 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
+import jax
+from flax import nnx
+
 from caspo_jax.distributed import from_writer
 from caspo_jax.errors import UserError
 from caspo_jax.models import (
@@ -60,6 +63,11 @@ class Policy:
         model = types.SimpleNamespace(config=ModelConfig.from_hf(folder))
         tokenizer = load_tokenizer(folder) if find_tokenizer(folder) else None
         return cls(model, tokenizer, str(path), "", load_caspo_json(folder))
+
+    @property
+    def given_up(self) -> bool:
+        """Whether a run was given the weights: they cannot be read any more."""
+        return any(leaf.is_deleted() for leaf in jax.tree.leaves(nnx.state(self.model)))
 
     def each_trace(
         self, path: str | Path, *, prompts: bool = True, check: Callable[[Trace], object] | None = None

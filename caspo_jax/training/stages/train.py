@@ -45,6 +45,7 @@ def train_stage(
     delimiter: str | None = None,
     reference_cache: str | Path | None = None,
     overwrite: bool = False,
+    donate: bool = False,
     progress: Callable[..., None] | None = None,
 ) -> dict[str, Any]:
     """Pairs to a trained state, checkpointed in `run`.
@@ -58,6 +59,7 @@ def train_stage(
       delimiter: what ends the steps of pairs that are tokenised here; default the policy's own, else two newlines.
       reference_cache: folder of reference log-probs that runs share; default the run's own.
       overwrite: start anew if the run was begun with other settings; nothing but that run is removed.
+      donate: give up the policy's weights to the updates, if there are any to be done (see `train`).
       progress: called with (updates done, updates in all, **metrics), and before the first update with `reference`, how
         many of the pairs have their reference log-probs; before the number of updates is known (None) with `reading`, how
         many pairs were read.
@@ -96,7 +98,7 @@ def train_stage(
                 clear_folder(run)
         manifest = Manifest.open(where, program="train", config=settings, overwrite=overwrite)
         if not manifest.complete:
-            summary = _train(policy, loaded, rows, run, config, reference_cache, progress)
+            summary = _train(policy, loaded, rows, run, config, reference_cache, donate, progress)
             manifest.finish(**_counts(summary, left_out))
     return manifest.contents["counts"]
 
@@ -108,6 +110,7 @@ def _train(
     run: Path,
     config: TrainConfig,
     reference_cache: str | Path | None,
+    donate: bool,
     progress: Callable[..., None] | None,
 ) -> TrainSummary:
     callback, on_reference = None, None
@@ -127,6 +130,7 @@ def _train(
         verified=verified,
         reference_cache=reference_cache,
         out_dir=run,
+        donate=donate,
         callback=callback,
         on_reference=on_reference,
     )
