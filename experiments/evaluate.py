@@ -32,7 +32,7 @@ from typing import Any
 from absl import flags
 
 from caspo_jax.errors import UserError
-from caspo_jax.evaluation import curve_plots, results
+from caspo_jax.evaluation import curve_plots, two_runs
 from caspo_jax.evaluation.answer_records import read_answers
 from caspo_jax.evaluation.benchmarks import benchmark_names
 from caspo_jax.evaluation.formats import markdown, write_table
@@ -228,16 +228,16 @@ def claimed_comparison(a: str | Path, b: str | Path) -> Manifest | None:
 def compare(a: str | Path, b: str | Path, manifest: Manifest | None = None) -> None:
     """B minus A on stored answers; `manifest` if the comparison's files are claimed already."""
     before, after = read_answers(a), read_answers(b)
-    rows, left_out = results.compare(before, after), results.left_out(before, after)
+    rows, left_out = two_runs.compare(before, after)
     manifest = manifest or claimed_comparison(a, b)
     for line in left_out:
         print(line, file=sys.stderr)
-    common.say(markdown(rows, results.COMPARED_COLUMNS))
+    common.say(markdown(rows, two_runs.COMPARED_COLUMNS))
     if manifest is not None:
         write_table(
             Path(FLAGS.out_dir) / "compare",
             rows,
-            results.COMPARED_COLUMNS,
+            two_runs.COMPARED_COLUMNS,
             a=str(a),
             b=str(b),
             left_out=left_out,

@@ -1,4 +1,4 @@
-"""Answers on disk -> the table of strategies, the paired tests, and two runs compared. No model is needed."""
+"""Answers on disk -> the table of strategies and the paired tests. No model is needed."""
 
 from __future__ import annotations
 
@@ -40,23 +40,6 @@ PAIRED_COLUMNS = {
     "tokens": "tokens",
     "baseline_tokens": "tokens ",
     "verdict": "verdict",
-}
-COMPARED_COLUMNS = {
-    "benchmark": "benchmark",
-    "strategy": "strategy",
-    "size": "size",
-    "questions": "questions",
-    "only_a": "only A",
-    "only_b": "only B",
-    "a": "A",
-    "b": "B",
-    "difference": "B - A",
-    "low": "low",
-    "high": "high",
-    "p_value": "p",
-    "baseline_tokens": "tokens A",
-    "tokens": "tokens B",
-    "verdict": "B is",
 }
 
 
@@ -202,93 +185,3 @@ def paired_table(records: Sequence[Mapping[str, Any]], draws: int = 1000) -> lis
                 | paired_row(mine, choices[matched], draws)
             )
     return rows
-
-
-def compare(
-    a: Sequence[Mapping[str, Any]], b: Sequence[Mapping[str, Any]], draws: int = 1000
-) -> list[dict[str, Any]]:
-    """B minus A for every (benchmark, strategy, size) that both runs have, on the questions that both answered.
-
-    `only_a` and `only_b` count the questions that the other run does not have, which are left out; so is a strategy and
-    size without a question in common (see `left_out`).
-
-    Raises:
-      UserError: the runs have nothing in common, or one question with different gold answers.
-    """
-    first, second = by_key(a), by_key(b)
-    shared = [key for key in second if key in first]
-    if not shared:
-        raise UserError(
-            "the two runs share no benchmark, strategy and size: evaluate both with the same flags"
-        )
-    rows = []
-    for key in shared:
-        _check_golds(key[0], first[key], second[key])
-        before, after = per_question(first[key]), per_question(second[key])
-        common = [q for q in after if q in before]
-        if not common:
-            continue
-        row = paired_row(second[key], first[key], draws)
-        rows.append(
-            dict(zip(("benchmark", "strategy", "size"), key))
-            | {
-                "only_a": len(before) - len(common),
-                "only_b": len(after) - len(common),
-                "a": float(np.mean([before[q] for q in common])),
-                "b": float(np.mean([after[q] for q in common])),
-            }
-            | row
-        )
-    if not rows:
-        raise UserError("the two runs have no question in common: evaluate both on the same questions")
-    return rows
-
-
-def left_out(a: Sequence[Mapping[str, Any]], b: Sequence[Mapping[str, Any]]) -> list[str]:
-    """What `compare` leaves out because the other run does not have those questions, in a sentence each; [] for nothing.
-
-    Of a benchmark that one run lacks, all; of a strategy and size that one run lacks, nothing is said.
-    """
-    in_a, in_b = _questions_of(a), _questions_of(b)
-    said = [
-        f"{benchmark}: all {len(questions)} questions of {name} are left out, the other run does not have this benchmark"
-        for name, mine, other in (("A", in_a, in_b), ("B", in_b, in_a))
-        for benchmark, questions in mine.items()
-        if benchmark not in other
-    ]
-    first, second = by_key(a), by_key(b)
-    alike: dict[tuple[str, int, int, int, int], list[str]] = {}  # counts -> the strategies that have them
-    for key in second:
-        if key in first:
-            before, after = ({r["question"] for r in run[key]} for run in (first, second))
-            counts = (len(before - after), len(before), len(after - before), len(after))
-            alike.setdefault((key[0], *counts), []).append(f"{key[1]} {key[2]}")
-    for (benchmark, only_a, all_a, only_b, all_b), strategies in alike.items():
-        if only_a or only_b:
-            among = [names for found, names in alike.items() if found[0] == benchmark]
-            where = benchmark if len(among) == 1 else f"{benchmark} ({', '.join(strategies)})"
-            said.append(
-                f"{where}: {only_a} of the {all_a} questions of A and {only_b} of the {all_b} of B are left out, "
-                "the other run does not have them"
-            )
-    return said
-
-
-def _questions_of(records: Sequence[Mapping[str, Any]]) -> dict[str, set[str]]:
-    """Benchmark -> its questions."""
-    found: dict[str, set[str]] = {}
-    for record in records:
-        found.setdefault(record["benchmark"], set()).add(record["question"])
-    return found
-
-
-def _check_golds(
-    benchmark: str, first: Sequence[Mapping[str, Any]], second: Sequence[Mapping[str, Any]]
-) -> None:
-    before, after = ({r["question"]: r.get("gold_hash") for r in run} for run in (first, second))
-    for question, gold in after.items():
-        if None not in (gold, before.get(question)) and gold != before[question]:
-            raise UserError(
-                f"{benchmark}: question {question!r} has another gold answer in the second run than in the first: "
-                "these are not the same questions"
-            )

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from caspo_jax.errors import UserError
-from caspo_jax.evaluation import answer_records, results
+from caspo_jax.evaluation import answer_records, results, two_runs
 from caspo_jax.evaluation.formats import csv_text, markdown, plain, write_table
 from caspo_jax.evaluation.strategies.base import Answer, Settings
 from caspo_jax.evaluation.strategies.pool import Sample
@@ -123,30 +123,30 @@ def test_votes_matched_to_cats_tokens_know_their_questions():
 
 def test_questions_of_one_id_and_other_golds_are_not_compared():
     a, b = answers("greedy", "1", [1, 0], [5, 5]), answers("greedy", "1", [1, 1], [5, 5])
-    assert results.compare(a, b, draws=20)[0]["difference"] == 0.5
+    assert two_runs.compare(a, b, draws=20).rows[0]["difference"] == 0.5
     other = answers("greedy", "1", [1, 1], [5, 5], gold="2")
     with pytest.raises(UserError, match="'q0' has another gold answer"):
-        results.compare(a, other)
+        two_runs.compare(a, other)
     older = [{k: v for k, v in r.items() if k != "gold_hash"} for r in other]  # of a file without them
-    assert results.compare(a, older, draws=20)[0]["difference"] == 0.5
+    assert two_runs.compare(a, older, draws=20).rows[0]["difference"] == 0.5
 
 
 def test_compare_is_paired_by_question():
     a, _ = run(2)
     b, _ = run(2)
-    for row in results.compare(a, b, draws=50):
+    for row in two_runs.compare(a, b, draws=50).rows:
         assert row["difference"] == row["low"] == row["high"] == 0
         assert row["p_value"] == 1.0
         assert row["verdict"] == "equal"
     better = [r | {"correct": True} if r["strategy"] == "greedy" else r for r in b][:-20]
-    rows = {(r["strategy"], r["size"]): r for r in results.compare(a, better, draws=200)}
+    rows = {(r["strategy"], r["size"]): r for r in two_runs.compare(a, better, draws=200).rows}
     assert rows["greedy", "1"]["verdict"] == "above"
     assert rows["greedy", "1"]["questions"] == 40
     assert rows["greedy", "1"]["a"] == pytest.approx(
         np.mean([r["correct"] for r in a if r["strategy"] == "greedy"][:40])
     )
     with pytest.raises(UserError, match="share no benchmark"):
-        results.compare(a, answers("other", "1", [1], [1]))
+        two_runs.compare(a, answers("other", "1", [1], [1]))
     with pytest.raises(UserError, match="no question in common"):
         results.paired_row(a[:1], [a[1]])
 
@@ -154,25 +154,46 @@ def test_compare_is_paired_by_question():
 def test_questions_that_one_run_lacks_are_counted():
     a = answers("greedy", "1", [1, 0, 1], [5] * 3) + answers("cat", "4", [1, 0, 1], [5] * 3)
     b = answers("greedy", "1", [0, 0, 1, 1], [5] * 4)[1:] + answers("cat", "4", [0, 0, 1, 1], [5] * 4)[1:]
-    for row in results.compare(a, b, draws=20):
+    for row in two_runs.compare(a, b, draws=20).rows:
         assert (row["questions"], row["only_a"], row["only_b"], row["a"]) == (2, 1, 1, 0.5)
-    (line,) = results.left_out(a, b)
+    (line,) = two_runs.compare(a, b, draws=20).left_out
     assert line.startswith("x: 1 of the 3 questions of A and 1 of the 3 of B")
-    assert results.left_out(a, a) == []
-    assert len(results.left_out(a, b[:3] + b[4:])) == 2  # one strategy lost another question than the other
+    assert two_runs.compare(a, a, draws=20).left_out == []
+    assert (
+        len(two_runs.compare(a, b[:3] + b[4:], draws=20).left_out) == 2
+    )  # one strategy lost another question than the other
     other = answers("greedy", "1", [1, 1], [5] * 2, benchmark="y")
-    assert [line[:27] for line in results.left_out(a + other, a)] == ["y: all 2 questions of A are"]
-    assert [line[:27] for line in results.left_out(a, a + other)] == ["y: all 2 questions of B are"]
+    assert [line[:27] for line in two_runs.compare(a + other, a, draws=20).left_out] == [
+        "y: all 2 questions of A are"
+    ]
+    assert [line[:27] for line in two_runs.compare(a, a + other, draws=20).left_out] == [
+        "y: all 2 questions of B are"
+    ]
+
+
+def test_strategies_and_sizes_that_one_run_lacks_are_named():
+    """A strategy that is missing as a whole by its name, one that lacks sizes by these, for each run in its own sentence."""
+    both = answers("greedy", "1", [1, 0], [5] * 2) + answers("cat", "4", [1, 0], [5] * 2)
+    beam = answers("beam", "2x2", [1, 0], [5] * 2) + answers("beam", "4x4", [1, 0], [5] * 2)
+    a = both + answers("cat", "8", [1, 0], [5] * 2) + beam
+    b = both + answers("mcts", "4", [1, 0], [5] * 2)
+    found = two_runs.compare(a, b, draws=20)
+    assert [(row["strategy"], row["size"]) for row in found.rows] == [("greedy", "1"), ("cat", "4")]
+    assert found.left_out == [
+        "x: cat 8, beam of A are left out, the other run does not have them",
+        "x: mcts of B is left out, the other run does not have it",
+    ]
+    assert two_runs.compare(both, both, draws=20).left_out == []
 
 
 def test_a_strategy_without_a_common_question_does_not_end_the_comparison_of_others():
     a = answers("greedy", "1", [1, 0], [5] * 2) + answers("cat", "4", [1], [5])
     b = answers("greedy", "1", [1, 0], [5] * 2) + answers("cat", "4", [1, 0], [5] * 2)[1:]
-    assert [row["strategy"] for row in results.compare(a, b, draws=20)] == ["greedy"]
-    (line,) = results.left_out(a, b)
+    assert [row["strategy"] for row in two_runs.compare(a, b, draws=20).rows] == ["greedy"]
+    (line,) = two_runs.compare(a, b, draws=20).left_out
     assert line.startswith("x (cat 4): 1 of the 1 questions of A and 1 of the 1 of B")
     with pytest.raises(UserError, match="no question in common"):
-        results.compare(a[2:], b[2:])
+        two_runs.compare(a[2:], b[2:])
 
 
 def test_a_question_with_more_answers_weighs_no_more():
@@ -236,7 +257,7 @@ def test_of_one_question_nothing_is_above(tmp_path):
     ends = [entry[end] for entry in (*found["rows"], *found["paired"]) for end in ("low", "high")]
     assert ends == [None] * 6
     assert "nan" not in (tmp_path / "table.md").read_text() + (tmp_path / "table.csv").read_text()
-    (row,) = results.compare(answers("cat", "4", [0], [100]), answers("cat", "4", [1], [100]))
+    ((row,), _) = two_runs.compare(answers("cat", "4", [0], [100]), answers("cat", "4", [1], [100]))
     assert (row["difference"], row["verdict"]) == (1.0, "equal")
 
 

@@ -226,6 +226,7 @@ def test_other_settings_are_refused_and_runs_compared_without_a_model(program, w
     found = json.loads((folder / "partly" / "compare.json").read_text())
     assert {(row["only_a"], row["only_b"]) for row in found["rows"]} == {(1, 0)}
     assert found["left_out"][0] in err
+    assert found["left_out"][0] in (folder / "partly" / "report.html").read_text(encoding="utf-8")
     fewer.write_text("".join(x for x in lines if json.loads(x)["question"] == name), encoding="utf-8")
     rest = folder / "rest.jsonl"
     rest.write_text("".join(x for x in lines if json.loads(x)["question"] != name), encoding="utf-8")

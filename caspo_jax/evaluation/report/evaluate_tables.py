@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -39,9 +40,9 @@ def evaluate_tables(summaries: Mapping[str, Any], prefix: str = "") -> dict[str,
         elif name == "calibration" and {"strategy", "auroc"} <= set(rows[0]):
             found[name] = _by_benchmark(rows, prefix, "Confidence in answers", answer_confidences)
         elif name == "compare" and {"a", "b", "difference"} <= set(rows[0]):
-            found[name] = _by_benchmark(
-                rows, prefix, f"{summary.get('b', 'B')} against {summary.get('a', 'A')}", _compared
-            )
+            make = functools.partial(_compared, left_out=summary.get("left_out") or ())
+            title = f"{summary.get('b', 'B')} against {summary.get('a', 'A')}"
+            found[name] = _by_benchmark(rows, prefix, title, make)
         elif name.startswith("confidences.") and {"auroc", "confidence"} <= set(rows[0]):
             kind = name.removeprefix("confidences.")
             head = summary.get("overview") or {}
@@ -136,7 +137,7 @@ def _paired(rows: Rows, title: str) -> Table:
     return Table(title, columns, body, _PAIRED_NOTE)
 
 
-def _compared(rows: Rows, title: str) -> Table:
+def _compared(rows: Rows, title: str, left_out: Sequence[str]) -> Table:
     body = [
         [
             Cell(f"{spoken(r['strategy'])}, {r.get('size', '')}"),
@@ -164,10 +165,5 @@ def _compared(rows: Rows, title: str) -> Table:
             False,
         ),
     ]
-    missing = [max((r.get(side) or 0 for r in rows), default=0) for side in ("only_a", "only_b")]
-    note = (
-        f"Left out: up to {missing[0]:,} questions of A and {missing[1]:,} of B alone. "
-        if any(missing)
-        else ""
-    )
+    note = "".join(f"{sentence}. " for sentence in left_out)
     return Table(title, columns, body, note + _PAIRED_NOTE)
