@@ -59,8 +59,8 @@ def conformal_threshold(scores: Any, alpha: float) -> Conformal:
         raise UserError(f"alpha = {alpha}: give a number between 0 and 1")
     values = np.asarray(scores, np.float64)
     values = np.sort(values[~np.isnan(values)])
-    # The product may lie a rounding error below the whole number that it is.
-    rank = math.floor(alpha * (values.size + 1) + 1e-9)
+    # The product may lie a rounding error below the whole number that it is; an alpha of nearly 1 is none of n + 1.
+    rank = min(math.floor(alpha * (values.size + 1) + 1e-9), values.size)
     if rank == 0:
         return Conformal(0.0, 0, values.size)
     threshold = values[rank - 1]

@@ -210,6 +210,15 @@ def test_deepconf_online_goes_on_without_a_consensus(answers, spent):
     assert found.tokens == spent
 
 
+def test_a_sample_without_an_answer_holds_no_vote_against_a_consensus():
+    """All of three votes are a consensus, whatever the fourth sample did not come to; without a vote there is none."""
+    settings = Settings(samples=8, warm_up=4, window=2)
+    for answers, spent in (([None, *"aaa"], 20), ([None, *"aab"], 40), ([None] * 4, 40)):
+        pool = online_pool([*answers, *"aaaa"], [9.0, *[1.0] * 7])
+        (found,) = [a for a in deepconf_online(pool, settings, same) if a.size == "8"]
+        assert (found.tokens, found.answer) == (spent, "a")
+
+
 def test_deepconf_keeps_the_share_that_is_meant():
     """Seven of 25 at keep 0.28, although 0.28 x 25 is more than 7 in floats."""
     pool = [sample(i, "1", lowest=1.0 + i) for i in range(25)]

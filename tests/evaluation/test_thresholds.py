@@ -141,6 +141,8 @@ def test_rank_and_edges():
         29,
         99,
     )  # .29 x 100 is a hair below 29
+    assert conformal_threshold([0.5], 1 - 1e-10) == (0.5, 1, 1)  # no more than all
+    assert conformal_threshold([math.nan], 1 - 1e-10) == (0.0, 0, 0)
     assert loss_rate([0.1, 0.2, math.nan], 0.2) == 0.5
     for alpha in (0.0, 1.0):
         with pytest.raises(UserError, match="alpha"):

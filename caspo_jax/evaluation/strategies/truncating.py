@@ -25,7 +25,7 @@ def deepconf_online(pool: Pool, settings: Settings, same: Callable[[str, str], b
     """Warm-up samples set a bar; the others stop at the first window below it; the vote is weighted by confidence.
 
     bar = the (1 - keep) quantile of the warm-up samples' lowest group confidence. If one answer holds the share
-    `consensus` of the warm-up votes, no other sample is drawn. Samples under the bar do not vote.
+    `consensus` of the warm-up votes, no other sample is drawn. Samples under the bar or without an answer do not vote.
 
     Source: Fu et al. 2025.
     """
@@ -79,8 +79,9 @@ def _share(
 ) -> float:
     classes = merge_answers([s.answer for s in samples], same)
     leader = classes[next(i for i, sample in enumerate(samples) if sample is winner)]
+    votes = [w for kind, w in zip(classes, weights) if kind is not None]
     mine = [w for kind, w in zip(classes, weights) if kind == leader]
-    return float(sum(mine) / weights.sum())
+    return float(sum(mine) / sum(votes))
 
 
 def _stop(groups: np.ndarray, tokens: int, bar: float) -> int:
