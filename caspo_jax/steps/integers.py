@@ -27,6 +27,7 @@ _FORMULA_BEFORE = re.compile(
 _FORMULA_AFTER = re.compile(
     r"\s*(?:[+*/^×·÷_]|[-−–](?!\s*[A-Za-z]{2})|\\[A-Za-z]+)|[(\[{]|\s+[(\[{](?![A-Za-z]{2})"
 )
+_MOST_BRACKETS = 50  # around a number: each is looked for in the whole text before it
 _WORD_BEFORE = re.compile(r"(?<![\\A-Za-z])[A-Za-z]{2,}:?\s*$")
 
 
@@ -52,12 +53,17 @@ def read_integer(text: str) -> str | None:
 
 def _is_part(text: str, number: re.Match[str]) -> bool:
     before, after = text[: number.start()], text[number.end() :]
-    while pair := re.search(r"(.?)\s?([(\[{]|\\\{)\s*$", before):
+    for _ in range(_MOST_BRACKETS):
+        pair = re.search(r"(.?)\s?([(\[{]|\\\{)\s*$", before)
+        if pair is None:
+            break
         closing = re.match(r"\s*(?:[)\]]|\\?\})", after)
         applied = re.match(r"[\w)}\]]", pair[1]) and not _WORD_BEFORE.search(before[: pair.start(2)])
         if closing is None or applied:
             return True  # `(7 + x)`, `f(7)`, `\binom{10}{3}`
         before, after = before[: pair.start(2)], after[closing.end() :]
+    else:
+        return True
     negated = _WORD_BEFORE.search(before) or _LED_TO.search(before)
     if number.group()[0] in "-−" and re.search(r"[\w)}\]!]\s*$", before) and not negated:
         return True  # `n -1`

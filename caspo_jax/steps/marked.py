@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bisect
 import itertools
 import re
 from collections.abc import Iterator
@@ -89,29 +90,53 @@ def marked_answer(text: str) -> str | None:
 
 
 def _after_markers(text: str) -> Iterator[str]:
-    """What follows each marker: the rest of its line, after a display block if one opens there, which may run over several.
-
-    Markers in there are not looked for.
-    """
-    last = {closing: text.rfind(closing) for _, closing in _DISPLAYS}
+    """What follows each marker (`_said_end`). Markers in there are not looked for."""
+    places = _Places(text)
     end = 0
     while marker := _MARKER.search(text, end):
-        start = end = marker.end()
-        for opening, closing in _DISPLAYS:
-            if text.startswith(opening, start) and last[closing] >= start + len(opening):
-                end = text.index(closing, start + len(opening)) + len(closing)
-        line = text.find("\n", end)
-        end = len(text) if line < 0 else line
-        yield text[start:end]
+        end = _said_end(text, marker.end(), len(text), places)
+        yield text[marker.end() : end]
+
+
+def _said_end(text: str, start: int, stop: int, places: _Places) -> int:
+    """Where that ends which a marker before `start` says: with its line, after a display block if one opens there, which may
+    run over several.
+    """
+    end = start
+    for opening, closing in _DISPLAYS:
+        if text.startswith(opening, start, stop):
+            closed = places.next(closing, start + len(opening)) + len(closing)
+            end = closed if closed <= stop else start
+    return min(places.next("\n", end), stop)
+
+
+class _Places:
+    """Where line ends and closings of displays stand: looked up, for displays that hold markers may be nested by the thousand."""
+
+    def __init__(self, text: str) -> None:
+        self._found = {
+            piece: [match.start() for match in re.finditer(f"(?={re.escape(piece)})", text)]
+            for piece in ("\n", *(closing for _, closing in _DISPLAYS))
+        }
+        self._none = len(text)
+
+    def next(self, piece: str, start: int) -> int:
+        """The first place at `start` or after; the text's length if there is none."""
+        places = self._found[piece]
+        at = bisect.bisect_left(places, start)
+        return places[at] if at < len(places) else self._none
 
 
 def _innermost(text: str) -> str:
     """After the last marker of a line, without a closing phrase: `The final answer is 5. I hope it is correct.`"""
-    while "\n" in text and (inner := next(_after_markers(text), None)) is not None:
-        text = inner
-    if "\n" not in text:  # at one go: a line may hold nothing but markers
-        text = text[max((marker.end() for marker in _MARKER.finditer(text)), default=0) :]
-    return text.split("I hope it is correct")[0]
+    places = _Places(text)
+    start, stop = 0, len(text)
+    while places.next("\n", start) < stop and (marker := _MARKER.search(text, start, stop)):
+        start = marker.end()
+        stop = _said_end(text, start, stop, places)
+    if places.next("\n", start) >= stop:  # at one go: a line may hold nothing but markers
+        start = max((marker.end() for marker in _MARKER.finditer(text, start, stop)), default=start)
+    return text[start:stop].split("I hope it is correct")[0]
 
 
 def _trim(text: str) -> str:

@@ -219,8 +219,10 @@ def test_degenerate_text_is_read_in_no_time(text):
         "#### " * 40_000,
         "answer is " * 40_000,
         "answer: \\[\n" * 10_000,
+        "answer: \\[ " * 18_000 + "\n\\]",
+        "( " * 10_000 + "5" + " )" * 10_000,
     ],
-    ids=["dollars", "stars", "groups", "markers", "phrases", "open displays"],
+    ids=["dollars", "stars", "groups", "markers", "phrases", "open displays", "nested displays", "brackets"],
 )
 def test_the_time_of_reading_grows_with_the_length_alone(kind, text):
     start = time.monotonic()
@@ -239,6 +241,8 @@ def test_the_time_of_reading_grows_with_the_length_alone(kind, text):
         ("Answer: \\[\nx = 1\n\\] or so\nmore", "\\[\nx = 1\n\\] or so"),
         ("Answer: $$\n7\n$$\nmore", "7"),
         ("Answer: \\[ 5", "\\[ 5"),  # never closed: the line alone
+        ("Answer: \\[ answer: \\[\n5\n\\] or so\nmore", "\\[\n5\n\\] or so"),
+        ("Answer: $$ answer: \\[ 5 \\] or\nso $$", "\\[ 5 \\] or"),  # the inner block ends first
     ],
 )
 def test_what_follows_a_marker(text, answer):
