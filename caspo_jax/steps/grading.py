@@ -66,6 +66,8 @@ class Grader:
         if self._hopeless(gold) or self._hopeless(answer):
             self.timeouts += 1
             return False
+        if self._process is not None and self._process.poll() is not None:
+            self.close()  # killed while it waited, which says nothing about these two
         process = self._process or self._start()
         assert process.stdin is not None
         reading = None

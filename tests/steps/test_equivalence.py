@@ -329,8 +329,8 @@ def test_a_dead_helper_is_replaced():
         assert grader.equivalent("2x", "x+x") is True
         grader._process.kill()
         grader._process.wait()
-        grader.equivalent("3x", "x+2x")
-        assert grader.equivalent("4x", "x+3x") is True
+        assert grader.equivalent("3x", "x+2x") is True  # it waited for work: no fault of these two
+        assert grader.timeouts == 0
     finally:
         grader.close()
 
