@@ -20,6 +20,7 @@ from caspo_jax.metrics import (
 from caspo_jax.steps import DEFAULT_DELIMITER, LabelledSteps, Verifier, VerifyItem
 from caspo_jax.steps.beginnings import Beginning
 from caspo_jax.steps.labels import processbench_from_record
+from caspo_jax.steps.verifiers import asked
 from caspo_jax.store import load_records
 from caspo_jax.types import Progress, Question, Verdict
 
@@ -74,7 +75,7 @@ def judge_verifier(
     items = [item for solution in solutions for item in _items(solution)]
     verdicts: list[Verdict] = []
     for start in range(0, len(items), batch_size):
-        verdicts += verifier.verify(items[start : start + batch_size])
+        verdicts += asked(verifier, items[start : start + batch_size])
         if progress is not None:
             progress(len(verdicts), len(items))
     found, at = [], 0

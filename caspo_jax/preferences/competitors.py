@@ -11,6 +11,7 @@ from caspo_jax.preferences.candidates import Candidate
 from caspo_jax.sampling.segments import resume
 from caspo_jax.steps import DEFAULT_DELIMITER, Verifier, VerifyItem, segment
 from caspo_jax.steps.segmentation import join_bytes
+from caspo_jax.steps.verifiers import asked
 from caspo_jax.types import Step, Verdict
 
 # (contexts, emitted): for each context (prompt + prefix + part of a step) the most probable token other
@@ -189,7 +190,8 @@ class GreedyCompetitors:
         if not rivals:
             return []
         assert self.verifier is not None
-        return self.verifier.verify(
+        return asked(
+            self.verifier,
             [
                 VerifyItem(
                     question=candidate.question,
@@ -201,5 +203,5 @@ class GreedyCompetitors:
                     step_ids=rival.token_ids,
                 )
                 for candidate, rival in rivals
-            ]
+            ],
         )

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from caspo_jax.errors import UserError
-from caspo_jax.steps.verifiers import Verifier, VerifyItem, verifier_settings
+from caspo_jax.steps.verifiers import Verifier, VerifyItem, asked, verifier_settings
 from caspo_jax.types import Verdict
 
 _FLIPPED: dict[Verdict, Verdict] = {"correct": "wrong", "wrong": "correct", "unknown": "unknown"}
@@ -42,11 +42,11 @@ class NoisyVerifier:
 
     def verify(self, items: Sequence[VerifyItem]) -> list[Verdict]:
         """One verdict an item, some of them flipped."""
-        verdicts = self.inner.verify(items)
+        verdicts = asked(self.inner, items)
         return [_FLIPPED[v] if self._flips(item) else v for item, v in zip(items, verdicts, strict=True)]
 
     def _flips(self, item: VerifyItem) -> bool:
-        asked = item.question.question or item.question.prompt or item.question.prompt_ids
-        judged = repr((self.seed, asked, item.prefix, item.step)).encode()
+        question = item.question.question or item.question.prompt or item.question.prompt_ids
+        judged = repr((self.seed, question, item.prefix, item.step)).encode()
         draw = int.from_bytes(hashlib.blake2b(judged, digest_size=8).digest(), "big")
         return draw < self.rate * 2**64

@@ -17,6 +17,7 @@ from caspo_jax.types import DEFAULT_DELIMITER, Equal, Extract, Question, Trace, 
 Generate = Callable[[Sequence[Question], int], Sequence[Trace]]
 
 _State = tuple[tuple[int, ...], tuple[int, ...]]  # prompt ids, ids after it
+_Goal = tuple[_State, str | None]  # a state, and the gold answer that is to be reached from it
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,7 +57,7 @@ class Rollouts:
 
     def verify(self, items: Sequence[VerifyItem]) -> list[Verdict]:
         """One verdict an item; each distinct state is sampled once. Raises UserError without gold or ids."""
-        states: dict[_State, tuple[VerifyItem, str]] = {}
+        goals: dict[_Goal, tuple[VerifyItem, str]] = {}
         ended_right: list[bool] = []
         for item in items:
             if item.question.gold is None:
@@ -65,37 +66,34 @@ class Rollouts:
                 raise UserError(f"question {item.question.id!r} has no prompt_ids: rollouts continue them")
             ended_right.append(item.is_last and self._right(item, item.prefix + item.step))
             if not item.is_last:
-                states.setdefault(_after(item), (item, item.prefix + item.step + self.delimiter))
+                goals.setdefault(_after(item), (item, item.prefix + item.step + self.delimiter))
             if self.local and not ended_right[-1]:
-                states.setdefault(_before(item), (item, item.prefix))
-        values = self._values(states)
+                goals.setdefault(_before(item), (item, item.prefix))
+        values = self._values(goals)
         return [self._verdict(item, right, values) for item, right in zip(items, ended_right, strict=True)]
 
-    def _verdict(self, item: VerifyItem, ended_right: bool, values: dict[_State, float]) -> Verdict:
+    def _verdict(self, item: VerifyItem, ended_right: bool, values: dict[_Goal, float]) -> Verdict:
         if ended_right or (not item.is_last and values[_after(item)] > self.threshold):
             return "correct"
         return "unknown" if self.local and values[_before(item)] <= self.threshold else "wrong"
 
-    def _values(self, states: dict[_State, tuple[VerifyItem, str]]) -> dict[_State, float]:
-        if not states:
+    def _values(self, goals: dict[_Goal, tuple[VerifyItem, str]]) -> dict[_Goal, float]:
+        if not goals:
             return {}
-        questions = [
-            Question(
-                id=_identity(item.question.id, state), prompt_ids=state[0] + state[1], gold=item.question.gold
-            )
-            for state, (item, _) in states.items()
-        ]
+        rows = {state: row for row, state in enumerate(dict.fromkeys(state for state, _ in goals))}
+        questions = [Question(id=_identity(state), prompt_ids=state[0] + state[1]) for state in rows]
         traces = self.generate(questions, self.n)
         if len(traces) != len(questions) * self.n:
             raise ValueError(f"generate gave {len(traces)} traces for {len(questions)} questions x {self.n}")
         values = {}
-        for row, (state, (item, text)) in enumerate(states.items()):
+        for goal, (item, text) in goals.items():
+            row = rows[goal[0]]
             rollouts = traces[row * self.n : (row + 1) * self.n]
             right = [
                 trace.finish_reason in ("eos", "stop") and self._right(item, text + trace.text)
                 for trace in rollouts
             ]
-            values[state] = sum(right) / self.n
+            values[goal] = sum(right) / self.n
         return values
 
     def _right(self, item: VerifyItem, text: str) -> bool:
@@ -104,14 +102,14 @@ class Rollouts:
         return is_right(gold, text, self.kind, self.extract, self.equal) or False
 
 
-def _before(item: VerifyItem) -> _State:
-    return item.prompt_ids, item.prefix_ids
+def _before(item: VerifyItem) -> _Goal:
+    return (item.prompt_ids, item.prefix_ids), item.question.gold
 
 
-def _after(item: VerifyItem) -> _State:
-    return item.prompt_ids, item.prefix_ids + item.step_ids
+def _after(item: VerifyItem) -> _Goal:
+    return (item.prompt_ids, item.prefix_ids + item.step_ids), item.question.gold
 
 
-def _identity(question: str, state: _State) -> str:
-    """An id, and so a random key, that depends on the state alone."""
-    return f"{question}/rollout/{short_hash(repr(state))}"
+def _identity(state: _State) -> str:
+    """An id, and so a random key, that depends on the state alone: not on the trace that got there, nor on its neighbours."""
+    return f"rollout/{short_hash(repr(state))}"

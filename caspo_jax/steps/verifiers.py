@@ -199,7 +199,7 @@ class FirstKnown:
         for verifier in self.verifiers:
             if not open_items:
                 break
-            found = verifier.verify([items[i] for i in open_items])
+            found = asked(verifier, [items[i] for i in open_items])
             for i, verdict in zip(open_items, found):
                 verdicts[i] = verdict
             open_items = [i for i in open_items if verdicts[i] == "unknown"]

@@ -115,3 +115,18 @@ def test_bad_files(tmp_path):
     path.write_text("")
     with pytest.raises(UserError, match="no solution in it"):
         load_processbench(path)
+
+
+@dataclasses.dataclass(frozen=True)
+class Short:
+    """Forgets the last step of every batch."""
+
+    name: str = "short"
+
+    def verify(self, items):
+        return ["correct"] * (len(items) - 1)
+
+
+def test_a_verifier_must_judge_every_step(solutions):
+    with pytest.raises(UserError, match="verifier 'short' gave 2 verdicts for 3 steps"):
+        judge_verifier(Short(), solutions, batch_size=3)

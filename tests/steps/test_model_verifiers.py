@@ -1,5 +1,6 @@
 """Verifiers that sample from a model, with scripted ones."""
 
+import dataclasses
 import json
 
 import pytest
@@ -91,6 +92,32 @@ def test_rollouts_are_read_behind_the_delimiter_of_the_steps():
     assert read == [f"{text}Answer: 7" for text in ("good;", "", "one;two;", "one;")]
 
 
+def test_a_state_is_sampled_alike_whoever_got_there():
+    """Traces bring questions of their own ids: which stands first, or in which batch, must not matter."""
+    generate = Scripted({"": 2, "good": 1})
+    one, other = (
+        dataclasses.replace(item("", "good"), question=dataclasses.replace(QUESTION, id=name))
+        for name in ("q#0", "q#1")
+    )
+    asked = []
+    for items in ([one, other], [other], [other, one]):
+        generate.asked.clear()
+        Rollouts(generate, n=2).verify(items)
+        asked.append(sorted(generate.asked))
+    assert asked[0] == asked[1] == asked[2]
+    assert len(set(asked[0])) == 2
+
+
+def test_rollouts_from_one_state_are_held_against_each_gold():
+    generate = Scripted({"": 2, "good": 1})  # some reach 7, none 9
+    nine = dataclasses.replace(item("", "good"), question=dataclasses.replace(QUESTION, id="r", gold="9"))
+    for items in ([item("", "good"), nine], [nine, item("", "good")]):
+        generate.asked.clear()
+        verdicts = Rollouts(generate, n=2, local=False).verify(items)
+        assert dict(zip((i.question.gold for i in items), verdicts)) == {"7": "correct", "9": "wrong"}
+        assert len(generate.asked) == 1  # sampled once all the same
+
+
 def test_rollouts_that_do_not_finish_are_failures():
     generate = Scripted({"": 4, "good": 4}, finish="length")
     assert Rollouts(generate, n=4, local=False).verify([item("", "good")]) == ["wrong"]
@@ -170,6 +197,22 @@ def test_settings_say_what_verdicts_depend_on():
         assert verifier_settings(plain) == {}
     assert verifier_settings(StatedEquations(rounding=False)) == {"rounding": False}
     assert verifier_settings(GoldAnswer(no_answer="wrong")) == {"no_answer": "wrong"}
+
+
+@dataclasses.dataclass(frozen=True)
+class Short:
+    """Forgets the last step."""
+
+    name: str = "short"
+
+    def verify(self, items):
+        return ["wrong"] * (len(items) - 1)
+
+
+@pytest.mark.parametrize("wrapped", [FirstKnown((Short(), GoldAnswer())), NoisyVerifier(Short(), 0.1)])
+def test_a_verifier_within_another_must_judge_every_step(wrapped):
+    with pytest.raises(UserError, match="verifier 'short' gave 1 verdicts for 2 steps"):
+        wrapped.verify([item("", "good"), item("good", "bad")])
 
 
 def test_the_template_must_have_its_fields(tmp_path):
