@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from caspo_jax.errors import UserError
+from caspo_jax.models.tokenizer import whole_text
 from caspo_jax.steps.verifiers import RecordedLabels
 from caspo_jax.store import parse_at, read_jsonl
 from caspo_jax.types import VERDICTS, Verdict
@@ -175,7 +176,7 @@ def read_labelled(path: str | Path, neutral: Neutral = "unknown") -> list[Labell
     """Solutions with labelled steps of a JSONL file: records of PRM800K, ProcessBench or Math-Shepherd, by their fields.
 
     Raises:
-      UserError: naming file:line; an id that was used before; no solution at all.
+      UserError: naming file:line, also of a text that no tokenizer accepts; an id that was used before; no solution at all.
     """
     found: dict[str, LabelledSteps] = {}
     for number, (where, record) in enumerate(read_jsonl(path)):
@@ -192,10 +193,16 @@ def read_labelled(path: str | Path, neutral: Neutral = "unknown") -> list[Labell
 
 def _solutions(record: Mapping[str, Any], neutral: Neutral, name: str) -> list[LabelledSteps]:
     if "input" in record:
-        return [math_shepherd_from_record(record, name)]
-    if "problem" in record:
-        return [dataclasses.replace(processbench_from_record(record), id=name)]
-    return prm800k_from_record(record, neutral, name)
+        found = [math_shepherd_from_record(record, name)]
+    elif "problem" in record:
+        found = [dataclasses.replace(processbench_from_record(record), id=name)]
+    else:
+        found = prm800k_from_record(record, neutral, name)
+    for solution in found:
+        whole_text(solution.question, "the question")
+        for index, step in enumerate(solution.steps):
+            whole_text(step, f"step {index}")
+    return found
 
 
 def read_labels(path: str | Path, neutral: Neutral = "unknown") -> RecordedLabels:

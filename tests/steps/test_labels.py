@@ -136,6 +136,22 @@ def test_prm800k_records_of_another_shape_are_named(label, tmp_path):
         read_labelled(path)
 
 
+@pytest.mark.parametrize(
+    "record, place",
+    [
+        ({"problem": "\ud800", "steps": ["a"], "label": -1}, "the question: character 0"),
+        ({"problem": "p", "steps": ["a", "b\ud800"], "label": -1}, "step 1: character 1"),
+        ({"prompt": "p", "completions": ["\ud800"], "labels": [True]}, "step 0: character 0"),
+        ({"input": "p Step 1: \ud800 ки", "label": "p Step 1: \ud800 +"}, "step 0: character 8"),
+    ],
+)
+def test_half_a_character_is_named_before_a_tokenizer_fails_on_it(tmp_path, record, place):
+    path = tmp_path / "solutions.jsonl"
+    path.write_text(json.dumps(record) + "\n")
+    with pytest.raises(UserError, match=f"solutions.jsonl:1: {place} is a lone surrogate"):
+        read_labelled(path)
+
+
 def test_ids_that_are_null_are_none(tmp_path):
     record = {"id": None, "problem": "?", "steps": ["a"], "label": -1}
     assert [s.id for s in read_labelled(write(tmp_path, record, record))] == ["0", "1"]
