@@ -77,6 +77,13 @@ def pair_rows(pair: Pair) -> tuple[Row, Row]:
     return (context, pair.chosen_ids), (context, pair.rejected_ids)
 
 
+def _check_tokens(pairs: Sequence[Pair]) -> None:
+    """Refuses pairs of texts alone, of which a batch would score nothing."""
+    for pair in pairs:
+        if not (pair.prompt_ids and pair.chosen_ids and pair.rejected_ids):
+            raise UserError(f"pair {pair.id!r} has no token ids: tokenize_pairs() makes them from its texts")
+
+
 def pack_pairs(pairs: Sequence[Pair], length: int, pad_id: int, batch_size: int | None = None) -> PairBatch:
     """Pairs as one batch; reference log-probs are NaN until they are computed, 0 in padding rows.
 
@@ -90,8 +97,9 @@ def pack_pairs(pairs: Sequence[Pair], length: int, pad_id: int, batch_size: int 
       NumPy-backed PairBatch [B, T].
 
     Raises:
-      UserError: a pair that is longer than T.
+      UserError: a pair without token ids, or one that is longer than T.
     """
+    _check_tokens(pairs)
     size = len(pairs) if batch_size is None else batch_size
     both = [pair_rows(pair) for pair in pairs]
     for pair, rows in zip(pairs, both, strict=True):
@@ -146,9 +154,7 @@ def batch_pairs(
         raise UserError(
             f"length_buckets={tuple(length_buckets)} and batch_size={batch_size}: both need positive numbers"
         )
-    for pair in pairs:
-        if not (pair.prompt_ids and pair.chosen_ids and pair.rejected_ids):
-            raise UserError(f"pair {pair.id!r} has no token ids: tokenize_pairs() makes them from its texts")
+    _check_tokens(pairs)
     plan, dropped = _same_buckets(pairs, length_buckets, batch_size, too_long, seed)
     batches = [pack_pairs(items, length, pad_id, batch_size) for length, items in plan]
     counts = {"too_long": dropped, "batches": len(batches), "items": len(pairs) - dropped}

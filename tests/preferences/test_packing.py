@@ -131,3 +131,5 @@ def test_buckets_and_bad_input():
     bare = Pair("x", "wrong", "q", "", "a", "b", (), (), (), (), (False, False))
     with pytest.raises(UserError, match="pair 'x' has no token ids"):
         batch_pairs([bare], (8,), 1, 0)
+    with pytest.raises(UserError, match="pair 'x' has no token ids"):
+        pack_pairs([bare], 8, 0)
