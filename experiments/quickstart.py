@@ -47,6 +47,7 @@ def define_flags() -> None:
     flags.DEFINE_enum(
         "dtype", None, ["float32", "bfloat16"], "compute dtype; default: the shipped policy's, float32"
     )
+    flags.DEFINE_string("mesh", None, "device mesh such as data:4; default: one device")
     flags.DEFINE_string(
         "confidence", None, "CaT's step confidence (entropy is the paper's); default: what measures best"
     )
@@ -93,6 +94,7 @@ def trained(task: Task, out: Path, settings: Any) -> dict[str, list[Path]]:
             train=settings.TRAIN[name],
             batch_size=FLAGS.batch_size,
             dtype=FLAGS.dtype,
+            mesh=common.mesh(),
         )
         final[name] = run_rounds(
             task.policy_path,

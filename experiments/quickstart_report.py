@@ -154,7 +154,7 @@ def compare(
     with common.Progress(len(plan) + ("rft" in final), "compare", unit="evaluation") as progress:
         for name, path, with_strategies in plan:
             found.append(
-                comparison.run(name, path, Policy.load(path, FLAGS.dtype), strategies=with_strategies)
+                comparison.run(name, path, common.load_policy(path), strategies=with_strategies)
             )
             progress.update()
         if "rft" in final:
@@ -165,7 +165,7 @@ def compare(
 
 def _temperature_control(comparison: Comparison, base: Evaluation, last: Evaluation) -> Evaluation:
     """The base at the temperature that gives it the final policy's mean entropy a token."""
-    policy = Policy.load(base.path, FLAGS.dtype)
+    policy = common.load_policy(base.path)
     target = float(last.tables.trace_entropy.sum() / last.tables.tokens.sum())
     # Found on questions of another split: the control may not see those it is reported on.
     temperature = matched_temperature(

@@ -133,7 +133,7 @@ def test_hedge_samples_as_its_flags_say(program, tmp_path):
     assert len(read(out / "right.jsonl")) == 4
 
 
-def test_the_quickstart_computes_in_the_type_that_it_is_told(program, tmp_path, monkeypatch):
+def test_the_quickstart_computes_in_the_type_and_on_the_mesh_that_it_is_told(program, tmp_path, monkeypatch):
     recipes, compared = [], []
 
     def run_rounds(policy, asked, out_dir, recipe, **rest):
@@ -143,9 +143,11 @@ def test_the_quickstart_computes_in_the_type_that_it_is_told(program, tmp_path, 
     monkeypatch.setattr("experiments.quickstart.run_rounds", run_rounds)
     monkeypatch.setattr("experiments.quickstart_report.compare", lambda *given: compared.append(given))
     monkeypatch.setattr("experiments.quickstart_samples.write_quickstart_report", lambda *given: given[3])
-    code, printed, err = program("quickstart", out_dir=tmp_path / "q", dtype="bfloat16")
+    code, printed, err = program("quickstart", out_dir=tmp_path / "q", dtype="bfloat16", mesh="data:-1")
     assert code == 0, err
-    assert [recipe.dtype for recipe in recipes] == ["bfloat16"]
+    (recipe,) = recipes
+    assert recipe.dtype == "bfloat16"
+    assert recipe.mesh.axis_names == ("data",)
     assert "report in bfloat16" in printed
 
 
