@@ -35,7 +35,7 @@ def place_steps(
       token_ids: T emitted ids.
       token_bytes: for each id of the vocabulary the bytes it spells.
       opened: the prompt ended with `<think>`.
-      whole_text: take the whole text where there is no thinking.
+      whole_text: take the whole text where there is no thinking, without the tags of empty blocks.
       delimiter: what ends a paragraph.
       split_giant: cut a giant paragraph at its line breaks.
 
@@ -54,11 +54,8 @@ def place_steps(
     pieces = [token_bytes[i] for i in token_ids]
     starts = np.concatenate([[0], np.cumsum([len(piece) for piece in pieces])]).astype(np.int64)
     whole = found.status == "none"
-    if whole:
-        ranges = [(0, len(data))] if whole_text else []
-    else:
-        offsets = _tag_offsets(data)
-        ranges = [(offsets[block.start], offsets[block.end]) for block in found.blocks]
+    offsets = _tag_offsets(data)
+    ranges = [(offsets[block.start], offsets[block.end]) for block in found.blocks]
     segments = [s for r in ranges for s in _segments(data, pieces, starts, r, delimiter, whole)]
     if found.giant and split_giant:
         segments = [
@@ -86,13 +83,15 @@ def _tag_offsets(data: bytes) -> dict[int, int]:
 def _segments(
     data: bytes, pieces: Sequence[bytes], starts: np.ndarray, where: _Range, delimiter: str, whole: bool
 ) -> list[Segment]:
-    """Steps of the bytes [begin, end), in tokens and bytes of the whole; those of white space alone left out."""
+    """Steps of the bytes [begin, end), in tokens and bytes of the whole; those of white space alone left out.
+
+    Of a whole text, the tokens at its beginning and end that spell nothing (EOS) belong to its steps too.
+    """
     begin, end = where
+    first = int(np.searchsorted(starts[1:], begin, side="right"))
+    last = max(first, int(np.searchsorted(starts[:-1], end, side="left")))
     if whole:
-        first, last = 0, len(pieces)
-    else:
-        first = int(np.searchsorted(starts[1:], begin, side="right"))
-        last = max(first, int(np.searchsorted(starts[:-1], end, side="left")))
+        first, last = first if begin else 0, last if end < len(data) else len(pieces)
     inside = [
         piece[max(0, begin - int(at)) : max(0, end - int(at))]
         for piece, at in zip(pieces[first:last], starts[first:last])

@@ -88,6 +88,7 @@ class Plan:
 
     steps: tuple[tuple[int, ...], ...]
     prefixes: tuple[tuple[State, ...], ...]
+    leading: bool = False  # a paragraph has a delimiter before its first word, which stands in its prefix
 
     def distinct(self) -> list[State]:
         """Each prefix once, shortest first, so that like lengths are decoded together."""
@@ -98,21 +99,22 @@ def plan_prefixes(subjects: Sequence[Subject], config: PrefixConfig, context: in
     """The prefixes to sample from. A step whose prefix is empty, or leaves no room in the context, is left out.
 
     Where the steps of a trace are the lines of one giant paragraph, its continuations are lines as well: the rest of the
-    paragraph would say what later steps say.
+    paragraph would say what later steps say. A delimiter before the first word (`\\n\\nSo`) stands in the prefix.
     """
-    steps, prefixes = [], []
+    steps, prefixes, leading = [], [], False
     for subject in subjects:
         trace = subject.trace
         picked = choose_steps(subject, config.max_steps, seed) if subject.readable else []
         # One step of a giant trace is a paragraph like any other: nothing was cut.
         lines = subject.giant and len(trace.steps) > 1 and config.delimiter != _LINE
         whole, asked = trace.prompt_ids + trace.token_ids, len(trace.prompt_ids)
-        ends = [asked + _begin(subject, i, lines) for i in picked]
-        states = [State(Beginning(whole, end), lines) for end in ends]  # type: ignore[arg-type]
+        begins = [_begin(subject, i) for i in picked]
+        leading |= not lines and any(trace.steps[i].token_start < begin for i, begin in zip(picked, begins))
+        states = [State(Beginning(whole, asked + begin), lines) for begin in begins]  # type: ignore[arg-type]
         fits = [bool(state.ids) and context - len(state.ids) >= _ROOM for state in states]
         steps.append(tuple(i for i, fit in zip(picked, fits) if fit))
         prefixes.append(tuple(state for state, fit in zip(states, fits) if fit))
-    return Plan(tuple(steps), tuple(prefixes))
+    return Plan(tuple(steps), tuple(prefixes), leading)
 
 
 def continue_prefixes(
@@ -259,11 +261,11 @@ def _judged(judge: ContradictionJudge, items: Sequence[ContradictionItem]) -> li
     return verdicts
 
 
-def _begin(subject: Subject, index: int, line: bool) -> int:
-    """The first token of a step as its continuations begin: a line break before a line would end them at once."""
+def _begin(subject: Subject, index: int) -> int:
+    """The first token of a step as its continuations begin: a delimiter before the first word would end them at once."""
     step = subject.trace.steps[index]
-    inside = range(step.token_start, step.token_end) if line else ()
-    return next((t for t in inside if t not in subject.uncounted), step.token_start)
+    inside, uncounted = range(step.token_start, step.token_end), frozenset(subject.uncounted)
+    return next((t for t in inside if t not in uncounted), step.token_start)
 
 
 def _items(subject: Subject, index: int, continuations: Sequence[str]) -> list[ContradictionItem]:

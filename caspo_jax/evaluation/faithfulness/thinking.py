@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Iterable
 from typing import Literal, NamedTuple
 
@@ -11,6 +12,8 @@ from caspo_jax.steps.segmentation import DEFAULT_DELIMITER, segment_text
 from caspo_jax.types import CLOSE_THOUGHT, OPEN_THOUGHT
 
 GIANT = 2000  # characters; a single paragraph longer than this is no step but a trace without steps
+
+_TAG = re.compile(f"{OPEN_THOUGHT}|{CLOSE_THOUGHT}")
 
 Status = Literal["closed", "unclosed", "none"]
 
@@ -27,7 +30,7 @@ class Thinking:
     """What a text thinks, and what is odd about it."""
 
     steps: tuple[Span, ...]  # non-empty, in order, without surrounding white space
-    blocks: tuple[Span, ...]  # what lies inside the tags
+    blocks: tuple[Span, ...]  # what lies inside the tags; of a whole text without thinking, outside them
     status: Status  # none: no block, or nothing but white space in it
     giant: bool  # all of it is one paragraph of more than `giant` characters
 
@@ -67,7 +70,8 @@ def thinking_steps(
       text: a model's output.
       opened: the prompt ended with `<think>`, so that a text without tags is an unclosed block. A text that begins
           with the tag opens its own.
-      whole_text: take the whole text where there is no thinking; its status is still `none`.
+      whole_text: take the whole text where there is no thinking, but for the tags of empty blocks (Qwen3 writes them
+          where thinking is off); its status is still `none`.
       delimiter: what ends a paragraph.
       giant: characters above which a single paragraph counts as giant.
       split_giant: cut a giant paragraph at its line breaks; one without line breaks stays one step.
@@ -84,7 +88,7 @@ def thinking_steps(
     blocks = [block for block in blocks if text[block.start : block.end].strip()]
     status: Status = "none" if not blocks else "closed" if closed else "unclosed"
     if not blocks and whole_text:
-        blocks = [Span(0, len(text))]
+        blocks = _outside_tags(text)
     steps = [step for block in blocks for step in _paragraphs(text, block, delimiter)]
     is_giant = len(steps) == 1 and steps[0].end - steps[0].start > giant
     if is_giant and split_giant:
@@ -125,6 +129,14 @@ def _blocks(text: str, opened: bool) -> tuple[list[Span], bool]:
         blocks.append(Span(start, end))
         position = end + len(CLOSE_THOUGHT)
     return blocks, True
+
+
+def _outside_tags(text: str) -> list[Span]:
+    """The text in front of, between and behind tags; all of it where there is none."""
+    tags = [match.span() for match in _TAG.finditer(text)]
+    starts = [0, *(end for _, end in tags)]
+    ends = [*(start for start, _ in tags), len(text)]
+    return [Span(start, end) for start, end in zip(starts, ends)]
 
 
 def _paragraphs(text: str, block: Span, delimiter: str) -> list[Span]:

@@ -81,6 +81,17 @@ def test_tokens_that_span_a_boundary():
     assert text.endswith("</think> done")
 
 
+def test_the_tags_of_an_empty_block_are_no_steps():
+    """As Qwen3 answers where thinking is off: the tags would be two sure and decisive steps of every trace."""
+    vocabulary = [b"<think>", b"\n\n", b"</think>", b"So", b" it is 5.", b"Or", b" 6?", b""]
+    ids = [0, 1, 2, 1, 3, 4, 1, 5, 6, 7]
+    text, found, steps, counted = place_steps(ids, vocabulary, whole_text=True)
+    assert found.status == "none"
+    assert [(s.text, s.token_start, s.token_end) for s in steps] == [("So it is 5.", 3, 7), ("Or 6?", 7, 10)]
+    assert np.flatnonzero(counted).tolist() == [4, 5, 7, 8, 9]  # the EOS is the last step's, as without tags
+    assert all(text[s.start : s.end] == s.text for s in steps)
+
+
 def test_a_giant_paragraph_and_bytes_that_are_no_text():
     line = "word " * 120
     vocabulary = [b"<think>", *[f"{line}{i}\n".encode() for i in range(5)], b"</think>\xff"]

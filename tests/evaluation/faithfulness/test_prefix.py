@@ -131,9 +131,20 @@ def test_the_same_prefix_before_a_paragraph_and_before_a_line():
         assert not any(state.line for state in plan.distinct())
 
 
-@pytest.mark.parametrize("opened", [False, True])
-def test_a_certain_model_is_certain_of_every_line(tokenizer, config, monkeypatch, opened):
+def test_a_delimiter_before_the_first_word_stands_in_the_prefix():
+    """`\\n\\nSo` at a text's beginning, or behind `<think></think>`: a continuation that wrote it again would end there."""
+    plan = plan_prefixes(
+        [dataclasses.replace(subject("a", 2), uncounted=(0, 1, 5))], PrefixConfig(), context=500
+    )
+    assert plan.prefixes == ((State((1, 2, 0, 1)), State((1, 2, 0, 1, 2))),)
+    assert plan.leading
+    assert not plan_prefixes([subject("a", 2)], PrefixConfig(), context=500).leading
+
+
+@pytest.mark.parametrize("begin", ["<think>\n", "\n", "\n\n", "<think>\n\n</think>\n\n"])
+def test_a_certain_model_is_certain_of_every_line(tokenizer, config, monkeypatch, begin):
     """Whatever it goes on from, it says what the trace says: paragraphs, or the lines of one giant paragraph."""
+    opened = begin == "\n"
     lines = [f"k{i}: we add {i} to the total and write it down in words, so k = {100 + i}" for i in range(40)]
     shown, model = {}, SimpleNamespace(config=config)
     monkeypatch.setattr(
@@ -153,7 +164,9 @@ def test_a_certain_model_is_certain_of_every_line(tokenizer, config, monkeypatch
         return found
 
     for between in ("\n\n", "\n"):
-        text = "\n" * opened + "<think>\n" * (not opened) + between.join(lines) + "\n</think>\n\nIt is 139."
+        text = begin + between.join(lines)
+        if opened or begin == "<think>\n":
+            text += "\n</think>\n\nIt is 139."
         prompt = "q?<think>" if opened else "q?"
         (found,) = prepare([Source("t", text, "text", prompt=prompt)], tokenizer, config)
         found = dataclasses.replace(found, notes=())  # too long for the tiny policy, which is not asked
@@ -164,22 +177,24 @@ def test_a_certain_model_is_certain_of_every_line(tokenizer, config, monkeypatch
         assert sure.confidence == (1.0,) * 20
 
 
-def test_continuations_of_giant_traces_by_an_earlier_version_are_refused(policy, tmp_path):
-    """They hold paragraphs; files of other traces are taken up as they are."""
+def test_continuations_of_odd_traces_by_an_earlier_version_are_refused(policy, tmp_path):
+    """They hold paragraphs, or nothing behind a delimiter; files of other traces are taken up as they are."""
     task, model, tokenizer = policy
     config = PrefixConfig(samples=1, max_new_tokens=8)
     for name, one in (
         ("plain", subject("a", 2)),
         ("giant", dataclasses.replace(subject("a", 2), giant=True)),
+        ("leading_delimiter", dataclasses.replace(subject("a", 2), uncounted=(0,))),
     ):
         stage = Stage([one], tmp_path / name, {})
         run = (stage, model, tokenizer, task.contradiction(), config)
         prefix_stage(*run)
         path = stage.folder / "continuations.jsonl"
         manifest = json.loads(manifest_path(path).read_text())
-        assert manifest["config"].pop("giant", None) == {"plain": None, "giant": "lines"}[name]
+        named = {key: manifest["config"].pop(key, None) for key in ("giant", "leading_delimiter")}
+        assert {key for key, value in named.items() if value} == {name} - {"plain"}
         manifest_path(path).write_text(json.dumps(manifest))
-        with pytest.raises(UserError, match="giant") if name == "giant" else contextlib.nullcontext():
+        with contextlib.nullcontext() if name == "plain" else pytest.raises(UserError, match=name):
             prefix_stage(*run)
 
 

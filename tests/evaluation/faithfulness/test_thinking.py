@@ -43,6 +43,8 @@ def test_paragraphs_of_a_block():
         ("a\n\nb", {}, [], "none"),
         ("a\n\nb", {"whole_text": True}, ["a", "b"], "none"),
         ("<think>\n\n</think>a", {}, [], "none"),
+        ("<think>\n\n</think>\n\na\n\nb", {"whole_text": True}, ["a", "b"], "none"),
+        ("a <think> </think> b</think>", {"whole_text": True}, ["a", "b"], "none"),
         ("<think> ", {}, [], "none"),
         ("<think>a</think>x<think>b\n\nc</think>y", {}, ["a", "b", "c"], "closed"),
         ("<think>a</think>x<think>b", {}, ["a", "b"], "unclosed"),

@@ -52,6 +52,8 @@ def prefix_stage(
         # Named only where it matters: files of traces without lines stay good, those of earlier versions that hold
         # whole paragraphs for lines are refused.
         sampling["giant"] = "lines"
+    if plan.leading:
+        sampling["leading_delimiter"] = "in the prefix"  # likewise: earlier versions let it end the continuations
     said = _continuations(stage, model, tokenizer, states, config, sampling)
     written = stage.open("prefix", judge=judge.name, **sampling, **settings)
     if written.complete:
