@@ -179,7 +179,8 @@ def _inspect(record: Record, default_id: str) -> list[Source]:
     scores = [s.get("value") for s in (record.get("scores") or {}).values() if isinstance(s, Mapping)]
     known = [verdicts[v] for v in scores if isinstance(v, (str, int, float)) and v in verdicts]
     common["correct"] = known[0] if known else None
-    choices = record["output"]["choices"]
+    # A sample that failed has no choice: an output without a word, which the counts of a report show.
+    choices = record["output"]["choices"] or [{"message": {}}]
     sources = []
     for index, choice in enumerate(choices):
         message = choice["message"]
@@ -253,7 +254,7 @@ def _has_choices(record: Record) -> bool:
     if isinstance(record.get("choices"), list) and record["choices"]:
         return all(isinstance(c, Mapping) for c in record["choices"])
     body = record["response"].get("body") if isinstance(record.get("response"), Mapping) else None
-    return isinstance(body, Mapping) and isinstance(body.get("choices"), list)
+    return isinstance(body, Mapping) and isinstance(body.get("choices"), list) and bool(body["choices"])
 
 
 _FORMATS: tuple[tuple[Callable[[Record], bool], Callable[[Record, str], list[Source]]], ...] = (

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import json
 import zipfile
@@ -35,21 +36,26 @@ def read_sources(path: str | Path) -> list[Source]:
     """
     path = Path(path)
     found: list[Source] = []
-    seen: dict[str, tuple[str, str]] = {}
+    seen: dict[str, tuple[str, Source]] = {}
     for where, record in _records(path):
         for source in parse_at(where, functools.partial(_outputs, str(len(found))), dict(record)):
             if source.id in seen:
-                if source.format == "lm-eval" and seen[source.id][1] == source.text:
+                if source.format == "lm-eval" and _ungraded(source) == _ungraded(seen[source.id][1]):
                     continue  # lm-eval writes a line a filter
                 raise UserError(
                     f"{where}: id {source.id!r} was used before, at {seen[source.id][0]}: give every output an `id` of its "
                     "own, and samples of one question the same `question_id`"
                 )
-            seen[source.id] = (where, source.text)
+            seen[source.id] = (where, source)
             found.append(source)
     if not found:
         raise UserError(f"{path}: no traces in it")
     return found
+
+
+def _ungraded(source: Source) -> Source:
+    """What is the same under each filter of lm-eval: one document's output, and not another's of the same number."""
+    return dataclasses.replace(source, correct=None)
 
 
 def _outputs(default_id: str, record: dict[str, Any]) -> list[Source]:
@@ -79,7 +85,7 @@ def _records(path: Path) -> Iterator[tuple[str, Record]]:
 
 def _text_file(path: Path) -> Record:
     try:
-        return {"id": path.stem, "text": path.read_text(encoding="utf-8")}
+        return {"id": path.stem, "text": path.read_text(encoding="utf-8-sig")}
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror}") from error
     except UnicodeDecodeError as error:

@@ -18,6 +18,7 @@ from caspo_jax.evaluation.faithfulness.thinking import Status, thinking_steps
 from caspo_jax.models import ModelConfig, encode_prompt, render_chat, token_bytes
 from caspo_jax.models.tokenizer import opened_once
 from caspo_jax.records import trace_from_record, trace_to_record
+from caspo_jax.steps.segmentation import join_bytes
 from caspo_jax.store import short_hash
 from caspo_jax.types import DEFAULT_DELIMITER, OPEN_THOUGHT, Question, Trace
 
@@ -180,6 +181,7 @@ def _subject(
     elif given is None:
         logprob, mean_top5 = _recorded_stats(source)
     try:
+        join_bytes(prompt_ids, spelled)  # refuses ids of another vocabulary, as for the output's
         text, found, steps, counted = place_steps(ids, spelled, **placing)
     except UserError as error:
         raise UserError(f"trace {source.id!r}: {error}") from error

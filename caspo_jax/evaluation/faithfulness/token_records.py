@@ -53,7 +53,7 @@ def choice_tokens(logprobs: Mapping[str, Any] | None) -> tuple[RecordedToken, ..
     """Tokens of the `logprobs` of a chat completion's choice (`content`) or of a completion's (`tokens`); () for none.
 
     Raises:
-      UserError: `bytes` that are no list.
+      UserError: `bytes` that are no list, lists of different lengths.
     """
     if not logprobs:
         return ()
@@ -67,8 +67,11 @@ def choice_tokens(logprobs: Mapping[str, Any] | None) -> tuple[RecordedToken, ..
             )
             for item in logprobs["content"]
         )
-    names, values = logprobs.get("tokens") or (), logprobs.get("token_logprobs") or ()
+    names = logprobs.get("tokens") or ()
+    values = logprobs.get("token_logprobs") or [None] * len(names)
     tops = logprobs.get("top_logprobs") or [None] * len(names)
+    if names and not len(names) == len(values) == len(tops):
+        raise UserError(f"{len(values)} token_logprobs and {len(tops)} top_logprobs for {len(names)} tokens")
     return tuple(
         _server_token(name, None, value, list((top or {}).values()))
         for name, value, top in zip(names, values, tops)

@@ -51,6 +51,13 @@ def test_lm_eval_samples(file, tokenizer, config):
         read_sources(file({"doc_id": 1, "resps": [[["-1.5", "False"]]]}))
 
 
+def test_two_documents_of_one_number_are_not_one(file):
+    """Joined files of two tasks: `doc_id` begins anew, and both models said nothing."""
+    first = {"doc_id": 0, "doc_hash": "a", "arguments": [["1?", {}]], "resps": [[""]]}
+    with pytest.raises(UserError, match=r"in\.jsonl:2: id '0' was used before"):
+        read_sources(file(first, {**first, "doc_hash": "b", "arguments": [["2?", {}]]}))
+
+
 def inspect_sample(identity, **changes):
     message = {
         "role": "assistant",
@@ -88,6 +95,11 @@ def test_inspect_logs(tmp_path, tokenizer, config):
         assert [s.text for s in first.trace.steps] == TEXT.split("\n\n")
         assert first.trace.text.endswith("</think>\n\n82")
         assert second.trace.prompt_ids != first.trace.prompt_ids
+    failed = inspect_sample("s2", output={"model": "m", "choices": []}, scores=None)
+    log.write_text(json.dumps({"version": 2, "samples": [*samples, failed]}))
+    *_, third = read_sources(log)
+    assert (third.id, third.text) == ("s2", "")  # a failure is counted, not lost
+    assert "no_steps" in prepare([third], tokenizer, config)[0].notes
     archive.write_bytes(b"no zip")
     with pytest.raises(UserError, match="not a readable"):
         read_sources(archive)

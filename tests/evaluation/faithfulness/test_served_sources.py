@@ -106,6 +106,16 @@ def test_completions_find_ids_by_bytes(file, tokenizer, config):
     assert found[1].group == found[2].group == QUESTION
 
 
+def test_a_completion_with_fewer_logprobs_than_tokens_is_no_shorter_one(file):
+    logprobs = {"tokens": ["a", "b"], "token_logprobs": [-1.0], "top_logprobs": None}
+    with pytest.raises(UserError, match=r"in\.jsonl:1: 1 token_logprobs and 2 top_logprobs for 2 tokens"):
+        read_sources(file({"id": "c", "choices": [{"text": "ab", "logprobs": logprobs}]}))
+    (source,) = read_sources(
+        file({"id": "c", "choices": [{"text": "ab", "logprobs": logprobs | {"token_logprobs": None}}]})
+    )
+    assert [(token.data, token.logprob) for token in source.tokens] == [(b"a", None), (b"b", None)]
+
+
 @pytest.mark.parametrize(
     ("field", "value", "error"), [("logprob", "x", "could not convert"), ("bytes", 10**9, "must be a list")]
 )

@@ -70,6 +70,12 @@ def test_raw_text_and_generic_records(tmp_path, file, tokenizer, config):
     assert (record.id, record.gold, record.correct, record.question) == ("0", "82", True, QUESTION)
 
 
+def test_a_text_file_of_windows_begins_with_its_first_word(tmp_path):
+    (tmp_path / "a.txt").write_bytes("\ufeffone\r\n\r\ntwo".encode())
+    (source,) = read_sources(tmp_path / "a.txt")
+    assert source.text == "one\n\ntwo"
+
+
 def test_our_traces_keep_ids_statistics_and_verdicts(file, tokenizer, config):
     ids = tuple(tokenizer(TEXT)["input_ids"])
     second = len(tokenizer("k: a * 2, so k = 82\n\n")["input_ids"])
@@ -146,6 +152,7 @@ def test_counts_of_odd_traces(file, tokenizer, config):
             {"outputs": [{"token_ids": [1], "text": "a", "logprobs": [{"2": {"logprob": -1}}]}]},
             "do not hold its own",
         ),
+        ({"custom_id": 1, "response": {"body": {"choices": []}}}, "in.jsonl:1: a trace of no known kind"),
         ({"choices": [{"finish_reason": "stop"}]}, "neither `text` nor a `message`"),
         ({"choices": [{"message": "said"}]}, "in.jsonl:1: malformed record"),
         ({"choices": [{"text": "a", "logprobs": [1.0]}]}, "in.jsonl:1: malformed record"),
@@ -157,6 +164,12 @@ def test_counts_of_odd_traces(file, tokenizer, config):
 def test_bad_records_name_their_line(file, record, message):
     with pytest.raises(UserError, match=message):
         read_sources(file(record))
+
+
+def test_a_prompt_of_another_vocabulary_names_its_trace(file, tokenizer, config):
+    record = {"id": "a", "prompt_ids": [99_999], "token_ids": [3], "text": "x"}
+    with pytest.raises(UserError, match=r"trace 'a': token_ids\[0\] = 99999 is outside the vocabulary"):
+        prepare(read_sources(file(record)), tokenizer, config)
 
 
 def test_vllm_texts_without_the_rest(file):
