@@ -1,6 +1,7 @@
 """The faithfulness program on the shipped tiny policy: all stages, killed anywhere, bad input."""
 
 import json
+import math
 import os
 import shutil
 import signal
@@ -344,6 +345,19 @@ def test_the_median_of_gaps_is_their_middle(tmp_path, gaps, median):
     known = [gap for gap in gaps if gap is not None]
     want = {"traces": len(known), "median_gap": median, "largest_gap": max(known)} if known else {"traces": 0}
     assert recorded_logprobs(tmp_path) == pytest.approx(want)
+
+
+def test_log_probs_that_are_no_numbers_are_missing(program, write, tmp_path):
+    """Python writes -Infinity and NaN as JSON, and so does vLLM: the largest gap was infinite, which no file takes."""
+    logprobs = [{"40": {"logprob": -1.0}}, {"41": {"logprob": -math.inf}}, {"42": {"logprob": math.nan}}]
+    output = {"text": "", "token_ids": [40, 41, 42], "logprobs": logprobs}
+    given = write("vllm.jsonl", [{"id": "a", "prompt": "a = 2. a?\n", "outputs": [output]}])
+    flags = {"model": TASK.policy_path, "stages": "decisiveness,token"}
+    code, _, err = program("faithfulness", traces=given, out_dir=tmp_path / "f", **flags)
+    assert (code, err) == (0, "")
+    record = json.loads((tmp_path / "f/token.jsonl").read_text())
+    assert 0.0 < record["logprob_gap"] < 100.0
+    assert record["mean_logprob"] == [pytest.approx(math.exp(-1.0))]  # of the one that is known
 
 
 def test_outputs_of_other_tools_go_on_as_traces(program, write, tmp_path):

@@ -73,7 +73,8 @@ def _forced_record(name: str, subject: Subject, measured: Measured | None) -> di
     gap = None
     if measured is not None and recorded is not None:
         distance = np.abs(measured.stats["logprob"] - np.asarray(recorded, np.float64))
-        gap = float(np.nanmax(distance)) if np.isfinite(distance).any() else None
+        known = distance[np.isfinite(distance)]  # servers write -Infinity and NaN too
+        gap = float(known.max()) if known.size else None
     return {
         "id": subject.id,
         **token_values(subject, measured),
