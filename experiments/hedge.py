@@ -142,7 +142,9 @@ def segmented(policy: Policy, path: Path) -> list[Trace]:
         for trace in load_records(path, trace_from_record)
     ]
     values = [step.confidence for trace in traces for step in trace.steps]
-    if None in values or not values:
+    if not values:
+        raise UserError(f"{path}: no step in it that could be hedged")
+    if None in values:
         raise UserError(f"{path}: steps without a confidence; give traces that hold token statistics")
     return traces
 
@@ -187,7 +189,7 @@ def hedge_trace(trace: Trace, chosen: Sequence[int], tokenizer: Any) -> Trace:
         position = step.end
     text = "".join([*parts, trace.text[position:]])
     ids = list(tokenizer(text, add_special_tokens=False)["input_ids"])
-    if trace.finish_reason == "eos":
+    if trace.finish_reason == "eos" and trace.token_ids:
         # By the token that ended it: chat models have several, of which the tokenizer names one at most.
         ids.append(trace.token_ids[-1])
     return dataclasses.replace(

@@ -29,9 +29,11 @@ HEDGES: tuple[tuple[float, str], ...] = (
     (1.0, ", certainly"),
 )
 # What a hedge stands in front of: the full stop, and where the step ends a thought the tag.
-_TAIL = rf"(?P<tail>\.?(?:\s*{CLOSE_THOUGHT})?)\s*\Z"
-_END = re.compile(_TAIL)
-_HEDGE = re.compile("(?:" + "|".join(re.escape(phrase) for _, phrase in HEDGES if phrase) + ")" + _TAIL)
+_CLOSE = rf"(?:\s*{CLOSE_THOUGHT})?"
+# Sought from the left: at every space of a long run anew, the time would be quadratic.
+_END = re.compile(rf"(?P<tail>(?:\.|(?<!\s)){_CLOSE})\s*\Z")
+_PHRASES = "|".join(re.escape(phrase) for _, phrase in HEDGES if phrase)
+_HEDGE = re.compile(rf"(?:{_PHRASES})(?P<tail>\.?{_CLOSE})\s*\Z")
 _TAGS = (OPEN_THOUGHT, CLOSE_THOUGHT)  # alone they say nothing that could be hedged
 
 

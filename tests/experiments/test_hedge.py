@@ -1,7 +1,10 @@
 """Hedges of known faithfulness in the traces of the shipped tiny policy, and what the program refuses before it loads it."""
 
+import json
+
 import pytest
 
+from caspo_jax.models import load_tokenizer
 from caspo_jax.records import question_to_record
 from caspo_jax.tasks import get_task
 from tests.experiments.conftest import contents, read
@@ -52,7 +55,6 @@ def test_the_vocabulary_is_spelled_once_for_all_traces(tmp_path, monkeypatch):
 
 def test_a_hedged_output_ends_as_it_ended():
     """Llama 3 ends a turn by another token than a document, and the tokenizer names one of them."""
-    from caspo_jax.models import load_tokenizer
     from caspo_jax.types import Step, Trace
     from experiments.hedge import hedge_trace
 
@@ -69,6 +71,23 @@ def test_a_hedged_output_ends_as_it_ended():
             *tokenizer(hedged.text, add_special_tokens=False)["input_ids"],
             *tail,
         ]
+
+
+def test_outputs_without_a_token_stay_and_a_file_of_such_says_so(program, write, tmp_path):
+    """Of other tools there are outputs of no token at all that "ended"; their end was looked for in vain."""
+    end = {"logprob": [], "entropy": [], "token_ids": [], "text": "", "finish_reason": "eos"}
+    ids = load_tokenizer(TASK.policy_path)("c = 41", add_special_tokens=False)["input_ids"]
+    said = {"token_ids": ids, "text": "c = 41", "logprob": [-0.5] * len(ids), "entropy": [0.5] * len(ids)}
+    asked = {"question": "c?", "prompt_ids": [1]}
+    given = write("t.jsonl", [{"id": "a", **asked, **end}, {"id": "b", **asked, **end, **said}])
+    flags = {"model": TASK.policy_path, "output": tmp_path / "h.jsonl"}
+    assert program("hedge", input=given, **flags)[0] == 0
+    first, second = map(json.loads, (tmp_path / "h.jsonl").read_text().splitlines())
+    assert (first["text"], first["token_ids"]) == ("", [])
+    assert second["text"].startswith("c = 41")
+    for name, records in (("none.jsonl", []), ("empty.jsonl", [{"id": "a", **asked, **end}])):
+        code, _, err = program("hedge", input=write(name, records), **flags)
+        assert (code, "no step in it" in err) == (1, True)
 
 
 def test_a_confidence_that_traces_do_not_tell_is_refused_before_anything_is_sampled(

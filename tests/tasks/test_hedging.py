@@ -1,5 +1,7 @@
 """Hedges by construction: what is known about them, and the exact judge of contradiction."""
 
+import time
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -43,6 +45,15 @@ def test_a_hedge_stays_inside_the_thought():
     assert hedge("It is <b>36</b>", 2) == "It is <b>36</b>, maybe"
     for tag in ("<think>", "</think>"):
         assert hedge(tag, 2) == tag
+
+
+def test_a_long_run_of_spaces_is_read_once():
+    """A step of 200,000 spaces took minutes: the end was sought from each of them."""
+    step = "a" + " " * 200_000 + "b"
+    begun = time.perf_counter()
+    assert hedge(step, 2) == step + ", maybe"
+    assert time.perf_counter() - begun < 10.0
+    assert hedge("a  . \n</think> ", 2) == "a  , maybe. \n</think>"
 
 
 @settings(max_examples=50, deadline=None)
