@@ -78,7 +78,13 @@ def define_flags() -> None:
         "batch_size", None, "continuations decoded together; default: by memory", lower_bound=1
     )
     flags.DEFINE_bool("final_norm", False, "hidden states after the final norm; published: before")
-    flags.DEFINE_float("mu", 0.5, "RCC: threshold on the attention weights", 0.0, 1.0)
+    flags.DEFINE_float(
+        "mu",
+        0.5,
+        "RCC: threshold on the attention weights; below .5 sums above 1 occur and count 1",
+        0.0,
+        1.0,
+    )
     flags.DEFINE_float("delta", 0.4, "RCC: weight of the newest step", 0.0, 1.0)
     flags.DEFINE_string("probe", None, "folder of a fitted probe to use; default: fit one, split by question")
     flags.DEFINE_float("probe_l2", 1.0, "the probe's penalty", lower_bound=0)

@@ -69,7 +69,10 @@ def _step_values(values: Any, masks: np.ndarray, compute: Callable[..., np.ndarr
 
 
 def unit_values(values: Any) -> Values:
-    """Floats in [0, 1] for JSON; what is undefined is null. Rounding of float32 may leave [0, 1] by a hair."""
+    """Floats in [0, 1] for JSON; what is undefined is null.
+
+    Rounding of float32 may leave [0, 1] by a hair; RCC exceeds 1 where several tokens of a row reach a mu below 1/2.
+    """
     return [
         None if not math.isfinite(v) else min(1.0, max(0.0, float(v))) for v in np.asarray(values, np.float64)
     ]
