@@ -53,9 +53,8 @@ def prefix_stage(
         # whole paragraphs for lines are refused.
         sampling["giant"] = "lines"
     if plan.leading:
-        sampling["leading_delimiter"] = (
-            "in the prefix"  # likewise: earlier versions let it end the continuations
-        )
+        # Likewise: in files of earlier versions it ended the continuations.
+        sampling["leading_delimiter"] = "in the prefix"
     said = _continuations(stage, model, tokenizer, states, config, sampling)
     written = stage.open("prefix", judge=judge.name, **sampling, **settings)
     if written.complete:
