@@ -158,7 +158,7 @@ def mesh() -> Mesh | None:
     return make_mesh(FLAGS.mesh)
 
 
-def load_policy(path: str | None = None) -> Policy:
+def load_policy(path: str | Path | None = None) -> Policy:
     """The policy of --model, or another on the same devices: model, tokenizer, caspo.json."""
     from caspo_jax.training.stages import Policy
 

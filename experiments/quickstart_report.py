@@ -153,9 +153,7 @@ def compare(
     found: list[Evaluation] = []
     with common.Progress(len(plan) + ("rft" in final), "compare", unit="evaluation") as progress:
         for name, path, with_strategies in plan:
-            found.append(
-                comparison.run(name, path, common.load_policy(path), strategies=with_strategies)
-            )
+            found.append(comparison.run(name, path, common.load_policy(path), strategies=with_strategies))
             progress.update()
         if "rft" in final:
             found.append(_temperature_control(comparison, found[0], found[len(rounds)]))
