@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import os
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -116,7 +116,7 @@ class Runner:
             )
         plan = families(self.strategies)
         done = self._done("groups")
-        parts, of = cut(name, questions, group_size(settings), done)
+        parts, of = cut(questions, group_size(settings))
         shown: dict[str, Any] = {}
         with common.Progress(len(parts) * FLAGS.repeats * len(plan), name, unit="part") as progress:
             for repeat, (index, part) in itertools.product(range(FLAGS.repeats), enumerate(parts)):
@@ -202,16 +202,12 @@ def within(progress: common.Progress, shown: Mapping[str, Any]) -> Callable[[int
     return lambda done, of: progress.update(0, **shown, decoded=f"{done:,} of {of:,}")
 
 
-def cut(
-    name: str, questions: Sequence[Question], size: int, done: Collection[str]
-) -> tuple[list[Sequence[Question]], str]:
+def cut(questions: Sequence[Question], size: int) -> tuple[list[Sequence[Question]], str]:
     """Groups of a benchmark's questions, and what follows a group's number in its mark.
 
     Two groups at least where the first still holds all questions whose traces are kept, so that one is timed without
-    compilation. A run begun by an older version keeps that version's groups.
+    compilation.
     """
-    if any(mark.startswith(f"{name}/0/0/") for mark in done):
-        return even_groups(questions, size), ""
     parts = even_groups(questions, size, 2 if len(questions) >= 2 * evaluate_samples.QUESTIONS else 1)
     return parts, f"-of-{len(parts)}"
 

@@ -125,7 +125,7 @@ def train(
                 if plan.unknown_references():
                     digest = weights if own else weights_digest(reference)
                 came = references_digest(reference, digest, store)
-            claim_folder(folder, config, store.fingerprint(), model, start, weights=weights, references=came)
+            claim_folder(folder, config, store.fingerprint(), start, weights=weights, references=came)
         if config.loss.contrastive:
             if reference_cache is None and folder is not None:
                 reference_cache = folder / "reference"

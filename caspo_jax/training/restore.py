@@ -30,8 +30,7 @@ def restore_trained(model: Any, folder: str | Path, checkpoint: str = "last") ->
 
     folder = Path(folder)
     description = read_description(description_of(folder))
-    # A run begun before the digest was kept has none.
-    if "base" in description and description["base"] != base_digest(model):
+    if description["base"] != base_digest(model):
         raise UserError(
             f"{folder}: the run started from another policy than the one given: give the one that it trained"
         )

@@ -8,17 +8,13 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-import jax
-import jax.numpy as jnp
-import numpy as np
-from flax import nnx
-
 from caspo_jax.distributed import is_writer, writer_first
 from caspo_jax.errors import UserError
 from caspo_jax.store import write_json
 from caspo_jax.training.config import TrainConfig
 from caspo_jax.training.digests import base_digest, weights_digest
 
+_NAMED = {"config", "data", "weights", "base"}  # what every `run.json` has
 # What a run writes after `run.json`, but for `reference/`: its entries are never wrong, and other runs may share them.
 _WRITTEN = (
     "checkpoints/[0-9]*",
@@ -33,7 +29,6 @@ def claim_folder(
     folder: Path,
     config: TrainConfig,
     data: str,
-    model: Any,
     start: Any,
     *,
     weights: str | None = None,
@@ -45,8 +40,7 @@ def claim_folder(
       folder: of the run.
       config: its settings.
       data: a hash of what it reads.
-      model: what is trained.
-      start: the policy that it came from: without the adapters that the run adds.
+      start: the policy that training starts from: without the adapters that the run adds.
       weights: the `weights_digest` of `start`, if that is known; default: taken here.
       references: the `references_digest` of a run that has a reference.
 
@@ -78,13 +72,9 @@ def claim_folder(
     ]
     if found["data"] != data:
         differing.append("data")
-    if "weights" in found:
-        same = found["weights"] == weights
-    else:  # a run begun before digests were kept
-        same = np.allclose(found["model"], _model_moments(model), rtol=1e-4)
-    if not same:
+    if found["weights"] != weights:
         differing.append("model")
-    if found.get("reference", references) != references:  # a run begun before it was kept has none
+    if found.get("reference") != references:
         differing.append("reference")
     if differing:
         raise UserError(
@@ -98,8 +88,7 @@ def read_description(path: Path) -> dict[str, Any]:
         found = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise UserError(f"{path}: unreadable ({error}): use another folder or remove the run") from error
-    named = isinstance(found, dict) and isinstance(found.get("config"), dict) and "data" in found
-    if not named or not ("weights" in found or "model" in found):
+    if not (isinstance(found, dict) and isinstance(found.get("config"), dict) and found.keys() >= _NAMED):
         raise UserError(f"{path}: describes no training run: use another folder or remove it")
     return found
 
@@ -122,14 +111,3 @@ def clear_folder(folder: Path) -> None:
 
 def _written(folder: Path) -> list[Path]:
     return sorted(path for pattern in _WRITTEN for path in folder.glob(pattern))
-
-
-def _model_moments(model: Any) -> list[float]:
-    """Sums of |p| and p^2 over all parameters, adapters included."""
-    return [float(x) for x in _moments(nnx.split(model)[1])]
-
-
-@jax.jit
-def _moments(params: Any) -> jax.Array:
-    leaves = [leaf.astype(jnp.float32) for leaf in jax.tree.leaves(params)]
-    return jnp.stack([sum(jnp.sum(jnp.abs(x)) for x in leaves), sum(jnp.sum(x * x) for x in leaves)])

@@ -195,14 +195,9 @@ def test_even_groups_and_compare_arguments():
     ("count", "sizes"), [(200, [100, 100]), (101, [51, 50]), (99, [99]), (900, [225] * 4), (1, [1])]
 )
 def test_there_are_two_groups_where_one_of_them_can_be_timed_without_compilation(count, sizes):
-    parts, of = cut("graph", range(count), 256, {"chain/0/0/pool"})
+    parts, of = cut(range(count), 256)
     assert ([len(part) for part in parts], of) == (sizes, f"-of-{len(sizes)}")
     assert [q for part in parts for q in part] == list(range(count))
-
-
-def test_a_run_that_was_begun_with_one_group_goes_on_with_it():
-    parts, of = cut("graph", range(200), 256, {"graph/0/0/greedy"})
-    assert ([len(part) for part in parts], of) == ([200], "")
 
 
 @pytest.mark.parametrize(

@@ -26,7 +26,7 @@ from helpers import tiny_decoder  # isort: skip
 def make_run(folder, policy, update=1, config=TrainConfig()):  # noqa: B008 - frozen
     """A run whose checkpoint at `update` has `update` added to every parameter that is trained."""
     model = trainable_model(policy.model, config)
-    claim_folder(folder, config, "data", model, policy.model)
+    claim_folder(folder, config, "data", policy.model)
     _, state = make_train_step(model, config, 1)
     params = jax.tree.map(lambda leaf: leaf + update, state.params)
     checkpoints = Checkpoints(folder / "checkpoints", 9, background=False)

@@ -88,7 +88,6 @@ class Plan:
 
     steps: tuple[tuple[int, ...], ...]
     prefixes: tuple[tuple[State, ...], ...]
-    leading: bool = False  # a paragraph has a delimiter before its first word, which stands in its prefix
 
     def distinct(self) -> list[State]:
         """Each prefix once, shortest first, so that like lengths are decoded together."""
@@ -101,20 +100,19 @@ def plan_prefixes(subjects: Sequence[Subject], config: PrefixConfig, context: in
     Where the steps of a trace are the lines of one giant paragraph, its continuations are lines as well: the rest of the
     paragraph would say what later steps say. A delimiter before the first word (`\\n\\nSo`) stands in the prefix.
     """
-    steps, prefixes, leading = [], [], False
+    steps, prefixes = [], []
     for subject in subjects:
         trace = subject.trace
         picked = choose_steps(subject, config.max_steps, seed) if subject.readable else []
         # One step of a giant trace is a paragraph like any other: nothing was cut.
         lines = subject.giant and len(trace.steps) > 1 and config.delimiter != _LINE
         whole, asked = trace.prompt_ids + trace.token_ids, len(trace.prompt_ids)
-        begins = [_begin(subject, i) for i in picked]
-        leading |= not lines and any(trace.steps[i].token_start < begin for i, begin in zip(picked, begins))
-        states = [State(Beginning(whole, asked + begin), lines) for begin in begins]  # type: ignore[arg-type]
+        ends = [asked + _begin(subject, i) for i in picked]
+        states = [State(Beginning(whole, end), lines) for end in ends]  # type: ignore[arg-type]
         fits = [bool(state.ids) and context - len(state.ids) >= _ROOM for state in states]
         steps.append(tuple(i for i, fit in zip(picked, fits) if fit))
         prefixes.append(tuple(state for state, fit in zip(states, fits) if fit))
-    return Plan(tuple(steps), tuple(prefixes), leading)
+    return Plan(tuple(steps), tuple(prefixes))
 
 
 def continue_prefixes(

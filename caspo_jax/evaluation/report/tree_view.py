@@ -132,7 +132,7 @@ def _path(record: Mapping[str, Any], leaf: int, known: Mapping[Any, Trace]) -> T
 def elected(
     record: Mapping[str, Any], paths: Sequence[Trace], file: TreeFile
 ) -> list[tuple[str, float | None]]:
-    """(answer, weight), the elected answer first: as the search recorded it; older records are counted again."""
+    """(answer, weight), the elected answer first: as the search recorded it; where it did not, they are counted."""
     if "votes" in record:
         answer, votes = record.get("answer"), record["votes"]
     else:

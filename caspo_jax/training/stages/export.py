@@ -99,9 +99,6 @@ def _export_settings(
     if checkpoint.isdecimal():
         return settings
     update, state = resolve_checkpoint(run, checkpoint)
-    # Earlier versions kept the update among the counts alone.
-    if then and "update" not in then and before.get("counts", {}).get("updates") == update:
-        return settings
     return {**settings, "update": update, "state": state}
 
 

@@ -42,19 +42,8 @@ def prefix_stage(
     ids of the `prefixes`.
     """
     sampling = dataclasses.asdict(config) | {"seed": seed, "batch_size": batch_size}
-    # Earlier versions had neither: where they are off, their files stay good.
-    for name in ("top_k", "min_p"):
-        if not sampling[name]:
-            del sampling[name]
     plan = plan_prefixes(stage.subjects, config, model.config.context, seed)
     states = plan.distinct()
-    if any(state.line for state in states):
-        # Named only where it matters: files of traces without lines stay good, those of earlier versions that hold
-        # whole paragraphs for lines are refused.
-        sampling["giant"] = "lines"
-    if plan.leading:
-        # Likewise: in files of earlier versions it ended the continuations.
-        sampling["leading_delimiter"] = "in the prefix"
     said = _continuations(stage, model, tokenizer, states, config, sampling)
     written = stage.open("prefix", judge=judge.name, **sampling, **settings)
     if written.complete:
