@@ -31,7 +31,7 @@ from caspo_jax.sampling.loop import donated_program
 from caspo_jax.sampling.model_decode import ApartParams, ModelDecode, room_apart
 from caspo_jax.sampling.policy import make_policy
 from caspo_jax.sampling.state import LOGITS_AXES, CatState, init_state
-from caspo_jax.sharding import batch_ways, bytes_a_device, named_sharding
+from caspo_jax.sharding import batch_ways, bytes_a_device, named_sharding, replicated
 from caspo_jax.training.config import TrainConfig
 from caspo_jax.training.scored_stats import head_chunk
 from caspo_jax.training.step_loss import Denominators
@@ -108,7 +108,7 @@ def train_program(
     totals = Denominators(scalar, scalar)
     moments = bytes_a_device(state.opt_state)
     if shape.accumulate:
-        so_far = (wide, Shaped((), jnp.float32, sharding=NamedSharding(mesh, PartitionSpec())))
+        so_far = (wide, Shaped((), jnp.float32, sharding=replicated(mesh)))
         lowered = add_gradients.lower(spec, state.params, so_far, frozen, batch, totals)
     else:
         lowered = fused_update.lower(spec, state, frozen, batch, totals, scalar, Shaped((), jnp.uint32))
@@ -139,7 +139,7 @@ def train_program(
 
 def _abstract_state(spec: StepSpec, params: Any, wide: Any, mesh: Mesh) -> TrainState:
     """Of these parameters; `wide` are the same in float32, as Adam's moments are."""
-    whole = NamedSharding(mesh, PartitionSpec())
+    whole = replicated(mesh)
     moments = optax.tree_map_params(
         spec.optimizer,
         lambda _, param: param,
@@ -280,7 +280,7 @@ def _abstract_search(
         )
 
     state = jax.eval_shape(build)
-    whole = NamedSharding(mesh, PartitionSpec())
+    whole = replicated(mesh)
 
     def placed(leaf: Any, axes: tuple[str | None, ...] | None = None) -> Any:
         sharding = whole if axes is None else named_sharding(mesh, axes, leaf.shape)

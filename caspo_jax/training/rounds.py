@@ -192,8 +192,7 @@ def _round(
         donate=True,
         progress=look("train"),
     )
-    if current.given_up:
-        current = Policy.load(policy, recipe.dtype, recipe.mesh)
+    current = current.readable(recipe.dtype, recipe.mesh)
     return export_stage(current, folder / "train", folder / "policy", overwrite=overwrite)
 
 

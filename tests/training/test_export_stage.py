@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 from safetensors.numpy import load_file
 
 from caspo_jax.errors import UserError
@@ -18,7 +19,7 @@ from caspo_jax.training import TrainConfig, make_train_step
 from caspo_jax.training.checkpoints import Checkpoints
 from caspo_jax.training.run_folder import claim_folder
 from caspo_jax.training.stages import Policy, export_adapter, export_stage, merge_stage
-from caspo_jax.training.train_step import trainable_model
+from caspo_jax.training.train_step import delete_parameters, trainable_model
 
 from helpers import tiny_decoder  # isort: skip
 
@@ -57,6 +58,16 @@ def run(base, tmp_path_factory):
 @pytest.fixture
 def policy(base, tmp_path):
     return Policy.load(shutil.copytree(base, tmp_path / "base"))
+
+
+def test_a_policy_whose_weights_were_given_up_is_read_again(policy):
+    assert policy.readable() is policy
+    before = [np.asarray(leaf) for leaf in jax.tree.leaves(nnx.state(policy.model))]
+    delete_parameters(policy.model)
+    again = policy.readable()
+    assert (again.hash, again.path, again.settings) == (policy.hash, policy.path, policy.settings)
+    for old, new in zip(before, jax.tree.leaves(nnx.state(again.model)), strict=True):
+        np.testing.assert_array_equal(old, new)
 
 
 def contents(folder):

@@ -2,7 +2,6 @@
 
 import dataclasses
 import gc
-import types
 import weakref
 
 import pytest
@@ -15,11 +14,20 @@ from caspo_jax.training.rounds import Recipe, run_rounds
 RECIPE = Recipe(SampleConfig(), PairConfig.preset("caspo"), TrainConfig.preset("caspo"))
 
 
+class Loaded:
+    """A policy in memory, until a run is given its weights."""
+
+    given_up = False
+
+    def readable(self, dtype, mesh):
+        return Loaded() if self.given_up else self
+
+
 @pytest.fixture
 def seeds(monkeypatch):
     """stage -> the seeds that it was given, a round each; no stage does anything."""
     given = {"sample": [], "pairs": [], "train": []}
-    monkeypatch.setattr(rounds.Policy, "load", lambda *_: types.SimpleNamespace(given_up=False))
+    monkeypatch.setattr(rounds.Policy, "load", lambda *_: Loaded())
     monkeypatch.setattr(rounds, "sample_stage", lambda *_, seed, **__: given["sample"].append(seed))
     monkeypatch.setattr(rounds, "annotate_stage", lambda *_, **__: None)
     monkeypatch.setattr(rounds, "pairs_stage", lambda *a, **__: given["pairs"].append(a[3].seed))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from typing import Any
 
 import numpy as np
@@ -15,7 +15,7 @@ from caspo_jax.evaluation.faithfulness.subjects import Subject
 from caspo_jax.sampling import SampleConfig, generate
 from caspo_jax.steps.beginnings import Beginning, cut_when_read
 from caspo_jax.steps.segmentation import segment_text
-from caspo_jax.types import CLOSE_THOUGHT, DEFAULT_DELIMITER, Question
+from caspo_jax.types import CLOSE_THOUGHT, DEFAULT_DELIMITER, Question, Step
 
 _ROOM = 8  # fewer new tokens than this are no paragraph
 _LINE = "\n"  # what ends a step of a giant trace (`thinking.split_giant`)
@@ -107,7 +107,8 @@ def plan_prefixes(subjects: Sequence[Subject], config: PrefixConfig, context: in
         # One step of a giant trace is a paragraph like any other: nothing was cut.
         lines = subject.giant and len(trace.steps) > 1 and config.delimiter != _LINE
         whole, asked = trace.prompt_ids + trace.token_ids, len(trace.prompt_ids)
-        ends = [asked + _begin(subject, i) for i in picked]
+        uncounted = frozenset(subject.uncounted)
+        ends = [asked + _begin(trace.steps[i], uncounted) for i in picked]
         states = [State(Beginning(whole, end), lines) for end in ends]  # type: ignore[arg-type]
         fits = [bool(state.ids) and context - len(state.ids) >= _ROOM for state in states]
         steps.append(tuple(i for i, fit in zip(picked, fits) if fit))
@@ -259,10 +260,9 @@ def _judged(judge: ContradictionJudge, items: Sequence[ContradictionItem]) -> li
     return verdicts
 
 
-def _begin(subject: Subject, index: int) -> int:
+def _begin(step: Step, uncounted: Set[int]) -> int:
     """The first token of a step as its continuations begin: a delimiter before the first word would end them at once."""
-    step = subject.trace.steps[index]
-    inside, uncounted = range(step.token_start, step.token_end), frozenset(subject.uncounted)
+    inside = range(step.token_start, step.token_end)
     return next((t for t in inside if t not in uncounted), step.token_start)
 
 

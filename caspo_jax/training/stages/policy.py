@@ -64,10 +64,12 @@ class Policy:
         tokenizer = load_tokenizer(folder) if find_tokenizer(folder) else None
         return cls(model, tokenizer, str(path), "", load_caspo_json(folder))
 
-    @property
-    def given_up(self) -> bool:
-        """Whether a run was given the weights: they cannot be read any more."""
-        return any(leaf.is_deleted() for leaf in jax.tree.leaves(nnx.state(self.model)))
+    def readable(self, dtype: str | None = None, mesh: Any = None) -> Policy:
+        """This policy; its weights are loaded again, as `load` did, if a run was given them."""
+        if not any(leaf.is_deleted() for leaf in jax.tree.leaves(nnx.state(self.model))):
+            return self
+        model, _ = load_pretrained(resolve_folder(self.path), dtype=dtype, mesh=mesh)
+        return dataclasses.replace(self, model=model)
 
     def each_trace(
         self, path: str | Path, *, prompts: bool = True, check: Callable[[Trace], object] | None = None
