@@ -112,13 +112,18 @@ make_environment() {
 
 # What `start` leaves behind: the command's parent, which outlives the connection and writes down the exit code.
 supervise() {
-  local code=0
-  trap : TERM # to live on until the command, which gets the same signal, has ended
-  echo $$ >"$folder/pid.new"
-  mv "$folder/pid.new" "$folder/pid"
+  local code=0 told=false
+  trap 'told=true' TERM # to live on until the command, which gets the same signal, has ended
   export PATH="$REPOSITORY/.venv/bin:$PATH" VIRTUAL_ENV="$REPOSITORY/.venv" PYTHONUNBUFFERED=1
   echo "== $(date -u +%FT%TZ) $host, revision $(cat "$folder/revision"): $(quote "${COMMAND[@]}")"
-  "${COMMAND[@]}" || code=$?
+  # From here on the group is signalled: no process but the command is begun, and not even that if it is told too early.
+  echo $$ >"$folder/pid"
+  if [[ $told == true ]]; then
+    code=143
+  else
+    "${COMMAND[@]}" || code=$?
+  fi
+  trap '' TERM # inherited, so that the exit code is written down
   # The log first: whoever sees the exit code finds the log complete.
   echo "== $(date -u +%FT%TZ) $host, exit code $code"
   echo "$code" >"$folder/exit_code.new"
@@ -166,8 +171,8 @@ case $task in
     nohup setsid bash "$SCRIPTS/worker.sh" supervise "--run=$name" -- "${COMMAND[@]}" >>"$folder/log" 2>&1 </dev/null &
     # Told only when the run has its own process group and its trap: from then on a lost connection does not end it, and
     # stop reaches it.
-    while [[ ! -f $folder/pid ]]; do
-      kill -0 $! 2>/dev/null || [[ -f $folder/pid ]] || die "$host: run '$name' did not start; see $REPOSITORY/$folder/log"
+    while [[ ! -s $folder/pid ]]; do
+      kill -0 $! 2>/dev/null || [[ -s $folder/pid ]] || die "$host: run '$name' did not start; see $REPOSITORY/$folder/log"
       sleep 0.02
     done
     echo "$host: run '$name' is started, log in $REPOSITORY/$folder/log"
@@ -197,7 +202,7 @@ case $task in
       for ((waited = 0; waited < 600; waited++)); do
         alive "$folder" || break
         # A run that is being started has no pid yet.
-        if [[ $told == false && -f $folder/pid ]]; then
+        if [[ $told == false && -s $folder/pid ]]; then
           group=$(cat "$folder/pid")
           kill -TERM -- "-$group" 2>/dev/null && told=true
         fi
