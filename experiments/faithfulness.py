@@ -71,6 +71,7 @@ def define_flags() -> None:
         "least probability in the continuations, as a share of the most probable token's; 0 is off",
     )
     flags.DEFINE_integer("max_new_tokens", 200, "longest continuation", lower_bound=1)
+    flags.DEFINE_bool("ignore_eos", False, "continuations go on after end-of-sequence")
     flags.DEFINE_integer(
         "max_steps", 20, "steps a trace that are sampled: first, last, others at random", lower_bound=1
     )
@@ -182,6 +183,7 @@ def prefix_config(policy: Policy) -> PrefixConfig:
         top_p=FLAGS.top_p,
         top_k=FLAGS.top_k,
         min_p=FLAGS.min_p,
+        ignore_eos=FLAGS.ignore_eos,
         max_new_tokens=FLAGS.max_new_tokens,
         max_steps=FLAGS.max_steps,
         delimiter=common.step_delimiter(policy),

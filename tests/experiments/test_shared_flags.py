@@ -54,6 +54,7 @@ def test_stages_and_decoding_programs_take_the_same_flags(program, monkeypatch):
         "top_k": 5,
         "min_p": 0.1,
         "num_samples": 4,
+        "ignore_eos": 1,
     }
     for name in DECODING:
         _taken(program, monkeypatch, name, {**decoding, "step_delimiter": "x"})

@@ -43,6 +43,7 @@ class PrefixConfig:
     delimiter: str = DEFAULT_DELIMITER  # what ends a continuation, but for the lines of a giant trace
     top_k: int = 0  # 0: off
     min_p: float = 0.0  # 0: off
+    ignore_eos: bool = False  # go on after end-of-sequence
 
     def __post_init__(self) -> None:
         own_numbers(self)
@@ -151,6 +152,7 @@ def continue_prefixes(
             top_p=config.top_p,
             top_k=config.top_k,
             min_p=config.min_p,
+            ignore_eos=config.ignore_eos,
             num_samples=config.samples,
             stop=(delimiter,),
             step_delimiter=delimiter,

@@ -211,14 +211,16 @@ def test_filters_reach_the_sampler_and_are_named(tmp_path, tokenizer, config, mo
         return [Trace(q.id, None, None, None, q.prompt_ids, (), "value 0", "stop") for q in questions]
 
     monkeypatch.setattr("caspo_jax.evaluation.faithfulness.prefix.generate", generate)
-    for name, filters in (("off", {}), ("on", {"top_k": 7, "min_p": 0.25})):
+    off = {"top_k": 0, "min_p": 0.0, "ignore_eos": False}
+    for name, filters in (("off", {}), ("on", {"top_k": 7, "min_p": 0.25, "ignore_eos": True})):
         stage = Stage([subject("a", 1)], tmp_path / name, {})
         settings = PrefixConfig(samples=1, **filters)
         prefix_stage(stage, SimpleNamespace(config=config), tokenizer, Recorder(), settings)
-        assert (samples[-1].top_k, samples[-1].min_p) == (settings.top_k, settings.min_p)
+        for field in ("top_k", "min_p", "ignore_eos"):
+            assert getattr(samples[-1], field) == getattr(settings, field)
         for file in ("continuations", "prefix"):
             manifest = json.loads(manifest_path(stage.folder / f"{file}.jsonl").read_text())
-            assert manifest["config"].items() >= ({"top_k": 0, "min_p": 0.0} | filters).items()
+            assert manifest["config"].items() >= (off | filters).items()
     with pytest.raises(UserError, match="min_p"):
         PrefixConfig(min_p=2.0)
 
