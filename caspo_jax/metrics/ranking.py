@@ -9,7 +9,7 @@ import numpy as np
 
 from caspo_jax.errors import UserError
 from caspo_jax.metrics.arrays import Statistic, check_weights, group_index, scored, vector, weight_of
-from caspo_jax.metrics.resampled import Resampled, SumStatistic, Term, quotient
+from caspo_jax.metrics.resampled import Resampled, SumStatistic, Term, in_blocks, quotient
 
 # Float32 is off by 1e-7 to 1e-6, so that of a hundred values at most one may be rounded to another neighbour.
 _RANK_DECIMALS = 4
@@ -75,24 +75,24 @@ class _Auroc(Resampled):
 
     def __call__(self, weights: np.ndarray) -> float:
         check_weights(weights, self.size)
-        return self._value(np.asarray(weights, np.float64), self._right, self._wrong)
+        row = np.asarray(weights, np.float64)[None]
+        return float(self._values(row, self._right, self._wrong)[0])
 
     def resample(self, group: np.ndarray, counts: np.ndarray) -> np.ndarray:
         check_weights(group, self.size)
         right, wrong = group[self._right], group[self._wrong]
-        return np.array([self._value(row, right, wrong) for row in counts])
+        return in_blocks(lambda part: self._values(part, right, wrong), counts, self.size)
 
-    def _value(self, weights: np.ndarray, right: np.ndarray, wrong: np.ndarray) -> float:
-        """Of the weights at `right`, the right items in order, and at `wrong`."""
-        positive = weights[right]
-        running = np.concatenate(([0.0], np.cumsum(weights[wrong])))
-        pairs = positive.sum() * running[-1]
-        if pairs <= 0.0:
-            return float("nan")
-        wins = (positive * running[self._below]).sum()  # not `@`, whose threads cost more than they save here
+    def _values(self, weights: np.ndarray, right: np.ndarray, wrong: np.ndarray) -> np.ndarray:
+        """The values [draws] of the weights [draws, groups] at `right`, the right items in order, and at `wrong`."""
+        positive = np.take(weights, right, axis=1)
+        running = np.zeros((len(weights), wrong.size + 1))
+        np.cumsum(np.take(weights, wrong, axis=1), axis=1, out=running[:, 1:])
+        # Not `@`, whose threads cost more than they save here.
+        wins = (positive * np.take(running, self._below, axis=1)).sum(axis=1)
         if self._ties:
-            wins = 0.5 * (wins + (positive * running[self._up_to]).sum())
-        return float(wins / pairs)
+            wins = 0.5 * (wins + (positive * np.take(running, self._up_to, axis=1)).sum(axis=1))
+        return quotient(wins, positive.sum(axis=1) * running[:, -1])
 
 
 def grouped_auroc(confidence: Any, correct: Any, groups: Sequence[Hashable] | np.ndarray) -> GroupedAuroc:

@@ -10,6 +10,8 @@ import numpy as np
 
 from caspo_jax.metrics.arrays import check_weights
 
+_BLOCK = 2**14  # numbers of each array that a block of draws makes
+
 
 class Resampled(abc.ABC):
     """A statistic, item weights [n] -> value, that can be given the multiplicities of many draws at once."""
@@ -66,6 +68,12 @@ class SumStatistic(Resampled):
         for column, value in self._terms:
             total += np.bincount(first + column, value * weights, cells)
         return total.reshape(groups, self._columns)
+
+
+def in_blocks(values: Callable[[np.ndarray], np.ndarray], counts: np.ndarray, items: int) -> np.ndarray:
+    """The values [draws] of all the counts [draws, groups], of as many draws at a time as a cache holds the items of."""
+    rows = max(1, _BLOCK // max(1, items))
+    return np.concatenate([values(counts[i : i + rows]) for i in range(0, len(counts), rows)])
 
 
 def quotient(numerator: np.ndarray, denominator: np.ndarray) -> np.ndarray:

@@ -10,7 +10,7 @@ import numpy as np
 
 from caspo_jax.errors import UserError
 from caspo_jax.metrics.arrays import Statistic, check_weights, scored, weight_of
-from caspo_jax.metrics.resampled import Resampled
+from caspo_jax.metrics.resampled import Resampled, in_blocks, quotient
 
 
 class RiskCoverage(NamedTuple):
@@ -104,15 +104,15 @@ def risk_coverage(confidence: Any, correct: Any) -> RiskCoverage:
 class _Curve(Resampled):
     """A figure of the curve that passes the end of every tie, the surest first; sorts once.
 
-    `figure` is given the weight of what is answered [m] at these ends, and that of the right among it [m]. Where
-    weights must be `whole`, others are refused.
+    `figure` is given the weight of what is answered [draws, m] at these ends, that of the right among it [draws, m],
+    and says one value a draw. Where weights must be `whole`, others are refused.
     """
 
     def __init__(
         self,
         score: np.ndarray,
         verdict: np.ndarray,
-        figure: Callable[[np.ndarray, np.ndarray], float],
+        figure: Callable[[np.ndarray, np.ndarray], np.ndarray],
         whole: bool = False,
     ):
         self.size, self._whole = score.size, whole
@@ -121,31 +121,32 @@ class _Curve(Resampled):
 
     def __call__(self, weights: np.ndarray) -> float:
         check_weights(weights, self.size)
-        return self._value(np.asarray(weights, np.float64)[self._order])
+        return float(self._values(np.asarray(weights, np.float64)[None, self._order])[0])
 
     def resample(self, group: np.ndarray, counts: np.ndarray) -> np.ndarray:
         check_weights(group, self.size)
         members = group[self._order]
-        return np.array([self._value(row[members]) for row in counts])
+        return in_blocks(lambda part: self._values(np.take(part, members, axis=1)), counts, self.size)
 
-    def _value(self, ordered: np.ndarray) -> float:
-        """Of the items' weights in their order."""
+    def _values(self, ordered: np.ndarray) -> np.ndarray:
+        """The values [draws] of the items' weights in their order [draws, n]."""
         if self._whole and (ordered != np.rint(ordered)).any():
             raise UserError("aurc: weights are multiplicities; give integers")
-        return self._figure(np.cumsum(ordered)[self._ends], np.cumsum(ordered * self._verdict)[self._ends])
+        if not self.size:
+            return np.full(len(ordered), np.nan)
+        answered, right = np.cumsum(ordered, axis=1), np.cumsum(ordered * self._verdict, axis=1)
+        return self._figure(np.take(answered, self._ends, axis=1), np.take(right, self._ends, axis=1))
 
 
-def _aurc(answered: np.ndarray, right: np.ndarray) -> float:
-    total = answered[-1] if answered.size else 0.0
-    if total <= 0.0:
-        return float("nan")
+def _aurc(answered: np.ndarray, right: np.ndarray) -> np.ndarray:
+    total = answered[:, -1]
     size, wrong = _steps(answered), _steps(answered - right)
     starts, before = answered - size, answered - right - wrong
     # sum_j (E + e j / m) / (N + j) over j = 1..m is e + (E - e N / m) (H(N + m) - H(N)), H the harmonic numbers.
-    harmonic = _harmonic_numbers(int(total).bit_length())
+    harmonic = _harmonic_numbers(int(total.max()).bit_length())
     span = harmonic[answered.astype(np.int64)] - harmonic[starts.astype(np.int64)]
     share = np.divide(wrong, size, out=np.zeros_like(wrong), where=size > 0)
-    return float((wrong + (before - share * starts) * span).sum() / total)
+    return quotient((wrong + (before - share * starts) * span).sum(axis=1), total)
 
 
 @functools.lru_cache(maxsize=2)
@@ -154,25 +155,20 @@ def _harmonic_numbers(bits: int) -> np.ndarray:
     return np.concatenate(([0.0], np.cumsum(1.0 / np.arange(1, 2**bits))))
 
 
-def _augrc(answered: np.ndarray, right: np.ndarray) -> float:
-    total = answered[-1] if answered.size else 0.0
-    if total <= 0.0:
-        return float("nan")
+def _augrc(answered: np.ndarray, right: np.ndarray) -> np.ndarray:
     wrong = answered - right
-    return float((_steps(answered) * (wrong - 0.5 * _steps(wrong))).sum() / total**2)
+    return quotient((_steps(answered) * (wrong - 0.5 * _steps(wrong))).sum(axis=1), answered[:, -1] ** 2)
 
 
-def _average_precision(answered: np.ndarray, right: np.ndarray) -> float:
-    total = right[-1] if right.size else 0.0
-    if total <= 0.0 or total >= answered[-1]:
-        return float("nan")
+def _average_precision(answered: np.ndarray, right: np.ndarray) -> np.ndarray:
     precision = np.divide(right, answered, out=np.zeros_like(right), where=answered > 0)
-    return float((_steps(right) * precision).sum() / total)
+    value = quotient((_steps(right) * precision).sum(axis=1), right[:, -1])
+    return np.where(right[:, -1] < answered[:, -1], value, np.nan)
 
 
 def _steps(running: np.ndarray) -> np.ndarray:
     """What was added at each tie."""
-    return np.diff(running, prepend=0.0)
+    return np.diff(running, axis=1, prepend=0.0)
 
 
 def _ties(score: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
