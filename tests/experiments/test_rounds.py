@@ -164,8 +164,9 @@ def refused(result, *words):
         assert word in err
 
 
-def test_another_judge_or_kind_of_answer_is_refused(program, write, questions, tmp_path):
+def test_another_judge_or_kind_of_answer_is_refused(program, write, tmp_path):
     model = TASK.policy_path
+    questions = write("questions.jsonl", [question_to_record(q) for q in TASK.questions("train", 3, seed=3)])
     traces, annotated, pairs = (tmp_path / f"{n}.jsonl" for n in ("traces", "annotated", "pairs"))
     drawn = {"model": model, "input": questions, "output": traces, "num_samples": 2, "max_new_tokens": 64}
     assert program("generate", **drawn)[0] == 0

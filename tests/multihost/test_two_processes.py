@@ -67,6 +67,7 @@ def test_two_processes_do_what_one_does(tmp_path):
     assert [json.loads(line)["step"] for line in metrics] == [1, 2, 3]
 
 
+@pytest.mark.slow
 def test_ctrl_c_in_one_keeps_a_checkpoint_of_both_beside_those_by_time(tmp_path):
     checkpoints = tmp_path / "run/checkpoints"
     processes = both("long", tmp_path)
@@ -103,7 +104,8 @@ def test_bad_input_in_one_process_ends_both(tmp_path):
     assert "line 7 is bad" in err or "failed" in err
 
 
-@pytest.mark.parametrize("victim", [1, pytest.param(0, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("victim", [1, 0])
 def test_when_one_is_killed_the_other_says_so_and_ends(tmp_path, victim):
     processes = both("forever", tmp_path)
     deadline = time.monotonic() + 180

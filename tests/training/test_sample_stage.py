@@ -172,10 +172,10 @@ def test_groups_share_their_programs_whatever_their_prompts_and_however_few_the_
 ):
     policy = Policy.load(get_task("graph").policy_path)
     prompt = tuple(policy.tokenizer(get_task("graph").questions("test", 1, seed=0)[0].question)["input_ids"])
-    lengths = [30] * 15 + [36] + [49] * 16 + [40] * 3  # groups of sixteen, two questions at once
+    lengths = [30] * 15 + [40] + [49] * 16 + [44] * 3  # groups of sixteen, two questions at once
     questions = [Question(f"q{i}", prompt_ids=(prompt * 4)[-n:]) for i, n in enumerate(lengths)]
     decoding = cj.SampleConfig(
-        max_new_tokens=64, stop=(";",), temperature=1.0, num_samples=2 if strategy == "sample" else 1
+        max_new_tokens=32, stop=(";",), temperature=1.0, num_samples=2 if strategy == "sample" else 1
     )
     config = decoding if strategy == "sample" else cj.CatConfig(num_branches=2, expand=1, sample=decoding)
 
