@@ -26,7 +26,7 @@ def pytest_configure(config):
     # Tests send Ctrl-C, which what a shell starts in the background ignores.
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
-    if config.option.markexpr == "not slow" and "XLA_FLAGS" not in os.environ:
+    if config.option.markexpr == "not slow and not ci" and "XLA_FLAGS" not in os.environ:
         flags = ["--xla_backend_optimization_level=0"]
         if tuple(map(int, version("jaxlib").split(".")[:2])) < (0, 11):  # later ones do not know it, and end
             flags.append("--xla_cpu_use_fusion_emitters=false")

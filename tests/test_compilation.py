@@ -8,6 +8,7 @@ from pathlib import Path
 
 import jax
 import jax.numpy as jnp
+import pytest
 
 from caspo_jax import compilation
 
@@ -44,6 +45,7 @@ def test_the_second_run_finds_what_the_first_compiled(tmp_path):
     assert kept(XDG_CACHE_HOME=str(tmp_path)) == [folder, "True", value]
 
 
+@pytest.mark.ci
 def test_what_was_damaged_is_compiled_anew(tmp_path):
     folder, _, value = kept(XDG_CACHE_HOME=str(tmp_path))
     for path in Path(folder).glob("*-cache"):

@@ -19,8 +19,13 @@ from tests.sharding.processes import run
 TINY, SHAPE = model_shape("tiny"), TrainShape(rows=2, length=64, step_share=1.0)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("mesh", ["fsdp:2,tensor:2", "data:2,fsdp:2"])
+@pytest.mark.parametrize(
+    "mesh",
+    [
+        pytest.param("fsdp:2,tensor:2", marks=pytest.mark.ci),
+        pytest.param("data:2,fsdp:2", marks=pytest.mark.slow),
+    ],
+)
 def test_the_planned_update_is_the_one_that_training_compiles(mesh, tmp_path):
     """To the letter, so that no dtype, place or option of a run differs; with weights and with adapters alone trained."""
     script = Path(__file__).parent / "planned_and_run.py"

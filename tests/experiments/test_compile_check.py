@@ -115,6 +115,7 @@ def test_a_device_is_a_chip(topology):
     assert len(chips.topology_devices(topology)[1]) == math.prod(sizes)
 
 
+@pytest.mark.ci
 @needs_compiler
 def test_a_check_does_not_wait_for_another():
     """Nor for a run that holds this machine's chips: it touches none."""

@@ -160,7 +160,7 @@ def test_progress_is_shown_while_a_part_is_decoded(program, folder):
     assert [e["done"] for e in parts if "decoded" not in e] == [1]
 
 
-@pytest.mark.parametrize("torn", [0.3, 0.75])
+@pytest.mark.parametrize("torn", [0.3, pytest.param(0.75, marks=pytest.mark.ci)])
 def test_killed_and_resumed_gives_the_same_table(program, folder, torn):
     whole, killed = folder / "whole", folder / f"killed_{torn}"
     if not whole.exists():

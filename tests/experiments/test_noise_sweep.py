@@ -16,7 +16,7 @@ TASK = get_task("graph")
 
 
 def test_caspo_with_label_noise(program, write, tmp_path):
-    questions = write("q.jsonl", [question_to_record(q) for q in TASK.questions("train", 12, seed=3)])
+    questions = write("q.jsonl", [question_to_record(q) for q in TASK.questions("train", 6, seed=3)])
     flags = {
         "model": TASK.policy_path,
         "input": questions,

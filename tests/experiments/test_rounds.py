@@ -219,6 +219,7 @@ def test_settings_that_cannot_work_do_not_begin_an_output(program, write, questi
     assert sorted(p.name for p in tmp_path.iterdir()) == ["questions.jsonl", "t.jsonl"]
 
 
+@pytest.mark.ci
 def test_rounds_cut_steps_as_told_and_hold_one_policy_at_a_time(program, questions, tmp_path, monkeypatch):
     from caspo_jax.training import rounds
     from caspo_jax.training.stages import policy

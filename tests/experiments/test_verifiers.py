@@ -49,6 +49,7 @@ def test_a_prompt_is_encoded_once(policy, monkeypatch):
     assert trace.question == question.question
 
 
+@pytest.mark.ci
 def test_short_prompts_are_not_as_wide_as_the_longest(policy, monkeypatch):
     monkeypatch.setattr(verifiers, "FLAGS", types.SimpleNamespace(seed=0, batch_size=4))
     monkeypatch.setattr(common, "MOST_NEW_TOKENS", 8)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import sys
 import time
@@ -13,8 +14,8 @@ from caspo_jax.distributed import watch
 INDEX, PORT, JOB, FOLDER = int(sys.argv[1]), sys.argv[2], sys.argv[3], Path(sys.argv[4])
 
 
-def whole_job():
-    """Trains and searches on a mesh over both processes' devices, and uses every means of working together."""
+def whole_job(devices, axes):
+    """Trains and searches on a mesh of so many devices over both processes' devices, and uses every means of working together."""
     sys.path.insert(0, str(Path(__file__).parent.parent / "sharding"))
     import jax
     import numpy as np
@@ -25,8 +26,8 @@ def whole_job():
     from caspo_jax.sharding import make_mesh, to_host
     from caspo_jax.training import TrainConfig, train
 
-    assert (jax.process_count(), jax.device_count(), jax.local_device_count()) == (2, 8, 4)
-    mesh = make_mesh("data:2,fsdp:2,tensor:2")
+    assert (jax.process_count(), jax.device_count(), jax.local_device_count()) == (2, devices, devices // 2)
+    mesh = make_mesh(axes)
     pairs, verified = preferences()
     config = TrainConfig(pack="trees", batch_size=7, **PACKING["trees"], **SETTINGS, save_every=2)
     model, summary = train(small_decoder(mesh), pairs, config, verified=verified, out_dir=FOLDER / "run")
@@ -107,5 +108,12 @@ if __name__ == "__main__":
     flags.FLAGS(
         ["job", f"--coordinator_address=127.0.0.1:{PORT}", "--num_processes=2", f"--process_id={INDEX}"]
     )
-    jobs = {"whole": whole_job, "long": long_run, "late": late, "forever": forever, "refused": refused}
+    jobs = {
+        "four": functools.partial(whole_job, 4, "fsdp:2,tensor:2"),
+        "eight": functools.partial(whole_job, 8, "data:2,fsdp:2,tensor:2"),
+        "long": long_run,
+        "late": late,
+        "forever": forever,
+        "refused": refused,
+    }
     sys.exit(common.guarded(jobs[JOB], ["job"]))

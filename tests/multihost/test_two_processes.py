@@ -1,4 +1,4 @@
-"""Two processes over gloo, four devices each: one result, one writer, and a clear end when one of them is gone."""
+"""Two processes over gloo, with two or four devices each: one result, one writer, and a clear end when one of them is gone."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ def free_port():
         return listener.getsockname()[1]
 
 
-def both(job, folder):
+def both(job, folder, devices=8):
     port = free_port()
-    return [start(JOB, index, port, job, folder, devices=4) for index in range(2)]
+    return [start(JOB, index, port, job, folder, devices=devices // 2) for index in range(2)]
 
 
 def ends(processes, seconds):
@@ -45,8 +45,9 @@ def ends(processes, seconds):
     return found
 
 
-def test_two_processes_do_what_one_does(tmp_path):
-    for code, err in ends(both("whole", tmp_path), 600):
+@pytest.mark.parametrize(("job", "devices"), [("four", 4), pytest.param("eight", 8, marks=pytest.mark.ci)])
+def test_two_processes_do_what_one_does(tmp_path, job, devices):
+    for code, err in ends(both(job, tmp_path, devices), 600):
         assert code == 0, err[-4000:]
     first, second = (dict(np.load(tmp_path / f"process{i}.npz")) for i in range(2))
     for name in first:
@@ -67,7 +68,7 @@ def test_two_processes_do_what_one_does(tmp_path):
     assert [json.loads(line)["step"] for line in metrics] == [1, 2, 3]
 
 
-@pytest.mark.slow
+@pytest.mark.ci
 def test_ctrl_c_in_one_keeps_a_checkpoint_of_both_beside_those_by_time(tmp_path):
     checkpoints = tmp_path / "run/checkpoints"
     processes = both("long", tmp_path)
@@ -104,8 +105,9 @@ def test_bad_input_in_one_process_ends_both(tmp_path):
     assert "line 7 is bad" in err or "failed" in err
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("victim", [1, 0])
+@pytest.mark.parametrize(
+    "victim", [pytest.param(1, marks=pytest.mark.ci), pytest.param(0, marks=pytest.mark.slow)]
+)
 def test_when_one_is_killed_the_other_says_so_and_ends(tmp_path, victim):
     processes = both("forever", tmp_path)
     deadline = time.monotonic() + 180

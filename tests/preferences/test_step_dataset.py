@@ -51,7 +51,7 @@ def test_written_anew_is_loaded_anew(tmp_path):
             assert len(list((folder / "data").iterdir())) == 1
 
 
-@pytest.mark.parametrize("limit", [{"_PART": 3}, {"_PART_IDS": 1}])
+@pytest.mark.parametrize("limit", [{"_PART": 3}, pytest.param({"_PART_IDS": 1}, marks=pytest.mark.ci)])
 def test_written_in_parts_of_an_iterator(tmp_path, monkeypatch, limit):
     """The traces of a whole run are never in memory together; what is loaded and what the card says is the same."""
     parquet = pytest.importorskip("pyarrow.parquet")

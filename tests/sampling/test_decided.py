@@ -273,6 +273,7 @@ def test_a_finished_path_is_read_once_however_often_its_search_is_looked_at(monk
             assert path.answer == extract_answer(path.text)
 
 
+@pytest.mark.ci
 def test_long_searches_are_looked_at_at_longer_intervals(monkeypatch):
     """A look reads all their tokens: at even intervals those of 32,000 would be read two thousand times."""
     task = get_task("graph")

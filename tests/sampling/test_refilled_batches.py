@@ -50,7 +50,9 @@ def test_refilled_slots_change_nothing(model_and_tokenizer, questions, monkeypat
     assert_teacher_forced(model_and_tokenizer[0], [path for result in pieces for path in result.paths])
 
 
-@pytest.mark.parametrize("samples", [1, 3, 5])
+@pytest.mark.parametrize(
+    "samples", [1, pytest.param(3, marks=pytest.mark.ci), pytest.param(5, marks=pytest.mark.ci)]
+)
 def test_samples_are_refilled_one_by_one(model_and_tokenizer, questions, monkeypatch, samples):
     """Samples of uneven lengths through three places: those of a question, often of two, share a prompt."""
     many = [
@@ -115,6 +117,7 @@ def test_samples_are_refilled_one_by_one(model_and_tokenizer, questions, monkeyp
     assert sum(prompt in prompts for prompt in reads) <= len(many) + fills
 
 
+@pytest.mark.ci
 def test_samples_that_share_a_long_prompt_are_refilled_together(model_and_tokenizer, questions, monkeypatch):
     """Four questions with three slots each, which wait for one another; what the queue leaves goes on branch by branch."""
     many = [

@@ -118,7 +118,7 @@ def run_search(mesh, apart=False):
     results = cat_search(model, tokenizer, questions, config, jax.random.key(0))
     # One row, which no number of devices divides, and a vocabulary that XLA looks for the largest of in a way of its own.
     row = StepRow((1, 2, 3), tuple(range(12)), (0, 2, 12))
-    small = small_decoder(None if mesh is None else make_mesh("tensor:8"), vocab_size=512)
+    small = small_decoder(None if mesh is None else make_mesh("tensor:-1"), vocab_size=512)
     measured = measure(small, [row])
     sampling = SampleConfig(max_new_tokens=6, top_k=5)
     (drawn,) = generate(small, None, [Question("q", prompt_ids=(1, 2, 3))], sampling, jax.random.key(0))

@@ -53,6 +53,7 @@ def test_three_updates_equal_those_of_one_device(results):
     assert_same_updates(*results("trees", QUICK))
 
 
+@pytest.mark.ci
 def test_a_search_grows_the_trees_of_one_device(results):
     want, found = results("search", QUICK)
     assert_same_trees(want, found)

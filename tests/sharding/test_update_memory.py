@@ -14,7 +14,14 @@ from processes import run
 DEVICES = 8
 
 
-@pytest.fixture(scope="module", params=["compile", "compile_none", "compile_dots"])
+@pytest.fixture(
+    scope="module",
+    params=[
+        "compile",
+        pytest.param("compile_none", marks=pytest.mark.ci),
+        pytest.param("compile_dots", marks=pytest.mark.ci),
+    ],
+)
 def program(request, tmp_path_factory):
     """An update's, with each `remat`."""
     folder = tmp_path_factory.mktemp("compile")

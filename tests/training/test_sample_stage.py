@@ -60,7 +60,7 @@ def test_a_search_that_stops_early_reads_answers_as_the_vote_does(tmp_path):
     assert sum(one) < sum(whole)
 
 
-@pytest.mark.parametrize("strategy", ["sample", "cat"])
+@pytest.mark.parametrize("strategy", ["sample", pytest.param("cat", marks=pytest.mark.ci)])
 def test_a_restart_decodes_as_many_rows_as_the_run_that_it_goes_on_with(tmp_path, monkeypatch, strategy):
     """What is free on the device may be another number by then, and a batch of another shape differs in its last bits."""
     task = get_task("graph")
@@ -101,7 +101,9 @@ def test_a_restart_decodes_as_many_rows_as_the_run_that_it_goes_on_with(tmp_path
     assert decode(32, seed=1, overwrite=True)[0] == 32  # other settings: another run
 
 
-@pytest.mark.parametrize("batch_size", [4, 40])  # slots that are refilled, and one batch
+@pytest.mark.parametrize(
+    "batch_size", [4, pytest.param(40, marks=pytest.mark.ci)]
+)  # slots that are refilled, and one batch
 def test_progress_tells_the_tokens_so_far_and_their_rate(tmp_path, monkeypatch, batch_size):
     task = get_task("graph")
     policy = Policy.load(task.policy_path)
@@ -166,7 +168,7 @@ def test_without_a_reader_no_trace_has_an_answer(tmp_path):
         assert [trace["answer"] for trace in found] == [None] * len(found) != []
 
 
-@pytest.mark.parametrize("strategy", ["sample", "cat"])
+@pytest.mark.parametrize("strategy", ["sample", pytest.param("cat", marks=pytest.mark.ci)])
 def test_groups_share_their_programs_whatever_their_prompts_and_however_few_the_last_has(
     tmp_path, monkeypatch, strategy
 ):
