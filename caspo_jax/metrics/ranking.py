@@ -88,7 +88,6 @@ class _Auroc(Resampled):
         positive = np.take(weights, right, axis=1)
         running = np.zeros((len(weights), wrong.size + 1))
         np.cumsum(np.take(weights, wrong, axis=1), axis=1, out=running[:, 1:])
-        # Not `@`, whose threads cost more than they save here.
         wins = (positive * np.take(running, self._below, axis=1)).sum(axis=1)
         if self._ties:
             wins = 0.5 * (wins + (positive * np.take(running, self._up_to, axis=1)).sum(axis=1))
