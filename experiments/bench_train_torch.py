@@ -104,7 +104,7 @@ class Side:
 def _batches(pairs: list[dict[str, list[int]]], micro: int) -> list[tuple[torch.Tensor, ...]]:
     """Micro-batches of pairs of like length, chosen rows first: padded on the left, so that steps end together."""
     ordered = sorted(pairs, key=lambda pair: len(pair["prefix"]))
-    made = []
+    made: list[tuple[torch.Tensor, ...]] = []
     for start in range(0, len(ordered), micro):
         group = ordered[start : start + micro]
         rows = [

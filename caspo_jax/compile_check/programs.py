@@ -37,6 +37,7 @@ from caspo_jax.training.scored_stats import head_chunk
 from caspo_jax.training.step_loss import Denominators
 from caspo_jax.training.step_state import StepSpec, TrainState
 from caspo_jax.training.train_step import add_gradients, fused_update
+from caspo_jax.training.tree_plan import slots_of
 from caspo_jax.types import TreeBatch
 
 Shaped = jax.ShapeDtypeStruct
@@ -70,6 +71,11 @@ class TrainShape:
     length: int  # tokens a row
     step_share: float  # of a row's tokens that are scored: the head runs over these alone
     accumulate: bool = False  # whether it is one of an update's several micro-batches
+
+    @property
+    def slots(self) -> int:
+        """Of a row, as a run has them."""
+        return slots_of(self.length, max(1, round(self.step_share * self.length)))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -113,7 +119,7 @@ def train_program(
     else:
         lowered = fused_update.lower(spec, state, frozen, batch, totals, scalar, Shaped((), jnp.uint32))
     blocks = math.ceil(shape.length / BLOCK)
-    chunk = head_chunk(shape.rows, config.vocab_size, shape.length, settings.head_chunk, mesh)
+    chunk = head_chunk(shape.rows, config.vocab_size, shape.slots, settings.head_chunk, mesh)
     return Program(
         what="train",
         lowered=lowered,
@@ -214,14 +220,14 @@ def _whole_cache(config: ModelConfig, mesh: Mesh) -> str:
 
 def _abstract_trees(mesh: Mesh, shape: TrainShape, settings: TrainConfig) -> TreeBatch:
     loss = settings.loss
-    fits = RowShape.of(shape.length, pairs=loss.uses_pairs, verified=loss.uses_verified)
+    fits = RowShape.of(shape.length, shape.slots, pairs=loss.uses_pairs, verified=loss.uses_verified)
 
     def array(columns: int, dtype: Any = jnp.int32) -> Any:
         size = (shape.rows, columns)
         return Shaped(size, dtype, sharding=named_sharding(mesh, ("batch", "length"), size))
 
     tokens = {name: array(shape.length) for name in ("token_ids", "positions", "subtree_end")}
-    slots = {name: array(shape.length) for name in ("target", "predictor")}
+    slots = {name: array(fits.slots) for name in ("target", "predictor")}
     members = {name: array(fits.members) for name in ("member_slot", "member_item")}
     pairs = {
         name: array(fits.pairs, jnp.float32) for name in ("weight", "reference_chosen", "reference_rejected")
@@ -231,7 +237,7 @@ def _abstract_trees(mesh: Mesh, shape: TrainShape, settings: TrainConfig) -> Tre
         **slots,
         **members,
         **pairs,
-        target_mask=array(shape.length, jnp.bool_),
+        target_mask=array(fits.slots, jnp.bool_),
         verified=array(fits.verified, jnp.bool_),
     )
 

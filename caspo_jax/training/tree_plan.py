@@ -32,6 +32,14 @@ class _Layout(NamedTuple):
     plan: list[list[list[Piece]]]  # of each update, its rows' pieces
 
 
+def slots_of(length: int, scored: int) -> int:
+    """How many slots rows of `length` tokens have, of which at most so many are scored.
+
+    The head takes the slots in equal chunks: where rows never fill theirs, the last chunk is padding.
+    """
+    return min(length, multiple(scored, _GRAIN))
+
+
 class TreePlan(Plan):
     """Questions in random order, each with all its pairs and verified steps as one tree: what they share is read once."""
 
@@ -72,10 +80,9 @@ class TreePlan(Plan):
                 if found is None or cost < _WORTH * found.cost:
                     found = _Layout(cost, length, rows, plan)
         assert found is not None
-        # The head takes the slots in equal chunks: where rows never fill theirs, the last chunk is padding.
         scored = max(sum(piece.size[1] for piece in row) for rows in found.plan for row in rows)
-        slots = multiple(max(scored, max(map(_unit_scored, everything))), _GRAIN)
-        shape = RowShape.of(found.length, min(found.length, slots), **kinds)
+        slots = slots_of(found.length, max(scored, max(map(_unit_scored, everything))))
+        shape = RowShape.of(found.length, slots, **kinds)
         return shape, found.rows, max(map(len, found.plan))
 
     def _rows_a_pass(self, length: int, needed: int) -> list[int]:

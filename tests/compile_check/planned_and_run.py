@@ -53,7 +53,8 @@ def first_program(model: Any, config: TrainConfig) -> tuple[str, tuple[Any, ...]
 
         return called
 
-    pairs, verified = make_data(1)
+    # More than a micro-batch of a row on each of the devices holds.
+    pairs, verified = make_data(1, pairs=21, verified=18)
     for name in programs:
         setattr(train_step, name, noting(name))
     try:
@@ -85,7 +86,8 @@ def main(spec: str, folder: str) -> None:
         else:
             _, state, frozen, batch, *_ = arguments
             params, beside = state.params, state.opt_state
-        shape = TrainShape(*batch.token_ids.shape, step_share=1.0, accumulate=accumulates)
+        rows, length = batch.token_ids.shape
+        shape = TrainShape(rows, length, batch.target.shape[1] / length, accumulates)
         program = train_program(SHAPE, mesh, shape, config, "bfloat16")
         planned = dict(program.arguments)
         waiting = planned.pop(ADAM) if accumulates else 0

@@ -39,6 +39,16 @@ def test_the_planned_update_is_the_one_that_training_compiles(mesh, tmp_path):
         assert ("adapters (float32)" in found["planned"]) == ("adapters" in name)
 
 
+def test_rows_have_slots_for_the_tokens_that_are_scored():
+    """A run's head is given no more of them, in steps of 64."""
+    mesh = make_mesh("data:1", jax.devices()[:1])
+    whole, part = (
+        train_program(TINY, mesh, TrainShape(2, 256, share), TrainConfig(), "bfloat16").arguments["batch"]
+        for share in (1.0, 0.3)
+    )
+    assert whole - part == 2 * (256 - 128) * (4 + 4 + 1)  # two rows' targets, predictors and masks
+
+
 @pytest.mark.parametrize("dtype, width", [("bfloat16", 2), ("float32", 4)])
 def test_adam_keeps_moments_of_the_adapters_alone(dtype, width):
     """Beside weights that stay as they are, of the dtype that is computed in."""
