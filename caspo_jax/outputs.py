@@ -184,7 +184,8 @@ class JsonlOutput:
     record that has none of its own.
 
     Raises:
-      UserError: a file is there that no manifest knows: somebody's own, left as it is unless overwriting is asked for.
+      UserError: a file is there that no manifest knows, or beside what an unfinished run wrote: somebody's own, left as
+        it is unless overwriting is asked for.
     """
 
     def __init__(
@@ -219,9 +220,22 @@ class JsonlOutput:
                 self.path.unlink(missing_ok=True)
                 self.manifest.contents["started"] = True
                 self.manifest.save()
-            if self.path.exists():  # killed between the rename and the manifest's last save
-                os.replace(self.path, self._partial)
+            if self.path.exists():
+                self._begin_from_whole()
         self._recover()
+
+    def _begin_from_whole(self) -> None:
+        """Takes up a run that was killed between the rename and the manifest's last save: it left no partial file."""
+        if not self._partial.exists():
+            os.replace(self.path, self._partial)
+        elif self.manifest.overwrite:
+            self.path.unlink()
+        else:
+            release(self.manifest.path)
+            raise UserError(
+                f"{self.path} is there, though the run that writes it is at {self._partial} still: move it away, "
+                "or use --overwrite, which removes it and goes on"
+            )
 
     @property
     def complete(self) -> bool:

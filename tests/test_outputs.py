@@ -66,6 +66,23 @@ def test_of_two_records_of_one_id_the_first_is_written(tmp_path):
     assert [record["v"] for record in out.records()] == [1, 4]
 
 
+def test_a_file_beside_an_unfinished_one_is_neither_taken_up_nor_lost(tmp_path):
+    path, partial = tmp_path / "out.jsonl", tmp_path / "out.jsonl.partial"
+    open_output(path).append([{"id": "x", "v": 1}, {"id": "y", "v": 2}])
+    path.write_bytes(
+        partial.read_bytes().replace(b"1", b"7").splitlines(keepends=True)[0]
+    )  # a copy, to look at
+    for _ in range(2):
+        with pytest.raises(UserError, match=r"out\.jsonl is there, though the run .*\.partial"):
+            open_output(path)
+    assert path.read_text() == '{"id":"x","v":7}\n'
+    again = JsonlOutput(path, Manifest.open(manifest_path(path), program="p", config={}, overwrite=True))
+    assert again.records() == [{"id": "x", "v": 1}, {"id": "y", "v": 2}]
+    assert not path.exists()
+    again.finish()
+    assert len(list(read_jsonl(path))) == 2
+
+
 def test_a_record_s_own_schema_is_kept(tmp_path):
     path = tmp_path / "out.jsonl"
     manifest = Manifest.open(manifest_path(path), program="p", config={})
