@@ -137,15 +137,20 @@ def segmented(policy: Policy, path: Path) -> list[Trace]:
     """The traces of a file with their steps and the confidence of each."""
     delimiter = common.step_delimiter(policy)
     confidence = verifiers.trace_confidence(policy)
-    traces = [
-        segment_trace(trace, policy.token_bytes, delimiter=delimiter, confidence=confidence)
-        for trace in load_records(path, trace_from_record)
-    ]
-    values = [step.confidence for trace in traces for step in trace.steps]
-    if not values:
+
+    def parse(record: dict[str, Any]) -> Trace:
+        trace = trace_from_record(record)
+        trace = segment_trace(trace, policy.token_bytes, delimiter=delimiter, confidence=confidence)
+        for number, step in enumerate(trace.steps):
+            if step.confidence is None:
+                raise UserError(f"step {number} has no confidence: give traces that hold token statistics")
+            if not 0 <= step.confidence <= 1:
+                raise UserError(f"step {number} has the confidence {step.confidence:g}, outside [0, 1]")
+        return trace
+
+    traces = load_records(path, parse)
+    if not any(trace.steps for trace in traces):
         raise UserError(f"{path}: no step in it that could be hedged")
-    if None in values:
-        raise UserError(f"{path}: steps without a confidence; give traces that hold token statistics")
     return traces
 
 

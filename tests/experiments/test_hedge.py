@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from caspo_jax.errors import UserError
 from caspo_jax.models import load_tokenizer
 from caspo_jax.records import question_to_record
 from caspo_jax.tasks import get_task
@@ -51,6 +52,34 @@ def test_the_vocabulary_is_spelled_once_for_all_traces(tmp_path, monkeypatch):
     monkeypatch.setattr(hedge.verifiers, "trace_confidence", lambda _: "entropy")
     assert len(hedge.segmented(found, tmp_path / "t.jsonl")) == 3
     assert len(spelled) == 1
+
+
+@pytest.mark.parametrize(
+    "stats, message",
+    [
+        ({}, "step 0 has no confidence: give traces that hold token statistics"),
+        ({"logprob": [-0.5] * 6}, "'t1': step confidence 'entropy' needs entropy"),
+        (
+            {"logprob": [-0.5] * 6, "entropy": [-9] * 6},
+            r"step 0 has the confidence 8103\.08, outside \[0, 1\]",
+        ),
+        ({"logprob": [-0.5] * 6, "entropy": [None] * 6}, "step 0 has no confidence"),
+    ],
+)
+def test_a_trace_without_fit_statistics_is_named_by_its_line(tmp_path, monkeypatch, stats, message):
+    from caspo_jax.store import write_jsonl
+    from caspo_jax.training.stages import Policy
+    from experiments import hedge
+
+    found = Policy.without_weights(TASK.policy_path)
+    trace = {"id": "t0", "token_ids": [], "text": ""}
+    ids = found.tokenizer.encode("c = 41 + 2", add_special_tokens=False)
+    bad = {"id": "t1", "token_ids": ids, "text": "c = 41 + 2", **{k: v[: len(ids)] for k, v in stats.items()}}
+    write_jsonl(tmp_path / "t.jsonl", [trace, bad])
+    monkeypatch.setattr(hedge.common, "step_delimiter", lambda _: "\n\n")
+    monkeypatch.setattr(hedge.verifiers, "trace_confidence", lambda _: "entropy")
+    with pytest.raises(UserError, match=rf"t\.jsonl:2: .*{message}"):
+        hedge.segmented(found, tmp_path / "t.jsonl")
 
 
 def test_a_hedged_output_ends_as_it_ended():
