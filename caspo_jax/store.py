@@ -83,6 +83,11 @@ def _json(value: Any, **layout: Any) -> str:
     return LONE_SURROGATE.sub(lambda found: f"\\u{ord(found[0]):x}", text)
 
 
+def writable(text: str) -> str:
+    """The text with U+FFFD for every lone surrogate, which JSON can spell and no other file can hold."""
+    return LONE_SURROGATE.sub("\ufffd", text)
+
+
 def write_jsonl(path: str | Path, records: Iterable[Mapping[str, Any]]) -> None:
     """Atomic write of a whole JSONL file, a record at a time; of several processes of a run the first writes."""
     if is_writer():

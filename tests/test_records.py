@@ -214,6 +214,8 @@ def test_bad_questions(record, message):
                 ({"token_end": 4}, "after the trace's 3 token ids"),
                 ({"text": None}, "`text` must be a string"),
                 ({"confidence": "high"}, "`confidence` must be a number"),
+                ({"entropy": 10**400}, "a step's `entropy` must be a number that a float can hold"),
+                ({"verifier": ["exact"]}, "a step's `verifier` must be a string"),
             )
         ),
         ({"correct": "no"}, "`correct` must be true, false or null"),
@@ -249,6 +251,7 @@ def test_bad_traces(change, message):
         ({"rejected_verdict": "bad"}, "`rejected_verdict` must be one of"),
         ({"chosen_confidence": "high"}, "`chosen_confidence` must be a number"),
         ({"step_index": "x"}, "`step_index` must be an integer"),
+        *(({"weight": w}, "`weight` must be a number from 0") for w in (-1, 1e39, 10**400, "1", True)),
         ({"trace_id": 3}, "`trace_id` must be a string"),
         ({"id": [1]}, "`id` must be a string or an integer"),
     ],
@@ -270,6 +273,8 @@ def test_tree_record_has_parallel_lists():
     assert record["reason"] == [None, "threshold"]
     again = tree_from_record(record)
     assert again.nodes == (nodes[0], dataclasses.replace(nodes[1], confidence=None))
+    lacking = record | {"logprob": [[-0.1, None], [-0.3]], "entropy": [[0.3, 0.4], [None]]}
+    assert through_json(tree_to_record(tree_from_record(lacking))) == lacking
     assert (again.question_id, again.prompt_ids, again.key, again.threshold) == ("q", (9,), (0, 1), 0.5)
     with pytest.raises(UserError, match="a tree lacks"):
         tree_from_record({"question_id": "q"})

@@ -14,7 +14,7 @@ import numpy as np
 from caspo_jax.distributed import is_writer
 from caspo_jax.errors import UserError
 from caspo_jax.steps import is_closed, is_flawed_correct
-from caspo_jax.store import hash_path, replacing, write_text
+from caspo_jax.store import hash_path, replacing, writable, write_text
 from caspo_jax.types import Trace
 
 _CARD = Path(__file__).with_name("dataset_card.md")
@@ -200,9 +200,14 @@ def _write_parts(parts: Iterable[list[dict[str, Any]]], folder: Path) -> Path:
         pyarrow.parquet.ParquetWriter(temporary, schema, **options) as writer,
     ):
         for rows in parts:
-            writer.write_table(pyarrow.Table.from_pylist(rows, schema))
+            writer.write_table(pyarrow.Table.from_pylist([*map(_writable, rows)], schema))
     # `datasets` caches by the folder's name and what the card says, not by content: the file's name tells them apart.
     return new.rename(folder / f"train-{hash_path(new)[:16]}.parquet")
+
+
+def _writable(row: dict[str, Any]) -> dict[str, Any]:
+    """The row with texts that parquet can hold."""
+    return {name: writable(value) if isinstance(value, str) else value for name, value in row.items()}
 
 
 def _card(seen: _Seen, confidence: str, title: str, file: str) -> str:
@@ -227,4 +232,4 @@ def _card(seen: _Seen, confidence: str, title: str, file: str) -> str:
     card = _CARD.read_text(encoding="utf-8")
     for name, value in fields.items():
         card = card.replace("{{" + name + "}}", value)
-    return card
+    return writable(card)

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 import typing
 from collections.abc import Mapping
 from typing import Any
+
+import numpy as np
 
 from caspo_jax.errors import UserError
 from caspo_jax.records.values import (
@@ -21,6 +22,8 @@ from caspo_jax.records.values import (
     schema,
 )
 from caspo_jax.types import VERDICTS, Pair, PairKind
+
+_MOST_WEIGHT = float(np.finfo(np.float32).max)  # training computes in float32
 
 
 def pair_to_record(pair: Pair) -> dict[str, Any]:
@@ -61,6 +64,7 @@ def pair_from_record(record: Mapping[str, Any]) -> Pair:
     read_text(record, "trace_id")
     read_integer(record, "step_index")
     weight = values.get("weight", 1.0)
-    if isinstance(weight, bool) or not isinstance(weight, (int, float)) or not 0 <= weight < math.inf:
-        raise UserError(f"`weight` must be a number, 0 or more, found {weight!r}")
+    number = isinstance(weight, (int, float)) and not isinstance(weight, bool)
+    if not number or not 0 <= weight <= _MOST_WEIGHT:
+        raise UserError(f"`weight` must be a number from 0 to {_MOST_WEIGHT:.1e}, found {weight!r}")
     return Pair(**{**values, "id": read_identity(record), "ends_trace": tuple(both)})

@@ -136,6 +136,7 @@ def _step_from_record(record: Mapping[str, Any]) -> Step:
         raise UserError(f"a step's `text` must be a string, found {type(record['text']).__name__}")
     for field in ("confidence", "entropy"):
         read_number(record, field, "a step's ")
+    read_text(record, "verifier", "a step's ")
     if record.get("verdict", "unknown") not in VERDICTS:
         raise UserError(f"a verdict is one of {', '.join(VERDICTS)}, found {record['verdict']!r}")
     return Step(**{k: v for k, v in record.items() if k in known})

@@ -13,6 +13,7 @@ from caspo_jax.records.values import (
     check_one_of,
     check_schema,
     finite,
+    finite_list,
     read_ids,
     read_number,
     read_text,
@@ -36,8 +37,9 @@ def tree_to_record(tree: CatTree) -> dict[str, Any]:
         record[field] = [getattr(node, field) for node in tree.nodes]
     for field in ("confidence", "path_confidence"):
         record[field] = [finite(getattr(node, field)) for node in tree.nodes]
-    for field in ("token_ids", "logprob", "entropy"):
-        record[field] = [list(getattr(node, field)) for node in tree.nodes]
+    record["token_ids"] = [list(node.token_ids) for node in tree.nodes]
+    for field in ("logprob", "entropy"):
+        record[field] = [finite_list(getattr(node, field)) for node in tree.nodes]
     return record
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import numbers
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -74,11 +75,11 @@ def as_ids(ids: Any, field: str) -> tuple[int, ...]:
     return tuple(map(int, ids))
 
 
-def read_text(record: Mapping[str, Any], field: str) -> str | None:
-    """A string, or None where the field is absent or null."""
+def read_text(record: Mapping[str, Any], field: str, what: str = "") -> str | None:
+    """A string, or None where the field is absent or null; an error begins with `what`."""
     value = record.get(field)
     if value is not None and not isinstance(value, str):
-        raise UserError(f"`{field}` must be a string, found {type(value).__name__}")
+        raise UserError(f"{what}`{field}` must be a string, found {type(value).__name__}")
     return value
 
 
@@ -87,6 +88,10 @@ def read_number(record: Mapping[str, Any], field: str, what: str = "") -> float 
     value = record.get(field)
     if isinstance(value, bool) or not isinstance(value, (int, float, type(None))):
         raise UserError(f"{what}`{field}` must be a number or null, found {value!r}")
+    if isinstance(value, int) and abs(value) > sys.float_info.max:  # JSON's integers have no end
+        raise UserError(
+            f"{what}`{field}` must be a number that a float can hold: at most {sys.float_info.max:.1e}"
+        )
     return value
 
 

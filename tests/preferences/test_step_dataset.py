@@ -41,6 +41,15 @@ def test_written_and_loaded(tmp_path):
     assert len([p for p in folder.rglob("*") if p.is_file()]) == 2
 
 
+def test_a_lone_surrogate_is_replaced_as_no_file_but_json_can_hold_one(tmp_path):
+    parquet = pytest.importorskip("pyarrow.parquet")
+    odd = dataclasses.replace(traces()[1], question="an emoji cut in two: \ud83e", strategy="\udd16")
+    write_step_dataset([odd], tmp_path)
+    (file,) = (tmp_path / "data").iterdir()
+    assert parquet.read_table(file)["question"].to_pylist() == ["an emoji cut in two: \ufffd"]
+    assert "\ufffd" in (tmp_path / "README.md").read_text(encoding="utf-8")
+
+
 def test_written_anew_is_loaded_anew(tmp_path):
     datasets = pytest.importorskip("datasets")
     for found in (traces(), traces()[:1]):

@@ -7,17 +7,12 @@ import math
 from collections.abc import Iterable
 from typing import Any
 
-from caspo_jax.store import LONE_SURROGATE
+from caspo_jax.store import writable
 
 # What could end the element, open a comment or end a line of script, wherever it stands in the JSON.
 _UNSAFE = str.maketrans(
     {"<": "\\u003c", ">": "\\u003e", "&": "\\u0026", "\u2028": "\\u2028", "\u2029": "\\u2029"}
 )
-
-
-def writable(text: str) -> str:
-    """The text with U+FFFD for every lone surrogate, which JSON can spell and no file can hold."""
-    return LONE_SURROGATE.sub("\ufffd", text)
 
 
 def script_json(value: Any) -> str:

@@ -12,7 +12,7 @@ from typing import Any
 
 from caspo_jax.errors import UserError
 from caspo_jax.evaluation.report.cells import number_text
-from caspo_jax.evaluation.report.encode import script_json, writable
+from caspo_jax.evaluation.report.encode import script_json
 from caspo_jax.evaluation.report.figures import run_figures
 from caspo_jax.evaluation.report.folder import Run, load_run
 from caspo_jax.evaluation.report.headline import headlines
@@ -21,7 +21,7 @@ from caspo_jax.evaluation.report.spelling import Spellings
 from caspo_jax.evaluation.report.tables import facts, run_tables
 from caspo_jax.evaluation.report.trace_view import view_traces
 from caspo_jax.evaluation.report.tree_view import view_trees
-from caspo_jax.store import write_text
+from caspo_jax.store import writable, write_text
 
 _HERE = Path(__file__).parent
 # In this order they are one script; each file is one viewer.
