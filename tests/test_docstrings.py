@@ -3,6 +3,7 @@
 import dataclasses
 import doctest
 import importlib
+import inspect
 from pathlib import Path
 
 import pytest
@@ -57,6 +58,7 @@ GIVEN = {
 def test_what_an_extension_is_given_says_what_each_field_holds(name):
     module = importlib.import_module(f"caspo_jax.{name}")
     for record in (getattr(module, given) for given in GIVEN[name]):
-        _, _, attributes = record.__doc__.partition("Attributes:")
+        described = inspect.cleandoc(record.__doc__)  # Python 3.13 dedents by itself
+        _, _, attributes = described.partition("Attributes:")
         for field in dataclasses.fields(record):
-            assert f"      {field.name}: " in attributes, field.name
+            assert f"\n  {field.name}: " in attributes, field.name
