@@ -19,11 +19,12 @@ from caspo_jax.models.precision import LOWEST, product
 from caspo_jax.sharding import gathered, named_sharding, platform_of
 
 Array = jax.Array
-# What a forward pass gives: its results, and what is kept for the backward pass.
+# What the forward pass returns: its results, and the residuals that the backward pass reads.
 _Kept = tuple[tuple[Array, Array], tuple[Array | None, ...]]
 
-# Logits that a device holds at once. 2**23 float32 are 32 MiB, about where CPU matmuls stop gaining from larger chunks;
-# elsewhere each chunk reads the head from memory, which takes longer than the products of so few tokens.
+# Logits that a device holds at once, at most. On a CPU products gain nothing from chunks beyond about 2**23
+# float32 (32 MiB). Elsewhere every chunk reads the head from memory anew, which with few tokens takes longer
+# than their products.
 CHUNK_LOGITS = {"cpu": 2**23}
 CHUNK_LOGITS_ELSEWHERE = 2**25
 
@@ -50,7 +51,8 @@ def chunked_stats(
       targets: [..., T] integers in [0, V).
       chunk: tokens of the T axis at once (default: so many that a device holds about 2**23 logits, on accelerators
         2**25; when everything fits, one chunk, whose logits are then kept for the backward pass).
-      mesh: devices that the arrays are split over by the rules of `caspo_jax.sharding`: three axes then, under jit.
+      mesh: devices that the arrays are split over by the rules of `caspo_jax.sharding`; then `hidden` must
+        have three axes, and the call be under jit.
 
     Returns:
       (logprob, entropy), each [..., T] float32, nats; differentiable (reverse mode) in hidden and
@@ -100,7 +102,7 @@ def hidden_stats_and_kl(
     chunk: int | None = None,
     mesh: Mesh | None = None,
 ) -> tuple[TokenStats, Array]:
-    """`hidden_token_stats`, and of the same logits KL(p_t || q) = sum_v p_tv (log p_tv - log q_v) [B, T], nats.
+    """`hidden_token_stats`, and KL(p_t || q) = sum_v p_tv (log p_tv - log q_v) [B, T], in nats.
 
     Args:
       hidden, unembedding, targets, fields, chunk, mesh: see hidden_token_stats.
@@ -124,7 +126,7 @@ def _by_chunk(
     chunk: int | None,
     mesh: Mesh | None,
 ) -> Any:
-    """What `read`, (logits [B, C, V], targets [B, C]) -> tree of [B, C], says of all tokens: tree of [B, T]."""
+    """Applies `read`, (logits [B, C, V], targets [B, C]) -> tree of [B, C], to all chunks: tree of [B, T]."""
     per_chunk = _chunk_tokens(hidden.shape, unembedding.shape[0], chunk, mesh)
     operand = jnp.promote_types(hidden.dtype, unembedding.dtype)
     chunks = (_split(hidden.astype(operand), per_chunk), _split(targets, per_chunk))
@@ -144,7 +146,7 @@ def _check_shapes(hidden: Array, unembedding: Array, targets: Array) -> None:
 
 
 def _head(unembedding: Array, mesh: Mesh | None) -> Array:
-    """The head as the loops over chunks read it: left to itself the compiler gathers it on every device in every trip."""
+    """The head [V, E], gathered over fsdp before the loop over chunks: else it is gathered anew in every chunk."""
     return unembedding if mesh is None else gathered(mesh, unembedding, _HEAD, _GATHERED_HEAD)
 
 
@@ -159,7 +161,7 @@ def _chunk_tokens(shape: tuple[int, ...], vocab: int, chunk: int | None, mesh: M
         most = CHUNK_LOGITS.get(platform_of(mesh), CHUNK_LOGITS_ELSEWHERE)
         chunk = max(most // max(math.prod(held), 1), 1)
     count = math.ceil(length / min(chunk, length))
-    return math.ceil(length / count)  # the same number of chunks, as even as they come: least padding
+    return math.ceil(length / count)  # as many chunks, of sizes as even as possible: the least padding
 
 
 def _split(x: Array, size: int) -> Array:
@@ -182,7 +184,7 @@ def _logits(hidden: Array, unembedding: Array) -> Array:
 
 
 def _forward_chunk(logits: Array, targets: Array) -> tuple[Array, Array, Array]:
-    """Logits [B, C, V], targets [B, C] -> log-prob, entropy, log-sum-exp, [B, C] each."""
+    """Logits [B, C, V] and targets [B, C] -> log-prob, entropy and log-sum-exp, [B, C] each."""
     top = jnp.max(logits, axis=-1, keepdims=True)
     z = logits - top
     e = jnp.exp(z)
@@ -201,7 +203,9 @@ def _backward_chunk(
     d_logprob: Array | None,
     d_entropy: Array | None,
 ) -> Array:
-    """Gradient [B, C, V] of d_logprob * log p_y + d_entropy * H in the logits.
+    """Gradient of d_logprob * log p_y + d_entropy * H with respect to the logits, [B, C, V].
+
+    It is d_logprob (1[v = y] - p_v) - d_entropy p_v (log p_v + H).
 
     Args:
       logits: [B, C, V].
@@ -225,7 +229,7 @@ def _backward_chunk(
 
 
 def _gradients(hidden: Array, unembedding: Array, d_logits: Array) -> tuple[Array, Array]:
-    """Gradients of states [B, C, E] and of the head [V, E], which stays float32, from those of the logits [B, C, V]."""
+    """Gradients of states [B, C, E] and, in float32, of the head [V, E], from those of the logits [B, C, V]."""
     d_logits = d_logits.astype(hidden.dtype)
     d_hidden = product("btv,ve->bte", d_logits, unembedding)
     return d_hidden.astype(hidden.dtype), product("btv,bte->ve", d_logits, hidden)
@@ -233,17 +237,17 @@ def _gradients(hidden: Array, unembedding: Array, d_logits: Array) -> tuple[Arra
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(3,))
 def _stats(hidden: Array, unembedding: Array, targets: Array, per_chunk: int) -> tuple[Array, Array]:
-    """`chunked_stats` of states [B, T, E] and a head [V, E] of one dtype, `per_chunk` tokens at once: two [B, T]."""
+    """`chunked_stats` of states [B, T, E] and a head [V, E] of one dtype, `per_chunk` tokens at a time."""
     return _run_forward(hidden, unembedding, targets, per_chunk)[0]
 
 
 def _stats_forward(hidden: Any, unembedding: Any, targets: Any, per_chunk: int) -> _Kept:
-    """`_run_forward` of what `custom_vjp` hands over."""
+    """`_run_forward` with arguments unwrapped: under `symbolic_zeros`, `custom_vjp` passes (value, perturbed)."""
     return _run_forward(hidden.value, unembedding.value, targets.value, per_chunk)
 
 
 def _run_forward(hidden: Array, unembedding: Array, targets: Array, per_chunk: int) -> _Kept:
-    """Log-probs and entropies [B, T], and what the backward pass reads: with them the logits of a single chunk."""
+    """Log-probs and entropies [B, T], and the residuals; these hold the logits if there is only one chunk."""
     length = hidden.shape[1]
     if per_chunk >= length:
         logits = _logits(hidden, unembedding)
@@ -262,8 +266,10 @@ def _run_forward(hidden: Array, unembedding: Array, targets: Array, per_chunk: i
 def _stats_backward(
     per_chunk: int, residuals: tuple[Any, ...], cotangents: tuple[Any, Any]
 ) -> tuple[Array, Array, None]:
+    """Gradients of the states and of the head, chunk by chunk; that of the head is summed in float32."""
     hidden, unembedding, targets, logits, log_z, entropy = residuals
-    # A loss on log-probs alone leaves the entropy's cotangent symbolically zero: None costs nothing.
+    # Where a loss reads log-probs alone, the entropy's cotangent is symbolically zero: as None it costs
+    # nothing.
     per_token = (targets, log_z, entropy, *(None if _is_zero(ct) else ct for ct in cotangents))
     if logits is not None:
         d_logits = _backward_chunk(logits, *per_token)

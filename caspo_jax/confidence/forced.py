@@ -1,4 +1,4 @@
-"""Given traces through a checkpoint, once: token statistics, RCC and step features of every step."""
+"""One forward pass over given traces: statistics of their tokens, RCC and features of their steps."""
 
 from __future__ import annotations
 
@@ -20,17 +20,19 @@ from caspo_jax.padding import MOST_TOKENS, multiple, padded_rows, width
 from caspo_jax.sharding import mesh_of, to_host
 
 FIELDS = ("entropy", "logprob", "top1_logprob", "mean_top5_logprob")
-_LENGTH_BUCKET = 64  # the least steps of row lengths and of numbers of steps
+# Row lengths and numbers of steps are rounded up to multiples of these at least (`padding.width`), so that
+# few programs are compiled.
+_LENGTH_BUCKET = 64
 _STEP_BUCKET = 8
 _ROW_BUCKET = 4
-_TILES = (16, 32, 64, 128)
+_TILES = (16, 32, 64, 128)  # sides of RCC's tiles: the first that holds the longest step
 
 
 @dataclasses.dataclass(frozen=True)
 class StepRow:
-    """One trace as the model reads it. The step i is tokens [starts[i], starts[i + 1]) of `token_ids`.
+    """One trace as the model reads it. Step i is tokens [starts[i], starts[i + 1]) of `token_ids`.
 
-    What stands before the first step (a `<think>`) counts as prompt, what stands after the last is not read.
+    Tokens before the first step (a `<think>`) count as prompt; tokens after the last belong to no step.
     """
 
     prompt_ids: tuple[int, ...]
@@ -55,22 +57,25 @@ class StepRow:
 
     @property
     def columns(self) -> int:
-        """The width of the batch that it goes into."""
+        """The width of its batch: `length`, rounded up."""
         return width(self.length, _LENGTH_BUCKET)
 
 
 @dataclasses.dataclass(frozen=True)
 class Measured:
-    """What one trace gave, on the host."""
+    """What was measured of one trace of R tokens and S steps, on the host."""
 
-    stats: dict[str, np.ndarray]  # TokenStats field -> [R] float32; NaN for a token without one before it
+    stats: dict[str, np.ndarray]  # TokenStats field -> [R] float32; NaN for a token that no other precedes
     q: np.ndarray  # [S] float32, RCC of the step; NaN where it is undefined
     p: np.ndarray  # [S] float32, its running form
     features: np.ndarray  # [S, 2E] float32: mean state of the step's tokens, state of its last token
 
 
 def plan_batches(rows: Sequence[StepRow], batch_tokens: int = MOST_TOKENS) -> list[list[int]]:
-    """Rows of like length together, at most `batch_tokens` (padding included) and at least one row a batch."""
+    """Groups rows of similar length into batches: lists of row indices.
+
+    A batch has at most `batch_tokens` tokens, padding included, but at least one row.
+    """
     widths = [row.columns for row in rows]
     order = sorted(range(len(rows)), key=lambda i: (widths[i], rows[i].steps, i))
     batches: list[list[int]] = []
@@ -83,7 +88,7 @@ def plan_batches(rows: Sequence[StepRow], batch_tokens: int = MOST_TOKENS) -> li
 
 
 def steps_by_width(rows: Sequence[StepRow]) -> dict[int, int]:
-    """The most steps of a row of each width: batches of one width that all have room for them share a program."""
+    """Row width -> the most steps of a row of that width. Batches with room for so many share one program."""
     most: dict[int, int] = {}
     for row in rows:
         most[row.columns] = max(most.get(row.columns, 0), row.steps)
@@ -111,8 +116,8 @@ def measure(
       final_norm: take the states of RCC and of the features after the final norm; as published, before.
       mu: RCC's threshold on the attention weights, in [0, 1].
       delta: RCC's weight of the newest step, in [0, 1].
-      room: `steps_by_width` of all rows that are to be measured. Without it every batch whose rows have another number of
-        steps is compiled anew, model and all.
+      room: `steps_by_width` of all rows that are to be measured. Without it, the whole program (the model
+        too) is compiled anew for every other number of steps.
 
     Returns:
       One Measured a row, in order. Statistics are of the temperature-1, full-vocabulary distribution, in nats.
@@ -151,7 +156,8 @@ def _pad(
     """Token ids and mask [B, T], bounds [B, S + 2], and the tile that fits the longest step."""
     length = max(row.columns for row in rows)
     steps = width(max(1, (room or {}).get(length, 0), *(row.steps for row in rows)), _STEP_BUCKET)
-    # Full batches of one length are of one size; to the next power of two it would be half as much work again.
+    # The smaller of the next power of two and the next multiple of 4. Full batches of one length have one
+    # size, and rounded to a power of two they could be half as much work again.
     batch = min(1 << (len(rows) - 1).bit_length(), multiple(len(rows), _ROW_BUCKET))
     token_ids, mask = padded_rows([(*row.prompt_ids, *row.token_ids) for row in rows], length, batch)
     bounds = np.zeros((batch, steps + 2), np.int32)

@@ -15,7 +15,8 @@ from jax import lax
 from caspo_jax.errors import UserError
 from caspo_jax.models.precision import product
 
-# An attention of exactly mu (two identical tokens, mu = 1/2) must not hang on a rounding, in float64 or float32.
+# An attention weight so little below mu counts as mu: with two identical tokens and mu = 1/2 it is mu but for
+# rounding. In float64 on the host, in float32 on the device.
 _TIE, _TIE_DEVICE = 1e-12, 1e-6
 
 
@@ -80,7 +81,7 @@ def rcc(
 
 
 def check_rcc_settings(mu: jax.Array | float, delta: jax.Array | float) -> None:
-    """Refuse mu or delta outside [0, 1]; values under a jax transformation are not looked at.
+    """Refuses mu or delta outside [0, 1]; traced values are not checked.
 
     Raises:
       UserError: mu or delta outside [0, 1], or NaN.
@@ -129,7 +130,8 @@ def rcc_batch(
       block: tokens of a tile's side.
 
     Returns:
-      (q, p), [B, S] float32 each; NaN where a row has no such step, and in all of a row whose prompt is empty.
+      (q, p), [B, S] float32 each; NaN where a row has no such step, and everywhere in a row whose prompt is
+      empty.
 
     Raises:
       UserError: mu or delta outside [0, 1].
@@ -154,14 +156,14 @@ def _rcc_batch(
     side = jnp.arange(block)
 
     def take(start: jax.Array, end: jax.Array, tile: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
-        """A tile of the tokens [start, end): their states [B, block, E], which of them exist, their indices."""
+        """One tile of the tokens [start, end) of each row: states [B, block, E], which exist, their indices."""
         index = start[:, None] + tile * block + side
         inside = index < end[:, None]
         index = jnp.minimum(index, length - 1)
         return jnp.take_along_axis(states, index[..., None], axis=1), inside, index
 
     def tiles(start: jax.Array, end: jax.Array) -> jax.Array:
-        """Tiles of the longest row."""
+        """How many tiles cover [start, end) in every row."""
         return jnp.max((end - start + block - 1) // block)
 
     def step_q(i: jax.Array) -> jax.Array:
@@ -169,16 +171,17 @@ def _rcc_batch(
         before, start, end = bounds[:, i], bounds[:, i + 1], bounds[:, i + 2]
 
         def scores(queries: jax.Array, tile: jax.Array) -> tuple[jax.Array, jax.Array]:
+            """Scores [B, block, block] of queries against a tile of step i (-inf beyond it); the tile's indices."""
             keys, inside, index = take(start, end, tile)
             dots = product("bqe,bke->bqk", queries, keys)
             return jnp.where(inside[:, None], dots / jnp.sqrt(jnp.float32(width)), -jnp.inf), index
 
         def row_tile(tile: jax.Array, sums: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
-            """Add a tile of rows to (sum of the non-zero r, how many there are)."""
+            """Adds a tile of rows of A to (sum of the non-zero r, how many there are), [B] each."""
             queries, real, _ = take(before, start, tile)
 
             def normaliser(column: jax.Array, carry: tuple[jax.Array, jax.Array]):
-                """Running maximum and sum of the softmax, one more tile of columns seen."""
+                """The running maximum and sum of the softmax after one more tile of columns."""
                 top, total = carry
                 found, _ = scores(queries, column)
                 higher = jnp.maximum(top, jnp.max(found, axis=-1))
@@ -191,7 +194,7 @@ def _rcc_batch(
             top = jnp.where(jnp.isfinite(top), top, 0.0)
 
             def reach(column: jax.Array, r: jax.Array) -> jax.Array:
-                """r of the rows, plus what the columns of this tile add."""
+                """r of the rows after one more tile of columns: the top-1 probabilities where A reaches mu."""
                 found, index = scores(queries, column)
                 weights = jnp.exp(found - top[..., None]) / jnp.maximum(total, 1e-37)[..., None]
                 hit = jnp.isfinite(found) & (weights >= mu - _TIE_DEVICE)

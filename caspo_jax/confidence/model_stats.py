@@ -20,7 +20,8 @@ def token_logprobs(
 ) -> jax.Array:
     """Teacher-forced log-prob of every token but the first; entry t scores token t + 1.
 
-    Called outside of jit with a Decoder it is one program, compiled once a shape; a gradient wants `nnx.jit` around it.
+    Called outside of jit with a Decoder, it runs as one program, compiled once for each shape. To
+    differentiate it, put `nnx.jit` around the gradient.
 
     Args:
       model: anything with `hidden_states(token_ids, mask=mask) -> [B, T, E]` and `unembedding() -> [V, E]`.
@@ -62,7 +63,8 @@ def _logprobs_and_entropy(
     targets = jnp.clip(_following(token_ids), 0, vocab - 1)
     hidden = model.hidden_states(token_ids, mask=real)
     logprob, entropy = chunked_stats(hidden, unembedding, targets, chunk, mesh_of(model))
-    known = jnp.cumsum(real & ~_inside(token_ids, vocab), axis=1) == 0  # and so are all real tokens before
+    # False from the first real token outside the vocabulary on: all later predictions depend on it.
+    known = jnp.cumsum(real & ~_inside(token_ids, vocab), axis=1) == 0
     logprob = jnp.where(known[:, 1:], logprob[:, :-1], jnp.nan)
     entropy = jnp.where(known[:, :-1], entropy[:, :-1], jnp.nan)
     both = real[:, :-1] & real[:, 1:]
@@ -96,11 +98,11 @@ def _token_stats(
 
 
 def _checked(model: Any, token_ids: jax.Array, mask: jax.Array | None) -> tuple[jax.Array, jax.Array]:
-    """Token ids [B, T] int32 and which of them are real [B, T] bool; outside of a trace the ids are looked at."""
+    """Token ids [B, T] int32, and which of them are real [B, T] bool; outside of a trace the ids are checked."""
     token_ids, mask = checked_inputs(token_ids, mask=mask)
     if token_ids.shape[1] < 2:
         raise UserError(f"token_ids of shape {token_ids.shape}: log-probs need [B, T] with T >= 2")
-    token_ids = token_ids.astype(jnp.int32)  # a narrow type does not hold the vocabulary's size
+    token_ids = token_ids.astype(jnp.int32)  # int8 or int16 might not hold V, to compare with
     real = jnp.ones(token_ids.shape, bool) if mask is None else mask.astype(bool)
     vocab = jax.eval_shape(model.unembedding).shape[0]
     known = ~real | _inside(token_ids, vocab)
@@ -116,5 +118,5 @@ def _inside(token_ids: jax.Array, vocab: int) -> jax.Array:
 
 
 def _following(token_ids: jax.Array) -> jax.Array:
-    """The token after each, [B, T]: the last column predicts nothing; keeping it keeps T as it is, and so the chunks even."""
+    """The token that follows each, [B, T]. The last column predicts nothing; it stays so that chunks are even."""
     return jnp.roll(token_ids, -1, axis=1)

@@ -19,7 +19,7 @@ Array = Any  # jax.Array inside jit, np.ndarray on the host
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class PathState:
-    """What every path confidence needs of the steps closed so far; a fork copies it as it is.
+    """What path confidences need to know of the steps closed so far; a forked branch starts with a copy.
 
     Attributes:
       log_sum: [...] f32, sum of log step confidences.
@@ -60,6 +60,7 @@ def path_update(state: PathState, confidence: jax.Array, where: jax.Array | bool
     )
 
 
+# (namespace, state of n steps) -> value; `path_confidence` gives the mathematics.
 _VALUES: dict[str, Callable] = {
     "geometric": lambda xp, s: xp.exp(s.log_sum / s.count),
     "product": lambda xp, s: xp.exp(s.log_sum),
@@ -98,7 +99,7 @@ def path_confidence(name: str, step_confidences: Array, mask: Array | None = Non
     position = xp.arange(c.shape[-1])
     latest = xp.max(xp.where(keep, position, -1), axis=-1, keepdims=True, initial=-1)
     count = xp.sum(keep, axis=-1)
-    with np.errstate(all="ignore"):  # log 0 and 0 / 0 are meant
+    with np.errstate(all="ignore"):  # log 0 and 0 / 0 are intended
         state = PathState(
             log_sum=xp.sum(xp.where(keep, xp.log(xp.where(keep, c, 1.0)), 0.0), axis=-1),
             count=count,
@@ -117,7 +118,7 @@ def _value(name: str) -> Callable:
 
 def _checked(name: str, xp: Any, state: PathState) -> Array:
     value = _value(name)(xp, state)
-    if np.shape(value) != state.count.shape:  # broadcast, all paths would have one value
+    if np.shape(value) != state.count.shape:  # otherwise broadcasting would give all paths one value
         raise UserError(
             f"path confidence {name!r} gave shape {np.shape(value)} for paths of shape {state.count.shape}: "
             "give each path a value of its own"
@@ -151,5 +152,5 @@ def register_path_confidence(name: str, value: Callable[[Any, PathState], Array]
 
 
 PATH_CONFIDENCES: dict[str, Callable[..., Array]] = {name: _named(name) for name in _VALUES}
-# In [0, 1] where the step confidences are; nothing is known of registered ones.
+# Those that lie in [0, 1] wherever the step confidences do. Of registered ones that is not known.
 BOUNDED_PATHS = tuple(_VALUES)

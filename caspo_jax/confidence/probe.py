@@ -19,7 +19,8 @@ WEIGHTS, SETTINGS = "probe.safetensors", "probe.json"
 _VERSION = 1
 _TENSORS = ("weight", "mean", "scale")
 _TOLERANCE = 1e-5
-# Features at a time where they are read in float64: of long thoughts they are gigabytes in float32 already.
+# Features are converted to float64 so many rows or columns at a time: those of long thoughts are gigabytes in
+# float32.
 _ROWS, _COLUMNS = 1024, 256
 
 
@@ -61,16 +62,17 @@ def fit_probe(
 ) -> Probe:
     """Logistic regression on standardised features.
 
-    Minimises sum_n log(1 + e^{z_n}) - y_n z_n + l2 |w|^2 / 2, with z = w . x + b and no penalty on b, over the examples to
-    learn from, by L-BFGS under jit.
+    Minimises sum_n (log(1 + e^{z_n}) - y_n z_n) + l2 |w|^2 / 2 over the examples to learn from, with z = w .
+    x + b, x standardised and no penalty on b, by L-BFGS under jit.
 
     Args:
       features: [n, F].
       right: [n] 0/1.
-      learn: [n] bool, the examples to learn from (default all): folds of one data set then share one compilation.
+      learn: [n] bool, the examples to learn from (default all). All folds of a data set then share one
+        compiled program.
       l2: penalty on the standardised weights.
       max_iterations: of L-BFGS.
-      settings: kept beside the weights (which states, which model).
+      settings: what to store beside the weights (which states, which model).
 
     Raises:
       UserError: shapes that do not match, fewer than two examples, one verdict only, l2 < 0, features not finite.

@@ -1,4 +1,7 @@
-"""When a name that is registered already may be given again: for the same function, as by a notebook's cell run twice."""
+"""Names of registered functions: one may be given again, but only for the same function.
+
+A notebook's cell that is run twice registers an equal function anew.
+"""
 
 from __future__ import annotations
 
@@ -28,7 +31,11 @@ def is_registered(kind: str, name: str, function: Callable[..., Any], known: Map
 
 
 def _same(first: Any, second: Any) -> bool:
-    """Whether two functions are one, or were made of the same text and can see no value in which they might differ."""
+    """Whether two functions are one object, or have the same code and read no value in which they could differ.
+
+    Such a value is a default, a variable of an enclosing function, or a global that is not a function, class
+    or module.
+    """
     if first is second:
         return True
     if not all(isinstance(getattr(f, "__code__", None), CodeType) for f in (first, second)):
@@ -39,14 +46,19 @@ def _same(first: Any, second: Any) -> bool:
 
 
 def _without_lines(code: CodeType) -> CodeType:
-    """The code, wherever in a cell or a file it stood."""
+    """The code without its file name and line numbers."""
     inner = tuple(_without_lines(c) if isinstance(c, CodeType) else c for c in code.co_consts)
     return code.replace(co_consts=inner, co_firstlineno=1, co_linetable=b"", co_filename="")
 
 
 def _reads_values(function: Any) -> bool:
     """Whether a global that the function may read is something else than a module, a function or a class."""
-    names = set(function.__code__.co_names)
-    names |= {n for c in function.__code__.co_consts if isinstance(c, CodeType) for n in c.co_names}
+    names = _names(function.__code__)
     seen = (function.__globals__[name] for name in names if name in function.__globals__)
     return any(not callable(value) and not isinstance(value, ModuleType) for value in seen)
+
+
+def _names(code: CodeType) -> set[str]:
+    """The names that a function reads, and those that functions inside it read."""
+    inner = (_names(constant) for constant in code.co_consts if isinstance(constant, CodeType))
+    return set(code.co_names).union(*inner)

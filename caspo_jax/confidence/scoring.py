@@ -1,4 +1,4 @@
-"""Given outputs to log-probs and entropies of their tokens, by one teacher-forced pass."""
+"""Log-probs and entropies of the tokens of given outputs, by one teacher-forced pass."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from caspo_jax.errors import UserError
 from caspo_jax.padding import groups, padded_rows
 from caspo_jax.sharding import batch_ways, mesh_of, to_host
 
-_BUCKET = 64  # the least step of row lengths
+_BUCKET = 64  # row lengths are rounded up to a multiple of this at least (`padding.width`)
 
 
 @functools.partial(jax.jit, static_argnames="graphdef")
@@ -32,8 +32,10 @@ def score_outputs(
 
     Args:
       model: a Decoder.
-      outputs: (prompt ids, output ids) of each row; neither is empty. Long ones go through the model in parts.
-      rows: fill fewer outputs up to so many rows, as other calls have: one program then reads them all.
+      outputs: (prompt ids, output ids) of each row, neither of them empty. They go through the model in
+        groups of similar length.
+      rows: how many rows other calls have: fewer outputs are padded up to as many, so that one program serves
+        all calls.
 
     Returns:
       For each row its log-probs and entropies, aligned with the output ids.

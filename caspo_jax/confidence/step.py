@@ -1,4 +1,4 @@
-"""Token statistics -> the confidence of a step, under every published name."""
+"""Token statistics -> the confidence of a step, by name."""
 
 from __future__ import annotations
 
@@ -21,6 +21,10 @@ TAIL_SHARE = 10  # `tail_entropy` averages the top 1/10 of the entropies, at lea
 
 def _namespace(*arrays: Any):
     return jnp if any(isinstance(a, jax.Array) for a in arrays) else np
+
+
+# The formulas: (xp, TokenStats [..., T], mask [..., T] bool, V or None) -> [...], where xp is jax.numpy or
+# NumPy. Their mathematics is in the docstring of `step_confidence`.
 
 
 def _mean(xp, values, mask):
@@ -146,7 +150,7 @@ def step_confidence(name: str, stats: TokenStats, mask: Array, vocab_size: int |
             )
     with np.errstate(all="ignore"):  # an empty step divides 0 by 0 on purpose
         value = formula(xp, chosen, mask, vocab_size)
-    # A formula that also averages over the steps would give them all one value.
+    # A formula that also averaged over the steps would give all of them one value.
     steps = np.broadcast_shapes(mask.shape, *(getattr(chosen, field).shape for field in fields))[:-1]
     if np.shape(value) != steps:
         raise UserError(
@@ -196,5 +200,5 @@ def register_step_confidence(name: str, fields: tuple[str, ...], formula: Callab
 
 
 STEP_CONFIDENCES: dict[str, StepConfidence] = {name: _named(name) for name in _FORMULAS}
-# Known to lie in [0, 1]; nothing is known of registered ones.
+# Those that lie in [0, 1]. Of registered ones that is not known.
 BOUNDED_STEPS = tuple(name for name in _FORMULAS if name not in ("deepconf", "self_certainty"))

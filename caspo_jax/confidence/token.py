@@ -132,10 +132,10 @@ def _token_stats(logits, token_ids, fields: tuple[str, ...]) -> TokenStats:
     log_total = jnp.log(total)
     out: dict[str, jax.Array] = {}
     if "entropy" in fields:
-        # e == 0 stands for p = 0, where z may be -inf: 0 log 0 = 0, and so is its gradient.
+        # Where e is 0, z may be -inf: it is replaced by 0, so that 0 log 0 = 0 and the gradient is 0 too.
         out["entropy"] = log_total - jnp.sum(e * jnp.where(e > 0, z, 0.0), axis=-1) / total
     if "logprob" in fields:
-        ids = jnp.asarray(token_ids).astype(jnp.int32)  # of a narrower type V may be out of its range
+        ids = jnp.asarray(token_ids).astype(jnp.int32)  # int8 or int16 might not hold V, to compare with
         picked = jnp.take_along_axis(x, jnp.clip(ids, 0, vocab - 1)[..., None], axis=-1) - top
         inside = (ids >= 0) & (ids < vocab)
         out["logprob"] = jnp.where(inside, picked[..., 0] - log_total, jnp.nan)
@@ -144,7 +144,7 @@ def _token_stats(logits, token_ids, fields: tuple[str, ...]) -> TokenStats:
     if "uniform_kl" in fields:
         finite = x > -jnp.inf
         support = jnp.sum(finite, axis=-1)
-        # z / V before the sum: V logits of -3e38 must not overflow.
+        # Divided by V before the sum, since a sum of logits of -3e38 would overflow.
         mean = jnp.sum(jnp.where(finite, z * (1.0 / vocab), 0.0), axis=-1) * (vocab / support)
         out["uniform_kl"] = jnp.maximum(log_total - mean - jnp.log(support.astype(jnp.float32)), 0.0)
     if "logsumexp" in fields:
@@ -157,7 +157,10 @@ def _token_stats(logits, token_ids, fields: tuple[str, ...]) -> TokenStats:
 
 
 def _top_two_fields(x, top, log_total) -> dict[str, jax.Array]:
-    """Runner-up by two masked reductions: on CPU three times faster than argmax, on par with top_k."""
+    """The ids of the top two and the runner-up's log-prob, by masked reductions.
+
+    On a CPU that is three times as fast as argmax, and as fast as top_k.
+    """
     vocab = x.shape[-1]
     column = lax.broadcasted_iota(jnp.int32, x.shape, x.ndim - 1)
     first = jnp.min(jnp.where(x == top, column, vocab), axis=-1)
@@ -174,18 +177,20 @@ def _top_two_fields(x, top, log_total) -> dict[str, jax.Array]:
 
 
 def _top_k_fields(x, top, log_total) -> dict[str, jax.Array]:
+    """The ids of the top two, the runner-up's log-prob, and the mean log-probs of the top 5 and 20, by one top_k."""
     lead, vocab = x.shape[:-1], x.shape[-1]
-    # -0.0 and 0.0 tie: top_k orders them by sign.
+    # -0.0 becomes 0.0: they tie, but top_k would order them by sign.
     operand = jnp.where(x == 0, 0.0, x).reshape(-1, vocab)
-    # XLA CPU turns top_k into a full sort (100x) unless it stands alone: 2-D operand, and barriers so
-    # that no later slice merges into it. One for both is what XLA's pass over split arrays dies of.
+    # XLA's CPU backend turns top_k into a full sort (100 times as slow) unless it stands alone: with a 2-D
+    # operand, and behind barriers, so that no later slice is merged into it. A single barrier around both
+    # results crashes XLA.
     values, ids = map(lax.optimization_barrier, lax.top_k(operand, min(TOP_K[-1], vocab)))
     values, ids = (found.reshape(*lead, found.shape[-1]) for found in (values, ids))
     logprobs = values - top - log_total[..., None]
     out: dict[str, jax.Array] = {}
     for k in TOP_K:
         finite = values[..., :k] > -jnp.inf
-        # 1 / k inside the sum, as in uniform_kl: logits of -3e38 must not overflow.
+        # Divided by k before the sum, as in uniform_kl, since a sum of logits of -3e38 would overflow.
         mean = jnp.sum(jnp.where(finite, logprobs[..., :k] * (1.0 / k), 0.0), axis=-1)
         out[f"mean_top{k}_logprob"] = mean * (k / jnp.sum(finite, axis=-1))
     out["top1_id"] = ids[..., 0]
@@ -199,7 +204,9 @@ def _top_k_fields(x, top, log_total) -> dict[str, jax.Array]:
 
 @functools.partial(jax.jit, static_argnames="fields")
 def _checked_token_stats(logits, token_ids, fields: tuple[str, ...]):
-    # The log-sum-exp decides whether a row has a distribution, asked for or not.
+    """The statistics, whether every row has a distribution, and whether every id is inside the vocabulary."""
+    # A row has a distribution if its log-sum-exp is finite, which is computed for that also where nobody asks
+    # for it.
     stats = _token_stats(logits, token_ids, tuple(dict.fromkeys((*fields, "logsumexp"))))
     log_z = stats.logsumexp
     if "logsumexp" not in fields:

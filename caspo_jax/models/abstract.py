@@ -12,7 +12,13 @@ from caspo_jax.models.weights import owner, parameter_shape, parameter_sharding,
 
 
 def abstract_decoder(config: ModelConfig, dtype: jax.typing.DTypeLike, mesh: Mesh | None) -> Decoder:
-    """A decoder whose parameters are shapes, on a mesh with their places on it: what to load into, or to compile for."""
+    """A decoder whose parameters are `jax.ShapeDtypeStruct`s: to load a checkpoint into, or to compile for.
+
+    Args:
+      config: of the model.
+      dtype: of the parameters and of the computation.
+      mesh: if given, every shape has the sharding that its parameter is to have on it.
+    """
     model = nnx.eval_shape(lambda: Decoder(config, dtype=dtype, rngs=nnx.Rngs(0)))
     model.mesh = mesh
     if mesh is None:

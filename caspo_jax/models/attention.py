@@ -1,4 +1,12 @@
-"""Grouped-query attention of one new token a row over the cache."""
+"""Grouped-query attention of one new token a row over the cache.
+
+Axes in this module: R = B * K rows (K rows of each of B prompts), H = G * J query heads (J of them share each
+of G key heads), D head dimensions, P prompt columns, S columns of the rows' own. One attention goes over both
+parts:
+
+    scores = q [prompt_k, k] / sqrt(D), `LOWEST` where not valid        [R, H, P + S]
+    result = softmax(scores) [prompt_v, v]                              [R, H, D]
+"""
 
 from __future__ import annotations
 
@@ -15,25 +23,26 @@ from caspo_jax.models.cache import COLUMNS, KVCache, Layered, layer_of
 from caspo_jax.models.precision import LOWEST, product
 from caspo_jax.sharding import platform_of
 
-# Into how many parts a cache is cut at most, and columns a part at least.
+# `attend_cache` reads a row's columns in whole parts: at most so many, and none narrower than this.
 _MAX_PARTS = 4
 _MIN_PART = 32
-# Columns that a block of lanes holds: fewer rescale too often, more win nothing (measured on a CPU).
+# Columns that `_over_lanes` takes in at once. With fewer it rescales its sums too often, with more it was no
+# faster (measured on a CPU).
 _BLOCK = 4
 
 
 def attend_cache(q: jax.Array, cache: KVCache, layer: int | jax.Array, last: jax.Array) -> jax.Array:
     """Attention of one query a row over its prompt and over the valid columns of its own, in one layer's cache.
 
-    The K rows of a prompt read it in one product. Of the rows' own columns only the leading part that holds `last`
-    is read, in whole parts of the capacity: a search whose buffers are half empty does half the work. With layers apart
-    on a GPU all of them are.
+    The K rows of a prompt read it in one product. Of the rows' own columns only the leading ones up to `last`
+    are read, rounded up to whole parts of the capacity: a search whose buffers are half empty does half the
+    work. The exception is a GPU with layers apart, which reads all columns.
 
     Args:
-      q: [R, H, D].
+      q: [R, H, D], rotated.
       cache: R rows, P prompt columns, S columns.
       layer: scalar int32; an int where layers are apart.
-      last: scalar int32, the last column that was ever written.
+      last: scalar int32, the highest column that was ever written.
 
     Returns:
       [R, H, D] in q's dtype.
@@ -44,7 +53,7 @@ def attend_cache(q: jax.Array, cache: KVCache, layer: int | jax.Array, last: jax
     if cache.lanes:
         return _attend_lanes(grouped, cache, layer, last).reshape(rows, heads, dim)
     capacity = cache.capacity
-    # On a GPU the host chooses a switch's branch, and would wait for every layer of every token.
+    # On a GPU the host picks the branch of a switch, for which it would wait in every layer of every token.
     on_gpu = platform_of(cache.mesh) == "gpu"
     parts = 1 if cache.apart and on_gpu else max(1, min(_MAX_PARTS, capacity // _MIN_PART))
     part = math.ceil(capacity / parts)
@@ -60,12 +69,13 @@ def _attend_columns(columns: int, layer: int | jax.Array, q: jax.Array, cache: K
     """`attend_cache` of q [R, G, J, D] over the prompt and the first `columns` columns of the rows."""
     dim = q.shape[-1]
 
-    def own(stack: Layered, axis: int) -> jax.Array:
+    def leading(stack: Layered, axis: int) -> jax.Array:
         array, at = layer_of(stack, layer)
-        size = [1 if i == 0 else columns if i == axis else n for i, n in enumerate(array.shape)]
+        size = [1, *array.shape[1:]]
+        size[axis] = columns
         return lax.dynamic_slice(array, (at, 0, 0, 0, 0), size)[0]
 
-    keys, values = own(cache.k, COLUMNS[False].k), own(cache.v, COLUMNS[False].v)
+    keys, values = leading(cache.k, COLUMNS[False].k), leading(cache.v, COLUMNS[False].v)
     prompt_scores = _prompt_scores(q, cache, layer)
     scores = product("rgqd,rgds->rgqs", q, keys)
     scores = jnp.where(cache.valid[:, None, None, :columns], scores * dim**-0.5, LOWEST)
@@ -77,7 +87,7 @@ def _attend_columns(columns: int, layer: int | jax.Array, q: jax.Array, cache: K
 
 
 class _Softmax(NamedTuple):
-    """A softmax on its way over columns, of one query in each of W lanes."""
+    """The running sums of an online softmax over scores s with values v, of one query in each of W lanes."""
 
     top: jax.Array  # [W] float32, m: the largest score so far
     total: jax.Array  # [W] float32, sum of e^(s - m)
@@ -94,15 +104,20 @@ def _attend_lanes(q: jax.Array, cache: KVCache, layer: int | jax.Array, last: ja
         longest = jnp.max(jnp.where(held, jnp.arange(1, len(held) + 1), 0))
         queries = _to_lanes(_by_prompt(scaled, prompts))
         empty = jnp.zeros(prompts * groups)
+        # In the loops below, a masked column adds e^0 while m is still `LOWEST`; the first valid one scales
+        # that to 0.
         start = [_Softmax(empty + LOWEST, empty, jnp.zeros_like(query)) for query in queries]
         found = _over_lanes(
             queries, cache.prompt_k, cache.prompt_v, cache.prompt_valid, layer, longest, start
         )
 
-        def by_row(*of_prompts: jax.Array) -> jax.Array:  # K times [..., B * G] -> [..., R * G]
+        def by_row(*of_prompts: jax.Array) -> jax.Array:
+            """K arrays [..., B * G], one for each branch -> [..., R * G]."""
             x = jnp.stack(of_prompts, axis=-2).reshape(*of_prompts[0].shape[:-1], branches, prompts, groups)
             return jnp.moveaxis(x, -3, -2).reshape(*x.shape[:-3], rows * groups)
 
+        # The K * J queries of a prompt and key head stand branch by branch: j::J are those of query j in
+        # every branch.
         start = [jax.tree.map(by_row, *found[j::shared]) for j in range(shared)]
     else:
         scores = _prompt_scores(q, cache, layer)
@@ -117,7 +132,7 @@ def _attend_lanes(q: jax.Array, cache: KVCache, layer: int | jax.Array, last: ja
 
 
 def _to_lanes(x: jax.Array) -> list[jax.Array]:
-    """[A, G, N, D] -> N times [D, A * G]."""
+    """[A, G, N, D] -> N arrays [D, A * G], one for each query of a row (or prompt) and key head."""
     return [jnp.moveaxis(x[:, :, n].reshape(-1, x.shape[-1]), 0, -1) for n in range(x.shape[2])]
 
 
@@ -130,18 +145,22 @@ def _over_lanes(
     count: jax.Array,
     start: Sequence[_Softmax],
 ) -> Sequence[_Softmax]:
-    """The softmax of each query goes on from block to block of columns.
+    """Goes on with the online softmax of each query over the leading columns, a block of columns at a time.
 
-    A block's scores change m, the sum and the mix only by a factor and a term each.
+    A block with scores s moves the maximum from m to m' = max(m, s), and with f = e^(m - m'):
+    total' = f total + sum of e^(s - m'), mixed' = f mixed + sum of e^(s - m') v.
 
     Args:
-      queries: N times [D, W] float32, scaled.
-      k: [L, S, D, A, G], A * G = W.
+      queries: N arrays [D, W] float32, scaled by 1 / sqrt(D).
+      k: [L, S, D, A, G], A rows or prompts, A * G = W lanes.
       v: [L, S, D, A, G].
       valid: [S, A] bool.
-      layer: scalar int32.
-      count: scalar int32, the leading columns that are read.
-      start: N times, what the columns before gave.
+      layer: scalar int32; an int where layers are apart.
+      count: scalar int32, how many leading columns are read.
+      start: of each query, the softmax over the columns that came before these.
+
+    Returns:
+      Of each query, the softmax over both.
     """
     columns, groups = len(valid), layer_of(k, 0)[0].shape[-1]
     width = min(_BLOCK, columns)
@@ -152,13 +171,14 @@ def _over_lanes(
         return x.reshape(array.shape[2], -1).astype(jnp.float32)
 
     def block(i: jax.Array, so_far: Sequence[_Softmax]) -> list[_Softmax]:
-        # The last block may begin before its turn; what was counted already is left out.
+        # Where the last block would go beyond the columns, it begins earlier; columns already counted are
+        # left out.
         places = [jnp.minimum(i * width, columns - width) + j for j in range(width)]
         seen = [lax.dynamic_index_in_dim(valid, at, keepdims=False) & (at >= i * width) for at in places]
         seen = [jnp.broadcast_to(x[:, None], (*x.shape, groups)).reshape(-1) for x in seen]
         after = []
-        # A query at a time: XLA's CPU reduces the leading axis of a matrix at full speed, a middle axis very slowly,
-        # and of [D, N, W] each core would read all lanes.
+        # Query by query rather than as one array [D, N, W]: XLA's CPU backend reduces the leading axis of a
+        # matrix at full speed but a middle axis very slowly, and each core would read all lanes.
         for query, before in zip(queries, so_far, strict=True):
             scores = [_lane_sums(query * column_of(k, at)) for at in places]
             scores = [jnp.where(x, score, LOWEST) for x, score in zip(seen, scores)]
@@ -175,16 +195,17 @@ def _over_lanes(
 
 
 def _lane_sums(x: jax.Array) -> jax.Array:
-    """[D, W] -> [W].
+    """The sum over the leading axis, [D, W] -> [W], in a form that XLA's CPU backend fuses with its input.
 
-    XLA's CPU hands a plain sum to a library, and copies what it sums out of the cache first. One that it does not
-    recognise stays in a single loop with the products: a step of 1,280 rows took 38 instead of 45 ms.
+    A plain sum it hands to a library, for which it first copies the columns out of the cache. It does not
+    recognise this reduction as a sum (NaN stays NaN, so the results are the same): a step of 1,280 rows took
+    38 instead of 45 ms.
     """
     return lax.reduce(x, jnp.zeros((), x.dtype), lambda a, b: jnp.where(jnp.isnan(a), a, a + b), (0,))
 
 
 def _prompt_scores(q: jax.Array, cache: KVCache, layer: int | jax.Array) -> jax.Array:
-    """Scaled and masked scores [R, G, J, P] float32 of q [R, G, J, D]; the K rows of a prompt in one product."""
+    """Scaled and masked scores [R, G, J, P] float32 of q [R, G, J, D], a prompt's K rows in one product."""
     rows, _, shared, dim = q.shape
     keys = lax.dynamic_index_in_dim(*layer_of(cache.prompt_k, layer), keepdims=False)
     scores = product("bgnd,bgdp->bgnp", _by_prompt(q, cache.prompts), keys)
@@ -193,7 +214,7 @@ def _prompt_scores(q: jax.Array, cache: KVCache, layer: int | jax.Array) -> jax.
 
 
 def _prompt_mixed(weights: jax.Array, cache: KVCache, layer: int | jax.Array) -> jax.Array:
-    """What weights [R, G, J, P] take from the prompts' values: [R, G, J, D] float32."""
+    """The sums of the prompts' values with weights [R, G, J, P]: [R, G, J, D] float32."""
     rows, _, shared, _ = weights.shape
     values = lax.dynamic_index_in_dim(*layer_of(cache.prompt_v, layer), keepdims=False)
     mixed = product("bgnp,bgpd->bgnd", _by_prompt(weights, cache.prompts), values)
@@ -209,6 +230,5 @@ def _by_prompt(x: jax.Array, prompts: int) -> jax.Array:
 def _by_row(x: jax.Array, rows: int, shared: int) -> jax.Array:
     """[B, G, K * J, ...] -> [R, G, J, ...]."""
     prompts, groups, _, last = x.shape
-    return jnp.moveaxis(x.reshape(prompts, groups, -1, shared, last), 2, 1).reshape(
-        rows, groups, shared, last
-    )
+    by_branch = jnp.moveaxis(x.reshape(prompts, groups, -1, shared, last), 2, 1)
+    return by_branch.reshape(rows, groups, shared, last)

@@ -1,4 +1,8 @@
-"""The arithmetic of a layer on both sides of its attention."""
+"""The arithmetic of a layer before and after its attention.
+
+With N_1, N_2 the RMS norms of a layer: x' = x + attention(N_1(x)) W_o, then
+x' + (silu(N_2(x') W_gate) * (N_2(x') W_up)) W_down.
+"""
 
 from __future__ import annotations
 
@@ -32,13 +36,15 @@ def rms_norm(x: jax.Array, scale: jax.Array, eps: float, dtype: jax.typing.DType
 
 @dataclasses.dataclass(frozen=True)
 class Block:
-    """Norms, projections, residual additions and the gated MLP of every layer; the weights are passed in."""
+    """Norms, projections, residual additions and the gated MLP of any layer; its weights are passed in."""
 
     config: ModelConfig
     dtype: jnp.dtype  # of the computation
     mesh: Mesh | None
     lora: LoraConfig | None
-    still: bool = False  # on a mesh weights stay where they are stored, and rows, which are few, come to them
+    # On a mesh with few rows: weights are not gathered, but the rows are moved to where each part of a weight
+    # is stored.
+    weights_stay: bool = False
 
     def before_attention(
         self, layer: Layer, x: jax.Array, cos: jax.Array, sin: jax.Array
@@ -54,14 +60,14 @@ class Block:
         return rotate(q, cos, sin), rotate(k, cos, sin), v
 
     def after_attention(self, layer: Layer, x: jax.Array, mixed: jax.Array) -> jax.Array:
-        """The layer's result [..., E] from its input x [..., E] and what attention gave [..., H, D]."""
+        """The layer's output [..., E] from its input x [..., E] and its attention's result [..., H, D]."""
         x = self.split_rows(x + self._linear(layer, "o", mixed.reshape(*mixed.shape[:-2], -1)))
         hidden = self._norm(x, layer["mlp_norm"])
         gated = jax.nn.silu(self._linear(layer, "gate", hidden)) * self._linear(layer, "up", hidden)
         return self.split_rows(x + self._linear(layer, "down", gated))
 
     def whole_weights(self, layer: Layer) -> Layer:
-        """One layer's weights as they are multiplied with: whole along fsdp, still split along tensor."""
+        """One layer's weights as its products need them: gathered along fsdp, still split along tensor."""
         mesh = self.mesh
         if mesh is None:
             return layer
@@ -82,14 +88,18 @@ class Block:
         return rms_norm(x, scale, self.config.rms_norm_eps, self.dtype)
 
     def _linear(self, layer: Layer, name: str, x: jax.Array) -> jax.Array:
-        """x [..., in] times the weight [in, out] of that name, with its bias and adapters if it has any."""
-        # As one matrix of rows: XLA's CPU backward pass of a batched product goes through transposed copies.
+        """x W + s (x A) B + bias, of x [..., in] and the weight W [in, out] of that name.
+
+        Without an adapter or a bias, its term is left out.
+        """
+        # The leading axes become one: of a batched product, XLA's CPU backend makes transposed copies in the
+        # backward pass.
         dot = functools.partial(jnp.dot, precision=precision(self.dtype))
         rows = x.reshape(-1, x.shape[-1])
-        into, out = self._stored_axes(name) if self.still else (None, None)
-        if self.still:
+        into, out = self._stored_axes(name) if self.weights_stay else (None, None)
+        if self.weights_stay:
             if into == "embed":
-                rows = self.split_rows(rows)  # else they would come before their norm, in float32
+                rows = self.split_rows(rows)  # so that they move after their norm, not before it in float32
             rows = constrain(self.mesh, rows, ("replica", into))
         if isinstance(layer, LateLayer):
             layer = layer.after(rows)
@@ -100,14 +110,14 @@ class Block:
         if self.lora is not None and f"{name}_lora_a" in layer:
             y = y + self.lora.scale * dot(dot(rows, layer[f"{name}_lora_a"]), layer[f"{name}_lora_b"])
         y = multiplied(y)
-        if self.still:
+        if self.weights_stay:
             y = constrain(self.mesh, y, ("replica", out))
         y = y.reshape(*x.shape[:-1], -1)
         bias = layer.get(f"{name}_bias")
         return y if bias is None else y + bias
 
     def _stored_axes(self, name: str) -> tuple[str | None, ...]:
-        """The logical axes of a layer's weight on the mesh."""
+        """The logical axes (in, out) of one layer's weight on the mesh."""
         assert self.mesh is not None
         weight = next(weight for weight in weights(self.config) if weight.name == name)
         return parameter_axes(weight, self.config, self.mesh)[1:]

@@ -22,8 +22,9 @@ from caspo_jax.models.short_rows import attend_short
 from caspo_jax.sharding import platform_of
 
 BLOCK = 256
-# Up to here blocks of queries that are written out cost less than loops over blocks. A GPU's host is asked in every trip of
-# such a loop, and each of its kernels goes through memory: further there.
+# Rows of up to so many tokens are attended over by `attend_short`, whose few blocks are written out: that
+# costs less than a loop over blocks. The limit is higher on a GPU, where the host decides in every trip of a
+# loop whether to skip a block, and every kernel goes through memory.
 _LONGEST_SHORT = {"gpu": 4096}
 _ELSEWHERE = 1024
 
@@ -33,7 +34,9 @@ Array = jax.Array
 def attend_self(
     q: jax.Array, k: jax.Array, v: jax.Array, visible_until: jax.Array, *, mesh: Mesh | None = None
 ) -> jax.Array:
-    """Attention within rows: query q sees key k exactly if k <= q < visible_until[k]; block by block in long rows.
+    """Attention within rows, where query q sees key k exactly if k <= q < visible_until[k].
+
+    Short rows go through `attend_short`, long ones through `attend_blockwise`.
 
     Args:
       q: [B, T, H, D].
@@ -91,6 +94,7 @@ def _attend(q: Array, k: Array, v: Array, until: Array) -> Array:
 
 
 def _forward(q: Array, k: Array, v: Array, until: Array) -> tuple[Array, tuple[Array, ...]]:
+    """The result, and what the backward pass needs; an online softmax over the blocks of keys."""
     count, batch, block, groups, shared, dim = q.shape
 
     def queries(i: Array) -> tuple[Array, Array]:
@@ -152,7 +156,7 @@ _attend.defvjp(_forward, _backward)
 
 
 def _where_seen(until: Array, i: Array, body: Callable) -> Callable:
-    """The body of a loop over key blocks j, skipped where no query of block i sees any key of block j."""
+    """The body of a loop over key blocks j, skipped where no query from block i on sees a key of block j."""
     block = until.shape[2]
 
     def maybe(j: Array, carry: tuple[Array, ...]) -> tuple[Array, ...]:

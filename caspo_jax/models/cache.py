@@ -32,43 +32,46 @@ _LANES = ("layers", "length", "head_dim", "batch", "kv_heads")
 
 
 class Axis(NamedTuple):
-    """Which axis of the arrays is meant."""
+    """The index of one logical axis in the arrays of keys, of values and of `valid`."""
 
     k: int
     v: int
     valid: int
 
 
-# By layout (`lanes`, `prompt_lanes`): the axes of keys, values and `valid`.
+# The logical axes of keys, values and `valid` in either layout; the key is `lanes` (or `prompt_lanes`).
 _LAYOUTS = {False: (_KEYS, _VALUES, _VALID), True: (_LANES, _LANES, _VALID[::-1])}
-# Where the rows or prompts and the columns are.
+# Which axes are the rows (or prompts) and which the columns, by layout.
 ROWS = {lanes: Axis(*(axes.index("batch") for axes in layout)) for lanes, layout in _LAYOUTS.items()}
 COLUMNS = {lanes: Axis(*(axes.index("length") for axes in layout)) for lanes, layout in _LAYOUTS.items()}
-# From so many rows on the lanes are full enough to pay on a CPU.
+# With at least so many rows, lanes are faster on a CPU.
 _LANES_FROM = 128
-# With so many queries a prompt and key head, or fewer, lanes beat matrix products over the prompts: 20 for 73 ms a step
-# (4 layers, 448 prompts of 144 tokens with 2 queries each); with 8 they are even.
+# With so many queries a prompt and key head, or fewer, lanes are faster than matrix products over the
+# prompts: 20 instead of 73 ms a step (4 layers, 448 prompts of 144 tokens with 2 queries each); with 8
+# queries they are even.
 _PROMPT_LANES_TO = 4
 
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class KVCache:
-    """Keys (rotated when written) and values: those of B prompts, and those of R = B * K rows that go on from them.
+    """Keys (rotated when written) and values of B prompts, and of R = B * K rows that continue them.
 
-    Row b * K + k goes on from prompt b, whose part is stored once and read once for all K. The rows' columns are the
-    loop's iterations, the same for all, as a ring of S: iteration i is in column i % S. Which of them a row owns is in
-    `valid`, so that a write is one dynamic_update_slice and never a scatter.
+    Row b * K + k continues prompt b, whose keys and values are stored once and read once for all K rows. A
+    column is an iteration of the decode loop, the same one for all rows: in a ring of S columns, iteration i
+    writes column i % S. `valid` says which columns belong to a row. So a write is one dynamic_update_slice,
+    never a scatter.
 
-    The rows' own columns lie in one of two layouts. `lanes` False: a row's columns are together, as matrix units want
-    them, and in keys they come last: a product that sums over the last axis of both its operands takes a CPU twice as long
-    (113 for 49 us, 8 rows of 128 columns with 4 heads of 32). `lanes` True: a column's rows are together, [S, D, R, G],
-    so that one vector instruction works on many rows: on a CPU with hundreds of rows attention is then at the memory's
-    speed and reads no column twice. Lanes are for one device. The prompts, each by itself, lie in either layout too:
-    lanes where few queries share a prompt, for which a matrix product is too small.
+    The rows' own columns lie in one of two layouts. `lanes` False: the columns of a row are next to each
+    other, as matrix units want them. In keys the columns are the last axis, since a product that sums over
+    the last axis of both operands takes a CPU twice as long (113 instead of 49 us for 8 rows of 128 columns
+    with 4 heads of 32). `lanes` True: the rows of a column are next to each other, [S, D, R, G], so that one
+    vector instruction works on many rows. On a CPU with hundreds of rows attention then runs at the memory's
+    speed and reads no column twice. Lanes are for one device. The prompts' layout is chosen separately
+    (`prompt_lanes`): lanes where so few queries share a prompt that a matrix product would be small.
 
-    With layers `apart`, as GPUs and CPUs want larger ones, keys and values are L arrays [1, ...] and not one: XLA's
-    compilers for these copy every layer that a product reads out of one.
+    With layers `apart`, keys and values are L arrays [1, ...] instead of one: out of one array, XLA's
+    compilers for CPUs and GPUs copy every layer that a product reads, which costs too much in larger models.
 
     On a mesh, prompts and rows are split over the batch axes and KV heads over the tensor axis; heads that it does not
     divide are whole on every device, and so are rows whose prompts the batch axes do not divide.
@@ -111,11 +114,11 @@ class KVCache:
 
     @property
     def branches(self) -> int:
-        """K, rows a prompt."""
+        """K, how many rows continue each prompt."""
         return self.rows // self.prompts
 
     def placed(self) -> KVCache:
-        """The same cache, under jit, where the mesh wants it."""
+        """The same cache, constrained (under jit) to its places on the mesh."""
         if self.mesh is None:
             return self
         split = self.prompts % batch_ways(self.mesh) == 0  # a prompt and its rows stay together
@@ -127,7 +130,7 @@ class KVCache:
         return self.with_axes(put)
 
     def with_axes(self, change: Callable[[Any, tuple[str, ...]], Any]) -> KVCache:
-        """The cache, without lanes, of `change(array, its logical axes)` for every array."""
+        """The cache (one without lanes) with every array replaced by `change(array, its logical axes)`."""
         changed: dict[str, Any] = {
             field: jax.tree.map(lambda array, axes=axes: change(array, axes), getattr(self, field))
             for field, axes in AXES.items()
@@ -136,7 +139,10 @@ class KVCache:
 
 
 def layer_of(stack: Layered, layer: int | jax.Array) -> tuple[jax.Array, int | jax.Array]:
-    """The array that holds a layer's keys or values, and where along its first axis; apart, the layer is an int."""
+    """The array that holds a layer's keys or values, and the layer's index on its first axis.
+
+    Where layers are apart, `layer` must be an int.
+    """
     if isinstance(stack, tuple):
         assert isinstance(layer, int)
         return stack[layer], 0
@@ -144,7 +150,7 @@ def layer_of(stack: Layered, layer: int | jax.Array) -> tuple[jax.Array, int | j
 
 
 def with_layers_apart(cache: KVCache) -> KVCache:
-    """The same cache, each layer's keys and values by themselves."""
+    """The same cache with layers apart: L arrays [1, ...] of keys and of values (see `KVCache`)."""
     if cache.apart:
         return cache
 
@@ -161,17 +167,22 @@ def with_layers_apart(cache: KVCache) -> KVCache:
 
 
 def on_one_cpu() -> bool:
-    """Whether all that this process has is one CPU device."""
+    """Whether this process runs on a single CPU device."""
     return jax.default_backend() == "cpu" and jax.device_count() == 1
 
 
 def prefers_lanes(rows: int) -> bool:
-    """Whether a cache of so many rows should be one of lanes here: on one CPU device, with many rows."""
+    """Whether a cache of so many rows is faster in lanes: with many rows, on a single CPU device."""
     return rows >= _LANES_FROM and on_one_cpu()
 
 
 def prefers_prompt_lanes(lanes: bool, queries: int) -> bool:
-    """Whether the prompts should be lanes too where the rows are, with so many queries a prompt and key head."""
+    """Whether prompts are faster in lanes.
+
+    Args:
+      lanes: whether the rows are.
+      queries: queries a prompt and key head: rows a prompt times query heads a key head.
+    """
     return lanes and queries <= _PROMPT_LANES_TO
 
 
@@ -185,7 +196,7 @@ def init_cache(
     lanes: bool = False,
     mesh: Mesh | None = None,
 ) -> KVCache:
-    """An empty cache of `rows` prompts with a row each, of `prompt_columns` and `capacity` columns."""
+    """An empty cache of `rows` prompts with one row each: P = `prompt_columns` and S = `capacity` columns."""
     sizes = {
         "layers": config.num_layers,
         "batch": rows,
@@ -244,7 +255,7 @@ def write(cache: KVCache, layer: int | jax.Array, column: jax.Array, k: jax.Arra
 
 
 def own(cache: KVCache, column: jax.Array) -> KVCache:
-    """Marks a column as valid in every row."""
+    """Marks a column (scalar int32) as valid in every row: it belongs to all of them."""
     axis = COLUMNS[cache.lanes].valid
     yes = jnp.ones((1, cache.rows) if cache.lanes else (cache.rows, 1), jnp.bool_)
     return dataclasses.replace(cache, valid=lax.dynamic_update_slice_in_dim(cache.valid, yes, column, axis))

@@ -23,12 +23,12 @@ from caspo_jax.models.cache import (
 )
 from caspo_jax.sharding import batch_ways, named_sharding
 
-# What the fields of the rows' own part and of the prompts' part begin with.
+# Prefixes of KVCache's fields (k, v, valid): those of the rows themselves, and those of the prompts.
 _OWN, _PROMPTS = "", "prompt_"
 
 
 def widen_prompts(cache: KVCache, columns: int) -> KVCache:
-    """The same prompts in so many columns; those that are new come last and are not valid."""
+    """The same cache with so many prompt columns; the new ones come last and are not valid."""
     extra = columns - cache.prompt_valid.shape[COLUMNS[cache.prompt_lanes].valid]
     if not extra:
         return cache
@@ -36,7 +36,7 @@ def widen_prompts(cache: KVCache, columns: int) -> KVCache:
 
 
 def branch(cache: KVCache, n: int) -> KVCache:
-    """Each row becomes n: row r is copied to rows r*n .. r*n+n-1; the prompts stay as they are."""
+    """Every row becomes n rows: row r is copied to rows r*n .. r*n+n-1; the prompts stay as they are."""
     return _changed(cache, _OWN, ROWS, lambda array, axis: jnp.repeat(array, n, axis=axis)).placed()
 
 
@@ -97,7 +97,7 @@ def _copy_rows_on_mesh(
         rows = arrays[2].shape[0]
         first = lax.axis_index(split) * rows if split else 0
         mine = (destination >= first) & (destination < first + rows)
-        # What belongs to another device becomes a copy of row 0 onto itself.
+        # A copy that is another device's becomes, here, one of row 0 onto itself.
         source, destination = (jnp.where(mine, index - first, 0) for index in (source, destination))
         return _copy_rows(arrays, ROWS[False], source, destination, count)
 
@@ -109,21 +109,33 @@ def _copy_rows_on_mesh(
 
 
 def ring_source(iteration: jax.Array, size: int, larger: int) -> tuple[jax.Array, jax.Array]:
-    """Where the places of a larger ring find what they hold in a ring of `size` places; place i % size is iteration i's.
+    """Where each place of a larger ring finds its content in the smaller one that it replaces.
+
+    In a ring of n places, iteration i is stored in place i % n, over what was there before.
+
+    Args:
+      iteration: scalar int32, how many iterations have been stored.
+      size: places of the ring that exists.
+      larger: places of the new one, more than `size`.
 
     Returns:
-      [larger] int32 places of the smaller ring, and [larger] bool: it still holds that iteration.
+      [larger] int32 places of the smaller ring, and [larger] bool: whether the smaller ring still holds the
+      iteration.
     """
     newest = iteration - 1
-    held = newest - (newest - jnp.arange(larger, dtype=jnp.int32)) % larger  # the iteration at each new place
-    return held % size, (held >= 0) & (held > newest - size)
+    # The latest iteration that belongs in each new place, negative where none came so far.
+    latest = newest - (newest - jnp.arange(larger, dtype=jnp.int32)) % larger
+    return latest % size, (latest >= 0) & (latest > newest - size)
 
 
 def grow(cache: KVCache, capacity: int, iteration: jax.Array | None = None) -> KVCache:
     """More columns for the rows, `capacity` in all; a cache that is already as large is returned as it is.
 
-    The new ones are empty and come last; with `iteration` (scalar int32, columns written so far) the columns are a ring
-    and move to their places in the larger one.
+    Args:
+      cache: S columns.
+      capacity: columns of the new cache.
+      iteration: None: the new columns come last, and are empty. Scalar int32, how many columns were written
+        so far: the columns are a ring, and each moves to its place in the larger ring.
     """
     extra = capacity - cache.capacity
     if extra <= 0:
@@ -137,7 +149,7 @@ def grow(cache: KVCache, capacity: int, iteration: jax.Array | None = None) -> K
 
 
 def load_prompt(cache: KVCache, queued: KVCache, prompt: jax.Array, entry: jax.Array) -> KVCache:
-    """Puts prompt `entry` of another cache in the place of `prompt`; its rows are emptied. Both scalar int32."""
+    """Overwrites one prompt with prompt `entry` of `queued`, and empties its rows (both scalar int32)."""
     one = _changed(
         queued, _PROMPTS, ROWS, lambda array, axis: lax.dynamic_slice_in_dim(array, entry, 1, axis)
     )
@@ -161,7 +173,7 @@ def load_prompt(cache: KVCache, queued: KVCache, prompt: jax.Array, entry: jax.A
 
 
 def concatenate(caches: Sequence[KVCache]) -> KVCache:
-    """The prompts of several caches of equal columns, branches and layouts, with their rows, in order."""
+    """One cache of several with equal columns, branches and layouts: their prompts and rows, in order."""
     first = caches[0]
     axis, prompt_axis = ROWS[first.lanes], ROWS[first.prompt_lanes]
 
@@ -183,13 +195,13 @@ def concatenate(caches: Sequence[KVCache]) -> KVCache:
 
 
 def take_prompts(cache: KVCache, prompts: jax.Array) -> KVCache:
-    """Gathers prompts [n] with all their rows into a new cache (between loop segments, never inside one)."""
+    """Gathers prompts [n] with all their rows into a new cache: a copy, for use between decode loops."""
     branches = cache.branches
     return _gather(cache, prompts, (prompts[:, None] * branches + jnp.arange(branches)).reshape(-1))
 
 
 def split_rows(cache: KVCache, rows: jax.Array) -> KVCache:
-    """Gathers rows [n] into a new cache in which each has its prompt to itself."""
+    """Gathers rows [n] into a new cache of n prompts: each row gets a copy of its prompt to itself."""
     return _gather(cache, rows // cache.branches, rows)
 
 
@@ -201,8 +213,15 @@ def _gather(cache: KVCache, prompts: jax.Array, rows: jax.Array) -> KVCache:
 def _changed(
     cache: KVCache, part: str, axes: dict[bool, Axis], change: Callable[[jax.Array, int], jax.Array]
 ) -> KVCache:
-    """The cache with `change(array, its axis)` done to `k`, `v` and `valid` of the rows (`part` "") or the prompts."""
-    axis = axes[cache.prompt_lanes if part else cache.lanes]
+    """The cache with `change(array, its axis)` done to `k`, `v` and `valid` of one part.
+
+    Args:
+      cache: any layout.
+      part: `_OWN` or `_PROMPTS`.
+      axes: `ROWS` or `COLUMNS`.
+      change: is given an array and the index of that axis in it.
+    """
+    axis = axes[cache.prompt_lanes if part == _PROMPTS else cache.lanes]
     places = {f"{part}k": axis.k, f"{part}v": axis.v, f"{part}valid": axis.valid}
     changed: dict[str, Any] = {
         name: jax.tree.map(lambda array, at=at: change(array, at), getattr(cache, name))

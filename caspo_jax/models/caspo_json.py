@@ -19,7 +19,7 @@ def _number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and not math.isnan(value)
 
 
-# Whether a name is known is for those to say who know the names.
+# Types only: whether a confidence or a task of that name exists is checked where it is looked up.
 _KNOWN: dict[str, tuple[Callable[[Any], bool], str]] = {
     "step_delimiter": (_text, "a string of at least one character"),
     "confidence": (_text, "the name of a step confidence"),

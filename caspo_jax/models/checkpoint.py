@@ -164,7 +164,7 @@ def tensor_names(weight: Weight, config: ModelConfig) -> list[str]:
 
 
 def _names_in(checkpoint: Checkpoint, weight: Weight, config: ModelConfig) -> list[str]:
-    """`tensor_names` as this checkpoint has them: a tied one may hold its one matrix as the output's alone."""
+    """`tensor_names` as this checkpoint has them: of tied matrices, it may hold the output's alone."""
     names = tensor_names(weight, config)
     tied = names == [_EMBEDDING] and config.tie_word_embeddings
     return [_OUTPUT] if tied and _EMBEDDING not in checkpoint.names and _OUTPUT in checkpoint.names else names
@@ -173,13 +173,14 @@ def _names_in(checkpoint: Checkpoint, weight: Weight, config: ModelConfig) -> li
 def check_tensors(checkpoint: Checkpoint, config: ModelConfig) -> None:
     """Checks a checkpoint against the config: nothing missing, nothing unmapped, every shape and dtype as it must be.
 
-    Two known redundancies are allowed: rotary frequencies that old exporters stored, and an output matrix in a tied
-    checkpoint if it equals the embedding bit for bit. It may also stand there in the embedding's place.
+    Two redundancies are allowed: rotary frequencies, which old exporters stored, and, where config.json ties
+    input and output, an output matrix that equals the embedding bit for bit. A tied checkpoint may also hold
+    the output matrix instead of the embedding.
 
     Raises:
       UserError: naming the first offending tensor and its file.
     """
-    if config.num_layers > len(checkpoint.names):  # all names that it asks for might not fit into memory
+    if config.num_layers > len(checkpoint.names):  # an absurd number of names would fill the memory
         raise UserError(
             f"{checkpoint.folder}: config.json says num_hidden_layers {config.num_layers}, "
             f"but the safetensors hold {len(checkpoint.names)} tensors"

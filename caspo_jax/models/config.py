@@ -14,7 +14,7 @@ from caspo_jax.models.config_fields import flag, integer, number, token_id, toke
 from caspo_jax.models.rope import RopeConfig
 from caspo_jax.store import read_json
 
-# model_type -> (architecture class, has q/k norms)
+# model_type -> the class that transformers calls it by
 ARCHITECTURES = {
     "qwen2": "Qwen2ForCausalLM",
     "qwen3": "Qwen3ForCausalLM",
@@ -90,7 +90,7 @@ class ModelConfig:
 
     @property
     def context(self) -> int:
-        """The longest row: max_position_embeddings, or what YaRN stretches the original context to if that is more."""
+        """The most tokens of a row: max_position_embeddings, or YaRN's factor x original context if more."""
         if self.rope.rope_type != "yarn":
             return self.max_position_embeddings
         original = self.rope.original_max_position_embeddings or self.max_position_embeddings
@@ -127,7 +127,7 @@ class ModelConfig:
         return _from_file(config, str(path), text)
 
     def to_hf(self, dtype: str | None = None) -> dict[str, Any]:
-        """Returns config.json in both dialects at once: transformers 5 reads the one, older readers the other."""
+        """Returns config.json in both dialects at once: that of transformers 5, and that of older readers."""
         rope = self.rope.to_hf()
         scaling = {key: value for key, value in rope.items() if key != "rope_theta"}
         eos: int | list[int] | None = list(self.eos_token_ids) or None
@@ -233,7 +233,7 @@ def _from_dict(config: Mapping[str, Any], where: str, generation_json: str | Non
     if pad is None:
         pad = token_id(generation, "pad_token_id", beside)
         if pad is not None and pad >= vocab_size:
-            pad = None  # in config.json, where an export writes it, no reader could open the model
+            pad = None  # an export would write it into config.json, and no reader opens a model with it there
     return ModelConfig(
         model_type=model_type,
         vocab_size=vocab_size,

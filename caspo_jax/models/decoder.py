@@ -29,9 +29,10 @@ from caspo_jax.models.rope import rotation
 from caspo_jax.models.weights import owner, weights
 from caspo_jax.sharding import as_mesh, constrain
 
-# Up to so many layers are written out in training on one device, in float32: 5 % off the gradient of four on a CPU, and no
-# more to compile. In bfloat16 the compiler leaves out roundings between layers that are written out, and not the same ones
-# with a gradient as without: the policy's log-probs would not be its reference's at the first update.
+# In training on one device in float32, up to so many layers are unrolled: the gradient of four takes 5 % less
+# time on a CPU, and compiling takes no longer. Never in bfloat16: between unrolled layers the compiler leaves
+# out roundings, and other ones with a gradient than without, so that policy and reference would differ at the
+# first update.
 _UNROLLED = 4
 
 
@@ -44,15 +45,17 @@ class Decoder(Pure):
 
     Every parameter is an `nnx.Param` and there is no other state, so `nnx.split(model)` gives (graphdef, params).
     With LoRA adapters (`models.lora.add_lora`) these are the `nnx.Param`s, and the weights are `Frozen`.
-    Layers run under `lax.scan`: compile time does not grow with depth, but where a cache has them apart. float32 means
-    full precision in every product on every backend; bfloat16 means bf16 operands with float32 logits, softmax and norms.
+    Layers run under `lax.scan`, so that compile time does not grow with depth (except where a cache has its
+    layers apart). float32 means full precision in every product on every backend; bfloat16 means bf16
+    operands with float32 logits, softmax and norms.
 
     Args:
       config: shape and constants.
       dtype: dtype of the computation.
       param_dtype: dtype of the parameters, `dtype` if None (float32 parameters with bf16 compute are possible).
       rngs: source of the initial weights: normal(0, initializer_range), norms 1, biases 0.
-      mesh: devices to be split over by the rules of `caspo_jax.sharding`; None is one device.
+      mesh: devices over which parameters and rows are split by the rules of `caspo_jax.sharding`; None is one
+        device.
 
     Source: Touvron et al. 2023 and the Llama 3 report (arXiv 2407.21783); Qwen2.5 (2412.15115); Qwen3 (2505.09388).
     """
@@ -143,11 +146,12 @@ class Decoder(Pure):
     def unembed(self, hidden: jax.Array) -> jax.Array:
         """Logits [..., V] float32 of final states [..., E]; on a mesh the rows are split over all of its axes.
 
-        Every device multiplies with its own part of the head, and then parts of logits change places: left to itself the
-        compiler gathers the head, which is a thousand times larger, on every device.
+        Every device multiplies with its own part of the head, and then the devices exchange parts of the
+        logits. Without these constraints the compiler would gather the head on every device, which is a
+        thousand times larger.
         """
         between = (None,) * (hidden.ndim - 2)
-        if self._few(math.prod(hidden.shape[:-1])):
+        if self._weights_stay(math.prod(hidden.shape[:-1])):
             hidden = constrain(self.mesh, self._block().split_rows(hidden), ("replica", *between, "embed"))
         logits = product("...e,ve->...v", hidden.astype(self.dtype), self.unembedding())
         logits = constrain(self.mesh, logits, ("batch", *between, "vocab"))
@@ -190,19 +194,19 @@ class Decoder(Pure):
           cache: R rows.
           token_ids: [R] int32, the tokens to read.
           positions: [R] int32, their positions in their own sequences (for the rotation).
-          column: scalar int32, which of the rows' own columns, the same for all; it becomes valid in every row. Counts on
-            past the last one: column c is then c % S, and what was there is gone.
-          layers: the weights of a cache whose layers are apart (`layers_apart`), so that nobody has to cut them again
-            every step. These layers are written out, so that the program grows with the depth.
+          column: scalar int32, the same for all rows; it becomes valid in every row. It may count on beyond
+            the capacity S: column c is stored as c % S, over what was there before.
+          layers: `layers_apart()`, for a cache whose layers are apart: so they are cut out once, not in every
+            step. The loop over such layers is unrolled, so that the program grows with the depth.
 
         Returns:
           [R, V] float32 logits and the cache.
         """
-        last = jnp.minimum(column, cache.capacity - 1)  # of the columns that were ever written
+        last = jnp.minimum(column, cache.capacity - 1)  # the highest column that was ever written
         column = column % cache.capacity
         cache = own(cache, column)
         cos, sin = rotation(self.config.rope, self.config.head_dim, positions)
-        block = self._block(still=self._few(len(token_ids)))
+        block = self._block(weights_stay=self._weights_stay(len(token_ids)))
         x = self._embed(token_ids)
 
         # The whole cache is carried and updated in place: as a scanned input it would be copied every step.
@@ -228,9 +232,7 @@ class Decoder(Pure):
             steps = (None if cpu else stacked, jnp.arange(self.config.num_layers))
             (x, cache), _ = lax.scan(scanned, (x, cache), steps)
         x = self.normed(x)
-        # One row, or bfloat16, is slower that way.
-        turned = cpu and len(x) > 1 and self.dtype == jnp.float32
-        if turned:
+        if cpu and len(x) > 1 and self.dtype == jnp.float32:  # slower with one row, and in bfloat16
             return turned_product(self.unembedding(), x, precision(self.dtype)), cache.placed()
         return self.unembed(x), cache.placed()
 
@@ -263,18 +265,18 @@ class Decoder(Pure):
             kv = (k.transpose(0, 2, 3, 1), v.transpose(0, 2, 1, 3)) if keep_kv else None
             return block.after_attention(layer, x, mixed), kv
 
-        # What a loop keeps for its backward pass is copied into stacks and out of them again. Trees are what is trained on;
-        # without a backward pass a loop is as fast, and sooner compiled.
-        few = self.mesh is None and subtree_end is not None and self.config.num_layers <= _UNROLLED
-        few &= self.dtype == jnp.float32
-        step = rematted(layer_step, remat, in_loop=not few, on_mesh=self.mesh is not None)
-        return lax.scan(step, self._embed(token_ids), self._stacked(), unroll=few)
+        # Unrolling spares the copies that a loop makes of what it keeps for the backward pass. Training is on
+        # trees; without a backward pass a loop is as fast, and compiles sooner.
+        unroll = self.mesh is None and subtree_end is not None and self.config.num_layers <= _UNROLLED
+        unroll &= self.dtype == jnp.float32
+        step = rematted(layer_step, remat, in_loop=not unroll, on_mesh=self.mesh is not None)
+        return lax.scan(step, self._embed(token_ids), self._stacked(), unroll=unroll)
 
     def layers_apart(self, turned: bool = False) -> tuple[Layer, ...]:
-        """Each layer's weights by themselves, in the compute dtype: a copy of them all, for `decode_step`.
+        """A copy of each layer's weights as arrays of their own, in the compute dtype, for `decode_step`.
 
         Args:
-          turned: matrices [out, in], as a CPU wants them (`TurnedLayer`).
+          turned: whether to transpose matrices to [out, in], which is faster on a CPU (`TurnedLayer`).
         """
         stacked = self._stacked()
         matrices = [w.name for w in weights(self.config) if w.transposed and turned]
@@ -291,19 +293,20 @@ class Decoder(Pure):
         names += [weight.name for weight in lora_weights(self.config, self.lora)]
         return {name: getattr(self.layers, name)[...].astype(self.dtype) for name in names}
 
-    def _block(self, still: bool = False) -> Block:
-        return Block(self.config, self.dtype, self.mesh, self.lora, still)
+    def _block(self, weights_stay: bool = False) -> Block:
+        return Block(self.config, self.dtype, self.mesh, self.lora, weights_stay)
 
-    def _few(self, rows: int) -> bool:
-        """Whether, on a mesh, rows of states and of what they give take less to move than the weights that fsdp splits.
+    def _weights_stay(self, rows: int) -> bool:
+        """Whether, on a mesh, moving so many rows is cheaper than gathering the weights that fsdp splits.
 
-        A weight [E, N] in two bytes a number against float32 [rows, N], or twice as many in two bytes.
+        Gathering a weight [E, N] moves 2 E N bytes in bfloat16. Leaving it in place moves about 4 rows N
+        bytes: products [rows, N] in float32, or states and products in bfloat16.
         """
         return self.mesh is not None and 2 * rows <= self.config.hidden_size
 
     def _embed(self, token_ids: jax.Array) -> jax.Array:
-        # On a mesh every device looks up its own columns of the table, for all rows that share them: gathering rows of
-        # states moves less than gathering the table.
+        # On a mesh every device looks up its own columns of the table for all rows, which are then gathered:
+        # that moves less than gathering the table.
         between = (None,) * (token_ids.ndim - 1)
         ids = constrain(self.mesh, token_ids, ("replica", *between))
         # Clipped: an id out of range may stand in padding, and a NaN there would reach real tokens through 0 * NaN.

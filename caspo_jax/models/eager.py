@@ -1,4 +1,4 @@
-"""Functions of a model that are called outside of a trace: one compiled program a shape, kept for the next call."""
+"""Calls of a model outside of `jax.jit`: one compiled program for each shape, kept for the next call."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ R = TypeVar("R")
 
 
 class Pure(nnx.Module):
-    """A module whose calls change nothing in it: a program may be handed its arrays and keep the rest."""
+    """A module whose calls change nothing in it: a compiled program may take its arrays as arguments."""
 
 
 def compiled_when_eager(*settings: str) -> Callable[[Callable[P, R]], Callable[P, R]]:
-    """Decorates a function of a model: where no argument is traced, it runs as one program.
+    """Decorates a function of a model (its first argument): outside of a trace, it runs as one program.
 
-    JAX knows a loop again by the function that it runs, and every pass through a model makes new ones: left to itself,
-    each call outside of a trace compiles its loops anew, and keeps them. In a trace, and with a model that is not
-    `Pure`, the function is called as it stands.
+    Outside of `jit`, JAX finds the compiled program of a `lax.scan` again by the function that is its body,
+    and every pass through a model makes new functions: without this, each call would compile its loops anew
+    and keep the programs. In a trace, and with a model that is not `Pure`, the function is called as it
+    stands.
 
     Args:
-      settings: the names of the arguments that are no arrays, nor records of arrays; they must be hashable. The first
-        argument is the model.
+      settings: the names of arguments that are neither arrays nor records of arrays; they must be hashable.
     """
 
     def decorate(function: Callable[P, R]) -> Callable[P, R]:

@@ -19,7 +19,10 @@ from caspo_jax.models.weights import parameter_shape, parameter_sharding, weight
 def initial_params(
     key: jax.Array, config: ModelConfig, dtype: jnp.dtype, mesh: Mesh | None
 ) -> dict[str, jax.Array]:
-    """All initial weights by name, cut from one draw: a generator compiled for every shape takes seconds."""
+    """All initial weights by name, as `Weight.init` says, in `dtype`, on the mesh if one is given.
+
+    Those that are random are cut from one draw: to compile a generator for every shape would take seconds.
+    """
     shapes = {weight.name: parameter_shape(weight, config) for weight in weights(config)}
     sizes = [math.prod(shapes[w.name]) for w in weights(config) if w.init == "normal"]
     draw = config.initializer_range * jax.random.normal(key, (sum(sizes),), jnp.float32)

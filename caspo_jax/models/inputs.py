@@ -10,7 +10,7 @@ from caspo_jax.errors import UserError
 
 
 def checked_inputs(token_ids: Any, **beside: Any) -> tuple[Any, ...]:
-    """The arrays themselves, lists made arrays; only shapes and types are looked at, so that a program keeps no check.
+    """The arrays themselves, with lists converted; checks shapes and dtypes only, so it works under `jit`.
 
     Args:
       token_ids: [B, T] integers, B and T at least 1.

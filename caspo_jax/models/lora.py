@@ -44,9 +44,8 @@ class LoraConfig:
 
     rank: int = 16
     alpha: float | None = None  # None: twice the rank
-    targets: tuple[str, ...] = (
-        ALL_LINEAR,
-    )  # Hugging Face names (q_proj, ...; q is understood), or all-linear
+    # Hugging Face names (q_proj, ..., or q for short), or all-linear.
+    targets: tuple[str, ...] = (ALL_LINEAR,)
     rslora: bool = False
 
     def __post_init__(self) -> None:
@@ -99,7 +98,9 @@ def lora_weights(config: ModelConfig, lora: LoraConfig | None) -> tuple[Weight, 
 
 
 def check_rank(config: ModelConfig, lora: LoraConfig) -> None:
-    """Refuses fresh adapters that could be no fuller than a smaller rank's. Files may hold such: PEFT writes them.
+    """Refuses fresh adapters whose rank their product A B [in, out] cannot reach: it is at most min(in, out).
+
+    Adapters of files are not checked, since PEFT allows such ranks.
 
     Raises:
       UserError: the rank is above the smaller side of a map that gets an adapter.
@@ -116,13 +117,13 @@ def check_rank(config: ModelConfig, lora: LoraConfig) -> None:
 def add_lora(model: Any, lora: LoraConfig, key: jax.Array) -> Any:
     """The model with fresh adapters: its weights become `Frozen`, and only the adapters are `nnx.Param`s.
 
-    A is uniform in `+-1 / sqrt(in)` and B is 0, so that the new model's outputs are the model's own. The
-    adapters are float32 whatever the model's dtype, and are split over the mesh that holds the weights.
+    A is uniform in `+-1 / sqrt(in)` and B is 0, so that the new model's outputs are those of the given one.
+    The adapters are float32 whatever the model's dtype, and are split over the mesh that holds the weights.
 
     Args:
       model: a Decoder without adapters; it stays as it is, and shares its arrays with the new one.
       lora: rank, scale and targets.
-      key: of A.
+      key: random key from which A is drawn.
 
     Returns:
       A new Decoder.
@@ -130,7 +131,7 @@ def add_lora(model: Any, lora: LoraConfig, key: jax.Array) -> Any:
     Raises:
       UserError: the model has adapters already, or is no Decoder; the rank is above a map's smaller side.
     """
-    if hasattr(model, "lora"):  # what has not is refused below
+    if hasattr(model, "lora"):  # a model without this attribute is refused by `attach`
         check_rank(model.config, lora)
 
     def initial(weight: Weight, number: int) -> np.ndarray | jax.Array:
@@ -144,7 +145,7 @@ def add_lora(model: Any, lora: LoraConfig, key: jax.Array) -> Any:
 
 
 def attach(model: Any, lora: LoraConfig, value: Callable[[Weight, int], Any]) -> Any:
-    """The model with adapters of given values: `value(weight, its number)` gives `[L, ...]` float32."""
+    """The model with adapters of given values: `value(weight, i)` is the i-th of `lora_weights`, [L, ...]."""
 
     def placed(weight: Weight, number: int) -> jax.Array:
         array = value(weight, number)
@@ -155,7 +156,7 @@ def attach(model: Any, lora: LoraConfig, value: Callable[[Weight, int], Any]) ->
 
 
 def abstract_lora(model: Any, lora: LoraConfig) -> Any:
-    """`add_lora` of a decoder of shapes (`models.abstract`): its adapters are shapes too, where fresh ones would lie.
+    """`add_lora` of a decoder of shapes (`models.abstract`): its adapters are shapes too, with shardings.
 
     Raises:
       UserError: as `add_lora` does.
@@ -169,7 +170,7 @@ def abstract_lora(model: Any, lora: LoraConfig) -> Any:
 
 
 def _attached(model: Any, lora: LoraConfig, leaf: Callable[[Weight, int], Any]) -> Any:
-    """The model with its weights frozen and `leaf(weight, its number)` as the value of each adapter's matrix."""
+    """The model with its weights frozen, and `leaf(weight, i)` as the value of the i-th of `lora_weights`."""
     if not hasattr(model, "lora"):
         raise UserError(f"lora: {type(model).__name__} takes no adapters; caspo_jax.models.Decoder does")
     if model.lora is not None:
@@ -188,7 +189,7 @@ def _shape(model: Any, weight: Weight) -> tuple[int, ...]:
 
 
 def _place(model: Any, weight: Weight) -> NamedSharding | None:
-    """Where an adapter's matrix lies: split over the mesh that holds the weights, if one does."""
+    """The sharding of an adapter's matrix, over the mesh that holds the weights; None without a mesh."""
     sharding = getattr(model.embed.get_value(), "sharding", None)  # none while shapes alone are traced
     if not isinstance(sharding, NamedSharding):
         return None
@@ -236,7 +237,7 @@ def _parts(model: Any, weight: Weight) -> tuple[jax.Array, ...]:
 
 @jax.jit
 def _merged(parts: tuple[jax.Array, ...], scale: float) -> jax.Array:
-    """A layer at a time: in float32 all layers of a weight would be as large as several models."""
+    """W + s A B of stacked W, A, B, a layer at a time: all in float32 would be as large as several models."""
     return jax.lax.map(lambda layer: _sum(layer, scale), parts)
 
 
@@ -251,6 +252,7 @@ def _tensor(
 
 
 def _sum(parts: tuple[jax.Array, ...], scale: float) -> jax.Array:
+    """W + s A B of one layer's W [in, out], A [in, r] and B [r, out], in W's dtype."""
     weight, a, b = parts
     product = jnp.dot(a, b, precision=jax.lax.Precision.HIGHEST)
     return (weight.astype(jnp.float32) + scale * product).astype(weight.dtype)

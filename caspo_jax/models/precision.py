@@ -6,7 +6,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-# Finite: what sees nothing (a query of padding) gets a harmless mean, where (-inf) - (-inf) would be NaN.
+# Finite: a query that sees no key (one of padding) then gets a harmless mean, where (-inf) - (-inf) would be
+# NaN.
 LOWEST = -1e30
 
 
@@ -21,7 +22,7 @@ def product(spec: str, left: jax.Array, right: jax.Array) -> jax.Array:
     Args:
       spec: an einsum equation of two operands.
       left: of the dtype to multiply in.
-      right: is cast to it.
+      right: is cast to that dtype.
     """
     right = right.astype(left.dtype)
     return jnp.einsum(spec, left, right, precision=precision(left.dtype), preferred_element_type=jnp.float32)
@@ -29,10 +30,10 @@ def product(spec: str, left: jax.Array, right: jax.Array) -> jax.Array:
 
 @jax.custom_vjp
 def looked_up(table: jax.Array, ids: jax.Array) -> jax.Array:
-    """The rows [..., E] of a table [V, E] at ids [...], those out of range at the nearest one.
+    """The rows [..., E] of a table [V, E] at ids [...]; an id out of range is clipped into it.
 
-    Its gradient adds up in float32: summed in bfloat16, what a frequent token gets would stand still after some hundred
-    occurrences, each of which is less than half of the sum's last bit.
+    The gradient of the table is summed in float32. Summed in bfloat16, that of a frequent token would stop
+    growing after some hundred occurrences, when each further one is less than half of the sum's last bit.
     """
     return _rows(table, ids)
 

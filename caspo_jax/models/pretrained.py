@@ -56,13 +56,13 @@ def load_pretrained(
         of `caspo_jax.sharding`, each process reading only the bytes that it holds.
 
     Returns:
-      The decoder (its config's `eos_token_ids` include the tokenizer's, and none outside the vocabulary) and the tokenizer, None if the
-      folder has none.
+      The decoder (its config's `eos_token_ids` include the tokenizer's, and none outside the vocabulary) and
+      the tokenizer, None if the folder has none.
 
     Raises:
       UserError: one line naming the file or tensor: no such folder, an unknown architecture or rope type, a
-        missing, unmapped or misshaped tensor, a pickle checkpoint, an unreadable file, no EOS id but some outside the
-        vocabulary; or an invalid mesh.
+        missing, unmapped or misshaped tensor, a pickle checkpoint, an unreadable file, EOS ids that are all
+        outside the vocabulary; or an invalid mesh.
 
     >>> from caspo_jax.tasks import get_task
     >>> model, tokenizer = load_pretrained(get_task("graph").policy_path, dtype="float32")
@@ -88,7 +88,7 @@ def load_pretrained(
 
 
 def _ends(config: ModelConfig, tokenizer: Tokenizer | None, folder: Path) -> tuple[int, ...]:
-    """The EOS ids that the model can emit; says which others the folder names."""
+    """The EOS ids that the model can emit; warns of others that the folder names."""
     known = eos_ids(config, tokenizer, f"{folder}/config.json, generation_config.json, tokenizer_config.json")
     named = merge_eos(config.eos_token_ids, None if tokenizer is None else tokenizer.eos_token_id)
     unknown = [id for id in named if id not in known]
@@ -118,7 +118,8 @@ def _load(
     checkpoint: Checkpoint, weight: Weight, config: ModelConfig, dtype: jnp.dtype, mesh: Mesh | None
 ) -> jax.Array:
     if mesh is None:
-        # jnp.asarray would copy: a stacked parameter, a third of a model, would be there twice.
+        # jnp.asarray would copy: a stacked parameter, which may be a third of the model, would be in memory
+        # twice.
         return jax.device_put(read_parameter(checkpoint, weight, config, dtype))
     parts: dict[str, np.ndarray] = {}  # devices that hold the same part share one reading of it
 

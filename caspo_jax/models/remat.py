@@ -1,4 +1,4 @@
-"""What a backward pass computes again of each layer."""
+"""Rematerialisation: what the backward pass of a layer computes again instead of storing it."""
 
 from __future__ import annotations
 
@@ -17,17 +17,18 @@ REMATS = ("none", "full", "dots")
 def rematted(
     layer_step: Callable[..., Any], remat: Remat, *, in_loop: bool, on_mesh: bool
 ) -> Callable[..., Any]:
-    """The step of a layer whose backward pass computes again what `remat` says (see `Decoder.hidden_states`).
+    """The step of a layer, whose backward pass recomputes what `remat` says (see `Decoder.hidden_states`).
 
-    In a loop norms, activations and the like are computed again with `none` too: they take next to no time, and kept they would
-    be two thirds of the memory. On a mesh the backward pass gathers a layer's weights again in any case: kept, they would be
-    all of the model on every device.
+    In a loop, `none` too recomputes norms, activations and the like: that takes next to no time, and stored
+    they would be two thirds of the memory. On a mesh the backward pass always gathers a layer's weights
+    again: stored, they would be the whole model on every device.
 
     Args:
       layer_step: (states, layer) -> (states, what is collected).
       remat: one of `REMATS`.
-      in_loop: whether the layers are a loop; where they are written out the compiler itself weighs what to keep.
-      on_mesh: whether weights are gathered.
+      in_loop: whether the layers run in a loop; where it is unrolled the compiler itself decides what to
+        store.
+      on_mesh: whether weights are gathered over devices.
 
     Raises:
       UserError: an unknown `remat`.
@@ -36,18 +37,19 @@ def rematted(
         raise UserError(f"remat={remat!r} is unknown: choose one of {', '.join(REMATS)}")
     if remat == "none" and not in_loop:
         return layer_step
-    # In a loop the compiler has no forward pass beside it to take the values from, and needs no barrier against that. On a
-    # mesh the barrier stays: it also keeps apart what is gathered for one layer and for the next.
+    # `prevent_cse` is a barrier that keeps the compiler from taking recomputed values out of the forward pass
+    # instead. In a loop it could not do so anyway. On a mesh the barrier is needed for something else: it
+    # keeps the gathers of one layer's weights apart from those of the next.
     return jax.checkpoint(layer_step, policy=_POLICIES[remat], prevent_cse=on_mesh or not in_loop)
 
 
 def attended(x: jax.Array) -> jax.Array:
-    """Marks what attention keeps for its backward pass."""
+    """Marks what attention stores for its backward pass."""
     return checkpoint_name(x, _ATTENDED)
 
 
 def multiplied(x: jax.Array) -> jax.Array:
-    """Marks the result of a linear map, its adapter's share added: kept apart the two would take twice the memory."""
+    """Marks the result of a linear map and its adapter, added up: apart they would take twice the memory."""
     return checkpoint_name(x, _MULTIPLIED)
 
 

@@ -17,7 +17,7 @@ from caspo_jax.models.config_fields import flag, integer, number, section
 
 ROPE_TYPES = ("default", "linear", "llama3", "yarn")
 
-# What each type computes with, beside theta: what it cannot do without, and what it may be given.
+# What each type computes with beside theta: what it needs, and what it may be given.
 _REQUIRED: dict[str, tuple[str, ...]] = {
     "default": (),
     "linear": ("factor",),
@@ -32,10 +32,10 @@ _POSITIVE = (
     "original_max_position_embeddings",
     *(n for n in _NUMBERS if not n.startswith("mscale")),
 )
-_LARGEST = float(np.finfo(np.float32).max)  # what angles are computed in
-# Keys of the section that no rotation follows from: read elsewhere, or about how the model came to be.
+_LARGEST = float(np.finfo(np.float32).max)  # since angles are float32
+# Keys of the section that are read separately, or that say only how the model was made.
 _ASIDE = ("rope_type", "type", "rope_theta", "original_max_position_embeddings", "finetuned")
-# What other types and other readers compute with, at the value that changes nothing.
+# Keys of other types or other readers: allowed with the value that changes nothing.
 _NEUTRAL = dict.fromkeys(
     ("partial_rotary_factor", "factor", "attention_factor", "attn_factor", "extrapolation_factor"), 1
 ) | {"truncate": True, "apply_yarn_scaling": True, "mrope_interleaved": False}
@@ -46,8 +46,8 @@ class RopeConfig:
     """The rope section of a checkpoint's config, whichever dialect it was written in.
 
     Raises:
-      UserError: an unknown type, a value that its type needs and lacks, or does not compute with, one that is not
-        positive, or one of a pair in the wrong order.
+      UserError: an unknown type; a value that the type needs and lacks, or does not compute with; one that is
+        not positive; low_freq_factor not below high_freq_factor.
     """
 
     rope_type: str = "default"
@@ -62,7 +62,7 @@ class RopeConfig:
     beta_fast: float | None = None  # yarn, 32 if None
     beta_slow: float | None = None  # yarn, 1 if None
     truncate: bool = True  # yarn: round the ramp's ends to whole dimensions
-    attn_factor: float | None = None  # yarn: of which attention_factor is made where that is not given
+    attn_factor: float | None = None  # yarn: a factor of attention_factor where that is not given
 
     def __post_init__(self) -> None:
         if self.rope_type not in ROPE_TYPES:
@@ -105,7 +105,7 @@ class RopeConfig:
             object.__setattr__(self, "attention_factor", self._magnitude(1.0) * self.attn_factor)
 
     def _magnitude(self, mscale: float) -> float:
-        """What YaRN scales cos and sin by for the sake of the longer context."""
+        """YaRN's factor on cos and sin: `0.1 mscale ln(factor) + 1`, or 1 for a context not stretched."""
         assert self.factor is not None
         return 1.0 if self.factor <= 1 else 0.1 * mscale * math.log(self.factor) + 1.0
 
@@ -224,6 +224,11 @@ def inverse_frequencies(rope: RopeConfig, head_dim: int) -> tuple[np.ndarray, fl
 
 
 def _llama3(rope: RopeConfig, frequencies: np.ndarray) -> np.ndarray:
+    """Frequencies by wavelength `w = 2 pi / f` in a context of C tokens.
+
+    f if `w < C / high_freq_factor`; f / factor if `w > C / low_freq_factor`; between, with
+    `b = (C / w - low_freq_factor) / (high_freq_factor - low_freq_factor)`, `(1 - b) f / factor + b f`.
+    """
     assert rope.factor is not None
     assert rope.low_freq_factor is not None
     assert rope.high_freq_factor is not None
@@ -243,11 +248,16 @@ def _llama3(rope: RopeConfig, frequencies: np.ndarray) -> np.ndarray:
 def _yarn(
     rope: RopeConfig, wavelengths: np.ndarray, frequencies: np.ndarray, head_dim: int
 ) -> tuple[np.ndarray, float]:
+    """Frequencies `(1 - r_i) f_i + r_i f_i / factor` and the factor on cos and sin.
+
+    The ramp r goes from 0, at the dimension that turns beta_fast times within the original context, to 1 at
+    the one that turns beta_slow times.
+    """
     assert rope.factor is not None
     assert rope.original_max_position_embeddings is not None
 
     def dimension_of(rotations: float) -> float:
-        """The (fractional) dimension that turns `rotations` times within the original context."""
+        """The (fractional) i with `C f_i / (2 pi) = rotations`: D ln(C / (2 pi rotations)) / (2 ln theta)."""
         assert rope.original_max_position_embeddings is not None
         ratio = rope.original_max_position_embeddings / (rotations * 2 * math.pi)
         return head_dim * math.log(ratio) / (2 * math.log(rope.theta))
@@ -276,7 +286,8 @@ def rotation(rope: RopeConfig, head_dim: int, positions: jax.Array) -> tuple[jax
     """Cosines and sines of the rotation at integer positions [...]: two float32 arrays [..., D/2]."""
     frequencies, factor = inverse_frequencies(rope, head_dim)
     angles = positions[..., None].astype(jnp.float32) * frequencies
-    # Left to itself XLA folds them into what reads them, and computes them again in every layer for every head.
+    # Without the barrier XLA fuses them into their consumers, and computes them again for every head of every
+    # layer.
     return lax.optimization_barrier((jnp.cos(angles) * factor, jnp.sin(angles) * factor))
 
 

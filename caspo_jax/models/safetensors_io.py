@@ -19,11 +19,11 @@ import numpy as np
 STORED_DTYPES = {"F32": np.float32, "BF16": ml_dtypes.bfloat16, "F16": np.float16, "F64": np.float64}
 _CODES = {np.dtype(dtype): code for code, dtype in STORED_DTYPES.items()}
 _CHUNK = 32 << 20  # bytes of a file that are in memory at once
-_TURNED_ROWS = 64  # copied at once into a transposed target: whole cache lines of it are written
+_TURNED_ROWS = 64  # rows copied at once into a transposed target, so that whole cache lines of it are written
 
 
 class TensorReader:
-    """The tensors of one checked safetensors file, copied out by slices; `bytes_read` counts what was asked for."""
+    """The tensors of one checked safetensors file, copied out by slices; `bytes_read` counts their bytes."""
 
     def __init__(self, path: Path):
         with open(path, "rb") as file:
@@ -79,7 +79,8 @@ def write_tensors(
       tensors: the arrays, in that order.
 
     Raises:
-      ValueError: they are more or fewer, or one has another shape; the file is incomplete then.
+      ValueError: there are more or fewer arrays than shapes, or one has another shape; the file is then
+        incomplete.
     """
     header: dict[str, object] = {"__metadata__": {"format": "pt"}}
     end = 0

@@ -1,9 +1,10 @@
 """Attention within rows of some thousand tokens: dense, causal blocks of queries, scores never kept.
 
-Queries go by in a few blocks, each against the keys up to its own end, so that half of the square is never computed. The
-backward pass computes the scores again from the log-sum-exp: the head dimension is small, and scores that were kept
-would be most of a layer's memory. As many rows go together as the platform has room for a block's scores, on a CPU in its
-cache.
+The queries of a row are cut into a few blocks, and each block is multiplied with the keys up to its own end,
+so that most of the upper half of the score matrix is never computed. The backward pass recomputes the softmax
+from the log-sum-exp: that is cheap since the head dimension is small, and stored scores would be most of a
+layer's memory. Rows are computed together as far as the scores of one block fit: into the cache of a CPU,
+into a share of a GPU's memory.
 
 Source: FlashAttention's backward pass, arXiv 2205.14135.
 """
@@ -25,9 +26,10 @@ from caspo_jax.models.precision import LOWEST, product
 from caspo_jax.models.remat import attended
 from caspo_jax.sharding import platform_of
 
-_QUERIES = 128  # a block; on a GPU of an eighth of the row, if that is more
+_QUERIES = 128  # queries a block; on a GPU an eighth of the row, if that is more
 _GPU_BLOCKS = 8
-# Entries of a block's scores held at once: 4 MiB on a CPU, 512 MiB on a GPU.
+# Scores (float32) of one block of all rows that are computed together, at most: 4 MiB on a CPU, 512 MiB on a
+# GPU.
 _SCORES = {"cpu": 1 << 20, "gpu": 1 << 27}
 
 Array = jax.Array
@@ -41,7 +43,7 @@ def attend_short(q: Array, k: Array, v: Array, visible_until: Array, *, mesh: Me
       k: [B, T, G, D], H a multiple of G.
       v: [B, T, G, D].
       visible_until: [B, T] int32.
-      mesh: devices that rows are split over; they then all go together.
+      mesh: devices that rows are split over; if given, all rows are computed together.
 
     Returns:
       [B, T, H, D] in q's dtype; entries of queries that see nothing mean nothing. Scores and sums are float32.
@@ -63,7 +65,7 @@ def attend_short(q: Array, k: Array, v: Array, visible_until: Array, *, mesh: Me
 def _attend(q: Array, k: Array, v: Array, until: Array, together: int, count: int) -> Array:
     """q [B, G, J, T, D], k and v [B, G, T, D], until [B, T]: J queries a key head.
 
-    So many rows at once go together, in blocks of `count` queries.
+    `together` rows are computed at once, in blocks of `count` queries.
     """
     return _forward(q, k, v, until, together, count)[0]
 
@@ -108,10 +110,13 @@ def _backward(
 def _backward_rows(
     most: int, q: Array, k: Array, v: Array, until: Array, logsumexp: Array, inner: Array, upstream: Array
 ) -> tuple[Array, Array, Array]:
-    """Gradients of q, k and v; `logsumexp` and `inner` come `_by_block`."""
-    # Keys first in everything of a block's size, [S, N] for its N = J * C queries: no product then wants one of them
-    # transposed, which XLA's CPU does by a copy. What stands beside them has the same N in the same order, ready made: an
-    # index that must be computed, by a division for every score, keeps a CPU from vector instructions (six times as long).
+    """Gradients of q, k and v, a block of `most` queries at a time; `logsumexp` and `inner` come `_by_block`.
+
+    Matrices of a block's size are [S, N], keys first, for S keys and the block's N = J * C queries: then no
+    product needs one of them transposed, for which XLA's CPU backend would copy it. Everything that varies
+    with the query is laid out in the order of N beforehand (hence `_by_block` and `np.tile`): computing its
+    index takes a division for every score, which keeps a CPU from vector instructions (six times as long).
+    """
     batch, groups, shared, length, dim = q.shape
     scale = dim**-0.5
     d_q = []
@@ -140,7 +145,7 @@ _attend.defvjp(_forward, _backward)
 
 
 def _some_at_once(rows: Callable[..., Any], together: int, *arrays: Array) -> Any:
-    """`rows(*arrays)` over the leading axis, so many entries at a time."""
+    """`rows(*arrays)`, computed for `together` entries of the leading axis at a time."""
     batch = arrays[0].shape[0]
     if together == batch:
         return rows(*arrays)
@@ -154,6 +159,6 @@ def _blocks(length: int, count: int) -> Iterator[slice]:
 
 
 def _by_block(x: Array, count: int) -> Array:
-    """[B, G, J, T] -> [B, G, J * T]: blocks of `count` queries one after the other, in each the J heads'."""
+    """[B, G, J, T] -> [B, G, J * T]: block after block of `count` queries, within a block head after head."""
     batch, groups, _, length = x.shape
     return jnp.concatenate([x[..., b].reshape(batch, groups, -1) for b in _blocks(length, count)], axis=-1)

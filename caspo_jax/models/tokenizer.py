@@ -16,11 +16,10 @@ from caspo_jax.types import CLOSE_THOUGHT, OPEN_THOUGHT, Question
 
 Tokenizer = Any  # a transformers fast tokenizer
 
-
 _CONFIG = "tokenizer_config.json"
-# What transformers 5 writes otherwise, or leaves out.
+# Keys of tokenizer_config.json that transformers 5 would change or leave out when it saves.
 _KEPT = ("tokenizer_class", "add_bos_token", "add_eos_token")
-_LONGEST_TAG = 16  # tokens of the tag and the white space around it
+_LONGEST_TAG = 16  # tokens that `<think>` and the white space around it take at most
 _FILES = ("tokenizer.json", _CONFIG, "vocab.json", "tokenizer.model")
 
 
@@ -46,7 +45,8 @@ def load_tokenizer(path: str | Path) -> Tokenizer:
     verbatim = (Path(path) / "tokenizer.json").is_file()
     try:
         kind = PreTrainedTokenizerFast if verbatim else AutoTokenizer
-        # Said, since a terminal would be asked otherwise whether to run a tokenizer's own code.
+        # Passed explicitly: otherwise transformers would ask at the terminal whether to run the tokenizer's
+        # own code.
         tokenizer = kind.from_pretrained(str(path), trust_remote_code=False)
     except Exception as error:  # the tokenizers library raises bare Exception
         raise UserError(f"{path}: the tokenizer cannot be loaded ({first_line(error)})") from error
@@ -60,10 +60,10 @@ def load_tokenizer(path: str | Path) -> Tokenizer:
 
 
 def _heed_add_bos(tokenizer: Tokenizer) -> None:
-    """Lets a tokenizer add the BOS that its config asks for.
+    """Makes a tokenizer add the BOS that its config asks for.
 
-    transformers 5 expects the BOS in tokenizer.json, where some (DeepSeek-R1-Distill's) lack it: transformers 4 put it
-    there.
+    transformers 5 relies on tokenizer.json for that, which in some checkpoints (DeepSeek-R1-Distill's) does
+    not add it; transformers 4 made up for it.
     """
     asked = tokenizer.source_config.get("add_bos_token") is True and tokenizer.bos_token_id is not None
     if asked and tokenizer.encode("a")[:1] != [tokenizer.bos_token_id]:
@@ -210,10 +210,10 @@ def render_chat(tokenizer: Tokenizer, messages: Sequence[Mapping[str, Any]], wha
 
 
 def opened_once(tokenizer: Tokenizer, prompt_ids: Sequence[int], *outputs: str) -> list[int]:
-    """The prompt without the `<think>` that its chat template ends with, where all outputs bring their own.
+    """The prompt, without the `<think>` that its template ends with if all outputs begin with their own.
 
-    Data sets and servers write the tag before the thought, whether the model or its template opened it; both together
-    are a context that the model never sees.
+    Data sets and servers write the tag before the thought, whether the model or its template opened it. Two
+    tags in a row would be a context that the model never sees.
     """
     ids = list(prompt_ids)
     begun = all(output.lstrip().startswith(OPEN_THOUGHT) for output in outputs)
@@ -229,8 +229,9 @@ def without_thought(tokenizer: Tokenizer, prompt_ids: Sequence[int]) -> list[int
 
 
 def thought_opening(tokenizer: Tokenizer, ids: list[int]) -> int | None:
-    """Where the `<think>` begins that ids end with, white space around it included; None without one."""
-    # Llama 3's tokenizers ask for a clean-up of spaces, which no text of ours gets and of which transformers warns.
+    """Where a final `<think>` of the ids begins, with the white space around it; None without one."""
+    # Llama 3's tokenizers ask for a clean-up of spaces, which is never done here and of which transformers
+    # would warn.
     spelled = functools.partial(tokenizer.decode, clean_up_tokenization_spaces=False)
     if spelled(ids[-_LONGEST_TAG:]).rstrip().endswith(OPEN_THOUGHT):
         for start in range(len(ids) - 1, max(-1, len(ids) - _LONGEST_TAG - 1), -1):
@@ -267,7 +268,7 @@ def decode(tokenizer: Tokenizer | None, ids: Sequence[int]) -> str:
     """The text of token ids, special tokens left out and nothing cleaned up; "" without a tokenizer."""
     if tokenizer is None:
         return ""
-    # What is special by name alone, `skip_special_tokens` keeps.
+    # `skip_special_tokens` does not skip tokens that are special by tokenizer_config.json alone.
     special = _special_ids(tokenizer)
     spelled = [int(id) for id in ids if int(id) not in special]
     return tokenizer.decode(spelled, skip_special_tokens=True, clean_up_tokenization_spaces=False)
