@@ -29,7 +29,9 @@ def load_template(path: str | Path, fields: Sequence[str], what: str) -> str:
       UserError: a file that cannot be read, is not UTF-8, or lacks a field.
     """
     try:
-        template = Path(path).read_text(encoding="utf-8")
+        template = Path(path).read_text(
+            encoding="utf-8-sig"
+        )  # of Windows editors too: their mark is no prompt
     except OSError as error:
         raise UserError(f"cannot read the {what} {path}: {error.strerror}") from error
     except UnicodeDecodeError as error:
@@ -47,15 +49,18 @@ def fill_template(template: str, **values: str) -> str:
 
 
 def last_line(reply: str) -> str:
-    """The last line of a reply that is not blank, without the marks of emphasis and of headings; "" without any.
+    """The last line of a reply that says something, without the marks of emphasis and of headings; "" without any.
 
-    Of a thinking model's reply that of what it says after its thought, wherever the thought ends.
+    What closes a code block is such a mark. Of a thinking model's reply the last line of what it says after its thought,
+    wherever the thought ends.
 
     >>> last_line("<think>Verdict: wrong? No.</think>**Verdict:** correct")
     'Verdict: correct'
     """
-    lines = [line for line in after_thought(reply).splitlines() if line.strip()]
-    return _EMPHASIS.sub("", lines[-1]).strip() if lines else ""
+    for line in reversed(after_thought(reply).splitlines()):
+        if said := _EMPHASIS.sub("", line).strip():
+            return said
+    return ""
 
 
 def ask(

@@ -134,7 +134,12 @@ def prm800k_from_record(
             )
         chosen = level.get("chosen_completion")
         human = level.get("human_completion")
-        if chosen is not None and 0 <= chosen < len(completions):
+        if chosen is not None and (type(chosen) is not int or not 0 <= chosen < len(completions)):
+            raise UserError(
+                f"`chosen_completion` must be null or the index of one of {len(completions)} completions, "
+                f"found {chosen!r}"
+            )
+        if chosen is not None:
             prefix.append(_string(completions[chosen], "text"))
             prefix_verdicts.append(verdict_of(completions[chosen].get("rating"), neutral))
         elif human is not None:

@@ -128,11 +128,17 @@ def test_prm800k_completions_are_siblings():
         {"steps": [{"completions": ["a"]}]},
         {"steps": [{"completions": [{"text": None, "rating": 1}]}]},
         {"steps": [{"human_completion": {"text": None}}]},
+        *(
+            {"steps": [{"completions": [{"text": "a", "rating": 1}], "chosen_completion": chosen}]}
+            for chosen in (1, -1, "0", True)
+        ),
     ],
 )
 def test_prm800k_records_of_another_shape_are_named(label, tmp_path):
     path = write(tmp_path, {"question": {"problem": "2+2?"}, "label": label})
-    with pytest.raises(UserError, match=r"labels.jsonl:1: `(steps|completions|text)` must be"):
+    with pytest.raises(
+        UserError, match=r"labels.jsonl:1: `(steps|completions|text|chosen_completion)` must be"
+    ):
         read_labelled(path)
 
 

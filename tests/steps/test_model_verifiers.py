@@ -142,6 +142,7 @@ def test_rollouts_need_a_gold_and_sane_numbers():
         ("**Verdict: wrong**\n\n", "wrong"),
         ("verdict : Correct.", "correct"),
         ("### `Verdict: wrong`", "wrong"),
+        ("It fails.\n```\nVerdict: wrong\n```\n", "wrong"),
         ("Verdict: wrong? No.\n</think>Verdict: correct", "correct"),
         ("Verdict: wrong\n</think>", "unknown"),
         ("Verdict: wrong\n</think>\n\nI cannot tell.", "unknown"),
@@ -154,6 +155,12 @@ def test_rollouts_need_a_gold_and_sane_numbers():
 )
 def test_verdicts_are_parsed_strictly(reply, verdict):
     assert parse_verdict(reply) == verdict
+
+
+def test_the_mark_that_windows_editors_put_before_a_prompt_is_not_asked(tmp_path):
+    path = tmp_path / "prompt.txt"
+    path.write_bytes(b"\xef\xbb\xbf{question} {prefix} {step}")
+    assert load_prompt(path) == "{question} {prefix} {step}"
 
 
 def test_judge_asks_once_a_prompt_and_takes_no_cut_reply():
